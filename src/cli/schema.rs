@@ -1,0 +1,29 @@
+//! `vlmdiff schema`
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::EXIT_DONE;
+use crate::{engine::schema, stages};
+
+/// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
+#[derive(Args)]
+#[command(after_help = "Example:\n  vlmdiff schema -o schemas\n\nThe first line of a pipeline makes editors complete and check it:\n  # yaml-language-server: $schema=../schemas/pipeline.schema.json")]
+pub(super) struct SchemaCommand {
+    /// The folder to write.
+    #[arg(short, long, default_value = "schemas")]
+    output: PathBuf,
+}
+
+impl SchemaCommand {
+    pub(super) fn run(self) -> Result<u8> {
+        fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
+        for (name, text) in schema::files(stages::KINDS) {
+            let path = self.output.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(EXIT_DONE)
+    }
+}

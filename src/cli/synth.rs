@@ -1,0 +1,48 @@
+//! `vlmdiff synth`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{EXIT_DONE, progress::count};
+use crate::{datasets::synthetic, engine::Error, stages::ingest::Synthetic};
+
+/// Generate a dataset of pictures in MVTec layout.
+#[derive(Args)]
+#[command(after_help = "Example:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products")]
+pub(super) struct Synth {
+    /// The folder to write.
+    dir: PathBuf,
+    /// Height and width of the pictures.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=2048))]
+    size: u32,
+    /// Classes, separated by commas; all by default.
+    #[arg(long, value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Normal training pictures per class.
+    #[arg(long, default_value_t = Synthetic::default().train)]
+    train: u32,
+    /// Normal test pictures per class.
+    #[arg(long, default_value_t = Synthetic::default().test_good)]
+    test_good: u32,
+    /// Test pictures per class and kind of defect.
+    #[arg(long, default_value_t = Synthetic::default().test_per_defect)]
+    test_per_defect: u32,
+    /// Another seed makes another dataset.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Synth {
+    pub(super) fn run(self) -> Result<u8> {
+        let mut spec = Synthetic { train: self.train, test_good: self.test_good, test_per_defect: self.test_per_defect, seed: self.seed, ..Synthetic::default() };
+        if !self.classes.is_empty() {
+            spec.classes = self.classes;
+        }
+        let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
+        synthetic::write_mvtec(&self.dir, &items, self.seed, self.size).map_err(|e| Error::Input(e.to_string()))?;
+        eprintln!("{} in {}", count(items.len() as u64, "picture"), self.dir.display());
+        Ok(EXIT_DONE)
+    }
+}

@@ -1,0 +1,184 @@
+//! How much of the signal is left at each timestep, and what the network predicts about it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::FRAC_PI_2;
+use tch::{Kind, Tensor};
+
+/// How beta grows with the timestep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Linear in the square root, latent diffusion.
+    #[default]
+    ScaledLinear,
+    /// Linear, DDPM.
+    Linear,
+    /// From a cosine of the remaining signal, capped at 0.999 (Nichol and Dhariwal 2021).
+    SquaredcosCapV2,
+}
+
+/// What the network's output means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    #[default]
+    Epsilon,
+    /// √ᾱ · noise − √(1 − ᾱ) · signal (Salimans and Ho 2022).
+    VPrediction,
+    /// The signal.
+    Sample,
+}
+
+/// `scheduler_config.json`; the defaults are Stable Diffusion 1.5.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ScheduleConfig {
+    /// Timesteps of training, numbered from 0.
+    pub num_train_timesteps: u32,
+    /// Beta at timestep 0.
+    pub beta_start: f64,
+    /// Beta at the last timestep.
+    pub beta_end: f64,
+    /// How beta grows between them.
+    pub beta_schedule: BetaSchedule,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            prediction_type: PredictionType::Epsilon,
+        }
+    }
+}
+
+/// A schedule that describes no diffusion.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("schedule: {0}")]
+pub struct ScheduleError(pub(super) String);
+
+impl ScheduleConfig {
+    /// The variances added at each timestep, computed in f64.
+    fn betas(&self) -> Vec<f64> {
+        let count = self.num_train_timesteps;
+        let along = |from: f64, to: f64, i: u32| from + f64::from(i) * (to - from) / f64::from(count.max(2) - 1);
+        let signal = |i: u32| (((f64::from(i) / f64::from(count) + 0.008) / 1.008) * FRAC_PI_2).cos().powi(2);
+        let beta = |i| match self.beta_schedule {
+            BetaSchedule::ScaledLinear => along(self.beta_start.sqrt(), self.beta_end.sqrt(), i).powi(2),
+            BetaSchedule::Linear => along(self.beta_start, self.beta_end, i),
+            BetaSchedule::SquaredcosCapV2 => (1. - signal(i + 1) / signal(i)).min(0.999),
+        };
+        (0..count).map(beta).collect()
+    }
+
+    /// The schedule; fails where the timesteps or betas make no sense.
+    pub fn build(&self) -> Result<Schedule, ScheduleError> {
+        let betas = self.betas();
+        if betas.is_empty() || !betas.iter().all(|beta| *beta > 0. && *beta < 1.) {
+            let message = "num_train_timesteps has to be at least 1, beta_start and beta_end between 0 and 1";
+            return Err(ScheduleError(message.into()));
+        }
+        let left = |alpha: &mut f64, beta: &f64| {
+            *alpha *= 1. - beta;
+            Some(*alpha as f32)
+        };
+        let alphas_cumprod = betas.iter().scan(1., left).collect();
+        Ok(Schedule { alphas_cumprod, prediction_type: self.prediction_type })
+    }
+}
+
+/// A table of ᾱ and the meaning of the network's output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    alphas_cumprod: Vec<f32>,
+    prediction_type: PredictionType,
+}
+
+/// Signal and noise of a noisy sample, as a prediction has them.
+#[derive(Debug)]
+pub struct Prediction {
+    /// The predicted signal.
+    pub sample: Tensor,
+    /// The predicted noise.
+    pub epsilon: Tensor,
+}
+
+impl Schedule {
+    /// Number of timesteps of training.
+    pub fn len(&self) -> usize {
+        self.alphas_cumprod.len()
+    }
+
+    /// A schedule has at least one timestep.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// What the network's output means.
+    pub fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
+    }
+
+    /// ᾱ_t, the share of the signal's variance left at `t` in 0..len.
+    pub fn alpha_cumprod(&self, t: i64) -> f64 {
+        f64::from(self.alphas_cumprod[t as usize])
+    }
+
+    /// √ᾱ and √(1 − ᾱ) of `t` [B], i64, each shaped to multiply `like` [B, …].
+    pub(super) fn factors(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
+        let table = Tensor::from_slice(&self.alphas_cumprod).to_device(t.device());
+        let mut shape = vec![1; like.dim()];
+        shape[0] = -1;
+        let alpha = table.index_select(0, t).view(shape.as_slice());
+        ((alpha.sqrt()).to_kind(like.kind()), (1. - alpha).sqrt().to_kind(like.kind()))
+    }
+
+    /// The sample at timesteps `t` [B], i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al. 2020, eq. 4).
+    pub fn q_sample(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
+        let (signal, sigma) = self.factors(t, x0);
+        x0 * signal + noise * sigma
+    }
+
+    /// What the network should say about that sample, [B, …].
+    pub fn target(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
+        match self.prediction_type {
+            PredictionType::Epsilon => noise.shallow_clone(),
+            PredictionType::Sample => x0.shallow_clone(),
+            PredictionType::VPrediction => {
+                let (signal, sigma) = self.factors(t, x0);
+                noise * signal - x0 * sigma
+            }
+        }
+    }
+
+    /// What the network's `output` about the sample `x` at timestep `t` says of signal and noise.
+    pub fn interpret(&self, output: &Tensor, x: &Tensor, t: i64) -> Prediction {
+        let alpha = self.alpha_cumprod(t);
+        let (signal, sigma) = (alpha.sqrt(), (1. - alpha).sqrt());
+        match self.prediction_type {
+            PredictionType::Epsilon => {
+                Prediction { sample: (x - output * sigma) / signal, epsilon: output.shallow_clone() }
+            }
+            PredictionType::Sample => {
+                Prediction { sample: output.shallow_clone(), epsilon: (x - output * signal) / sigma }
+            }
+            PredictionType::VPrediction => {
+                Prediction { sample: x * signal - output * sigma, epsilon: output * signal + x * sigma }
+            }
+        }
+    }
+
+    /// Signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` [B], i64 -> [B] f32.
+    pub fn snr(&self, t: &Tensor) -> Tensor {
+        let table = Tensor::from_slice(&self.alphas_cumprod).to_device(t.device());
+        let alpha = table.index_select(0, t).to_kind(Kind::Float);
+        &alpha / (1. - &alpha)
+    }
+}

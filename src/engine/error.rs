@@ -1,0 +1,81 @@
+//! The errors of the dataflow layer.
+
+use std::path::PathBuf;
+
+/// What can go wrong between a YAML file and a published table.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pipeline file cannot be read.
+    #[error("cannot read the pipeline {}: {source}", path.display())]
+    Read {
+        /// The file asked for.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: std::io::Error,
+    },
+    /// The pipeline file is wrong at a place.
+    #[error("{file}:{line}:{column}: {message}")]
+    Pipeline {
+        /// The file as the user named it.
+        file: String,
+        /// Line, from 1.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// What is wrong and what would work.
+        message: String,
+    },
+    /// The user's data, weights or arguments are wrong.
+    #[error("{0}")]
+    Input(String),
+    /// Rows of a table failed and the table does not skip failures.
+    #[error("{}", rows_failed(table, errors, *total))]
+    Rows {
+        /// The table.
+        table: String,
+        /// The first failures: row id and message.
+        errors: Vec<(String, String)>,
+        /// How many rows failed.
+        total: usize,
+    },
+    /// A stage failed.
+    #[error("{0}")]
+    Stage(String),
+    /// A worker process ended before its task did.
+    #[error("{0}")]
+    Worker(String),
+    /// What the store holds is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// The store cannot be read or written.
+    #[error("store: {0}")]
+    Store(#[from] object_store::Error),
+    /// Arrow refused.
+    #[error("arrow: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// Parquet refused.
+    #[error("parquet: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// A file or a process failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A result of the dataflow layer.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Whether the user can mend this by changing arguments, YAML or data.
+    pub fn is_input(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Pipeline { .. } | Self::Input(_) | Self::Rows { .. })
+    }
+}
+
+fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String {
+    let mut text = format!("table `{table}`: {total} row{} failed", if total == 1 { "" } else { "s" });
+    errors.iter().for_each(|(id, message)| text += &format!("\n  {id}: {message}"));
+    if total > errors.len() {
+        text += &format!("\n  … and {} more", total - errors.len());
+    }
+    text + "\nmend the data and run again (all other rows are kept), or set `on_error: skip` on the table to leave such rows out"
+}

@@ -1,0 +1,107 @@
+//! The one observability channel: progress bars, logs, run history and tests read the same events.
+
+use serde::{Deserialize, Serialize};
+
+/// Something that happened in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A run began.
+    RunStarted {
+        /// The run's id.
+        run: String,
+        /// The pipeline's name.
+        pipeline: String,
+        /// The store's address.
+        store: String,
+    },
+    /// A table needs nothing.
+    TableFresh {
+        /// The table.
+        table: String,
+        /// Its rows.
+        rows: u64,
+    },
+    /// A table is about to be computed.
+    TableStarted {
+        /// The table.
+        table: String,
+        /// Rows to compute.
+        stale: u64,
+        /// Rows it will have.
+        rows: u64,
+        /// Why, in words.
+        reasons: Vec<String>,
+    },
+    /// Some of a table's work is done: rows, or training steps.
+    Progress {
+        /// The table.
+        table: String,
+        /// Units done so far in this run.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// What is counted: `rows` or `steps`.
+        unit: String,
+    },
+    /// A part is in the store; its rows need not be computed again.
+    PartCommitted {
+        /// The table.
+        table: String,
+        /// Rows in the part.
+        rows: u64,
+        /// Bytes of the part.
+        bytes: u64,
+    },
+    /// A row failed.
+    RowFailed {
+        /// The table.
+        table: String,
+        /// The row's id.
+        id: String,
+        /// Why.
+        message: String,
+    },
+    /// A stage has something to say.
+    Log {
+        /// The table.
+        table: String,
+        /// What it says.
+        message: String,
+    },
+    /// A table's new version is what SQL sees.
+    TablePublished {
+        /// The table.
+        table: String,
+        /// Its rows.
+        rows: u64,
+        /// Rows computed in this run.
+        computed: u64,
+        /// Rows left out because they failed.
+        errors: u64,
+        /// Seconds since the table was started.
+        seconds: f64,
+    },
+    /// A run ended.
+    RunFinished {
+        /// Seconds since it began.
+        seconds: f64,
+        /// What stopped it, if anything.
+        error: Option<String>,
+    },
+}
+
+/// An event and when it happened, a line of a run's log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Logged {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

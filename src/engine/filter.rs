@@ -1,0 +1,78 @@
+//! `where:`, a SQL predicate over the light columns of a table's first input.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{AsArray, BooleanArray, RecordBatch},
+    datatypes::{DataType, Schema},
+};
+use datafusion::{common::DFSchema, physical_expr::PhysicalExpr, prelude::SessionContext};
+
+use super::{
+    Error, Result,
+    columns::light_schema,
+};
+
+/// A checked predicate.
+#[derive(Clone)]
+pub struct Filter {
+    /// The predicate as written.
+    pub text: String,
+    /// The columns it reads.
+    pub columns: Vec<String>,
+    expression: Arc<dyn PhysicalExpr>,
+}
+
+impl Filter {
+    /// Parses a predicate over the light columns of a stored table.
+    pub fn new(text: &str, stored: &Schema) -> Result<Self, String> {
+        let light = light_schema(stored);
+        let fields: Vec<_> = stored.fields().iter().filter(|f| light.contains(f.name())).cloned().collect();
+        let schema = DFSchema::try_from(Schema::new(fields)).map_err(|e| e.to_string())?;
+        let session = SessionContext::new();
+        let first_line = |e: datafusion::error::DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
+        let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
+        let mut columns: Vec<String> = logical.column_refs().iter().map(|column| column.name.clone()).collect();
+        columns.sort();
+        // The expression is evaluated on batches of exactly these columns, in this order.
+        let used = DFSchema::try_from(Schema::new(columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>()));
+        let expression = used.and_then(|used| session.create_physical_expr(logical, &used)).map_err(first_line)?;
+        match expression.data_type(&Schema::new(columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>())) {
+            Ok(DataType::Boolean) => Ok(Self { text: text.to_owned(), columns, expression }),
+            Ok(other) => Err(format!("`{text}` is {other}, not a condition")),
+            Err(e) => Err(first_line(e)),
+        }
+    }
+
+    /// Which rows the predicate chooses; unknown (null) is no.
+    pub fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanArray> {
+        let failed = |e: datafusion::error::DataFusionError| Error::Input(format!("where: {}: {e}", self.text));
+        let indices: Vec<usize> = self.columns.iter().map(|c| batch.schema_ref().index_of(c)).collect::<Result<_, _>>()?;
+        let chosen = self.expression.evaluate(&batch.project(&indices)?).map_err(failed)?.into_array(batch.num_rows()).map_err(failed)?;
+        Ok(chosen.as_boolean().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{array::{ArrayRef, StringArray}, datatypes::Field};
+
+    use super::*;
+
+    #[test]
+    fn a_predicate_sees_light_columns_only() {
+        let schema = Schema::new(vec![
+            Field::new("id", DataType::Utf8, false),
+            Field::new("split", DataType::Utf8, true),
+            super::super::tensor_field("pixels", DataType::UInt8, &[2], false),
+        ]);
+        let filter = Filter::new("split = 'train'", &schema).unwrap();
+        let split: ArrayRef = Arc::new(StringArray::from(vec![Some("train"), Some("test"), None]));
+        let chosen = filter.evaluate(&RecordBatch::try_from_iter([("split", split)]).unwrap()).unwrap();
+        assert_eq!(chosen.iter().map(|v| v == Some(true)).collect::<Vec<_>>(), [true, false, false]);
+        assert!(Filter::new("pixels = 1", &schema).is_err());
+        assert!(Filter::new("splitt = 'train'", &schema).is_err());
+        assert!(Filter::new("split ||", &schema).is_err());
+        assert!(Filter::new("length(split)", &schema).unwrap_err().contains("not a condition") || Filter::new("1 + 1", &schema).is_err());
+    }
+}

@@ -1,0 +1,148 @@
+//! Rows in and out of Parquet parts.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{
+    array::RecordBatch,
+    compute::{concat_batches, interleave_record_batch},
+    datatypes::{Schema, SchemaRef},
+};
+use bytes::Bytes;
+use parquet::{
+    arrow::{ArrowWriter, ProjectionMask, arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector}},
+    basic::{Compression, ZstdLevel},
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
+};
+
+use super::{Digest, Result, Store, columns::is_heavy, store::PartRef};
+
+/// A batch as the bytes of a Parquet file, all rows in one row group.
+pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_max_row_group_row_count(None)
+        .set_created_by("vlmdiff".into());
+    // A dictionary or statistics of pixels cost time and help nobody.
+    for field in batch.schema_ref().fields().iter().filter(|f| is_heavy(f)) {
+        let leaf = if field.data_type().is_nested() { vec![field.name().clone(), "list".into(), "item".into()] } else { vec![field.name().clone()] };
+        let column = ColumnPath::new(leaf);
+        properties = properties.set_column_dictionary_enabled(column.clone(), false).set_column_statistics_enabled(column, EnabledStatistics::None);
+    }
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties.build()))?;
+    writer.write(batch)?;
+    writer.close()?;
+    Ok(bytes.into())
+}
+
+/// Chosen rows and columns of a part, rows ascending, columns in the order asked for.
+fn decode(bytes: Bytes, columns: &[String], rows: Option<&[u64]>) -> Result<RecordBatch> {
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
+    let schema = builder.schema().clone();
+    let total = builder.metadata().file_metadata().num_rows() as usize;
+    let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
+    builder = builder.with_projection(mask).with_batch_size(total.max(1));
+    if let Some(rows) = rows {
+        builder = builder.with_row_selection(selection(rows, total));
+    }
+    let reader = builder.build()?;
+    let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
+    let batches = reader.collect::<Result<Vec<_>, _>>()?;
+    let batch = concat_batches(&read_schema, batches.iter().map(|b| b.clone().with_schema(read_schema.clone())).collect::<Result<Vec<_>, _>>()?.iter())?;
+    let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
+    Ok(batch.project(&order)?)
+}
+
+/// The projected fields in file order, as the reader returns them.
+fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatypes::Field>> {
+    let mut roots = roots.to_vec();
+    roots.sort_unstable();
+    roots.dedup();
+    roots.into_iter().map(|i| schema.fields()[i].clone()).collect()
+}
+
+fn selection(rows: &[u64], total: usize) -> RowSelection {
+    let mut selectors = Vec::new();
+    let mut next = 0;
+    for &row in rows {
+        let row = row as usize;
+        if row > next {
+            selectors.push(RowSelector::skip(row - next));
+        }
+        selectors.push(RowSelector::select(1));
+        next = row + 1;
+    }
+    if next < total {
+        selectors.push(RowSelector::skip(total - next));
+    }
+    selectors.into()
+}
+
+/// The rows at `(part, row)` places, in that order.
+pub fn gather(store: &Store, parts: &[Digest], places: &[(u32, u64)], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+    let mut wanted: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    places.iter().for_each(|(part, row)| wanted.entry(*part).or_default().push(*row));
+    let mut batches = Vec::with_capacity(wanted.len());
+    let mut found: BTreeMap<(u32, u64), (usize, usize)> = BTreeMap::new();
+    for (part, mut rows) in wanted {
+        rows.sort_unstable();
+        rows.dedup();
+        found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
+        batches.push(decode(store.part(parts[part as usize])?, columns, Some(&rows))?.with_schema(schema.clone())?);
+    }
+    match batches.as_slice() {
+        [] => Ok(RecordBatch::new_empty(schema.clone())),
+        // One part in ascending order is what decoding gave.
+        [only] if places.is_sorted() && only.num_rows() == places.len() => Ok(only.clone()),
+        _ => {
+            let order: Vec<(usize, usize)> = places.iter().map(|place| found[place]).collect();
+            Ok(interleave_record_batch(&batches.iter().collect::<Vec<_>>(), &order)?)
+        }
+    }
+}
+
+/// All chosen rows of a table, in the order of its parts.
+pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+    let read = |part: &PartRef| {
+        let rows = part.chosen.as_ref().map(|_| part.row_numbers());
+        Ok(decode(store.part(part.part)?, columns, rows.as_deref())?.with_schema(schema.clone())?)
+    };
+    let batches = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(concat_batches(schema, &batches)?)
+}
+
+/// The fields of `schema` named by `columns`, in that order.
+pub fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
+    let fields = columns.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, AsArray, Int64Array};
+    use arrow::datatypes::Int64Type;
+
+    use super::*;
+
+    #[test]
+    fn rows_come_back_in_the_order_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let part = |range: std::ops::Range<i64>| {
+            let a: ArrayRef = Arc::new(Int64Array::from_iter_values(range.clone()));
+            let b: ArrayRef = Arc::new(Int64Array::from_iter_values(range.map(|x| -x)));
+            store.put_part(encode(&RecordBatch::try_from_iter([("a", a), ("b", b)]).unwrap()).unwrap()).unwrap()
+        };
+        let parts = [part(0..10), part(10..20)];
+        let schema = Arc::new(Schema::new(vec![arrow::datatypes::Field::new("b", arrow::datatypes::DataType::Int64, true)]));
+        let read = |places: &[(u32, u64)]| {
+            let batch = gather(&store, &parts, places, &["b".into()], &schema).unwrap();
+            batch.column(0).as_primitive::<Int64Type>().values().to_vec()
+        };
+        assert_eq!(read(&[(1, 2), (0, 3), (1, 2), (0, 1)]), [-12, -3, -12, -1]);
+        assert_eq!(read(&[(0, 3), (0, 9)]), [-3, -9]);
+        assert_eq!(read(&[]), [0; 0]);
+    }
+}

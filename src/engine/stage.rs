@@ -1,0 +1,250 @@
+//! The contract between the engine and what it runs.
+//!
+//! A stage has two halves in one file. The describing half is its parameters: [`Stage`] says what it reads and writes, and the
+//! engine plans with it. The doing half is an [`Operator`], opened only where rows are stale: in the worker, which has
+//! libtorch, or in the driver for a stage that needs none.
+
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{Digest, Result, task::Rows, task::Sink};
+
+/// Whether a stage makes one row per row that it reads, or one table from all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// One row per joined input row, with the same id in the first column. Rows are cached one by one.
+    RowPerRow,
+    /// One table from all rows: training, aggregates. Cached as a whole.
+    Table,
+}
+
+/// How a stage reads an input table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Row by row, joined with the stage's other `Rows` inputs on the id in the first column.
+    Rows,
+    /// As a whole, before the first row: weights.
+    Table,
+}
+
+/// One input of a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// What the input is to the stage; the standard pipeline calls the table so too.
+    pub name: &'static str,
+    /// The columns that the stage reads. Nothing else of the table can change its output.
+    pub columns: &'static [&'static str],
+    /// Row by row or as a whole.
+    pub reads: Reads,
+    /// Whether `from:` may leave it out. Optional ports come last.
+    pub optional: bool,
+}
+
+impl Port {
+    /// An input read row by row.
+    pub const fn rows(name: &'static str, columns: &'static [&'static str]) -> Self {
+        Self { name, columns, reads: Reads::Rows, optional: false }
+    }
+
+    /// An input read as a whole.
+    pub const fn table(name: &'static str, columns: &'static [&'static str]) -> Self {
+        Self { name, columns, reads: Reads::Table, optional: false }
+    }
+
+    /// The same input, where `from:` may leave it out.
+    pub const fn optional(self) -> Self {
+        Self { optional: true, ..self }
+    }
+}
+
+/// What `from:` may name.
+#[derive(Clone, Copy, Debug)]
+pub enum Ports {
+    /// These inputs, in this order or by name.
+    Named(&'static [Port]),
+    /// Any tables, each under its own name and read whole, all columns.
+    Any,
+}
+
+/// The declared schemas of a stage's inputs, by port.
+#[derive(Clone, Debug, Default)]
+pub struct Schemas(pub BTreeMap<String, SchemaRef>);
+
+impl Schemas {
+    /// The schema at a port, if `from:` names a table for it.
+    pub fn get(&self, port: &str) -> Option<&SchemaRef> {
+        self.0.get(port)
+    }
+
+    /// The field `column` at `port`; the pipeline loader has checked that it is there.
+    pub fn field(&self, port: &str, column: &str) -> Result<&arrow::datatypes::Field, String> {
+        let schema = self.get(port).ok_or_else(|| format!("the stage reads a table `{port}` and `from:` names none"))?;
+        schema.field_with_name(column).map_err(|_| {
+            let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+            format!("`{port}` has no column `{column}`; it has {}", names.join(", "))
+        })
+    }
+}
+
+/// The describing half of a stage: its parameters, as people write them below `with:`. Cheap to build and to ask; never
+/// touches a device, weights or the network.
+pub trait Stage: Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static {
+    /// The name in `stage:`.
+    const NAME: &'static str;
+    /// Bumped when the meaning of the output changes: every table made by the stage is then stale.
+    const REVISION: u32;
+    /// What it reads.
+    const PORTS: Ports;
+    /// What it makes.
+    const OUTPUT: Output;
+
+    /// The schema of every batch it writes. An error says which parameter or input does not fit.
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
+
+    /// Files named by parameters whose content is part of the stage's identity, such as weights.
+    fn files(&self) -> Vec<PathBuf>;
+
+    /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
+    /// `None` for a stage that reads tables.
+    fn list(&self) -> Result<Option<RecordBatch>>;
+}
+
+/// Opens the doing half: loads weights, prepares a device.
+pub trait Open: Stage {
+    /// Called once per table and worker, before the first row.
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>>;
+}
+
+/// An opened stage; it owns its models. `Send`, not `Sync`: a tensor is not.
+pub trait Operator: Send {
+    /// Reads rows and writes their results. Called once per task.
+    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()>;
+}
+
+/// What an operator finds when it is opened.
+#[derive(Debug)]
+pub struct Context {
+    /// The device to compute on: `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// The schema to write.
+    pub output: SchemaRef,
+    /// The declared columns of every `Rows` input.
+    pub schemas: Schemas,
+    /// Every `Table` input, whole, in the order written.
+    pub tables: BTreeMap<String, RecordBatch>,
+    /// Blobs that tables name.
+    pub store: super::Store,
+}
+
+/// A stage kind as the driver knows it.
+#[derive(Clone, Copy)]
+pub struct StageKind {
+    /// The name in `stage:`.
+    pub name: &'static str,
+    /// Bumped when the meaning of the output changes.
+    pub revision: u32,
+    /// What it reads.
+    pub ports: Ports,
+    /// What it makes.
+    pub output: Output,
+    /// The JSON Schema of its parameters; its description is the stage's documentation.
+    pub schema: fn() -> schemars::Schema,
+    /// Reads and checks parameters. The error holds the path to the parameter.
+    pub parse: fn(&Value) -> Result<Box<dyn Described>, ParamError>,
+    /// Opens the stage in the driver; `None` where it needs the worker.
+    pub open_here: Option<OpenFn>,
+}
+
+/// Opens an operator from parameters.
+pub type OpenFn = fn(&Value, &Context) -> Result<Box<dyn Operator>>;
+
+/// A parameter that is not what the stage takes.
+#[derive(Debug)]
+pub struct ParamError {
+    /// Path to it below `with:`, such as `config.block_out_channels[1]`; empty for the whole.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl StageKind {
+    /// The registry entry of a stage that runs in the worker.
+    pub const fn in_worker<S: Stage>() -> Self {
+        Self { name: S::NAME, revision: S::REVISION, ports: S::PORTS, output: S::OUTPUT, schema: schema_of::<S>, parse: parse::<S>, open_here: None }
+    }
+
+    /// The registry entry of a stage that needs no libtorch and runs in the driver.
+    pub const fn in_driver<S: Open>() -> Self {
+        Self { open_here: Some(open::<S>), ..Self::in_worker::<S>() }
+    }
+
+    /// The first paragraph of the stage's documentation.
+    pub fn about(&self) -> String {
+        let schema = (self.schema)();
+        let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        text.split("\n\n").next().unwrap_or_default().replace('\n', " ")
+    }
+}
+
+fn schema_of<S: Stage>() -> schemars::Schema {
+    schemars::schema_for!(S)
+}
+
+fn parse<S: Stage>(params: &Value) -> Result<Box<dyn Described>, ParamError> {
+    let stage: S = serde_path_to_error::deserialize(params)
+        .map_err(|e| ParamError { path: e.path().to_string().trim_matches('.').to_owned(), message: e.into_inner().to_string() })?;
+    stage.validate().map_err(|report| {
+        let (path, error) = report.iter().next().map(|(p, e)| (p.to_string(), e.to_string())).unwrap_or_default();
+        ParamError { path, message: error }
+    })?;
+    Ok(Box::new(stage))
+}
+
+/// The worker's half of a registry entry.
+pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
+    let stage: S = serde_json::from_value(params.clone()).map_err(|e| super::Error::Stage(format!("parameters of {}: {e}", S::NAME)))?;
+    stage.open(context)
+}
+
+/// A stage with its parameters, of any kind.
+pub trait Described: Debug + Send + Sync {
+    /// The parameters with all defaults, in canonical form.
+    fn params(&self) -> Value;
+    /// See [`Stage::output`].
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
+    /// See [`Stage::files`].
+    fn files(&self) -> Vec<PathBuf>;
+    /// See [`Stage::list`].
+    fn list(&self) -> Result<Option<RecordBatch>>;
+}
+
+impl<S: Stage> Described for S {
+    fn params(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+        Stage::output(self, inputs)
+    }
+    fn files(&self) -> Vec<PathBuf> {
+        Stage::files(self)
+    }
+    fn list(&self) -> Result<Option<RecordBatch>> {
+        Stage::list(self)
+    }
+}
+
+/// All but the inputs that can change a stage's output.
+pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)], output: &SchemaRef) -> Digest {
+    let mut hasher = super::Hasher::new("stage");
+    hasher.field(kind.name.as_bytes()).field(&kind.revision.to_le_bytes());
+    hasher.field(params.to_string().as_bytes());
+    files.iter().for_each(|(_, digest)| {
+        hasher.field(digest.as_bytes());
+    });
+    hasher.field(super::encode_schema(output).as_bytes());
+    hasher.finish()
+}

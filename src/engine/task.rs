@@ -1,0 +1,433 @@
+//! A task: some rows of one table. It reads its rows from the store, writes its own parts there, and returns their
+//! descriptions, never data. It runs in the driver or in a worker alike.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    compute::concat_batches,
+    datatypes::SchemaRef,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    Digest, Error, Result, Store,
+    columns::seal,
+    parts,
+    stage::{Context, OpenFn, Operator, Output, Schemas},
+    store::{Entry, PartRef, RowError, decode_schema},
+};
+
+/// Rows read from the store at a time.
+const READ_ROWS: usize = 256;
+/// A task that runs longer commits what it has.
+const COMMIT_EVERY: Duration = Duration::from_secs(30);
+/// The port of rows that a stage without inputs listed.
+pub const SOURCE: &str = "source";
+
+/// A piece of work that can be sent to another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Task {
+    /// The stage and its inputs that are read whole: an operator opened for an equal job serves this task too.
+    pub job: Job,
+    /// Where the results are recorded: the stage's fingerprint, or the key of a whole table.
+    pub stage_key: Digest,
+    /// The rows' ids.
+    pub ids: Vec<String>,
+    /// The rows' keys; empty for a whole table.
+    pub keys: Vec<Digest>,
+    /// Where the rows lie in each input, aligned with `ids`.
+    pub rows: Vec<PortRows>,
+    /// The rows themselves where they were listed outside the store.
+    pub listed: Option<Listed>,
+}
+
+/// What an operator is opened for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// The stage kind.
+    pub stage: String,
+    /// Its parameters.
+    pub params: Value,
+    /// What it makes.
+    pub makes: Output,
+    /// The schema of its rows, as text.
+    pub output: String,
+    /// Declared columns of the inputs read row by row: port and schema.
+    pub schemas: Vec<(String, String)>,
+    /// Inputs read whole.
+    pub tables: Vec<TableInput>,
+    /// Where to compute.
+    pub device: String,
+}
+
+/// An input read whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableInput {
+    /// The port.
+    pub port: String,
+    /// The columns to read, as a schema in text.
+    pub schema: String,
+    /// The rows.
+    pub parts: Vec<PartRef>,
+}
+
+/// Where a task's rows lie in one input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortRows {
+    /// The port.
+    pub port: String,
+    /// Parts that `places` counts in.
+    pub parts: Vec<Digest>,
+    /// `(part, row)` of each row.
+    pub places: Vec<(u32, u64)>,
+}
+
+/// Rows listed outside the store, as an Arrow IPC stream in base64.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listed(String);
+
+impl Listed {
+    /// Packs a batch.
+    pub fn pack(batch: &RecordBatch) -> Result<Self> {
+        use base64::Engine;
+        let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), batch.schema_ref())?;
+        writer.write(batch)?;
+        Ok(Self(base64::engine::general_purpose::STANDARD.encode(writer.into_inner()?)))
+    }
+
+    /// The batch again.
+    pub fn unpack(&self) -> Result<RecordBatch> {
+        use base64::Engine;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(&self.0).map_err(|e| Error::Worker(format!("listed rows: {e}")))?;
+        let reader = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None)?;
+        let schema = reader.schema();
+        Ok(concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?)
+    }
+}
+
+/// What a running task reports.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    /// Units done, of how many, of what.
+    Progress {
+        /// Done so far in this task.
+        done: u64,
+        /// In all.
+        total: u64,
+        /// `rows` or `steps`.
+        unit: String,
+    },
+    /// A part was committed.
+    Committed {
+        /// Its rows.
+        rows: u64,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// The operator has something to say.
+    Log {
+        /// What it says.
+        message: String,
+    },
+}
+
+/// Runs tasks, keeping the last opened operator.
+pub struct Executor {
+    store: Store,
+    opened: Option<(Job, Box<dyn Operator>)>,
+}
+
+impl Executor {
+    /// An executor on a store.
+    pub fn new(store: Store) -> Self {
+        Self { store, opened: None }
+    }
+
+    /// Runs one task to its end. What it committed before an error stays in the store.
+    pub fn run(&mut self, task: Task, open: OpenFn, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
+        if self.opened.as_ref().is_none_or(|(job, _)| *job != task.job) {
+            self.opened = None;
+            let context = self.context(&task.job)?;
+            self.opened = Some((task.job.clone(), open(&task.job.params, &context)?));
+        }
+        let Some((_, operator)) = &mut self.opened else { return Ok(Vec::new()) };
+        let task = Arc::new(task);
+        let mut sink = Sink::new(&task, &self.store, report)?;
+        let mut rows = Rows::start(task.clone(), self.store.clone())?;
+        operator.run(&mut rows, &mut sink)?;
+        sink.finish()
+    }
+
+    fn context(&self, job: &Job) -> Result<Context> {
+        let tables = job.tables.iter().map(|input| {
+            let schema = decode_schema(&input.schema)?;
+            let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
+            Ok((input.port.clone(), parts::read_table(&self.store, &input.parts, &columns, &schema)?))
+        });
+        let schemas = job.schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        Ok(Context {
+            device: job.device.clone(),
+            output: decode_schema(&job.output)?,
+            schemas: Schemas(schemas.collect::<Result<_>>()?),
+            tables: tables.collect::<Result<_>>()?,
+            store: self.store.clone(),
+        })
+    }
+}
+
+/// A task's input rows, read ahead of the operator.
+pub struct Rows<'a> {
+    total: usize,
+    chunks: mpsc::Receiver<Result<Batch>>,
+    current: Option<Batch>,
+    task: std::marker::PhantomData<&'a Task>,
+}
+
+/// Some rows of every input, aligned.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The rows' ids.
+    pub ids: Vec<String>,
+    ports: Vec<(String, RecordBatch)>,
+}
+
+impl Batch {
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The rows of one input, or `None` where `from:` leaves it out.
+    pub fn port(&self, port: &str) -> Option<&RecordBatch> {
+        self.ports.iter().find(|(name, _)| name == port).map(|(_, batch)| batch)
+    }
+
+    /// A declared column of an input.
+    pub fn column(&self, port: &str, column: &str) -> Result<&arrow::array::ArrayRef> {
+        let batch = self.port(port).ok_or_else(|| Error::Stage(format!("the stage was given no rows of `{port}`")))?;
+        batch.column_by_name(column).ok_or_else(|| Error::Stage(format!("`{port}` was read without its column `{column}`")))
+    }
+
+    /// Rows `offset..offset + len`, without a copy.
+    pub fn slice(&self, offset: usize, len: usize) -> Self {
+        let ports = self.ports.iter().map(|(name, batch)| (name.clone(), batch.slice(offset, len))).collect();
+        Self { ids: self.ids[offset..offset + len].to_vec(), ports }
+    }
+}
+
+impl Rows<'_> {
+    fn start(task: Arc<Task>, store: Store) -> Result<Self> {
+        let schemas = task.job.schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?))).collect::<Result<HashMap<_, _>>>()?;
+        let listed = task.listed.as_ref().map(Listed::unpack).transpose()?;
+        let (send, chunks) = mpsc::sync_channel(1);
+        let total = task.ids.len();
+        std::thread::spawn(move || {
+            for start in (0..total).step_by(READ_ROWS) {
+                let end = (start + READ_ROWS).min(total);
+                let read = || -> Result<Batch> {
+                    let mut ports = Vec::new();
+                    for rows in &task.rows {
+                        let schema = schemas.get(&rows.port).ok_or_else(|| Error::Worker(format!("no schema for `{}`", rows.port)))?;
+                        let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
+                        ports.push((rows.port.clone(), parts::gather(&store, &rows.parts, &rows.places[start..end], &columns, schema)?));
+                    }
+                    ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
+                    Ok(Batch { ids: task.ids[start..end].to_vec(), ports })
+                };
+                // The operator stopped early: nobody waits for more.
+                if send.send(read()).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { total, chunks, current: None, task: std::marker::PhantomData })
+    }
+
+    /// Rows in the task.
+    pub fn len(&self) -> usize {
+        self.total
+    }
+
+    /// Whether the task has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// The next rows, at most `max`; `None` at the end.
+    pub fn next(&mut self, max: usize) -> Result<Option<Batch>> {
+        let batch = match self.current.take() {
+            Some(batch) => batch,
+            None => match self.chunks.recv() {
+                Ok(batch) => batch?,
+                Err(mpsc::RecvError) => return Ok(None),
+            },
+        };
+        let take = max.clamp(1, batch.len());
+        if take < batch.len() {
+            self.current = Some(batch.slice(take, batch.len() - take));
+        }
+        Ok(Some(batch.slice(0, take)))
+    }
+}
+
+/// Where an operator writes.
+pub struct Sink<'a> {
+    task: &'a Task,
+    store: &'a Store,
+    declared: SchemaRef,
+    position: HashMap<&'a str, usize>,
+    written: Vec<bool>,
+    pending: Vec<RecordBatch>,
+    entry: Entry,
+    entries: Vec<Entry>,
+    committed: Instant,
+    report: &'a mut dyn FnMut(Report),
+}
+
+fn empty_entry() -> Entry {
+    Entry { part: None, bytes: 0, keys: Vec::new(), contents: Vec::new(), errors: Vec::new(), blobs: Vec::new() }
+}
+
+impl<'a> Sink<'a> {
+    fn new(task: &'a Task, store: &'a Store, report: &'a mut dyn FnMut(Report)) -> Result<Self> {
+        Ok(Self {
+            task,
+            store,
+            declared: decode_schema(&task.job.output)?,
+            position: task.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect(),
+            written: vec![false; task.ids.len()],
+            pending: Vec::new(),
+            entry: empty_entry(),
+            entries: Vec::new(),
+            committed: Instant::now(),
+            report,
+        })
+    }
+
+    fn keyed(&self) -> bool {
+        self.task.job.makes == Output::RowPerRow
+    }
+
+    fn claim(&mut self, id: &str) -> Result<Digest> {
+        let at = *self.position.get(id).ok_or_else(|| Error::Stage(format!("the stage wrote a row `{id}` that it did not read")))?;
+        if std::mem::replace(&mut self.written[at], true) {
+            return Err(Error::Stage(format!("the stage wrote the row `{id}` twice")));
+        }
+        Ok(self.task.keys[at])
+    }
+
+    /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let keys = if self.keyed() {
+            let ids = batch.column(0).as_string_opt::<i32>().ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
+            Some(ids.iter().map(|id| self.claim(id.unwrap_or_default())).collect::<Result<Vec<_>>>()?)
+        } else {
+            None
+        };
+        let (stored, contents) = seal(&self.declared, batch, keys.as_deref())?;
+        self.pending.push(stored);
+        self.entry.keys.extend(keys.unwrap_or_default());
+        self.entry.contents.extend(contents);
+        if self.keyed() {
+            self.progress_rows();
+            if self.committed.elapsed() > COMMIT_EVERY {
+                self.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that a row failed.
+    pub fn fail(&mut self, id: &str, message: impl ToString) -> Result<()> {
+        if !self.keyed() {
+            return Err(Error::Stage(format!("{id}: {}", message.to_string())));
+        }
+        let key = self.claim(id)?;
+        self.entry.errors.push(RowError { id: id.to_owned(), key, message: message.to_string() });
+        self.progress_rows();
+        Ok(())
+    }
+
+    fn progress_rows(&mut self) {
+        let done = self.written.iter().filter(|written| **written).count() as u64;
+        self.progress(done, self.task.ids.len() as u64, "rows");
+    }
+
+    /// Reports units done of a total; of a row-per-row stage rows are counted without this.
+    pub fn progress(&mut self, done: u64, total: u64, unit: &str) {
+        (self.report)(Report::Progress { done, total, unit: unit.to_owned() });
+    }
+
+    /// Says something to the person who runs the pipeline.
+    pub fn log(&mut self, message: impl ToString) {
+        (self.report)(Report::Log { message: message.to_string() });
+    }
+
+    /// Keeps bytes that a row names by their digest.
+    pub fn blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
+        let digest = self.store.put_blob(bytes)?;
+        self.entry.blobs.push(digest);
+        Ok(digest)
+    }
+
+    fn state_name(&self) -> String {
+        format!("state/{}.bin", self.task.stage_key)
+    }
+
+    /// Saves the state of work that is not done, replacing what was saved before.
+    pub fn save(&mut self, state: &[u8]) -> Result<()> {
+        self.store.put(&self.state_name(), [Digest::of(state).as_bytes().as_slice(), state].concat())
+    }
+
+    /// The state that an earlier, interrupted run of the same work saved.
+    pub fn saved(&self) -> Result<Option<Vec<u8>>> {
+        let saved = self.store.get(&self.state_name())?.filter(|bytes| bytes.len() >= Digest::LEN);
+        // A state that does not match its digest is as good as none: the work starts over.
+        Ok(saved.filter(|b| Digest::of(&b[Digest::LEN..]).as_bytes() == &b[..Digest::LEN]).map(|b| b[Digest::LEN..].to_vec()))
+    }
+
+    /// Commits the rows written so far as a part.
+    fn commit(&mut self) -> Result<()> {
+        self.committed = Instant::now();
+        let mut entry = std::mem::replace(&mut self.entry, empty_entry());
+        let batches = std::mem::take(&mut self.pending);
+        if let Some(first) = batches.first() {
+            let bytes = parts::encode(&concat_batches(first.schema_ref(), &batches)?)?;
+            entry.bytes = bytes.len() as u64;
+            entry.part = Some(self.store.put_part(bytes)?);
+        }
+        if entry.part.is_some() || !entry.errors.is_empty() {
+            self.store.record(self.task.stage_key, &entry)?;
+            (self.report)(Report::Committed { rows: entry.contents.len() as u64, bytes: entry.bytes });
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Entry>> {
+        if let Some(at) = self.written.iter().position(|written| !written).filter(|_| self.keyed()) {
+            return Err(Error::Stage(format!("the stage `{}` wrote no row for `{}`", self.task.job.stage, self.task.ids[at])));
+        }
+        if !self.keyed() && self.pending.is_empty() {
+            let empty = RecordBatch::new_empty(self.declared.clone());
+            self.pending.push(seal(&self.declared, &empty, None)?.0);
+        }
+        self.commit()?;
+        if !self.keyed() {
+            self.store.delete(&self.state_name())?;
+        }
+        Ok(self.entries)
+    }
+}

@@ -1,0 +1,155 @@
+//! The worker process and the driver's end of it. Messages are lines of JSON: a task in; reports, then the parts or an error out.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error, Result, Store,
+    run::Remote,
+    stage::OpenFn,
+    store::Entry,
+    task::{Executor, Report, Task},
+};
+
+/// How often a task is tried when its worker dies.
+const TRIES: usize = 3;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Report(Report),
+    Done(Vec<Entry>),
+    Failed { message: String, input: bool },
+}
+
+/// Serves tasks from standard input until it closes. `find` knows the stages by name.
+pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> {
+    let (send, tasks) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+        // The driver is gone, and what is not committed nobody will read.
+        std::process::exit(0);
+    });
+    let mut executor = Executor::new(store);
+    for line in tasks {
+        let result = serde_json::from_str::<Task>(&line).map_err(|e| Error::Worker(format!("a task that cannot be read: {e}"))).and_then(|task| {
+            let open = find(&task.job.stage).ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
+            // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
+            let run = std::panic::AssertUnwindSafe(|| executor.run(task, open, &mut |report| answer(&Answer::Report(report))));
+            std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+                let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+                Err(Error::Stage(text.unwrap_or("the stage panicked").to_owned()))
+            })
+        });
+        match result {
+            Ok(entries) => answer(&Answer::Done(entries)),
+            Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input() }),
+        }
+    }
+    Ok(())
+}
+
+fn answer(answer: &Answer) {
+    if let Ok(json) = serde_json::to_string(answer) {
+        let mut out = std::io::stdout().lock();
+        // Nobody reads: the driver is gone, and standard input will say so.
+        let _ = writeln!(out, "{json}");
+    }
+}
+
+/// A worker process, started at its first task and again should it die.
+pub struct Worker {
+    store: String,
+    program: PathBuf,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Worker {
+    /// A worker on a store; `program` is `vlmdiff-worker`.
+    pub fn new(store: &Store, program: PathBuf) -> Self {
+        Self { store: store.url.clone(), program, process: None }
+    }
+
+    fn start(&self) -> Result<Process> {
+        let mut child = Command::new(&self.program).arg(&self.store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| {
+            Error::Worker(format!("cannot start {}: {e}; it is built beside vlmdiff by `cargo build`", self.program.display()))
+        })?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(stdin), Some(stdout)) => Ok(Process { child, stdin, answers: BufReader::new(stdout) }),
+            _ => Err(Error::Worker("the worker has no pipes".into())),
+        }
+    }
+
+    fn attempt(&mut self, line: &str, report: &mut dyn FnMut(Report)) -> Result<Result<Vec<Entry>>, String> {
+        let process = match &mut self.process {
+            Some(process) => process,
+            None => match self.start() {
+                Ok(process) => self.process.insert(process),
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        let sent = writeln!(process.stdin, "{line}").and_then(|()| process.stdin.flush());
+        let mut answer = String::new();
+        while sent.is_ok() {
+            answer.clear();
+            match process.answers.read_line(&mut answer) {
+                Ok(1..) => match serde_json::from_str(&answer) {
+                    Ok(Answer::Report(what)) => report(what),
+                    Ok(Answer::Done(entries)) => return Ok(Ok(entries)),
+                    Ok(Answer::Failed { message, input: true }) => return Ok(Err(Error::Input(message))),
+                    Ok(Answer::Failed { message, .. }) => return Ok(Err(Error::Stage(message))),
+                    // A line that some library printed.
+                    Err(_) => report(Report::Log { message: answer.trim_end().to_owned() }),
+                },
+                Ok(0) | Err(_) => break,
+            }
+        }
+        let status = self.process.take().and_then(|mut process| process.child.wait().ok());
+        Err(status.map_or_else(|| "ended".into(), |status| status.to_string()))
+    }
+}
+
+impl Remote for Worker {
+    fn run(&mut self, task: Task, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
+        let line = serde_json::to_string(&task).map_err(std::io::Error::from)?;
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            match self.attempt(&line, report) {
+                Ok(result) => return result,
+                Err(status) => {
+                    report(Report::Log { message: format!("the worker died ({status}); starting another for the same task") });
+                    last = status;
+                }
+            }
+        }
+        Err(Error::Worker(format!(
+            "the worker died {TRIES} times on the same task ({last}); signal 9 means that memory ran out: lower `batch_size` or --task-rows"
+        )))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(Process { mut child, stdin, .. }) = self.process.take() {
+            drop(stdin);
+            let _ = child.wait();
+        }
+    }
+}

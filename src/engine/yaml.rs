@@ -1,0 +1,225 @@
+//! YAML as a tree that remembers where each node stands.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+/// A place in a file, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+}
+
+/// A YAML node and its place.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Where the node begins.
+    pub place: Place,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a YAML node is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Null, boolean, number or text.
+    Scalar(Value),
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping, in the order written.
+    Map(Vec<(Key, Node)>),
+}
+
+/// A key of a mapping and its place.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// The text.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl Node {
+    /// Parses one YAML document; an error has its place where the parser knows it.
+    pub fn parse(text: &str) -> Result<Self, (Place, String)> {
+        serde_saphyr::from_str(text).map_err(|error| {
+            let place = error.location().map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
+            // The parser's text goes on with an excerpt of the file, which the place already names.
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default();
+            let first = first.strip_prefix("error: ").unwrap_or(first);
+            let first = first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
+            (place, first.to_owned())
+        })
+    }
+
+    /// The value below a key.
+    pub fn get(&self, key: &str) -> Option<&Self> {
+        self.entries().iter().find(|(k, _)| k.name == key).map(|(_, node)| node)
+    }
+
+    /// The entries of a mapping; none for anything else.
+    pub fn entries(&self) -> &[(Key, Self)] {
+        match &self.kind {
+            Kind::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The tree as JSON.
+    pub fn to_json(&self) -> Value {
+        match &self.kind {
+            Kind::Scalar(value) => value.clone(),
+            Kind::List(items) => items.iter().map(Self::to_json).collect(),
+            Kind::Map(entries) => Value::Object(entries.iter().map(|(k, v)| (k.name.clone(), v.to_json())).collect()),
+        }
+    }
+
+    /// The place of what a path such as `config.layers[2].size` names, or of the deepest part of it that is written.
+    pub fn place_of(&self, path: &str) -> Place {
+        let mut node = self;
+        let mut place = self.place;
+        for step in path.split(['.', '[', ']']).filter(|s| !s.is_empty()) {
+            match &node.kind {
+                Kind::Map(entries) => match entries.iter().find(|(key, _)| key.name == step) {
+                    Some((key, next)) => {
+                        place = key.place;
+                        node = next;
+                    }
+                    None => break,
+                },
+                Kind::List(items) => match step.parse().ok().and_then(|i: usize| items.get(i)) {
+                    Some(next) => {
+                        place = next.place;
+                        node = next;
+                    }
+                    None => break,
+                },
+                Kind::Scalar(_) => break,
+            }
+        }
+        place
+    }
+
+    /// Replaces every text scalar by what `f` makes of it; structure cannot change.
+    pub fn map_text(&mut self, f: &mut impl FnMut(&str) -> Result<String, String>) -> Result<(), (Place, String)> {
+        match &mut self.kind {
+            Kind::Scalar(Value::String(text)) => *text = f(text).map_err(|message| (self.place, message))?,
+            Kind::Scalar(_) => {}
+            Kind::List(items) => items.iter_mut().try_for_each(|item| item.map_text(f))?,
+            Kind::Map(entries) => entries.iter_mut().try_for_each(|(_, node)| node.map_text(f))?,
+        }
+        Ok(())
+    }
+
+    /// Sets what a dotted path names, making mappings on the way.
+    pub fn set(&mut self, path: &[&str], value: Self) {
+        let Some((first, rest)) = path.split_first() else {
+            *self = value;
+            return;
+        };
+        if !matches!(self.kind, Kind::Map(_)) {
+            self.kind = Kind::Map(Vec::new());
+        }
+        let place = self.place;
+        if let Kind::Map(entries) = &mut self.kind {
+            let at = entries.iter().position(|(key, _)| key.name == *first).unwrap_or_else(|| {
+                let empty = Self { place, kind: Kind::Scalar(Value::Null) };
+                entries.push((Key { name: (*first).to_owned(), place }, empty));
+                entries.len() - 1
+            });
+            entries[at].1.set(rest, value);
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value: Raw(kind), referenced, .. } = Spanned::<Raw>::deserialize(deserializer)?;
+        Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind })
+    }
+}
+
+struct Raw(Kind);
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor).map(Raw)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> de::Visitor<'de> for RawVisitor {
+    type Value = Kind;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_unit<E>(self) -> Result<Kind, E> {
+        Ok(Kind::Scalar(Value::Null))
+    }
+    fn visit_none<E>(self) -> Result<Kind, E> {
+        Ok(Kind::Scalar(Value::Null))
+    }
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Kind, D::Error> {
+        d.deserialize_any(self)
+    }
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Kind, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Kind::List(items))
+    }
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Kind, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            let place = Place { line: key.referenced.line(), column: key.referenced.column() };
+            entries.push((Key { name: key.value, place }, map.next_value()?));
+        }
+        Ok(Kind::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_know_their_places() {
+        let node = Node::parse("a: 1\nb:\n  c: [x, {d: 2.5}]\n  e:\n").unwrap();
+        assert_eq!(node.to_json(), serde_json::json!({"a": 1, "b": {"c": ["x", {"d": 2.5}], "e": null}}));
+        assert_eq!(node.place_of("b.c"), Place { line: 3, column: 3 });
+        assert_eq!(node.place_of("b.c[1].d"), Place { line: 3, column: 11 });
+        assert_eq!(node.place_of("b.missing.deeper"), Place { line: 2, column: 1 });
+    }
+
+    #[test]
+    fn broken_yaml_has_a_place() {
+        let (place, message) = Node::parse("a: 1\nb: [1, 2\n").unwrap_err();
+        assert!(place.line >= 2, "{place:?} {message}");
+        let (place, _) = Node::parse("a: 1\na: 2\n").unwrap_err();
+        assert_eq!(place.line, 2);
+    }
+}

@@ -1,0 +1,114 @@
+//! A tensor that is still in its file.
+
+use bytes::Bytes;
+use tch::{Kind, TchError, Tensor};
+
+/// Where one tensor lies. Cheap to clone: the storage is shared.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    /// The storage, little-endian; more than one entry may view it.
+    storage: Bytes,
+    /// First element, in elements of the storage.
+    offset: usize,
+    /// Elements from one index to the next, per dimension.
+    strides: Vec<i64>,
+    pub(super) shape: Vec<i64>,
+    /// The element type, or the name of one that libtorch cannot compute with.
+    pub(super) kind: Result<Kind, String>,
+}
+
+impl Entry {
+    /// A dense row-major tensor that fills `storage`. None where the sizes disagree.
+    pub(super) fn dense(storage: Bytes, shape: Vec<i64>, kind: Result<Kind, String>) -> Option<Self> {
+        let strides = row_major(&shape)?;
+        Self::view(storage, 0, shape, strides, kind)
+    }
+
+    /// A strided view. None where it would reach outside of the storage.
+    pub(super) fn view(
+        storage: Bytes,
+        offset: usize,
+        shape: Vec<i64>,
+        strides: Vec<i64>,
+        kind: Result<Kind, String>,
+    ) -> Option<Self> {
+        let entry = Self { storage, offset, strides, shape, kind };
+        match &entry.kind {
+            Ok(kind) => entry.span(*kind).map(drop)?,
+            // Not readable as a tensor, but its name and shape are known.
+            Err(_) => (),
+        }
+        Some(entry)
+    }
+
+    /// The bytes from the first to the last element of the view.
+    fn span(&self, kind: Kind) -> Option<&[u8]> {
+        let width = kind.elt_size_in_bytes();
+        let start = self.offset.checked_mul(width)?;
+        let end = self.offset.checked_add(self.reach()?)?.checked_mul(width)?;
+        self.storage.get(start..end)
+    }
+
+    /// How many elements of the storage the view spans.
+    fn reach(&self) -> Option<usize> {
+        if self.shape.len() != self.strides.len() || self.shape.iter().chain(&self.strides).any(|&n| n < 0) {
+            return None;
+        }
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
+        self.shape.iter().zip(&self.strides).try_fold(1usize, |reach, (&size, &stride)| {
+            reach.checked_add(usize::try_from(size - 1).ok()?.checked_mul(usize::try_from(stride).ok()?)?)
+        })
+    }
+
+    /// Copies the view out of its file, dense, on the CPU.
+    pub(super) fn tensor(&self, kind: Kind) -> Result<Tensor, TchError> {
+        let Some(bytes) = self.span(kind) else { return Err(TchError::Shape("outside of its storage".to_owned())) };
+        // A byte that is neither 0 nor 1 is no valid bool, so bools travel as numbers.
+        let stored = if kind == Kind::Bool { Kind::Uint8 } else { kind };
+        let len = (bytes.len() / kind.elt_size_in_bytes()) as i64;
+        let flat = Tensor::f_from_data_size(bytes, &[len], stored)?;
+        let tensor = flat.f_as_strided(&self.shape, &self.strides, 0)?.f_contiguous()?;
+        if kind == stored { Ok(tensor) } else { tensor.f_ne(0) }
+    }
+}
+
+/// Strides of a dense tensor; None where the element count overflows.
+fn row_major(shape: &[i64]) -> Option<Vec<i64>> {
+    let mut strides = vec![1; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        strides[dim - 1] = shape[dim].max(1).checked_mul(strides[dim])?;
+    }
+    Some(strides)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(bytes: usize, offset: usize, shape: &[i64], strides: &[i64]) -> Option<Entry> {
+        let storage = Bytes::from((0..bytes as u8).collect::<Vec<_>>());
+        Entry::view(storage, offset, shape.to_vec(), strides.to_vec(), Ok(Kind::Int16))
+    }
+
+    #[test]
+    fn a_view_stays_inside_its_storage() {
+        assert!(view(12, 0, &[2, 3], &[3, 1]).is_some());
+        assert!(view(12, 1, &[2, 3], &[3, 1]).is_none(), "one element too far");
+        assert!(view(11, 0, &[2, 3], &[3, 1]).is_none(), "half an element short");
+        assert!(view(12, 0, &[2, i64::MAX], &[i64::MAX, 2]).is_none(), "overflow");
+        assert!(view(12, usize::MAX, &[1], &[1]).is_none(), "overflow");
+        assert!(view(12, 0, &[-1], &[1]).is_none());
+        assert!(view(12, 0, &[2], &[-1]).is_none());
+        assert!(view(12, 0, &[2], &[]).is_none());
+        assert!(view(0, 0, &[0, 3], &[3, 1]).is_some(), "an empty tensor needs no bytes");
+    }
+
+    #[test]
+    fn strides_and_offset_pick_the_elements() {
+        let transposed = view(14, 1, &[3, 2], &[1, 3]).unwrap().tensor(Kind::Int16).unwrap();
+        let want: Vec<i64> = [1, 4, 2, 5, 3, 6].map(|i: i64| 2 * i + ((2 * i + 1) << 8)).to_vec();
+        assert_eq!(Vec::<i64>::try_from(transposed.flatten(0, -1).to_kind(Kind::Int64)).unwrap(), want);
+    }
+}

@@ -1,0 +1,159 @@
+//! Layers that two published models share, initialised as PyTorch initialises them.
+//!
+//! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
+//! that is trained from scratch.
+
+use tch::{
+    Tensor,
+    nn::{self, Init, Module},
+};
+
+/// A configuration that describes no network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{network}: {problem}")]
+pub struct ConfigError {
+    /// The network, as its published config names it (`_class_name`).
+    pub network: &'static str,
+    /// What is wrong, and what would work.
+    pub problem: String,
+}
+
+/// Fails with `problem` unless `right`.
+pub(crate) fn require(right: bool, network: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if right { Ok(()) } else { Err(ConfigError { network, problem: problem() }) }
+}
+
+/// Checks the widths of the levels: at least one, each positive and divisible into `groups`.
+pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64) -> Result<(), ConfigError> {
+    require(!widths.is_empty(), network, || "block_out_channels is empty, give one width per level".into())?;
+    require(groups > 0 && widths.iter().all(|width| *width > 0 && width % groups == 0), network, || {
+        format!("every width in block_out_channels {widths:?} has to be a positive multiple of norm_num_groups {groups}")
+    })
+}
+
+/// PyTorch's default for weights and biases: uniform within 1/sqrt(fan_in).
+fn uniform(fan_in: i64) -> Init {
+    let bound = (fan_in as f64).sqrt().recip();
+    Init::Uniform { lo: -bound, up: bound }
+}
+
+/// A fully connected layer: `weight` [out, in], `bias` [out].
+pub(crate) fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), ..Default::default() })
+}
+
+/// A fully connected layer without bias.
+pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bias: false, ..Default::default() })
+}
+
+/// A `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out].
+pub(crate) fn conv2d(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> nn::Conv2D {
+    let init = uniform(inputs * kernel * kernel);
+    let config = nn::ConvConfig { stride, padding, ws_init: init, bs_init: init, ..Default::default() };
+    nn::conv2d(vs, inputs, outputs, kernel, config)
+}
+
+/// The 3×3 convolution that keeps height and width.
+pub(crate) fn conv3x3(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Conv2D {
+    conv2d(vs, inputs, outputs, 3, 1, 1)
+}
+
+/// A convolution that starts at zero and keeps height and width (ControlNet, Zhang et al. 2023, section 3.1).
+pub(crate) fn zero_conv(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64) -> nn::Conv2D {
+    let zero = Init::Const(0.);
+    let config = nn::ConvConfig { padding: kernel / 2, ws_init: zero, bs_init: zero, ..Default::default() };
+    nn::conv2d(vs, inputs, outputs, kernel, config)
+}
+
+/// Group normalisation with an affine output.
+pub(crate) fn group_norm(vs: nn::Path, groups: i64, channels: i64, eps: f64) -> nn::GroupNorm {
+    nn::group_norm(vs, groups, channels, nn::GroupNormConfig { eps, ..Default::default() })
+}
+
+/// Layer normalisation over the last dimension.
+pub(crate) fn layer_norm(vs: nn::Path, width: i64, eps: f64) -> nn::LayerNorm {
+    nn::layer_norm(vs, vec![width], nn::LayerNormConfig { eps, ..Default::default() })
+}
+
+/// Multi-head attention of `q` [B, N, C] over `k`, `v` [B or 1, M, C] -> [B, N, C]; scale 1/sqrt(C / heads).
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
+    let (b, n, c) = q.size3().unwrap();
+    // [B, heads, tokens, C / heads]; the head of a shared context is expanded, not copied
+    let split = |x: &Tensor| x.view([x.size()[0], -1, heads, c / heads]).transpose(1, 2);
+    let shared = |x: &Tensor| split(x).expand([b, -1, -1, -1], false);
+    let mask = None::<&Tensor>;
+    let out = Tensor::scaled_dot_product_attention(&split(q), &shared(k), &shared(v), mask, 0., causal, None, false);
+    out.transpose(1, 2).reshape([b, n, c])
+}
+
+/// [B, C, H, W] -> [B, H·W, C]; a view where the memory is channels-last.
+pub(crate) fn to_tokens(x: &Tensor) -> Tensor {
+    let (b, c, _, _) = x.size4().unwrap();
+    x.permute([0, 2, 3, 1]).reshape([b, -1, c])
+}
+
+/// [B, H·W, C] -> `like`'s [B, C, H, W] in channels-last memory; no copy.
+pub(crate) fn to_image(tokens: &Tensor, like: &Tensor) -> Tensor {
+    let (b, c, h, w) = like.size4().unwrap();
+    tokens.view([b, h, w, c]).permute([0, 3, 1, 2])
+}
+
+/// Lays [B, C, H, W] out channels-last, in which convolutions, group normalisation and attention need no reordering.
+pub(crate) fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+/// The residual block of diffusers' VAE and UNet, where `emb` is the time embedding after its SiLU.
+#[derive(Debug)]
+pub(crate) struct ResnetBlock2D {
+    norm1: nn::GroupNorm,
+    conv1: nn::Conv2D,
+    time_emb_proj: Option<nn::Linear>,
+    norm2: nn::GroupNorm,
+    conv2: nn::Conv2D,
+    conv_shortcut: Option<nn::Conv2D>,
+}
+
+impl ResnetBlock2D {
+    /// `temb_channels` is None in the VAE.
+    pub(crate) fn new(vs: nn::Path, inputs: i64, outputs: i64, temb_channels: Option<i64>, groups: i64, eps: f64) -> Self {
+        Self {
+            norm1: group_norm(&vs / "norm1", groups, inputs, eps),
+            conv1: conv3x3(&vs / "conv1", inputs, outputs),
+            time_emb_proj: temb_channels.map(|channels| linear(&vs / "time_emb_proj", channels, outputs)),
+            norm2: group_norm(&vs / "norm2", groups, outputs, eps),
+            conv2: conv3x3(&vs / "conv2", outputs, outputs),
+            conv_shortcut: (inputs != outputs).then(|| conv2d(&vs / "conv_shortcut", inputs, outputs, 1, 1, 0)),
+        }
+    }
+
+    /// `x` [B, inputs, H, W], `emb` [B, temb_channels] -> [B, outputs, H, W].
+    pub(crate) fn forward(&self, x: &Tensor, emb: Option<&Tensor>) -> Tensor {
+        let mut h = self.conv1.forward(&self.norm1.forward(x).silu());
+        if let Some((proj, emb)) = self.time_emb_proj.as_ref().zip(emb) {
+            h = h + proj.forward(emb).unsqueeze(-1).unsqueeze(-1);
+        }
+        let h = self.conv2.forward(&self.norm2.forward(&h).silu());
+        match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x) + h,
+            None => x + h,
+        }
+    }
+}
+
+/// Nearest-neighbour growth to [H, W], then a 3×3 convolution.
+#[derive(Debug)]
+pub(crate) struct Upsample2D {
+    conv: nn::Conv2D,
+}
+
+impl Upsample2D {
+    pub(crate) fn new(vs: nn::Path, channels: i64) -> Self {
+        Self { conv: conv3x3(&vs / "conv", channels, channels) }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, size: [i64; 2]) -> Tensor {
+        self.conv.forward(&x.upsample_nearest2d(size, None, None))
+    }
+}

@@ -1,0 +1,342 @@
+//! The image autoencoder of latent diffusion: diffusers' `AutoencoderKL`.
+
+use super::nn::{
+    ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, linear, require,
+    require_widths, to_image, to_tokens,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{
+    Tensor,
+    nn::{self, Module},
+};
+
+const NAME: &str = "AutoencoderKL";
+/// Of every group normalisation in this network, whatever `config.json` says.
+const EPS: f64 = 1e-6;
+
+/// `vae/config.json`; the defaults are Stable Diffusion 1.5.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AutoencoderKlConfig {
+    /// Channels of the image.
+    pub in_channels: i64,
+    /// Channels of the reconstruction.
+    pub out_channels: i64,
+    /// Width of each level; the image shrinks by 2 between two levels, so by 2^(levels − 1) in all.
+    pub block_out_channels: Vec<i64>,
+    /// Residual blocks per level of the encoder; the decoder has one more.
+    pub layers_per_block: i64,
+    /// Channels of the latent.
+    pub latent_channels: i64,
+    /// Groups of each group normalisation; divides every width.
+    pub norm_num_groups: i64,
+    /// Whether the middle has its attention.
+    pub mid_block_add_attention: bool,
+    /// Whether a 1×1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1×1 convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
+    /// What the denoiser sees is latent × scaling_factor, about unit variance.
+    pub scaling_factor: f64,
+}
+
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            latent_channels: 4,
+            norm_num_groups: 32,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            scaling_factor: 0.18215,
+        }
+    }
+}
+
+impl AutoencoderKlConfig {
+    /// Pixels per latent cell, along each side.
+    pub fn factor(&self) -> i64 {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// Whether a network can be built from these values.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        require_widths(NAME, &self.block_out_channels, self.norm_num_groups)?;
+        let counts = [self.in_channels, self.out_channels, self.layers_per_block, self.latent_channels];
+        require(counts.iter().all(|count| *count > 0), NAME, || {
+            "in_channels, out_channels, layers_per_block and latent_channels have to be at least 1".into()
+        })?;
+        require(self.scaling_factor > 0., NAME, || {
+            format!("scaling_factor {} has to be positive, 1 / (standard deviation of the latents)", self.scaling_factor)
+        })
+    }
+
+    /// The key of diffusers for a published key: resolves the attention names of diffusers before 0.17
+    /// (`query key value proj_attn`) and the names of CompVis latent-diffusion (`encoder.down.0.block.1.nin_shortcut`),
+    /// with or without `first_stage_model.`. Attention weights stored as 1×1 convolutions [C, C, 1, 1] lose their last two
+    /// dimensions. A key already in its final form stays as it is.
+    pub fn rename(&self, key: &str) -> String {
+        let mut key = key.strip_prefix("first_stage_model.").unwrap_or(key).to_owned();
+        let last = self.block_out_channels.len() - 1;
+        for level in 0..=last {
+            key = key.replace(&format!("encoder.down.{level}."), &format!("encoder.down_blocks.{level}."));
+            // latent-diffusion counts the decoder's levels from the image, diffusers from the latent
+            key = key.replace(&format!("decoder.up.{level}."), &format!("decoder.up_blocks.{}.", last - level));
+        }
+        for (published, ours) in [
+            (".block.", ".resnets."),
+            ("downsample.conv.", "downsamplers.0.conv."),
+            ("upsample.conv.", "upsamplers.0.conv."),
+            ("mid.block_1.", "mid_block.resnets.0."),
+            ("mid.block_2.", "mid_block.resnets.1."),
+            ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."),
+            ("mid.attn_1.", "mid_block.attentions.0."),
+            ("nin_shortcut", "conv_shortcut"),
+            ("coder.norm_out", "coder.conv_norm_out"),
+            ("attentions.0.query.", "attentions.0.to_q."),
+            ("attentions.0.key.", "attentions.0.to_k."),
+            ("attentions.0.value.", "attentions.0.to_v."),
+            ("attentions.0.proj_attn.", "attentions.0.to_out.0."),
+            ("attentions.0.q.", "attentions.0.to_q."),
+            ("attentions.0.k.", "attentions.0.to_k."),
+            ("attentions.0.v.", "attentions.0.to_v."),
+            ("attentions.0.proj_out.", "attentions.0.to_out.0."),
+        ] {
+            key = key.replace(published, ours);
+        }
+        key
+    }
+}
+
+/// Self-attention with one head over all cells of the deepest map.
+#[derive(Debug)]
+struct Attention {
+    group_norm: nn::GroupNorm,
+    to_q: nn::Linear,
+    to_k: nn::Linear,
+    to_v: nn::Linear,
+    to_out: nn::Linear,
+}
+
+impl Attention {
+    fn new(vs: nn::Path, channels: i64, groups: i64) -> Self {
+        let project = |name: &str| linear(&vs / name, channels, channels);
+        Self {
+            group_norm: group_norm(&vs / "group_norm", groups, channels, EPS),
+            to_q: project("to_q"),
+            to_k: project("to_k"),
+            to_v: project("to_v"),
+            to_out: linear(&vs / "to_out" / 0, channels, channels),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let tokens = to_tokens(&self.group_norm.forward(x)); // [B, H·W, C]
+        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|layer| layer.forward(&tokens));
+        to_image(&self.to_out.forward(&attention(&q, &k, &v, 1, false)), x) + x
+    }
+}
+
+#[derive(Debug)]
+struct MidBlock {
+    resnets: [ResnetBlock2D; 2],
+    attention: Option<Attention>,
+}
+
+impl MidBlock {
+    fn new(vs: nn::Path, channels: i64, config: &AutoencoderKlConfig) -> Self {
+        let groups = config.norm_num_groups;
+        let resnet = |i: i64| ResnetBlock2D::new(&vs / "resnets" / i, channels, channels, None, groups, EPS);
+        let attention = || Attention::new(&vs / "attentions" / 0, channels, groups);
+        Self { resnets: [0, 1].map(resnet), attention: config.mid_block_add_attention.then(attention) }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let mut x = self.resnets[0].forward(x, None);
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x);
+        }
+        self.resnets[1].forward(&x, None)
+    }
+}
+
+/// One level: its residual blocks, then, unless it is the last, the step to the next.
+#[derive(Debug)]
+struct Level<Resize> {
+    resnets: Vec<ResnetBlock2D>,
+    resize: Option<Resize>,
+}
+
+impl<Resize> Level<Resize> {
+    fn new(vs: &nn::Path, layers: i64, inputs: i64, outputs: i64, groups: i64, resize: Option<Resize>) -> Self {
+        let width = |layer| if layer == 0 { inputs } else { outputs };
+        let resnet = |layer| ResnetBlock2D::new(vs / "resnets" / layer, width(layer), outputs, None, groups, EPS);
+        Self { resnets: (0..layers).map(resnet).collect(), resize }
+    }
+}
+
+#[derive(Debug)]
+struct Encoder {
+    conv_in: nn::Conv2D,
+    down_blocks: Vec<Level<nn::Conv2D>>,
+    mid_block: MidBlock,
+    conv_norm_out: nn::GroupNorm,
+    conv_out: nn::Conv2D,
+}
+
+impl Encoder {
+    fn new(vs: nn::Path, config: &AutoencoderKlConfig) -> Self {
+        let (widths, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let deepest = widths[widths.len() - 1];
+        let level = |i: usize| {
+            let vs = &vs / "down_blocks" / i;
+            let downsample = || conv2d(&vs / "downsamplers" / 0 / "conv", widths[i], widths[i], 3, 2, 0);
+            let resize = (i + 1 < widths.len()).then(downsample);
+            Level::new(&vs, config.layers_per_block, widths[i.saturating_sub(1)], widths[i], groups, resize)
+        };
+        Self {
+            conv_in: conv3x3(&vs / "conv_in", config.in_channels, widths[0]),
+            down_blocks: (0..widths.len()).map(level).collect(),
+            mid_block: MidBlock::new(&vs / "mid_block", deepest, config),
+            conv_norm_out: group_norm(&vs / "conv_norm_out", groups, deepest, EPS),
+            conv_out: conv3x3(&vs / "conv_out", deepest, 2 * config.latent_channels),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let mut x = self.conv_in.forward(x);
+        for level in &self.down_blocks {
+            x = level.resnets.iter().fold(x, |x, resnet| resnet.forward(&x, None));
+            if let Some(downsample) = &level.resize {
+                // the zero border is to the right and below only, unlike in the UNet
+                x = downsample.forward(&x.constant_pad_nd([0, 1, 0, 1]));
+            }
+        }
+        let x = self.mid_block.forward(&x);
+        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+    }
+}
+
+#[derive(Debug)]
+struct Decoder {
+    conv_in: nn::Conv2D,
+    mid_block: MidBlock,
+    up_blocks: Vec<Level<Upsample2D>>,
+    conv_norm_out: nn::GroupNorm,
+    conv_out: nn::Conv2D,
+}
+
+impl Decoder {
+    fn new(vs: nn::Path, config: &AutoencoderKlConfig) -> Self {
+        let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
+        let (groups, shallowest) = (config.norm_num_groups, widths[widths.len() - 1]);
+        let level = |i: usize| {
+            let vs = &vs / "up_blocks" / i;
+            let resize = (i + 1 < widths.len()).then(|| Upsample2D::new(&vs / "upsamplers" / 0, widths[i]));
+            Level::new(&vs, config.layers_per_block + 1, widths[i.saturating_sub(1)], widths[i], groups, resize)
+        };
+        Self {
+            conv_in: conv3x3(&vs / "conv_in", config.latent_channels, widths[0]),
+            mid_block: MidBlock::new(&vs / "mid_block", widths[0], config),
+            up_blocks: (0..widths.len()).map(level).collect(),
+            conv_norm_out: group_norm(&vs / "conv_norm_out", groups, shallowest, EPS),
+            conv_out: conv3x3(&vs / "conv_out", shallowest, config.out_channels),
+        }
+    }
+
+    fn forward(&self, z: &Tensor) -> Tensor {
+        let mut x = self.mid_block.forward(&self.conv_in.forward(z));
+        for level in &self.up_blocks {
+            x = level.resnets.iter().fold(x, |x, resnet| resnet.forward(&x, None));
+            if let Some(upsample) = &level.resize {
+                let (_, _, h, w) = x.size4().unwrap();
+                x = upsample.forward(&x, [2 * h, 2 * w]);
+            }
+        }
+        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+    }
+}
+
+/// The diagonal Gaussian that an image is encoded to.
+#[derive(Debug)]
+pub struct Posterior {
+    /// [B, latent_channels, h, w].
+    pub mean: Tensor,
+    /// Natural logarithm of the variance within [-30, 20], [B, latent_channels, h, w].
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// mean + standard deviation × `noise` (standard normal, of the same shape).
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
+        &self.mean + (&self.logvar * 0.5).exp() * noise
+    }
+
+    /// Divergence from the standard normal, summed over each latent: [B] nats.
+    pub fn kl(&self) -> Tensor {
+        let terms = self.mean.square() + self.logvar.exp() - 1. - &self.logvar;
+        terms.sum_dim_intlist([1, 2, 3].as_slice(), false, None) * 0.5
+    }
+}
+
+/// Encoder and decoder.
+#[derive(Debug)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Option<nn::Conv2D>,
+    post_quant_conv: Option<nn::Conv2D>,
+    config: AutoencoderKlConfig,
+}
+
+impl AutoencoderKl {
+    /// Declares the parameters under `vs` by their published names; fails if the config describes no network.
+    pub fn new(vs: nn::Path, config: &AutoencoderKlConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let z = config.latent_channels;
+        let pointwise = |name: &str, channels| conv2d(&vs / name, channels, channels, 1, 1, 0);
+        Ok(Self {
+            encoder: Encoder::new(&vs / "encoder", config),
+            decoder: Decoder::new(&vs / "decoder", config),
+            quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * z)),
+            post_quant_conv: config.use_post_quant_conv.then(|| pointwise("post_quant_conv", z)),
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration this was built from.
+    pub fn config(&self) -> &AutoencoderKlConfig {
+        &self.config
+    }
+
+    /// `x` [B, in_channels, H, W] with sides that are multiples of [`AutoencoderKlConfig::factor`] -> the posterior of the
+    /// latent, not yet scaled by `scaling_factor`.
+    pub fn encode(&self, x: &Tensor) -> Posterior {
+        let mut moments = self.encoder.forward(&channels_last(x)); // [B, 2·latent_channels, h, w]
+        if let Some(conv) = &self.quant_conv {
+            moments = conv.forward(&moments);
+        }
+        let [mean, logvar]: [Tensor; 2] = moments.chunk(2, 1).try_into().unwrap();
+        Posterior { mean, logvar: logvar.clamp(-30., 20.) }
+    }
+
+    /// `z` [B, latent_channels, h, w], not scaled -> image [B, out_channels, H, W], unbounded.
+    pub fn decode(&self, z: &Tensor) -> Tensor {
+        let mut z = channels_last(z);
+        if let Some(conv) = &self.post_quant_conv {
+            z = conv.forward(&z);
+        }
+        self.decoder.forward(&z)
+    }
+
+    /// The last layer of the decoder, `conv_out.weight` [out_channels, C, 3, 3]: the adversarial loss is balanced by the
+    /// gradients there (latent-diffusion, `calculate_adaptive_weight`).
+    pub fn last_layer(&self) -> &Tensor {
+        &self.decoder.conv_out.ws
+    }
+}

@@ -1,0 +1,137 @@
+//! Gaussian smoothing of anomaly maps, equal to `scipy.ndimage.gaussian_filter` with its defaults
+//! (`truncate=4`, `mode="reflect"`).
+
+/// Sigmas after which the kernel is cut.
+const TRUNCATE: f64 = 4.0;
+
+/// Smooths a `[height, width]` map in f64 and rounds once at the end.
+///
+/// `sigma` is in pixels; 0 or less leaves the map as it is. The border is mirrored half-sample symmetrically
+/// (`d c b a | a b c d | d c b a`), as often as the kernel's radius of `4 sigma` needs, even on maps smaller than it.
+/// NaN spreads over a radius. Panics unless `map.len() == width * height`.
+pub fn gaussian(map: &[f32], width: usize, height: usize, sigma: f64) -> Vec<f32> {
+    let map: Vec<f64> = map.iter().copied().map(f64::from).collect();
+    gaussian_f64(&map, width, height, sigma).into_iter().map(|value| value as f32).collect()
+}
+
+/// As [`gaussian`], for a map that is a sum in f64 (several feature levels).
+pub fn gaussian_f64(map: &[f64], width: usize, height: usize, sigma: f64) -> Vec<f64> {
+    assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
+    if map.is_empty() || sigma <= 0.0 {
+        return map.to_vec();
+    }
+    let kernel = Kernel::new(sigma);
+    kernel.along_rows(&kernel.along_columns(map, width, height), width)
+}
+
+/// A symmetric kernel: the weight of the centre, then of each distance `1..=radius`; both sides sum to one.
+struct Kernel {
+    weights: Vec<f64>,
+}
+
+impl Kernel {
+    fn new(sigma: f64) -> Self {
+        let radius = (TRUNCATE * sigma + 0.5) as usize;
+        let scale = -0.5 / (sigma * sigma);
+        let mut weights: Vec<f64> = (0..=radius).map(|x| (scale * (x * x) as f64).exp()).collect();
+        let sum = weights[0] + 2.0 * weights[1..].iter().sum::<f64>();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+        Self { weights }
+    }
+
+    fn radius(&self) -> usize {
+        self.weights.len() - 1
+    }
+
+    /// Distances with their weights, small weights first, so that they are not lost against the centre's.
+    fn sides(&self) -> impl Iterator<Item = (usize, f64)> {
+        self.weights.iter().copied().enumerate().skip(1).rev()
+    }
+
+    fn along_columns(&self, map: &[f64], width: usize, height: usize) -> Vec<f64> {
+        let row = |y: isize| &map[mirror(y, height) * width..][..width];
+        let mut out = Vec::with_capacity(map.len());
+        for y in 0..height as isize {
+            let mut sums: Vec<f64> = row(y).iter().map(|value| value * self.weights[0]).collect();
+            for (distance, weight) in self.sides() {
+                let distance = distance as isize;
+                add_pair(&mut sums, row(y - distance), row(y + distance), weight);
+            }
+            out.extend(sums);
+        }
+        out
+    }
+
+    fn along_rows(&self, map: &[f64], width: usize) -> Vec<f64> {
+        let radius = self.radius();
+        let mut out = Vec::with_capacity(map.len());
+        let mut padded = Vec::with_capacity(width + 2 * radius);
+        for row in map.chunks_exact(width) {
+            padded.clear();
+            padded.extend((0..width + 2 * radius).map(|x| row[mirror(x as isize - radius as isize, width)]));
+            let mut sums: Vec<f64> = row.iter().map(|value| value * self.weights[0]).collect();
+            for (distance, weight) in self.sides() {
+                add_pair(&mut sums, &padded[radius - distance..], &padded[radius + distance..], weight);
+            }
+            out.extend(sums);
+        }
+        out
+    }
+}
+
+fn add_pair(sums: &mut [f64], left: &[f64], right: &[f64], weight: f64) {
+    for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+        *sum += (left + right) * weight;
+    }
+}
+
+/// Folds an index into `0..len`, half-sample symmetric.
+fn mirror(index: isize, len: usize) -> usize {
+    let folded = index.rem_euclid(2 * len as isize) as usize;
+    folded.min(2 * len - 1 - folded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::golden::Golden;
+
+    #[test]
+    fn equals_scipy() {
+        let Some(golden) = Golden::open("reference/anomaly") else { return };
+        for case in ["single", "multi", "small"] {
+            let [height, width] = golden.shape(&format!("{case}.map"))[..] else { panic!("{case} is not a map") };
+            let smooth = gaussian_f64(&golden.f64(&format!("{case}.map")), width, height, 5.0);
+            let error = largest_difference(&smooth, &golden.f64(&format!("{case}.gauss5")));
+            assert!(error < 1e-14, "{case}: {error:e}");
+        }
+        let single: Vec<f32> = golden.f64("single.map").iter().map(|value| *value as f32).collect();
+        let expected: Vec<f32> = golden.f64("single.gauss5").iter().map(|value| *value as f32).collect();
+        assert_eq!(gaussian(&single, 64, 64, 5.0), expected);
+    }
+
+    fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn keeps_mass_and_constants() {
+        let mut map = vec![0.0; 7 * 5];
+        map[7 * 2 + 3] = 1.0;
+        assert!((gaussian_f64(&map, 7, 5, 3.0).iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!(gaussian(&[2.5; 35], 7, 5, 9.0).iter().all(|value| (value - 2.5).abs() < 1e-6));
+    }
+
+    #[test]
+    fn mirrors_as_often_as_needed() {
+        let folded: Vec<usize> = (-4..8).map(|index| mirror(index, 3)).collect();
+        assert_eq!(folded, [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
+        assert_eq!(gaussian(&[7.0], 1, 1, 5.0), [7.0]);
+    }
+
+    #[test]
+    fn no_sigma_no_change() {
+        assert_eq!(gaussian(&[1.0, 2.0], 2, 1, 0.0), [1.0, 2.0]);
+    }
+}

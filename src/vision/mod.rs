@@ -1,0 +1,13 @@
+//! Pictures as bytes: decoding, resampling, smoothing and colouring. No tensors and no tables.
+//!
+//! Images are interleaved 8-bit `[H, W, C]`, maps are row-major `[H, W]` slices.
+
+pub mod blur;
+pub mod colormap;
+pub mod decode;
+pub mod resize;
+
+#[cfg(test)]
+mod golden;
+
+pub use decode::VisionError;
