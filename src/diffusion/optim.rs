@@ -145,7 +145,7 @@ impl AdamW {
                 (Some(exp_avg), Some(exp_avg_sq), Some(step))
                     if exp_avg.size() == parameter.size() && exp_avg_sq.size() == parameter.size() && step.numel() == 1 =>
                 {
-                    let own = |saved: Tensor| no_grad(|| parameter.zeros_like().copy_(&saved));
+                    let own = |saved: Tensor| saved.to_device(parameter.device()).to_kind(parameter.kind()).copy();
                     Some(Moments { step: step.int64_value(&[]), exp_avg: own(exp_avg), exp_avg_sq: own(exp_avg_sq) })
                 }
                 _ => return Err(StateError(format!("what is saved for `{name}` is incomplete or of another shape"))),
@@ -208,5 +208,118 @@ impl Ema {
         }
         no_grad(|| self.averages.iter_mut().for_each(|(name, own)| own.copy_(&averages[name])));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::nn::golden::Case;
+    use tch::{Device, nn::VarStore};
+
+    /// A linear layer fitted to `y`, its gradients clipped to norm 1.
+    #[derive(Debug)]
+    struct Fit {
+        parameters: Named,
+        optimiser: AdamW,
+        x: Tensor,
+        y: Tensor,
+    }
+
+    impl Fit {
+        fn new(w: &Tensor, x: &Tensor, y: &Tensor, config: AdamWConfig) -> Self {
+            let w = w.copy().set_requires_grad(true);
+            let parameters = Named::from([("w".to_owned(), w)]);
+            let own = parameters.iter().map(|(name, w)| (name.clone(), w.shallow_clone())).collect();
+            Self { optimiser: AdamW::new(own, config), parameters, x: x.copy(), y: y.copy() }
+        }
+
+        fn random() -> Self {
+            let of = |key: &str, shape: &[i64]| crate::diffusion::Noise::new(1, key).normal(shape).unwrap();
+            let config = AdamWConfig { lr: 0.1, ..Default::default() };
+            Self::new(&of("w", &[2, 3]), &of("x", &[8, 3]), &of("y", &[8, 2]), config)
+        }
+
+        fn step(&mut self) -> (Tensor, f64) {
+            let loss = (self.x.linear(&self.parameters["w"], None::<Tensor>) - &self.y).square().mean(Kind::Float);
+            self.optimiser.zero_grad();
+            loss.backward();
+            let norm = self.optimiser.clip_grad_norm(1.);
+            self.optimiser.step().unwrap();
+            (loss, norm)
+        }
+    }
+
+    #[test]
+    fn equals_torch() {
+        let Some(case) = Case::open("training") else { return };
+        let config = AdamWConfig { lr: 0.01, weight_decay: 0.05, ..Default::default() };
+        let mut fit = Fit::new(case.input("w"), case.input("x"), case.input("y"), config);
+        let mut ema = Ema::new(&fit.parameters, 0.99);
+        for i in 0..5 {
+            let (loss, norm) = fit.step();
+            ema.update(&fit.parameters);
+            if [0, 4].contains(&i) {
+                case.assert_close(&format!("adamw.loss.{i}"), &loss, 10.);
+                case.assert_close(&format!("adamw.gradnorm.{i}"), &Tensor::from(norm), 10.);
+                case.assert_close(&format!("adamw.w.{i}"), &fit.parameters["w"], 10.);
+            }
+        }
+        case.assert_close("adamw.ema.4", &ema.averages()["w"], 10.);
+    }
+
+    #[test]
+    fn continues_bit_for_bit() {
+        let mut whole = Fit::random();
+        let mut ema = Ema::new(&whole.parameters, 0.9);
+        for _ in 0..3 {
+            let _ = whole.step();
+            ema.update(&whole.parameters);
+        }
+        let copy = |named: &Named| named.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
+        let (weights, state, averages): (Named, Named, Named) =
+            (copy(&whole.parameters), copy(&whole.optimiser.state()), copy(ema.averages()));
+        let mut resumed = Fit::random();
+        no_grad(|| resumed.parameters.get_mut("w").unwrap().copy_(&weights["w"]));
+        resumed.optimiser.load_state(state).unwrap();
+        let mut resumed_ema = Ema::new(&resumed.parameters, 0.9);
+        resumed_ema.load(&averages).unwrap();
+        for _ in 0..3 {
+            let _ = whole.step();
+            ema.update(&whole.parameters);
+            let _ = resumed.step();
+            resumed_ema.update(&resumed.parameters);
+        }
+        assert_eq!(whole.parameters["w"], resumed.parameters["w"]);
+        assert_eq!(ema.averages()["w"], resumed_ema.averages()["w"]);
+    }
+
+    #[test]
+    fn a_foreign_state_is_refused() {
+        let mut fit = Fit::random();
+        let _ = fit.step();
+        let foreign = |name: &str| Named::from([(name.to_owned(), Tensor::from(1_i64))]);
+        assert!(fit.optimiser.load_state(foreign("v.step")).unwrap_err().to_string().contains("`v.step` belongs to no"));
+        assert!(fit.optimiser.load_state(foreign("w.step")).unwrap_err().to_string().contains("`w` is incomplete"));
+        assert_eq!(fit.optimiser.state()["w.step"].int64_value(&[]), 1);
+        let mut ema = Ema::new(&fit.parameters, 0.9);
+        assert!(ema.load(&Named::new()).is_err());
+    }
+
+    #[test]
+    fn what_is_not_trained_stays() {
+        let vs = VarStore::new(Device::Cpu);
+        let [a, b] = ["a", "b"].map(|name| vs.root().ones(name, &[2]));
+        let c = vs.root().ones("c", &[2]);
+        let mut optimiser = AdamW::new(train_only(&vs, |name| name != "a"), AdamWConfig { lr: 0.1, ..Default::default() });
+        // without any gradient there is nothing to measure and nothing to do
+        assert_eq!(optimiser.clip_grad_norm(1.), 0.);
+        (&a * &b).sum(Kind::Float).backward();
+        let norm = optimiser.clip_grad_norm(f64::INFINITY);
+        assert!((norm - 2_f64.sqrt()).abs() < 1e-6);
+        optimiser.step().unwrap();
+        let one = Tensor::ones([2], (Kind::Float, Device::Cpu));
+        assert!(!a.grad().defined() && a == one && c == one && b != one);
+        assert_eq!(optimiser.state().keys().collect::<Vec<_>>(), ["b.exp_avg", "b.exp_avg_sq", "b.step"]);
     }
 }

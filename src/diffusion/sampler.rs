@@ -178,3 +178,172 @@ pub fn guided(
     let output = model(&Tensor::f_cat(&[x, x], 0)?, &contexts)?;
     Ok(guide(&output.narrow(0, 0, rows), &output.narrow(0, rows, rows), scale))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Noise,
+        schedule::{PredictionType, ScheduleConfig},
+    };
+    use super::*;
+    use crate::models::{
+        nn::golden::{Case, quietly},
+        unet::UNet2DConditionModel,
+        vae::{AutoencoderKl, AutoencoderKlConfig},
+    };
+    use std::convert::Infallible;
+    use tch::{Device, nn::VarStore};
+
+    fn schedule() -> Schedule {
+        ScheduleConfig::default().build().unwrap()
+    }
+
+    fn silent(_: i64) -> Result<Tensor, Infallible> {
+        unreachable!("eta is 0")
+    }
+
+    #[test]
+    fn visits_the_timesteps_of_diffusers_and_latent_diffusion() {
+        let Some(case) = Case::open("schedules") else { return };
+        let spacings = [
+            ("ddim_timesteps.leading", TimestepSpacing::Leading),
+            ("ddim_timesteps.trailing", TimestepSpacing::Trailing),
+            ("ddim_timesteps.linspace", TimestepSpacing::Linspace),
+            ("ldm_ddim_timesteps.uniform", TimestepSpacing::Uniform),
+        ];
+        for (name, timestep_spacing) in spacings {
+            for num_inference_steps in [50, 20, 10, 7] {
+                let name = format!("{name}.{num_inference_steps}");
+                let config = DdimConfig { num_inference_steps, timestep_spacing, ..Default::default() };
+                let mut want: Vec<i64> = case.expected(&name).try_into().unwrap();
+                want.sort_by_key(|t| -t);
+                assert_eq!(config.timesteps(&schedule()), want, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_equal_diffusers() {
+        let Some(case) = Case::open("schedules") else { return };
+        let types = [
+            ("epsilon", PredictionType::Epsilon),
+            ("v_prediction", PredictionType::VPrediction),
+            ("sample", PredictionType::Sample),
+        ];
+        for (name, prediction_type) in types {
+            let schedule = ScheduleConfig { prediction_type, ..Default::default() }.build().unwrap();
+            for (t, eta) in [951, 451, 1].into_iter().flat_map(|t| [(t, 0.), (t, 0.7)]) {
+                let ddim = DdimConfig { num_inference_steps: 20, eta, ..Default::default() }.build(&schedule).unwrap();
+                let i = ddim.timesteps().iter().position(|at| *at == t).unwrap();
+                let noise = |_| Ok::<_, Infallible>(case.input("noise").shallow_clone());
+                let next = ddim.step(i, case.input("x"), case.input("eps"), noise).unwrap();
+                let key = format!("ddim.sd.{name}.t{t}.eta{eta:.1}");
+                case.assert_close(&format!("{key}.prev"), &next, 1.);
+                let told = schedule.interpret(case.input("eps"), case.input("x"), t);
+                case.assert_close(&format!("{key}.x0"), &told.sample, 1.);
+            }
+        }
+    }
+
+    #[test]
+    fn guided_loops_equal_diffusers() {
+        let cases = (Case::open("sd_ddim_loop"), Case::open("unet"), Case::open("vae"));
+        let (Some(case), Some(unet_case), Some(vae_case)) = cases else { return };
+        let vae_config: AutoencoderKlConfig = vae_case.config();
+        let [unet_vs, vae_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+        let unet = UNet2DConditionModel::new(unet_vs.root(), &unet_case.config()).unwrap();
+        let vae = AutoencoderKl::new(vae_vs.root(), &vae_config).unwrap();
+        let file = "diffusion_pytorch_model.safetensors";
+        unet_case.load(file, &unet_vs, |key| Some(key.to_owned()));
+        vae_case.load(file, &vae_vs, |key| Some(key.to_owned()));
+        let contexts = case.input("context_uncond_cond");
+        let (unconditional, conditional) = (contexts.narrow(0, 0, 1), contexts.narrow(0, 1, 1));
+        let run = |ddim: &Ddim, name: &str, x: Tensor| {
+            let mut i = 0;
+            let model = |x: &Tensor, t: i64| {
+                if i > 0 {
+                    case.assert_close(&format!("{name}.{}", i - 1), x, 10.);
+                }
+                i += 1;
+                guided(x, &conditional, &unconditional, 7.5, |x, context| {
+                    Ok(unet.forward(x, &Tensor::from_slice(&[t]), context, None))
+                })
+            };
+            let x = ddim.sample(x, model, |_| unreachable!("eta is 0")).unwrap();
+            case.assert_close(&format!("{name}.{}", i - 1), &x, 10.);
+            x
+        };
+        quietly(|| {
+            let config = DdimConfig { num_inference_steps: 5, noise_level: None, ..Default::default() };
+            let x = run(&config.build(&schedule()).unwrap(), "t2i", case.input("latents").shallow_clone());
+            case.assert_close("t2i.image", &vae.decode(&(x / vae_config.scaling_factor)), 10.);
+
+            let ddim = DdimConfig { first_step: Some(401), ..config }.build(&schedule()).unwrap();
+            assert_eq!(ddim.timesteps(), Vec::<i64>::try_from(case.expected("i2i.timesteps")).unwrap());
+            let latents = vae.encode(case.input("image")).mean * vae_config.scaling_factor;
+            let x = ddim.start(&latents, case.input("noise"));
+            case.assert_close("i2i.noised", &x, 10.);
+            let _ = run(&ddim, "i2i", x);
+        });
+    }
+
+    /// Noised to 999, ten steps from 901, ending at the ᾱ of timestep 0: `log_images_test` of the published code.
+    #[test]
+    fn the_defaults_are_those_of_vlmdiff() {
+        let ddim = DdimConfig::default().build(&schedule()).unwrap();
+        assert_eq!(ddim.timesteps(), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]);
+        let one = Tensor::from_slice(&[1_f32]);
+        assert!((ddim.start(&one, &(&one * 0.)).double_value(&[0]) - 0.06826).abs() < 1e-5);
+        assert!((ddim.final_alpha - 0.99915).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_perfect_model_recovers_the_sample() {
+        let x0 = Noise::new(1, "x").normal(&[2, 4, 3, 3]).unwrap();
+        let noise = Noise::new(1, "noise").normal(&[2, 4, 3, 3]).unwrap();
+        let schedule = schedule();
+        let config = DdimConfig { noise_level: None, set_alpha_to_one: true, ..Default::default() };
+        let ddim = config.build(&schedule).unwrap();
+        let x = ddim.sample(ddim.start(&x0, &noise), |_, _| Ok(noise.shallow_clone()), silent).unwrap();
+        assert!((x - x0).abs().max().double_value(&[]) < 1e-4);
+    }
+
+    #[test]
+    fn the_first_error_ends_the_loop() {
+        let mut calls = 0;
+        let model = |x: &Tensor, t: i64| {
+            calls += 1;
+            if t < 901 { Err(t) } else { Ok(x.shallow_clone()) }
+        };
+        let ddim = DdimConfig::default().build(&schedule()).unwrap();
+        let end = ddim.sample(Tensor::from_slice(&[1_f32]), model, |_| unreachable!("eta is 0"));
+        assert_eq!((end.unwrap_err(), calls), (801, 2));
+    }
+
+    #[test]
+    fn guidance_costs_a_second_pass_only_where_it_matters() {
+        let x = Noise::new(1, "x").normal(&[2, 1]).unwrap();
+        let mut rows = vec![];
+        let mut model = |x: &Tensor, context: &Tensor| {
+            rows.push(x.size()[0]);
+            Ok(x * context)
+        };
+        let (one, two) = (Tensor::from_slice(&[1_f32]).view([1, 1]), Tensor::from_slice(&[2_f32]).view([1, 1]));
+        let plain = guided(&x, &two, &two, 9., &mut model).unwrap();
+        let strong = guided(&x, &two, &one, 9., &mut model).unwrap();
+        assert_eq!(rows, [2, 4]);
+        assert_eq!(plain, &x * 2.);
+        assert!((strong - x * 10.).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_sampled() {
+        let refusal = |config: DdimConfig| config.build(&schedule()).unwrap_err().to_string();
+        let with = DdimConfig::default;
+        assert!(refusal(DdimConfig { num_inference_steps: 0, ..with() }).contains("within 1 to 1000"));
+        assert!(refusal(DdimConfig { eta: 1.5, ..with() }).contains("eta 1.5"));
+        assert!(refusal(DdimConfig { first_step: Some(0), ..with() }).contains("leaves no step"));
+        assert!(refusal(DdimConfig { noise_level: Some(1000), ..with() }).contains("timestep 1000 lies beyond"));
+        assert!(refusal(DdimConfig { num_inference_steps: 1000, ..with() }).contains("timestep 1000 lies beyond"));
+    }
+}

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// How beta grows with the timestep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -131,13 +131,18 @@ impl Schedule {
         f64::from(self.alphas_cumprod[t as usize])
     }
 
+    /// ᾱ at `t` [B], i64 -> [B] f32.
+    fn alphas(&self, t: &Tensor) -> Tensor {
+        Tensor::from_slice(&self.alphas_cumprod).to_device(t.device()).index_select(0, t)
+    }
+
     /// √ᾱ and √(1 − ᾱ) of `t` [B], i64, each shaped to multiply `like` [B, …].
-    pub(super) fn factors(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
-        let table = Tensor::from_slice(&self.alphas_cumprod).to_device(t.device());
+    fn factors(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];
         shape[0] = -1;
-        let alpha = table.index_select(0, t).view(shape.as_slice());
-        ((alpha.sqrt()).to_kind(like.kind()), (1. - alpha).sqrt().to_kind(like.kind()))
+        let alpha = self.alphas(t).view(shape.as_slice());
+        let sigma = (-&alpha + 1.).sqrt();
+        (alpha.sqrt().to_kind(like.kind()), sigma.to_kind(like.kind()))
     }
 
     /// The sample at timesteps `t` [B], i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al. 2020, eq. 4).
@@ -177,8 +182,72 @@ impl Schedule {
 
     /// Signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` [B], i64 -> [B] f32.
     pub fn snr(&self, t: &Tensor) -> Tensor {
-        let table = Tensor::from_slice(&self.alphas_cumprod).to_device(t.device());
-        let alpha = table.index_select(0, t).to_kind(Kind::Float);
-        &alpha / (1. - &alpha)
+        let alpha = self.alphas(t);
+        &alpha / (-&alpha + 1.)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::nn::golden::Case;
+
+    fn config(name: &str) -> ScheduleConfig {
+        let json = match name {
+            "sd" => r#"{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}"#,
+            "ddpm" => r#"{"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}"#,
+            _ => r#"{"beta_schedule": "squaredcos_cap_v2"}"#,
+        };
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn equals_diffusers() {
+        let Some(case) = Case::open("schedules") else { return };
+        let (x0, noise) = (case.input("x"), case.input("noise"));
+        for name in ["sd", "ddpm", "cosine"] {
+            let config = config(name);
+            let betas: Vec<f32> = config.betas().into_iter().map(|beta| beta as f32).collect();
+            case.assert_close(&format!("{name}.betas"), &Tensor::from_slice(&betas), 1.);
+            let schedule = config.build().unwrap();
+            case.assert_close(&format!("{name}.alphas_cumprod"), &Tensor::from_slice(&schedule.alphas_cumprod), 1.);
+            let v = ScheduleConfig { prediction_type: PredictionType::VPrediction, ..config }.build().unwrap();
+            for t in [0, 1, 250, 999] {
+                let at = Tensor::from_slice(&[t]);
+                case.assert_close(&format!("{name}.add_noise.{t}"), &schedule.q_sample(x0, noise, &at), 1.);
+                case.assert_close(&format!("{name}.velocity.{t}"), &v.target(x0, noise, &at), 1.);
+            }
+        }
+    }
+
+    /// The values of the authors' schedule, computed in f64 and kept in f32.
+    #[test]
+    fn alphas_are_those_of_latent_diffusion() {
+        let schedule = ScheduleConfig::default().build().unwrap();
+        let known = [(0, 0.999150), (1, 0.998296), (101, 0.892981), (501, 0.274999), (901, 0.014005), (999, 0.004660)];
+        for (t, alpha) in known {
+            assert!((schedule.alpha_cumprod(t) - alpha).abs() < 1e-6, "{t}: {}", schedule.alpha_cumprod(t));
+        }
+    }
+
+    #[test]
+    fn every_prediction_type_tells_signal_and_noise() {
+        let of = |seed: &str| super::super::Noise::new(1, seed).normal(&[2, 3, 4, 4]).unwrap();
+        let (x0, noise, t) = (of("x"), of("noise"), Tensor::from_slice(&[300_i64, 300]));
+        for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+            let schedule = ScheduleConfig { prediction_type, ..Default::default() }.build().unwrap();
+            let x = schedule.q_sample(&x0, &noise, &t);
+            let told = schedule.interpret(&schedule.target(&x0, &noise, &t), &x, 300);
+            assert!((told.sample - &x0).abs().max().double_value(&[]) < 1e-5, "{prediction_type:?}");
+            assert!((told.epsilon - &noise).abs().max().double_value(&[]) < 1e-5, "{prediction_type:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_schedule() {
+        let of = |beta_end| ScheduleConfig { beta_end, ..Default::default() }.build();
+        assert!(of(1.5).unwrap_err().to_string().contains("between 0 and 1"));
+        assert!(ScheduleConfig { num_train_timesteps: 0, ..Default::default() }.build().is_err());
+        assert_eq!(ScheduleConfig { num_train_timesteps: 1, ..Default::default() }.build().unwrap().len(), 1);
     }
 }

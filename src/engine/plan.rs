@@ -247,7 +247,8 @@ pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Ne
     let base = base.finish();
     let key_of = |i: usize| {
         let mut hasher = Hasher::new("row key");
-        hasher.field(base.as_bytes());
+        // The id is part of the row that is written, and of its randomness.
+        hasher.field(base.as_bytes()).field(joined.ids[i].as_bytes());
         joined.digests.iter().for_each(|digests| {
             hasher.field(digests[i].as_bytes());
         });

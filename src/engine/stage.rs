@@ -106,11 +106,15 @@ pub trait Stage: Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
 
     /// Files named by parameters whose content is part of the stage's identity, such as weights.
-    fn files(&self) -> Vec<PathBuf>;
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
     /// `None` for a stage that reads tables.
-    fn list(&self) -> Result<Option<RecordBatch>>;
+    fn list(&self) -> Result<Option<RecordBatch>> {
+        Ok(None)
+    }
 }
 
 /// Opens the doing half: loads weights, prepares a device.

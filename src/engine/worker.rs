@@ -41,6 +41,8 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
         // The driver is gone, and what is not committed nobody will read.
         std::process::exit(0);
     });
+    // A panic becomes an answer; its trace would only hide it.
+    std::panic::set_hook(Box::new(|_| {}));
     let mut executor = Executor::new(store);
     for line in tasks {
         let result = serde_json::from_str::<Task>(&line).map_err(|e| Error::Worker(format!("a task that cannot be read: {e}"))).and_then(|task| {
@@ -49,7 +51,7 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
             let run = std::panic::AssertUnwindSafe(|| executor.run(task, open, &mut |report| answer(&Answer::Report(report))));
             std::panic::catch_unwind(run).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-                Err(Error::Stage(text.unwrap_or("the stage panicked").to_owned()))
+                Err(Error::Stage(readable(text.unwrap_or("the stage panicked"))))
             })
         });
         match result {
@@ -58,6 +60,12 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// A panic's text without what unwrapping and libtorch's own trace add to it.
+fn readable(panic: &str) -> String {
+    let text = panic.split_once("value: Torch(\"").map_or(panic, |(_, text)| text);
+    text.split("\\nException raised").next().unwrap_or(text).to_owned()
 }
 
 fn answer(answer: &Answer) {

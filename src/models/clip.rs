@@ -1,0 +1,283 @@
+//! The text transformer of CLIP, which turns captions into the denoiser's context: transformers' `CLIPTextModel`.
+
+use super::nn::{ConfigError, attention, layer_norm, linear, linear_no_bias, require};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{
+    Kind, Tensor,
+    nn::{self, Init, Module},
+};
+
+const NAME: &str = "CLIPTextModel";
+
+/// The activation of the feed-forward layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    /// x · sigmoid(1.702 x): OpenAI's models.
+    #[default]
+    QuickGelu,
+    /// The exact Gaussian error unit: OpenCLIP's models.
+    Gelu,
+}
+
+/// `text_encoder/config.json`; the defaults are those of transformers, which leaves a value out where it equals its default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    /// Number of token ids.
+    pub vocab_size: i64,
+    /// Width of a token.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: i64,
+    /// Number of layers.
+    pub num_hidden_layers: i64,
+    /// Number of heads; divides `hidden_size`.
+    pub num_attention_heads: i64,
+    /// Most tokens in a text, with its begin and end.
+    pub max_position_embeddings: i64,
+    /// The activation of the feed-forward layers.
+    pub hidden_act: HiddenAct,
+    /// Epsilon of the layer normalisations.
+    pub layer_norm_eps: f64,
+    /// The id that ends a text; 2 is the mistake of old configs and means the largest id.
+    pub eos_token_id: i64,
+    /// Width of the space shared with images.
+    pub projection_dim: i64,
+}
+
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: HiddenAct::QuickGelu,
+            layer_norm_eps: 1e-5,
+            eos_token_id: 49407,
+            projection_dim: 512,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    /// From the text of a `config.json` of a text model or of a whole CLIP model, whose `text_config` it takes, with the
+    /// `projection_dim` of the whole.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Whole {
+            text_config: Option<ClipTextConfig>,
+            projection_dim: Option<i64>,
+        }
+        let whole: Whole = serde_json::from_str(text)?;
+        match whole.text_config {
+            Some(config) => Ok(Self { projection_dim: whole.projection_dim.unwrap_or(config.projection_dim), ..config }),
+            None => serde_json::from_str(text),
+        }
+    }
+
+    /// Whether a network can be built from these values.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let counts = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers];
+        let more = [self.num_attention_heads, self.max_position_embeddings, self.projection_dim];
+        require(counts.iter().chain(&more).all(|count| *count > 0), NAME, || "every size has to be at least 1".into())?;
+        require(self.hidden_size % self.num_attention_heads == 0, NAME, || {
+            format!("num_attention_heads {} has to divide hidden_size {}", self.num_attention_heads, self.hidden_size)
+        })
+    }
+
+    /// Whether a key of a whole CLIP model, or a buffer that old files carry, is no part of the text transformer.
+    pub fn is_foreign(key: &str) -> bool {
+        key.starts_with("vision_model.")
+            || ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"].contains(&key)
+    }
+}
+
+/// Causal self-attention and a feed-forward layer, each normalised before and added after.
+#[derive(Debug)]
+struct EncoderLayer {
+    layer_norm1: nn::LayerNorm,
+    q_proj: nn::Linear,
+    k_proj: nn::Linear,
+    v_proj: nn::Linear,
+    out_proj: nn::Linear,
+    layer_norm2: nn::LayerNorm,
+    fc1: nn::Linear,
+    fc2: nn::Linear,
+    heads: i64,
+    act: HiddenAct,
+}
+
+impl EncoderLayer {
+    fn new(vs: nn::Path, config: &ClipTextConfig) -> Self {
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        let project = |name: &str| linear(&vs / "self_attn" / name, width, width);
+        Self {
+            layer_norm1: layer_norm(&vs / "layer_norm1", width, eps),
+            q_proj: project("q_proj"),
+            k_proj: project("k_proj"),
+            v_proj: project("v_proj"),
+            out_proj: project("out_proj"),
+            layer_norm2: layer_norm(&vs / "layer_norm2", width, eps),
+            fc1: linear(&vs / "mlp" / "fc1", width, config.intermediate_size),
+            fc2: linear(&vs / "mlp" / "fc2", config.intermediate_size, width),
+            heads: config.num_attention_heads,
+            act: config.hidden_act,
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let normed = self.layer_norm1.forward(x);
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(&normed));
+        let x = x + self.out_proj.forward(&attention(&q, &k, &v, self.heads, true));
+        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x));
+        let hidden = match self.act {
+            HiddenAct::QuickGelu => &hidden * (&hidden * 1.702).sigmoid(),
+            HiddenAct::Gelu => hidden.gelu("none"),
+        };
+        x + self.fc2.forward(&hidden)
+    }
+}
+
+/// What the text transformer says of a batch of texts.
+#[derive(Debug)]
+pub struct ClipTextOutput {
+    /// After the final normalisation, [B, tokens, hidden_size]: the context of Stable Diffusion.
+    pub last_hidden_state: Tensor,
+    /// The row of the token that ends the text, [B, hidden_size].
+    pub pooled: Tensor,
+}
+
+/// The text transformer.
+#[derive(Debug)]
+pub struct ClipTextModel {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: nn::LayerNorm,
+    text_projection: Option<nn::Linear>,
+    eos_token_id: i64,
+}
+
+impl ClipTextModel {
+    /// Declares the parameters under `vs` by their published names (`text_model.…`); fails if the config describes no network.
+    pub fn new(vs: nn::Path, config: &ClipTextConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (text, width) = (&vs / "text_model", config.hidden_size);
+        let embedding = |name: &str, rows| {
+            let init = Init::Randn { mean: 0., stdev: 0.02 };
+            (&text / "embeddings" / name).var("weight", &[rows, width], init)
+        };
+        let layer = |i| EncoderLayer::new(&text / "encoder" / "layers" / i, config);
+        Ok(Self {
+            token_embedding: embedding("token_embedding", config.vocab_size),
+            position_embedding: embedding("position_embedding", config.max_position_embeddings),
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            final_layer_norm: layer_norm(&text / "final_layer_norm", width, config.layer_norm_eps),
+            text_projection: None,
+            eos_token_id: config.eos_token_id,
+        })
+    }
+
+    /// The same with `text_projection`, as in a whole CLIP model.
+    pub fn with_projection(vs: nn::Path, config: &ClipTextConfig) -> Result<Self, ConfigError> {
+        let model = Self::new(vs.clone(), config)?;
+        let projection = linear_no_bias(&vs / "text_projection", config.hidden_size, config.projection_dim);
+        Ok(Self { text_projection: Some(projection), ..model })
+    }
+
+    /// `input_ids` [B, tokens ≤ max_position_embeddings] i64, begun and ended by their special tokens and padded. Padding is
+    /// not masked: each token sees all before it, as Stable Diffusion was trained.
+    pub fn forward(&self, input_ids: &Tensor) -> ClipTextOutput {
+        let (b, n) = input_ids.size2().unwrap();
+        let tokens = Tensor::embedding(&self.token_embedding, input_ids, -1, false, false);
+        let x = tokens + self.position_embedding.narrow(0, 0, n); // [B, N, C]
+        let x = self.layers.iter().fold(x, |x, layer| layer.forward(&x));
+        let last_hidden_state = self.final_layer_norm.forward(&x);
+        let end = match self.eos_token_id {
+            2 => input_ids.argmax(-1, false),
+            eos => input_ids.eq(eos).to_kind(Kind::Int64).argmax(-1, false), // the first of equals
+        };
+        let rows = Tensor::arange(b, (Kind::Int64, input_ids.device()));
+        let pooled = last_hidden_state.index(&[Some(rows), Some(end)]);
+        ClipTextOutput { last_hidden_state, pooled }
+    }
+
+    /// `pooled` [B, hidden_size] in the space shared with images, of length 1: [B, projection_dim]; None for a model built
+    /// without projection.
+    pub fn embed(&self, pooled: &Tensor) -> Option<Tensor> {
+        let projected = self.text_projection.as_ref()?.forward(pooled);
+        let norm = projected.norm_scalaropt_dim(2, [-1].as_slice(), true);
+        Some(projected / norm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nn::golden::{Case, quietly};
+    use super::*;
+    use tch::{Device, nn::VarStore};
+
+    fn own(key: &str) -> Option<String> {
+        (!ClipTextConfig::is_foreign(key)).then(|| key.to_owned())
+    }
+
+    #[test]
+    fn equals_transformers() {
+        let Some(case) = Case::open("clip_text") else { return };
+        let config = ClipTextConfig::from_json(&case.config_text()).unwrap();
+        let vs = VarStore::new(Device::Cpu);
+        let model = ClipTextModel::new(vs.root(), &config).unwrap();
+        case.load("model.safetensors", &vs, own);
+        quietly(|| {
+            let output = model.forward(case.input("input_ids"));
+            case.assert_close("last_hidden_state", &output.last_hidden_state, 1.);
+            case.assert_close("pooler_output", &output.pooled, 1.);
+            assert!(model.embed(&output.pooled).is_none());
+        });
+    }
+
+    #[test]
+    fn is_read_from_a_whole_clip_model() {
+        let Some(case) = Case::open("clip_full") else { return };
+        let config = ClipTextConfig::from_json(&case.config_text()).unwrap();
+        assert_eq!(config.projection_dim, 20);
+        let vs = VarStore::new(Device::Cpu);
+        let model = ClipTextModel::with_projection(vs.root(), &config).unwrap();
+        case.load("model.safetensors", &vs, own);
+        quietly(|| {
+            let output = model.forward(case.input("input_ids"));
+            case.assert_close("text_last_hidden_state", &output.last_hidden_state, 1.);
+            case.assert_close("text_embeds", &model.embed(&output.pooled).unwrap(), 1.);
+        });
+    }
+
+    #[test]
+    fn a_token_sees_only_what_stands_before_it() {
+        let config = ClipTextConfig {
+            vocab_size: 10,
+            hidden_size: 8,
+            intermediate_size: 16,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            hidden_act: HiddenAct::Gelu,
+            eos_token_id: 3,
+            ..Default::default()
+        };
+        let model = ClipTextModel::new(VarStore::new(Device::Cpu).root(), &config).unwrap();
+        quietly(|| {
+            let of = |ids: [i64; 5]| model.forward(&Tensor::from_slice(&ids).view([1, 5]));
+            let (a, b) = (of([9, 1, 3, 3, 3]), of([9, 1, 3, 5, 6]));
+            let row = |output: &ClipTextOutput, i| output.last_hidden_state.get(0).get(i);
+            assert_eq!(row(&a, 2), row(&b, 2));
+            assert_ne!(row(&a, 3), row(&b, 3));
+            // pooled where the text first ends, not at the padding
+            assert_eq!(a.pooled.get(0), row(&a, 2));
+        });
+        assert!(ClipTextConfig { num_attention_heads: 3, ..config }.validate().is_err());
+    }
+}

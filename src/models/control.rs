@@ -179,3 +179,104 @@ pub fn copy_encoder(unet: &nn::VarStore, control: &nn::VarStore) -> usize {
     let shared = control.variables().into_iter().filter_map(|(name, to)| Some((source.get(&name)?.shallow_clone(), to)));
     tch::no_grad(|| shared.map(|(from, mut to)| to.copy_(&from)).count())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        nn::golden::{Case, quietly},
+        unet::UNet2DConditionModel,
+    };
+    use super::*;
+    use tch::{Device, Kind, nn::VarStore};
+
+    #[test]
+    fn equals_diffusers() {
+        let (Some(case), Some(unet_case)) = (Case::open("controlnet"), Case::open("unet")) else { return };
+        let [vs, unet_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+        let control = ControlNet::new(vs.root(), &case.config()).unwrap();
+        let unet = UNet2DConditionModel::new(unet_vs.root(), &unet_case.config()).unwrap();
+        case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(key.to_owned()));
+        unet_case.load("diffusion_pytorch_model.safetensors", &unet_vs, |key| Some(key.to_owned()));
+        quietly(|| {
+            let [x, t, context] = ["sample", "timestep", "encoder_hidden_states"].map(|name| case.input(name));
+            let condition = case.input("controlnet_cond");
+            case.assert_close("cond_embedding", &control.hint(condition), 1.);
+            let residuals = control.forward(x, t, context, condition).scale(0.7);
+            assert_eq!(residuals.skips.len(), 12);
+            residuals.skips.iter().enumerate().for_each(|(i, skip)| case.assert_close(&format!("down.{i}"), skip, 1.));
+            case.assert_close("mid", &residuals.mid, 1.);
+            case.assert_close("unet_sample", &unet.forward(x, t, context, Some(&residuals)), 1.);
+        });
+    }
+
+    fn small(residuals: &str) -> ControlNetConfig {
+        serde_json::from_value(serde_json::json!({
+            "block_out_channels": [8, 8, 16], "layers_per_block": 1, "cross_attention_dim": 12, "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 2,
+            "conditioning_embedding_out_channels": [4, 8, 8], "residuals": residuals,
+        }))
+        .unwrap()
+    }
+
+    fn inputs() -> (Tensor, Tensor, Tensor, Tensor) {
+        let of = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        (of(&[2, 4, 8, 8]), Tensor::from_slice(&[1_i64, 901]), of(&[2, 5, 12]), of(&[2, 3, 32, 32]))
+    }
+
+    #[test]
+    fn a_new_control_network_changes_nothing() {
+        let config = small("all");
+        assert_eq!(config.factor(), 4);
+        let [vs, unet_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+        let control = ControlNet::new(vs.root(), &config).unwrap();
+        let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
+        quietly(|| {
+            let (x, t, context, condition) = inputs();
+            let residuals = control.forward(&x, &t, &context, &condition);
+            assert_eq!(unet.forward(&x, &t, &context, Some(&residuals)), unet.forward(&x, &t, &context, None));
+        });
+        let copied = copy_encoder(&unet_vs, &vs);
+        let shared = vs.variables().keys().filter(|name| !name.starts_with("controlnet_")).count();
+        assert_eq!(copied, shared);
+        let name = "mid_block.resnets.0.conv1.weight";
+        assert_eq!(vs.variables()[name], unet_vs.variables()[name]);
+    }
+
+    #[test]
+    fn the_semantic_guided_network_reaches_the_deepest_skips_and_the_middle() {
+        let [vs, all_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+        let deep = ControlNet::new(vs.root(), &small("deep_and_mid")).unwrap();
+        let mut all_store = all_vs;
+        let all = ControlNet::new(all_store.root(), &small("all")).unwrap();
+        // give the zero convolutions something to say
+        tch::no_grad(|| vs.variables().into_values().for_each(|mut variable| _ = variable.uniform_(-0.3, 0.3)));
+        all_store.copy(&vs).unwrap();
+        quietly(|| {
+            let (x, t, context, condition) = inputs();
+            let deep = deep.forward(&x, &t, &context, &condition);
+            let all = all.forward(&x, &t, &context, &condition);
+            assert_eq!(all.skips.len(), 6);
+            assert_eq!(deep.skips.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, 8, 2, 2], [2, 16, 2, 2]]);
+            assert_eq!(deep.mid, all.mid);
+            for (deep, all) in deep.skips.iter().zip(&all.skips[4..]) {
+                assert_eq!(*deep, all.silu());
+            }
+        });
+        // of the zero convolutions that are not used no gradient exists, so that an optimiser leaves them alone
+        let (x, t, context, condition) = inputs();
+        let residuals = deep.forward(&x, &t, &context, &condition);
+        (residuals.mid.square().mean(Kind::Float) + residuals.skips[1].square().mean(Kind::Float)).backward();
+        let variables = vs.variables();
+        assert!(!variables["controlnet_down_blocks.3.weight"].grad().defined());
+        assert!(variables["controlnet_down_blocks.5.weight"].grad().defined());
+        assert!(variables["controlnet_cond_embedding.conv_in.weight"].grad().abs().max().double_value(&[]) > 0.);
+    }
+
+    #[test]
+    fn a_config_survives_serde() {
+        let config = small("deep_and_mid");
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<ControlNetConfig>(&text).unwrap(), config);
+        assert!(ControlNetConfig { conditioning_embedding_out_channels: vec![], ..config }.validate().is_err());
+    }
+}

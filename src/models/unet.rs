@@ -272,7 +272,7 @@ impl Transformer2D {
         let project = |layer: &nn::Linear, tokens: &Tensor| tokens.linear(&layer.ws.flatten(1, -1), layer.bs.as_ref());
         let tokens = project(&self.proj_in, &to_tokens(&self.norm.forward(x))); // [B, H·W, C]
         let tokens = self.transformer_blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, context));
-        to_image(&project(&self.proj_out, &tokens), x) + x
+        x + to_image(&project(&self.proj_out, &tokens), x)
     }
 }
 
@@ -495,5 +495,75 @@ impl UNet2DConditionModel {
             }
         }
         self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nn::golden::{Case, quietly};
+    use super::*;
+    use tch::{Device, nn::VarStore};
+
+    #[test]
+    fn equals_diffusers() {
+        let Some(case) = Case::open("unet") else { return };
+        let vs = VarStore::new(Device::Cpu);
+        let unet = UNet2DConditionModel::new(vs.root(), &case.config()).unwrap();
+        case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(key.to_owned()));
+        quietly(|| {
+            let (x, t, context) = (case.input("sample"), case.input("timestep"), case.input("encoder_hidden_states"));
+            case.assert_close("time_proj", &unet.encoder.time_embedding.sinusoids(t), 1.);
+            let encoded = unet.encoder.forward(x, t, context, None);
+            case.assert_close("conv_in", &encoded.skips[0], 1.);
+            case.assert_close("down0.attn0", &encoded.skips[1], 1.);
+            case.assert_close("mid", &encoded.mid, 1.);
+            case.assert_close("sample", &unet.forward(x, t, context, None), 1.);
+            let (x, t) = (case.input("sample_odd"), case.input("timestep_odd"));
+            case.assert_close("sample_odd", &unet.forward(x, t, &context.narrow(0, 0, 1), None), 1.);
+        });
+    }
+
+    pub(in super::super) fn small() -> UNet2DConditionConfig {
+        serde_json::from_str(
+            r#"{"block_out_channels": [16, 24], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "layers_per_block": 1, "cross_attention_dim": 12, "attention_head_dim": [1, 3], "norm_num_groups": 8,
+                "use_linear_projection": true}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn small_networks_are_built_of_the_same_blocks() {
+        let vs = VarStore::new(Device::Cpu);
+        let unet = UNet2DConditionModel::new(vs.root(), &small()).unwrap();
+        let variables = vs.variables();
+        assert_eq!(variables["up_blocks.0.resnets.0.conv1.weight"].size(), [24, 48, 3, 3]);
+        assert_eq!(variables["up_blocks.1.resnets.1.conv1.weight"].size(), [16, 32, 3, 3]);
+        assert_eq!(variables["down_blocks.1.attentions.0.proj_in.weight"].size(), [24, 24]);
+        assert!(!variables.keys().any(|name| name.starts_with("down_blocks.0.attentions")));
+        assert!(UNet2DConditionModel::is_decoder("up_blocks.0.resnets.0.conv1.weight"));
+        assert!(!UNet2DConditionModel::is_decoder("mid_block.resnets.0.conv1.weight"));
+        quietly(|| {
+            let of = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+            let (x, t, context) = (of(&[3, 4, 7, 5]), Tensor::from_slice(&[1_i64, 500, 999]), of(&[1, 6, 12]));
+            let shared = unet.forward(&x, &t, &context, None);
+            assert_eq!(shared.size(), x.size());
+            // one context for all rows is as good as a copy for each
+            let copied = unet.forward(&x, &t, &context.repeat([3, 1, 1]), None);
+            assert!((shared - copied).abs().max().double_value(&[]) < 1e-5);
+        });
+    }
+
+    #[test]
+    fn refuses_what_describes_no_network() {
+        let refusal = |change: fn(&mut UNet2DConditionConfig)| {
+            let mut config = small();
+            change(&mut config);
+            UNet2DConditionModel::new(VarStore::new(Device::Cpu).root(), &config).unwrap_err().to_string()
+        };
+        assert!(refusal(|c| c.down_block_types.truncate(1)).contains("need 2 entries each"));
+        assert!(refusal(|c| c.attention_head_dim = PerLevel::Same(7)).contains("has to divide the width 16"));
+        assert!(refusal(|c| c.attention_head_dim = PerLevel::Each(vec![1])).contains("one number, or 2"));
+        assert!(refusal(|c| c.cross_attention_dim = 0).contains("cross_attention_dim"));
     }
 }

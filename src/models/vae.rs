@@ -138,7 +138,7 @@ impl Attention {
     fn forward(&self, x: &Tensor) -> Tensor {
         let tokens = to_tokens(&self.group_norm.forward(x)); // [B, H·W, C]
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|layer| layer.forward(&tokens));
-        to_image(&self.to_out.forward(&attention(&q, &k, &v, 1, false)), x) + x
+        x + to_image(&self.to_out.forward(&attention(&q, &k, &v, 1, false)), x)
     }
 }
 
@@ -338,5 +338,69 @@ impl AutoencoderKl {
     /// gradients there (latent-diffusion, `calculate_adaptive_weight`).
     pub fn last_layer(&self) -> &Tensor {
         &self.decoder.conv_out.ws
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nn::golden::{Case, quietly};
+    use super::*;
+    use tch::{Device, Kind, nn::VarStore};
+
+    fn small() -> AutoencoderKlConfig {
+        serde_json::from_str(r#"{"block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}"#).unwrap()
+    }
+
+    #[test]
+    fn equals_diffusers() {
+        let Some(case) = Case::open("vae") else { return };
+        let config: AutoencoderKlConfig = case.config();
+        let vs = VarStore::new(Device::Cpu);
+        let vae = AutoencoderKl::new(vs.root(), &config).unwrap();
+        let check = |slack| {
+            quietly(|| {
+                let posterior = vae.encode(case.input("image"));
+                case.assert_close("mean", &posterior.mean, slack);
+                case.assert_close("logvar", &posterior.logvar, slack);
+                let sample = posterior.sample(case.input("noise"));
+                case.assert_close("sample", &sample, slack);
+                case.assert_close("latent_scaled", &(sample * config.scaling_factor), slack);
+                case.assert_close("kl", &posterior.kl(), slack);
+                case.assert_close("decode_z", &vae.decode(&(case.input("z") / config.scaling_factor)), slack);
+                case.assert_close("reconstruction", &vae.decode(&posterior.mean), slack);
+            });
+        };
+        case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(config.rename(key)));
+        check(1.);
+        // the same weights under older names, rounded to half precision
+        for file in ["diffusion_pytorch_model.oldkeys.safetensors", "ldm.safetensors"] {
+            case.load(file, &vs, |key| Some(config.rename(key)));
+            check(100.);
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_levels() {
+        let config = small();
+        assert_eq!((config.factor(), config.scaling_factor), (4, 0.18215));
+        let vae = AutoencoderKl::new(VarStore::new(Device::Cpu).root(), &config).unwrap();
+        quietly(|| {
+            let z = vae.encode(&Tensor::zeros([2, 3, 24, 16], (Kind::Float, Device::Cpu))).mean;
+            assert_eq!(z.size(), [2, 4, 6, 4]);
+            assert_eq!(vae.decode(&z).size(), [2, 3, 24, 16]);
+        });
+    }
+
+    #[test]
+    fn refuses_what_describes_no_network() {
+        let refusal = |change: fn(&mut AutoencoderKlConfig)| {
+            let mut config = small();
+            change(&mut config);
+            AutoencoderKl::new(VarStore::new(Device::Cpu).root(), &config).unwrap_err().to_string()
+        };
+        assert!(refusal(|c| c.block_out_channels = vec![8, 10]).contains("multiple of norm_num_groups 4"));
+        assert!(refusal(|c| c.block_out_channels.clear()).contains("one width per level"));
+        assert!(refusal(|c| c.layers_per_block = 0).contains("at least 1"));
+        assert!(refusal(|c| c.scaling_factor = 0.).contains("scaling_factor 0"));
     }
 }

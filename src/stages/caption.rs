@@ -1,6 +1,6 @@
 //! Images -> descriptions.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch, StringArray},
@@ -46,14 +46,6 @@ impl Stage for Caption {
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
         Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
-    fn list(&self) -> Result<Option<RecordBatch>> {
-        Ok(None)
     }
 }
 

@@ -128,10 +128,6 @@ impl Stage for Ingest {
         ])))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
     fn list(&self) -> Result<Option<RecordBatch>> {
         Ok(Some(match self.dataset {
             Dataset::Folder => list_folder(self.root.as_deref().unwrap_or_else(|| std::path::Path::new(".")))?,

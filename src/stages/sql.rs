@@ -1,6 +1,6 @@
 //! Tables -> a table, by a SQL query: filters, splits and joins are data, not Rust.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::RecordBatch,
@@ -43,14 +43,6 @@ impl Stage for Sql {
             _ => field.clone(),
         });
         Ok(Arc::new(Schema::new(plain.collect::<Vec<_>>())))
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
-    fn list(&self) -> Result<Option<RecordBatch>> {
-        Ok(None)
     }
 }
 

@@ -33,12 +33,30 @@ impl Entry {
         kind: Result<Kind, String>,
     ) -> Option<Self> {
         let entry = Self { storage, offset, strides, shape, kind };
-        match &entry.kind {
-            Ok(kind) => entry.span(*kind).map(drop)?,
-            // Not readable as a tensor, but its name and shape are known.
-            Err(_) => (),
+        // A view of unknown elements cannot be read, but its name and shape are known.
+        if let Ok(kind) = entry.kind {
+            entry.span(kind)?;
         }
         Some(entry)
+    }
+
+    /// Equal parts along the first dimension. None where it does not divide.
+    pub(super) fn split(self, parts: usize) -> Option<Vec<Self>> {
+        if parts == 1 {
+            return Some(vec![self]);
+        }
+        let (&whole, &stride) = (self.shape.first()?, self.strides.first()?);
+        let size = whole.checked_div(i64::try_from(parts).ok()?)?;
+        if size * parts as i64 != whole {
+            return None;
+        }
+        let shape = [&[size], &self.shape[1..]].concat();
+        let part = |index: usize| {
+            let step = usize::try_from(size).ok()?.checked_mul(usize::try_from(stride).ok()?)?;
+            let offset = self.offset.checked_add(index.checked_mul(step)?)?;
+            Self::view(self.storage.clone(), offset, shape.clone(), self.strides.clone(), self.kind.clone())
+        };
+        (0..parts).map(part).collect()
     }
 
     /// The bytes from the first to the last element of the view.

@@ -25,7 +25,11 @@ pub(super) enum Value {
     /// `module.name` of a class or function.
     Global(String),
     /// A call that was not made. `items` is what was then stored in its result, as in a dict subclass.
-    Call { function: Id, arguments: Id, items: Vec<(Id, Id)> },
+    Call {
+        function: Id,
+        arguments: Id,
+        items: Vec<(Id, Id)>,
+    },
     /// A persistent id: in a checkpoint, a storage outside of the pickle.
     Persistent(Id),
     /// Anything else: floats, bytes, sets, extensions.
@@ -368,7 +372,11 @@ impl<'a> Machine<'a> {
     }
 
     fn top(&self) -> Result<Id> {
-        if self.stack.len() > self.floor() { Ok(self.stack[self.stack.len() - 1]) } else { self.fail("the stack is empty") }
+        if self.stack.len() > self.floor() {
+            Ok(self.stack[self.stack.len() - 1])
+        } else {
+            self.fail("the stack is empty")
+        }
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -413,13 +421,102 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, slot: u64) -> Result<()> {
-        match self.memo.get(&slot) {
-            Some(&id) => Ok(self.stack.push(id)),
-            None => self.fail("a memo slot was never filled"),
-        }
+        let Some(&id) = self.memo.get(&slot) else { return self.fail("a memo slot was never filled") };
+        self.stack.push(id);
+        Ok(())
     }
 }
 
 fn pairs(items: &[Id]) -> Vec<(Id, Id)> {
     items.as_chunks::<2>().0.iter().map(|&[key, value]| (key, value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The value, written out with what it refers to.
+    fn show(pickle: &Pickle, id: Id) -> String {
+        let list = |items: &[Id]| items.iter().map(|&item| show(pickle, item)).collect::<Vec<_>>().join(" ");
+        let pairs = |items: &[(Id, Id)]| {
+            items
+                .iter()
+                .map(|&(key, value)| format!("{}={}", show(pickle, key), show(pickle, value)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        match pickle.get(id) {
+            Value::Int(int) => int.to_string(),
+            Value::Str(text) => text.clone(),
+            Value::Tuple(items) => format!("({})", list(items)),
+            Value::List(items) => format!("[{}]", list(items)),
+            Value::Dict(items) => format!("{{{}}}", pairs(items)),
+            Value::Global(name) => name.clone(),
+            Value::Call { function, arguments, items } => {
+                format!("{}{}{{{}}}", show(pickle, *function), show(pickle, *arguments), pairs(items))
+            }
+            Value::Persistent(id) => format!("#{}", show(pickle, *id)),
+            value => format!("{value:?}"),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> String {
+        Pickle::parse(bytes).map_or_else(|error| error.to_string(), |pickle| show(&pickle, pickle.root))
+    }
+
+    /// `pickle.dumps({"a": [1, -2, 300, 70000, 2**40, True, None, 1.5], "t": ((), (1,), (1, 2), (1, 2, 3, 4))}, protocol)`
+    #[test]
+    fn protocols_0_to_5_say_the_same() {
+        let want = "{a=[1 -2 300 70000 1099511627776 Bool(true) None Opaque] t=(() (1) (1 2) (1 2 3 4))}";
+        let dumps: [&[u8]; 4] = [
+            b"(dp0\nVa\np1\n(lp2\nI1\naI-2\naI300\naI70000\naL1099511627776L\naI01\naNaF1.5\nasVt\np3\n((t(I1\ntp4\n(I1\nI2\ntp5\n(I1\nI2\nI3\nI4\ntp6\ntp7\ns.",
+            b"}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01Jp\x11\x01\x00L1099511627776L\nI01\nNG?\xf8\x00\x00\x00\x00\x00\x00eX\x01\x00\x00\x00tq\x03()(K\x01tq\x04(K\x01K\x02tq\x05(K\x01K\x02K\x03K\x04tq\x06tq\x07u.",
+            b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01Jp\x11\x01\x00\x8a\x06\x00\x00\x00\x00\x00\x01\x88NG?\xf8\x00\x00\x00\x00\x00\x00eX\x01\x00\x00\x00tq\x03()K\x01\x85q\x04K\x01K\x02\x86q\x05(K\x01K\x02K\x03K\x04tq\x06tq\x07u.",
+            b"\x80\x04\x95M\x00\x00\x00\x00\x00\x00\x00}\x94(\x8c\x01a\x94]\x94(K\x01J\xfe\xff\xff\xffM,\x01Jp\x11\x01\x00\x8a\x06\x00\x00\x00\x00\x00\x01\x88NG?\xf8\x00\x00\x00\x00\x00\x00e\x8c\x01t\x94()K\x01\x85\x94K\x01K\x02\x86\x94(K\x01K\x02K\x03K\x04t\x94t\x94u.",
+        ];
+        for bytes in dumps {
+            assert_eq!(parse(bytes), want);
+        }
+    }
+
+    #[test]
+    fn calls_and_persistent_ids_are_data() {
+        let ordered = b"ccollections\nOrderedDict\n)Rq\x00X\x01\x00\x00\x00aK\x01s}b.";
+        assert_eq!(parse(ordered), "collections.OrderedDict(){a=1}");
+        assert_eq!(parse(b"\x8c\x01m\x8c\x01f\x93K\x05\x85\x81."), "m.f(5){}");
+        assert_eq!(parse(b"(im\nf\n."), "m.f(){}");
+        assert_eq!(parse(b"(cm\nf\nK\x05o."), "m.f(5){}");
+        assert_eq!(parse(b"K\x05\x85Q."), "#(5)");
+        assert_eq!(parse(b"Pkey\n."), "#key");
+    }
+
+    #[test]
+    fn integers_have_their_sign_and_width() {
+        assert_eq!(parse(b"\x8a\x00."), "0");
+        assert_eq!(parse(b"\x8a\x01\xff."), "-1");
+        assert_eq!(parse(b"\x8a\x02\xff\x00."), "255");
+        assert_eq!(parse(&[b"\x8a\x11".as_slice(), &[1; 17], b"."].concat()), "Opaque");
+    }
+
+    #[test]
+    fn a_broken_pickle_says_where() {
+        assert_eq!(parse(b"K\x01"), "the pickle breaks at byte 2: the file ends too early");
+        assert_eq!(parse(b"."), "the pickle breaks at byte 1: the stack is empty");
+        assert_eq!(parse(b"(K\x01t0."), "the pickle breaks at byte 6: the stack is empty");
+        assert_eq!(parse(b"K\x01(R."), "the pickle breaks at byte 4: the stack is empty");
+        assert_eq!(parse(b"h\x09."), "the pickle breaks at byte 2: a memo slot was never filled");
+        assert_eq!(parse(b"\xff."), "the pickle breaks at byte 1: unknown opcode");
+        assert_eq!(parse(b"X\xff\xff\xff\xffa."), "the pickle breaks at byte 5: the file ends too early");
+    }
+
+    proptest! {
+        /// Opcodes are more likely than in plain noise, so that the machine gets somewhere.
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(
+            prop_oneof![any::<u8>(), prop::sample::select(b"().0122NK]a}eusqhRQbtdlcio\n\x81\x85\x86\x93\x94".to_vec())], 0..200)
+        ) {
+            let _ = Pickle::parse(&bytes);
+        }
+    }
 }

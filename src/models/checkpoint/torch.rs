@@ -1,7 +1,10 @@
 //! What `torch.save` writes: a pickle that names storages, and the storages, in a zip (since PyTorch 1.6) or one after
 //! the other (before). The layouts are those of `torch/serialization.py` and `torch/_utils.py`.
 
-use super::{entry::Entry, pickle::{Id, Pickle, Value}};
+use super::{
+    entry::Entry,
+    pickle::{Id, Pickle, Value},
+};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read};
@@ -12,7 +15,7 @@ const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 /// Deeper nesting than any training program writes.
 const MAX_DEPTH: usize = 64;
 /// A container that holds itself many times over would otherwise be walked for ever.
-const MAX_VISITS: usize = 1 << 24;
+const MAX_VISITS: usize = 1 << 20;
 /// A longer name names no parameter.
 const MAX_NAME: usize = 4096;
 
@@ -28,7 +31,9 @@ type Result<T> = std::result::Result<T, String>;
 /// Reads a zip archive as `torch.save` writes it.
 pub(super) fn read_zip(file: &Bytes) -> Result<Tensors> {
     let mut archive = zip::ZipArchive::new(Cursor::new(file.clone())).map_err(|error| error.to_string())?;
-    let root = archive.file_names().find_map(|name| name.strip_suffix("data.pkl")).map(str::to_owned);
+    let folder =
+        |name: &str| name.strip_suffix("data.pkl").filter(|at| at.is_empty() || at.ends_with('/')).map(str::to_owned);
+    let root = archive.file_names().find_map(folder);
     let Some(root) = root else { return Err("it is a zip archive without a data.pkl".to_owned()) };
     if archive.index_for_name(&format!("{root}byteorder")).is_some()
         && zip_member(file, &mut archive, &format!("{root}byteorder"))?.starts_with(b"big")
@@ -98,7 +103,9 @@ pub(super) fn read_legacy(file: &Bytes) -> Result<Tensors> {
         placed.insert(key.to_owned(), file.slice(at + 8..end));
         at = end;
     }
-    walk(&pickle, |storage| placed.get(storage.key).cloned().ok_or_else(|| format!("it has no storage {}", storage.key)))
+    walk(&pickle, |storage| {
+        placed.get(storage.key).cloned().ok_or_else(|| format!("it has no storage {}", storage.key))
+    })
 }
 
 /// A persistent id: `("storage", type, key, device, length[, view])`.
@@ -182,54 +189,52 @@ struct View<'a> {
     strides: Vec<i64>,
 }
 
-/// Recognises the calls that rebuild a tensor. None for any other value.
+/// Recognises the calls that rebuild a tensor, also inside of the wrappers that make it a parameter or give it another
+/// class. None for any other value.
 fn view(pickle: &Pickle, id: Id) -> Result<Option<View<'_>>> {
     let Value::Call { mut function, mut arguments, .. } = *pickle.get(id) else { return Ok(None) };
-    loop {
-        let items = pickle.sequence(arguments).unwrap_or_default();
-        // Wrappers: a loop, for they may wrap one another as deep as the file likes.
-        match (pickle.global(function), items) {
-            (Some("torch._tensor._rebuild_from_type_v2"), &[inner, _class, inner_arguments, ..]) => {
+    for _ in 0..MAX_DEPTH {
+        let Some(name) = pickle.global(function) else { return Ok(None) };
+        match (name, pickle.sequence(arguments).unwrap_or_default()) {
+            ("torch._tensor._rebuild_from_type_v2", &[inner, _class, inner_arguments, ..]) => {
                 (function, arguments) = (inner, inner_arguments);
-                continue;
             }
             (
-                Some(
-                    "torch._utils._rebuild_parameter"
-                    | "torch._utils._rebuild_parameter_with_state"
-                    | "torch.nn.parameter.Parameter",
-                ),
+                "torch._utils._rebuild_parameter"
+                | "torch._utils._rebuild_parameter_with_state"
+                | "torch.nn.parameter.Parameter",
                 &[data, ..],
-            ) => {
-                let Value::Call { function: inner, arguments: inner_arguments, .. } = *pickle.get(data) else {
-                    return Ok(None);
-                };
-                (function, arguments) = (inner, inner_arguments);
-                continue;
-            }
-            (
-                Some(
-                    name @ ("torch._utils._rebuild_tensor"
-                    | "torch._utils._rebuild_tensor_v2"
-                    | "torch._utils._rebuild_tensor_v3"),
-                ),
-                &[storage, offset, shape, strides, ref rest @ ..],
-            ) => {
-                let mut storage = Storage::parse(pickle, storage).ok_or("a tensor has no storage")?;
-                if name.ends_with("_v3") {
-                    let dtype = rest.get(2).and_then(|&dtype| pickle.global(dtype)).ok_or("a tensor has no dtype")?;
-                    storage.kind = dtype_kind(dtype);
+            ) => match *pickle.get(data) {
+                Value::Call { function: inner, arguments: inner_arguments, .. } => {
+                    (function, arguments) = (inner, inner_arguments);
                 }
-                let ints = |id| pickle.sequence(id)?.iter().map(|&int| pickle.int(int)).collect::<Option<Vec<i64>>>();
-                let offset = pickle.int::<usize>(offset).and_then(|offset| offset.checked_add(storage.offset));
-                return match (offset, ints(shape), ints(strides)) {
-                    (Some(offset), Some(shape), Some(strides)) => Ok(Some(View { storage, offset, shape, strides })),
-                    _ => Err("a tensor has no valid offset, shape and strides".to_owned()),
-                };
+                _ => return Ok(None),
+            },
+            (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                &[storage, offset, shape, strides, ..],
+            ) => {
+                return rebuild(pickle, storage, offset, shape, strides).map(Some);
+            }
+            ("torch._utils._rebuild_tensor_v3", &[storage, offset, shape, strides, _grad, _hooks, dtype, ..]) => {
+                let mut view = rebuild(pickle, storage, offset, shape, strides)?;
+                view.storage.kind = dtype_kind(pickle.global(dtype).unwrap_or("an unnamed dtype"));
+                return Ok(Some(view));
             }
             _ => return Ok(None),
         }
     }
+    Ok(None)
+}
+
+fn rebuild(pickle: &Pickle, storage: Id, offset: Id, shape: Id, strides: Id) -> Result<View<'_>> {
+    let ints = |id| pickle.sequence(id)?.iter().map(|&int| pickle.int(int)).collect::<Option<Vec<i64>>>();
+    let parse = || {
+        let storage = Storage::parse(pickle, storage)?;
+        let offset = pickle.int::<usize>(offset)?.checked_add(storage.offset)?;
+        Some(View { storage, offset, shape: ints(shape)?, strides: ints(strides)? })
+    };
+    parse().ok_or_else(|| "it has no valid storage, offset, shape and strides".to_owned())
 }
 
 /// Finds the tensors below the root. Dict keys and list positions become the parts of their names.
@@ -243,37 +248,33 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
         if depth > MAX_DEPTH || visits > MAX_VISITS || name.len() > MAX_NAME {
             return Err(format!("its containers are nested too deep at {:.60}", name));
         }
-        if let Some(View { storage, offset, shape, strides }) =
-            view(pickle, id).map_err(|error| format!("{name}: {error}"))?
-        {
+        let named = |error| format!("{name}: {error}");
+        if let Some(View { storage, offset, shape, strides }) = view(pickle, id).map_err(named)? {
             let bytes = match storages.get(storage.key) {
                 Some(bytes) => bytes.clone(),
-                None => {
-                    let bytes = bytes(&storage).map_err(|error| format!("{name}: {error}"))?;
-                    storages.insert(storage.key.to_owned(), bytes.clone());
-                    bytes
-                }
+                None => storages.entry(storage.key.to_owned()).or_insert(bytes(&storage).map_err(named)?).clone(),
             };
             let entry = Entry::view(bytes, offset, shape, strides, storage.kind)
                 .ok_or_else(|| format!("{name} reaches outside of its storage"))?;
-            let parents = name.match_indices('.').map(|(dot, _)| name[..dot].to_owned());
-            found.containers.extend(parents);
             if found.entries.insert(name.clone(), entry).is_some() {
                 return Err(format!("two tensors are named {name}"));
             }
             continue;
         }
+        if matches!(pickle.get(id), Value::Dict(_) | Value::Call { .. }) {
+            found.containers.insert(name.clone());
+        }
         let mut child = |key: &str, value: Id| {
+            if !matches!(pickle.get(value), Value::Dict(_) | Value::Call { .. } | Value::Tuple(_) | Value::List(_)) {
+                return;
+            }
             let name = if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
             pending.push((value, name, depth + 1));
         };
         match pickle.get(id) {
             Value::Dict(items) => each_item(pickle, items, &mut child),
-            Value::Call { arguments, items, .. } => {
-                // OrderedDict([[key, value], ...]), as Python 2 wrote it
-                let given = pickle.sequence(*arguments).and_then(|arguments| pickle.sequence(*arguments.first()?));
-                let pair = |&id: &Id| pickle.sequence(id).and_then(|pair| Some((*pair.first()?, *pair.get(1)?)));
-                each_item(pickle, &given.unwrap_or_default().iter().filter_map(pair).collect::<Vec<_>>(), &mut child);
+            Value::Call { function, arguments, items } => {
+                each_item(pickle, &pairs_given(pickle, *function, *arguments), &mut child);
                 each_item(pickle, items, &mut child);
             }
             Value::Tuple(items) | Value::List(items) => {
@@ -285,12 +286,195 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
     Ok(found)
 }
 
+/// The items of `OrderedDict([[key, value], ...])`, as Python 2 wrote it.
+fn pairs_given(pickle: &Pickle, function: Id, arguments: Id) -> Vec<(Id, Id)> {
+    let list = match (pickle.global(function), pickle.sequence(arguments)) {
+        (Some("collections.OrderedDict"), Some(&[list])) => pickle.sequence(list).unwrap_or_default(),
+        _ => &[],
+    };
+    let pair = |&id: &Id| pickle.sequence(id).and_then(|pair| Some((*pair.first()?, *pair.get(1)?)));
+    list.iter().filter_map(pair).collect()
+}
+
 fn each_item(pickle: &Pickle, items: &[(Id, Id)], child: &mut impl FnMut(&str, Id)) {
     for &(key, value) in items {
         match pickle.get(key) {
             Value::Str(key) => child(key, value),
             Value::Int(key) => child(&key.to_string(), value),
             _ => (),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Checkpoint, golden};
+    use super::*;
+    use std::path::Path;
+    use tch::Tensor;
+
+    /// The fixtures hold floats as f32 and integers and bools as i64.
+    fn as_stored(tensor: &Tensor) -> Tensor {
+        match tensor.kind() {
+            Kind::Half | Kind::BFloat16 | Kind::Double => tensor.to_kind(Kind::Float),
+            Kind::Bool | Kind::Int => tensor.to_kind(Kind::Int64),
+            _ => tensor.shallow_clone(),
+        }
+    }
+
+    /// Every tensor of `checkpoint` against `expected`, whose names begin with `prefix`.
+    fn compare(checkpoint: &Checkpoint, expected: &Checkpoint, prefix: &str) {
+        let expected = expected.clone().select(prefix);
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>());
+        for (name, tensor) in checkpoint.tensors().unwrap() {
+            assert_eq!(as_stored(&tensor), expected.tensor(&name).unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn files_of_torch_save_hold_what_was_saved() {
+        let Some(folder) = golden::path("models/pickles") else { return };
+        let open = |name: &str| Checkpoint::open(folder.join(name)).unwrap().state_dict();
+        let expected = open("expected.safetensors");
+        for file in ["plain.pth", "plain_legacy.pth", "nested_legacy.ckpt", "nested.ckpt"] {
+            compare(&open(file), &expected, "base");
+        }
+        for file in ["views.pth", "views_legacy.pth"] {
+            compare(&open(file), &expected, "views");
+        }
+        let base = expected.clone().select("base");
+        let pair = ["b", "w"].map(|name| base.tensor(name).unwrap());
+        let teacher = open("dino_full_checkpoint.pth").select("backbone");
+        for checkpoint in [open("parameters.pth"), teacher] {
+            assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["b", "w"]);
+            assert_eq!(["b", "w"].map(|name| checkpoint.tensor(name).unwrap()), pair);
+        }
+        let (stored, plain) = (open("plain.safetensors"), open("plain.pth"));
+        let kinds = |checkpoint: &Checkpoint| checkpoint.names().map(|name| checkpoint.kind(name)).collect::<Vec<_>>();
+        assert_eq!(kinds(&stored), kinds(&plain));
+    }
+
+    #[test]
+    fn training_checkpoints_give_their_state_dict() {
+        let Some(folder) = golden::path("reference") else { return };
+        let json = std::fs::read(folder.join("sample_ckpt_expected.json")).unwrap();
+        let expected: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        for file in ["sample_flat.ckpt", "sample_legacy_format.ckpt", "sample_pl.ckpt"] {
+            let checkpoint = Checkpoint::open(folder.join(file)).unwrap().state_dict();
+            let tensors = expected["tensors"].as_object().unwrap();
+            assert_eq!(checkpoint.len(), tensors.len(), "{file}");
+            for (name, values) in tensors {
+                let shape: Vec<i64> = serde_json::from_value(expected["shapes"][name].clone()).unwrap();
+                let values: Vec<f64> = serde_json::from_value(values.clone()).unwrap();
+                let tensor = checkpoint.tensor(name).unwrap();
+                assert_eq!(tensor.size(), shape, "{file} {name}");
+                let got = Vec::<f64>::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).unwrap();
+                assert_eq!(got, values, "{file} {name}");
+            }
+        }
+    }
+
+    /// A legacy file around a hand-written object pickle, with one storage `0` of four floats.
+    fn legacy(object: &[u8]) -> Bytes {
+        let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+        let rest = b"\x80\x02](X\x01\x00\x00\x000e.\x04\x00\x00\x00\x00\x00\x00\x00";
+        let elements = [1f32, 2., 3., 4.].map(f32::to_le_bytes).concat();
+        [magic, b"\x80\x02M\xe9\x03.".as_slice(), b"\x80\x02}.", object, rest, &elements].concat().into()
+    }
+
+    /// `_rebuild_tensor_v2(storage 0, offset, (size,), (stride,), False, {})`
+    fn tensor(offset: u8, size: u8, stride: u8) -> Vec<u8> {
+        let head = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+                     X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ";
+        [head.as_slice(), b"K", &[offset], b"K", &[size], b"\x85K", &[stride], b"\x85\x89}tR"].concat()
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let items: Vec<u8> = items.iter().flat_map(|(key, value)| [text(key), value.clone()].concat()).collect();
+        [b"}(".as_slice(), &items, b"u"].concat()
+    }
+
+    fn read(object: Vec<u8>) -> Result<Tensors> {
+        read_legacy(&legacy(&[object, b".".to_vec()].concat()))
+    }
+
+    #[test]
+    fn lists_and_numbered_dicts_are_named_by_position_and_number() {
+        let list = [b"](".to_vec(), tensor(0, 4, 1), tensor(1, 2, 1), b"e".to_vec()].concat();
+        let numbered = [b"}K\x07".to_vec(), tensor(2, 1, 1), b"s".to_vec()].concat();
+        let found = read(dict(&[("list", list), ("state", numbered)])).unwrap();
+        assert_eq!(found.entries.keys().collect::<Vec<_>>(), ["list.0", "list.1", "state.7"]);
+        let second = found.entries["list.1"].tensor(Kind::Float).unwrap();
+        assert_eq!(Vec::<f32>::try_from(second).unwrap(), [2., 3.]);
+    }
+
+    #[test]
+    fn a_call_is_never_made() {
+        let touched = std::env::temp_dir().join(format!("vlmdiff-pickle-{}", std::process::id()));
+        let command = format!("touch {}", touched.display());
+        let call = [b"cposix\nsystem\n(".to_vec(), text(&command), b"tR".to_vec()].concat();
+        let built = [b"cbuiltins\neval\n(".to_vec(), text("1"), b"t\x81}b".to_vec()].concat();
+        let found = read(dict(&[("evil", call), ("object", built), ("w", tensor(0, 4, 1))])).unwrap();
+        assert_eq!(found.entries.keys().collect::<Vec<_>>(), ["w"]);
+        assert!(!Path::new(&touched).exists());
+    }
+
+    #[test]
+    fn a_tensor_outside_of_its_storage_is_refused() {
+        assert!(read(dict(&[("w", tensor(0, 2, 3))])).is_ok());
+        for wrong in [tensor(1, 4, 1), tensor(0, 5, 1), tensor(0, 2, 4)] {
+            assert_eq!(read(dict(&[("w", wrong)])).unwrap_err(), "w reaches outside of its storage");
+        }
+    }
+
+    #[test]
+    fn a_container_that_holds_itself_ends() {
+        let endless = |object: Vec<u8>| {
+            let error = read(dict(&[("w", tensor(0, 4, 1)), ("endless", object)])).unwrap_err();
+            assert!(error.starts_with("its containers are nested too deep at endless."), "{error}");
+        };
+        endless(b"]q\x00h\x00a".to_vec());
+        // Thirty lists, each of which holds the one before twice: a billion paths.
+        let mut twice = b"]q\x00".to_vec();
+        for level in 0..30 {
+            twice.extend([b"0](h".as_slice(), &[level], b"h", &[level], b"eq", &[level + 1]].concat());
+        }
+        endless(twice);
+        // A parameter of itself, through a list that is filled later.
+        let parameter = b"]q\x00ctorch._utils\n_rebuild_parameter\nh\x00Rq\x010h\x00h\x01ah\x01".to_vec();
+        assert!(read(dict(&[("p", parameter), ("w", tensor(0, 4, 1))])).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_not_a_panic() {
+        let whole = legacy(&[dict(&[("w", tensor(0, 4, 1))]), b".".to_vec()].concat());
+        assert!(read_legacy(&whole).is_ok());
+        for end in 0..whole.len() {
+            assert!(read_legacy(&whole.slice(..end)).is_err(), "cut at {end}");
+        }
+        let folder = golden::path("models/pickles");
+        let zips = folder.iter().flat_map(|folder| ["views.pth", "parameters.pth"].map(|name| folder.join(name)));
+        let zips = zips.map(|path| Bytes::from(std::fs::read(path).unwrap()));
+        for file in zips.chain([whole]) {
+            for at in 0..file.len() {
+                for flip in [0x01, 0x80, 0xff] {
+                    let mut damaged = file.to_vec();
+                    damaged[at] ^= flip;
+                    let damaged = Bytes::from(damaged);
+                    let found = if damaged.starts_with(b"PK") { read_zip(&damaged) } else { read_legacy(&damaged) };
+                    for entry in found.into_iter().flat_map(|found| found.entries.into_values()) {
+                        // A flipped size may be a stride of 0 repeated without end: only views that fit are copied.
+                        let small = entry.shape.iter().try_fold(1i64, |n, &size| n.checked_mul(size)) < Some(1 << 16);
+                        if let (true, Ok(kind)) = (small, entry.kind.clone()) {
+                            let _ = entry.tensor(kind).unwrap();
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,0 +1,210 @@
+//! Metrics of a ranking: they depend on the order of the scores alone, and on how many of each kind share a score.
+
+use super::MetricError;
+
+/// How many positives (anomalous) and negatives (normal) share one score.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Anomalous images or pixels with this score.
+    pub positives: u64,
+    /// Normal images or pixels with this score.
+    pub negatives: u64,
+}
+
+/// The levels of all scores that occur, collected in descending order of score.
+///
+/// Every metric is in 0..=1, follows from whole counts, and is None where there are no positives or no negatives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ranking {
+    levels: Vec<Level>,
+    total: Level,
+}
+
+impl FromIterator<Level> for Ranking {
+    /// `levels` come in descending order of score. Empty ones change nothing.
+    fn from_iter<T: IntoIterator<Item = Level>>(levels: T) -> Self {
+        let levels: Vec<Level> = levels.into_iter().collect();
+        let total = levels.iter().fold(Level::default(), |sum, level| sum.plus(level));
+        Self { levels, total }
+    }
+}
+
+impl Ranking {
+    /// Ranks `(score, anomalous)` pairs in any order; equal scores share a level, and -0 equals 0. An error if a score
+    /// is NaN.
+    pub fn from_scores(scores: impl IntoIterator<Item = (f64, bool)>) -> Result<Self, MetricError> {
+        let mut scores: Vec<(f64, bool)> = scores.into_iter().collect();
+        if let Some(index) = scores.iter().position(|(score, _)| score.is_nan()) {
+            return Err(MetricError::NanScore { index });
+        }
+        // The order puts 0 just above -0; `==` below ties them.
+        scores.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        Ok(scores
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|ties| {
+                let positives = ties.iter().filter(|(_, anomalous)| *anomalous).count();
+                Level { positives: positives as u64, negatives: (ties.len() - positives) as u64 }
+            })
+            .collect())
+    }
+
+    /// All positives and negatives.
+    pub fn total(&self) -> Level {
+        self.total
+    }
+
+    /// Area under the ROC curve: the probability that a positive scores above a negative, ties counting one half
+    /// (`sklearn.metrics.roc_auc_score`).
+    pub fn auroc(&self) -> Option<f64> {
+        let Level { positives, negatives } = self.defined()?;
+        // Twice the number of ordered pairs, so that halves are whole; exceeds 64 bits from 2^32 pixels of each kind.
+        let pairs: u128 = self
+            .above()
+            .map(|(above, level)| u128::from(level.negatives) * u128::from(2 * above.positives + level.positives))
+            .sum();
+        Some(pairs as f64 / (2.0 * positives as f64 * negatives as f64))
+    }
+
+    /// Average precision: the precision at each level, weighted by the recall that the level adds, without
+    /// interpolation (`sklearn.metrics.average_precision_score`, which also defines it, as 1, where there are no
+    /// negatives).
+    pub fn average_precision(&self) -> Option<f64> {
+        let total = self.defined()?;
+        let gains = self.above().filter(|(_, level)| level.positives > 0).map(|(above, level)| {
+            let here = above.plus(&level);
+            level.positives as f64 * here.positives as f64 / (here.positives + here.negatives) as f64
+        });
+        Some(gains.sum::<f64>() / total.positives as f64)
+    }
+
+    /// The largest F1 = 2·TP / (2·TP + FP + FN) of all thresholds, "score >= a score that occurs"
+    /// (the maximum over `sklearn.metrics.precision_recall_curve`).
+    pub fn f1_max(&self) -> Option<f64> {
+        let total = self.defined()?;
+        let f1 = |here: Level| {
+            // 2·TP + FP + FN is what is called positive plus what is positive.
+            2.0 * here.positives as f64 / (here.positives + here.negatives + total.positives) as f64
+        };
+        Some(self.above().map(|(above, level)| f1(above.plus(&level))).fold(0.0, f64::max))
+    }
+
+    /// The totals, if both kinds occur.
+    fn defined(&self) -> Option<Level> {
+        Some(self.total).filter(|total| total.positives > 0 && total.negatives > 0)
+    }
+
+    /// Each level with the sum of all levels above it.
+    fn above(&self) -> impl Iterator<Item = (Level, Level)> {
+        self.levels.iter().scan(Level::default(), |sum, level| {
+            let above = *sum;
+            *sum = sum.plus(level);
+            Some((above, *level))
+        })
+    }
+}
+
+impl Level {
+    fn plus(&self, other: &Self) -> Self {
+        Self { positives: self.positives + other.positives, negatives: self.negatives + other.negatives }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ranked(scores: &[f64], labels: &[u8]) -> Ranking {
+        Ranking::from_scores(scores.iter().copied().zip(labels.iter().map(|label| *label == 1))).unwrap()
+    }
+
+    #[test]
+    fn the_scikit_learn_example() {
+        // From the documentation of roc_auc_score and average_precision_score.
+        let ranking = ranked(&[0.1, 0.4, 0.35, 0.8], &[0, 0, 1, 1]);
+        assert_eq!(ranking.auroc(), Some(0.75));
+        assert!((ranking.average_precision().unwrap() - 0.8333333333333333).abs() < 1e-15);
+        assert_eq!(ranking.f1_max(), Some(0.8));
+    }
+
+    #[test]
+    fn a_constant_score_knows_nothing() {
+        let ranking = ranked(&[0.5; 4], &[1, 0, 0, 0]);
+        assert_eq!(ranking.auroc(), Some(0.5));
+        assert_eq!(ranking.average_precision(), Some(0.25));
+        assert_eq!(ranking.f1_max(), Some(0.4));
+    }
+
+    #[test]
+    fn signed_zeros_tie_and_infinities_rank() {
+        assert_eq!(ranked(&[0.0, -0.0], &[1, 0]).auroc(), Some(0.5));
+        assert_eq!(ranked(&[f64::INFINITY, f64::NEG_INFINITY, 0.0], &[1, 0, 0]).auroc(), Some(1.0));
+    }
+
+    #[test]
+    fn one_kind_alone_has_no_metrics() {
+        for labels in [[0, 0], [1, 1]] {
+            let ranking = ranked(&[0.1, 0.2], &labels);
+            assert_eq!((ranking.auroc(), ranking.average_precision(), ranking.f1_max()), (None, None, None));
+        }
+        assert_eq!(Ranking::default().auroc(), None);
+    }
+
+    #[test]
+    fn nan_is_named() {
+        let error = Ranking::from_scores([(0.0, true), (f64::NAN, false)]).unwrap_err();
+        assert_eq!(error.to_string(), "score 1 is NaN: every score must be a number or an infinity");
+    }
+
+    #[test]
+    fn billions_of_pixels_do_not_overflow() {
+        let half = Level { positives: 1 << 40, negatives: 1 << 40 };
+        assert_eq!(Ranking::from_iter([half, half]).auroc(), Some(0.5));
+    }
+
+    /// Each metric from its definition: all pairs, all thresholds.
+    fn brute_force(pairs: &[(f64, bool)]) -> Option<[f64; 3]> {
+        let of = |kind| pairs.iter().filter(move |(_, label)| *label == kind).map(|(score, _)| *score);
+        let (positives, negatives) = (of(true).count() as f64, of(false).count() as f64);
+        if positives == 0.0 || negatives == 0.0 {
+            return None;
+        }
+        let wins: f64 = of(true)
+            .flat_map(|p| of(false).map(move |n| f64::from(u8::from(p > n)) + 0.5 * f64::from(u8::from(p == n))))
+            .sum();
+        let mut thresholds: Vec<f64> = pairs.iter().map(|(score, _)| *score).collect();
+        thresholds.sort_by(|a, b| b.partial_cmp(a).unwrap());
+        let (mut ap, mut f1_max, mut recall_before) = (0.0, 0.0f64, 0.0);
+        for threshold in thresholds {
+            let (tp, fp) =
+                (of(true).filter(|s| *s >= threshold).count(), of(false).filter(|s| *s >= threshold).count());
+            let (precision, recall) = (tp as f64 / (tp + fp) as f64, tp as f64 / positives);
+            ap += (recall - recall_before) * precision;
+            if tp > 0 {
+                f1_max = f1_max.max(2.0 * precision * recall / (precision + recall));
+            }
+            recall_before = recall;
+        }
+        Some([wins / (positives * negatives), ap, f1_max])
+    }
+
+    /// Few enough scores that many tie.
+    fn quarters() -> impl Strategy<Value = f64> {
+        (-6..6i32).prop_map(|score| f64::from(score) / 4.0)
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_definitions(pairs in prop::collection::vec((quarters(), any::<bool>()), 0..40)) {
+            let ranking = Ranking::from_scores(pairs.iter().copied()).unwrap();
+            match brute_force(&pairs) {
+                None => prop_assert_eq!([ranking.auroc(), ranking.average_precision(), ranking.f1_max()], [None; 3]),
+                Some([auroc, ap, f1]) => {
+                    prop_assert!((ranking.auroc().unwrap() - auroc).abs() < 1e-12);
+                    prop_assert!((ranking.average_precision().unwrap() - ap).abs() < 1e-12);
+                    prop_assert!((ranking.f1_max().unwrap() - f1).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}

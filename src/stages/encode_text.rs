@@ -1,0 +1,106 @@
+//! Captions -> the text encoder's hidden states.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
+    datatypes::{DataType, Float32Type, Schema, SchemaRef},
+};
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor, nn::VarStore, no_grad};
+
+use super::{
+    column,
+    tensors::{checkpoint, device, floats, load_weights, torch},
+    train_text_encoder::TOKENIZER,
+    training::config_of,
+};
+use crate::{
+    engine::{
+        Error, Result, tensor_field,
+        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
+        task::{Rows, Sink},
+    },
+    models::{
+        clip::{ClipTextConfig, ClipTextModel},
+        tokenizer::ClipTokenizer,
+    },
+};
+
+/// Encodes captions by CLIP's text transformer: the hidden states of all tokens after the final normalisation, which is the
+/// context of Stable Diffusion. Equal captions are encoded once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct EncodeText {}
+
+impl Stage for EncodeText {
+    const NAME: &'static str = "encode_text";
+    const REVISION: u32 = 1;
+    const PORTS: Ports = Ports::Named(&[Port::rows("captions", &["caption"]), Port::table("text_encoder", &["weights"])]);
+    const OUTPUT: Output = Output::RowPerRow;
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+        let config: ClipTextConfig = config_of(inputs.field("text_encoder", "weights")?)?;
+        let shape = [config.max_position_embeddings as usize, config.hidden_size as usize];
+        Ok(Arc::new(Schema::new(vec![column::image_id(), tensor_field("embedding", DataType::Float32, &shape, false)])))
+    }
+}
+
+impl Open for EncodeText {
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        let (config, weights) = load_weights::<ClipTextConfig>(context, "text_encoder")?;
+        let json = weights.metadata().get(TOKENIZER).ok_or_else(|| Error::Stage("the text encoder's weights have no tokeniser".into()))?;
+        let tokenizer = ClipTokenizer::from_json(json).map_err(|e| Error::Stage(e.to_string()))?;
+        let device = device(context)?;
+        let vs = VarStore::new(device);
+        let network = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
+        weights.load_into(&vs).map_err(checkpoint)?;
+        let length = config.max_position_embeddings as usize;
+        Ok(Box::new(Encoder { tokenizer, network, device, length, encoded: HashMap::new(), output: context.output.clone() }))
+    }
+}
+
+struct Encoder {
+    tokenizer: ClipTokenizer,
+    network: ClipTextModel,
+    device: Device,
+    length: usize,
+    encoded: HashMap<String, Vec<f32>>,
+    output: SchemaRef,
+}
+
+impl Operator for Encoder {
+    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+        while let Some(batch) = rows.next(64)? {
+            let captions: Vec<&str> = batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
+            self.encode(&captions)?;
+            let values: Vec<f32> = captions.iter().flat_map(|caption| self.encoded[*caption].iter().copied()).collect();
+            let size = values.len() / batch.len();
+            let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
+            out.write(&RecordBatch::try_new(self.output.clone(), vec![ids, column::tensors::<Float32Type>(values, size, None)?])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Encoder {
+    /// Encodes the captions that are new.
+    fn encode(&mut self, captions: &[&str]) -> Result<()> {
+        let mut new: Vec<&str> = captions.iter().copied().filter(|caption| !self.encoded.contains_key(*caption)).collect();
+        new.sort_unstable();
+        new.dedup();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Vec<i64>> = new.iter().map(|c| self.tokenizer.encode(c, self.length)).collect::<Result<_, _>>().map_err(|e| Error::Stage(e.to_string()))?;
+        let ids = Tensor::from_slice(&ids.concat()).view([new.len() as i64, self.length as i64]).to_device(self.device);
+        let states = no_grad(|| self.network.forward(&ids).last_hidden_state); // [B, 77, D]
+        for (i, caption) in new.into_iter().enumerate() {
+            let values = floats(&states.f_get(i as i64).map_err(torch)?)?;
+            self.encoded.insert(caption.to_owned(), values);
+        }
+        Ok(())
+    }
+}

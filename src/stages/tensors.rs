@@ -1,0 +1,109 @@
+//! Arrow columns <-> tensors, and trained weights in and out of tables. For operators, which run in the worker.
+
+use std::collections::HashMap;
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, FixedSizeListArray},
+    datatypes::{DataType, Float16Type, Float32Type, UInt8Type},
+};
+use bytes::Bytes;
+use half::f16;
+use serde::{Serialize, de::DeserializeOwned};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    engine::{Digest, Error, Result, stage::Context},
+    models::{
+        checkpoint::{Checkpoint, CheckpointError, Preprocessing, to_safetensors},
+        device,
+    },
+};
+
+/// The key of the network's configuration in a weights file's metadata, and of the column that names the file.
+pub(super) const CONFIG: &str = "config";
+
+/// What libtorch refuses is a failure of the stage, with memory named for what it is.
+pub(super) fn torch(error: tch::TchError) -> Error {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    if text.contains("out of memory") || text.contains("DefaultCPUAllocator") {
+        return Error::Stage(format!("{first}; memory ran out: lower `batch_size` or `size`"));
+    }
+    Error::Stage(first.to_owned())
+}
+
+/// The device of a run.
+pub(super) fn device(context: &Context) -> Result<Device> {
+    device::open(&context.device).map_err(|e| Error::Input(e.to_string()))
+}
+
+/// A tensor column as a tensor [B, shape…] of its own type.
+pub(super) fn tensor(column: &ArrayRef, shape: &[usize]) -> Result<Tensor> {
+    let list: &FixedSizeListArray = column.as_fixed_size_list_opt().ok_or_else(|| Error::Stage("a tensor column was expected".into()))?;
+    let size = list.value_length() as usize;
+    let (start, end) = (list.offset() * size, (list.offset() + list.len()) * size);
+    // `values` is the child as it was before slicing.
+    let range = |len: usize| if len == list.len() * size { 0..len } else { start..end };
+    let shape: Vec<i64> = std::iter::once(list.len()).chain(shape.iter().copied()).map(|n| n as i64).collect();
+    let values = list.values();
+    let flat = match list.value_type() {
+        DataType::UInt8 => Tensor::f_from_slice(&values.as_primitive::<UInt8Type>().values()[range(values.len())]),
+        DataType::Float32 => Tensor::f_from_slice(&values.as_primitive::<Float32Type>().values()[range(values.len())]),
+        DataType::Float16 => Tensor::f_from_slice(&values.as_primitive::<Float16Type>().values()[range(values.len())]),
+        other => return Err(Error::Stage(format!("a tensor of {other} cannot be read"))),
+    };
+    flat.and_then(|flat| flat.f_view(shape.as_slice())).map_err(torch)
+}
+
+/// The values of a tensor in row-major order, as f32.
+pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    let flat = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(Kind::Float)).and_then(|t| t.f_contiguous()?.f_view([-1])).map_err(torch)?;
+    Vec::<f32>::try_from(flat).map_err(torch)
+}
+
+/// The values of a tensor in row-major order, as f16.
+pub(super) fn halves(tensor: &Tensor) -> Result<Vec<f16>> {
+    Ok(floats(tensor)?.into_iter().map(f16::from_f32).collect())
+}
+
+/// The space of the autoencoder, of the hint and of the reconstruction: that of the authors' code, where latent diffusion has
+/// [-1, 1].
+const PIXELS: Preprocessing = Preprocessing::imagenet(1);
+
+/// Pixels u8 [B, H, W, 3] -> f32 [B, 3, H, W], normalised by ImageNet's mean and standard deviation.
+pub(super) fn normalise(pixels: &Tensor) -> Tensor {
+    PIXELS.normalize(&(pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.))
+}
+
+/// [`normalise`]d pixels -> f32 [B, 3, H, W] of 1; what lies outside stays outside.
+pub(super) fn denormalise(x: &Tensor) -> Tensor {
+    let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(x.device());
+    x * channels(PIXELS.std) + channels(PIXELS.mean)
+}
+
+/// A network's variables and configuration as a safetensors file.
+pub(super) fn save_weights(variables: HashMap<String, Tensor>, config: &impl Serialize, more: &[(&str, String)]) -> Result<Vec<u8>> {
+    let json = serde_json::to_string(config).map_err(std::io::Error::from)?;
+    let metadata = std::iter::once((CONFIG.to_owned(), json)).chain(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    let tensors: Vec<(String, Tensor)> = variables.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
+    to_safetensors(tensors, metadata.collect()).map_err(torch)
+}
+
+pub(super) fn checkpoint(error: CheckpointError) -> Error {
+    Error::Stage(error.to_string())
+}
+
+/// The weights that a training table names, and the configuration they were trained with.
+pub(super) fn load_weights<C: DeserializeOwned>(context: &Context, port: &str) -> Result<(C, Checkpoint)> {
+    let weights = Checkpoint::from_safetensors(weights_of(context, port)?).map_err(checkpoint)?;
+    let config = weights.metadata().get(CONFIG).ok_or_else(|| Error::Stage(format!("the weights of `{port}` have no configuration")))?;
+    let config = serde_json::from_str(config).map_err(|e| Error::Stage(format!("the configuration in the weights of `{port}`: {e}")))?;
+    Ok((config, weights))
+}
+
+fn weights_of(context: &Context, port: &str) -> Result<Bytes> {
+    let none = || Error::Stage(format!("the table at `{port}` names no weights"));
+    let column = context.tables.get(port).and_then(|table| table.column_by_name("weights")).ok_or_else(none)?;
+    let digest = column.as_string::<i32>().iter().flatten().next_back().ok_or_else(none)?;
+    context.store.blob(digest.parse::<Digest>().map_err(Error::Damaged)?)
+}

@@ -1,0 +1,132 @@
+//! Images and captions -> a text encoder.
+
+use arrow::{
+    array::AsArray,
+    datatypes::{DataType, SchemaRef},
+};
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn::{Init, VarStore}};
+
+use super::{
+    column,
+    tensors::{device, normalise, save_weights, tensor, torch},
+    training::{self, Loss, Training},
+};
+use crate::{
+    diffusion::optim::train_only,
+    engine::{
+        Error, Result,
+        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
+        task::{Rows, Sink},
+    },
+    models::{
+        clip::{ClipTextConfig, ClipTextModel},
+        image_tower::ImageTower,
+        tokenizer::ClipTokenizer,
+    },
+};
+
+/// Trains a small CLIP text transformer, with a tokeniser of its own, to tell which caption belongs to which image.
+///
+/// The objective is CLIP's: symmetric cross-entropy over the cosine similarities of a batch. Equal captions in a batch count
+/// as one. For published CLIP weights no training is needed.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct TrainTextEncoder {
+    /// The network, as in a published `text_encoder/config.json`. `vocab_size` is the most tokens that the tokeniser learns.
+    #[garde(skip)]
+    pub config: ClipTextConfig,
+    /// Widths of the image encoder that the captions are compared with.
+    #[garde(length(min = 1), inner(range(min = 8)))]
+    #[serde(default = "default_widths")]
+    pub image_widths: Vec<i64>,
+    /// How to train.
+    #[garde(dive)]
+    #[serde(default)]
+    pub training: Training,
+}
+
+fn default_widths() -> Vec<i64> {
+    vec![16, 32, 64, 96, 128]
+}
+
+/// The metadata key of the tokeniser in the weights file.
+pub(super) const TOKENIZER: &str = "tokenizer";
+
+impl Stage for TrainTextEncoder {
+    const NAME: &'static str = "train_text_encoder";
+    const REVISION: u32 = 1;
+    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
+    const OUTPUT: Output = Output::Table;
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+        self.config.validate().map_err(|e| format!("`config`: {e}"))?;
+        if self.config.vocab_size < 300 {
+            return Err("`config`: vocab_size is at least 300: 256 bytes, two special tokens and some words".into());
+        }
+        if let Some(width) = self.image_widths.iter().find(|width| **width % 8 != 0) {
+            return Err(format!("`image_widths`: {width} does not divide by 8"));
+        }
+        column::shape::<3>(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        Ok(training::schema(&["accuracy"], &self.config))
+    }
+}
+
+impl Open for TrainTextEncoder {
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        let shape = column::shape(context.schemas.field("images", "pixels").map_err(Error::Stage)?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?;
+        Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
+    }
+}
+
+struct Trainer {
+    stage: TrainTextEncoder,
+    device: Device,
+    shape: [usize; 3],
+    output: SchemaRef,
+}
+
+impl Operator for Trainer {
+    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+        let (mut pixels, mut captions) = (Vec::new(), Vec::new());
+        while let Some(batch) = rows.next(256)? {
+            pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
+            captions.extend(batch.column("captions", "caption")?.as_string::<i32>().iter().map(|c| c.unwrap_or_default().to_owned()));
+        }
+        let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
+        let stage = |e: crate::models::tokenizer::TokenizerError| Error::Stage(e.to_string());
+        let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize).map_err(stage)?;
+        (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
+        let length = config.max_position_embeddings as usize;
+        let ids: Vec<i64> = captions.iter().map(|c| tokenizer.encode(c, length)).collect::<Result<Vec<_>, _>>().map_err(stage)?.concat();
+        let ids = Tensor::from_slice(&ids).view([captions.len() as i64, length as i64]);
+        let pixels = if pixels.is_empty() { Tensor::zeros([0], (Kind::Uint8, Device::Cpu)) } else { Tensor::f_cat(&pixels, 0).map_err(torch)? };
+        tch::manual_seed(training.seed as i64);
+        let vs = VarStore::new(self.device);
+        let text = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
+        let image = vs.root() / "image";
+        let tower = ImageTower::new(image.clone(), &image_widths, config.projection_dim);
+        let logit_scale = image.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07))).map_err(torch)?;
+        let log = training.run(&vs, train_only(&vs, |_| true), captions.len(), out, |_, indices| {
+            let chosen = Tensor::from_slice(indices);
+            let x = tower.forward(&normalise(&pixels.index_select(0, &chosen).to_device(self.device))); // [B, D]
+            let tokens = ids.index_select(0, &chosen).to_device(self.device); // [B, 77]
+            let pooled = text.forward(&tokens).pooled;
+            let t = text.embed(&pooled).ok_or_else(|| Error::Stage("the text encoder has no projection".into()))?; // [B, D]
+            let logits = x.matmul(&t.tr()) * logit_scale.exp().clamp_max(100.); // [B, B]
+            // A caption that stands twice in the batch is right for both of its images.
+            let same = tokens.unsqueeze(0).eq_tensor(&tokens.unsqueeze(1)).all_dim(-1, false).to_kind(Kind::Float);
+            let target = &same / same.sum_dim_intlist([1].as_slice(), true, Kind::Float);
+            let entropy = |logits: &Tensor| -(&target * logits.log_softmax(1, Kind::Float)).sum_dim_intlist([1].as_slice(), false, Kind::Float).mean(Kind::Float);
+            let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
+            Ok(Loss { total: (entropy(&logits) + entropy(&logits.tr())) / 2., parts: vec![hit] })
+        })?;
+        let json = tokenizer.to_json().map_err(stage)?;
+        // The image half served the training and is no part of what is kept.
+        let kept = vs.variables().into_iter().filter(|(name, _)| !name.starts_with("image."));
+        let weights = out.blob(save_weights(kept.collect(), &config, &[(TOKENIZER, json)])?)?;
+        out.write(&log.batch(&self.output, weights)?)
+    }
+}
