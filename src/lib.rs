@@ -7,5 +7,6 @@ pub mod engine;
 pub mod metrics;
 pub mod models;
 pub mod query;
+pub mod report;
 pub mod stages;
 pub mod vision;

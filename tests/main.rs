@@ -1,1 +1,8 @@
+//! Behaviour of the built programs: one test binary, since linking libtorch is slow.
 
+mod cli;
+mod incremental;
+mod lab;
+mod layering;
+mod laws;
+mod resume;

@@ -5,7 +5,8 @@ fn main() -> std::process::ExitCode {
         eprintln!("vlmdiff-worker is started by `vlmdiff run`");
         return std::process::ExitCode::from(2);
     };
-    let served = vlmdiff::engine::Store::open(&address).and_then(|store| vlmdiff::engine::worker::serve(store, vlmdiff::stages::open_in_worker));
+    let served = vlmdiff::engine::Store::open(&address)
+        .and_then(|store| vlmdiff::engine::worker::serve(store, vlmdiff::stages::open_in_worker));
     match served {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

@@ -28,10 +28,13 @@ enum Language {
 impl Graph {
     pub(super) fn run(self) -> Result<u8> {
         let pipeline = self.pipeline.load()?;
-        print!("{}", match self.format {
-            Language::Mermaid => mermaid(&pipeline),
-            Language::Dot => dot(&pipeline),
-        });
+        print!(
+            "{}",
+            match self.format {
+                Language::Mermaid => mermaid(&pipeline),
+                Language::Dot => dot(&pipeline),
+            }
+        );
         Ok(EXIT_DONE)
     }
 }
@@ -42,7 +45,12 @@ fn mermaid(pipeline: &Pipeline) -> String {
     for table in &pipeline.tables {
         text += &format!("  {0}[\"<b>{0}</b><br/>{1}\"]\n", table.name, table.kind.name);
         for input in &table.inputs {
-            text += &format!("  {} {} {}\n", input.table, if input.reads == Reads::Rows { "-->" } else { "-.->" }, table.name);
+            text += &format!(
+                "  {} {} {}\n",
+                input.table,
+                if input.reads == Reads::Rows { "-->" } else { "-.->" },
+                table.name
+            );
         }
     }
     text

@@ -3,7 +3,7 @@
 mod graph;
 mod plan;
 mod progress;
-
+mod report;
 mod run;
 mod schema;
 mod sql;
@@ -16,7 +16,10 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    engine::{Error, Store, pipeline::{self, Pipeline}},
+    engine::{
+        Error, Store,
+        pipeline::{self, Pipeline},
+    },
     stages,
 };
 
@@ -33,13 +36,17 @@ const DEFAULT_STORE: &str = ".vlmdiff";
 
 /// A dataflow engine for visual anomaly detection.
 #[derive(Parser)]
-#[command(version, propagate_version = true, after_help = "\
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "\
 Start with:
   vlmdiff run pipelines/quickstart.yaml
   vlmdiff sql \"select class, pixel_auroc from metrics\"
   vlmdiff report -o report.html
 
-Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped.")]
+Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,8 +62,8 @@ enum Command {
     Status(status::Status),
     /// Query the published tables.
     Sql(sql::Sql),
-
-
+    /// Write an HTML page of metrics, curves and pictures.
+    Report(report::Report),
     /// Draw the tables of a pipeline and what they are made from.
     Graph(graph::Graph),
     /// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
@@ -103,7 +110,11 @@ impl StoreArgs {
     fn open(&self) -> Result<Store> {
         let is_url = self.store.contains("://");
         if !is_url && !std::path::Path::new(&self.store).is_dir() {
-            return Err(Error::Input(format!("there is no store at {}; run a pipeline here first, or name one with --store", self.store)).into());
+            return Err(Error::Input(format!(
+                "there is no store at {}; run a pipeline here first, or name one with --store",
+                self.store
+            ))
+            .into());
         }
         Ok(Store::open(&self.store)?)
     }
@@ -117,7 +128,7 @@ pub fn main() -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Sql(command) => command.run(),
-
+        Command::Report(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),

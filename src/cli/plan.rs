@@ -37,7 +37,9 @@ fn describe(plan: &TablePlan) -> String {
         State::Blocked { on } => format!("waits for {on}"),
         State::Stale { stale: 0, reasons, .. } => format!("to publish: {}", reasons.join("; ")),
         State::Stale { rows: 0, reasons, .. } => format!("stale: {}", reasons.join("; ")),
-        State::Stale { stale, rows, reasons } => format!("{stale} of {} stale: {}", count(*rows, "row"), reasons.join("; ")),
+        State::Stale { stale, rows, reasons } => {
+            format!("{stale} of {} stale: {}", count(*rows, "row"), reasons.join("; "))
+        }
     };
     format!("{:<16} {state}", plan.table)
 }

@@ -10,7 +10,9 @@ use crate::{engine::schema, stages};
 
 /// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
 #[derive(Args)]
-#[command(after_help = "Example:\n  vlmdiff schema -o schemas\n\nThe first line of a pipeline makes editors complete and check it:\n  # yaml-language-server: $schema=../schemas/pipeline.schema.json")]
+#[command(
+    after_help = "Example:\n  vlmdiff schema -o schemas\n\nThe first line of a pipeline makes editors complete and check it:\n  # yaml-language-server: $schema=../schemas/pipeline.schema.json"
+)]
 pub(super) struct SchemaCommand {
     /// The folder to write.
     #[arg(short, long, default_value = "schemas")]

@@ -1,13 +1,20 @@
 //! `vlmdiff sql`
 
-use std::{fs::File, io::{BufWriter, IsTerminal, Read, Write}, path::PathBuf};
+use std::{
+    fs::File,
+    io::{BufWriter, IsTerminal, Read, Write},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::{EXIT_DONE, StoreArgs};
-use crate::query::{Session, output::{self, Format}};
+use crate::query::{
+    Session,
+    output::{self, Format},
+};
 
 /// Query the published tables.
 #[derive(Args)]
@@ -44,7 +51,9 @@ impl Sql {
             None => {
                 let mut text = String::new();
                 std::io::stdin().read_to_string(&mut text)?;
-                text.split(';').filter(|statement| !statement.trim().is_empty()).try_for_each(|statement| self.answer(&session, statement))?;
+                text.split(';')
+                    .filter(|statement| !statement.trim().is_empty())
+                    .try_for_each(|statement| self.answer(&session, statement))?;
             }
         }
         Ok(EXIT_DONE)

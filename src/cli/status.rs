@@ -26,13 +26,23 @@ impl Status {
                 last = pipeline;
             }
             let bytes = manifest.parts.iter().map(|part: &PartRef| part.bytes).sum();
-            let errors = if manifest.errors.is_empty() { String::new() } else { format!(", {} failed", manifest.errors.len()) };
+            let errors =
+                if manifest.errors.is_empty() { String::new() } else { format!(", {} failed", manifest.errors.len()) };
             println!(
                 "  {:<16} {:<18} {:>10} {:>10} in {}{errors}",
-                manifest.table, manifest.stage, count(manifest.rows, "row"), HumanBytes(bytes).to_string(), count(manifest.parts.len() as u64, "part")
+                manifest.table,
+                manifest.stage,
+                count(manifest.rows, "row"),
+                HumanBytes(bytes).to_string(),
+                count(manifest.parts.len() as u64, "part")
             );
         }
-        println!("\nparts {}, blobs {}, saved states {}", HumanBytes(store.size("parts")?), HumanBytes(store.size("blobs")?), HumanBytes(store.size("state")?));
+        println!(
+            "\nparts {}, blobs {}, saved states {}",
+            HumanBytes(store.size("parts")?),
+            HumanBytes(store.size("blobs")?),
+            HumanBytes(store.size("state")?)
+        );
         Ok(EXIT_DONE)
     }
 }

@@ -10,7 +10,9 @@ use crate::{datasets::synthetic, engine::Error, stages::ingest::Synthetic};
 
 /// Generate a dataset of pictures in MVTec layout.
 #[derive(Args)]
-#[command(after_help = "Example:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products")]
+#[command(
+    after_help = "Example:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products"
+)]
 pub(super) struct Synth {
     /// The folder to write.
     dir: PathBuf,
@@ -36,7 +38,13 @@ pub(super) struct Synth {
 
 impl Synth {
     pub(super) fn run(self) -> Result<u8> {
-        let mut spec = Synthetic { train: self.train, test_good: self.test_good, test_per_defect: self.test_per_defect, seed: self.seed, ..Synthetic::default() };
+        let mut spec = Synthetic {
+            train: self.train,
+            test_good: self.test_good,
+            test_per_defect: self.test_per_defect,
+            seed: self.seed,
+            ..Synthetic::default()
+        };
         if !self.classes.is_empty() {
             spec.classes = self.classes;
         }

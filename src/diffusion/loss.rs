@@ -24,7 +24,12 @@ pub fn min_snr_weight(schedule: &Schedule, t: &Tensor, gamma: f64) -> Tensor {
 /// The mean over the batch of the squared error between the network's `output` at `t` [B] and its target, a scalar; with
 /// `min_snr_gamma`, each row weighed by [`min_snr_weight`].
 pub fn denoising_loss(
-    schedule: &Schedule, output: &Tensor, x0: &Tensor, noise: &Tensor, t: &Tensor, min_snr_gamma: Option<f64>,
+    schedule: &Schedule,
+    output: &Tensor,
+    x0: &Tensor,
+    noise: &Tensor,
+    t: &Tensor,
+    min_snr_gamma: Option<f64>,
 ) -> Tensor {
     let errors = mse_per_row(output, &schedule.target(x0, noise, t));
     match min_snr_gamma {
@@ -65,13 +70,14 @@ mod tests {
     fn min_snr_asks_the_same_of_every_prediction_type() {
         let of = |key: &str| Noise::new(1, key).normal(&[3, 2, 4, 4]).unwrap();
         let (x0, noise, t) = (of("x"), of("noise"), Tensor::from_slice(&[10_i64, 300, 900]));
-        let losses = [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample].map(|prediction_type| {
-            let schedule = ScheduleConfig { prediction_type, ..Default::default() }.build().unwrap();
-            // a model that believes the signal to be 0.1 more than it is, and the noise to be what then remains
-            let snr = schedule.snr(&t).view([-1, 1, 1, 1]);
-            let output = schedule.target(&(&x0 + 0.1), &(&noise - snr.sqrt() * 0.1), &t);
-            denoising_loss(&schedule, &output, &x0, &noise, &t, Some(5.)).double_value(&[])
-        });
+        let losses =
+            [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample].map(|prediction_type| {
+                let schedule = ScheduleConfig { prediction_type, ..Default::default() }.build().unwrap();
+                // a model that believes the signal to be 0.1 more than it is, and the noise to be what then remains
+                let snr = schedule.snr(&t).view([-1, 1, 1, 1]);
+                let output = schedule.target(&(&x0 + 0.1), &(&noise - snr.sqrt() * 0.1), &t);
+                denoising_loss(&schedule, &output, &x0, &noise, &t, Some(5.)).double_value(&[])
+            });
         assert!(losses.iter().all(|loss| (loss / losses[2] - 1.).abs() < 1e-3), "{losses:?}");
         let schedule = ScheduleConfig::default().build().unwrap();
         let weight = Vec::<f32>::try_from(min_snr_weight(&schedule, &t, 5.)).unwrap();

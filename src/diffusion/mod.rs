@@ -47,7 +47,7 @@ impl Noise {
     /// `count` timesteps uniform in 0..`limit`, i64 on the CPU.
     pub fn timesteps(&mut self, count: usize, limit: u32) -> Tensor {
         // the high half of the product is uniform up to one part in 2^32 / limit
-        let one = |_| (u64::from(self.0.next_u32()) * u64::from(limit) >> 32) as i64;
+        let one = |_| ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as i64;
         Tensor::from_slice(&(0..count).map(one).collect::<Vec<i64>>())
     }
 }

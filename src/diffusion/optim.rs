@@ -143,7 +143,9 @@ impl AdamW {
             restored.push(match (take("exp_avg"), take("exp_avg_sq"), take("step")) {
                 (None, None, None) => None,
                 (Some(exp_avg), Some(exp_avg_sq), Some(step))
-                    if exp_avg.size() == parameter.size() && exp_avg_sq.size() == parameter.size() && step.numel() == 1 =>
+                    if exp_avg.size() == parameter.size()
+                        && exp_avg_sq.size() == parameter.size()
+                        && step.numel() == 1 =>
                 {
                     let own = |saved: Tensor| saved.to_device(parameter.device()).to_kind(parameter.kind()).copy();
                     Some(Moments { step: step.int64_value(&[]), exp_avg: own(exp_avg), exp_avg_sq: own(exp_avg_sq) })
@@ -299,7 +301,9 @@ mod tests {
         let mut fit = Fit::random();
         let _ = fit.step();
         let foreign = |name: &str| Named::from([(name.to_owned(), Tensor::from(1_i64))]);
-        assert!(fit.optimiser.load_state(foreign("v.step")).unwrap_err().to_string().contains("`v.step` belongs to no"));
+        assert!(
+            fit.optimiser.load_state(foreign("v.step")).unwrap_err().to_string().contains("`v.step` belongs to no")
+        );
         assert!(fit.optimiser.load_state(foreign("w.step")).unwrap_err().to_string().contains("`w` is incomplete"));
         assert_eq!(fit.optimiser.state()["w.step"].int64_value(&[]), 1);
         let mut ema = Ema::new(&fit.parameters, 0.9);
@@ -311,7 +315,8 @@ mod tests {
         let vs = VarStore::new(Device::Cpu);
         let [a, b] = ["a", "b"].map(|name| vs.root().ones(name, &[2]));
         let c = vs.root().ones("c", &[2]);
-        let mut optimiser = AdamW::new(train_only(&vs, |name| name != "a"), AdamWConfig { lr: 0.1, ..Default::default() });
+        let mut optimiser =
+            AdamW::new(train_only(&vs, |name| name != "a"), AdamWConfig { lr: 0.1, ..Default::default() });
         // without any gradient there is nothing to measure and nothing to do
         assert_eq!(optimiser.clip_grad_norm(1.), 0.);
         (&a * &b).sum(Kind::Float).backward();

@@ -128,7 +128,11 @@ impl Ddim {
     /// Step `i`: from `x` at `timesteps()[i]`, with the network's `output` there, to the next timestep (Song et al., eq. 12).
     /// `noise` is asked for only where the step adds any (eta > 0).
     pub fn step<E>(
-        &self, i: usize, x: &Tensor, output: &Tensor, noise: impl FnOnce(i64) -> Result<Tensor, E>,
+        &self,
+        i: usize,
+        x: &Tensor,
+        output: &Tensor,
+        noise: impl FnOnce(i64) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         let t = self.timesteps[i];
         let alpha = self.schedule.alpha_cumprod(t);
@@ -143,7 +147,9 @@ impl Ddim {
     /// All steps from `x` [B, …]. `model` is asked for its output at (x, t), `noise` for standard normal values of the shape
     /// of `x` at t; the first error of either ends the loop.
     pub fn sample<E>(
-        &self, x: Tensor, mut model: impl FnMut(&Tensor, i64) -> Result<Tensor, E>,
+        &self,
+        x: Tensor,
+        mut model: impl FnMut(&Tensor, i64) -> Result<Tensor, E>,
         mut noise: impl FnMut(i64) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         self.timesteps.iter().enumerate().try_fold(x, |x, (i, t)| {
@@ -162,7 +168,10 @@ pub fn guide(unconditional: &Tensor, conditional: &Tensor, scale: f64) -> Tensor
 /// with scale 1, or where both contexts are equal, guidance changes nothing and one plain pass is enough. `context` and
 /// `unconditional` are [B or 1, …].
 pub fn guided(
-    x: &Tensor, context: &Tensor, unconditional: &Tensor, scale: f64,
+    x: &Tensor,
+    context: &Tensor,
+    unconditional: &Tensor,
+    scale: f64,
     mut model: impl FnMut(&Tensor, &Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor, TchError> {
     if scale == 1. || context == unconditional {

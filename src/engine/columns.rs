@@ -85,8 +85,10 @@ pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) 
     let mut rows: Vec<Hasher> = (0..batch.num_rows()).map(|_| Hasher::new("row")).collect();
     for (field, column) in declared.fields().iter().zip(batch.columns()) {
         if is_heavy(field) {
-            let digests: Vec<Option<Digest>> =
-                values(column)?.iter_rows(column.len()).map(|(row, hash)| column.is_valid(row).then_some(hash)).collect();
+            let digests: Vec<Option<Digest>> = values(column)?
+                .iter_rows(column.len())
+                .map(|(row, hash)| column.is_valid(row).then_some(hash))
+                .collect();
             if !is_volatile(field) {
                 for (row, digest) in rows.iter_mut().zip(&digests) {
                     row.field(digest.as_ref().map_or(&[][..], |d| d.as_bytes()));
@@ -136,17 +138,28 @@ fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
     let columns = declared.fields().iter().map(|field| {
         let column = batch.column_by_name(field.name()).ok_or_else(|| {
             let names: Vec<&str> = batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
-            Error::Stage(format!("the batch has no column `{}` that the schema declares; it has {}", field.name(), names.join(", ")))
+            Error::Stage(format!(
+                "the batch has no column `{}` that the schema declares; it has {}",
+                field.name(),
+                names.join(", ")
+            ))
         })?;
         let column = match (column.data_type(), field.data_type()) {
             (have, want) if have == want || have.equals_datatype(want) => column.clone(),
             (DataType::Utf8View | DataType::LargeUtf8, DataType::Utf8) => cast(column, field.data_type())?,
             (have, want) => {
-                return Err(Error::Stage(format!("column `{}` is {have} where the schema declares {want}", field.name())));
+                return Err(Error::Stage(format!(
+                    "column `{}` is {have} where the schema declares {want}",
+                    field.name()
+                )));
             }
         };
         if !field.is_nullable() && column.null_count() > 0 {
-            return Err(Error::Stage(format!("column `{}` has {} nulls and is declared without", field.name(), column.null_count())));
+            return Err(Error::Stage(format!(
+                "column `{}` has {} nulls and is declared without",
+                field.name(),
+                column.null_count()
+            )));
         }
         Ok(column)
     });
@@ -177,7 +190,9 @@ impl Values {
         }
         out.raw(&[1]);
         match self {
-            Self::Fixed { data, offset, width, .. } => out.raw(&data[(offset + row) * width..(offset + row + 1) * width]),
+            Self::Fixed { data, offset, width, .. } => {
+                out.raw(&data[(offset + row) * width..(offset + row + 1) * width])
+            }
             Self::Bits(array) => out.raw(&[u8::from(array.as_boolean().value(row))]),
             Self::Text(array) => {
                 out.field(array.as_string::<i32>().value(row).as_bytes());

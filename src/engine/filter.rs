@@ -8,10 +8,7 @@ use arrow::{
 };
 use datafusion::{common::DFSchema, physical_expr::PhysicalExpr, prelude::SessionContext};
 
-use super::{
-    Error, Result,
-    columns::light_schema,
-};
+use super::{Error, Result, columns::light_schema};
 
 /// A checked predicate.
 #[derive(Clone)]
@@ -30,14 +27,19 @@ impl Filter {
         let fields: Vec<_> = stored.fields().iter().filter(|f| light.contains(f.name())).cloned().collect();
         let schema = DFSchema::try_from(Schema::new(fields)).map_err(|e| e.to_string())?;
         let session = SessionContext::new();
-        let first_line = |e: datafusion::error::DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
+        let first_line =
+            |e: datafusion::error::DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
         let mut columns: Vec<String> = logical.column_refs().iter().map(|column| column.name.clone()).collect();
         columns.sort();
         // The expression is evaluated on batches of exactly these columns, in this order.
-        let used = DFSchema::try_from(Schema::new(columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>()));
+        let used = DFSchema::try_from(Schema::new(
+            columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>(),
+        ));
         let expression = used.and_then(|used| session.create_physical_expr(logical, &used)).map_err(first_line)?;
-        match expression.data_type(&Schema::new(columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>())) {
+        match expression.data_type(&Schema::new(
+            columns.iter().filter_map(|c| stored.field_with_name(c).ok().cloned()).collect::<Vec<_>>(),
+        )) {
             Ok(DataType::Boolean) => Ok(Self { text: text.to_owned(), columns, expression }),
             Ok(other) => Err(format!("`{text}` is {other}, not a condition")),
             Err(e) => Err(first_line(e)),
@@ -47,15 +49,24 @@ impl Filter {
     /// Which rows the predicate chooses; unknown (null) is no.
     pub fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanArray> {
         let failed = |e: datafusion::error::DataFusionError| Error::Input(format!("where: {}: {e}", self.text));
-        let indices: Vec<usize> = self.columns.iter().map(|c| batch.schema_ref().index_of(c)).collect::<Result<_, _>>()?;
-        let chosen = self.expression.evaluate(&batch.project(&indices)?).map_err(failed)?.into_array(batch.num_rows()).map_err(failed)?;
+        let indices: Vec<usize> =
+            self.columns.iter().map(|c| batch.schema_ref().index_of(c)).collect::<Result<_, _>>()?;
+        let chosen = self
+            .expression
+            .evaluate(&batch.project(&indices)?)
+            .map_err(failed)?
+            .into_array(batch.num_rows())
+            .map_err(failed)?;
         Ok(chosen.as_boolean().clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::{array::{ArrayRef, StringArray}, datatypes::Field};
+    use arrow::{
+        array::{ArrayRef, StringArray},
+        datatypes::Field,
+    };
 
     use super::*;
 
@@ -73,6 +84,9 @@ mod tests {
         assert!(Filter::new("pixels = 1", &schema).is_err());
         assert!(Filter::new("splitt = 'train'", &schema).is_err());
         assert!(Filter::new("split ||", &schema).is_err());
-        assert!(Filter::new("length(split)", &schema).unwrap_err().contains("not a condition") || Filter::new("1 + 1", &schema).is_err());
+        assert!(
+            Filter::new("length(split)", &schema).unwrap_err().contains("not a condition")
+                || Filter::new("1 + 1", &schema).is_err()
+        );
     }
 }

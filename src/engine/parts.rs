@@ -9,7 +9,10 @@ use arrow::{
 };
 use bytes::Bytes;
 use parquet::{
-    arrow::{ArrowWriter, ProjectionMask, arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector}},
+    arrow::{
+        ArrowWriter, ProjectionMask,
+        arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
+    },
     basic::{Compression, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
@@ -25,9 +28,15 @@ pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
         .set_created_by("vlmdiff".into());
     // A dictionary or statistics of pixels cost time and help nobody.
     for field in batch.schema_ref().fields().iter().filter(|f| is_heavy(f)) {
-        let leaf = if field.data_type().is_nested() { vec![field.name().clone(), "list".into(), "item".into()] } else { vec![field.name().clone()] };
+        let leaf = if field.data_type().is_nested() {
+            vec![field.name().clone(), "list".into(), "item".into()]
+        } else {
+            vec![field.name().clone()]
+        };
         let column = ColumnPath::new(leaf);
-        properties = properties.set_column_dictionary_enabled(column.clone(), false).set_column_statistics_enabled(column, EnabledStatistics::None);
+        properties = properties
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_statistics_enabled(column, EnabledStatistics::None);
     }
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties.build()))?;
@@ -50,7 +59,10 @@ fn decode(bytes: Bytes, columns: &[String], rows: Option<&[u64]>) -> Result<Reco
     let reader = builder.build()?;
     let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
     let batches = reader.collect::<Result<Vec<_>, _>>()?;
-    let batch = concat_batches(&read_schema, batches.iter().map(|b| b.clone().with_schema(read_schema.clone())).collect::<Result<Vec<_>, _>>()?.iter())?;
+    let batch = concat_batches(
+        &read_schema,
+        batches.iter().map(|b| b.clone().with_schema(read_schema.clone())).collect::<Result<Vec<_>, _>>()?.iter(),
+    )?;
     let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
     Ok(batch.project(&order)?)
 }
@@ -81,7 +93,13 @@ fn selection(rows: &[u64], total: usize) -> RowSelection {
 }
 
 /// The rows at `(part, row)` places, in that order.
-pub fn gather(store: &Store, parts: &[Digest], places: &[(u32, u64)], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+pub fn gather(
+    store: &Store,
+    parts: &[Digest],
+    places: &[(u32, u64)],
+    columns: &[String],
+    schema: &SchemaRef,
+) -> Result<RecordBatch> {
     let mut wanted: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     places.iter().for_each(|(part, row)| wanted.entry(*part).or_default().push(*row));
     let mut batches = Vec::with_capacity(wanted.len());
@@ -136,7 +154,8 @@ mod tests {
             store.put_part(encode(&RecordBatch::try_from_iter([("a", a), ("b", b)]).unwrap()).unwrap()).unwrap()
         };
         let parts = [part(0..10), part(10..20)];
-        let schema = Arc::new(Schema::new(vec![arrow::datatypes::Field::new("b", arrow::datatypes::DataType::Int64, true)]));
+        let schema =
+            Arc::new(Schema::new(vec![arrow::datatypes::Field::new("b", arrow::datatypes::DataType::Int64, true)]));
         let read = |places: &[(u32, u64)]| {
             let batch = gather(&store, &parts, places, &["b".into()], &schema).unwrap();
             batch.column(0).as_primitive::<Int64Type>().values().to_vec()

@@ -88,7 +88,12 @@ pub fn load(path: &std::path::Path, kinds: &[StageKind], sets: &[String]) -> Res
 
 /// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `variable` looks `${NAME}` up.
 pub fn parse(
-    file: &str, stem: &str, text: &str, kinds: &[StageKind], sets: &[String], variable: &dyn Fn(&str) -> Option<String>,
+    file: &str,
+    stem: &str,
+    text: &str,
+    kinds: &[StageKind],
+    sets: &[String],
+    variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Pipeline> {
     let loader = Loader { file, kinds };
     let mut root = Node::parse(text).map_err(|(place, message)| loader.error(place, message))?;
@@ -111,7 +116,9 @@ impl Loader<'_> {
 
     /// `images.root=DIR` sets `tables.images.with.root`.
     fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
-        let wrong = |why: &str| Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"));
+        let wrong = |why: &str| {
+            Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
+        };
         let (path, value) = set.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
         let steps: Vec<&str> = path.trim().split('.').collect();
         let [table, parameter @ ..] = steps.as_slice() else { return Err(wrong("there is no table")) };
@@ -119,7 +126,8 @@ impl Loader<'_> {
             return Err(wrong("there is no parameter"));
         }
         if root.get("tables").and_then(|tables| tables.get(table)).is_none() {
-            let names: Vec<&str> = root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
+            let names: Vec<&str> =
+                root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
             return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
         }
         let mut value = Node::parse(value).map_err(|(_, message)| wrong(&message))?;
@@ -135,7 +143,12 @@ impl Loader<'_> {
         match entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
             Some((key, _)) => Err(self.error(
                 key.place,
-                format!("{what} has no key `{}`{}; it takes {}", key.name, suggestion(&key.name, known), known.join(", ")),
+                format!(
+                    "{what} has no key `{}`{}; it takes {}",
+                    key.name,
+                    suggestion(&key.name, known),
+                    known.join(", ")
+                ),
             )),
             None => Ok(entries),
         }
@@ -155,7 +168,9 @@ impl Loader<'_> {
         check_name(&name).map_err(|message| self.error(root.place_of("name"), message))?;
         let store = self.text(root.get("store"), "store")?.map(str::to_owned);
         let declared = root.get("tables").filter(|tables| !tables.entries().is_empty());
-        let declared = declared.ok_or_else(|| self.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`"))?;
+        let declared = declared.ok_or_else(|| {
+            self.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
+        })?;
         let mut tables: Vec<Table> = Vec::new();
         for (key, node) in declared.entries() {
             let all: Vec<&str> = declared.entries().iter().map(|(key, _)| key.name.as_str()).collect();
@@ -167,35 +182,52 @@ impl Loader<'_> {
     fn table(&self, key: &Key, node: &Node, above: &[Table], all: &[&str]) -> Result<Table> {
         check_name(&key.name).map_err(|message| self.error(key.place, message))?;
         self.keys(node, "a table", &["stage", "from", "with", "where", "on_error"])?;
-        let stage = self.text(node.get("stage"), "stage")?.ok_or_else(|| self.error(key.place, format!("table `{}` names no `stage:`", key.name)))?;
+        let stage = self
+            .text(node.get("stage"), "stage")?
+            .ok_or_else(|| self.error(key.place, format!("table `{}` names no `stage:`", key.name)))?;
         let kind = *self.kinds.iter().find(|kind| kind.name == stage).ok_or_else(|| {
             let names: Vec<&str> = self.kinds.iter().map(|kind| kind.name).collect();
-            let message = format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
+            let message =
+                format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
             self.error(node.get("stage").map_or(key.place, |n| n.place), message)
         })?;
         let inputs = self.inputs(key, node, &kind, above, all)?;
         let stage = self.parameters(key, node, &kind)?;
-        let schemas: BTreeMap<String, SchemaRef> =
-            inputs.iter().filter_map(|input| Some((input.port.clone(), above.iter().find(|t| t.name == input.table)?.output.clone()))).collect();
+        let schemas: BTreeMap<String, SchemaRef> = inputs
+            .iter()
+            .filter_map(|input| {
+                Some((input.port.clone(), above.iter().find(|t| t.name == input.table)?.output.clone()))
+            })
+            .collect();
         let output = stage.output(&Schemas(schemas)).map_err(|message| {
-            let place = node.get("with").map_or(key.place, |with| with.place_of(message.split('`').nth(1).unwrap_or_default()));
+            let place =
+                node.get("with").map_or(key.place, |with| with.place_of(message.split('`').nth(1).unwrap_or_default()));
             self.error(place, format!("table `{}`: {message}", key.name))
         })?;
-        let filter = match self.text(node.get("where"), "where")? {
-            None => None,
-            Some(predicate) => {
-                let place = node.get("where").map_or(key.place, |n| n.place);
-                let first = inputs.iter().find(|input| input.reads == Reads::Rows);
-                let first = first.and_then(|input| above.iter().find(|t| t.name == input.table));
-                let first = first.ok_or_else(|| self.error(place, format!("table `{}` reads no rows that `where:` could choose from", key.name)))?;
-                let filter = Filter::new(predicate, &stored_schema(&first.output, first.is_keyed()));
-                Some(filter.map_err(|message| self.error(place, format!("where: {message} (columns of `{}`)", first.name)))?)
-            }
-        };
+        let filter =
+            match self.text(node.get("where"), "where")? {
+                None => None,
+                Some(predicate) => {
+                    let place = node.get("where").map_or(key.place, |n| n.place);
+                    let first = inputs.iter().find(|input| input.reads == Reads::Rows);
+                    let first = first.and_then(|input| above.iter().find(|t| t.name == input.table));
+                    let first = first.ok_or_else(|| {
+                        self.error(place, format!("table `{}` reads no rows that `where:` could choose from", key.name))
+                    })?;
+                    let filter = Filter::new(predicate, &stored_schema(&first.output, first.is_keyed()));
+                    Some(filter.map_err(|message| {
+                        self.error(place, format!("where: {message} (columns of `{}`)", first.name))
+                    })?)
+                }
+            };
         let on_error = match self.text(node.get("on_error"), "on_error")? {
             None | Some("fail") => OnError::Fail,
             Some("skip") => OnError::Skip,
-            Some(other) => return Err(self.error(node.place_of("on_error"), format!("on_error is `fail` or `skip`, not `{other}`"))),
+            Some(other) => {
+                return Err(
+                    self.error(node.place_of("on_error"), format!("on_error is `fail` or `skip`, not `{other}`"))
+                );
+            }
         };
         Ok(Table { name: key.name.clone(), kind, stage: stage.into(), inputs, filter, on_error, output })
     }
@@ -206,7 +238,11 @@ impl Loader<'_> {
         (kind.parse)(&params).map_err(|error| {
             let place = with.map_or(key.place, |with| with.place_of(&error.path));
             let message = explain(kind.name, &error.message);
-            let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) { String::new() } else { format!("`{}`: ", error.path) };
+            let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) {
+                String::new()
+            } else {
+                format!("`{}`: ", error.path)
+            };
             let given = if place.line == 0 { " (given by --set)" } else { "" };
             self.error(place, format!("table `{}`: {path}{message}{given}", key.name))
         })
@@ -226,20 +262,37 @@ impl Loader<'_> {
             Ports::Any => None,
             Ports::Named(ports) => Some(ports),
         };
-        let signature = ports.map(|ports| ports.iter().map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.into() }).collect::<Vec<_>>().join(", "));
+        let signature = ports.map(|ports| {
+            ports
+                .iter()
+                .map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.into() })
+                .collect::<Vec<_>>()
+                .join(", ")
+        });
         let mut inputs = Vec::new();
         for (position, (name, item)) in named.into_iter().enumerate() {
-            let table = self.text(Some(item), "an entry of `from:`")?.ok_or_else(|| self.error(item.place, "an entry of `from:` names a table"))?;
+            let table = self
+                .text(Some(item), "an entry of `from:`")?
+                .ok_or_else(|| self.error(item.place, "an entry of `from:` names a table"))?;
             let source = above.iter().find(|t| t.name == table).ok_or_else(|| {
                 let names: Vec<&str> = above.iter().map(|t| t.name.as_str()).collect();
-                let why = if table == key.name { "a table cannot read itself".to_owned() }
-                    else if all.contains(&table) { format!("`{table}` is declared below; a table may use only tables above it") }
-                    else { format!("there is no table `{table}`{}", suggestion(table, &names)) };
+                let why = if table == key.name {
+                    "a table cannot read itself".to_owned()
+                } else if all.contains(&table) {
+                    format!("`{table}` is declared below; a table may use only tables above it")
+                } else {
+                    format!("there is no table `{table}`{}", suggestion(table, &names))
+                };
                 self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
             })?;
             let Some(ports) = ports else {
                 let columns = source.output.fields().iter().map(|f| f.name().clone()).collect();
-                inputs.push(Input { port: name.map_or(table, |key| &key.name).to_owned(), table: table.into(), columns, reads: Reads::Table });
+                inputs.push(Input {
+                    port: name.map_or(table, |key| &key.name).to_owned(),
+                    table: table.into(),
+                    columns,
+                    reads: Reads::Table,
+                });
                 continue;
             };
             let port = match name {
@@ -247,26 +300,48 @@ impl Loader<'_> {
                 Some(name) => ports.iter().find(|port| port.name == name.name),
             };
             let port = port.ok_or_else(|| {
-                let which = name.map_or_else(|| format!("{} inputs", position + 1), |name| format!("an input `{}`", name.name));
-                let message = format!("stage `{}` does not take {which}; it reads {}", kind.name, signature.as_deref().filter(|s| !s.is_empty()).unwrap_or("no table"));
+                let which =
+                    name.map_or_else(|| format!("{} inputs", position + 1), |name| format!("an input `{}`", name.name));
+                let message = format!(
+                    "stage `{}` does not take {which}; it reads {}",
+                    kind.name,
+                    signature.as_deref().filter(|s| !s.is_empty()).unwrap_or("no table")
+                );
                 self.error(name.map_or(item.place, |name| name.place), message)
             })?;
             if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
                 let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
-                let message = format!("`{table}` does not fit as `{}` of stage `{}`: it has no column `{column}`; it has {} where {} are read",
-                    port.name, kind.name, has.join(", "), port.columns.join(", "));
+                let message = format!(
+                    "`{table}` does not fit as `{}` of stage `{}`: it has no column `{column}`; it has {} where {} are read",
+                    port.name,
+                    kind.name,
+                    has.join(", "),
+                    port.columns.join(", ")
+                );
                 return Err(self.error(item.place, message));
             }
             if port.reads == Reads::Rows && source.kind.output != Output::RowPerRow {
-                let message = format!("`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`", kind.name, port.name);
+                let message = format!(
+                    "`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`",
+                    kind.name, port.name
+                );
                 return Err(self.error(item.place, message));
             }
             let columns = port.columns.iter().map(|c| (*c).to_owned()).collect();
             inputs.push(Input { port: port.name.into(), table: table.into(), columns, reads: port.reads });
         }
-        let missing = ports.unwrap_or_default().iter().find(|port| !port.optional && !inputs.iter().any(|input| input.port == port.name));
+        let missing = ports
+            .unwrap_or_default()
+            .iter()
+            .find(|port| !port.optional && !inputs.iter().any(|input| input.port == port.name));
         if let Some(port) = missing {
-            let message = format!("table `{}`: stage `{}` also reads `{}`; write `from: [{}]`", key.name, kind.name, port.name, signature.unwrap_or_default());
+            let message = format!(
+                "table `{}`: stage `{}` also reads `{}`; write `from: [{}]`",
+                key.name,
+                kind.name,
+                port.name,
+                signature.unwrap_or_default()
+            );
             return Err(self.error(place, message));
         }
         Ok(inputs)
@@ -279,8 +354,13 @@ fn or_none(names: &[&str]) -> String {
 
 /// Names go into paths and SQL.
 fn check_name(name: &str) -> Result<(), String> {
-    let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') && name.starts_with(|c: char| c.is_ascii_alphabetic());
-    if good { Ok(()) } else { Err(format!("`{name}` is no name; names are letters, digits, `_` and `-`, a letter first")) }
+    let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && name.starts_with(|c: char| c.is_ascii_alphabetic());
+    if good {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is no name; names are letters, digits, `_` and `-`, a letter first"))
+    }
 }
 
 /// Serde's message in the words of the YAML.
@@ -314,9 +394,12 @@ fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<S
             rest = after;
         } else if let Some(body) = rest.strip_prefix('{') {
             let (inside, after) = body.split_once('}').ok_or_else(|| format!("`{text}`: `${{` without `}}`"))?;
-            let (name, default) = inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
+            let (name, default) =
+                inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
             let value = variable(name).or_else(|| default.map(str::to_owned));
-            out += &value.ok_or_else(|| format!("the environment has no variable `{name}`; set it, or write ${{{name}:-default}}"))?;
+            out += &value.ok_or_else(|| {
+                format!("the environment has no variable `{name}`; set it, or write ${{{name}:-default}}")
+            })?;
             rest = after;
         } else {
             out.push('$');

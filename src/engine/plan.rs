@@ -68,7 +68,9 @@ pub fn plan(pipeline: &Pipeline, store: &Store) -> Result<Vec<TablePlan>> {
             Some(input) => State::Blocked { on: input.table.clone() },
             None => match examine(table, store, &published)? {
                 Need::Nothing => State::Fresh { rows: published[&table.name].rows },
-                Need::Work(work) => State::Stale { stale: work.stale.len() as u64, rows: work.total(), reasons: work.reasons.clone() },
+                Need::Work(work) => {
+                    State::Stale { stale: work.stale.len() as u64, rows: work.total(), reasons: work.reasons.clone() }
+                }
             },
         };
         if !matches!(state, State::Fresh { .. }) {
@@ -81,7 +83,9 @@ pub fn plan(pipeline: &Pipeline, store: &Store) -> Result<Vec<TablePlan>> {
 
 /// What is published of a pipeline's tables.
 pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Published> {
-    let find = |table: &Table| Ok(store.published(&pipeline.name, &table.name)?.map(|(_, manifest)| (table.name.clone(), manifest)));
+    let find = |table: &Table| {
+        Ok(store.published(&pipeline.name, &table.name)?.map(|(_, manifest)| (table.name.clone(), manifest)))
+    };
     pipeline.tables.iter().filter_map(|table| find(table).transpose()).collect()
 }
 
@@ -122,7 +126,11 @@ pub struct Work {
 impl Work {
     /// Rows that the table will have, as far as known: those of a whole table come out when it is computed.
     pub fn total(&self) -> u64 {
-        if self.keys.is_empty() { self.known.entries.iter().map(|e| e.contents.len() as u64).sum() } else { self.ids.len() as u64 }
+        if self.keys.is_empty() {
+            self.known.entries.iter().map(|e| e.contents.len() as u64).sum()
+        } else {
+            self.ids.len() as u64
+        }
     }
 }
 
@@ -187,7 +195,12 @@ impl Known {
     /// The whole table that an entry holds.
     pub fn whole(&self) -> (Vec<PartRef>, Digest) {
         let Some(entry) = self.entries.first() else { return (Vec::new(), content(&[])) };
-        let part = entry.part.map(|part| PartRef { part, bytes: entry.bytes, rows: entry.contents.len() as u64, chosen: None });
+        let part = entry.part.map(|part| PartRef {
+            part,
+            bytes: entry.bytes,
+            rows: entry.contents.len() as u64,
+            chosen: None,
+        });
         (part.into_iter().collect(), content(&entry.contents))
     }
 }
@@ -214,7 +227,7 @@ fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
 /// Looks at one table whose inputs are all published.
 pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Need> {
     let files = files(table)?;
-    let params = table.stage.params();
+    let params = table.kind.identity(&*table.stage);
     let fingerprint = fingerprint(&table.kind, &params, &files, &table.output);
     let listed = table.stage.list().map_err(|e| in_table(table, e))?.map(sort_by_id).transpose()?;
     let mut inputs: Vec<(String, Digest)> = Vec::new();
@@ -242,7 +255,8 @@ pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Ne
     let mut base = Hasher::new("key");
     base.field(fingerprint.as_bytes());
     for input in table.inputs.iter().filter(|input| input.reads == Reads::Table) {
-        base.field(input.port.as_bytes()).field(table_content(store, &published[&input.table], &input.columns)?.as_bytes());
+        base.field(input.port.as_bytes())
+            .field(table_content(store, &published[&input.table], &input.columns)?.as_bytes());
     }
     let base = base.finish();
     let key_of = |i: usize| {
@@ -259,7 +273,8 @@ pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Ne
     let (stage_key, keys, stale) = if table.is_keyed() {
         known.extend(store.computed(fingerprint)?);
         let failed = |key: &Digest| table.on_error == OnError::Skip && known.failed.contains_key(key);
-        let stale = (0..row_keys.len()).filter(|i| !known.rows.contains_key(&row_keys[*i]) && !failed(&row_keys[*i])).collect();
+        let stale =
+            (0..row_keys.len()).filter(|i| !known.rows.contains_key(&row_keys[*i]) && !failed(&row_keys[*i])).collect();
         (fingerprint, row_keys, stale)
     } else {
         let mut hasher = Hasher::new("whole");
@@ -270,7 +285,19 @@ pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Ne
         (key, Vec::new(), stale)
     };
     let reasons = reasons(table, previous, &params, &files, &inputs, &stale, joined.ids.len());
-    Ok(Need::Work(Box::new(Work { fingerprint, stage_key, files, inputs, ids: joined.ids, keys, places: joined.places, listed, known, stale, reasons })))
+    Ok(Need::Work(Box::new(Work {
+        fingerprint,
+        stage_key,
+        files,
+        inputs,
+        ids: joined.ids,
+        keys,
+        places: joined.places,
+        listed,
+        known,
+        stale,
+        reasons,
+    })))
 }
 
 fn in_table(table: &Table, error: Error) -> Error {
@@ -301,16 +328,27 @@ fn join(table: &Table, store: &Store, published: &Published) -> Result<Joined> {
         return Ok(Joined { ids: Vec::new(), digests: Vec::new(), places: Vec::new() });
     };
     let first = Light::read(store, &published[&first.table], first, table.filter.as_ref())?;
-    let others = others.iter().map(|input| Light::read(store, &published[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
-    let lookups: Vec<HashMap<&str, usize>> = others.iter().map(|light| light.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect()).collect();
-    let mut order: Vec<usize> = (0..first.ids.len()).filter(|i| lookups.iter().all(|lookup| lookup.contains_key(first.ids[*i].as_str()))).collect();
+    let others = others
+        .iter()
+        .map(|input| Light::read(store, &published[&input.table], input, None))
+        .collect::<Result<Vec<_>>>()?;
+    let lookups: Vec<HashMap<&str, usize>> =
+        others.iter().map(|light| light.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect()).collect();
+    let mut order: Vec<usize> = (0..first.ids.len())
+        .filter(|i| lookups.iter().all(|lookup| lookup.contains_key(first.ids[*i].as_str())))
+        .collect();
     order.sort_by(|a, b| first.ids[*a].cmp(&first.ids[*b]));
     let ids: Vec<String> = order.iter().map(|i| first.ids[*i].clone()).collect();
-    let positions: Vec<Vec<usize>> = lookups.iter().map(|lookup| ids.iter().map(|id| lookup[id.as_str()]).collect()).collect();
+    let positions: Vec<Vec<usize>> =
+        lookups.iter().map(|lookup| ids.iter().map(|id| lookup[id.as_str()]).collect()).collect();
     let (mut digests, mut places) = (Vec::new(), Vec::new());
     for (light, order) in std::iter::once((first, order)).chain(others.into_iter().zip(positions)) {
         digests.push(order.iter().map(|i| light.digests[*i]).collect());
-        places.push(Places { port: light.port, parts: light.parts, at: order.iter().map(|i| light.places[*i]).collect() });
+        places.push(Places {
+            port: light.port,
+            parts: light.parts,
+            at: order.iter().map(|i| light.places[*i]).collect(),
+        });
     }
     Ok(Joined { ids, digests, places })
 }
@@ -331,10 +369,18 @@ impl Light {
         let declared = light_names(&stored, &input.columns);
         let mut columns = vec![id];
         let wanted = declared.iter().chain(filter.iter().flat_map(|f| &f.columns));
-        wanted.for_each(|name| if !columns.contains(name) { columns.push(name.clone()) });
+        wanted.for_each(|name| {
+            if !columns.contains(name) {
+                columns.push(name.clone())
+            }
+        });
         let schema = project(&stored, &columns)?;
-        let places: Vec<(u32, u64)> =
-            manifest.parts.iter().enumerate().flat_map(|(i, part)| part.row_numbers().into_iter().map(move |row| (i as u32, row))).collect();
+        let places: Vec<(u32, u64)> = manifest
+            .parts
+            .iter()
+            .enumerate()
+            .flat_map(|(i, part)| part.row_numbers().into_iter().map(move |row| (i as u32, row)))
+            .collect();
         let mut batch = read_table(store, &manifest.parts, &columns, &schema)?;
         let mut chosen: Vec<u32> = (0..batch.num_rows() as u32).collect();
         if let Some(filter) = filter {
@@ -354,7 +400,10 @@ impl Light {
 }
 
 fn ids_of(batch: &RecordBatch) -> Result<Vec<String>> {
-    let ids: &StringArray = batch.column(0).as_string_opt().ok_or_else(|| Error::Damaged("the first column of a row-wise table is not text".into()))?;
+    let ids: &StringArray = batch
+        .column(0)
+        .as_string_opt()
+        .ok_or_else(|| Error::Damaged("the first column of a row-wise table is not text".into()))?;
     Ok(ids.iter().map(|id| id.unwrap_or_default().to_owned()).collect())
 }
 
@@ -373,16 +422,29 @@ fn table_content(store: &Store, manifest: &Manifest, columns: &[String]) -> Resu
 
 /// Why a table is not fresh, the first cause first.
 fn reasons(
-    table: &Table, previous: Option<&Manifest>, params: &Value, files: &[(String, Digest)], inputs: &[(String, Digest)], stale: &[usize], of: usize,
+    table: &Table,
+    previous: Option<&Manifest>,
+    params: &Value,
+    files: &[(String, Digest)],
+    inputs: &[(String, Digest)],
+    stale: &[usize],
+    of: usize,
 ) -> Vec<String> {
     let Some(previous) = previous else {
-        return vec![if stale.is_empty() { "not published yet; all rows are known".into() } else { "not computed yet".into() }];
+        return vec![if stale.is_empty() {
+            "not published yet; all rows are known".into()
+        } else {
+            "not computed yet".into()
+        }];
     };
     let mut reasons = Vec::new();
     if previous.stage != table.kind.name {
         reasons.push(format!("stage: {} -> {}", previous.stage, table.kind.name));
     } else if previous.revision != table.kind.revision {
-        reasons.push(format!("stage `{}` has a new revision: {} -> {}", table.kind.name, previous.revision, table.kind.revision));
+        reasons.push(format!(
+            "stage `{}` has a new revision: {} -> {}",
+            table.kind.name, previous.revision, table.kind.revision
+        ));
     }
     differences("", &previous.params, params, &mut reasons);
     for (path, digest) in files {
@@ -394,13 +456,21 @@ fn reasons(
     }
     let text = |filter: Option<&String>| filter.map_or("all rows".to_owned(), |f| format!("`{f}`"));
     if previous.filter.as_ref() != table.filter.as_ref().map(|f| &f.text) {
-        reasons.push(format!("where: {} -> {}", text(previous.filter.as_ref()), text(table.filter.as_ref().map(|f| &f.text))));
+        reasons.push(format!(
+            "where: {} -> {}",
+            text(previous.filter.as_ref()),
+            text(table.filter.as_ref().map(|f| &f.text))
+        ));
     }
     for (name, digest) in inputs {
         match previous.inputs.iter().find(|(n, _)| n == name) {
             Some((_, old)) if old == digest => {}
-            Some(_) if name == SOURCE => reasons.push(format!("the source has changed ({} of {of} rows new or different)", stale.len())),
-            Some(_) if table.is_keyed() => reasons.push(format!("{name} has changed ({} of {of} rows new or different)", stale.len())),
+            Some(_) if name == SOURCE => {
+                reasons.push(format!("the source has changed ({} of {of} rows new or different)", stale.len()))
+            }
+            Some(_) if table.is_keyed() => {
+                reasons.push(format!("{name} has changed ({} of {of} rows new or different)", stale.len()))
+            }
             Some(_) => reasons.push(format!("{name} has changed")),
             None => reasons.push(format!("reads {name} now")),
         }

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, time::Instant};
 use arrow::{array::UInt32Array, compute::take_record_batch};
 
 use super::{
-    Error, Result, Store, encode_schema,
+    Error, Result, Store,
     columns::stored_schema,
+    encode_schema,
     event::{Event, Logged, now_ms},
     parts::project,
     pipeline::{OnError, Pipeline, Table},
@@ -43,7 +44,13 @@ pub struct Summary {
 }
 
 /// Runs all stale tables of a pipeline.
-pub fn run(pipeline: &Pipeline, store: &Store, options: &Options, remote: &mut dyn Remote, listener: &mut dyn FnMut(&Event)) -> Result<Summary> {
+pub fn run(
+    pipeline: &Pipeline,
+    store: &Store,
+    options: &Options,
+    remote: &mut dyn Remote,
+    listener: &mut dyn FnMut(&Event),
+) -> Result<Summary> {
     let run = format!("{:013}-{}", now_ms(), std::process::id());
     let mut log = Vec::new();
     let started = Instant::now();
@@ -55,9 +62,13 @@ pub fn run(pipeline: &Pipeline, store: &Store, options: &Options, remote: &mut d
         }
     };
     emit(Event::RunStarted { run: run.clone(), pipeline: pipeline.name.clone(), store: store.url.clone() });
-    let mut driver = Driver { pipeline, store, options, remote, executor: Executor::new(store.clone()), run: run.clone() };
+    let mut driver =
+        Driver { pipeline, store, options, remote, executor: Executor::new(store.clone()), run: run.clone() };
     let result = driver.tables(&mut emit);
-    emit(Event::RunFinished { seconds: started.elapsed().as_secs_f64(), error: result.as_ref().err().map(ToString::to_string) });
+    emit(Event::RunFinished {
+        seconds: started.elapsed().as_secs_f64(),
+        error: result.as_ref().err().map(ToString::to_string),
+    });
     let lines: Vec<String> = log.iter().filter_map(|logged| serde_json::to_string(logged).ok()).collect();
     store.put(&format!("runs/{run}.jsonl"), lines.join("\n") + "\n")?;
     result.map(|summary| Summary { run, ..summary })
@@ -93,10 +104,22 @@ impl Driver<'_> {
         Ok(summary)
     }
 
-    fn table(&mut self, table: &Table, mut work: Work, published: &Published, summary: &mut Summary, emit: &mut dyn FnMut(Event)) -> Result<Manifest> {
+    fn table(
+        &mut self,
+        table: &Table,
+        mut work: Work,
+        published: &Published,
+        summary: &mut Summary,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Manifest> {
         let started = Instant::now();
         let name = &table.name;
-        emit(Event::TableStarted { table: name.clone(), stale: work.stale.len() as u64, rows: work.total(), reasons: work.reasons.clone() });
+        emit(Event::TableStarted {
+            table: name.clone(),
+            stale: work.stale.len() as u64,
+            rows: work.total(),
+            reasons: work.reasons.clone(),
+        });
         let mut computed = 0;
         if !work.stale.is_empty() {
             let entries = self.compute(table, &work, published, emit).map_err(|e| in_table(name, e))?;
@@ -118,7 +141,7 @@ impl Driver<'_> {
             table: name.clone(),
             stage: table.kind.name.to_owned(),
             revision: table.kind.revision,
-            params: table.stage.params(),
+            params: table.kind.identity(&*table.stage),
             files: work.files,
             fingerprint: work.fingerprint,
             inputs: work.inputs,
@@ -135,15 +158,28 @@ impl Driver<'_> {
         self.store.publish(&self.pipeline.name, &manifest)?;
         summary.computed.insert(name.clone(), computed);
         let seconds = started.elapsed().as_secs_f64();
-        emit(Event::TablePublished { table: name.clone(), rows: manifest.rows, computed, errors: manifest.errors.len() as u64, seconds });
+        emit(Event::TablePublished {
+            table: name.clone(),
+            rows: manifest.rows,
+            computed,
+            errors: manifest.errors.len() as u64,
+            seconds,
+        });
         Ok(manifest)
     }
 
-    fn compute(&mut self, table: &Table, work: &Work, published: &Published, emit: &mut dyn FnMut(Event)) -> Result<Vec<Entry>> {
+    fn compute(
+        &mut self,
+        table: &Table,
+        work: &Work,
+        published: &Published,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Vec<Entry>> {
         let job = self.job(table, work, published)?;
         let all: Vec<usize> = (0..work.ids.len()).collect();
         // A whole table is one task over all rows; else as many rows a task as asked for.
-        let (rows, size) = if table.is_keyed() { (&work.stale, self.options.task_rows.max(1)) } else { (&all, all.len().max(1)) };
+        let (rows, size) =
+            if table.is_keyed() { (&work.stale, self.options.task_rows.max(1)) } else { (&all, all.len().max(1)) };
         let total = work.stale.len() as u64;
         let mut entries = Vec::new();
         let mut before = 0;
@@ -153,7 +189,9 @@ impl Driver<'_> {
             let mut report = |report: Report| {
                 let table = table.name.clone();
                 emit(match report {
-                    Report::Progress { done, unit, .. } if unit == "rows" && total > 0 => Event::Progress { table, done: before + done, total, unit },
+                    Report::Progress { done, unit, .. } if unit == "rows" && total > 0 => {
+                        Event::Progress { table, done: before + done, total, unit }
+                    }
                     Report::Progress { done, total, unit } => Event::Progress { table, done, total, unit },
                     Report::Committed { rows, bytes } => Event::PartCommitted { table, rows, bytes },
                     Report::Log { message } => Event::Log { table, message },
@@ -164,7 +202,11 @@ impl Driver<'_> {
                 None => self.remote.run(task, &mut report)?,
             };
             for error in new.iter().flat_map(|entry| &entry.errors) {
-                emit(Event::RowFailed { table: table.name.clone(), id: error.id.clone(), message: error.message.clone() });
+                emit(Event::RowFailed {
+                    table: table.name.clone(),
+                    id: error.id.clone(),
+                    message: error.message.clone(),
+                });
             }
             entries.extend(new);
             before += chunk.len() as u64;
@@ -181,7 +223,11 @@ impl Driver<'_> {
             let schema = encode_schema(&read);
             match input.reads {
                 Reads::Rows => schemas.push((input.port.clone(), schema)),
-                Reads::Table => tables.push(TableInput { port: input.port.clone(), schema, parts: published[&input.table].parts.clone() }),
+                Reads::Table => tables.push(TableInput {
+                    port: input.port.clone(),
+                    schema,
+                    parts: published[&input.table].parts.clone(),
+                }),
             }
         }
         schemas.extend(work.listed.as_ref().map(|batch| (SOURCE.to_owned(), encode_schema(batch.schema_ref()))));

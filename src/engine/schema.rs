@@ -48,7 +48,8 @@ fn pipeline(kinds: &[StageKind]) -> Value {
             })
         })
         .collect();
-    let names: Vec<Value> = kinds.iter().map(|kind| json!({ "const": kind.name, "description": kind.about() })).collect();
+    let names: Vec<Value> =
+        kinds.iter().map(|kind| json!({ "const": kind.name, "description": kind.about() })).collect();
     definitions.insert("table".into(), json!({
         "type": "object",
         "required": ["stage"],

@@ -82,7 +82,8 @@ impl Schemas {
 
     /// The field `column` at `port`; the pipeline loader has checked that it is there.
     pub fn field(&self, port: &str, column: &str) -> Result<&arrow::datatypes::Field, String> {
-        let schema = self.get(port).ok_or_else(|| format!("the stage reads a table `{port}` and `from:` names none"))?;
+        let schema =
+            self.get(port).ok_or_else(|| format!("the stage reads a table `{port}` and `from:` names none"))?;
         schema.field_with_name(column).map_err(|_| {
             let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
             format!("`{port}` has no column `{column}`; it has {}", names.join(", "))
@@ -92,7 +93,9 @@ impl Schemas {
 
 /// The describing half of a stage: its parameters, as people write them below `with:`. Cheap to build and to ask; never
 /// touches a device, weights or the network.
-pub trait Stage: Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static {
+pub trait Stage:
+    Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static
+{
     /// The name in `stage:`.
     const NAME: &'static str;
     /// Bumped when the meaning of the output changes: every table made by the stage is then stale.
@@ -101,6 +104,8 @@ pub trait Stage: Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema
     const PORTS: Ports;
     /// What it makes.
     const OUTPUT: Output;
+    /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
+    const LOCATIONS: &'static [&'static str] = &[];
 
     /// The schema of every batch it writes. An error says which parameter or input does not fit.
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
@@ -155,6 +160,8 @@ pub struct StageKind {
     pub ports: Ports,
     /// What it makes.
     pub output: Output,
+    /// Parameters that are no part of its identity.
+    pub locations: &'static [&'static str],
     /// The JSON Schema of its parameters; its description is the stage's documentation.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
@@ -178,12 +185,30 @@ pub struct ParamError {
 impl StageKind {
     /// The registry entry of a stage that runs in the worker.
     pub const fn in_worker<S: Stage>() -> Self {
-        Self { name: S::NAME, revision: S::REVISION, ports: S::PORTS, output: S::OUTPUT, schema: schema_of::<S>, parse: parse::<S>, open_here: None }
+        Self {
+            name: S::NAME,
+            revision: S::REVISION,
+            ports: S::PORTS,
+            output: S::OUTPUT,
+            locations: S::LOCATIONS,
+            schema: schema_of::<S>,
+            parse: parse::<S>,
+            open_here: None,
+        }
     }
 
     /// The registry entry of a stage that needs no libtorch and runs in the driver.
     pub const fn in_driver<S: Open>() -> Self {
         Self { open_here: Some(open::<S>), ..Self::in_worker::<S>() }
+    }
+
+    /// What of the parameters can change the output.
+    pub fn identity(&self, stage: &dyn Described) -> Value {
+        let mut params = stage.params();
+        if let Some(params) = params.as_object_mut() {
+            params.retain(|name, _| !self.locations.contains(&name.as_str()));
+        }
+        params
     }
 
     /// The first paragraph of the stage's documentation.
@@ -199,8 +224,10 @@ fn schema_of<S: Stage>() -> schemars::Schema {
 }
 
 fn parse<S: Stage>(params: &Value) -> Result<Box<dyn Described>, ParamError> {
-    let stage: S = serde_path_to_error::deserialize(params)
-        .map_err(|e| ParamError { path: e.path().to_string().trim_matches('.').to_owned(), message: e.into_inner().to_string() })?;
+    let stage: S = serde_path_to_error::deserialize(params).map_err(|e| ParamError {
+        path: e.path().to_string().trim_matches('.').to_owned(),
+        message: e.into_inner().to_string(),
+    })?;
     stage.validate().map_err(|report| {
         let (path, error) = report.iter().next().map(|(p, e)| (p.to_string(), e.to_string())).unwrap_or_default();
         ParamError { path, message: error }
@@ -210,7 +237,8 @@ fn parse<S: Stage>(params: &Value) -> Result<Box<dyn Described>, ParamError> {
 
 /// The worker's half of a registry entry.
 pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
-    let stage: S = serde_json::from_value(params.clone()).map_err(|e| super::Error::Stage(format!("parameters of {}: {e}", S::NAME)))?;
+    let stage: S = serde_json::from_value(params.clone())
+        .map_err(|e| super::Error::Stage(format!("parameters of {}: {e}", S::NAME)))?;
     stage.open(context)
 }
 
@@ -241,7 +269,7 @@ impl<S: Stage> Described for S {
     }
 }
 
-/// All but the inputs that can change a stage's output.
+/// All but the inputs that can change a stage's output; `params` as [`StageKind::identity`] gives them.
 pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)], output: &SchemaRef) -> Digest {
     let mut hasher = super::Hasher::new("stage");
     hasher.field(kind.name.as_bytes()).field(&kind.revision.to_le_bytes());

@@ -155,10 +155,13 @@ pub fn encode_schema(schema: &arrow::datatypes::Schema) -> String {
 /// The schema in [`encode_schema`]'s text.
 pub fn decode_schema(text: &str) -> Result<arrow::datatypes::SchemaRef> {
     use base64::Engine;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| Error::Damaged(format!("a schema is not base64: {e}")))?;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .map_err(|e| Error::Damaged(format!("a schema is not base64: {e}")))?;
     // The first eight bytes are the IPC continuation marker and the length.
     let body = bytes.get(8..).ok_or_else(|| Error::Damaged("a schema is cut short".into()))?;
-    let message = arrow::ipc::root_as_message(body).map_err(|e| Error::Damaged(format!("a schema is not Arrow IPC: {e}")))?;
+    let message =
+        arrow::ipc::root_as_message(body).map_err(|e| Error::Damaged(format!("a schema is not Arrow IPC: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::Damaged("a schema holds another message".into()))?;
     Ok(Arc::new(arrow::ipc::convert::fb_to_schema(schema)))
 }
@@ -173,13 +176,16 @@ impl Store {
         let (objects, prefix, url): (Arc<dyn ObjectStore>, Path, String) = match url::Url::parse(address) {
             Ok(url) if url.scheme().len() > 1 && url.scheme() != "file" => {
                 let options = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
-                let (objects, prefix) = object_store::parse_url_opts(&url, options)
-                    .map_err(|e| Error::Input(format!("store `{address}`: {e}; use a folder, s3://, gs://, az:// or https://")))?;
+                let (objects, prefix) = object_store::parse_url_opts(&url, options).map_err(|e| {
+                    Error::Input(format!("store `{address}`: {e}; use a folder, s3://, gs://, az:// or https://"))
+                })?;
                 (objects.into(), prefix, address.to_owned())
             }
             parsed => {
-                let folder = parsed.ok().and_then(|url| url.to_file_path().ok()).unwrap_or_else(|| PathBuf::from(address));
-                let named = |e| Error::Input(format!("store {}: {e}; name a folder that can be written", folder.display()));
+                let folder =
+                    parsed.ok().and_then(|url| url.to_file_path().ok()).unwrap_or_else(|| PathBuf::from(address));
+                let named =
+                    |e| Error::Input(format!("store {}: {e}; name a folder that can be written", folder.display()));
                 std::fs::create_dir_all(&folder).map_err(named)?;
                 let folder = folder.canonicalize().map_err(named)?;
                 let objects = LocalFileSystem::new_with_prefix(&folder)?;
@@ -248,8 +254,11 @@ impl Store {
     /// The names of the objects below a folder, sorted, relative to it.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let base = self.path(folder);
-        let found: Vec<Path> = self.runtime.block_on(self.objects.list(Some(&base)).map_ok(|meta| meta.location).try_collect())?;
-        let relative = |path: &Path| path.prefix_match(&base).map(|parts| parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
+        let found: Vec<Path> =
+            self.runtime.block_on(self.objects.list(Some(&base)).map_ok(|meta| meta.location).try_collect())?;
+        let relative = |path: &Path| {
+            path.prefix_match(&base).map(|parts| parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
+        };
         let mut names: Vec<String> = found.iter().filter_map(relative).collect();
         names.sort();
         Ok(names)
@@ -257,7 +266,12 @@ impl Store {
 
     /// Bytes below a folder.
     pub fn size(&self, folder: &str) -> Result<u64> {
-        Ok(self.runtime.block_on(self.objects.list(Some(&self.path(folder))).map_ok(|meta| meta.size).try_fold(0, async |sum, size| Ok(sum + size)))?)
+        Ok(self.runtime.block_on(
+            self.objects
+                .list(Some(&self.path(folder)))
+                .map_ok(|meta| meta.size)
+                .try_fold(0, async |sum, size| Ok(sum + size)),
+        )?)
     }
 
     /// Keeps bytes under their digest.
@@ -270,7 +284,8 @@ impl Store {
 
     /// The bytes with this digest, checked.
     pub fn blob(&self, digest: Digest) -> Result<Bytes> {
-        let bytes = self.get(&format!("blobs/{digest}"))?.ok_or_else(|| Error::Damaged(format!("blob {digest} is missing")))?;
+        let bytes =
+            self.get(&format!("blobs/{digest}"))?.ok_or_else(|| Error::Damaged(format!("blob {digest} is missing")))?;
         self.check(digest, &bytes, "blob")?;
         Ok(bytes)
     }
@@ -284,7 +299,9 @@ impl Store {
 
     /// A part's bytes, checked against its digest the first time this process reads it.
     pub fn part(&self, digest: Digest) -> Result<Bytes> {
-        let bytes = self.get(&format!("parts/{digest}.parquet"))?.ok_or_else(|| Error::Damaged(format!("part {digest} is missing")))?;
+        let bytes = self
+            .get(&format!("parts/{digest}.parquet"))?
+            .ok_or_else(|| Error::Damaged(format!("part {digest} is missing")))?;
         self.check(digest, &bytes, "part")?;
         Ok(bytes)
     }
@@ -293,7 +310,9 @@ impl Store {
         let mut verified = self.verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !verified.contains(&digest) {
             if Digest::of(bytes) != digest {
-                return Err(Error::Damaged(format!("{what} {digest} does not match its digest; delete it and run again")));
+                return Err(Error::Damaged(format!(
+                    "{what} {digest} does not match its digest; delete it and run again"
+                )));
             }
             verified.insert(digest);
         }
@@ -316,14 +335,22 @@ impl Store {
             let name = format!("{folder}/{name}");
             Ok(self.get_json::<Entry>(&name)?.map(|entry| (name, entry)))
         });
-        Ok(entries.filter_map(Result::transpose).collect::<Result<Vec<_>>>()?.into_iter().map(|(_, entry)| entry).collect())
+        Ok(entries
+            .filter_map(Result::transpose)
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .map(|(_, entry)| entry)
+            .collect())
     }
 
     /// The current version of a published table, with its number.
     pub fn published(&self, pipeline: &str, table: &str) -> Result<Option<(u64, Manifest)>> {
         let folder = format!("published/{pipeline}/{table}");
         let Some(name) = self.list(&folder)?.pop() else { return Ok(None) };
-        let version = name.trim_end_matches(".json").parse().map_err(|_| Error::Damaged(format!("{folder}/{name} is no version")))?;
+        let version = name
+            .trim_end_matches(".json")
+            .parse()
+            .map_err(|_| Error::Damaged(format!("{folder}/{name} is no version")))?;
         Ok(self.get_json(&format!("{folder}/{name}"))?.map(|manifest| (version, manifest)))
     }
 
@@ -333,7 +360,9 @@ impl Store {
         let mut version = self.published(pipeline, &manifest.table)?.map_or(0, |(version, _)| version);
         loop {
             version += 1;
-            if self.put_if_absent(&format!("published/{pipeline}/{}/{version:010}.json", manifest.table), json.clone())? {
+            if self
+                .put_if_absent(&format!("published/{pipeline}/{}/{version:010}.json", manifest.table), json.clone())?
+            {
                 return Ok(version);
             }
         }
@@ -388,7 +417,10 @@ mod tests {
     #[test]
     fn a_schema_survives_its_text() {
         use arrow::datatypes::{DataType, Field, Schema};
-        let schema = Schema::new(vec![Field::new("id", DataType::Utf8, false), crate::engine::tensor_field("x", DataType::Float16, &[2, 3], true)]);
+        let schema = Schema::new(vec![
+            Field::new("id", DataType::Utf8, false),
+            crate::engine::tensor_field("x", DataType::Float16, &[2, 3], true),
+        ]);
         assert_eq!(*decode_schema(&encode_schema(&schema)).unwrap(), schema);
         assert!(decode_schema("AAAA").is_err());
     }

@@ -104,7 +104,9 @@ impl Listed {
     /// The batch again.
     pub fn unpack(&self) -> Result<RecordBatch> {
         use base64::Engine;
-        let bytes = base64::engine::general_purpose::STANDARD.decode(&self.0).map_err(|e| Error::Worker(format!("listed rows: {e}")))?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(&self.0)
+            .map_err(|e| Error::Worker(format!("listed rows: {e}")))?;
         let reader = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None)?;
         let schema = reader.schema();
         Ok(concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?)
@@ -217,7 +219,9 @@ impl Batch {
     /// A declared column of an input.
     pub fn column(&self, port: &str, column: &str) -> Result<&arrow::array::ArrayRef> {
         let batch = self.port(port).ok_or_else(|| Error::Stage(format!("the stage was given no rows of `{port}`")))?;
-        batch.column_by_name(column).ok_or_else(|| Error::Stage(format!("`{port}` was read without its column `{column}`")))
+        batch
+            .column_by_name(column)
+            .ok_or_else(|| Error::Stage(format!("`{port}` was read without its column `{column}`")))
     }
 
     /// Rows `offset..offset + len`, without a copy.
@@ -229,7 +233,12 @@ impl Batch {
 
 impl Rows<'_> {
     fn start(task: Arc<Task>, store: Store) -> Result<Self> {
-        let schemas = task.job.schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?))).collect::<Result<HashMap<_, _>>>()?;
+        let schemas = task
+            .job
+            .schemas
+            .iter()
+            .map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)))
+            .collect::<Result<HashMap<_, _>>>()?;
         let listed = task.listed.as_ref().map(Listed::unpack).transpose()?;
         let (send, chunks) = mpsc::sync_channel(1);
         let total = task.ids.len();
@@ -239,9 +248,14 @@ impl Rows<'_> {
                 let read = || -> Result<Batch> {
                     let mut ports = Vec::new();
                     for rows in &task.rows {
-                        let schema = schemas.get(&rows.port).ok_or_else(|| Error::Worker(format!("no schema for `{}`", rows.port)))?;
+                        let schema = schemas
+                            .get(&rows.port)
+                            .ok_or_else(|| Error::Worker(format!("no schema for `{}`", rows.port)))?;
                         let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
-                        ports.push((rows.port.clone(), parts::gather(&store, &rows.parts, &rows.places[start..end], &columns, schema)?));
+                        ports.push((
+                            rows.port.clone(),
+                            parts::gather(&store, &rows.parts, &rows.places[start..end], &columns, schema)?,
+                        ));
                     }
                     ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
                     Ok(Batch { ids: task.ids[start..end].to_vec(), ports })
@@ -321,7 +335,10 @@ impl<'a> Sink<'a> {
     }
 
     fn claim(&mut self, id: &str) -> Result<Digest> {
-        let at = *self.position.get(id).ok_or_else(|| Error::Stage(format!("the stage wrote a row `{id}` that it did not read")))?;
+        let at = *self
+            .position
+            .get(id)
+            .ok_or_else(|| Error::Stage(format!("the stage wrote a row `{id}` that it did not read")))?;
         if std::mem::replace(&mut self.written[at], true) {
             return Err(Error::Stage(format!("the stage wrote the row `{id}` twice")));
         }
@@ -331,7 +348,10 @@ impl<'a> Sink<'a> {
     /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         let keys = if self.keyed() {
-            let ids = batch.column(0).as_string_opt::<i32>().ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
+            let ids = batch
+                .column(0)
+                .as_string_opt::<i32>()
+                .ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
             Some(ids.iter().map(|id| self.claim(id.unwrap_or_default())).collect::<Result<Vec<_>>>()?)
         } else {
             None
@@ -395,7 +415,9 @@ impl<'a> Sink<'a> {
     pub fn saved(&self) -> Result<Option<Vec<u8>>> {
         let saved = self.store.get(&self.state_name())?.filter(|bytes| bytes.len() >= Digest::LEN);
         // A state that does not match its digest is as good as none: the work starts over.
-        Ok(saved.filter(|b| Digest::of(&b[Digest::LEN..]).as_bytes() == &b[..Digest::LEN]).map(|b| b[Digest::LEN..].to_vec()))
+        Ok(saved
+            .filter(|b| Digest::of(&b[Digest::LEN..]).as_bytes() == &b[..Digest::LEN])
+            .map(|b| b[Digest::LEN..].to_vec()))
     }
 
     /// Commits the rows written so far as a part.
@@ -418,7 +440,10 @@ impl<'a> Sink<'a> {
 
     fn finish(mut self) -> Result<Vec<Entry>> {
         if let Some(at) = self.written.iter().position(|written| !written).filter(|_| self.keyed()) {
-            return Err(Error::Stage(format!("the stage `{}` wrote no row for `{}`", self.task.job.stage, self.task.ids[at])));
+            return Err(Error::Stage(format!(
+                "the stage `{}` wrote no row for `{}`",
+                self.task.job.stage, self.task.ids[at]
+            )));
         }
         if !self.keyed() && self.pending.is_empty() {
             let empty = RecordBatch::new_empty(self.declared.clone());

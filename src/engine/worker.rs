@@ -20,6 +20,16 @@ use super::{
 /// How often a task is tried when its worker dies.
 const TRIES: usize = 3;
 
+/// What a worker starts with where the user has not said otherwise. glibc hands large blocks back to the system at every
+/// free and fetches them again, which costs a training step more than its arithmetic; threads that wait by spinning take
+/// the cores from whoever else runs.
+const ENVIRONMENT: [(&str, &str); 4] = [
+    ("MALLOC_MMAP_MAX_", "0"),
+    ("MALLOC_TRIM_THRESHOLD_", "100000000000"),
+    ("MALLOC_TOP_PAD_", "268435456"),
+    ("OMP_WAIT_POLICY", "PASSIVE"),
+];
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
@@ -45,15 +55,23 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
     std::panic::set_hook(Box::new(|_| {}));
     let mut executor = Executor::new(store);
     for line in tasks {
-        let result = serde_json::from_str::<Task>(&line).map_err(|e| Error::Worker(format!("a task that cannot be read: {e}"))).and_then(|task| {
-            let open = find(&task.job.stage).ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
-            // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
-            let run = std::panic::AssertUnwindSafe(|| executor.run(task, open, &mut |report| answer(&Answer::Report(report))));
-            std::panic::catch_unwind(run).unwrap_or_else(|panic| {
-                let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-                Err(Error::Stage(readable(text.unwrap_or("the stage panicked"))))
-            })
-        });
+        let result = serde_json::from_str::<Task>(&line)
+            .map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")))
+            .and_then(|task| {
+                let open = find(&task.job.stage)
+                    .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
+                // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
+                let run = std::panic::AssertUnwindSafe(|| {
+                    executor.run(task, open, &mut |report| answer(&Answer::Report(report)))
+                });
+                std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .map(String::as_str)
+                        .or_else(|| panic.downcast_ref::<&str>().copied());
+                    Err(Error::Stage(readable(text.unwrap_or("the stage panicked"))))
+                })
+            });
         match result {
             Ok(entries) => answer(&Answer::Done(entries)),
             Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input() }),
@@ -96,8 +114,12 @@ impl Worker {
     }
 
     fn start(&self) -> Result<Process> {
-        let mut child = Command::new(&self.program).arg(&self.store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| {
-            Error::Worker(format!("cannot start {}: {e}; it is built beside vlmdiff by `cargo build`", self.program.display()))
+        let mut command = Command::new(&self.program);
+        command.arg(&self.store).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.envs(ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
+        let mut child = command.spawn().map_err(|e| {
+            let program = self.program.display();
+            Error::Worker(format!("cannot start {program}: {e}; it is built beside vlmdiff by `cargo build`"))
         })?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(stdin), Some(stdout)) => Ok(Process { child, stdin, answers: BufReader::new(stdout) }),
@@ -142,7 +164,9 @@ impl Remote for Worker {
             match self.attempt(&line, report) {
                 Ok(result) => return result,
                 Err(status) => {
-                    report(Report::Log { message: format!("the worker died ({status}); starting another for the same task") });
+                    report(Report::Log {
+                        message: format!("the worker died ({status}); starting another for the same task"),
+                    });
                     last = status;
                 }
             }

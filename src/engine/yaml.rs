@@ -48,12 +48,15 @@ impl Node {
     /// Parses one YAML document; an error has its place where the parser knows it.
     pub fn parse(text: &str) -> Result<Self, (Place, String)> {
         serde_saphyr::from_str(text).map_err(|error| {
-            let place = error.location().map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
+            let place = error
+                .location()
+                .map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
             // The parser's text goes on with an excerpt of the file, which the place already names.
             let message = error.to_string();
             let first = message.lines().next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
-            let first = first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
+            let first =
+                first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
             (place, first.to_owned())
         })
     }

@@ -75,7 +75,9 @@ impl ClipTextConfig {
         }
         let whole: Whole = serde_json::from_str(text)?;
         match whole.text_config {
-            Some(config) => Ok(Self { projection_dim: whole.projection_dim.unwrap_or(config.projection_dim), ..config }),
+            Some(config) => {
+                Ok(Self { projection_dim: whole.projection_dim.unwrap_or(config.projection_dim), ..config })
+            }
             None => serde_json::from_str(text),
         }
     }

@@ -176,7 +176,8 @@ impl ControlNet {
 /// starts from. Returns how many were copied.
 pub fn copy_encoder(unet: &nn::VarStore, control: &nn::VarStore) -> usize {
     let source = unet.variables();
-    let shared = control.variables().into_iter().filter_map(|(name, to)| Some((source.get(&name)?.shallow_clone(), to)));
+    let shared =
+        control.variables().into_iter().filter_map(|(name, to)| Some((source.get(&name)?.shallow_clone(), to)));
     tch::no_grad(|| shared.map(|(from, mut to)| to.copy_(&from)).count())
 }
 

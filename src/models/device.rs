@@ -9,7 +9,9 @@ pub enum DeviceError {
     #[error("`{0}` is no device; use auto, cpu, cuda or cuda:N")]
     Unknown(String),
     /// There is no such GPU.
-    #[error("device `{name}`: {why}; use --device cpu, or make the CUDA build of the same libtorch findable (LD_LIBRARY_PATH)")]
+    #[error(
+        "device `{name}`: {why}; use --device cpu, or make the CUDA build of the same libtorch findable (LD_LIBRARY_PATH)"
+    )]
     NoGpu {
         /// The device asked for.
         name: String,
@@ -25,9 +27,13 @@ pub fn open(name: &str) -> Result<Device, DeviceError> {
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
         "auto" | "cuda" => 0,
-        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| DeviceError::Unknown(name.into()))?,
+        _ => {
+            name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| DeviceError::Unknown(name.into()))?
+        }
     };
-    let no_gpu = |why: &str| if name == "auto" { Ok(Device::Cpu) } else { Err(DeviceError::NoGpu { name: name.into(), why: why.into() }) };
+    let no_gpu = |why: &str| {
+        if name == "auto" { Ok(Device::Cpu) } else { Err(DeviceError::NoGpu { name: name.into(), why: why.into() }) }
+    };
     if !std::path::Path::new("/dev/nvidiactl").exists() {
         return no_gpu("this machine has no NVIDIA driver");
     }
@@ -43,7 +49,10 @@ pub fn open(name: &str) -> Result<Device, DeviceError> {
 /// Loads libtorch_cuda.so from beside the libtorch_cpu.so in use, or from where the loader finds it.
 fn load_cuda() -> Result<(), String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let beside = maps.lines().filter_map(|line| line.split_whitespace().last()).find_map(|path| path.strip_suffix("libtorch_cpu.so"));
+    let beside = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .find_map(|path| path.strip_suffix("libtorch_cpu.so"));
     let mut last = String::new();
     for folder in beside.into_iter().chain([""]) {
         let libraries = ["libc10_cuda.so", "libtorch_cuda.so"].map(|library| format!("{folder}{library}"));

@@ -66,7 +66,10 @@ impl Extractor {
         match self {
             Self::EfficientNetLite0 { weights } => {
                 let level = |stride: &usize| EfficientNetLite0::STRIDES.iter().position(|s| *s as usize == *stride);
-                Ok(Network::EfficientNetLite0(EfficientNetLite0::open(weights, device)?, layers.iter().filter_map(level).collect()))
+                Ok(Network::EfficientNetLite0(
+                    EfficientNetLite0::open(weights, device)?,
+                    layers.iter().filter_map(level).collect(),
+                ))
             }
             Self::Dinov2 { weights } => Ok(Network::Dinov2(Dinov2::open(weights, device)?, layers.to_vec())),
         }

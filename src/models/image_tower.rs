@@ -28,7 +28,8 @@ impl ImageTower {
 
     /// Images [B, 3, H, W] -> embeddings of length 1, [B, projection_dim].
     pub fn forward(&self, images: &Tensor) -> Tensor {
-        let x = self.levels.iter().fold(images.shallow_clone(), |x, (conv, norm)| norm.forward(&conv.forward(&x)).silu());
+        let x =
+            self.levels.iter().fold(images.shallow_clone(), |x, (conv, norm)| norm.forward(&conv.forward(&x)).silu());
         let x = self.projection.forward(&x.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)); // [B, D]
         &x / x.norm_scalaropt_dim(2, [-1].as_slice(), true)
     }

@@ -27,7 +27,9 @@ pub(crate) fn require(right: bool, network: &'static str, problem: impl FnOnce()
 pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64) -> Result<(), ConfigError> {
     require(!widths.is_empty(), network, || "block_out_channels is empty, give one width per level".into())?;
     require(groups > 0 && widths.iter().all(|width| *width > 0 && width % groups == 0), network, || {
-        format!("every width in block_out_channels {widths:?} has to be a positive multiple of norm_num_groups {groups}")
+        format!(
+            "every width in block_out_channels {widths:?} has to be a positive multiple of norm_num_groups {groups}"
+        )
     })
 }
 
@@ -117,7 +119,14 @@ pub(crate) struct ResnetBlock2D {
 
 impl ResnetBlock2D {
     /// `temb_channels` is None in the VAE.
-    pub(crate) fn new(vs: nn::Path, inputs: i64, outputs: i64, temb_channels: Option<i64>, groups: i64, eps: f64) -> Self {
+    pub(crate) fn new(
+        vs: nn::Path,
+        inputs: i64,
+        outputs: i64,
+        temb_channels: Option<i64>,
+        groups: i64,
+        eps: f64,
+    ) -> Self {
         Self {
             norm1: group_norm(&vs / "norm1", groups, inputs, eps),
             conv1: conv3x3(&vs / "conv1", inputs, outputs),
@@ -132,7 +141,7 @@ impl ResnetBlock2D {
     pub(crate) fn forward(&self, x: &Tensor, emb: Option<&Tensor>) -> Tensor {
         let mut h = self.conv1.forward(&self.norm1.forward(x).silu());
         if let Some((proj, emb)) = self.time_emb_proj.as_ref().zip(emb) {
-            h = h + proj.forward(emb).unsqueeze(-1).unsqueeze(-1);
+            h += proj.forward(emb).unsqueeze(-1).unsqueeze(-1);
         }
         let h = self.conv2.forward(&self.norm2.forward(&h).silu());
         match &self.conv_shortcut {
@@ -208,7 +217,8 @@ pub(crate) mod golden {
         /// drops it; 1×1 convolutions pass for matrices.
         pub(crate) fn load(&self, file: &str, vs: &VarStore, rename: impl Fn(&str) -> Option<String>) {
             let weights = read(self.folder.join(file)).into_iter();
-            let mut weights: HashMap<_, _> = weights.filter_map(|(name, tensor)| Some((rename(&name)?, tensor))).collect();
+            let mut weights: HashMap<_, _> =
+                weights.filter_map(|(name, tensor)| Some((rename(&name)?, tensor))).collect();
             for (name, mut variable) in vs.variables() {
                 let weight = weights.remove(&name).unwrap_or_else(|| panic!("{name} is not in {file}"));
                 assert_eq!(weight.size().iter().product::<i64>(), variable.numel() as i64, "{name}");

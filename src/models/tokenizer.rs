@@ -47,7 +47,8 @@ impl ClipTokenizer {
             .initial_alphabet(PreByteLevel::alphabet().into_iter().collect())
             .build();
         let bytes = PreByteLevel::default().add_prefix_space(true);
-        let mut tokenizer: TokenizerImpl<BPE, Sequence, PreTokenizerWrapper, PreByteLevel, ByteLevel> = TokenizerImpl::new(BPE::default());
+        let mut tokenizer: TokenizerImpl<BPE, Sequence, PreTokenizerWrapper, PreByteLevel, ByteLevel> =
+            TokenizerImpl::new(BPE::default());
         tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), Lowercase.into()])));
         tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes)));
         tokenizer.with_decoder(Some(ByteLevel::default()));
@@ -59,7 +60,9 @@ impl ClipTokenizer {
     /// Reads a `tokenizer.json` that has the two special tokens.
     pub fn from_json(json: &str) -> Result<Self, TokenizerError> {
         let tokenizer: Tokenizer = json.parse().map_err(failed)?;
-        let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| TokenizerError(format!("it has no token {token}")));
+        let id = |token: &str| {
+            tokenizer.token_to_id(token).ok_or_else(|| TokenizerError(format!("it has no token {token}")))
+        };
         let (start, end) = (id(START)?, id(END)?);
         Ok(Self { tokenizer, start, end })
     }

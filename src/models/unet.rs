@@ -3,8 +3,8 @@
 use super::{
     control::ControlResiduals,
     nn::{
-        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, layer_norm, linear,
-        linear_no_bias, require, require_widths, to_image, to_tokens,
+        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, layer_norm,
+        linear, linear_no_bias, require, require_widths, to_image, to_tokens,
     },
 };
 use schemars::JsonSchema;
@@ -154,10 +154,14 @@ impl UNet2DConditionConfig {
         require(widths[0] % 2 == 0, NAME, || format!("the first width {} has to be even", widths[0]))?;
         require(self.down_block_types.len() == widths.len() && self.up_attends().len() == widths.len(), NAME, || {
             let levels = widths.len();
-            format!("block_out_channels has {levels} levels, so down_block_types and up_block_types need {levels} entries each")
+            format!(
+                "block_out_channels has {levels} levels, so down_block_types and up_block_types need {levels} entries each"
+            )
         })?;
         let heads = self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim);
-        require(heads.fits(widths.len()), NAME, || format!("attention_head_dim needs one number, or {} of them", widths.len()))?;
+        require(heads.fits(widths.len()), NAME, || {
+            format!("attention_head_dim needs one number, or {} of them", widths.len())
+        })?;
         for (level, width) in widths.iter().enumerate() {
             let heads = heads.at(level);
             require(heads > 0 && width % heads == 0, NAME, || {
@@ -247,9 +251,8 @@ struct Transformer2D {
 
 impl Transformer2D {
     fn new(vs: nn::Path, width: i64, heads: i64, config: &UNet2DConditionConfig) -> Self {
-        let block = |i| {
-            BasicTransformerBlock::new(&vs / "transformer_blocks" / i, width, config.cross_attention_dim, heads)
-        };
+        let block =
+            |i| BasicTransformerBlock::new(&vs / "transformer_blocks" / i, width, config.cross_attention_dim, heads);
         Self {
             norm: group_norm(&vs / "norm", config.norm_num_groups, width, 1e-6),
             proj_in: Self::projection(&vs / "proj_in", width, config),
@@ -409,7 +412,7 @@ impl Encoder {
         let emb = self.time_embedding.forward(t);
         let mut x = self.conv_in.forward(&channels_last(x));
         if let Some(hint) = hint {
-            x = x + hint;
+            x += hint;
         }
         let mut skips = vec![x.shallow_clone()];
         for block in &self.down_blocks {
@@ -468,7 +471,7 @@ impl UNet2DConditionModel {
     }
 
     /// Whether the parameter `name` belongs to the way up, the half that VLMDiff trains (the way down and the middle keep
-    /// the weights of Stable Diffusion; spec of DiAD's `configure_optimizers`).
+    /// the weights of Stable Diffusion: `configure_optimizers` of DiAD).
     pub fn is_decoder(name: &str) -> bool {
         ["up_blocks.", "conv_norm_out.", "conv_out."].iter().any(|prefix| name.starts_with(prefix))
     }
@@ -478,7 +481,7 @@ impl UNet2DConditionModel {
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, control: Option<&ControlResiduals>) -> Tensor {
         let Encoded { emb, mut skips, mid: mut x } = self.encoder.forward(x, t, context, None);
         if let Some(control) = control {
-            x = x + &control.mid;
+            x += &control.mid;
             for (skip, residual) in skips.iter_mut().rev().zip(control.skips.iter().rev()) {
                 *skip = &*skip + residual;
             }

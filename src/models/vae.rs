@@ -72,7 +72,10 @@ impl AutoencoderKlConfig {
             "in_channels, out_channels, layers_per_block and latent_channels have to be at least 1".into()
         })?;
         require(self.scaling_factor > 0., NAME, || {
-            format!("scaling_factor {} has to be positive, 1 / (standard deviation of the latents)", self.scaling_factor)
+            format!(
+                "scaling_factor {} has to be positive, 1 / (standard deviation of the latents)",
+                self.scaling_factor
+            )
         })
     }
 
@@ -348,7 +351,8 @@ mod tests {
     use tch::{Device, Kind, nn::VarStore};
 
     fn small() -> AutoencoderKlConfig {
-        serde_json::from_str(r#"{"block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}"#).unwrap()
+        serde_json::from_str(r#"{"block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}"#)
+            .unwrap()
     }
 
     #[test]

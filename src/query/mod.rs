@@ -13,7 +13,10 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use datafusion::{
-    catalog::{MemTable, memory::{MemoryCatalogProvider, MemorySchemaProvider}, CatalogProvider, SchemaProvider},
+    catalog::{
+        CatalogProvider, MemTable, SchemaProvider,
+        memory::{MemoryCatalogProvider, MemorySchemaProvider},
+    },
     error::DataFusionError,
     execution::object_store::ObjectStoreUrl,
     prelude::{SessionConfig, SessionContext},
@@ -41,15 +44,21 @@ impl Session {
     /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that published last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
         let manifests = manifests(store)?;
-        let latest = manifests.iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline.as_str());
+        let latest =
+            manifests.iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline.as_str());
         let known = |name: &str| manifests.iter().any(|(p, _)| p == name);
         if let Some(name) = pipeline.filter(|name| !known(name)) {
             let mut names: Vec<&str> = manifests.iter().map(|(p, _)| p.as_str()).collect();
             names.dedup();
-            return Err(Error::Input(format!("the store {} has no pipeline `{name}`; it has {}", store.url, if names.is_empty() { "none".into() } else { names.join(", ") })));
+            return Err(Error::Input(format!(
+                "the store {} has no pipeline `{name}`; it has {}",
+                store.url,
+                if names.is_empty() { "none".into() } else { names.join(", ") }
+            )));
         }
         let default = pipeline.or(latest).unwrap_or("public").to_owned();
-        let config = SessionConfig::new().with_default_catalog_and_schema(CATALOG, &default).with_information_schema(true);
+        let config =
+            SessionConfig::new().with_default_catalog_and_schema(CATALOG, &default).with_information_schema(true);
         let context = SessionContext::new_with_config(config);
         let objects = ObjectStoreUrl::parse(table::OBJECTS).map_err(query_error)?;
         context.register_object_store(objects.as_ref(), store.objects.clone());
@@ -66,10 +75,16 @@ impl Session {
         };
         for (pipeline, manifest) in &manifests {
             let provider = Arc::new(table::Published::new(store, manifest)?);
-            schema_of(pipeline).and_then(|schema| schema.register_table(manifest.table.clone(), provider)).map_err(query_error)?;
+            schema_of(pipeline)
+                .and_then(|schema| schema.register_table(manifest.table.clone(), provider))
+                .map_err(query_error)?;
         }
         let common = schema_of(&default).map_err(query_error)?;
-        let extra = [("errors", errors(&manifests)?), ("paper_results", csv(PAPER_RESULTS)?), ("paper_datasets", csv(PAPER_DATASETS)?)];
+        let extra = [
+            ("errors", errors(&manifests)?),
+            ("paper_results", csv(PAPER_RESULTS)?),
+            ("paper_datasets", csv(PAPER_DATASETS)?),
+        ];
         for (name, batch) in extra {
             if !common.table_exist(name) {
                 let provider = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(query_error)?;
@@ -106,10 +121,17 @@ fn query_error(error: DataFusionError) -> Error {
 fn errors(manifests: &[(String, Manifest)]) -> Result<RecordBatch> {
     let rows: Vec<[&str; 4]> = manifests
         .iter()
-        .flat_map(|(pipeline, m)| m.errors.iter().map(move |e| [pipeline.as_str(), m.table.as_str(), e.id.as_str(), e.message.as_str()]))
+        .flat_map(|(pipeline, m)| {
+            m.errors.iter().map(move |e| [pipeline.as_str(), m.table.as_str(), e.id.as_str(), e.message.as_str()])
+        })
         .collect();
     let column = |i: usize| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row[i]))) as ArrayRef;
-    Ok(RecordBatch::try_from_iter([("pipeline", column(0)), ("table", column(1)), ("id", column(2)), ("message", column(3))])?)
+    Ok(RecordBatch::try_from_iter([
+        ("pipeline", column(0)),
+        ("table", column(1)),
+        ("id", column(2)),
+        ("message", column(3)),
+    ])?)
 }
 
 fn csv(text: &'static str) -> Result<RecordBatch> {
@@ -127,14 +149,21 @@ pub fn schema_of_query(sql: &str, tables: &[(String, SchemaRef)]) -> Result<Sche
 }
 
 /// Runs a query over tables in memory; without `rows` only its schema is computed.
-pub fn query_batches(sql: &str, tables: Vec<(String, RecordBatch)>, rows: bool) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
+pub fn query_batches(
+    sql: &str,
+    tables: Vec<(String, RecordBatch)>,
+    rows: bool,
+) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
     let message = |e: DataFusionError| e.strip_backtrace();
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let context = SessionContext::new();
     for (name, batch) in tables {
         context.register_batch(&name, batch).map_err(message)?;
     }
-    let options = datafusion::execution::context::SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let options = datafusion::execution::context::SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false);
     runtime.block_on(async {
         let frame = context.sql_with_options(sql, options).await.map_err(message)?;
         let schema = Arc::new(frame.schema().as_arrow().clone());

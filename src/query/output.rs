@@ -75,7 +75,10 @@ fn readable(batch: &RecordBatch, cut: bool) -> Result<RecordBatch> {
         Ok((field.name().clone(), std::sync::Arc::new(arrow::array::StringArray::from(text)) as arrow::array::ArrayRef))
     });
     let columns = columns.collect::<Result<Vec<_>>>()?;
-    let fields: Vec<_> = columns.iter().map(|(name, column)| arrow::datatypes::Field::new(name, column.data_type().clone(), true)).collect();
+    let fields: Vec<_> = columns
+        .iter()
+        .map(|(name, column)| arrow::datatypes::Field::new(name, column.data_type().clone(), true))
+        .collect();
     let arrays = columns.into_iter().map(|(_, column)| column).collect();
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(std::sync::Arc::new(Schema::new(fields)), arrays, &options)?)

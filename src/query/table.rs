@@ -17,7 +17,10 @@ use datafusion::{
 };
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
-use crate::engine::{Error, KEY, Store, store::{Manifest, PartRef}};
+use crate::engine::{
+    Error, KEY, Store,
+    store::{Manifest, PartRef},
+};
 
 /// The address under which a session finds the store's objects.
 pub(super) const OBJECTS: &str = "store://objects/";
@@ -65,7 +68,13 @@ impl TableProvider for Published {
         TableType::Base
     }
 
-    async fn scan(&self, state: &dyn Session, projection: Option<&Vec<usize>>, _: &[Expr], limit: Option<usize>) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let wanted = projection.unwrap_or(&all).iter().map(|i| self.stored.index_of(self.schema.field(*i).name()));
         let wanted = wanted.collect::<Result<Vec<_>, _>>()?;

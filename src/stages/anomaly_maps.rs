@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result, tensor_field,
+        Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
+        tensor_field,
     },
     models::extractor::{self, Network},
     vision::blur,
@@ -34,10 +35,10 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct AnomalyMaps {
-    /// The network whose features are compared.
+    /// The network whose features are compared. Absent: DINOv2 where `weights` is a folder, else EfficientNet-Lite0.
     #[garde(skip)]
-    #[serde(default)]
-    pub extractor: Extractor,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<Extractor>,
     /// The network's weights: a file, or for DINOv2 a folder in Hugging Face layout. Identified by content, not by path.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,11 +62,10 @@ fn default_sigma() -> f64 {
 }
 
 /// A feature extractor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extractor {
     /// EfficientNet-Lite0 trained on ImageNet; without `weights` the file that `make setup` fetched.
-    #[default]
     EfficientnetLite0,
     /// A DINOv2 vision transformer; `weights` is needed.
     Dinov2,
@@ -91,8 +91,12 @@ impl Default for Score {
 
 impl AnomalyMaps {
     fn extractor(&self) -> extractor::Extractor {
+        let guess = || match &self.weights {
+            Some(weights) if weights.is_dir() => Extractor::Dinov2,
+            _ => Extractor::EfficientnetLite0,
+        };
         let weights = self.weights.clone().unwrap_or_else(extractor::default_weights);
-        match self.extractor {
+        match self.extractor.unwrap_or_else(guess) {
             Extractor::EfficientnetLite0 => extractor::Extractor::EfficientNetLite0 { weights },
             Extractor::Dinov2 => extractor::Extractor::Dinov2 { weights },
         }
@@ -108,6 +112,7 @@ impl Stage for AnomalyMaps {
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels"])]);
     const OUTPUT: Output = Output::RowPerRow;
+    const LOCATIONS: &'static [&'static str] = &["weights"];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
@@ -115,13 +120,15 @@ impl Stage for AnomalyMaps {
         if (height, width) != (h, w) {
             return Err(format!("images are {height}x{width} and reconstructions {h}x{w}"));
         }
-        if self.extractor == Extractor::Dinov2 && self.weights.is_none() {
+        if self.extractor == Some(Extractor::Dinov2) && self.weights.is_none() {
             return Err("`weights` is missing: a DINOv2 in Hugging Face layout (config.json, model.safetensors)".into());
         }
         self.extractor().check_layers(&self.layers()).map_err(|e| format!("`layers`: {e}"))?;
         let Score { kernel_size, repeats } = self.score;
         if (kernel_size - 1) * repeats >= height.min(width) {
-            return Err(format!("`score`: {repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"));
+            return Err(format!(
+                "`score`: {repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"
+            ));
         }
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
@@ -142,7 +149,8 @@ impl Open for AnomalyMaps {
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         Ok(Box::new(Comparer {
             pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
-            reconstruction: column::shape(field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]").map_err(Error::Stage)?,
+            reconstruction: column::shape(field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]")
+                .map_err(Error::Stage)?,
             stage: self,
             network,
             device,
@@ -173,7 +181,11 @@ impl Operator for Comparer {
                 .collect();
             let scores = scores(&maps, batch.len(), [height, width], self.stage.score)?;
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            let columns = vec![ids, column::tensors::<Float16Type>(maps, height * width, None)?, Arc::new(Float32Array::from(scores))];
+            let columns = vec![
+                ids,
+                column::tensors::<Float16Type>(maps, height * width, None)?,
+                Arc::new(Float32Array::from(scores)),
+            ];
             out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
         Ok(())
@@ -184,7 +196,9 @@ impl Comparer {
     /// The unblurred maps [B, H, W].
     fn difference(&self, batch: &Batch) -> Result<Tensor> {
         let pixels = tensor(batch.column("images", "pixels")?, &self.pixels)?.to_device(self.device);
-        let reconstruction = tensor(batch.column("reconstructions", "pixels")?, &self.reconstruction)?.to_device(self.device).to_kind(Kind::Float);
+        let reconstruction = tensor(batch.column("reconstructions", "pixels")?, &self.reconstruction)?
+            .to_device(self.device)
+            .to_kind(Kind::Float);
         let features = |x: &Tensor| self.network.forward(&denormalise(x));
         let (a, b) = (features(&normalise(&pixels)), features(&reconstruction));
         let size = [self.pixels[0] as i64, self.pixels[1] as i64];
@@ -199,8 +213,12 @@ impl Comparer {
 
 /// The score of each map, computed from the map as stored.
 fn scores(maps: &[f16], count: usize, [height, width]: [usize; 2], score: Score) -> Result<Vec<f32>> {
-    let x = Tensor::f_from_slice(maps).and_then(|x| x.f_to_kind(Kind::Double)?.f_view([count as i64, 1, height as i64, width as i64])).map_err(torch)?;
+    let x = Tensor::f_from_slice(maps)
+        .and_then(|x| x.f_to_kind(Kind::Double)?.f_view([count as i64, 1, height as i64, width as i64]))
+        .map_err(torch)?;
     let side = score.kernel_size as i64;
-    let x = (0..score.repeats).try_fold(x, |x, _| x.f_avg_pool2d([side, side], [1, 1], [0, 0], false, true, None::<i64>)).map_err(torch)?;
+    let x = (0..score.repeats)
+        .try_fold(x, |x, _| x.f_avg_pool2d([side, side], [1, 1], [0, 0], false, true, None::<i64>))
+        .map_err(torch)?;
     floats(&x.flatten(1, -1).amax([1].as_slice(), false))
 }

@@ -24,7 +24,7 @@ pub struct Caption {
     /// What writes the captions.
     #[garde(skip)]
     pub model: Model,
-    /// The caption of an image that has none.
+    /// The caption of an image that has none; `{class}` stands for the image's class.
     #[garde(skip)]
     #[serde(default)]
     pub default: String,
@@ -41,7 +41,7 @@ pub enum Model {
 impl Stage for Caption {
     const NAME: &'static str = "caption";
     const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["caption"])]);
+    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["caption", "class"])]);
     const OUTPUT: Output = Output::RowPerRow;
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
@@ -64,7 +64,12 @@ impl Operator for FromDataset {
     fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(1024)? {
             let given = batch.column("images", "caption")?.as_string::<i32>();
-            let captions: ArrayRef = Arc::new(StringArray::from_iter_values(given.iter().map(|c| c.unwrap_or(&self.default))));
+            let classes = batch.column("images", "class")?.as_string::<i32>();
+            let caption = given.iter().zip(classes).map(|(given, class)| match given {
+                Some(caption) => caption.to_owned(),
+                None => self.default.replace("{class}", class.unwrap_or_default()),
+            });
+            let captions: ArrayRef = Arc::new(StringArray::from_iter_values(caption));
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             out.write(&RecordBatch::try_new(self.output.clone(), vec![ids, captions])?)?;
         }

@@ -18,7 +18,11 @@ pub fn image_id() -> Field {
 }
 
 /// A tensor column from the rows' values one after another. `valid` says which rows are not null.
-pub fn tensors<T: ArrowPrimitiveType>(values: Vec<T::Native>, size: usize, valid: Option<Vec<bool>>) -> Result<ArrayRef> {
+pub fn tensors<T: ArrowPrimitiveType>(
+    values: Vec<T::Native>,
+    size: usize,
+    valid: Option<Vec<bool>>,
+) -> Result<ArrayRef> {
     let item = Arc::new(Field::new_list_field(T::DATA_TYPE, false));
     let values: PrimitiveArray<T> = PrimitiveArray::from_iter_values(values);
     Ok(Arc::new(FixedSizeListArray::try_new(item, size as i32, Arc::new(values), valid.map(Into::into))?))

@@ -18,9 +18,10 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result, tensor_field,
+        Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
+        tensor_field,
     },
     models::vae::{AutoencoderKl, AutoencoderKlConfig},
 };
@@ -74,7 +75,11 @@ impl Operator for Encoder {
             let (mean, logvar) = (floats(&posterior.mean)?, floats(&posterior.logvar)?);
             let size = mean.len() / batch.len();
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            let columns = vec![ids, column::tensors::<Float32Type>(mean, size, None)?, column::tensors::<Float32Type>(logvar, size, None)?];
+            let columns = vec![
+                ids,
+                column::tensors::<Float32Type>(mean, size, None)?,
+                column::tensors::<Float32Type>(logvar, size, None)?,
+            ];
             out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
         Ok(())

@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result, tensor_field,
+        Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
+        tensor_field,
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
@@ -38,7 +39,8 @@ pub struct EncodeText {}
 impl Stage for EncodeText {
     const NAME: &'static str = "encode_text";
     const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("captions", &["caption"]), Port::table("text_encoder", &["weights"])]);
+    const PORTS: Ports =
+        Ports::Named(&[Port::rows("captions", &["caption"]), Port::table("text_encoder", &["weights"])]);
     const OUTPUT: Output = Output::RowPerRow;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
@@ -51,14 +53,24 @@ impl Stage for EncodeText {
 impl Open for EncodeText {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let (config, weights) = load_weights::<ClipTextConfig>(context, "text_encoder")?;
-        let json = weights.metadata().get(TOKENIZER).ok_or_else(|| Error::Stage("the text encoder's weights have no tokeniser".into()))?;
+        let json = weights
+            .metadata()
+            .get(TOKENIZER)
+            .ok_or_else(|| Error::Stage("the text encoder's weights have no tokeniser".into()))?;
         let tokenizer = ClipTokenizer::from_json(json).map_err(|e| Error::Stage(e.to_string()))?;
         let device = device(context)?;
         let vs = VarStore::new(device);
         let network = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let length = config.max_position_embeddings as usize;
-        Ok(Box::new(Encoder { tokenizer, network, device, length, encoded: HashMap::new(), output: context.output.clone() }))
+        Ok(Box::new(Encoder {
+            tokenizer,
+            network,
+            device,
+            length,
+            encoded: HashMap::new(),
+            output: context.output.clone(),
+        }))
     }
 }
 
@@ -74,12 +86,16 @@ struct Encoder {
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(64)? {
-            let captions: Vec<&str> = batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
+            let captions: Vec<&str> =
+                batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
             let values: Vec<f32> = captions.iter().flat_map(|caption| self.encoded[*caption].iter().copied()).collect();
             let size = values.len() / batch.len();
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            out.write(&RecordBatch::try_new(self.output.clone(), vec![ids, column::tensors::<Float32Type>(values, size, None)?])?)?;
+            out.write(&RecordBatch::try_new(
+                self.output.clone(),
+                vec![ids, column::tensors::<Float32Type>(values, size, None)?],
+            )?)?;
         }
         Ok(())
     }
@@ -88,13 +104,18 @@ impl Operator for Encoder {
 impl Encoder {
     /// Encodes the captions that are new.
     fn encode(&mut self, captions: &[&str]) -> Result<()> {
-        let mut new: Vec<&str> = captions.iter().copied().filter(|caption| !self.encoded.contains_key(*caption)).collect();
+        let mut new: Vec<&str> =
+            captions.iter().copied().filter(|caption| !self.encoded.contains_key(*caption)).collect();
         new.sort_unstable();
         new.dedup();
         if new.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Vec<i64>> = new.iter().map(|c| self.tokenizer.encode(c, self.length)).collect::<Result<_, _>>().map_err(|e| Error::Stage(e.to_string()))?;
+        let ids: Vec<Vec<i64>> = new
+            .iter()
+            .map(|c| self.tokenizer.encode(c, self.length))
+            .collect::<Result<_, _>>()
+            .map_err(|e| Error::Stage(e.to_string()))?;
         let ids = Tensor::from_slice(&ids.concat()).view([new.len() as i64, self.length as i64]).to_device(self.device);
         let states = no_grad(|| self.network.forward(&ids).last_hidden_state); // [B, 77, D]
         for (i, caption) in new.into_iter().enumerate() {

@@ -37,14 +37,18 @@ fn default_limit() -> f64 {
     0.3
 }
 
-const METRICS: [&str; 7] = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
+const METRICS: [&str; 7] =
+    ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
 /// The row of the means over classes.
 pub const MEAN: &str = "mean";
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
     const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["class", "label", "mask"]), Port::rows("anomaly_maps", &["map", "score"])]);
+    const PORTS: Ports = Ports::Named(&[
+        Port::rows("images", &["class", "label", "mask"]),
+        Port::rows("anomaly_maps", &["map", "score"]),
+    ]);
     const OUTPUT: Output = Output::Table;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
@@ -107,7 +111,8 @@ impl Operator for Evaluator {
         let total = rows.len() as u64;
         let mut done = 0;
         while let Some(batch) = rows.next(64)? {
-            let (names, labels) = (batch.column("images", "class")?.as_string::<i32>(), batch.column("images", "label")?.as_boolean());
+            let (names, labels) =
+                (batch.column("images", "class")?.as_string::<i32>(), batch.column("images", "label")?.as_boolean());
             let (masks, maps) = (batch.column("images", "mask")?, batch.column("anomaly_maps", "map")?);
             let scores = batch.column("anomaly_maps", "score")?.as_primitive::<Float32Type>();
             for row in 0..batch.len() {
@@ -117,7 +122,10 @@ impl Operator for Evaluator {
                 if masks.is_valid(row) {
                     let mask: Vec<bool> = column::row::<UInt8Type>(masks, row)?.iter().map(|m| *m > 0).collect();
                     let map = column::row::<Float16Type>(maps, row)?;
-                    class.pixels.update(map, &mask, self.width).map_err(|e| Error::Stage(format!("{}: {e}", batch.ids[row])))?;
+                    class
+                        .pixels
+                        .update(map, &mask, self.width)
+                        .map_err(|e| Error::Stage(format!("{}: {e}", batch.ids[row])))?;
                     class.masks += usize::from(labels.value(row));
                 }
             }
@@ -131,7 +139,9 @@ impl Operator for Evaluator {
 impl Evaluator {
     fn table(&self, classes: &BTreeMap<String, Class>) -> Result<RecordBatch> {
         let mut names: Vec<&str> = classes.keys().map(String::as_str).collect();
-        let metrics = classes.iter().map(|(name, class)| class.metrics(self.limit).map_err(|e| Error::Stage(format!("class `{name}`: {e}"))));
+        let metrics = classes
+            .iter()
+            .map(|(name, class)| class.metrics(self.limit).map_err(|e| Error::Stage(format!("class `{name}`: {e}"))));
         let mut values: Vec<[Option<f64>; 7]> = metrics.collect::<Result<_>>()?;
         let mut counts: Vec<[i64; 2]> =
             classes.values().map(|c| [c.labels.len() as i64, c.labels.iter().filter(|l| **l).count() as i64]).collect();
@@ -151,7 +161,9 @@ impl Evaluator {
             Arc::new(Int64Array::from_iter_values(counts.iter().map(|c| c[0]))),
             Arc::new(Int64Array::from_iter_values(counts.iter().map(|c| c[1]))),
         ];
-        columns.extend((0..METRICS.len()).map(|i| Arc::new(Float64Array::from_iter(values.iter().map(|row| row[i]))) as ArrayRef));
+        columns.extend(
+            (0..METRICS.len()).map(|i| Arc::new(Float64Array::from_iter(values.iter().map(|row| row[i]))) as ArrayRef),
+        );
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)
     }
 }

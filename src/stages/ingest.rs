@@ -15,10 +15,11 @@ use super::column;
 use crate::{
     datasets::{folder, synthetic},
     engine::{
-        Digest, Error, Result, tensor_field,
+        Digest, Error, Result,
         columns::volatile,
         stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Batch, Rows, SOURCE, Sink},
+        tensor_field,
     },
     vision::{decode, resize},
 };
@@ -35,7 +36,7 @@ pub struct Ingest {
     pub dataset: Dataset,
     /// The dataset's folder; not for `synthetic`. Where it lies is no part of the images' identity.
     #[garde(skip)]
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
     /// Height and width of the stored pixels.
     #[garde(range(min = 16, max = 2048))]
@@ -101,16 +102,26 @@ impl Stage for Ingest {
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[]);
     const OUTPUT: Output = Output::RowPerRow;
+    const LOCATIONS: &'static [&'static str] = &["root"];
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
         match (self.dataset, &self.root, &self.synthetic) {
-            (Dataset::Folder, None, _) => return Err("`root` is missing: the folder of the photographs (CLASS/train/good/*.png, …)".into()),
+            (Dataset::Folder, None, _) => {
+                return Err("`root` is missing: the folder of the photographs (CLASS/train/good/*.png, …)".into());
+            }
             (Dataset::Folder, _, Some(_)) => return Err("`synthetic` belongs to `dataset: synthetic`".into()),
-            (Dataset::Synthetic, Some(_), _) => return Err("`root` belongs to `dataset: folder`; the generator reads no files".into()),
+            (Dataset::Synthetic, Some(_), _) => {
+                return Err("`root` belongs to `dataset: folder`; the generator reads no files".into());
+            }
             _ => {}
         }
-        if let Some(class) = self.synthetic.iter().flat_map(|s| &s.classes).find(|c| !synthetic::CLASSES.contains(&c.as_str())) {
-            return Err(format!("`synthetic`: there is no class `{class}`; classes are {}", synthetic::CLASSES.join(", ")));
+        if let Some(class) =
+            self.synthetic.iter().flat_map(|s| &s.classes).find(|c| !synthetic::CLASSES.contains(&c.as_str()))
+        {
+            return Err(format!(
+                "`synthetic`: there is no class `{class}`; classes are {}",
+                synthetic::CLASSES.join(", ")
+            ));
         }
         let size = self.size as usize;
         Ok(Arc::new(Schema::new(vec![
@@ -143,7 +154,10 @@ fn listing(extra: Vec<(Field, ArrayRef)>, rows: &[Listed]) -> Result<RecordBatch
         (column::image_id(), text(|r| Some(&r.id))),
         (Field::new("class", DataType::Utf8, false), text(|r| Some(&r.class))),
         (Field::new("split", DataType::Utf8, false), text(|r| Some(r.split))),
-        (Field::new("label", DataType::Boolean, false), Arc::new(BooleanArray::from_iter(rows.iter().map(|r| Some(r.label))))),
+        (
+            Field::new("label", DataType::Boolean, false),
+            Arc::new(BooleanArray::from_iter(rows.iter().map(|r| Some(r.label)))),
+        ),
         (Field::new("defect", DataType::Utf8, false), text(|r| Some(&r.defect))),
         (Field::new("caption", DataType::Utf8, true), text(|r| r.caption.as_deref())),
     ];
@@ -167,7 +181,10 @@ fn list_folder(root: &std::path::Path) -> Result<RecordBatch> {
         Ok(digest) => Ok(digest.to_string()),
         Err(e) => Err(Error::Input(format!("cannot read {}: {e}", path.display()))),
     };
-    let contents = records.par_iter().map(|r| Ok((digest(&r.image)?, r.mask.as_ref().map(digest).transpose()?))).collect::<Result<Vec<_>>>()?;
+    let contents = records
+        .par_iter()
+        .map(|r| Ok((digest(&r.image)?, r.mask.as_ref().map(digest).transpose()?)))
+        .collect::<Result<Vec<_>>>()?;
     let text = |values: Vec<Option<String>>| Arc::new(StringArray::from(values)) as ArrayRef;
     let field = |name: &str| Field::new(name, DataType::Utf8, true);
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
@@ -232,7 +249,8 @@ struct Image {
 impl Operator for Reader {
     fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(32)? {
-            let images: Vec<Result<Image, String>> = (0..batch.len()).into_par_iter().map(|row| self.image(&batch, row)).collect();
+            let images: Vec<Result<Image, String>> =
+                (0..batch.len()).into_par_iter().map(|row| self.image(&batch, row)).collect();
             let mut good = Vec::with_capacity(images.len());
             for (row, image) in images.into_iter().enumerate() {
                 match image {
@@ -269,7 +287,9 @@ impl Reader {
                 let mask = decode::mask(&read(&mask_path)?).map_err(|e| format!("{mask_path}: {e}"))?;
                 if mask.dimensions() != (width, height) {
                     let (w, h) = mask.dimensions();
-                    return Err(format!("the mask {mask_path} is {w}x{h} and its image {path} is {width}x{height}; a mask has the size of its image"));
+                    return Err(format!(
+                        "the mask {mask_path} is {w}x{h} and its image {path} is {width}x{height}; a mask has the size of its image"
+                    ));
                 }
                 Some(resize::mask(&mask, size, size).into_raw())
             }
@@ -281,12 +301,16 @@ impl Reader {
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, String> {
         let spec = self.stage.synthetic.clone().unwrap_or_default();
-        let text = |name| batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row)).map_err(|e| e.to_string());
+        let text = |name| {
+            batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row)).map_err(|e| e.to_string())
+        };
         let index = batch.column(SOURCE, "index").map_err(|e| e.to_string())?.as_primitive::<UInt32Type>().value(row);
         let item = synthetic::Item {
             class: text("class")?.parse().map_err(|e: synthetic::Error| e.to_string())?,
             split: if text("split")? == "train" { synthetic::Split::Train } else { synthetic::Split::Test },
-            defect: synthetic::Defect::ALL.into_iter().find(|defect| text("defect").is_ok_and(|name| name == defect.name())),
+            defect: synthetic::Defect::ALL
+                .into_iter()
+                .find(|defect| text("defect").is_ok_and(|name| name == defect.name())),
             index,
         };
         let size = self.stage.size;
@@ -312,7 +336,8 @@ impl Reader {
         let listed = |name: &str| Ok::<_, Error>(arrow::compute::take(batch.column(SOURCE, name)?, &rows, None)?);
         let size = self.stage.size as usize;
         let valid = good.iter().map(|(_, image)| image.mask.is_some()).collect();
-        let masks = good.iter().flat_map(|(_, image)| image.mask.clone().unwrap_or_else(|| vec![0; size * size])).collect();
+        let masks =
+            good.iter().flat_map(|(_, image)| image.mask.clone().unwrap_or_else(|| vec![0; size * size])).collect();
         let columns: Vec<ArrayRef> = vec![
             listed(column::IMAGE_ID)?,
             listed("class")?,
@@ -323,7 +348,11 @@ impl Reader {
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.height))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),
-            column::tensors::<UInt8Type>(good.iter().flat_map(|(_, image)| image.pixels.iter().copied()).collect(), size * size * 3, None)?,
+            column::tensors::<UInt8Type>(
+                good.iter().flat_map(|(_, image)| image.pixels.iter().copied()).collect(),
+                size * size * 3,
+                None,
+            )?,
             column::tensors::<UInt8Type>(masks, size * size, Some(valid))?,
         ];
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)

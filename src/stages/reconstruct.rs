@@ -18,11 +18,15 @@ use super::{
     training::config_of,
 };
 use crate::{
-    diffusion::{noise_per_key, sampler::{Ddim, DdimConfig}},
+    diffusion::{
+        noise_per_key,
+        sampler::{Ddim, DdimConfig},
+    },
     engine::{
-        Error, Result, tensor_field,
+        Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
+        tensor_field,
     },
     models::vae::{AutoencoderKl, AutoencoderKlConfig, Posterior},
 };
@@ -74,7 +78,11 @@ impl Stage for Reconstruct {
         let latent: [usize; 3] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
         let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
         let denoiser: DenoiserConfig = config_of(inputs.field("denoiser", "weights")?)?;
-        denoiser.schedule.build().and_then(|schedule| self.sampler.build(&schedule)).map_err(|e| format!("`sampler`: {e}"))?;
+        denoiser
+            .schedule
+            .build()
+            .and_then(|schedule| self.sampler.build(&schedule))
+            .map_err(|e| format!("`sampler`: {e}"))?;
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
             tensor_field("latent", DataType::Float32, &latent, false),
@@ -100,7 +108,8 @@ impl Open for Reconstruct {
         Ok(Box::new(Reconstructor {
             pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
             moments: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
-            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?,
+            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
+                .map_err(Error::Stage)?,
             stage: self,
             denoiser,
             vae,
@@ -132,7 +141,11 @@ impl Operator for Reconstructor {
             let (latent, pixels) = (floats(&latent)?, halves(&pixels)?);
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             let (a, b) = (latent.len() / batch.len(), pixels.len() / batch.len());
-            let columns = vec![ids, column::tensors::<Float32Type>(latent, a, None)?, column::tensors::<Float16Type>(pixels, b, None)?];
+            let columns = vec![
+                ids,
+                column::tensors::<Float32Type>(latent, a, None)?,
+                column::tensors::<Float16Type>(pixels, b, None)?,
+            ];
             out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
         Ok(())
@@ -142,9 +155,14 @@ impl Operator for Reconstructor {
 impl Reconstructor {
     /// The latent without its defect [B, 4, h, w], and the picture [B, 3, H, W] in the space of [`normalise`].
     fn reconstruct(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
-        let read = |port, name, shape: &[usize]| Ok::<_, Error>(tensor(batch.column(port, name)?, shape)?.to_device(self.device));
+        let read = |port, name, shape: &[usize]| {
+            Ok::<_, Error>(tensor(batch.column(port, name)?, shape)?.to_device(self.device))
+        };
         let image = normalise(&read("images", "pixels", &self.pixels)?);
-        let posterior = Posterior { mean: read("latents", "mean", &self.moments)?, logvar: read("latents", "logvar", &self.moments)? };
+        let posterior = Posterior {
+            mean: read("latents", "mean", &self.moments)?,
+            logvar: read("latents", "logvar", &self.moments)?,
+        };
         let context = read("text_embeddings", "embedding", &self.text)?;
         let shape: Vec<i64> = self.moments.iter().map(|n| *n as i64).collect();
         let noise = |what: &str| {
@@ -158,7 +176,9 @@ impl Reconstructor {
         let x = self.sampler.start(&(z * self.scale), &noise("start")?);
         let hint = self.denoiser.hint(&image);
         let rows = batch.len() as i64;
-        let model = |x: &Tensor, t: i64| Ok(self.denoiser.forward(x, &Tensor::full([rows], t, (Kind::Int64, self.device)), &context, &hint));
+        let model = |x: &Tensor, t: i64| {
+            Ok(self.denoiser.forward(x, &Tensor::full([rows], t, (Kind::Int64, self.device)), &context, &hint))
+        };
         let z = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
         let pixels = self.vae.decode(&z);
         Ok((z, pixels))

@@ -39,7 +39,9 @@ impl Stage for Sql {
         let schema = query::schema_of_query(&self.query, &tables).map_err(|e| format!("`query`: {e}"))?;
         // Views are how DataFusion computes text, not how tables keep it.
         let plain = schema.fields().iter().map(|field| match field.data_type() {
-            DataType::Utf8View | DataType::LargeUtf8 => Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())),
+            DataType::Utf8View | DataType::LargeUtf8 => {
+                Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable()))
+            }
             _ => field.clone(),
         });
         Ok(Arc::new(Schema::new(plain.collect::<Vec<_>>())))

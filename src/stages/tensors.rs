@@ -39,7 +39,8 @@ pub(super) fn device(context: &Context) -> Result<Device> {
 
 /// A tensor column as a tensor [B, shape…] of its own type.
 pub(super) fn tensor(column: &ArrayRef, shape: &[usize]) -> Result<Tensor> {
-    let list: &FixedSizeListArray = column.as_fixed_size_list_opt().ok_or_else(|| Error::Stage("a tensor column was expected".into()))?;
+    let list: &FixedSizeListArray =
+        column.as_fixed_size_list_opt().ok_or_else(|| Error::Stage("a tensor column was expected".into()))?;
     let size = list.value_length() as usize;
     let (start, end) = (list.offset() * size, (list.offset() + list.len()) * size);
     // `values` is the child as it was before slicing.
@@ -57,7 +58,11 @@ pub(super) fn tensor(column: &ArrayRef, shape: &[usize]) -> Result<Tensor> {
 
 /// The values of a tensor in row-major order, as f32.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(Kind::Float)).and_then(|t| t.f_contiguous()?.f_view([-1])).map_err(torch)?;
+    let flat = tensor
+        .f_to_device(Device::Cpu)
+        .and_then(|t| t.f_to_kind(Kind::Float))
+        .and_then(|t| t.f_contiguous()?.f_view([-1]))
+        .map_err(torch)?;
     Vec::<f32>::try_from(flat).map_err(torch)
 }
 
@@ -82,10 +87,16 @@ pub(super) fn denormalise(x: &Tensor) -> Tensor {
 }
 
 /// A network's variables and configuration as a safetensors file.
-pub(super) fn save_weights(variables: HashMap<String, Tensor>, config: &impl Serialize, more: &[(&str, String)]) -> Result<Vec<u8>> {
+pub(super) fn save_weights(
+    variables: HashMap<String, Tensor>,
+    config: &impl Serialize,
+    more: &[(&str, String)],
+) -> Result<Vec<u8>> {
     let json = serde_json::to_string(config).map_err(std::io::Error::from)?;
-    let metadata = std::iter::once((CONFIG.to_owned(), json)).chain(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-    let tensors: Vec<(String, Tensor)> = variables.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
+    let metadata = std::iter::once((CONFIG.to_owned(), json))
+        .chain(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    let tensors: Vec<(String, Tensor)> =
+        variables.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
     to_safetensors(tensors, metadata.collect()).map_err(torch)
 }
 
@@ -96,8 +107,12 @@ pub(super) fn checkpoint(error: CheckpointError) -> Error {
 /// The weights that a training table names, and the configuration they were trained with.
 pub(super) fn load_weights<C: DeserializeOwned>(context: &Context, port: &str) -> Result<(C, Checkpoint)> {
     let weights = Checkpoint::from_safetensors(weights_of(context, port)?).map_err(checkpoint)?;
-    let config = weights.metadata().get(CONFIG).ok_or_else(|| Error::Stage(format!("the weights of `{port}` have no configuration")))?;
-    let config = serde_json::from_str(config).map_err(|e| Error::Stage(format!("the configuration in the weights of `{port}`: {e}")))?;
+    let config = weights
+        .metadata()
+        .get(CONFIG)
+        .ok_or_else(|| Error::Stage(format!("the weights of `{port}` have no configuration")))?;
+    let config = serde_json::from_str(config)
+        .map_err(|e| Error::Stage(format!("the configuration in the weights of `{port}`: {e}")))?;
     Ok((config, weights))
 }
 

@@ -51,6 +51,8 @@ fn default_kl_weight() -> f64 {
     1e-6
 }
 
+/// Log-variance of the latents before the first step.
+const FIRST_LOGVAR: f64 = -6.;
 const PARTS: &[&str] = &["reconstruction_loss", "kl_loss"];
 
 impl Stage for TrainAutoencoder {
@@ -64,10 +66,17 @@ impl Stage for TrainAutoencoder {
         let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
         let factor = self.config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
-            return Err(format!("`config`: images of {height}x{width} do not divide by {factor}, the factor of {} levels", self.config.block_out_channels.len()));
+            return Err(format!(
+                "`config`: images of {height}x{width} do not divide by {factor}, the factor of {} levels",
+                self.config.block_out_channels.len()
+            ));
         }
-        if let Some(crop) = self.crop.map(|crop| crop as usize).filter(|crop| crop % factor != 0 || *crop > height.min(width)) {
-            return Err(format!("`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"));
+        if let Some(crop) =
+            self.crop.map(|crop| crop as usize).filter(|crop| crop % factor != 0 || *crop > height.min(width))
+        {
+            return Err(format!(
+                "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
+            ));
         }
         Ok(training::schema(PARTS, &self.config))
     }
@@ -75,7 +84,12 @@ impl Stage for TrainAutoencoder {
 
 impl Open for TrainAutoencoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::shape(context.schemas.field("images", "pixels").map_err(Error::Stage)?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?;
+        let shape = column::shape(
+            context.schemas.field("images", "pixels").map_err(Error::Stage)?,
+            &DataType::UInt8,
+            "[H, W, 3]",
+        )
+        .map_err(Error::Stage)?;
         Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
     }
 }
@@ -104,12 +118,23 @@ impl Operator for Trainer {
             pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
         }
         let count = pixels.iter().map(|p| p.size()[0] as usize).sum();
-        let pixels = if pixels.is_empty() { Tensor::zeros([0], (Kind::Uint8, Device::Cpu)) } else { Tensor::f_cat(&pixels, 0).map_err(torch)? };
+        let pixels = if pixels.is_empty() {
+            Tensor::zeros([0], (Kind::Uint8, Device::Cpu))
+        } else {
+            Tensor::f_cat(&pixels, 0).map_err(torch)?
+        };
         let TrainAutoencoder { mut config, kl_weight, training, .. } = self.stage.clone();
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
         let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
-        let images = |indices: &[i64]| normalise(&pixels.index_select(0, &Tensor::from_slice(indices)).to_device(self.device));
+        // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
+        no_grad(|| {
+            if let Some(bias) = vs.variables().get("quant_conv.bias") {
+                let _ = bias.narrow(0, config.latent_channels, config.latent_channels).fill_(FIRST_LOGVAR);
+            }
+        });
+        let images =
+            |indices: &[i64]| normalise(&pixels.index_select(0, &Tensor::from_slice(indices)).to_device(self.device));
         let log = training.run(&vs, train_only(&vs, |_| true), count, out, |step, indices| {
             let mut random = Noise::new(training.seed, step.to_le_bytes());
             let x = self.cropped(images(indices), &mut random); // [B, 3, H, W]

@@ -4,7 +4,10 @@ use arrow::datatypes::{DataType, SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn::{Path, VarStore}};
+use tch::{
+    Device, Kind, Tensor,
+    nn::{Path, VarStore},
+};
 
 use super::{
     column,
@@ -140,17 +143,26 @@ impl Stage for TrainDenoiser {
         let vae: AutoencoderKlConfig = config_of(inputs.field("autoencoder", "weights")?)?;
         if config.control.factor() != vae.factor() {
             let (hint, vae) = (config.control.factor(), vae.factor());
-            return Err(format!("`control`: the hint encoder shrinks images by {hint} and the autoencoder by {vae}; conditioning_embedding_out_channels needs {} widths", vae.ilog2() + 1));
+            return Err(format!(
+                "`control`: the hint encoder shrinks images by {hint} and the autoencoder by {vae}; conditioning_embedding_out_channels needs {} widths",
+                vae.ilog2() + 1
+            ));
         }
         if self.config.in_channels != channels as i64 || self.config.out_channels != channels as i64 {
             return Err(format!("`config`: in_channels and out_channels are {channels} with this autoencoder"));
         }
         if self.config.cross_attention_dim != width as i64 {
-            return Err(format!("`config`: cross_attention_dim is {} and the captions are {width} wide", self.config.cross_attention_dim));
+            return Err(format!(
+                "`config`: cross_attention_dim is {} and the captions are {width} wide",
+                self.config.cross_attention_dim
+            ));
         }
         let deepest = 1 << (self.config.block_out_channels.len() - 1);
         if h % deepest != 0 || w % deepest != 0 {
-            return Err(format!("`config`: latents of {h}x{w} (images of {height}) do not divide by {deepest}, the factor of {} levels", self.config.block_out_channels.len()));
+            return Err(format!(
+                "`config`: latents of {h}x{w} (images of {height}) do not divide by {deepest}, the factor of {} levels",
+                self.config.block_out_channels.len()
+            ));
         }
         Ok(training::schema(&[], &config))
     }
@@ -167,7 +179,8 @@ impl Open for TrainDenoiser {
             device: device(context)?,
             pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
             latent: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
-            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?,
+            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
+                .map_err(Error::Stage)?,
             output: context.output.clone(),
         }))
     }
@@ -197,8 +210,15 @@ impl Operator for Trainer {
             columns.iter_mut().zip(read).for_each(|(column, part)| column.push(part));
         }
         let count: usize = columns[0].iter().map(|part| part.size()[0] as usize).sum();
-        let whole = |parts: &Vec<Tensor>| if parts.is_empty() { Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu))) } else { Tensor::f_cat(parts, 0).map_err(torch) };
-        let [pixels, mean, logvar, text] = [whole(&columns[0])?, whole(&columns[1])?, whole(&columns[2])?, whole(&columns[3])?];
+        let whole = |parts: &Vec<Tensor>| {
+            if parts.is_empty() {
+                Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)))
+            } else {
+                Tensor::f_cat(parts, 0).map_err(torch)
+            }
+        };
+        let [pixels, mean, logvar, text] =
+            [whole(&columns[0])?, whole(&columns[1])?, whole(&columns[2])?, whole(&columns[3])?];
         drop(columns);
         let schedule = self.config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
         let (seed, steps) = (self.training.seed, self.config.schedule.num_train_timesteps);
@@ -216,7 +236,10 @@ impl Operator for Trainer {
             let t = random.timesteps(indices.len(), steps).to_device(self.device); // [B]
             let hint = network.hint(&normalise(&pick(&pixels)));
             let prediction = network.forward(&schedule.q_sample(&z, &noise, &t), &t, &pick(&text), &hint);
-            Ok(Loss { total: denoising_loss(&schedule, &prediction, &z, &noise, &t, self.min_snr_gamma), parts: Vec::new() })
+            Ok(Loss {
+                total: denoising_loss(&schedule, &prediction, &z, &noise, &t, self.min_snr_gamma),
+                parts: Vec::new(),
+            })
         })?;
         let weights = out.blob(save_weights(vs.variables(), &self.config, &[])?)?;
         out.write(&log.batch(&self.output, weights)?)

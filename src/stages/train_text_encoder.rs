@@ -7,7 +7,10 @@ use arrow::{
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn::{Init, VarStore}};
+use tch::{
+    Device, Kind, Tensor,
+    nn::{Init, VarStore},
+};
 
 use super::{
     column,
@@ -76,7 +79,12 @@ impl Stage for TrainTextEncoder {
 
 impl Open for TrainTextEncoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::shape(context.schemas.field("images", "pixels").map_err(Error::Stage)?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?;
+        let shape = column::shape(
+            context.schemas.field("images", "pixels").map_err(Error::Stage)?,
+            &DataType::UInt8,
+            "[H, W, 3]",
+        )
+        .map_err(Error::Stage)?;
         Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
     }
 }
@@ -93,16 +101,31 @@ impl Operator for Trainer {
         let (mut pixels, mut captions) = (Vec::new(), Vec::new());
         while let Some(batch) = rows.next(256)? {
             pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
-            captions.extend(batch.column("captions", "caption")?.as_string::<i32>().iter().map(|c| c.unwrap_or_default().to_owned()));
+            captions.extend(
+                batch
+                    .column("captions", "caption")?
+                    .as_string::<i32>()
+                    .iter()
+                    .map(|c| c.unwrap_or_default().to_owned()),
+            );
         }
         let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
         let stage = |e: crate::models::tokenizer::TokenizerError| Error::Stage(e.to_string());
         let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize).map_err(stage)?;
         (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let length = config.max_position_embeddings as usize;
-        let ids: Vec<i64> = captions.iter().map(|c| tokenizer.encode(c, length)).collect::<Result<Vec<_>, _>>().map_err(stage)?.concat();
+        let ids: Vec<i64> = captions
+            .iter()
+            .map(|c| tokenizer.encode(c, length))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(stage)?
+            .concat();
         let ids = Tensor::from_slice(&ids).view([captions.len() as i64, length as i64]);
-        let pixels = if pixels.is_empty() { Tensor::zeros([0], (Kind::Uint8, Device::Cpu)) } else { Tensor::f_cat(&pixels, 0).map_err(torch)? };
+        let pixels = if pixels.is_empty() {
+            Tensor::zeros([0], (Kind::Uint8, Device::Cpu))
+        } else {
+            Tensor::f_cat(&pixels, 0).map_err(torch)?
+        };
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
         let text = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
@@ -119,7 +142,11 @@ impl Operator for Trainer {
             // A caption that stands twice in the batch is right for both of its images.
             let same = tokens.unsqueeze(0).eq_tensor(&tokens.unsqueeze(1)).all_dim(-1, false).to_kind(Kind::Float);
             let target = &same / same.sum_dim_intlist([1].as_slice(), true, Kind::Float);
-            let entropy = |logits: &Tensor| -(&target * logits.log_softmax(1, Kind::Float)).sum_dim_intlist([1].as_slice(), false, Kind::Float).mean(Kind::Float);
+            let entropy = |logits: &Tensor| {
+                -(&target * logits.log_softmax(1, Kind::Float))
+                    .sum_dim_intlist([1].as_slice(), false, Kind::Float)
+                    .mean(Kind::Float)
+            };
             let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
             Ok(Loss { total: (entropy(&logits) + entropy(&logits.tr())) / 2., parts: vec![hit] })
         })?;

@@ -117,7 +117,8 @@ struct LogRow {
 pub(super) fn schema(parts: &[&str], config: &impl Serialize) -> SchemaRef {
     let float = |name: &str| Field::new(name, DataType::Float32, false);
     let config = serde_json::to_string(config).unwrap_or_default();
-    let mut fields = vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
+    let mut fields =
+        vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
     fields.extend(parts.iter().map(|part| float(part)));
     fields.extend([
         float("lr"),
@@ -155,7 +156,8 @@ impl Training {
                 let epoch = position / rows as u64;
                 if order.1.is_empty() || order.0 != epoch {
                     let mut permutation: Vec<i64> = (0..rows as i64).collect();
-                    permutation.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ epoch.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+                    permutation
+                        .shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ epoch.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
                     *order = (epoch, permutation);
                 }
                 order.1[(position % rows as u64) as usize]
@@ -166,12 +168,19 @@ impl Training {
     /// Trains `parameters` of `vs` on `rows` rows. `loss` is given the step and the rows of its batch. On return `vs` holds
     /// the trained (or averaged) weights; the log rows are returned by [`Log::batch`].
     pub(super) fn run(
-        &self, vs: &VarStore, parameters: Named, rows: usize, out: &mut Sink<'_>, mut loss: impl FnMut(u64, &[i64]) -> Result<Loss>,
+        &self,
+        vs: &VarStore,
+        parameters: Named,
+        rows: usize,
+        out: &mut Sink<'_>,
+        mut loss: impl FnMut(u64, &[i64]) -> Result<Loss>,
     ) -> Result<Log> {
         if rows == 0 {
             return Err(Error::Input("there are no rows to train on; look at `where:` and at the tables above".into()));
         }
-        let clone = |named: &Named| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect::<Named>();
+        let clone = |named: &Named| {
+            named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect::<Named>()
+        };
         let mut ema = (self.ema_decay > 0.).then(|| Ema::new(&parameters, self.ema_decay));
         let config = AdamWConfig { lr: self.lr, betas: self.betas, eps: 1e-8, weight_decay: self.weight_decay };
         let mut optimizer = AdamW::new(clone(&parameters), config);
@@ -190,7 +199,8 @@ impl Training {
             optimizer.zero_grad();
             let Loss { total, parts } = loss(step, &batch)?;
             total.f_backward().map_err(torch)?;
-            let grad_norm = optimizer.clip_grad_norm(if self.max_grad_norm > 0. { self.max_grad_norm } else { f64::INFINITY });
+            let grad_norm =
+                optimizer.clip_grad_norm(if self.max_grad_norm > 0. { self.max_grad_norm } else { f64::INFINITY });
             optimizer.step().map_err(torch)?;
             if let Some(ema) = &mut ema {
                 ema.update(&parameters);
@@ -202,7 +212,9 @@ impl Training {
                 let value = |tensor: &Tensor| tensor.double_value(&[]) as f32;
                 let loss = value(&total);
                 if !loss.is_finite() {
-                    return Err(Error::Stage(format!("the loss is {loss} at step {step}: training diverged; lower `lr` or set `max_grad_norm`")));
+                    return Err(Error::Stage(format!(
+                        "the loss is {loss} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
+                    )));
                 }
                 log.0.push(LogRow {
                     step: step as i64,
@@ -221,36 +233,64 @@ impl Training {
             }
         }
         if let Some(ema) = &ema {
-            no_grad(|| parameters.iter().for_each(|(name, tensor)| tensor.shallow_clone().copy_(&ema.averages()[name])));
+            no_grad(|| {
+                parameters.iter().for_each(|(name, tensor)| tensor.shallow_clone().copy_(&ema.averages()[name]))
+            });
         }
         Ok(log)
     }
 
     fn state(&self, step: u64, vs: &VarStore, optimizer: &AdamW, ema: Option<&Ema>, log: &Log) -> Result<Vec<u8>> {
-        let named = |prefix: &'static str, tensors: Named| tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}/{name}"), tensor));
+        let named = |prefix: &'static str, tensors: Named| {
+            tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}/{name}"), tensor))
+        };
         let weights: Named = vs.variables().into_iter().collect();
-        let averages = ema.map(|ema| ema.averages().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect::<Named>()).unwrap_or_default();
+        let averages = ema
+            .map(|ema| ema.averages().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect::<Named>())
+            .unwrap_or_default();
         let all = named("weights", weights).chain(named("optimizer", optimizer.state())).chain(named("ema", averages));
-        let tensors: Vec<(String, Tensor)> = all.map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
+        let tensors: Vec<(String, Tensor)> =
+            all.map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
         let log = serde_json::to_string(&log.0).map_err(std::io::Error::from)?;
         to_safetensors(tensors, HashMap::from([("step".into(), step.to_string()), ("log".into(), log)])).map_err(torch)
     }
 
-    fn restore(&self, state: &[u8], vs: &VarStore, optimizer: &mut AdamW, ema: Option<&mut Ema>, log: &mut Log) -> Result<u64> {
+    fn restore(
+        &self,
+        state: &[u8],
+        vs: &VarStore,
+        optimizer: &mut AdamW,
+        ema: Option<&mut Ema>,
+        log: &mut Log,
+    ) -> Result<u64> {
         let saved = Checkpoint::from_safetensors(state.to_vec()).map_err(checkpoint)?;
         let part = |prefix: &str| -> Result<Named> {
             let names = saved.names().filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('/'));
-            names.map(|name| Ok((name.to_owned(), saved.tensor(&format!("{prefix}/{name}")).map_err(checkpoint)?.to_device(vs.device())))).collect()
+            names
+                .map(|name| {
+                    Ok((
+                        name.to_owned(),
+                        saved.tensor(&format!("{prefix}/{name}")).map_err(checkpoint)?.to_device(vs.device()),
+                    ))
+                })
+                .collect()
         };
         let weights: BTreeMap<String, Tensor> = part("weights")?;
-        no_grad(|| vs.variables().into_iter().for_each(|(name, mut tensor)| if let Some(value) = weights.get(&name) { tensor.copy_(value) }));
+        no_grad(|| {
+            vs.variables().into_iter().for_each(|(name, mut tensor)| {
+                if let Some(value) = weights.get(&name) {
+                    tensor.copy_(value)
+                }
+            })
+        });
         let wrong = |e: crate::diffusion::optim::StateError| Error::Stage(e.to_string());
         optimizer.load_state(part("optimizer")?).map_err(wrong)?;
         if let Some(ema) = ema {
             ema.load(&part("ema")?).map_err(wrong)?;
         }
         let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
-        log.0 = serde_json::from_str(field("log")).map_err(|e| Error::Damaged(format!("a saved training state: {e}")))?;
+        log.0 =
+            serde_json::from_str(field("log")).map_err(|e| Error::Damaged(format!("a saved training state: {e}")))?;
         field("step").parse().map_err(|_| Error::Damaged("a saved training state has no step".into()))
     }
 }
@@ -262,14 +302,17 @@ pub(super) struct Log(Vec<LogRow>);
 impl Log {
     /// The table; the last row names the weights.
     pub(super) fn batch(&self, schema: &SchemaRef, weights: Digest) -> Result<RecordBatch> {
-        let float = |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
+        let float =
+            |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
         let int = |f: &dyn Fn(&LogRow) -> i64| Arc::new(Int64Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
         let parts = self.0.first().map_or(0, |row| row.parts.len());
         let mut columns = vec![int(&|r| r.step), int(&|r| r.epoch), float(&|r| r.loss)];
         columns.extend((0..parts).map(|i| float(&|r| r.parts[i])));
         columns.extend([float(&|r| r.lr), float(&|r| r.grad_norm), float(&|r| r.rows_per_s)]);
         let last = self.0.len().saturating_sub(1);
-        columns.push(Arc::new(StringArray::from_iter((0..self.0.len()).map(|i| (i == last).then(|| weights.to_string())))));
+        columns.push(Arc::new(StringArray::from_iter(
+            (0..self.0.len()).map(|i| (i == last).then(|| weights.to_string())),
+        )));
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 }
@@ -291,7 +334,8 @@ mod tests {
 
     #[test]
     fn the_learning_rate_warms_up_and_goes_down() {
-        let training = Training { steps: 100, warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
+        let training =
+            Training { steps: 100, warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
         assert!((training.lr_at(0) - 0.1).abs() < 1e-9);
         assert!((training.lr_at(10) - 1.).abs() < 1e-9);
         assert!((training.lr_at(55) - 0.5).abs() < 1e-9);

@@ -1,0 +1,31 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both bring what they need first.
+
+CARGO ?= cargo
+PYTHON ?= python3
+
+.PHONY: quickstart test build setup weights lint
+
+## Runs the whole method on generated products and opens the results to SQL and to a report.
+quickstart: build weights
+	$(CARGO) run --quiet -- run pipelines/quickstart.yaml
+	$(CARGO) run --quiet -- sql "select class, image_auroc, pixel_auroc, aupro from metrics"
+	$(CARGO) run --quiet -- report -o report.html
+
+## Builds everything and runs the tests.
+test: build weights
+	$(CARGO) test
+
+build: setup
+	$(CARGO) build
+
+## libtorch, below .libtorch/
+setup:
+	@$(PYTHON) setup/fetch.py libtorch
+
+## The pretrained feature extractor, in the user's cache folder.
+weights:
+	@$(PYTHON) setup/fetch.py weights
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings

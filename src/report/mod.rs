@@ -1,0 +1,240 @@
+//! One HTML page about a run: metrics, training curves, pictures. It needs no network and no other file.
+
+mod charts;
+mod data;
+mod pictures;
+
+use std::collections::BTreeSet;
+
+use indicatif::{HumanBytes, HumanCount};
+use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
+
+pub use data::Source;
+
+use crate::engine::{Error, Result, store::Manifest};
+use data::TestImage;
+use pictures::{GroundTruth, Pictures, Scale};
+
+const TEMPLATE: &str = include_str!("report.html");
+/// The row of the means over classes in a table of metrics.
+const MEAN: &str = "mean";
+/// The metrics at the top of the page.
+const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
+
+/// Which pictures a page shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Images per class and kind of defect.
+    pub per_kind: usize,
+    /// Images in all.
+    pub images: usize,
+}
+
+/// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
+pub fn html(source: &Source, options: Options) -> Result<String> {
+    let metrics: Vec<Value> = source.of_stage("evaluate").map(|table| metrics(source, table)).collect::<Result<_>>()?;
+    let trained = source.tables.iter().filter(|table| table.stage.starts_with("train_"));
+    let curves: Vec<Value> = trained.map(|table| curve(source, table)).collect::<Result<_>>()?;
+    let page = context! {
+        version => env!("CARGO_PKG_VERSION"),
+        pipeline => &source.pipeline,
+        published => source.tables.iter().map(|table| table.published_ms).max().map(time),
+        tables => source.tables.iter().map(|table| table_row(source, table)).collect::<Vec<_>>(),
+        gradient => charts::gradient(),
+        metrics,
+        curves,
+        ..gallery(source, options)?
+    };
+    render(page).map_err(|e| Error::Stage(format!("the report's template: {e:#}")))
+}
+
+fn render(page: Value) -> Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.add_template("report.html", TEMPLATE)?;
+    environment.get_template("report.html")?.render(page)
+}
+
+fn table_row(source: &Source, table: &Manifest) -> Value {
+    context! {
+        name => &table.table,
+        stage => &table.stage,
+        about => source.about(&table.stage),
+        rows => HumanCount(table.rows).to_string(),
+        failed => table.errors.len(),
+        size => HumanBytes(table.parts.iter().map(|part| part.bytes).sum()).to_string(),
+        published => time(table.published_ms),
+    }
+}
+
+/// A metric in words.
+#[derive(Debug, PartialEq)]
+struct Measure {
+    /// `Images` or `Pixels`.
+    of: &'static str,
+    name: String,
+    about: String,
+}
+
+impl Measure {
+    fn new(column: &str, aupro_limit: f64) -> Self {
+        let (of, kind) = match column.split_once('_') {
+            Some(("image", kind)) => ("Images", kind),
+            Some(("pixel", kind)) => ("Pixels", kind),
+            _ => ("Pixels", column),
+        };
+        let (one, many) = if of == "Images" { ("image", "images") } else { ("pixel", "pixels") };
+        let limit = charts::short(aupro_limit * 100.);
+        let (name, about) = match kind {
+            "auroc" => ("AUROC", format!("the chance that an anomalous {one} scores higher than a normal one; 50 is guessing.")),
+            "ap" => (
+                "AP",
+                format!("average precision: how few normal {many} stand among the anomalous ones when all are sorted by score; guessing gives the share of anomalous {many}."),
+            ),
+            "f1_max" => ("F1 max", format!("the best balance of precision and recall over {many} that any one threshold reaches.")),
+            "aupro" => (
+                "AUPRO",
+                format!("the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark at most {limit} % of the normal pixels."),
+            ),
+            other => (other, String::new()),
+        };
+        Self { of, name: name.into(), about }
+    }
+}
+
+/// A number in a table of metrics.
+#[derive(Debug, PartialEq)]
+struct Cell {
+    percent: String,
+    /// The length of the cell's bar, 0 to 100.
+    bar: f64,
+    /// Why there is no number.
+    why: Option<&'static str>,
+}
+
+impl Cell {
+    fn new(value: Option<f64>, images: f64, anomalous: f64) -> Self {
+        let value = value.filter(|value| !value.is_nan());
+        let why = match value {
+            Some(_) => None,
+            None if anomalous == 0. => Some("not defined: no test image is anomalous"),
+            None if anomalous == images => Some("not defined: no test image is normal"),
+            None => Some("not defined: no anomalous test image has a ground-truth mask"),
+        };
+        Self { percent: percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
+    }
+}
+
+fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
+    let batch = source.rows(table)?;
+    let names = data::measures(&batch.schema());
+    let limit = table.params.get("aupro_limit").and_then(serde_json::Value::as_f64).unwrap_or(0.3);
+    let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, limit)).collect();
+    // A line stands before the first metric of images and before the first of pixels.
+    let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
+    let classes = data::text(&batch, "class")?;
+    let (images, anomalous) = (data::numbers(&batch, "n_images")?, data::numbers(&batch, "n_anomalous")?);
+    let values = names.iter().map(|name| data::numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
+    let mut order: Vec<usize> = (0..batch.num_rows()).collect();
+    order.sort_by_key(|row| (classes.value(*row) == MEAN, classes.value(*row)));
+    let row = |row: usize| {
+        let (images, anomalous) = (images[row].unwrap_or_default(), anomalous[row].unwrap_or_default());
+        let cells = values.iter().zip(&first).map(|(column, first)| {
+            let Cell { percent, bar, why } = Cell::new(column[row], images, anomalous);
+            context! { percent, bar, why, first => *first }
+        });
+        context! {
+            class => classes.value(row),
+            mean => classes.value(row) == MEAN,
+            images => images as u64,
+            anomalous => anomalous as u64,
+            cells => cells.collect::<Vec<_>>(),
+            tiles => tiles(&names, &measures, |column| values[column][row]),
+        }
+    };
+    let columns = measures.iter().zip(&first).map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
+    Ok(context! { table => &table.table, columns => columns.collect::<Vec<_>>(), rows => order.into_iter().map(row).collect::<Vec<_>>() })
+}
+
+fn tiles(names: &[String], measures: &[Measure], value: impl Fn(usize) -> Option<f64>) -> Vec<Value> {
+    let found = HEADLINES.iter().filter_map(|headline| names.iter().position(|name| name == headline));
+    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => percent(Some(value(i)?)) })).collect()
+}
+
+fn curve(source: &Source, table: &Manifest) -> Result<Value> {
+    let batch = source.rows(table)?;
+    let (steps, losses) = (data::numbers(&batch, "step")?, data::numbers(&batch, "loss")?);
+    let mut points: Vec<(f64, f64)> = steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (svg, note) = match (charts::loss_curve(&points), points.last()) {
+        (Ok(svg), Some((step, loss))) => (Some(svg), format!("{} steps, last loss {}", HumanCount(*step as u64), charts::short(*loss))),
+        (Err(why), _) => (None, format!("no curve: {why}")),
+        (_, None) => (None, "no step was logged".into()),
+    };
+    Ok(context! { table => &table.table, about => source.about(&table.stage), svg, note })
+}
+
+/// The pictures and what can be asked of them.
+fn gallery(source: &Source, options: Options) -> Result<Value> {
+    let maps = source.table("anomaly_maps", &[source.table("evaluate", &[])]);
+    let reconstructions = source.table("reconstruct", &[maps]);
+    let below = [maps, reconstructions];
+    let images = source.table("ingest", &below);
+    let captions = source.table("caption", &below);
+    let wanted = [("ingest", images), ("reconstruct", reconstructions), ("anomaly_maps", maps)];
+    let missing: Vec<&str> = wanted.into_iter().filter_map(|(stage, table)| table.is_none().then_some(stage)).collect();
+    let Some(images) = images else { return Ok(context! { missing }) };
+    let all = source.test_images(images, captions, maps)?;
+    let chosen: Vec<&TestImage> = data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
+    let (pictures, scales) = pictures::pictures(source, pictures::Tables { images, reconstructions, maps }, &chosen)?;
+    let cards = chosen.iter().filter_map(|image| Some(card(image, pictures.get(&image.id)?, scales.get(&image.class))));
+    Ok(context! {
+        missing,
+        total => all.len(),
+        classes => chosen.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>(),
+        defects => chosen.iter().map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
+        scored => chosen.iter().any(|image| image.score.is_some()),
+        pictures => 2 + below.iter().flatten().count(),
+        cards => cards.collect::<Vec<_>>(),
+    })
+}
+
+fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value {
+    let (ground_truth, outline) = match &pictures.ground_truth {
+        GroundTruth::Unknown => ("no ground truth", None),
+        GroundTruth::Empty if image.anomalous => ("ground truth: empty", None),
+        GroundTruth::Empty => ("ground truth: none", None),
+        GroundTruth::Outline(uri) => ("ground truth", Some(uri)),
+    };
+    context! {
+        id => &image.id,
+        class => &image.class,
+        defect => &image.defect,
+        anomalous => image.anomalous,
+        caption => image.caption.as_deref(),
+        score => image.score.map(f64::from),
+        digits => image.score.map(|score| format!("{score:.3}")),
+        width => pictures.size.0,
+        height => pictures.size.1,
+        input => &pictures.input,
+        reconstruction => pictures.reconstruction.as_deref(),
+        heat => pictures.heat.as_deref(),
+        scale => scale.map(|s| vec![charts::short(f64::from(s.lo)), charts::short(f64::from(s.hi))]),
+        ground_truth,
+        outline,
+    }
+}
+
+/// A share as percent with one decimal; a dash for none.
+fn percent(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".into(), |value| format!("{:.1}", value * 100.))
+}
+
+/// Milliseconds since 1970 as date and time, UTC.
+fn time(ms: u64) -> String {
+    let time = i64::try_from(ms).ok().and_then(arrow::temporal_conversions::timestamp_ms_to_datetime);
+    time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
+}
+
+#[cfg(test)]
+mod tests;

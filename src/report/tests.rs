@@ -1,0 +1,56 @@
+use super::*;
+use crate::engine::Store;
+
+#[test]
+fn shares_and_times_read_well() {
+    assert_eq!([percent(Some(0.98765)), percent(Some(1.)), percent(None)], ["98.8", "100.0", "–"]);
+    assert_eq!(time(1_700_000_000_000), "2023-11-14 22:13 UTC");
+}
+
+#[test]
+fn a_metric_without_a_number_says_why() {
+    let why = |images: f64, anomalous: f64| Cell::new(None, images, anomalous).why.unwrap_or_default();
+    assert!(why(5., 0.).contains("anomalous") && why(5., 5.).contains("normal") && why(5., 2.).contains("mask"));
+    assert_eq!(Cell::new(Some(0.5), 5., 2.), Cell { percent: "50.0".into(), bar: 50., why: None });
+    assert_eq!(Cell::new(Some(f64::NAN), 5., 2.).percent, "–");
+}
+
+#[test]
+fn every_metric_is_explained() {
+    for column in ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"] {
+        let measure = Measure::new(column, 0.05);
+        assert_eq!(measure.of == "Images", column.starts_with("image"), "{column}");
+        assert!(measure.about.len() > 20 && measure.name != column, "{measure:?}");
+    }
+    assert!(Measure::new("aupro", 0.05).about.contains("at most 5 %"));
+}
+
+#[test]
+fn an_empty_store_is_the_users_to_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().to_string_lossy()).unwrap();
+    let error = Source::open(&store, None, &[]).err().unwrap();
+    assert!(error.is_input() && error.to_string().contains("vlmdiff run"), "{error}");
+}
+
+#[test]
+fn a_page_without_tables_names_each_that_is_missing() {
+    let page = context! { pipeline => "p", tables => [context! { name => "t" }].to_vec(), missing => ["ingest", "reconstruct", "anomaly_maps"].to_vec() };
+    let html = render(page).unwrap();
+    for stage in ["evaluate", "ingest", "train_…"] {
+        assert!(html.contains(&format!("<code>{stage}</code>")), "{stage}");
+    }
+    assert!(!html.contains("{{") && !html.contains("{%"));
+}
+
+#[test]
+fn names_cannot_break_the_page() {
+    let image = TestImage {
+        id: "<b>/test/&".into(), class: "\"><script>alert(1)</script>".into(), defect: "hole".into(), anomalous: true, caption: None, score: Some(1.5),
+    };
+    let pictures = Pictures { size: (8, 4), input: "data:a/b".into(), ground_truth: GroundTruth::Unknown, reconstruction: None, heat: None };
+    let cards = vec![card(&image, &pictures, None)];
+    let html = render(context! { pipeline => "<i>", total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstruct"].to_vec(), cards }).unwrap();
+    assert!(!html.contains("<script>alert") && !html.contains("<i>/") && !html.contains("<b>/") && html.contains("&lt;b&gt;"));
+    assert!(html.contains("href=\"data:a/b\"") && html.contains("no ground truth") && html.contains("data-score=\"1.5\""));
+}

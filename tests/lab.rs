@@ -1,0 +1,165 @@
+//! A folder of its own for each test, the programs, and what their runs left behind.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use vlmdiff::engine::event::{Event, Logged};
+
+/// A temporary folder with a pipeline and a store.
+pub(crate) struct Lab {
+    folder: tempfile::TempDir,
+}
+
+/// How a program ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A pipeline of every stage, small enough for a test.
+pub(crate) const TOY: &str = r#"
+name: toy
+tables:
+  images:
+    stage: ingest
+    with: { dataset: folder, root: data, size: 32 }
+  captions: { stage: caption, from: [images], with: { model: dataset } }
+  text_encoder:
+    stage: train_text_encoder
+    from: [images, captions]
+    where: split = 'train'
+    with:
+      config: { vocab_size: 300, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 24, projection_dim: 8 }
+      image_widths: [8, 8]
+      training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
+  text_embeddings: { stage: encode_text, from: [captions, text_encoder] }
+  autoencoder:
+    stage: train_autoencoder
+    from: [images]
+    where: split = 'train'
+    with:
+      config: { block_out_channels: [8, 16, 16], layers_per_block: 1, norm_num_groups: 4 }
+      training: { steps: 4, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9, log_every: 2 }
+  latents: { stage: encode_latents, from: [images, autoencoder] }
+  denoiser:
+    stage: train_denoiser
+    from: [images, latents, text_embeddings, autoencoder]
+    where: split = 'train'
+    with:
+      config: { block_out_channels: [8, 16], down_block_types: [DownBlock2D, CrossAttnDownBlock2D], layers_per_block: 1, attention_head_dim: 2, cross_attention_dim: 16, norm_num_groups: 4 }
+      control: { conditioning_embedding_out_channels: [4, 8, 8] }
+      training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
+  reconstructions:
+    stage: reconstruct
+    from: [images, latents, text_embeddings, autoencoder, denoiser]
+    where: split = 'test'
+    with: { sampler: { num_inference_steps: 2 } }
+  anomaly_maps:
+    stage: anomaly_maps
+    from: [images, reconstructions]
+    with: { layers: [4, 8], sigma: 1, score: { kernel_size: 3, repeats: 1 } }
+  metrics: { stage: evaluate, from: [images, anomaly_maps] }
+  ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
+"#;
+
+/// The stages that need no libtorch: fast to run.
+pub(crate) const LIGHT: &str = r#"
+name: light
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
+  captions: { stage: caption, from: [images], where: "split = 'train'", with: { model: dataset, default: nothing } }
+  counts: { stage: sql, from: [captions], with: { query: "select count(*) as n from captions" } }
+"#;
+
+impl Lab {
+    /// A lab with this pipeline and pictures of two classes: eight to learn from and six to judge.
+    pub(crate) fn new(pipeline: &str) -> Self {
+        let lab = Self { folder: tempfile::tempdir().unwrap() };
+        lab.write("pipeline.yaml", pipeline);
+        let synth = ["synth", "data", "--size", "48", "--classes", "tile,gear", "--train", "4", "--test-good", "1"];
+        let ended = lab.vlmdiff(&[&synth[..], &["--test-per-defect", "1"]].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        for class in ["tile", "gear"] {
+            for kind in ["crack", "hole", "stain", "contamination"] {
+                fs::remove_dir_all(lab.path(&format!("data/{class}/test/{kind}"))).unwrap();
+                fs::remove_dir_all(lab.path(&format!("data/{class}/ground_truth/{kind}"))).unwrap();
+            }
+            let captions = fs::read_to_string(lab.path(&format!("data/{class}/captions.jsonl"))).unwrap();
+            let kept = captions.lines().filter(|line| ["crack", "hole", "stain", "contamination"].iter().all(|kind| !line.contains(&format!("test/{kind}/"))));
+            lab.write(&format!("data/{class}/captions.jsonl"), &(kept.collect::<Vec<_>>().join("\n") + "\n"));
+        }
+        lab
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vlmdiff"));
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        // Threads of several workers at once would fight for the same cores.
+        command.env("OMP_NUM_THREADS", "1").env_remove("VLMDIFF_STORE");
+        command
+    }
+
+    pub(crate) fn vlmdiff(&self, arguments: &[&str]) -> Ended {
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| {
+            let folder = self.folder.path().canonicalize().unwrap();
+            String::from_utf8(bytes).unwrap().replace(&*folder.to_string_lossy(), "[lab]").replace(&*self.folder.path().to_string_lossy(), "[lab]")
+        };
+        Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    }
+
+    /// Runs the pipeline, which succeeds, and returns the run's events.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Vec<Event> {
+        let ended = self.vlmdiff(&[&["run", "pipeline.yaml", "--quiet"], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        self.events(".vlmdiff")
+    }
+
+    /// The events of the last run in a store.
+    pub(crate) fn events(&self, store: &str) -> Vec<Event> {
+        let mut runs: Vec<PathBuf> = fs::read_dir(self.path(store).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
+        runs.sort();
+        let text = fs::read_to_string(runs.last().unwrap()).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Logged>(line).unwrap().event).collect()
+    }
+
+    /// A query's result as CSV without its header.
+    pub(crate) fn sql(&self, store: &str, query: &str) -> Vec<String> {
+        let ended = self.vlmdiff(&["sql", query, "--format", "csv", "--store", store]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout.lines().skip(1).map(str::to_owned).collect()
+    }
+
+    /// The content digest of every published table, by name.
+    pub(crate) fn contents(&self, store: &str) -> Vec<(String, String)> {
+        let store = vlmdiff::engine::Store::open(&self.path(store).to_string_lossy()).unwrap();
+        let manifests = vlmdiff::query::manifests(&store).unwrap();
+        manifests.into_iter().map(|(_, m)| (m.table, m.content.to_string())).collect()
+    }
+}
+
+/// Rows computed per table that was not fresh, in order.
+pub(crate) fn computed(events: &[Event]) -> Vec<(&str, u64)> {
+    let published = |event: &Event| matches!(event, Event::TablePublished { .. });
+    events.iter().filter(|e| published(e)).filter_map(|event| match event {
+        Event::TablePublished { table, computed, .. } => Some((table.as_str(), *computed)),
+        _ => None,
+    }).collect()
+}
+
+/// The project's own folder.
+pub(crate) fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,108 @@
+//! Laws that every stage of the registry keeps.
+
+use serde_json::Value;
+use vlmdiff::{
+    engine::{pipeline, stage::fingerprint},
+    stages::KINDS,
+};
+
+use crate::lab::{Lab, TOY};
+
+#[test]
+fn every_parameter_is_documented() {
+    for kind in KINDS {
+        assert!(!kind.about().is_empty(), "{} has no documentation", kind.name);
+        let schema = (kind.schema)().to_value();
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let described = property.get("description").is_some() || property.get("$ref").is_some();
+            assert!(described, "{}.{name} has no documentation: {property}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn an_unknown_parameter_is_refused_by_every_stage() {
+    for kind in KINDS {
+        let error = (kind.parse)(&serde_json::json!({ "nonsense": 1 })).unwrap_err();
+        assert!(error.message.contains("nonsense") || error.message.contains("missing field"), "{}: {}", kind.name, error.message);
+    }
+}
+
+/// Any change of a parameter's value changes what the stage is known by; writing a default out does not.
+#[test]
+fn parameters_are_identity() {
+    let text = TOY.replace("root: data", "root: /");
+    let toy = pipeline::parse("toy", "toy", &text, KINDS, &[], &|_| None).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for table in &toy.tables {
+        seen.insert(table.kind.name);
+        let params = table.stage.params();
+        let of = |params: &Value| fingerprint(&table.kind, params, &[], &table.output);
+        // `root` is where, not what; it is not written back.
+        if table.kind.name != "ingest" {
+            let again = (table.kind.parse)(&params).unwrap().params();
+            assert_eq!(params, again, "{}: parameters do not survive being written out", table.kind.name);
+        }
+        let mut leaves = Vec::new();
+        collect(&params, &mut Vec::new(), &mut leaves);
+        for path in leaves {
+            let mut changed = params.clone();
+            mutate(&mut changed, &path);
+            if let Ok(stage) = (table.kind.parse)(&changed) {
+                assert_ne!(of(&params), of(&stage.params()), "{}: {path:?} is no part of the identity", table.kind.name);
+            }
+        }
+    }
+    let all: std::collections::BTreeSet<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    assert_eq!(seen, all, "the toy pipeline is to use every stage");
+}
+
+fn collect(value: &Value, path: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            path.push(key.clone());
+            collect(value, path, out);
+            path.pop();
+        }),
+        Value::Number(_) | Value::Bool(_) | Value::String(_) => out.push(path.clone()),
+        _ => {}
+    }
+}
+
+fn mutate(value: &mut Value, path: &[String]) {
+    let leaf = path.iter().fold(value, |value, key| &mut value[key.as_str()]);
+    *leaf = match &*leaf {
+        Value::Number(n) if n.is_f64() => (n.as_f64().unwrap() * 0.5 + 0.25).into(),
+        Value::Number(n) => (n.as_u64().unwrap_or_default() + 1).into(),
+        Value::Bool(b) => (!b).into(),
+        Value::String(text) => format!("{text} ").into(),
+        other => other.clone(),
+    };
+}
+
+/// The same inputs make the same tables, whatever the task boundaries, through every stage.
+#[test]
+fn tables_do_not_depend_on_how_they_were_cut() {
+    let lab = Lab::new(TOY);
+    lab.run(&[]);
+    lab.run(&["--store", "cut", "--task-rows", "3"]).first().map_or((), |_| ());
+    let (whole, cut) = (lab.contents(".vlmdiff"), lab.contents("cut"));
+    assert_eq!(whole.len(), 11);
+    // Single images and batches differ in the last digits of what a network computes, so its tables are compared by value.
+    for ((table, a), (_, b)) in whole.iter().zip(&cut).filter(|((table, _), _)| ["images", "captions", "text_encoder", "autoencoder"].contains(&table.as_str())) {
+        assert_eq!(a, b, "{table}");
+    }
+    let scores = |store| lab.sql(store, "select score from anomaly_maps order by image_id").iter().map(|s| s.parse::<f64>().unwrap()).collect::<Vec<_>>();
+    for (a, b) in scores(".vlmdiff").iter().zip(&scores("cut")) {
+        assert!((a - b).abs() < 2e-3 * a.abs().max(0.1), "{a} {b}");
+    }
+}
+
+#[test]
+fn generated_schemas_are_current() {
+    for (name, text) in vlmdiff::engine::schema::files(KINDS) {
+        let path = crate::lab::project().join("schemas").join(&name);
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == text, "schemas/{name} is stale; run `vlmdiff schema`");
+    }
+}
