@@ -85,7 +85,7 @@ fn mutate(value: &mut Value, path: &[String]) {
 fn tables_do_not_depend_on_how_they_were_cut() {
     let lab = Lab::new(TOY);
     lab.run(&[]);
-    lab.run(&["--store", "cut", "--task-rows", "3"]).first().map_or((), |_| ());
+    lab.run(&["--store", "cut", "--task-rows", "3"]);
     let (whole, cut) = (lab.contents(".vlmdiff"), lab.contents("cut"));
     assert_eq!(whole.len(), 11);
     // Single images and batches differ in the last digits of what a network computes, so its tables are compared by value.

@@ -11,7 +11,7 @@ use datafusion::{common::DFSchema, physical_expr::PhysicalExpr, prelude::Session
 use super::{Error, Result, columns::light_schema};
 
 /// A checked predicate.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Filter {
     /// The predicate as written.
     pub text: String,

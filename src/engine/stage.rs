@@ -131,7 +131,7 @@ pub trait Open: Stage {
 /// An opened stage; it owns its models. `Send`, not `Sync`: a tensor is not.
 pub trait Operator: Send {
     /// Reads rows and writes their results. Called once per task.
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()>;
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()>;
 }
 
 /// What an operator finds when it is opened.

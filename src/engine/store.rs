@@ -15,7 +15,7 @@
 use std::{collections::HashSet, path::PathBuf, sync::Arc, sync::Mutex};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, local::LocalFileSystem, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -374,15 +374,6 @@ impl Store {
         let mut tables: Vec<_> = self.list("published")?.into_iter().filter_map(split).collect();
         tables.dedup();
         Ok(tables)
-    }
-
-    /// Reads several objects at once.
-    pub fn get_many(&self, names: &[String]) -> Result<Vec<Bytes>> {
-        let fetch = |name: &String| {
-            let (objects, path) = (self.objects.clone(), self.path(name));
-            async move { objects.get(&path).await?.bytes().await }
-        };
-        Ok(self.runtime.block_on(futures::stream::iter(names).map(fetch).buffered(16).try_collect())?)
     }
 }
 

@@ -185,11 +185,10 @@ impl Executor {
 }
 
 /// A task's input rows, read ahead of the operator.
-pub struct Rows<'a> {
+pub struct Rows {
     total: usize,
     chunks: mpsc::Receiver<Result<Batch>>,
     current: Option<Batch>,
-    task: std::marker::PhantomData<&'a Task>,
 }
 
 /// Some rows of every input, aligned.
@@ -231,7 +230,7 @@ impl Batch {
     }
 }
 
-impl Rows<'_> {
+impl Rows {
     fn start(task: Arc<Task>, store: Store) -> Result<Self> {
         let schemas = task
             .job
@@ -266,7 +265,7 @@ impl Rows<'_> {
                 }
             }
         });
-        Ok(Self { total, chunks, current: None, task: std::marker::PhantomData })
+        Ok(Self { total, chunks, current: None })
     }
 
     /// Rows in the task.

@@ -1,7 +1,10 @@
 //! Training curves as SVG, and the colour scale of anomaly maps as CSS.
 
 use plotters::{
-    coord::{combinators::BindKeyPoints, ranged1d::{AsRangedCoord, ValueFormatter}},
+    coord::{
+        combinators::BindKeyPoints,
+        ranged1d::{AsRangedCoord, ValueFormatter},
+    },
     prelude::*,
 };
 
@@ -74,7 +77,10 @@ where
 fn ticks(lo: f64, hi: f64) -> Vec<f64> {
     let digits: &[f64] = if hi / lo > 1e3 { &[1.] } else { &[1., 2., 5.] };
     let decades = lo.log10().floor() as i32..=hi.log10().ceil() as i32;
-    decades.flat_map(|decade| digits.iter().map(move |digit| digit * 10f64.powi(decade))).filter(|tick| (lo..=hi).contains(tick)).collect()
+    decades
+        .flat_map(|decade| digits.iter().map(move |digit| digit * 10f64.powi(decade)))
+        .filter(|tick| (lo..=hi).contains(tick))
+        .collect()
 }
 
 /// Three significant digits and no more zeros than needed.

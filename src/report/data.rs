@@ -37,11 +37,15 @@ impl Source {
     pub fn open(store: &Store, pipeline: Option<&str>, kinds: &'static [StageKind]) -> Result<Self> {
         let all = query::manifests(store)?;
         let Some((latest, _)) = all.iter().max_by_key(|(_, manifest)| manifest.published_ms) else {
-            return Err(Error::Input(format!("the store {} has no published table; run a pipeline first, such as `vlmdiff run pipelines/quickstart.yaml`", store.url)));
+            return Err(Error::Input(format!(
+                "the store {} has no published table; run a pipeline first, such as `vlmdiff run pipelines/quickstart.yaml`",
+                store.url
+            )));
         };
         let pipeline = pipeline.unwrap_or(latest).to_owned();
         let session = Session::open(store, Some(&pipeline))?;
-        let mut tables: Vec<Manifest> = all.into_iter().filter(|(name, _)| *name == pipeline).map(|(_, manifest)| manifest).collect();
+        let mut tables: Vec<Manifest> =
+            all.into_iter().filter(|(name, _)| *name == pipeline).map(|(_, manifest)| manifest).collect();
         tables.sort_by_key(|table| kinds.iter().position(|kind| kind.name == table.stage).unwrap_or(kinds.len()));
         Ok(Self { pipeline, tables, kinds, session })
     }
@@ -58,7 +62,8 @@ impl Source {
 
     /// The stage's table that one of `below` was made from; else the one published last.
     pub(super) fn table<'a>(&'a self, stage: &'a str, below: &[Option<&Manifest>]) -> Option<&'a Manifest> {
-        let is_input = |table: &&Manifest| below.iter().flatten().any(|b| b.inputs.iter().any(|(name, _)| *name == table.table));
+        let is_input =
+            |table: &&Manifest| below.iter().flatten().any(|b| b.inputs.iter().any(|(name, _)| *name == table.table));
         self.of_stage(stage).find(is_input).or_else(|| self.of_stage(stage).max_by_key(|table| table.published_ms))
     }
 
@@ -75,11 +80,20 @@ impl Source {
 
     /// Calls `each` with the values of `columns` in the rows with these ids, one row at a time.
     pub(super) fn for_rows<'a>(
-        &self, table: &Manifest, columns: &[&str], ids: impl Iterator<Item = &'a str>, mut each: impl FnMut(&str, &[ArrayRef], usize) -> Result<()>,
+        &self,
+        table: &Manifest,
+        columns: &[&str],
+        ids: impl Iterator<Item = &'a str>,
+        mut each: impl FnMut(&str, &[ArrayRef], usize) -> Result<()>,
     ) -> Result<()> {
         let ids: Vec<String> = ids.map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
         for chunk in ids.chunks(CHUNK) {
-            let sql = format!("select {IMAGE_ID}, {} from {} where {IMAGE_ID} in ({})", columns.join(", "), self.name(table), chunk.join(", "));
+            let sql = format!(
+                "select {IMAGE_ID}, {} from {} where {IMAGE_ID} in ({})",
+                columns.join(", "),
+                self.name(table),
+                chunk.join(", ")
+            );
             for batch in self.session.query(&sql)?.1 {
                 let names = text(&batch, IMAGE_ID)?;
                 for row in 0..batch.num_rows() {
@@ -91,9 +105,15 @@ impl Source {
     }
 
     /// The test images with their scores and captions, in order of their ids.
-    pub(super) fn test_images(&self, images: &Manifest, captions: Option<&Manifest>, maps: Option<&Manifest>) -> Result<Vec<TestImage>> {
+    pub(super) fn test_images(
+        &self,
+        images: &Manifest,
+        captions: Option<&Manifest>,
+        maps: Option<&Manifest>,
+    ) -> Result<Vec<TestImage>> {
         let given = self.query(&format!(
-            "select {IMAGE_ID}, class, defect, label, caption from {} where split = 'test' order by {IMAGE_ID}", self.name(images)
+            "select {IMAGE_ID}, class, defect, label, caption from {} where split = 'test' order by {IMAGE_ID}",
+            self.name(images)
         ))?;
         let mut written = HashMap::new();
         if let Some(captions) = captions {
@@ -172,7 +192,8 @@ pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec
     }
     ranked.sort_by_key(|(rank, _)| *rank);
     let mut seen = vec![false; images.len()];
-    let mut chosen: Vec<usize> = ranked.into_iter().map(|(_, i)| i).filter(|i| !std::mem::replace(&mut seen[*i], true)).take(limit).collect();
+    let mut chosen: Vec<usize> =
+        ranked.into_iter().map(|(_, i)| i).filter(|i| !std::mem::replace(&mut seen[*i], true)).take(limit).collect();
     chosen.sort_by(descending);
     chosen
 }
@@ -196,19 +217,28 @@ pub(super) fn numbers(batch: &RecordBatch, name: &str) -> Result<Vec<Option<f64>
 pub(super) fn shape<const N: usize>(table: &Manifest, name: &str) -> Result<[usize; N]> {
     let schema = table.schema()?;
     let shape = tensor_shape(schema.field_with_name(name)?).and_then(|shape| shape.try_into().ok());
-    shape.ok_or_else(|| Error::Stage(format!("table `{}`: the column `{name}` holds no tensors of {N} dimensions", table.table)))
+    shape.ok_or_else(|| {
+        Error::Stage(format!("table `{}`: the column `{name}` holds no tensors of {N} dimensions", table.table))
+    })
 }
 
 /// The values of one row of a tensor column; `None` where it is null.
 pub(super) fn tensor<T: ArrowPrimitiveType>(column: &ArrayRef, row: usize) -> Result<Option<Vec<T::Native>>> {
     let lists = column.as_fixed_size_list_opt().filter(|lists| lists.value_type() == T::DATA_TYPE);
-    let lists = lists.ok_or_else(|| Error::Stage(format!("a tensor of {} was expected where {} stands", T::DATA_TYPE, column.data_type())))?;
+    let lists = lists.ok_or_else(|| {
+        Error::Stage(format!("a tensor of {} was expected where {} stands", T::DATA_TYPE, column.data_type()))
+    })?;
     Ok(lists.is_valid(row).then(|| lists.value(row).as_primitive::<T>().values().to_vec()))
 }
 
 /// The names of the columns with floating-point numbers of 64 bits, which in a table of metrics are the metrics.
 pub(super) fn measures(schema: &SchemaRef) -> Vec<String> {
-    schema.fields().iter().filter(|field| *field.data_type() == DataType::Float64).map(|field| field.name().clone()).collect()
+    schema
+        .fields()
+        .iter()
+        .filter(|field| *field.data_type() == DataType::Float64)
+        .map(|field| field.name().clone())
+        .collect()
 }
 
 #[cfg(test)]
@@ -226,23 +256,33 @@ mod tests {
 
     #[test]
     fn defects_by_highest_score_and_normal_images_from_both_ends() {
-        let scored = |defect, scores: &[f32]| scores.iter().enumerate().map(|(i, s)| image("a", defect, i, Some(*s))).collect::<Vec<_>>();
+        let scored = |defect, scores: &[f32]| {
+            scores.iter().enumerate().map(|(i, s)| image("a", defect, i, Some(*s))).collect::<Vec<_>>()
+        };
         let images = [scored("good", &[0.1, 0.5, 0.2, 0.3, 0.4]), scored("hole", &[0.9, 0.8, 1.0])].concat();
-        assert_eq!(ids(&images, &choose(&images, 2, 99)), ["a/hole/002", "a/hole/000", "a/good/001", "a/good/004", "a/good/002", "a/good/000"]);
+        assert_eq!(
+            ids(&images, &choose(&images, 2, 99)),
+            ["a/hole/002", "a/hole/000", "a/good/001", "a/good/004", "a/good/002", "a/good/000"]
+        );
     }
 
     #[test]
     fn an_image_is_shown_once_and_a_limit_is_shared() {
         let images: Vec<TestImage> = ["a", "b", "c"]
             .into_iter()
-            .flat_map(|class| ["good", "hole"].into_iter().flat_map(move |defect| (0..3).map(move |i| image(class, defect, i, Some(i as f32)))))
+            .flat_map(|class| {
+                ["good", "hole"]
+                    .into_iter()
+                    .flat_map(move |defect| (0..3).map(move |i| image(class, defect, i, Some(i as f32))))
+            })
             .collect();
         assert_eq!(choose(&images, 9, 99).len(), images.len());
         let few = choose(&images, 9, 9);
         // Of each class its best defect, its highest and its lowest normal image.
         assert_eq!(few.len(), 9);
         for class in ["a", "b", "c"] {
-            let of_class: Vec<&str> = few.iter().map(|i| &images[*i]).filter(|i| i.class == class).map(|i| &i.id[2..]).collect();
+            let of_class: Vec<&str> =
+                few.iter().map(|i| &images[*i]).filter(|i| i.class == class).map(|i| &i.id[2..]).collect();
             assert_eq!(of_class.len(), 3, "{of_class:?}");
             assert!(["good/000", "good/002", "hole/002"].iter().all(|id| of_class.contains(id)), "{of_class:?}");
         }

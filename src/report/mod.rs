@@ -86,15 +86,25 @@ impl Measure {
         let (one, many) = if of == "Images" { ("image", "images") } else { ("pixel", "pixels") };
         let limit = charts::short(aupro_limit * 100.);
         let (name, about) = match kind {
-            "auroc" => ("AUROC", format!("the chance that an anomalous {one} scores higher than a normal one; 50 is guessing.")),
+            "auroc" => (
+                "AUROC",
+                format!("the chance that an anomalous {one} scores higher than a normal one; 50 is guessing."),
+            ),
             "ap" => (
                 "AP",
-                format!("average precision: how few normal {many} stand among the anomalous ones when all are sorted by score; guessing gives the share of anomalous {many}."),
+                format!(
+                    "average precision: how few normal {many} stand among the anomalous ones when all are sorted by score; guessing gives the share of anomalous {many}."
+                ),
             ),
-            "f1_max" => ("F1 max", format!("the best balance of precision and recall over {many} that any one threshold reaches.")),
+            "f1_max" => (
+                "F1 max",
+                format!("the best balance of precision and recall over {many} that any one threshold reaches."),
+            ),
             "aupro" => (
                 "AUPRO",
-                format!("the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark at most {limit} % of the normal pixels."),
+                format!(
+                    "the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark at most {limit} % of the normal pixels."
+                ),
             ),
             other => (other, String::new()),
         };
@@ -152,8 +162,13 @@ fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
             tiles => tiles(&names, &measures, |column| values[column][row]),
         }
     };
-    let columns = measures.iter().zip(&first).map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
-    Ok(context! { table => &table.table, columns => columns.collect::<Vec<_>>(), rows => order.into_iter().map(row).collect::<Vec<_>>() })
+    let columns = measures
+        .iter()
+        .zip(&first)
+        .map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
+    Ok(
+        context! { table => &table.table, columns => columns.collect::<Vec<_>>(), rows => order.into_iter().map(row).collect::<Vec<_>>() },
+    )
 }
 
 fn tiles(names: &[String], measures: &[Measure], value: impl Fn(usize) -> Option<f64>) -> Vec<Value> {
@@ -164,10 +179,13 @@ fn tiles(names: &[String], measures: &[Measure], value: impl Fn(usize) -> Option
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
     let batch = source.rows(table)?;
     let (steps, losses) = (data::numbers(&batch, "step")?, data::numbers(&batch, "loss")?);
-    let mut points: Vec<(f64, f64)> = steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
+    let mut points: Vec<(f64, f64)> =
+        steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (svg, note) = match (charts::loss_curve(&points), points.last()) {
-        (Ok(svg), Some((step, loss))) => (Some(svg), format!("{} steps, last loss {}", HumanCount(*step as u64), charts::short(*loss))),
+        (Ok(svg), Some((step, loss))) => {
+            (Some(svg), format!("{} steps, last loss {}", HumanCount(*step as u64), charts::short(*loss)))
+        }
         (Err(why), _) => (None, format!("no curve: {why}")),
         (_, None) => (None, "no step was logged".into()),
     };
@@ -185,7 +203,8 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let missing: Vec<&str> = wanted.into_iter().filter_map(|(stage, table)| table.is_none().then_some(stage)).collect();
     let Some(images) = images else { return Ok(context! { missing }) };
     let all = source.test_images(images, captions, maps)?;
-    let chosen: Vec<&TestImage> = data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
+    let chosen: Vec<&TestImage> =
+        data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
     let (pictures, scales) = pictures::pictures(source, pictures::Tables { images, reconstructions, maps }, &chosen)?;
     let cards = chosen.iter().filter_map(|image| Some(card(image, pictures.get(&image.id)?, scales.get(&image.class))));
     Ok(context! {

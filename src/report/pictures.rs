@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use arrow::datatypes::{Float16Type, UInt8Type};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use half::f16;
-use image::{GrayImage, ImageEncoder, Rgb, RgbImage, RgbaImage, codecs::{jpeg::JpegEncoder, png::PngEncoder}};
+use image::{
+    GrayImage, ImageEncoder, Rgb, RgbImage, RgbaImage,
+    codecs::{jpeg::JpegEncoder, png::PngEncoder},
+};
 use rayon::prelude::*;
 
 use super::data::{Source, TestImage, shape, tensor};
@@ -72,31 +75,40 @@ pub(super) struct Tables<'a> {
 }
 
 /// The pictures of the chosen images by id, and each class's scale. No other image's pixels are kept.
-pub(super) fn pictures(source: &Source, tables: Tables<'_>, chosen: &[&TestImage]) -> Result<(HashMap<String, Pictures>, BTreeMap<String, Scale>)> {
+pub(super) fn pictures(
+    source: &Source,
+    tables: Tables<'_>,
+    chosen: &[&TestImage],
+) -> Result<(HashMap<String, Pictures>, BTreeMap<String, Scale>)> {
     let ids = || chosen.iter().map(|image| image.id.as_str());
     let maps = match tables.maps {
         Some(table) => {
             let [height, width] = shape(table, "map")?;
             halves(source, table, "map", [1, height, width], ids())?
-        },
+        }
         None => HashMap::new(),
     };
     let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     for image in chosen {
-        by_class.entry(&image.class).or_default().extend(maps.get(&image.id).iter().flat_map(|map| map.values.iter().map(|v| v.to_f32())));
+        by_class
+            .entry(&image.class)
+            .or_default()
+            .extend(maps.get(&image.id).iter().flat_map(|map| map.values.iter().map(|v| v.to_f32())));
     }
-    let scales: BTreeMap<String, Scale> = by_class.into_iter().filter_map(|(class, values)| Some((class.to_owned(), scale(values)?))).collect();
+    let scales: BTreeMap<String, Scale> =
+        by_class.into_iter().filter_map(|(class, values)| Some((class.to_owned(), scale(values)?))).collect();
     let reconstructions = match tables.reconstructions {
         Some(table) => {
             let [_, height, width] = shape(table, "pixels")?;
             halves(source, table, "pixels", [3, height, width], ids())?
-        },
+        }
         None => HashMap::new(),
     };
     let [height, width, _] = shape(tables.images, "pixels")?.map(|side: usize| side as u32);
     let mut raw: Vec<(String, RgbImage, Option<GrayImage>)> = Vec::new();
     source.for_rows(tables.images, &["pixels", "mask"], ids(), |id, columns, row| {
-        let pixels = tensor::<UInt8Type>(&columns[0], row)?.and_then(|pixels| RgbImage::from_raw(width, height, pixels));
+        let pixels =
+            tensor::<UInt8Type>(&columns[0], row)?.and_then(|pixels| RgbImage::from_raw(width, height, pixels));
         let mask = tensor::<UInt8Type>(&columns[1], row)?.and_then(|mask| GrayImage::from_raw(width, height, mask));
         raw.push((id.to_owned(), pixels.ok_or_else(|| missized(id, "pixels"))?, mask));
         Ok(())
@@ -113,7 +125,10 @@ pub(super) fn pictures(source: &Source, tables: Tables<'_>, chosen: &[&TestImage
             size,
             input: jpeg(&image, size)?,
             ground_truth: mask.map_or(Ok(GroundTruth::Unknown), |mask| outline(&mask, size))?,
-            reconstruction: reconstructions.get(&id).map(|r| jpeg(&photograph(&r.values, r.width, r.height), size)).transpose()?,
+            reconstruction: reconstructions
+                .get(&id)
+                .map(|r| jpeg(&photograph(&r.values, r.width, r.height), size))
+                .transpose()?,
             heat: maps.get(&id).zip(scale).map(|(map, scale)| heat(map, scale)).transpose()?,
         };
         Ok((id, pictures))
@@ -129,11 +144,16 @@ struct Halves {
 }
 
 fn halves<'a>(
-    source: &Source, table: &Manifest, name: &str, [channels, height, width]: [usize; 3], ids: impl Iterator<Item = &'a str>,
+    source: &Source,
+    table: &Manifest,
+    name: &str,
+    [channels, height, width]: [usize; 3],
+    ids: impl Iterator<Item = &'a str>,
 ) -> Result<HashMap<String, Halves>> {
     let mut found = HashMap::new();
     source.for_rows(table, &[name], ids, |id, columns, row| {
-        let values = tensor::<Float16Type>(&columns[0], row)?.filter(|values| values.len() == channels * height * width);
+        let values =
+            tensor::<Float16Type>(&columns[0], row)?.filter(|values| values.len() == channels * height * width);
         let values = values.ok_or_else(|| missized(id, name))?;
         found.insert(id.to_owned(), Halves { values, width: width as u32, height: height as u32 });
         Ok(())
@@ -181,7 +201,9 @@ fn outline(mask: &GrayImage, (width, height): (u32, u32)) -> Result<GroundTruth>
         _ => image::Rgba([0; 4]),
     });
     let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes).write_image(&clear, width, height, image::ExtendedColorType::Rgba8).map_err(encoding)?;
+    PngEncoder::new(&mut bytes)
+        .write_image(&clear, width, height, image::ExtendedColorType::Rgba8)
+        .map_err(encoding)?;
     Ok(GroundTruth::Outline(uri("image/png", &bytes)))
 }
 
@@ -227,8 +249,13 @@ mod tests {
 
     #[test]
     fn pictures_are_at_most_256_wide_and_keep_their_shape() {
-        assert_eq!([shown(128, 64), shown(256, 256), shown(1024, 512), shown(100, 2000)], [(128, 64), (256, 256), (256, 128), (12, 256)]);
-        let bytes = STANDARD.decode(&jpeg(&RgbImage::new(300, 300), (256, 256)).unwrap()["data:image/jpeg;base64,".len()..]).unwrap();
+        assert_eq!(
+            [shown(128, 64), shown(256, 256), shown(1024, 512), shown(100, 2000)],
+            [(128, 64), (256, 256), (256, 128), (12, 256)]
+        );
+        let bytes = STANDARD
+            .decode(&jpeg(&RgbImage::new(300, 300), (256, 256)).unwrap()["data:image/jpeg;base64,".len()..])
+            .unwrap();
         assert_eq!(image::load_from_memory(&bytes).unwrap().to_rgb8().dimensions(), (256, 256));
     }
 

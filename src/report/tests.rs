@@ -46,11 +46,29 @@ fn a_page_without_tables_names_each_that_is_missing() {
 #[test]
 fn names_cannot_break_the_page() {
     let image = TestImage {
-        id: "<b>/test/&".into(), class: "\"><script>alert(1)</script>".into(), defect: "hole".into(), anomalous: true, caption: None, score: Some(1.5),
+        id: "<b>/test/&".into(),
+        class: "\"><script>alert(1)</script>".into(),
+        defect: "hole".into(),
+        anomalous: true,
+        caption: None,
+        score: Some(1.5),
     };
-    let pictures = Pictures { size: (8, 4), input: "data:a/b".into(), ground_truth: GroundTruth::Unknown, reconstruction: None, heat: None };
+    let pictures = Pictures {
+        size: (8, 4),
+        input: "data:a/b".into(),
+        ground_truth: GroundTruth::Unknown,
+        reconstruction: None,
+        heat: None,
+    };
     let cards = vec![card(&image, &pictures, None)];
-    let html = render(context! { pipeline => "<i>", total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstruct"].to_vec(), cards }).unwrap();
-    assert!(!html.contains("<script>alert") && !html.contains("<i>/") && !html.contains("<b>/") && html.contains("&lt;b&gt;"));
-    assert!(html.contains("href=\"data:a/b\"") && html.contains("no ground truth") && html.contains("data-score=\"1.5\""));
+    let html = render(context! { pipeline => "<i>", tables => [context! { name => "t" }].to_vec(), total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstruct"].to_vec(), cards }).unwrap();
+    assert!(
+        !html.contains("<script>alert")
+            && !html.contains("<i>/")
+            && !html.contains("<b>/")
+            && html.contains("&lt;b&gt;")
+    );
+    assert!(
+        html.contains("href=\"data:a/b\"") && html.contains("no ground truth") && html.contains("data-score=\"1.5\"")
+    );
 }

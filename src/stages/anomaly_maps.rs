@@ -43,6 +43,10 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
+    /// What the reconstruction is compared with.
+    #[garde(skip)]
+    #[serde(default)]
+    pub reference: Reference,
     /// Which layers: for EfficientNet-Lite0 strides (2, 4, 8, 16, 32), for DINOv2 blocks from 1. Absent: the extractor's own.
     #[garde(inner(length(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,6 +73,17 @@ pub enum Extractor {
     EfficientnetLite0,
     /// A DINOv2 vision transformer; `weights` is needed.
     Dinov2,
+}
+
+/// What a reconstruction is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The image itself, as the authors do.
+    #[default]
+    Input,
+    /// The image after the autoencoder alone: what a small autoencoder cannot show is then no anomaly.
+    Autoencoded,
 }
 
 /// The largest mean over a square window that moves by one pixel, the averaging done `repeats` times.
@@ -110,7 +125,7 @@ impl AnomalyMaps {
 impl Stage for AnomalyMaps {
     const NAME: &'static str = "anomaly_maps";
     const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels"])]);
+    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
     const OUTPUT: Output = Output::RowPerRow;
     const LOCATIONS: &'static [&'static str] = &["weights"];
 
@@ -169,7 +184,7 @@ struct Comparer {
 }
 
 impl Operator for Comparer {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let [height, width, _] = self.pixels;
         while let Some(batch) = rows.next(16)? {
             let raw = floats(&no_grad(|| self.difference(&batch))?)?;
@@ -195,12 +210,18 @@ impl Operator for Comparer {
 impl Comparer {
     /// The unblurred maps [B, H, W].
     fn difference(&self, batch: &Batch) -> Result<Tensor> {
-        let pixels = tensor(batch.column("images", "pixels")?, &self.pixels)?.to_device(self.device);
-        let reconstruction = tensor(batch.column("reconstructions", "pixels")?, &self.reconstruction)?
-            .to_device(self.device)
-            .to_kind(Kind::Float);
+        let decoded = |name| -> Result<Tensor> {
+            let pixels = tensor(batch.column("reconstructions", name)?, &self.reconstruction)?;
+            Ok(pixels.to_device(self.device).to_kind(Kind::Float))
+        };
+        let reference = match self.stage.reference {
+            Reference::Input => {
+                normalise(&tensor(batch.column("images", "pixels")?, &self.pixels)?.to_device(self.device))
+            }
+            Reference::Autoencoded => decoded("autoencoded")?,
+        };
         let features = |x: &Tensor| self.network.forward(&denormalise(x));
-        let (a, b) = (features(&normalise(&pixels)), features(&reconstruction));
+        let (a, b) = (features(&reference), features(&decoded("pixels")?));
         let size = [self.pixels[0] as i64, self.pixels[1] as i64];
         let layers = a.iter().zip(&b).map(|(a, b)| {
             let distance: Tensor = 1. - Tensor::f_cosine_similarity(a, b, 1, 1e-8)?; // [B, h, w]

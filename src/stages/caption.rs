@@ -61,7 +61,7 @@ struct FromDataset {
 }
 
 impl Operator for FromDataset {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(1024)? {
             let given = batch.column("images", "caption")?.as_string::<i32>();
             let classes = batch.column("images", "class")?.as_string::<i32>();

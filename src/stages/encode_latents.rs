@@ -68,7 +68,7 @@ struct Encoder {
 }
 
 impl Operator for Encoder {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(16)? {
             let pixels = tensor(batch.column("images", "pixels")?, &self.shape)?.to_device(self.device);
             let posterior = no_grad(|| self.network.encode(&normalise(&pixels)));

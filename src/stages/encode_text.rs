@@ -84,7 +84,7 @@ struct Encoder {
 }
 
 impl Operator for Encoder {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(64)? {
             let captions: Vec<&str> =
                 batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();

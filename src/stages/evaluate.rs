@@ -106,7 +106,7 @@ impl Class {
 }
 
 impl Operator for Evaluator {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut classes: BTreeMap<String, Class> = BTreeMap::new();
         let total = rows.len() as u64;
         let mut done = 0;

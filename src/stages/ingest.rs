@@ -247,7 +247,7 @@ struct Image {
 }
 
 impl Operator for Reader {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(32)? {
             let images: Vec<Result<Image, String>> =
                 (0..batch.len()).into_par_iter().map(|row| self.image(&batch, row)).collect();

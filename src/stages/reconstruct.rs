@@ -87,6 +87,7 @@ impl Stage for Reconstruct {
             column::image_id(),
             tensor_field("latent", DataType::Float32, &latent, false),
             tensor_field("pixels", DataType::Float16, &[3, height, width], false),
+            tensor_field("autoencoded", DataType::Float16, &[3, height, width], false),
         ])))
     }
 }
@@ -135,16 +136,17 @@ struct Reconstructor {
 }
 
 impl Operator for Reconstructor {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(16)? {
-            let (latent, pixels) = no_grad(|| self.reconstruct(&batch))?;
-            let (latent, pixels) = (floats(&latent)?, halves(&pixels)?);
+            let [latent, pixels, autoencoded] = no_grad(|| self.reconstruct(&batch))?;
+            let (latent, pixels, autoencoded) = (floats(&latent)?, halves(&pixels)?, halves(&autoencoded)?);
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             let (a, b) = (latent.len() / batch.len(), pixels.len() / batch.len());
             let columns = vec![
                 ids,
                 column::tensors::<Float32Type>(latent, a, None)?,
                 column::tensors::<Float16Type>(pixels, b, None)?,
+                column::tensors::<Float16Type>(autoencoded, b, None)?,
             ];
             out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
@@ -153,8 +155,9 @@ impl Operator for Reconstructor {
 }
 
 impl Reconstructor {
-    /// The latent without its defect [B, 4, h, w], and the picture [B, 3, H, W] in the space of [`normalise`].
-    fn reconstruct(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
+    /// The latent without its defect [B, 4, h, w]; its picture, and the picture of the latent as it was, [B, 3, H, W] in the
+    /// space of [`normalise`].
+    fn reconstruct(&self, batch: &Batch) -> Result<[Tensor; 3]> {
         let read = |port, name, shape: &[usize]| {
             Ok::<_, Error>(tensor(batch.column(port, name)?, shape)?.to_device(self.device))
         };
@@ -173,6 +176,7 @@ impl Reconstructor {
             Latent::Sample => posterior.sample(&noise("posterior")?),
             Latent::Mode => posterior.mean,
         };
+        let autoencoded = self.vae.decode(&z);
         let x = self.sampler.start(&(z * self.scale), &noise("start")?);
         let hint = self.denoiser.hint(&image);
         let rows = batch.len() as i64;
@@ -181,6 +185,6 @@ impl Reconstructor {
         };
         let z = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
         let pixels = self.vae.decode(&z);
-        Ok((z, pixels))
+        Ok([z, pixels, autoencoded])
     }
 }

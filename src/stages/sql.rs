@@ -61,7 +61,7 @@ struct Query {
 }
 
 impl Operator for Query {
-    fn run(&mut self, _: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let (_, batches) = query::query_batches(&self.query, self.tables.clone(), true).map_err(Error::Stage)?;
         batches.iter().try_for_each(|batch| out.write(batch))
     }

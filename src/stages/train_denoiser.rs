@@ -198,7 +198,7 @@ struct Trainer {
 }
 
 impl Operator for Trainer {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut columns: [Vec<Tensor>; 4] = Default::default();
         while let Some(batch) = rows.next(256)? {
             let read = [

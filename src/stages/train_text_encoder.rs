@@ -97,7 +97,7 @@ struct Trainer {
 }
 
 impl Operator for Trainer {
-    fn run(&mut self, rows: &mut Rows<'_>, out: &mut Sink<'_>) -> Result<()> {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let (mut pixels, mut captions) = (Vec::new(), Vec::new());
         while let Some(batch) = rows.next(256)? {
             pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);

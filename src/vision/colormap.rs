@@ -58,15 +58,6 @@ pub fn heatmap(map: &[f32], width: u32, height: u32, lo: f32, hi: f32) -> RgbIma
     out
 }
 
-/// The heatmap blended over `base` with opacity `alpha` in 0..=1. Panics unless the map has one value per pixel of it.
-pub fn overlay(base: &RgbImage, map: &[f32], lo: f32, hi: f32, alpha: f32) -> RgbImage {
-    let mut out = heatmap(map, base.width(), base.height(), lo, hi);
-    for (heat, under) in out.iter_mut().zip(base.iter()) {
-        *heat = (alpha * f32::from(*heat) + (1.0 - alpha) * f32::from(*under)).round() as u8;
-    }
-    out
-}
-
 /// Draws the one-pixel inner contour of `mask` (above 0 is inside) over `base` in `colour`: inside pixels with one of
 /// their four neighbours outside or beyond the border. Panics unless both have one size.
 pub fn outline(base: &RgbImage, mask: &GrayImage, colour: Rgb<u8>) -> RgbImage {
@@ -105,15 +96,6 @@ mod tests {
         assert_eq!(inferno(-1.0, 0.0, 2.0), inferno(0.0, 0.0, 2.0));
         assert_eq!(inferno(9.0, 0.0, 2.0), inferno(2.0, 0.0, 2.0));
         assert_eq!(inferno(f32::NAN, 0.0, 2.0), inferno(0.0, 0.0, 2.0));
-    }
-
-    #[test]
-    fn overlay_blends_between_image_and_heat() {
-        let base = RgbImage::from_pixel(2, 1, Rgb([100, 100, 100]));
-        let map = [0.0, 1.0];
-        assert_eq!(overlay(&base, &map, 0.0, 1.0, 0.0), base);
-        assert_eq!(overlay(&base, &map, 0.0, 1.0, 1.0), heatmap(&map, 2, 1, 0.0, 1.0));
-        assert_eq!(overlay(&base, &map, 0.0, 1.0, 0.5).get_pixel(1, 0), &Rgb([176, 178, 132]));
     }
 
     #[test]
