@@ -124,7 +124,8 @@ impl Lab {
     pub(crate) fn run(&self, arguments: &[&str]) -> Vec<Event> {
         let ended = self.vlmdiff(&[&["run", "pipeline.yaml", "--quiet"], arguments].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        self.events(".vlmdiff")
+        let store = arguments.iter().skip_while(|a| **a != "--store").nth(1);
+        self.events(store.unwrap_or(&".vlmdiff"))
     }
 
     /// The events of the last run in a store.
