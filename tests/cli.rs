@@ -99,11 +99,22 @@ fn tables_are_shown_in_every_format() {
     check("graph_mermaid", &lab, &["graph", "pipeline.yaml"]);
     check("graph_dot", &lab, &["graph", "pipeline.yaml", "--format", "dot"]);
     check("sql_table", &lab, &["sql", "select image_id, label, pixels from images order by image_id limit 2"]);
-    check("sql_csv", &lab, &["sql", "select image_id, caption from captions order by image_id limit 2", "--format", "csv"]);
+    check(
+        "sql_csv",
+        &lab,
+        &["sql", "select image_id, caption from captions order by image_id limit 2", "--format", "csv"],
+    );
     check("sql_json", &lab, &["sql", "select * from counts", "--format", "json"]);
     check("sql_wrong", &lab, &["sql", "select nothing from images"]);
     check("sql_read_only", &lab, &["sql", "create table x as select 1"]);
-    check("sql_paper", &lab, &["sql", "select method, value from paper_results where \"table\" = 2 and metric = 'PRO' order by value desc limit 3"]);
+    check(
+        "sql_paper",
+        &lab,
+        &[
+            "sql",
+            "select method, value from paper_results where \"table\" = 2 and metric = 'PRO' order by value desc limit 3",
+        ],
+    );
     let ended = lab.vlmdiff(&["sql", "select * from images", "--format", "parquet", "-o", "images.parquet"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(&fs::read(lab.path("images.parquet")).unwrap()[..4], b"PAR1");

@@ -23,7 +23,14 @@ fn a_second_run_computes_nothing() {
     let image = lab.path("data/gear/test/good/000.png");
     fs::copy(lab.path("data/gear/train/good/000.png"), &image).unwrap();
     let touched = lab.run(&[]);
-    let expected = [("images", 1), ("captions", 0), ("text_embeddings", 0), ("latents", 1), ("reconstructions", 1), ("anomaly_maps", 1)];
+    let expected = [
+        ("images", 1),
+        ("captions", 0),
+        ("text_embeddings", 0),
+        ("latents", 1),
+        ("reconstructions", 1),
+        ("anomaly_maps", 1),
+    ];
     for (table, rows) in expected {
         let found = computed(&touched).into_iter().find(|(name, _)| *name == table).map_or(0, |(_, rows)| rows);
         assert_eq!(found, rows, "{table}: {:?}", computed(&touched));

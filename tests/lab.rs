@@ -89,7 +89,9 @@ impl Lab {
                 fs::remove_dir_all(lab.path(&format!("data/{class}/ground_truth/{kind}"))).unwrap();
             }
             let captions = fs::read_to_string(lab.path(&format!("data/{class}/captions.jsonl"))).unwrap();
-            let kept = captions.lines().filter(|line| ["crack", "hole", "stain", "contamination"].iter().all(|kind| !line.contains(&format!("test/{kind}/"))));
+            let kept = captions.lines().filter(|line| {
+                ["crack", "hole", "stain", "contamination"].iter().all(|kind| !line.contains(&format!("test/{kind}/")))
+            });
             lab.write(&format!("data/{class}/captions.jsonl"), &(kept.collect::<Vec<_>>().join("\n") + "\n"));
         }
         lab
@@ -115,7 +117,10 @@ impl Lab {
         let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| {
             let folder = self.folder.path().canonicalize().unwrap();
-            String::from_utf8(bytes).unwrap().replace(&*folder.to_string_lossy(), "[lab]").replace(&*self.folder.path().to_string_lossy(), "[lab]")
+            String::from_utf8(bytes)
+                .unwrap()
+                .replace(&*folder.to_string_lossy(), "[lab]")
+                .replace(&*self.folder.path().to_string_lossy(), "[lab]")
         };
         Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
     }
@@ -130,7 +135,8 @@ impl Lab {
 
     /// The events of the last run in a store.
     pub(crate) fn events(&self, store: &str) -> Vec<Event> {
-        let mut runs: Vec<PathBuf> = fs::read_dir(self.path(store).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut runs: Vec<PathBuf> =
+            fs::read_dir(self.path(store).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
         runs.sort();
         let text = fs::read_to_string(runs.last().unwrap()).unwrap();
         text.lines().map(|line| serde_json::from_str::<Logged>(line).unwrap().event).collect()
@@ -154,10 +160,14 @@ impl Lab {
 /// Rows computed per table that was not fresh, in order.
 pub(crate) fn computed(events: &[Event]) -> Vec<(&str, u64)> {
     let published = |event: &Event| matches!(event, Event::TablePublished { .. });
-    events.iter().filter(|e| published(e)).filter_map(|event| match event {
-        Event::TablePublished { table, computed, .. } => Some((table.as_str(), *computed)),
-        _ => None,
-    }).collect()
+    events
+        .iter()
+        .filter(|e| published(e))
+        .filter_map(|event| match event {
+            Event::TablePublished { table, computed, .. } => Some((table.as_str(), *computed)),
+            _ => None,
+        })
+        .collect()
 }
 
 /// The project's own folder.

@@ -24,7 +24,12 @@ fn every_parameter_is_documented() {
 fn an_unknown_parameter_is_refused_by_every_stage() {
     for kind in KINDS {
         let error = (kind.parse)(&serde_json::json!({ "nonsense": 1 })).unwrap_err();
-        assert!(error.message.contains("nonsense") || error.message.contains("missing field"), "{}: {}", kind.name, error.message);
+        assert!(
+            error.message.contains("nonsense") || error.message.contains("missing field"),
+            "{}: {}",
+            kind.name,
+            error.message
+        );
     }
 }
 
@@ -49,7 +54,12 @@ fn parameters_are_identity() {
             let mut changed = params.clone();
             mutate(&mut changed, &path);
             if let Ok(stage) = (table.kind.parse)(&changed) {
-                assert_ne!(of(&params), of(&stage.params()), "{}: {path:?} is no part of the identity", table.kind.name);
+                assert_ne!(
+                    of(&params),
+                    of(&stage.params()),
+                    "{}: {path:?} is no part of the identity",
+                    table.kind.name
+                );
             }
         }
     }
@@ -89,10 +99,19 @@ fn tables_do_not_depend_on_how_they_were_cut() {
     let (whole, cut) = (lab.contents(".vlmdiff"), lab.contents("cut"));
     assert_eq!(whole.len(), 11);
     // Single images and batches differ in the last digits of what a network computes, so its tables are compared by value.
-    for ((table, a), (_, b)) in whole.iter().zip(&cut).filter(|((table, _), _)| ["images", "captions", "text_encoder", "autoencoder"].contains(&table.as_str())) {
+    for ((table, a), (_, b)) in whole
+        .iter()
+        .zip(&cut)
+        .filter(|((table, _), _)| ["images", "captions", "text_encoder", "autoencoder"].contains(&table.as_str()))
+    {
         assert_eq!(a, b, "{table}");
     }
-    let scores = |store| lab.sql(store, "select score from anomaly_maps order by image_id").iter().map(|s| s.parse::<f64>().unwrap()).collect::<Vec<_>>();
+    let scores = |store| {
+        lab.sql(store, "select score from anomaly_maps order by image_id")
+            .iter()
+            .map(|s| s.parse::<f64>().unwrap())
+            .collect::<Vec<_>>()
+    };
     for (a, b) in scores(".vlmdiff").iter().zip(&scores("cut")) {
         assert!((a - b).abs() < 2e-3 * a.abs().max(0.1), "{a} {b}");
     }

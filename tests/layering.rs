@@ -48,13 +48,17 @@ fn folders_name_only_what_lies_below_them() {
             // Tests may use more than what they test.
             let text = fs::read_to_string(&file).unwrap();
             let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-            for other in ARROWS.iter().map(|(name, _)| *name).filter(|other| other != folder && !allowed.contains(other)) {
+            for other in
+                ARROWS.iter().map(|(name, _)| *name).filter(|other| other != folder && !allowed.contains(other))
+            {
                 if code.contains(&format!("crate::{other}::")) || code.contains(&format!("\n    {other}::")) {
                     wrong.insert(format!("{} names {other}", file.display()));
                 }
             }
             for (name, only) in CRATES {
-                if !only.contains(folder) && (code.contains(&format!("use {name}::")) || code.contains(&format!(" {name}::"))) {
+                if !only.contains(folder)
+                    && (code.contains(&format!("use {name}::")) || code.contains(&format!(" {name}::")))
+                {
                     wrong.insert(format!("{} uses {name}", file.display()));
                 }
             }

@@ -3,6 +3,6 @@
 mod cli;
 mod incremental;
 mod lab;
-mod layering;
 mod laws;
+mod layering;
 mod resume;

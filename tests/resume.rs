@@ -10,7 +10,11 @@ fn killed_runs_end_in_the_same_tables() {
     lab.run(&["--store", "undisturbed"]);
     // Moments spread over a run; some fall into training, some into row-wise stages.
     for milliseconds in [50, 300, 700, 900, 1200, 1600, 2000, 2500] {
-        let mut child = lab.command(&["run", "pipeline.yaml", "--quiet", "--task-rows", "2"]).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = lab
+            .command(&["run", "pipeline.yaml", "--quiet", "--task-rows", "2"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(milliseconds));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -140,7 +140,11 @@ pub fn main() -> ExitCode {
             if error.downcast_ref::<std::io::Error>().is_some_and(closed) {
                 return EXIT_DONE.into();
             }
-            eprintln!("error: {error:#}");
+            // The engine's messages name their causes; others are chains.
+            match error.downcast_ref::<Error>() {
+                Some(error) => eprintln!("error: {error}"),
+                None => eprintln!("error: {error:#}"),
+            }
             let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
             if input { EXIT_INPUT } else { EXIT_FAILED }.into()
         }

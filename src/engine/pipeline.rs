@@ -104,6 +104,9 @@ pub fn parse(
     loader.pipeline(stem, &root)
 }
 
+/// The place of what `--set` gave.
+const GIVEN: Place = Place { line: 0, column: 0 };
+
 struct Loader<'a> {
     file: &'a str,
     kinds: &'a [StageKind],
@@ -111,7 +114,11 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn error(&self, place: Place, message: impl Into<String>) -> Error {
-        Error::Pipeline { file: self.file.to_owned(), line: place.line, column: place.column, message: message.into() }
+        let message = message.into();
+        match place {
+            GIVEN => Error::Input(format!("--set: {message}")),
+            Place { line, column } => Error::Pipeline { file: self.file.to_owned(), line, column, message },
+        }
     }
 
     /// `images.root=DIR` sets `tables.images.with.root`.
@@ -131,7 +138,7 @@ impl Loader<'_> {
             return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
         }
         let mut value = Node::parse(value).map_err(|(_, message)| wrong(&message))?;
-        value.place = Place { line: 0, column: 0 };
+        value.place = GIVEN;
         root.set(&[&["tables", table, "with"], parameter].concat(), value);
         Ok(())
     }
@@ -243,8 +250,7 @@ impl Loader<'_> {
             } else {
                 format!("`{}`: ", error.path)
             };
-            let given = if place.line == 0 { " (given by --set)" } else { "" };
-            self.error(place, format!("table `{}`: {path}{message}{given}", key.name))
+            self.error(place, format!("table `{}`: {path}{message}", key.name))
         })
     }
 

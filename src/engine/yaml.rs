@@ -129,7 +129,7 @@ impl Node {
         if !matches!(self.kind, Kind::Map(_)) {
             self.kind = Kind::Map(Vec::new());
         }
-        let place = self.place;
+        let place = value.place;
         if let Kind::Map(entries) = &mut self.kind {
             let at = entries.iter().position(|(key, _)| key.name == *first).unwrap_or_else(|| {
                 let empty = Self { place, kind: Kind::Scalar(Value::Null) };

@@ -125,7 +125,8 @@ impl AnomalyMaps {
 impl Stage for AnomalyMaps {
     const NAME: &'static str = "anomaly_maps";
     const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
+    const PORTS: Ports =
+        Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
     const OUTPUT: Output = Output::RowPerRow;
     const LOCATIONS: &'static [&'static str] = &["weights"];
 

@@ -47,6 +47,10 @@ pub struct TrainDenoiser {
     #[garde(skip)]
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// The lowest timestep that is trained. A sampler of few steps visits high noise levels alone, and need not be taught others.
+    #[garde(skip)]
+    #[serde(default)]
+    pub min_timestep: u32,
     /// Asks no more of nearly clean latents than a signal-to-noise ratio of this would; absent: all timesteps weigh the same.
     #[garde(range(min = 0.))]
     #[serde(default)]
@@ -137,6 +141,9 @@ impl Stage for TrainDenoiser {
         let config = self.denoiser(1.);
         config.control.validate().map_err(|e| format!("`config`: {e}"))?;
         config.schedule.build().map_err(|e| format!("`schedule`: {e}"))?;
+        if self.min_timestep >= config.schedule.num_train_timesteps {
+            return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
+        }
         let [channels, h, w] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
         let [height, _, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
         let [_, width] = column::shape(inputs.field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")?;
@@ -174,6 +181,7 @@ impl Open for TrainDenoiser {
         let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
         Ok(Box::new(Trainer {
             config: self.denoiser(vae.scaling_factor),
+            min_timestep: self.min_timestep,
             min_snr_gamma: self.min_snr_gamma,
             training: self.training,
             device: device(context)?,
@@ -188,6 +196,7 @@ impl Open for TrainDenoiser {
 
 struct Trainer {
     config: DenoiserConfig,
+    min_timestep: u32,
     min_snr_gamma: Option<f64>,
     training: Training,
     device: Device,
@@ -233,7 +242,8 @@ impl Operator for Trainer {
             let mut normal = || random.normal(&shape).map(|noise| noise.to_device(self.device)).map_err(torch);
             let z = (pick(&mean) + (pick(&logvar) * 0.5).exp() * normal()?) * self.config.scaling_factor; // [B, 4, h, w]
             let noise = normal()?;
-            let t = random.timesteps(indices.len(), steps).to_device(self.device); // [B]
+            let t = random.timesteps(indices.len(), steps - self.min_timestep) + i64::from(self.min_timestep);
+            let t = t.to_device(self.device); // [B]
             let hint = network.hint(&normalise(&pick(&pixels)));
             let prediction = network.forward(&schedule.q_sample(&z, &noise, &t), &t, &pick(&text), &hint);
             Ok(Loss {
