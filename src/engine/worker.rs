@@ -21,13 +21,14 @@ use super::{
 const TRIES: usize = 3;
 
 /// What a worker starts with where the user has not said otherwise. glibc hands large blocks back to the system at every
-/// free and fetches them again, which costs a training step more than its arithmetic; threads that wait by spinning take
-/// the cores from whoever else runs.
+/// free and fetches them again, which costs a training step more than its arithmetic. Threads that wait for each other spin
+/// for some microseconds: long enough for the next small operation, which sleeping would double in time, and too short to
+/// take the cores from whoever else runs.
 const ENVIRONMENT: [(&str, &str); 4] = [
     ("MALLOC_MMAP_MAX_", "0"),
     ("MALLOC_TRIM_THRESHOLD_", "100000000000"),
     ("MALLOC_TOP_PAD_", "268435456"),
-    ("OMP_WAIT_POLICY", "PASSIVE"),
+    ("GOMP_SPINCOUNT", "20000"),
 ];
 
 #[derive(Serialize, Deserialize)]
