@@ -125,3 +125,13 @@ fn generated_schemas_are_current() {
         assert!(written == text, "schemas/{name} is stale; run `vlmdiff schema`");
     }
 }
+
+/// The pipelines that people run and copy are right as they stand.
+#[test]
+fn shipped_pipelines_load() {
+    for entry in std::fs::read_dir(crate::lab::project().join("pipelines")).unwrap() {
+        let path = entry.unwrap().path();
+        let loaded = pipeline::load(&path, KINDS, &[]).unwrap();
+        assert!(loaded.tables.iter().any(|table| table.kind.name == "evaluate"), "{}", path.display());
+    }
+}
