@@ -131,7 +131,7 @@ impl Stage for AnomalyMaps {
     const LOCATIONS: &'static [&'static str] = &["weights"];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        let [height, width, _] = column::pixels(inputs)?;
         let [_, h, w] = column::shape(inputs.field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]")?;
         if (height, width) != (h, w) {
             return Err(format!("images are {height}x{width} and reconstructions {h}x{w}"));
@@ -164,7 +164,7 @@ impl Open for AnomalyMaps {
         let network = self.extractor().open(&self.layers(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         Ok(Box::new(Comparer {
-            pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
+            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             reconstruction: column::shape(field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]")
                 .map_err(Error::Stage)?,
             stage: self,

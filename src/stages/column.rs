@@ -7,7 +7,7 @@ use arrow::{
     datatypes::{DataType, Field},
 };
 
-use crate::engine::{Error, Result, tensor_shape};
+use crate::engine::{Error, Result, stage::Schemas, tensor_shape};
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
 pub const IMAGE_ID: &str = "image_id";
@@ -47,4 +47,9 @@ pub fn shape<const N: usize>(field: &Field, item: &DataType, names: &str) -> Res
     let fits = matches!(field.data_type(), DataType::FixedSizeList(inner, _) if inner.data_type() == item);
     let shape = tensor_shape(field).filter(|_| fits).and_then(|shape| <[usize; N]>::try_from(shape).ok());
     shape.ok_or_else(|| format!("column `{}` is {}; a {item}{names} tensor is read", field.name(), field.data_type()))
+}
+
+/// The shape `[H, W, 3]` of the images' pixels.
+pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], String> {
+    shape(schemas.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")
 }

@@ -38,7 +38,7 @@ impl Stage for EncodeLatents {
     const OUTPUT: Output = Output::RowPerRow;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        let [height, width, _] = column::pixels(inputs)?;
         let config: AutoencoderKlConfig = config_of(inputs.field("autoencoder", "weights")?)?;
         let factor = config.factor() as usize;
         let shape = [config.latent_channels as usize, height / factor, width / factor];
@@ -54,8 +54,7 @@ impl Open for EncodeLatents {
         let vs = VarStore::new(device);
         let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
-        let field = context.schemas.field("images", "pixels").map_err(Error::Stage)?;
-        let shape = column::shape(field, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?;
+        let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
         Ok(Box::new(Encoder { network, device, shape, output: context.output.clone() }))
     }
 }

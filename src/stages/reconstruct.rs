@@ -76,7 +76,7 @@ impl Stage for Reconstruct {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let latent: [usize; 3] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
-        let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        let [height, width, _] = column::pixels(inputs)?;
         let denoiser: DenoiserConfig = config_of(inputs.field("denoiser", "weights")?)?;
         denoiser
             .schedule
@@ -107,7 +107,7 @@ impl Open for Reconstruct {
         let sampler = self.sampler.build(&schedule).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         Ok(Box::new(Reconstructor {
-            pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
+            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             moments: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
             text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
                 .map_err(Error::Stage)?,

@@ -1,6 +1,6 @@
 //! Images -> an image autoencoder.
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ impl Stage for TrainAutoencoder {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;
-        let [height, width, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        let [height, width, _] = column::pixels(inputs)?;
         let factor = self.config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
             return Err(format!(
@@ -88,12 +88,7 @@ impl Stage for TrainAutoencoder {
 
 impl Open for TrainAutoencoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::shape(
-            context.schemas.field("images", "pixels").map_err(Error::Stage)?,
-            &DataType::UInt8,
-            "[H, W, 3]",
-        )
-        .map_err(Error::Stage)?;
+        let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
         Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
     }
 }

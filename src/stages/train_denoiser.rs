@@ -145,7 +145,7 @@ impl Stage for TrainDenoiser {
             return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
         }
         let [channels, h, w] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
-        let [height, _, _] = column::shape(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        let [height, _, _] = column::pixels(inputs)?;
         let [_, width] = column::shape(inputs.field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")?;
         let vae: AutoencoderKlConfig = config_of(inputs.field("autoencoder", "weights")?)?;
         if config.control.factor() != vae.factor() {
@@ -185,7 +185,7 @@ impl Open for TrainDenoiser {
             min_snr_gamma: self.min_snr_gamma,
             training: self.training,
             device: device(context)?,
-            pixels: column::shape(field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]").map_err(Error::Stage)?,
+            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             latent: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
             text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
                 .map_err(Error::Stage)?,

@@ -1,9 +1,6 @@
 //! Images and captions -> a text encoder.
 
-use arrow::{
-    array::AsArray,
-    datatypes::{DataType, SchemaRef},
-};
+use arrow::{array::AsArray, datatypes::SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,19 +69,14 @@ impl Stage for TrainTextEncoder {
         if let Some(width) = self.image_widths.iter().find(|width| **width % 8 != 0) {
             return Err(format!("`image_widths`: {width} does not divide by 8"));
         }
-        column::shape::<3>(inputs.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")?;
+        column::pixels(inputs)?;
         Ok(training::schema(&["accuracy"], &self.config))
     }
 }
 
 impl Open for TrainTextEncoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::shape(
-            context.schemas.field("images", "pixels").map_err(Error::Stage)?,
-            &DataType::UInt8,
-            "[H, W, 3]",
-        )
-        .map_err(Error::Stage)?;
+        let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
         Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
     }
 }
