@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{EXIT_DONE, PipelineArgs, progress::count};
-use crate::engine::plan::{State, TablePlan, plan};
+use crate::engine::{
+    Sources,
+    plan::{State, TablePlan, plan},
+};
 
 /// Say what a run would compute, and why.
 #[derive(Args)]
@@ -20,7 +23,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
-        for table in plan(&pipeline, &store)? {
+        for table in plan(&pipeline, &store, &Sources::default())? {
             if self.json {
                 println!("{}", serde_json::to_string(&table)?);
             } else {

@@ -41,7 +41,7 @@ impl Progress {
             Event::RunStarted { .. } | Event::RunFinished { error: Some(_), .. } => {
                 self.bar.take().inspect(ProgressBar::abandon);
             }
-            Event::TableFresh { table, rows } => self.line(&format!("{table:<16} fresh, {}", count(*rows, "row"))),
+            Event::TableFresh { table, rows, .. } => self.line(&format!("{table:<16} fresh, {}", count(*rows, "row"))),
             Event::TableStarted { table, stale, rows, reasons } => {
                 self.bytes = 0;
                 self.said = Instant::now();
@@ -75,9 +75,9 @@ impl Progress {
                 }
             }
             Event::PartCommitted { bytes, .. } => self.bytes += bytes,
-            Event::RowFailed { table, id, message } => self.line(&format!("{table:<16} {id} failed: {message}")),
+            Event::RowFailed { table, id, message, .. } => self.line(&format!("{table:<16} {id} failed: {message}")),
             Event::Log { table, message } => self.line(&format!("{table:<16} {message}")),
-            Event::TablePublished { table, rows, computed, errors, seconds } => {
+            Event::TablePublished { table, rows, computed, errors, seconds, .. } => {
                 self.bar.take().inspect(ProgressBar::finish_and_clear);
                 let speed = if *computed > 1 {
                     format!(", {:.1} rows/s", *computed as f64 / seconds.max(1e-3))

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{EXIT_DONE, EXIT_SKIPPED, PipelineArgs, progress::Progress};
-use crate::engine::{run, worker::Worker};
+use crate::engine::{Sources, run, worker::Worker};
 
 /// Compute what is stale, table by table.
 #[derive(Args)]
@@ -31,7 +31,8 @@ impl Run {
         let options = run::Options { device: self.device, task_rows: self.task_rows as usize };
         let mut worker = Worker::new(&store, worker_program()?);
         let mut progress = Progress::new(self.quiet);
-        let summary = run::run(&pipeline, &store, &options, &mut worker, &mut |event| progress.show(event))?;
+        let summary =
+            run::run(&pipeline, &store, &Sources::default(), &options, &mut worker, &mut |event| progress.show(event))?;
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
     }
 }

@@ -14,11 +14,22 @@ pub enum Event {
         pipeline: String,
         /// The store's address.
         store: String,
+        /// Names what the pipeline says: its tables with all parameters.
+        pipeline_digest: String,
+        /// The commit of the folder that the run was started in, if it is a git checkout.
+        #[serde(default)]
+        git_commit: Option<String>,
+        /// The machine.
+        host: String,
     },
     /// A table needs nothing.
     TableFresh {
         /// The table.
         table: String,
+        /// Where the store keeps its versions.
+        slot: String,
+        /// The version that the run found.
+        version: u64,
         /// Its rows.
         rows: u64,
     },
@@ -61,6 +72,9 @@ pub enum Event {
         id: String,
         /// Why.
         message: String,
+        /// The causes behind it, outermost first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        chain: Vec<String>,
     },
     /// A stage has something to say.
     Log {
@@ -73,10 +87,16 @@ pub enum Event {
     TablePublished {
         /// The table.
         table: String,
+        /// Where the store keeps its versions.
+        slot: String,
+        /// Its version.
+        version: u64,
         /// Its rows.
         rows: u64,
-        /// Rows computed in this run.
+        /// Rows computed in this run; the others were known.
         computed: u64,
+        /// Bytes of the parts written in this run.
+        bytes: u64,
         /// Rows left out because they failed.
         errors: u64,
         /// Seconds since the table was started.

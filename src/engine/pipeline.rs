@@ -10,6 +10,7 @@ use super::{
     columns::stored_schema,
     filter::Filter,
     stage::{Described, Output, Ports, Reads, Schemas, StageKind},
+    sweep::Variant,
     yaml::{Key, Kind, Node, Place},
 };
 
@@ -26,8 +27,12 @@ pub struct Pipeline {
 
 /// A table as its pipeline declares it.
 pub struct Table {
-    /// The name, which SQL sees.
+    /// The name, with the swept values that it depends on.
     pub name: String,
+    /// The name as declared, which SQL sees.
+    pub declared: String,
+    /// The swept values that it depends on.
+    pub variant: Variant,
     /// What makes it.
     pub kind: StageKind,
     /// The stage with its parameters.
@@ -49,9 +54,19 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
+    /// Where the store keeps its versions.
+    pub fn slot(&self) -> String {
+        self.variant.slot(&self.declared)
+    }
+
+    /// What its stage makes.
+    pub fn makes(&self) -> Output {
+        self.stage.makes()
+    }
+
     /// Whether its rows are cached one by one.
     pub fn is_keyed(&self) -> bool {
-        self.kind.output == Output::RowPerRow
+        self.makes() == Output::RowPerRow
     }
 }
 
@@ -198,19 +213,29 @@ impl Loader<'_> {
                 format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
             self.error(node.get("stage").map_or(key.place, |n| n.place), message)
         })?;
-        let inputs = self.inputs(key, node, &kind, above, all)?;
         let stage = self.parameters(key, node, &kind)?;
+        let mut inputs = self.inputs(key, node, &kind, stage.makes(), above, all)?;
         let schemas: BTreeMap<String, SchemaRef> = inputs
             .iter()
             .filter_map(|input| {
                 Some((input.port.clone(), above.iter().find(|t| t.name == input.table)?.output.clone()))
             })
             .collect();
-        let output = stage.output(&Schemas(schemas)).map_err(|message| {
+        let schemas = Schemas(schemas);
+        let misfit = |message: String| {
             let place =
                 node.get("with").map_or(key.place, |with| with.place_of(message.split('`').nth(1).unwrap_or_default()));
             self.error(place, format!("table `{}`: {message}", key.name))
-        })?;
+        };
+        let output = stage.output(&schemas).map_err(misfit)?;
+        if matches!(kind.ports, Ports::Any) {
+            let mut columns = stage.columns(&schemas).map_err(misfit)?;
+            inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
+        }
+        if stage.makes().has_ids() {
+            check_ids(&output)
+                .map_err(|message| self.error(node.place_of("with"), format!("table `{}`: {message}", key.name)))?;
+        }
         let filter =
             match self.text(node.get("where"), "where")? {
                 None => None,
@@ -236,7 +261,17 @@ impl Loader<'_> {
                 );
             }
         };
-        Ok(Table { name: key.name.clone(), kind, stage: stage.into(), inputs, filter, on_error, output })
+        Ok(Table {
+            name: key.name.clone(),
+            declared: key.name.clone(),
+            variant: Variant::default(),
+            kind,
+            stage: stage.into(),
+            inputs,
+            filter,
+            on_error,
+            output,
+        })
     }
 
     fn parameters(&self, key: &Key, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
@@ -255,7 +290,15 @@ impl Loader<'_> {
     }
 
     /// Matches `from:` with the stage's ports: a list in port order, or a mapping of port to table.
-    fn inputs(&self, key: &Key, node: &Node, kind: &StageKind, above: &[Table], all: &[&str]) -> Result<Vec<Input>> {
+    fn inputs(
+        &self,
+        key: &Key,
+        node: &Node,
+        kind: &StageKind,
+        makes: Output,
+        above: &[Table],
+        all: &[&str],
+    ) -> Result<Vec<Input>> {
         let from = node.get("from");
         let place = from.map_or(key.place, |from| from.place);
         let named: Vec<(Option<&Key>, &Node)> = match from.map(|from| &from.kind) {
@@ -292,12 +335,12 @@ impl Loader<'_> {
                 self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
             })?;
             let Some(ports) = ports else {
-                let columns = source.output.fields().iter().map(|f| f.name().clone()).collect();
+                let by_row = makes == Output::RowPerRow && source.makes().has_ids();
                 inputs.push(Input {
                     port: name.map_or(table, |key| &key.name).to_owned(),
                     table: table.into(),
-                    columns,
-                    reads: Reads::Table,
+                    columns: Vec::new(),
+                    reads: if by_row { Reads::Rows } else { Reads::Table },
                 });
                 continue;
             };
@@ -326,7 +369,7 @@ impl Loader<'_> {
                 );
                 return Err(self.error(item.place, message));
             }
-            if port.reads == Reads::Rows && source.kind.output != Output::RowPerRow {
+            if port.reads == Reads::Rows && !source.makes().has_ids() {
                 let message = format!(
                     "`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`",
                     kind.name, port.name
@@ -356,6 +399,17 @@ impl Loader<'_> {
 
 fn or_none(names: &[&str]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Rows are told apart by the text in their first column.
+fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
+    match output.fields().first() {
+        Some(field) if *field.data_type() == arrow::datatypes::DataType::Utf8 => Ok(()),
+        Some(field) => {
+            Err(format!("the first column identifies a row and is text; `{}` is {}", field.name(), field.data_type()))
+        }
+        None => Err("a table has at least one column, which identifies a row".into()),
+    }
 }
 
 /// Names go into paths and SQL.

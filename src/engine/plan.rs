@@ -9,7 +9,7 @@ use arrow::{
 use serde_json::Value;
 
 use super::{
-    Digest, Error, Hasher, Result, Store,
+    Digest, Error, Hasher, Result, Sources, Store,
     columns::{light_names, row_digests},
     parts::{project, read_table},
     pipeline::{Input, OnError, Pipeline, Table},
@@ -59,14 +59,14 @@ pub enum State {
 pub type Published = BTreeMap<String, Manifest>;
 
 /// The plan of every table, from top to bottom.
-pub fn plan(pipeline: &Pipeline, store: &Store) -> Result<Vec<TablePlan>> {
+pub fn plan(pipeline: &Pipeline, store: &Store, sources: &Sources) -> Result<Vec<TablePlan>> {
     let mut published = published(pipeline, store)?;
     let mut plans = Vec::new();
     for table in &pipeline.tables {
         let blocked = table.inputs.iter().find(|input| !published.contains_key(&input.table));
         let state = match blocked {
             Some(input) => State::Blocked { on: input.table.clone() },
-            None => match examine(table, store, &published)? {
+            None => match examine(table, store, sources, &published)? {
                 Need::Nothing => State::Fresh { rows: published[&table.name].rows },
                 Need::Work(work) => {
                     State::Stale { stale: work.stale.len() as u64, rows: work.total(), reasons: work.reasons.clone() }
@@ -84,7 +84,7 @@ pub fn plan(pipeline: &Pipeline, store: &Store) -> Result<Vec<TablePlan>> {
 /// What is published of a pipeline's tables.
 pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Published> {
     let find = |table: &Table| {
-        Ok(store.published(&pipeline.name, &table.name)?.map(|(_, manifest)| (table.name.clone(), manifest)))
+        Ok(store.published(&pipeline.name, &table.slot())?.map(|(_, manifest)| (table.name.clone(), manifest)))
     };
     pipeline.tables.iter().filter_map(|table| find(table).transpose()).collect()
 }
@@ -225,11 +225,11 @@ fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
 }
 
 /// Looks at one table whose inputs are all published.
-pub fn examine(table: &Table, store: &Store, published: &Published) -> Result<Need> {
-    let files = files(table)?;
+pub fn examine(table: &Table, store: &Store, sources: &Sources, published: &Published) -> Result<Need> {
+    let files = files(table, sources)?;
     let params = table.kind.identity(&*table.stage);
     let fingerprint = fingerprint(&table.kind, &params, &files, &table.output);
-    let listed = table.stage.list().map_err(|e| in_table(table, e))?.map(sort_by_id).transpose()?;
+    let listed = table.stage.list(sources).map_err(|e| in_table(table, e))?.map(sort_by_id).transpose()?;
     let mut inputs: Vec<(String, Digest)> = Vec::new();
     let listed_rows = listed.as_ref().map(row_digests).transpose()?;
     inputs.extend(listed_rows.iter().map(|rows| (SOURCE.to_owned(), content(rows))));
@@ -307,11 +307,8 @@ fn in_table(table: &Table, error: Error) -> Error {
     }
 }
 
-fn files(table: &Table) -> Result<Vec<(String, Digest)>> {
-    let digest = |path: std::path::PathBuf| match Digest::of_file(&path) {
-        Ok(digest) => Ok((path.display().to_string(), digest)),
-        Err(e) => Err(Error::Input(format!("table `{}`: cannot read {}: {e}", table.name, path.display()))),
-    };
+fn files(table: &Table, sources: &Sources) -> Result<Vec<(String, Digest)>> {
+    let digest = |address: String| Ok((address.clone(), sources.digest(&address).map_err(|e| in_table(table, e))?));
     table.stage.files().into_iter().map(digest).collect()
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use arrow::{array::UInt32Array, compute::take_record_batch};
 
 use super::{
-    Error, Result, Store,
+    Error, Result, Sources, Store,
     columns::stored_schema,
     encode_schema,
     event::{Event, Logged, now_ms},
@@ -47,6 +47,7 @@ pub struct Summary {
 pub fn run(
     pipeline: &Pipeline,
     store: &Store,
+    sources: &Sources,
     options: &Options,
     remote: &mut dyn Remote,
     listener: &mut dyn FnMut(&Event),
@@ -61,9 +62,16 @@ pub fn run(
             log.push(Logged { at_ms: now_ms(), event });
         }
     };
-    emit(Event::RunStarted { run: run.clone(), pipeline: pipeline.name.clone(), store: store.url.clone() });
+    emit(Event::RunStarted {
+        run: run.clone(),
+        pipeline: pipeline.name.clone(),
+        store: store.url.clone(),
+        pipeline_digest: String::new(),
+        git_commit: None,
+        host: String::new(),
+    });
     let mut driver =
-        Driver { pipeline, store, options, remote, executor: Executor::new(store.clone()), run: run.clone() };
+        Driver { pipeline, store, sources, options, remote, executor: Executor::new(store.clone()), run: run.clone() };
     let result = driver.tables(&mut emit);
     emit(Event::RunFinished {
         seconds: started.elapsed().as_secs_f64(),
@@ -77,6 +85,7 @@ pub fn run(
 struct Driver<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
+    sources: &'a Sources,
     options: &'a Options,
     remote: &'a mut dyn Remote,
     executor: Executor,
@@ -88,11 +97,16 @@ impl Driver<'_> {
         let mut published = published(self.pipeline, self.store)?;
         let mut summary = Summary::default();
         for table in &self.pipeline.tables {
-            match examine(table, self.store, &published)? {
+            match examine(table, self.store, self.sources, &published)? {
                 Need::Nothing => {
                     let manifest = &published[&table.name];
                     summary.errors += manifest.errors.len() as u64;
-                    emit(Event::TableFresh { table: table.name.clone(), rows: manifest.rows });
+                    emit(Event::TableFresh {
+                        table: table.name.clone(),
+                        slot: table.slot(),
+                        version: 0,
+                        rows: manifest.rows,
+                    });
                 }
                 Need::Work(work) => {
                     let manifest = self.table(table, *work, &published, &mut summary, emit)?;
@@ -138,7 +152,10 @@ impl Driver<'_> {
             (parts, Vec::new(), content)
         };
         let manifest = Manifest {
-            table: name.clone(),
+            table: table.declared.clone(),
+            variant: table.variant.clone(),
+            blobs: Vec::new(),
+            retired: false,
             stage: table.kind.name.to_owned(),
             revision: table.kind.revision,
             params: table.kind.identity(&*table.stage),
@@ -160,6 +177,9 @@ impl Driver<'_> {
         let seconds = started.elapsed().as_secs_f64();
         emit(Event::TablePublished {
             table: name.clone(),
+            slot: table.slot(),
+            version: 0,
+            bytes: 0,
             rows: manifest.rows,
             computed,
             errors: manifest.errors.len() as u64,
@@ -206,6 +226,7 @@ impl Driver<'_> {
                     table: table.name.clone(),
                     id: error.id.clone(),
                     message: error.message.clone(),
+                    chain: Vec::new(),
                 });
             }
             entries.extend(new);
@@ -234,7 +255,7 @@ impl Driver<'_> {
         Ok(Job {
             stage: table.kind.name.to_owned(),
             params: table.stage.params(),
-            makes: table.kind.output,
+            makes: table.makes(),
             output: encode_schema(&table.output),
             schemas,
             tables,

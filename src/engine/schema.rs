@@ -26,7 +26,7 @@ fn stage(kind: &StageKind) -> Value {
         "about": kind.about(),
         "revision": kind.revision,
         "reads": reads,
-        "writes": if kind.output == super::stage::Output::RowPerRow { "one row per input row" } else { "one table" },
+        "writes": kind.output,
         "parameters": (kind.schema)(),
     })
 }

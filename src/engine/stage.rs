@@ -4,22 +4,32 @@
 //! engine plans with it. The doing half is an [`Operator`], opened only where rows are stale: in the worker, which has
 //! libtorch, or in the driver for a stage that needs none.
 
-use std::{collections::BTreeMap, fmt::Debug, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Debug};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Digest, Result, task::Rows, task::Sink};
+use super::{Digest, Result, Sources, task::Rows, task::Sink};
 
 /// Whether a stage makes one row per row that it reads, or one table from all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
     /// One row per joined input row, with the same id in the first column. Rows are cached one by one.
     RowPerRow,
-    /// One table from all rows: training, aggregates. Cached as a whole.
+    /// One table from all rows, with an id of its own in the first column of each row, so that other stages can read it row
+    /// by row: filters, joins. Cached as a whole.
+    Rows,
+    /// One table from all rows, without ids: training, aggregates. Cached as a whole.
     Table,
+}
+
+impl Output {
+    /// Whether the first column identifies a row.
+    pub fn has_ids(self) -> bool {
+        self != Self::Table
+    }
 }
 
 /// How a stage reads an input table.
@@ -66,7 +76,8 @@ impl Port {
 pub enum Ports {
     /// These inputs, in this order or by name.
     Named(&'static [Port]),
-    /// Any tables, each under its own name and read whole, all columns.
+    /// Any tables, each under its own name and with the columns that [`Stage::columns`] says. A stage that makes a row per row
+    /// reads those that have ids row by row; all others are read whole.
     Any,
 }
 
@@ -102,22 +113,33 @@ pub trait Stage:
     const REVISION: u32;
     /// What it reads.
     const PORTS: Ports;
-    /// What it makes.
-    const OUTPUT: Output;
+    /// What it makes; of several, [`Stage::makes`] says which.
+    const OUTPUT: &'static [Output];
     /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
     const LOCATIONS: &'static [&'static str] = &[];
 
     /// The schema of every batch it writes. An error says which parameter or input does not fit.
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
 
-    /// Files named by parameters whose content is part of the stage's identity, such as weights.
-    fn files(&self) -> Vec<PathBuf> {
+    /// What it makes with these parameters.
+    fn makes(&self) -> Output {
+        Self::OUTPUT[0]
+    }
+
+    /// Of a stage that reads [`Ports::Any`]: the columns it reads of each input; all by default.
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect();
+        Ok(inputs.0.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
+    }
+
+    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights.
+    fn files(&self) -> Vec<String> {
         Vec::new()
     }
 
     /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
     /// `None` for a stage that reads tables.
-    fn list(&self) -> Result<Option<RecordBatch>> {
+    fn list(&self, _sources: &Sources) -> Result<Option<RecordBatch>> {
         Ok(None)
     }
 }
@@ -147,6 +169,8 @@ pub struct Context {
     pub tables: BTreeMap<String, RecordBatch>,
     /// Blobs that tables name.
     pub store: super::Store,
+    /// Files and URLs outside the store.
+    pub sources: Sources,
 }
 
 /// A stage kind as the driver knows it.
@@ -158,8 +182,8 @@ pub struct StageKind {
     pub revision: u32,
     /// What it reads.
     pub ports: Ports,
-    /// What it makes.
-    pub output: Output,
+    /// What it can make.
+    pub output: &'static [Output],
     /// Parameters that are no part of its identity.
     pub locations: &'static [&'static str],
     /// The JSON Schema of its parameters; its description is the stage's documentation.
@@ -248,10 +272,14 @@ pub trait Described: Debug + Send + Sync {
     fn params(&self) -> Value;
     /// See [`Stage::output`].
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
+    /// See [`Stage::makes`].
+    fn makes(&self) -> Output;
+    /// See [`Stage::columns`].
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String>;
     /// See [`Stage::files`].
-    fn files(&self) -> Vec<PathBuf>;
+    fn files(&self) -> Vec<String>;
     /// See [`Stage::list`].
-    fn list(&self) -> Result<Option<RecordBatch>>;
+    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>>;
 }
 
 impl<S: Stage> Described for S {
@@ -261,11 +289,17 @@ impl<S: Stage> Described for S {
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         Stage::output(self, inputs)
     }
-    fn files(&self) -> Vec<PathBuf> {
+    fn makes(&self) -> Output {
+        Stage::makes(self)
+    }
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
+        Stage::columns(self, inputs)
+    }
+    fn files(&self) -> Vec<String> {
         Stage::files(self)
     }
-    fn list(&self) -> Result<Option<RecordBatch>> {
-        Stage::list(self)
+    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {
+        Stage::list(self, sources)
     }
 }
 

@@ -15,13 +15,16 @@
 use std::{collections::HashSet, path::PathBuf, sync::Arc, sync::Mutex};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, local::LocalFileSystem, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::{Digest, Error, Result};
+use super::{Digest, Error, Result, sweep::Variant};
+
+/// Objects read at the same time.
+const READS: usize = 32;
 
 /// A place for parts, blobs and tables: a folder, or any URL that `object_store` knows.
 #[derive(Clone)]
@@ -108,6 +111,9 @@ impl PartRef {
 pub struct Manifest {
     /// The table's name in its pipeline.
     pub table: String,
+    /// The swept values that it depends on.
+    #[serde(default, skip_serializing_if = "Variant::is_empty")]
+    pub variant: Variant,
     /// The stage that made it.
     pub stage: String,
     /// The stage kind's revision.
@@ -134,6 +140,12 @@ pub struct Manifest {
     pub content: Digest,
     /// Rows that failed and were left out.
     pub errors: Vec<RowError>,
+    /// Blobs that the rows name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<Digest>,
+    /// The pipeline no longer declares it, so SQL does not see it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
     /// The run that published it.
     pub run: String,
     /// When, in milliseconds since 1970.
@@ -235,6 +247,22 @@ impl Store {
                 Err(e) => Err(e.into()),
             }
         })
+    }
+
+    /// The bytes of several objects, read side by side; `None` where there is none.
+    pub fn get_all(&self, names: &[String]) -> Result<Vec<Option<Bytes>>> {
+        let get = |name: &String| {
+            let (objects, path) = (self.objects.clone(), self.path(name));
+            async move {
+                match objects.get(&path).await {
+                    Ok(found) => Ok(Some(found.bytes().await?)),
+                    Err(object_store::Error::NotFound { .. }) => Ok(None),
+                    Err(e) => Err(e.into()),
+                }
+            }
+        };
+        let reads = futures::stream::iter(names.iter().map(get)).buffered(READS);
+        self.runtime.block_on(reads.try_collect())
     }
 
     /// Removes an object, if it is there.
@@ -343,9 +371,14 @@ impl Store {
             .collect())
     }
 
+    /// A version of a published table.
+    pub fn version(&self, pipeline: &str, slot: &str, version: u64) -> Result<Option<Manifest>> {
+        self.get_json(&format!("published/{pipeline}/{slot}/{version:010}.json"))
+    }
+
     /// The current version of a published table, with its number.
-    pub fn published(&self, pipeline: &str, table: &str) -> Result<Option<(u64, Manifest)>> {
-        let folder = format!("published/{pipeline}/{table}");
+    pub fn published(&self, pipeline: &str, slot: &str) -> Result<Option<(u64, Manifest)>> {
+        let folder = format!("published/{pipeline}/{slot}");
         let Some(name) = self.list(&folder)?.pop() else { return Ok(None) };
         let version = name
             .trim_end_matches(".json")
@@ -357,12 +390,11 @@ impl Store {
     /// Publishes a table as the version after the one it replaces, atomically: of two racing runs both versions stand, in turn.
     pub fn publish(&self, pipeline: &str, manifest: &Manifest) -> Result<u64> {
         let json = Bytes::from(serde_json::to_vec_pretty(manifest).map_err(std::io::Error::from)?);
-        let mut version = self.published(pipeline, &manifest.table)?.map_or(0, |(version, _)| version);
+        let slot = manifest.variant.slot(&manifest.table);
+        let mut version = self.published(pipeline, &slot)?.map_or(0, |(version, _)| version);
         loop {
             version += 1;
-            if self
-                .put_if_absent(&format!("published/{pipeline}/{}/{version:010}.json", manifest.table), json.clone())?
-            {
+            if self.put_if_absent(&format!("published/{pipeline}/{slot}/{version:010}.json"), json.clone())? {
                 return Ok(version);
             }
         }

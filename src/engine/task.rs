@@ -2,7 +2,7 @@
 //! descriptions, never data. It runs in the driver or in a worker alike.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Digest, Error, Result, Store,
+    Digest, Error, Result, Sources, Store,
     columns::seal,
     parts,
     stage::{Context, OpenFn, Operator, Output, Schemas},
@@ -180,6 +180,7 @@ impl Executor {
             schemas: Schemas(schemas.collect::<Result<_>>()?),
             tables: tables.collect::<Result<_>>()?,
             store: self.store.clone(),
+            sources: Sources::default(),
         })
     }
 }
@@ -302,6 +303,8 @@ pub struct Sink<'a> {
     declared: SchemaRef,
     position: HashMap<&'a str, usize>,
     written: Vec<bool>,
+    /// The ids of a table that has its own.
+    ids: HashSet<String>,
     pending: Vec<RecordBatch>,
     entry: Entry,
     entries: Vec<Entry>,
@@ -321,6 +324,7 @@ impl<'a> Sink<'a> {
             declared: decode_schema(&task.job.output)?,
             position: task.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect(),
             written: vec![false; task.ids.len()],
+            ids: HashSet::new(),
             pending: Vec::new(),
             entry: empty_entry(),
             entries: Vec::new(),
@@ -344,17 +348,27 @@ impl<'a> Sink<'a> {
         Ok(self.task.keys[at])
     }
 
-    /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read.
+    /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read, of a
+    /// table with ids each id once.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        let keys = if self.keyed() {
+        let mut keys = self.keyed().then(Vec::new);
+        if self.task.job.makes.has_ids() {
             let ids = batch
                 .column(0)
                 .as_string_opt::<i32>()
                 .ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
-            Some(ids.iter().map(|id| self.claim(id.unwrap_or_default())).collect::<Result<Vec<_>>>()?)
-        } else {
-            None
-        };
+            for id in ids.iter().map(Option::unwrap_or_default) {
+                match &mut keys {
+                    Some(keys) => keys.push(self.claim(id)?),
+                    None if !self.ids.insert(id.to_owned()) => {
+                        return Err(Error::Stage(format!(
+                            "the id `{id}` stands in two rows; the first column identifies a row"
+                        )));
+                    }
+                    None => {}
+                }
+            }
+        }
         let (stored, contents) = seal(&self.declared, batch, keys.as_deref())?;
         self.pending.push(stored);
         self.entry.keys.extend(keys.unwrap_or_default());

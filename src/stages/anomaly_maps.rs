@@ -127,7 +127,7 @@ impl Stage for AnomalyMaps {
     const REVISION: u32 = 1;
     const PORTS: Ports =
         Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
     const LOCATIONS: &'static [&'static str] = &["weights"];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
@@ -153,8 +153,8 @@ impl Stage for AnomalyMaps {
         ])))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        self.extractor().files()
+    fn files(&self) -> Vec<String> {
+        self.extractor().files().iter().map(|path| path.to_string_lossy().into_owned()).collect()
     }
 }
 

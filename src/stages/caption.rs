@@ -42,7 +42,7 @@ impl Stage for Caption {
     const NAME: &'static str = "caption";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["caption", "class"])]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
         Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))

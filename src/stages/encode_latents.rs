@@ -35,7 +35,7 @@ impl Stage for EncodeLatents {
     const NAME: &'static str = "encode_latents";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::table("autoencoder", &["weights"])]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let [height, width, _] = column::pixels(inputs)?;

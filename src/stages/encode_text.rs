@@ -41,7 +41,7 @@ impl Stage for EncodeText {
     const REVISION: u32 = 1;
     const PORTS: Ports =
         Ports::Named(&[Port::rows("captions", &["caption"]), Port::table("text_encoder", &["weights"])]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config: ClipTextConfig = config_of(inputs.field("text_encoder", "weights")?)?;

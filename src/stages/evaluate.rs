@@ -49,7 +49,7 @@ impl Stage for Evaluate {
         Port::rows("images", &["class", "label", "mask"]),
         Port::rows("anomaly_maps", &["map", "score"]),
     ]);
-    const OUTPUT: Output = Output::Table;
+    const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let mask: [usize; 2] = column::shape(inputs.field("images", "mask")?, &DataType::UInt8, "[H, W]")?;

@@ -15,7 +15,7 @@ use super::column;
 use crate::{
     datasets::{folder, synthetic},
     engine::{
-        Digest, Error, Result,
+        Digest, Error, Result, Sources,
         columns::volatile,
         stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Batch, Rows, SOURCE, Sink},
@@ -101,7 +101,7 @@ impl Stage for Ingest {
     const NAME: &'static str = "ingest";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
     const LOCATIONS: &'static [&'static str] = &["root"];
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
@@ -139,7 +139,7 @@ impl Stage for Ingest {
         ])))
     }
 
-    fn list(&self) -> Result<Option<RecordBatch>> {
+    fn list(&self, _: &Sources) -> Result<Option<RecordBatch>> {
         Ok(Some(match self.dataset {
             Dataset::Folder => list_folder(self.root.as_deref().unwrap_or_else(|| std::path::Path::new(".")))?,
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?,

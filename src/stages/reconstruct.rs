@@ -72,7 +72,7 @@ impl Stage for Reconstruct {
         Port::table("autoencoder", &["weights"]),
         Port::table("denoiser", &["weights"]),
     ]);
-    const OUTPUT: Output = Output::RowPerRow;
+    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let latent: [usize; 3] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;

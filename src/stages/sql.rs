@@ -32,7 +32,7 @@ impl Stage for Sql {
     const NAME: &'static str = "sql";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Any;
-    const OUTPUT: Output = Output::Table;
+    const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let tables: Vec<_> = inputs.0.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect();

@@ -63,7 +63,7 @@ impl Stage for TrainAutoencoder {
     const NAME: &'static str = "train_autoencoder";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"])]);
-    const OUTPUT: Output = Output::Table;
+    const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;

@@ -135,7 +135,7 @@ impl Stage for TrainDenoiser {
         Port::rows("text_embeddings", &["embedding"]),
         Port::table("autoencoder", &["weights"]),
     ]);
-    const OUTPUT: Output = Output::Table;
+    const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config = self.denoiser(1.);

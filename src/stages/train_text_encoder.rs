@@ -59,7 +59,7 @@ impl Stage for TrainTextEncoder {
     const NAME: &'static str = "train_text_encoder";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
-    const OUTPUT: Output = Output::Table;
+    const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;
