@@ -1,6 +1,8 @@
 //! Behaviour of the built programs: one test binary, since linking libtorch is slow.
 
 mod cli;
+mod concurrent;
+mod history;
 mod incremental;
 mod lab;
 mod laws;
