@@ -96,9 +96,10 @@ fn a_damaged_part_is_named_and_computed_again() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains(&format!("part {name} does not match its digest")), "{}", ended.stderr);
     assert_eq!(fs::read(&largest).unwrap(), whole);
+    lab.run(&[]);
     // And without being read, when asked for.
     fs::write(&largest, b"PAR1").unwrap();
-    assert_eq!(computed(&lab.run(&[])).iter().map(|(_, rows)| rows).sum::<u64>(), 0);
+    assert_eq!(computed(&lab.run(&[])), []);
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--verify"]);
     assert!(ended.stderr.contains("a part of it is damaged or missing"), "{}", ended.stderr);
     assert_eq!(lab.contents(".vlmdiff"), contents);
