@@ -6,6 +6,7 @@ pub mod error;
 pub mod event;
 pub mod filter;
 pub mod history;
+mod loader;
 pub mod parts;
 pub mod pipeline;
 pub mod plan;
