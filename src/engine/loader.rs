@@ -1,4 +1,4 @@
-//! Reads one pipeline file: names, parameters, inputs and sweeps are checked here, each error at its place.
+//! Reads one pipeline file: names, parameters and sweeps are checked here, `from:` beside it, each error at its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,9 @@ use super::{
     Error, Result,
     columns::stored_schema,
     filter::Filter,
+    from::{Blamed, blamed, from_entries},
     pipeline::{Input, OnError, Pipeline, Table, or_none, suggestion},
-    stage::{Described, Output, Ports, Reads, Schemas, StageKind},
+    stage::{Described, Ports, Reads, Schemas, StageKind},
     sweep::{Axis, Sweep, Variant},
     yaml::{Key, Kind, Node, Place},
 };
@@ -74,7 +75,7 @@ impl Loader<'_> {
         }
     }
 
-    fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
+    pub(super) fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
         match node.map(|node| (node.place, &node.kind)) {
             None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),
             Some((_, Kind::Scalar(Value::String(text)))) => Ok(Some(text)),
@@ -168,7 +169,7 @@ impl Loader<'_> {
         let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
         let schemas = Schemas(schemas);
         let misfit = |message: String| {
-            let (place, message) = match blamed(&message, node, &kind, &inputs) {
+            let (place, message) = match blamed(&message, node, &kind, &inputs, &schemas) {
                 Blamed::Parameter(place) => (place, message),
                 Blamed::Input(at) => {
                     let Input { table, port, .. } = &inputs[at];
@@ -236,143 +237,6 @@ impl Loader<'_> {
             self.error(place, format!("table `{name}`: {path}{message}"))
         })
     }
-
-    /// Matches `from:` with the stage's ports: a list in port order, or a mapping of port to table.
-    fn inputs(
-        &self,
-        key: &Key,
-        node: &Node,
-        kind: &StageKind,
-        makes: Output,
-        above: &[&Table],
-        all: &[&str],
-    ) -> Result<Vec<(Place, Input)>> {
-        let place = node.get("from").map_or(key.place, |from| from.place);
-        let ports = match kind.ports {
-            Ports::Any => None,
-            Ports::Named(ports) => Some(ports),
-        };
-        let signature = ports.map(|ports| {
-            ports
-                .iter()
-                .map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.into() })
-                .collect::<Vec<_>>()
-                .join(", ")
-        });
-        let mut inputs = Vec::new();
-        for (position, (name, item)) in from_entries(node).into_iter().enumerate() {
-            let table = self
-                .text(Some(item), "an entry of `from:`")?
-                .ok_or_else(|| self.error(item.place, "an entry of `from:` names a table"))?;
-            let source = above.iter().find(|t| t.declared == table).ok_or_else(|| {
-                let names: Vec<&str> = above.iter().map(|t| t.declared.as_str()).collect();
-                let why = if table == key.name {
-                    "a table cannot read itself".to_owned()
-                } else if all.contains(&table) {
-                    format!("`{table}` is declared below; a table may use only tables above it")
-                } else {
-                    format!("there is no table `{table}`{}", suggestion(table, &names))
-                };
-                self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
-            })?;
-            let Some(ports) = ports else {
-                let by_row = makes == Output::RowPerRow && source.makes().has_ids();
-                let port = name.map_or(table, |key| &key.name).to_owned();
-                let reads = if by_row { Reads::Rows } else { Reads::Table };
-                inputs.push((item.place, Input { port, table: source.name.clone(), columns: Vec::new(), reads }));
-                continue;
-            };
-            let port = match name {
-                None => ports.get(position),
-                Some(name) => ports.iter().find(|port| port.name == name.name),
-            };
-            let port = port.ok_or_else(|| {
-                let which =
-                    name.map_or_else(|| format!("{} inputs", position + 1), |name| format!("an input `{}`", name.name));
-                let message = format!(
-                    "stage `{}` does not take {which}; it reads {}",
-                    kind.name,
-                    signature.as_deref().filter(|s| !s.is_empty()).unwrap_or("no table")
-                );
-                self.error(name.map_or(item.place, |name| name.place), message)
-            })?;
-            if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
-                let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
-                let message = format!(
-                    "`{table}` does not fit as `{}` of stage `{}`: it has no column `{column}`; it has {} where {} are read",
-                    port.name,
-                    kind.name,
-                    has.join(", "),
-                    port.columns.join(", ")
-                );
-                return Err(self.error(item.place, message));
-            }
-            if port.reads == Reads::Rows && !source.makes().has_ids() {
-                let message = format!(
-                    "`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`",
-                    kind.name, port.name
-                );
-                return Err(self.error(item.place, message));
-            }
-            let columns = port.columns.iter().map(|c| (*c).to_owned()).collect();
-            let input = Input { port: port.name.into(), table: source.name.clone(), columns, reads: port.reads };
-            inputs.push((item.place, input));
-        }
-        let missing = ports
-            .unwrap_or_default()
-            .iter()
-            .find(|port| !port.optional && !inputs.iter().any(|(_, input)| input.port == port.name));
-        if let Some(port) = missing {
-            let message = format!(
-                "table `{}`: stage `{}` also reads `{}`; write `from: [{}]`",
-                key.name,
-                kind.name,
-                port.name,
-                signature.unwrap_or_default()
-            );
-            return Err(self.error(place, message));
-        }
-        Ok(inputs)
-    }
-}
-
-/// The entries of `from:`, with the port where it is a mapping.
-fn from_entries(node: &Node) -> Vec<(Option<&Key>, &Node)> {
-    let Some(from) = node.get("from") else { return Vec::new() };
-    match &from.kind {
-        Kind::Scalar(Value::Null) => Vec::new(),
-        Kind::List(items) => items.iter().map(|item| (None, item)).collect(),
-        Kind::Map(entries) => entries.iter().map(|(port, item)| (Some(port), item)).collect(),
-        Kind::Scalar(_) => vec![(None, from)],
-    }
-}
-
-/// What a stage's message is about.
-enum Blamed {
-    Parameter(Place),
-    /// The position of the input.
-    Input(usize),
-    Table,
-}
-
-/// Reads a stage's message: it names a parameter, or an input, or a column of one input, in this order of weight.
-fn blamed(message: &str, node: &Node, kind: &StageKind, inputs: &[Input]) -> Blamed {
-    let quoted = || message.split('`').skip(1).step_by(2);
-    let parameters = kind.parameters();
-    let is_parameter = |word: &&str| parameters.iter().any(|p| word.split(['.', '[']).next() == Some(p));
-    let is_port = |word: &str| inputs.iter().position(|input| input.port == word);
-    match (node.get("with"), quoted().find(is_parameter)) {
-        (Some(with), Some(parameter)) => return Blamed::Parameter(with.place_of(parameter)),
-        (None, Some(_)) => return Blamed::Table,
-        (_, None) => {}
-    }
-    // Of several inputs that do not fit together the last named is the one that differs.
-    let words = message.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-');
-    let reads = |column: &str| {
-        let mut readers = inputs.iter().enumerate().filter(|(_, input)| input.columns.iter().any(|c| c == column));
-        readers.next().filter(|_| readers.next().is_none()).map(|(at, _)| at)
-    };
-    words.filter_map(is_port).last().or_else(|| quoted().find_map(reads)).map_or(Blamed::Table, Blamed::Input)
 }
 
 /// Rows are told apart by the text in their first column.

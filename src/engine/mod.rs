@@ -5,6 +5,7 @@ pub mod digest;
 pub mod error;
 pub mod event;
 pub mod filter;
+mod from;
 pub mod history;
 mod loader;
 pub mod parts;

@@ -52,7 +52,7 @@ impl Variant {
         self.0.iter().for_each(|(axis, value)| {
             hasher.field(axis.as_bytes()).field(value.to_string().as_bytes());
         });
-        format!("{table}~{}", hasher.finish())
+        format!("{table}.{}", hasher.finish())
     }
 }
 
@@ -63,7 +63,7 @@ pub fn text(value: &Value) -> String {
 
 /// The table whose versions a slot keeps; see [`Variant::slot`].
 pub fn table_of(slot: &str) -> &str {
-    slot.split_once('~').map_or(slot, |(table, _)| table)
+    slot.split_once('.').map_or(slot, |(table, _)| table)
 }
 
 /// A swept parameter.

@@ -144,6 +144,9 @@ impl Node {
                 entries.push((Key { name: (*first).to_owned(), place }, empty));
                 entries.len() - 1
             });
+            if rest.is_empty() {
+                entries[at].0.place = place;
+            }
             entries[at].1.set(rest, value);
         }
     }
