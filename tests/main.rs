@@ -5,4 +5,6 @@ mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod properties;
 mod resume;
+mod sweep;
