@@ -127,7 +127,7 @@ fn an_input_that_does_not_fit_is_named_where_it_is_read() {
     check(
         "  small: { stage: ingest, with: { dataset: folder, root: data, size: 16 } }\n  wrong: { stage: evaluate, from: [small, anomaly_maps] }",
         2,
-        42,
+        43,
         "`anomaly_maps` does not fit as `anomaly_maps` of stage `evaluate`: masks are 16x16 and anomaly maps 32x32",
     );
     check(
@@ -195,7 +195,7 @@ fn an_ablation_is_one_query() {
     assert_eq!(names, ["captions", "counts", "errors", "images", "paper_datasets", "paper_results"]);
 }
 
-/// An instance that is declared no longer, and one from before the sweep.
+/// The last version of an instance that is declared no longer says so.
 #[test]
 fn a_retired_instance_is_out_of_sight() {
     let lab = Lab::new(&swept(" { default: [nothing, something] }"));

@@ -80,7 +80,8 @@ impl Names {
         if manifests.is_empty() {
             let mut tables: Vec<&str> = versions.keys().map(|slot| table_of(slot)).collect();
             tables.dedup();
-            return Err(Error::Input(format!("run `{name}` has no table `{table}`; it has {}", tables.join(", "))));
+            let tables = if tables.is_empty() { "none".into() } else { tables.join(", ") };
+            return Err(Error::Input(format!("run `{name}` has no table `{table}`; it has {tables}")));
         }
         Ok(manifests)
     }
