@@ -7,4 +7,6 @@ mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod properties;
 mod resume;
+mod sweep;

@@ -91,6 +91,10 @@ struct PipelineArgs {
     /// Set a parameter: TABLE.PARAMETER=VALUE, such as images.root=photos. May be given several times.
     #[arg(long = "set", value_name = "TABLE.PARAMETER=VALUE")]
     sets: Vec<String>,
+    /// Of a sweep, only the combinations with this value, such as extractor=dinov2. Given several times: of one axis any,
+    /// of several axes all
+    #[arg(long, value_name = "AXIS=VALUE")]
+    only: Vec<String>,
     /// Where tables are kept: a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
     #[arg(long, env = "VLMDIFF_STORE")]
     store: Option<String>,
@@ -98,7 +102,9 @@ struct PipelineArgs {
 
 impl PipelineArgs {
     fn load(&self) -> Result<Pipeline> {
-        Ok(pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?)
+        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?;
+        pipeline.only(&self.only)?;
+        Ok(pipeline)
     }
 
     fn open(&self) -> Result<(Pipeline, Store)> {
