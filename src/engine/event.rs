@@ -26,6 +26,8 @@ pub enum Event {
     TableFresh {
         /// The table.
         table: String,
+        /// The stage that makes it.
+        stage: String,
         /// Where the store keeps its versions.
         slot: String,
         /// The version that the run found.
@@ -87,6 +89,8 @@ pub enum Event {
     TablePublished {
         /// The table.
         table: String,
+        /// The stage that makes it.
+        stage: String,
         /// Where the store keeps its versions.
         slot: String,
         /// Its version.

@@ -42,6 +42,8 @@ pub struct Run {
 pub struct TableRun {
     /// The table, with its swept values.
     pub table: String,
+    /// The stage that makes it.
+    pub stage: String,
     /// Where the store keeps its versions.
     pub slot: String,
     /// The version that the run found or published; 0 where it got no further.
@@ -93,8 +95,8 @@ impl Run {
                     ..Self::default()
                 };
             }
-            Event::TableFresh { table, slot, version, rows } => {
-                let fresh = TableRun { table: table.clone(), slot, version, rows, ..TableRun::default() };
+            Event::TableFresh { table, stage, slot, version, rows } => {
+                let fresh = TableRun { table: table.clone(), stage, slot, version, rows, ..TableRun::default() };
                 *self.table(&table) = fresh;
             }
             Event::TableStarted { table, reasons, .. } => self.table(&table).reasons = reasons,
@@ -103,10 +105,10 @@ impl Run {
                 table.computed += rows;
                 table.bytes += bytes;
             }
-            Event::TablePublished { table, slot, version, rows, computed, bytes, errors, seconds } => {
+            Event::TablePublished { table, stage, slot, version, rows, computed, bytes, errors, seconds } => {
                 let entry = self.table(&table);
                 let reasons = std::mem::take(&mut entry.reasons);
-                *entry = TableRun { table, slot, version, rows, computed, errors, bytes, seconds, reasons };
+                *entry = TableRun { table, stage, slot, version, rows, computed, errors, bytes, seconds, reasons };
             }
             Event::RowFailed { table, id, message, chain } => self.failures.push((table, id, message, chain)),
             Event::RunFinished { seconds, error } => {

@@ -9,7 +9,8 @@ use super::{
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Pending, Planner, View, Views, Work, published},
     reason::pipeline_digest,
-    store::Entry,
+    store::{Entry, Manifest},
+    sweep::table_of,
     task::{Executor, Report, Task},
 };
 
@@ -85,7 +86,7 @@ pub fn run(
         executor: Executor::new(store.clone()),
         run: run.clone(),
     };
-    let result = driver.mend(&mut log);
+    let result = driver.retire(&mut log).and_then(|()| driver.mend(&mut log));
     log.add(Event::RunFinished {
         seconds: started.elapsed().as_secs_f64(),
         error: result.as_ref().err().map(ToString::to_string),
@@ -130,6 +131,24 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
+    /// Takes instances of swept tables out of SQL's view that the pipeline no longer declares.
+    fn retire(&self, log: &mut Log<'_>) -> Result<()> {
+        let Pipeline { name: pipeline, tables, .. } = self.pipeline;
+        let instances: BTreeSet<String> = tables.iter().map(Table::slot).collect();
+        let declared: BTreeSet<&str> = tables.iter().map(|table| table.declared.as_str()).collect();
+        let versions = self.store.versions(pipeline)?;
+        for slot in versions.keys().filter(|slot| declared.contains(table_of(slot)) && !instances.contains(*slot)) {
+            let Some((_, manifest)) = self.store.published(pipeline, slot)? else { continue };
+            if manifest.retired || self.pipeline.declares(&manifest.table, &manifest.variant) != Some(false) {
+                continue;
+            }
+            let message = "the pipeline no longer declares it; its rows are kept for when it does".into();
+            log.add(Event::Log { table: manifest.variant.name(&manifest.table), message });
+            self.store.publish(pipeline, &Manifest { retired: true, run: self.run.clone(), ..manifest })?;
+        }
+        Ok(())
+    }
+
     /// Goes over the tables until none is found to rest on a damaged part. Returns the number of rows that failed.
     fn mend(&mut self, log: &mut Log<'_>) -> Result<u64> {
         if self.options.verify {
@@ -198,6 +217,7 @@ impl Driver<'_> {
         let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts };
         let fresh = |view: &View| Event::TableFresh {
             table: table.name.clone(),
+            stage: table.kind.name.to_owned(),
             slot: table.slot(),
             version: view.version,
             rows: view.manifest.rows,
@@ -245,6 +265,7 @@ impl Driver<'_> {
         let version = self.store.publish(&self.pipeline.name, &manifest)?;
         log.add(Event::TablePublished {
             table: name,
+            stage: table.kind.name.to_owned(),
             slot,
             version,
             rows: manifest.rows,

@@ -2,18 +2,17 @@
 //!
 //! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that ran last. The instances of a
 //! swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the run's id or a
-//! tag. Beside the tables stand `errors` (rows that failed), and `paper_results` and `paper_datasets` (the numbers of the paper).
+//! tag. Beside the tables stand `runs`, `stage_runs` and `errors` (what runs did, by table, and the rows that failed), and
+//! `paper_results` and `paper_datasets` (the numbers of the paper).
 
 mod catalog;
+mod history;
 pub mod output;
 mod table;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use arrow::{
-    array::{ArrayRef, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
-};
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
     error::DataFusionError,
@@ -143,34 +142,23 @@ fn query_error(error: DataFusionError) -> Error {
 
 /// The tables that every store has; a pipeline's own of the same name win.
 fn common(store: &Store, tables: &Tables) -> Result<()> {
-    let owner = store.clone();
-    let names = ["pipeline", "table", "id", "message"];
-    let schema = Schema::new(names.map(|name| Field::new(name, DataType::Utf8, false)).to_vec());
-    let errors = Lazy::new(Arc::new(schema), move || errors(&manifests(&owner)?));
-    let extra = [("errors", errors), ("paper_results", csv(PAPER_RESULTS)?), ("paper_datasets", csv(PAPER_DATASETS)?)];
+    let lazy = |schema, make: fn(&Store) -> Result<RecordBatch>| {
+        let store = store.clone();
+        Lazy::new(schema, move || make(&store))
+    };
+    let extra = [
+        ("runs", lazy(history::runs_schema(), history::runs)),
+        ("stage_runs", lazy(history::stage_runs_schema(), history::stage_runs)),
+        ("errors", lazy(history::errors_schema(), history::errors)),
+        ("paper_results", csv(PAPER_RESULTS)?),
+        ("paper_datasets", csv(PAPER_DATASETS)?),
+    ];
     for (name, table) in extra {
         if !tables.table_exist(name) {
             tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
         }
     }
     Ok(())
-}
-
-fn errors(manifests: &[(String, Manifest)]) -> Result<RecordBatch> {
-    let rows: Vec<[String; 4]> = manifests
-        .iter()
-        .flat_map(|(pipeline, m)| {
-            let table = m.variant.name(&m.table);
-            m.errors.iter().map(move |e| [pipeline.clone(), table.clone(), e.id.clone(), e.message.clone()])
-        })
-        .collect();
-    let column = |i: usize| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row[i]))) as ArrayRef;
-    Ok(RecordBatch::try_from_iter([
-        ("pipeline", column(0)),
-        ("table", column(1)),
-        ("id", column(2)),
-        ("message", column(3)),
-    ])?)
 }
 
 fn csv(text: &'static str) -> Result<Lazy> {
