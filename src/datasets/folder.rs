@@ -36,7 +36,7 @@ pub fn list<'a>(files: &Files<'a>) -> Result<Vec<Record<'a>>, DatasetError> {
     if classes.is_empty() {
         return Err(DatasetError::NoClass(files.root.trim_end_matches('/').to_owned()));
     }
-    let mut records = Vec::new();
+    let mut records = Vec::with_capacity(files.paths.len());
     for (prefix, name) in classes {
         let class = Class { files, paths: below(files.paths, &prefix), prefix, name };
         class.list(&mut records)?;

@@ -78,12 +78,10 @@ impl Sources {
 
     /// Every file below a folder or URL.
     pub fn tree(&self, root: &str) -> Result<Tree> {
-        match url_of(root)? {
-            Some(url) => Tree::remote(root, self.remote.list(&url)?),
-            None => retry(|| tree::walk(&local_path(root)))
-                .map_err(|e| cannot_read(root, e))
-                .and_then(|files| Tree::local(root, files)),
-        }
+        Ok(match url_of(root)? {
+            Some(url) => Tree::new(root, self.remote.list(&url)?),
+            None => Tree::local(root, retry(|| tree::walk(&local_path(root))).map_err(|e| cannot_read(root, e))?),
+        })
     }
 
     /// The digests of files of a tree, by their paths in it.
@@ -92,13 +90,14 @@ impl Sources {
             .par_iter()
             .map(|path| tree.find(path).ok_or_else(|| Error::Input(format!("no `{path}` in {}", tree.root))))
             .collect::<Result<_>>()?;
-        self.known_or(&tree.root, tree.stamps(), &wanted, |missing| {
-            let addresses = missing.iter().map(|found| tree.address(&found.path)).collect::<Result<Vec<_>>>()?;
-            match url_of(&tree.root)? {
-                Some(_) => self.remote.digests(&addresses),
-                None => addresses.par_iter().map(|address| hash_file(address)).collect(),
+        let hash = |missing: &[&Found]| match url_of(&tree.root)? {
+            Some(_) => {
+                let addresses = missing.iter().map(|found| tree.address(&found.path)).collect::<Result<Vec<_>>>()?;
+                self.remote.digests(&addresses)
             }
-        })
+            None => missing.par_iter().map(|found| hash_file(&tree.address(&found.path)?)).collect(),
+        };
+        self.known_or(&tree.root, tree.stamps(), &wanted, hash)
     }
 
     /// The digest of the content of a file or URL.

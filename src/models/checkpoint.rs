@@ -528,6 +528,8 @@ mod tests {
         let index = |map: &str| write("model.safetensors.index.json", map.as_bytes());
         index(r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#);
         assert_eq!(Checkpoint::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+        let files = ["model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"];
+        assert_eq!(Checkpoint::files(folder.path()), files.map(|file| folder.path().join(file)));
         index(r#"{"weight_map": {"a": "model-1.safetensors", "c": "model-2.safetensors"}}"#);
         assert!(
             Checkpoint::open(folder.path()).unwrap_err().to_string().contains("model-2.safetensors has no tensor c")

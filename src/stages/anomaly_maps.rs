@@ -269,3 +269,26 @@ fn scores(maps: &[f16], count: usize, [height, width]: [usize; 2], score: Score)
         .map_err(torch)?;
     floats(&x.flatten(1, -1).amax([1].as_slice(), false))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(weights: &str) -> Vec<String> {
+        let stage: AnomalyMaps = serde_json::from_value(serde_json::json!({ "weights": weights })).unwrap();
+        stage.files()
+    }
+
+    #[test]
+    fn the_files_that_are_loaded_are_identity() {
+        assert_eq!(files("s3://b/w.pth"), ["s3://b/w.pth"]);
+        assert_eq!(files("s3://b/dino/"), ["s3://b/dino/config.json", "s3://b/dino/model.safetensors"]);
+        assert_eq!(files("w.pth"), ["w.pth"]);
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        ["config.json", "pytorch_model.bin"].iter().for_each(|name| std::fs::write(place(name), "{}").unwrap());
+        assert_eq!(files(&place("")), [place("config.json"), place("pytorch_model.bin")]);
+        std::fs::write(place("model.safetensors"), "").unwrap();
+        assert_eq!(files(&place("")), [place("config.json"), place("model.safetensors")]);
+    }
+}

@@ -168,19 +168,17 @@ fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field
 
 /// Paths are volatile; contents are what identifies a row.
 fn list_folder(root: &str, sources: &Sources) -> Result<RecordBatch> {
-    let tree = sources.tree(root)?;
+    let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
+    let tree = sources.tree(root).map_err(expected)?;
     let (name, paths) = (tree.name(), tree.paths().collect::<Vec<_>>());
     let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
     let records = folder::list(&Files { root, name: &name, paths: &paths, read: &read })
         .map_err(|e| Error::Input(e.to_string()))?;
-    let files: Vec<&str> = records.iter().flat_map(|r| std::iter::once(r.image_id).chain(r.mask)).collect();
-    let mut contents = sources.digests(&tree, &files)?.into_iter();
-    let (images, masks): (Vec<_>, Vec<_>) =
-        records.iter().map(|r| (contents.next(), r.mask.and_then(|_| contents.next()))).unzip();
-    let digests = |name: &str, values: Vec<Option<Digest>>| {
-        let column = digest_array(values.into_iter());
-        (Field::new(name, column.data_type().clone(), true), column)
-    };
+    let files: Vec<&str> = records.iter().map(|r| r.image_id).chain(records.iter().filter_map(|r| r.mask)).collect();
+    let contents = sources.digests(&tree, &files)?;
+    let (images, masks) = contents.split_at(records.len());
+    let mut masks = masks.iter().copied();
+    let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
     let (mask_path, mask_paths) = text("mask_path", records.iter().map(|r| r.mask));
     listing(vec![
         text(column::IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
@@ -189,8 +187,8 @@ fn list_folder(root: &str, sources: &Sources) -> Result<RecordBatch> {
         labels(records.iter().map(|r| r.label)),
         text("defect", records.iter().map(|r| Some(r.defect))),
         text("caption", records.iter().map(|r| r.caption.as_deref())),
-        digests("image_content", images),
-        digests("mask_content", masks),
+        digests("image_content", digest_array(images.iter().copied().map(Some))),
+        digests("mask_content", digest_array(records.iter().map(|r| r.mask.and_then(|_| masks.next())))),
         (volatile(mask_path), mask_paths),
     ])
 }
@@ -400,5 +398,76 @@ impl Reader {
             column::tensors::<UInt8Type>(masks, size * size, Some(valid))?,
         ];
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::{
+        Store, encode_schema, stage,
+        store::Entry,
+        task::{Executor, Job, Listed, Task},
+    };
+
+    fn picture(path: &Path, grey: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(20, 20, image::Rgb([grey; 3])).save(path).unwrap();
+    }
+
+    fn ingest(root: &Path) -> Ingest {
+        Ingest { dataset: Dataset::Folder, root: Some(root.to_str().unwrap().into()), size: 16, synthetic: None }
+    }
+
+    /// Ingests the rows of a listing, as the engine does.
+    fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
+        let ids: Vec<String> = listed.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+        let job = Job {
+            stage: Ingest::NAME.into(),
+            params: serde_json::to_value(stage).unwrap(),
+            makes: Output::RowPerRow,
+            output: encode_schema(&stage.output(&Schemas::default()).unwrap()),
+            schemas: Vec::new(),
+            tables: Vec::new(),
+            device: "cpu".into(),
+        };
+        let stage_key = Digest::of(b"stage");
+        let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
+        let task = Task { job, stage_key, ids, keys, rows: Vec::new(), listed: Some(Listed::pack(listed).unwrap()) };
+        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
+        executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
+    }
+
+    #[test]
+    fn an_image_that_changes_after_it_was_listed_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        for file in ["train/good/0.png", "train/good/1.png", "test/hole/0.png", "test/hole/1.png"] {
+            picture(&root.join("nut").join(file), 100);
+        }
+        for file in ["0.png", "1.png"] {
+            picture(&root.join("nut/ground_truth/hole").join(file), 255);
+        }
+        let stage = ingest(&root);
+        let listed = stage.list(&Sources::default()).unwrap().unwrap();
+        assert_eq!(listed.num_rows(), 4);
+        picture(&root.join("nut/train/good/0.png"), 101);
+        picture(&root.join("nut/ground_truth/hole/1.png"), 0);
+        std::fs::remove_file(root.join("nut/train/good/1.png")).unwrap();
+        let entries = read(&stage, &listed, &folder.path().join("store"));
+        let [entry] = &entries[..] else { panic!("{} entries", entries.len()) };
+        let failed: Vec<(&str, String)> = entry
+            .errors
+            .iter()
+            .map(|error| (error.id.as_str(), error.message.replace(root.to_str().unwrap(), "ROOT")))
+            .collect();
+        assert_eq!(entry.contents.len(), 1);
+        let [mask, image, gone] = &failed[..] else { panic!("{failed:?}") };
+        let changed = "changed while it was being read; run again";
+        assert_eq!(*mask, ("nut/test/hole/1.png", format!("ROOT/nut/ground_truth/hole/1.png {changed}")));
+        assert_eq!(*image, ("nut/train/good/0.png", format!("ROOT/nut/train/good/0.png {changed}")));
+        assert!(gone.1.starts_with("cannot read ROOT/nut/train/good/1.png: "), "{gone:?}");
     }
 }

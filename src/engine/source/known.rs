@@ -1,7 +1,6 @@
 //! Digests remembered between runs: a file of stamps and the digests of what they stand for.
 
 use std::{
-    collections::HashMap,
     io::{self, Write},
     path::Path,
 };
@@ -42,16 +41,16 @@ impl Known {
         stamps: impl Iterator<Item = &'a Stamp>,
         fresh: impl Iterator<Item = (&'b Stamp, Digest)>,
     ) -> io::Result<()> {
-        let fresh: HashMap<Digest, Digest> = fresh.map(|(stamp, digest)| (stamp.id, digest)).collect();
-        if fresh.is_empty() {
+        // What is fresh stands first of those with one stamp, and stays.
+        let mut pairs: Vec<(Digest, Digest)> = fresh.map(|(stamp, digest)| (stamp.id, digest)).collect();
+        if pairs.is_empty() {
             return Ok(());
         }
-        let kept = stamps.filter(|stamp| !fresh.contains_key(&stamp.id)).filter_map(|s| Some((s.id, self.get(s)?)));
-        let mut pairs: Vec<(Digest, Digest)> =
-            kept.chain(fresh.iter().map(|(stamp, digest)| (*stamp, *digest))).collect();
-        pairs.sort_unstable();
+        pairs.extend(stamps.filter_map(|stamp| Some((stamp.id, self.get(stamp)?))));
+        pairs.sort_by_key(|(stamp, _)| *stamp);
+        pairs.dedup_by_key(|(stamp, _)| *stamp);
         let body: Vec<u8> =
-            pairs.iter().flat_map(|(stamp, digest)| [*stamp.as_bytes(), *digest.as_bytes()]).flatten().collect();
+            pairs.iter().flat_map(|(stamp, digest)| [stamp.as_bytes(), digest.as_bytes()]).flatten().copied().collect();
         if self.0.get(HEADER..) == Some(&body) {
             return Ok(());
         }

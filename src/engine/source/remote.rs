@@ -30,7 +30,9 @@ pub(super) fn url_of(address: &str) -> Result<Option<Url>> {
         Error::Input(format!("`{address}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
     };
     match Url::parse(address) {
-        Ok(url) if url.query().is_some() => Err(wrong(&"a URL with a query is not read")),
+        Ok(url) if url.query().or(url.fragment()).is_some() => {
+            Err(wrong(&"`?` and `#` in a name are written %3F and %23"))
+        }
         Ok(url) => Ok(Some(url)),
         Err(error) => Err(wrong(&error)),
     }
@@ -64,7 +66,7 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
-    fn runtime(&self) -> Result<&Runtime> {
+    pub(super) fn runtime(&self) -> Result<&Runtime> {
         if let Some(runtime) = self.runtime.get() {
             return Ok(runtime);
         }

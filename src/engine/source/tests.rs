@@ -225,7 +225,8 @@ fn only_errors_that_pass_are_met_by_trying_again() {
 /// Objects in memory, which the clones of these sources share.
 fn objects(sources: &Sources, objects: &[(&str, &str)]) {
     for (name, text) in objects {
-        let (store, path) = sources.remote.open(&url::Url::parse(&format!("memory:///{name}")).unwrap()).unwrap();
+        let url = url_of(&join("memory:///", name).unwrap()).unwrap().unwrap();
+        let (store, path) = sources.remote.open(&url).unwrap();
         let put = async { store.put(&path, PutPayload::from(text.as_bytes().to_vec())).await };
         sources.remote.runtime().unwrap().block_on(put).unwrap();
     }
@@ -246,6 +247,7 @@ fn a_url_is_a_tree_as_a_folder_is() {
     assert_eq!(read, ["a", "x"]);
     objects(&sources, &[("data/a.png", "z")]);
     assert_eq!(digests_of(&sources, "memory:///data"), of(&["z", "x"]));
+    assert!(sources.tree("memory:///data?x=1").is_err_and(|e| e.to_string().contains("`memory:///data?x=1`")));
     assert!(sources.read("memory:///data/none").unwrap_err().to_string().contains("memory:///data/none"));
 }
 

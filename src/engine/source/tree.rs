@@ -46,19 +46,15 @@ pub(super) struct Stamp {
 }
 
 impl Tree {
-    pub(super) fn local(root: &str, paths: Vec<Box<str>>) -> Result<Self> {
+    pub(super) fn local(root: &str, paths: Vec<Box<str>>) -> Self {
         let folder = local_path(root);
         let found = |path: Box<str>| Found { stamp: stamp(&path, &folder.join(&*path)), path };
-        Self::sorted(root, paths.into_par_iter().map(found).collect())
+        Self::new(root, paths.into_par_iter().map(found).collect())
     }
 
-    pub(super) fn remote(root: &str, files: Vec<Found>) -> Result<Self> {
-        Self::sorted(root, files)
-    }
-
-    fn sorted(root: &str, mut files: Vec<Found>) -> Result<Self> {
+    pub(super) fn new(root: &str, mut files: Vec<Found>) -> Self {
         files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { root: root.to_owned(), files })
+        Self { root: root.to_owned(), files }
     }
 
     /// The files' paths below the root, sorted, with `/` on every system.
