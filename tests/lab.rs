@@ -110,6 +110,7 @@ impl Lab {
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         // Threads of several workers at once would fight for the same cores.
         command.env("OMP_NUM_THREADS", "1").env_remove("VLMDIFF_STORE");
+        command.env("VLMDIFF_CACHE", self.path("cache"));
         command
     }
 

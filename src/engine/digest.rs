@@ -17,9 +17,10 @@ impl Digest {
         Self::truncate(blake3::hash(bytes))
     }
 
-    /// The digest of a file's content, read through a memory map on all cores.
+    /// The digest of a file's content. It is read, not mapped: a mapped file that is cut short meanwhile, or lies on a disk that
+    /// fails, would end the process.
     pub fn of_file(path: &std::path::Path) -> std::io::Result<Self> {
-        Ok(Self::truncate(blake3::Hasher::new().update_mmap_rayon(path)?.finalize()))
+        Ok(Self::truncate(blake3::Hasher::new().update_reader(std::fs::File::open(path)?)?.finalize()))
     }
 
     /// A digest from its 16 bytes, or `None` for another length.

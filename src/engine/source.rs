@@ -1,24 +1,211 @@
 //! Files and URLs outside the store: datasets, weights. What they hold is identified by content.
+//!
+//! An address is a path, or a URL that `object_store` knows (`s3://`, `gs://`, `az://`, `http(s)://`). Contents are hashed once and
+//! known again by what the file system or the server says of the file; see [`tree`] for what that trusts.
 
-use std::path::PathBuf;
+mod fetch;
+mod known;
+mod remote;
+mod tree;
 
-use super::{Digest, Error, Result};
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-/// Access to files and URLs outside the store.
-#[derive(Clone, Debug, Default)]
+use backon::{BlockingRetryable, ExponentialBuilder};
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::{Digest, Error, Hasher, Result};
+use known::Known;
+use remote::{Remote, url_of};
+pub use tree::Tree;
+use tree::{Found, Stamp};
+
+/// A file whose change lies less than this before its reading may change again unseen, within the resolution of a clock.
+const SETTLED: i64 = 2_000_000_000;
+
+/// Access to files and URLs outside the store. Cheap to make and to clone: connections are made when a URL is first used.
+#[derive(Clone, Debug)]
 pub struct Sources {
-    /// Hash every file, also those whose size, time and inode say that they have not changed.
+    /// Hash every file, also those that seem unchanged.
     pub verify: bool,
+    cache: PathBuf,
+    now: fn() -> i64,
+    remote: Arc<Remote>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
+/// The user's cache folder: `VLMDIFF_CACHE`, else `vlmdiff` in `XDG_CACHE_HOME` or in `~/.cache`.
+pub fn cache_folder() -> PathBuf {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || std::env::home_dir().unwrap_or_default().join(".cache");
+    named("VLMDIFF_CACHE").unwrap_or_else(|| named("XDG_CACHE_HOME").unwrap_or_else(home).join("vlmdiff"))
+}
+
+/// Whether an address is a URL of a server, and no path.
+pub fn is_url(address: &str) -> bool {
+    address.contains("://") && !address.starts_with("file://")
+}
+
+/// The address of a file below a root. Refuses a path that leads out of the root, as data may name one.
+pub fn join(root: &str, relative: &str) -> Result<String> {
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if relative.is_empty() || !Path::new(relative).components().all(inside) {
+        return Err(Error::Input(format!(
+            "`{relative}` leads out of {root}; a path below it, without `..`, would work"
+        )));
+    }
+    match url_of(root)? {
+        Some(url) => Ok(remote::below(url, relative).into()),
+        None => Ok(local_path(root).join(relative).to_string_lossy().into_owned()),
+    }
 }
 
 impl Sources {
-    /// The digest of a file's or URL's content.
-    pub fn digest(&self, address: &str) -> Result<Digest> {
-        Digest::of_file(address.as_ref()).map_err(|e| Error::Input(format!("cannot read {address}: {e}")))
+    /// Access that trusts what the file system says, or hashes every file.
+    pub fn new(verify: bool) -> Self {
+        Self { verify, cache: cache_folder(), now, remote: Arc::default() }
     }
 
-    /// A local path that holds the content of a file or URL.
-    pub fn local(&self, address: &str) -> Result<PathBuf> {
-        Ok(address.into())
+    /// Every file below a folder or URL.
+    pub fn tree(&self, root: &str) -> Result<Tree> {
+        Ok(match url_of(root)? {
+            Some(url) => Tree::new(root, self.remote.list(&url)?),
+            None => Tree::local(root, retry(|| tree::walk(&local_path(root))).map_err(|e| cannot_read(root, e))?),
+        })
+    }
+
+    /// The digests of files of a tree, by their paths in it.
+    pub fn digests(&self, tree: &Tree, paths: &[&str]) -> Result<Vec<Digest>> {
+        let wanted: Vec<&Found> = paths
+            .par_iter()
+            .map(|path| tree.find(path).ok_or_else(|| Error::Input(format!("no `{path}` in {}", tree.root))))
+            .collect::<Result<_>>()?;
+        let hash = |missing: &[&Found]| match url_of(&tree.root)? {
+            Some(_) => {
+                let addresses = missing.iter().map(|found| tree.address(&found.path)).collect::<Result<Vec<_>>>()?;
+                self.remote.digests(&addresses)
+            }
+            None => missing.par_iter().map(|found| hash_file(&tree.address(&found.path)?)).collect(),
+        };
+        self.known_or(&tree.root, tree.stamps(), &wanted, hash)
+    }
+
+    /// The digest of the content of a file or URL.
+    pub fn digest(&self, address: &str) -> Result<Digest> {
+        let url = url_of(address)?;
+        let stamp = match &url {
+            Some(url) => self.remote.stamp(url)?,
+            None => tree::stamp("", &local_path(address)),
+        };
+        let found = Found { path: "".into(), stamp };
+        let hash = || url.as_ref().map_or_else(|| hash_file(address), |url| self.download(url));
+        let digests = self.known_or(address, found.stamp.iter(), &[&found], |_| Ok(vec![hash()?]))?;
+        digests.first().copied().ok_or_else(|| cannot_read(address, "it has no content"))
+    }
+
+    /// The content of a file or URL.
+    pub fn read(&self, address: &str) -> Result<Bytes> {
+        match url_of(address)? {
+            Some(url) => self.remote.read(&url),
+            None => retry(|| std::fs::read(local_path(address))).map(Bytes::from).map_err(|e| cannot_read(address, e)),
+        }
+    }
+
+    /// The contents of several files or URLs, read side by side.
+    pub fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
+        match addresses.first().map(|first| url_of(first)) {
+            Some(Ok(Some(_))) => self.remote.read_all(addresses),
+            _ => addresses.par_iter().map(|address| self.read(address)).collect(),
+        }
+    }
+
+    /// Where the digests of a root's files are remembered.
+    fn memory(&self, root: &str) -> PathBuf {
+        self.cache.join("digests").join(Digest::of(absolute(root).as_bytes()).to_string())
+    }
+
+    /// Digests that are remembered for `root`, and of the other files by `hash`, which are then remembered too.
+    fn known_or<'a>(
+        &self,
+        root: &str,
+        stamps: impl Iterator<Item = &'a Stamp>,
+        wanted: &[&Found],
+        hash: impl FnOnce(&[&Found]) -> Result<Vec<Digest>>,
+    ) -> Result<Vec<Digest>> {
+        let file = self.memory(root);
+        let known = Known::load(&file);
+        let recall = |found: &&Found| found.stamp.as_ref().and_then(|stamp| known.get(stamp)).filter(|_| !self.verify);
+        let recalled: Vec<Option<Digest>> = wanted.par_iter().map(recall).collect();
+        let missing: Vec<&Found> =
+            wanted.iter().zip(&recalled).filter(|(_, digest)| digest.is_none()).map(|(found, _)| *found).collect();
+        if missing.is_empty() {
+            return Ok(recalled.into_iter().flatten().collect());
+        }
+        let began = (self.now)();
+        let hashed = hash(&missing)?;
+        let fresh = missing.iter().zip(&hashed).filter_map(|(found, digest)| Some((found.stamp.as_ref()?, *digest)));
+        let settled = fresh.filter(|(stamp, _)| stamp.changed <= began - SETTLED);
+        // Nothing is lost but time where the cache cannot be written.
+        known.replace(&file, stamps, settled).unwrap_or(());
+        let mut hashed = hashed.into_iter();
+        Ok(recalled.into_iter().filter_map(|digest| digest.or_else(|| hashed.next())).collect())
     }
 }
+
+/// The path of an address that is no URL of a server.
+fn local_path(address: &str) -> PathBuf {
+    let file = address.starts_with("file://").then(|| url::Url::parse(address).ok()?.to_file_path().ok()).flatten();
+    file.unwrap_or_else(|| address.into())
+}
+
+/// The address as it is named from everywhere.
+fn absolute(address: &str) -> String {
+    match url_of(address) {
+        Ok(Some(url)) => url.into(),
+        _ => local_path(address).canonicalize().map_or_else(|_| address.into(), |p| p.to_string_lossy().into_owned()),
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+fn cannot_read(address: &str, error: impl std::fmt::Display) -> Error {
+    Error::Input(format!("cannot read {address}: {error}"))
+}
+
+fn hash_file(address: &str) -> Result<Digest> {
+    retry(|| Digest::of_file(&local_path(address))).map_err(|e| cannot_read(address, e))
+}
+
+/// Tries again after errors that pass by themselves, as network file systems have them.
+fn retry<T>(read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_factor(4.)
+        .with_max_times(3)
+        .with_jitter();
+    read.retry(waits).when(passes).call()
+}
+
+/// The operating systems' number of an input or output error, which has no kind.
+const EIO: i32 = 5;
+
+fn passes(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, StaleNetworkFileHandle, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | StaleNetworkFileHandle | TimedOut | WouldBlock)
+        || error.raw_os_error() == Some(EIO)
+}
+
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,17 @@ pub struct Checkpoint {
     metadata: HashMap<String, String>,
 }
 
+/// The index of a sharded file: each tensor's name and the file beside the index that holds it.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The weight file of a folder.
+fn chosen(folder: &Path) -> Option<PathBuf> {
+    FILES.iter().map(|file| folder.join(file)).find(|file| file.exists())
+}
+
 impl Checkpoint {
     /// Opens a weight file, the index of a sharded one, or a folder in the Hugging Face layout.
     ///
@@ -136,9 +147,8 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         if path.is_dir() {
-            let file = FILES.iter().map(|file| path.join(file)).find(|file| file.exists());
             let reason = || format!("the folder has none of {}", FILES.join(", "));
-            return Self::open(file.ok_or_else(|| format_error(path, reason()))?);
+            return Self::open(chosen(path).ok_or_else(|| format_error(path, reason()))?);
         }
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(io)?;
@@ -183,12 +193,17 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), entries, containers: BTreeSet::new(), metadata })
     }
 
-    /// `{"weight_map": {name: file beside the index}}`
+    /// The files that [`Checkpoint::open`] reads: one, or an index and its shards. What cannot be opened stands for itself.
+    pub fn files(path: impl AsRef<Path>) -> Vec<PathBuf> {
+        let file = chosen(path.as_ref()).unwrap_or_else(|| path.as_ref().to_owned());
+        let index = file.extension().is_some_and(|extension| extension == "json").then(|| std::fs::read(&file).ok());
+        let index = index.flatten().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
+        let names: BTreeSet<String> = index.into_iter().flat_map(|index| index.weight_map.into_values()).collect();
+        let shards: Vec<PathBuf> = names.iter().map(|name| file.with_file_name(name)).collect();
+        std::iter::once(file).chain(shards).collect()
+    }
+
     fn open_shards(path: &Path, index: &[u8]) -> Result<Self, CheckpointError> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
         let index: Index = serde_json::from_slice(index)
             .map_err(|error| format_error(path, format!("it is no index of a sharded file: {error}")))?;
         let mut whole = Self {
@@ -513,6 +528,8 @@ mod tests {
         let index = |map: &str| write("model.safetensors.index.json", map.as_bytes());
         index(r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#);
         assert_eq!(Checkpoint::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+        let files = ["model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"];
+        assert_eq!(Checkpoint::files(folder.path()), files.map(|file| folder.path().join(file)));
         index(r#"{"weight_map": {"a": "model-1.safetensors", "c": "model-2.safetensors"}}"#);
         assert!(
             Checkpoint::open(folder.path()).unwrap_err().to_string().contains("model-2.safetensors has no tensor c")

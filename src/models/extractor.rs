@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use tch::{Device, Tensor};
 
-use super::{checkpoint::CheckpointError, dinov2::Dinov2, efficientnet::EfficientNetLite0};
+use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    dinov2::Dinov2,
+    efficientnet::EfficientNetLite0,
+};
 
 /// A feature extractor and where its weights lie.
 #[derive(Clone, Debug)]
@@ -53,12 +57,8 @@ impl Extractor {
     /// The files whose content decides what the network computes.
     pub fn files(&self) -> Vec<PathBuf> {
         let (Self::EfficientNetLite0 { weights } | Self::Dinov2 { weights }) = self;
-        if !weights.is_dir() {
-            return vec![weights.clone()];
-        }
-        let bin = weights.join("pytorch_model.bin");
-        let tensors = if bin.is_file() { bin } else { weights.join("model.safetensors") };
-        vec![weights.join("config.json"), tensors]
+        let config = weights.is_dir().then(|| weights.join("config.json"));
+        config.into_iter().chain(Checkpoint::files(weights)).collect()
     }
 
     /// Loads the network for chosen layers.

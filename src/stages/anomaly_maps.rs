@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result,
+        Error, Result, Sources,
+        source::is_url,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
         tensor_field,
@@ -35,14 +36,16 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct AnomalyMaps {
-    /// The network whose features are compared. Absent: DINOv2 where `weights` is a folder, else EfficientNet-Lite0.
+    /// The network whose features are compared. Absent: DINOv2 where `weights` is a folder or a URL that ends in `/`, else
+    /// EfficientNet-Lite0.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extractor: Option<Extractor>,
-    /// The network's weights: a file, or for DINOv2 a folder in Hugging Face layout. Identified by content, not by path.
+    /// The network's weights: a file, or for DINOv2 a folder in Hugging Face layout; or a URL of either, a folder's ending in
+    /// `/` (config.json and model.safetensors are read). Identified by content, not by place.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights: Option<PathBuf>,
+    pub weights: Option<String>,
     /// What the reconstruction is compared with.
     #[garde(skip)]
     #[serde(default)]
@@ -105,16 +108,32 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    fn extractor(&self) -> extractor::Extractor {
-        let guess = || match &self.weights {
-            Some(weights) if weights.is_dir() => Extractor::Dinov2,
-            _ => Extractor::EfficientnetLite0,
-        };
-        let weights = self.weights.clone().unwrap_or_else(extractor::default_weights);
-        match self.extractor.unwrap_or_else(guess) {
+    /// The extractor with its weights at a path.
+    fn extractor_at(&self, weights: PathBuf) -> extractor::Extractor {
+        let folder = self.remote_folder().is_some() || weights.is_dir();
+        let guess = if folder { Extractor::Dinov2 } else { Extractor::EfficientnetLite0 };
+        match self.extractor.unwrap_or(guess) {
             Extractor::EfficientnetLite0 => extractor::Extractor::EfficientNetLite0 { weights },
             Extractor::Dinov2 => extractor::Extractor::Dinov2 { weights },
         }
+    }
+
+    /// The extractor with its weights as they are named.
+    fn extractor(&self) -> extractor::Extractor {
+        self.extractor_at(self.weights.as_ref().map_or_else(extractor::default_weights, PathBuf::from))
+    }
+
+    fn remote_folder(&self) -> Option<&str> {
+        self.weights.as_deref().filter(|weights| is_url(weights) && weights.ends_with('/'))
+    }
+
+    /// The extractor with its weights fetched.
+    fn local_extractor(&self, sources: &Sources) -> Result<extractor::Extractor> {
+        Ok(match &self.weights {
+            Some(_) if self.remote_folder().is_some() => self.extractor_at(sources.local_folder(&self.files())?),
+            Some(weights) => self.extractor_at(sources.local(weights)?),
+            None => self.extractor(),
+        })
     }
 
     fn layers(&self) -> Vec<usize> {
@@ -154,6 +173,9 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Vec<String> {
+        if let Some(folder) = self.remote_folder() {
+            return ["config.json", "model.safetensors"].map(|name| format!("{folder}{name}")).into();
+        }
         self.extractor().files().iter().map(|path| path.to_string_lossy().into_owned()).collect()
     }
 }
@@ -161,7 +183,10 @@ impl Stage for AnomalyMaps {
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let network = self.extractor().open(&self.layers(), device).map_err(|e| Error::Input(e.to_string()))?;
+        let network = self
+            .local_extractor(&context.sources)?
+            .open(&self.layers(), device)
+            .map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         Ok(Box::new(Comparer {
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
@@ -243,4 +268,27 @@ fn scores(maps: &[f16], count: usize, [height, width]: [usize; 2], score: Score)
         .try_fold(x, |x, _| x.f_avg_pool2d([side, side], [1, 1], [0, 0], false, true, None::<i64>))
         .map_err(torch)?;
     floats(&x.flatten(1, -1).amax([1].as_slice(), false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(weights: &str) -> Vec<String> {
+        let stage: AnomalyMaps = serde_json::from_value(serde_json::json!({ "weights": weights })).unwrap();
+        stage.files()
+    }
+
+    #[test]
+    fn the_files_that_are_loaded_are_identity() {
+        assert_eq!(files("s3://b/w.pth"), ["s3://b/w.pth"]);
+        assert_eq!(files("s3://b/dino/"), ["s3://b/dino/config.json", "s3://b/dino/model.safetensors"]);
+        assert_eq!(files("w.pth"), ["w.pth"]);
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        ["config.json", "pytorch_model.bin"].iter().for_each(|name| std::fs::write(place(name), "{}").unwrap());
+        assert_eq!(files(&place("")), [place("config.json"), place("pytorch_model.bin")]);
+        std::fs::write(place("model.safetensors"), "").unwrap();
+        assert_eq!(files(&place("")), [place("config.json"), place("model.safetensors")]);
+    }
 }

@@ -1,11 +1,12 @@
 //! Images in: decoded, resized, with labels and masks.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, UInt32Array},
     datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type, UInt32Type},
 };
+use bytes::Bytes;
 use garde::Validate;
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -13,15 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use super::column;
 use crate::{
-    datasets::{folder, synthetic},
+    datasets::{Files, folder, synthetic},
     engine::{
         Digest, Error, Result, Sources,
-        columns::volatile,
+        columns::{digest_array, volatile},
+        source::join,
         stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Batch, Rows, SOURCE, Sink},
         tensor_field,
     },
-    vision::{decode, resize},
+    vision::{VisionError, decode, resize},
 };
 
 /// Lists a dataset and reads its images, one row per image.
@@ -34,10 +36,11 @@ pub struct Ingest {
     /// Which layout to read.
     #[garde(skip)]
     pub dataset: Dataset,
-    /// The dataset's folder; not for `synthetic`. Where it lies is no part of the images' identity.
+    /// The dataset's folder or URL (`s3://`, `gs://`, `az://`, `https://`); not for `synthetic`. Where it lies is no part of
+    /// the images' identity.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<PathBuf>,
+    pub root: Option<String>,
     /// Height and width of the stored pixels.
     #[garde(range(min = 16, max = 2048))]
     #[serde(default = "default_size")]
@@ -139,101 +142,124 @@ impl Stage for Ingest {
         ])))
     }
 
-    fn list(&self, _: &Sources) -> Result<Option<RecordBatch>> {
+    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {
         Ok(Some(match self.dataset {
-            Dataset::Folder => list_folder(self.root.as_deref().unwrap_or_else(|| std::path::Path::new(".")))?,
+            Dataset::Folder => list_folder(self.root(), sources)?,
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?,
         }))
     }
 }
 
-/// The rows as they are outside the store. Paths are volatile; contents are what identifies a row.
-fn listing(extra: Vec<(Field, ArrayRef)>, rows: &[Listed]) -> Result<RecordBatch> {
-    let text = |f: fn(&Listed) -> Option<&str>| Arc::new(StringArray::from_iter(rows.iter().map(f))) as ArrayRef;
-    let mut columns: Vec<(Field, ArrayRef)> = vec![
-        (column::image_id(), text(|r| Some(&r.id))),
-        (Field::new("class", DataType::Utf8, false), text(|r| Some(&r.class))),
-        (Field::new("split", DataType::Utf8, false), text(|r| Some(r.split))),
-        (
-            Field::new("label", DataType::Boolean, false),
-            Arc::new(BooleanArray::from_iter(rows.iter().map(|r| Some(r.label)))),
-        ),
-        (Field::new("defect", DataType::Utf8, false), text(|r| Some(&r.defect))),
-        (Field::new("caption", DataType::Utf8, true), text(|r| r.caption.as_deref())),
-    ];
-    columns.extend(extra);
+impl Ingest {
+    fn root(&self) -> &str {
+        self.root.as_deref().unwrap_or(".")
+    }
+}
+
+/// Rows as they are outside the store.
+fn listing(columns: Vec<(Field, ArrayRef)>) -> Result<RecordBatch> {
     let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
 }
 
-struct Listed {
-    id: String,
-    class: String,
-    split: &'static str,
-    label: bool,
-    defect: String,
-    caption: Option<String>,
+fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field, ArrayRef) {
+    (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
 }
 
-fn list_folder(root: &std::path::Path) -> Result<RecordBatch> {
-    let records = folder::list(root).map_err(|e| Error::Input(e.to_string()))?;
-    let digest = |path: &PathBuf| match Digest::of_file(path) {
-        Ok(digest) => Ok(digest.to_string()),
-        Err(e) => Err(Error::Input(format!("cannot read {}: {e}", path.display()))),
-    };
-    let contents = records
-        .par_iter()
-        .map(|r| Ok((digest(&r.image)?, r.mask.as_ref().map(digest).transpose()?)))
-        .collect::<Result<Vec<_>>>()?;
-    let text = |values: Vec<Option<String>>| Arc::new(StringArray::from(values)) as ArrayRef;
-    let field = |name: &str| Field::new(name, DataType::Utf8, true);
-    let path = |path: &PathBuf| path.to_string_lossy().into_owned();
-    let extra = vec![
-        (field("image_content"), text(contents.iter().map(|(image, _)| Some(image.clone())).collect())),
-        (field("mask_content"), text(contents.iter().map(|(_, mask)| mask.clone()).collect())),
-        (volatile(field("image_path")), text(records.iter().map(|r| Some(path(&r.image))).collect())),
-        (volatile(field("mask_path")), text(records.iter().map(|r| r.mask.as_ref().map(path)).collect())),
-    ];
-    let rows: Vec<Listed> = records
-        .into_iter()
-        .map(|r| Listed {
-            id: r.image_id,
-            class: r.class,
-            split: if r.split == "train" { "train" } else { "test" },
-            label: r.label,
-            defect: r.defect,
-            caption: r.caption,
-        })
-        .collect();
-    listing(extra, &rows)
+/// Paths are volatile; contents are what identifies a row.
+fn list_folder(root: &str, sources: &Sources) -> Result<RecordBatch> {
+    let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
+    let tree = sources.tree(root).map_err(expected)?;
+    let (name, paths) = (tree.name(), tree.paths().collect::<Vec<_>>());
+    let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
+    let records = folder::list(&Files { root, name: &name, paths: &paths, read: &read })
+        .map_err(|e| Error::Input(e.to_string()))?;
+    let files: Vec<&str> = records.iter().map(|r| r.image_id).chain(records.iter().filter_map(|r| r.mask)).collect();
+    let contents = sources.digests(&tree, &files)?;
+    let (images, masks) = contents.split_at(records.len());
+    let mut masks = masks.iter().copied();
+    let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
+    let (mask_path, mask_paths) = text("mask_path", records.iter().map(|r| r.mask));
+    listing(vec![
+        text(column::IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
+        text("class", records.iter().map(|r| Some(r.class))),
+        text("split", records.iter().map(|r| Some(r.split))),
+        labels(records.iter().map(|r| r.label)),
+        text("defect", records.iter().map(|r| Some(r.defect))),
+        text("caption", records.iter().map(|r| r.caption.as_deref())),
+        digests("image_content", digest_array(images.iter().copied().map(Some))),
+        digests("mask_content", digest_array(records.iter().map(|r| r.mask.and_then(|_| masks.next())))),
+        (volatile(mask_path), mask_paths),
+    ])
+}
+
+fn labels(values: impl Iterator<Item = bool>) -> (Field, ArrayRef) {
+    (Field::new("label", DataType::Boolean, false), Arc::new(values.map(Some).collect::<BooleanArray>()))
 }
 
 fn list_synthetic(spec: &Synthetic) -> Result<RecordBatch> {
     let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
-    let rows: Vec<Listed> = items
-        .iter()
-        .map(|item| Listed {
-            id: item.image_id(),
-            class: item.class.name().into(),
-            split: item.split.name(),
-            label: item.defect.is_some(),
-            defect: item.label().into(),
-            caption: None,
-        })
-        .collect();
+    let ids: Vec<String> = items.iter().map(synthetic::Item::image_id).collect();
     let index = UInt32Array::from_iter_values(items.iter().map(|item| item.index));
-    listing(vec![(Field::new("index", DataType::UInt32, false), Arc::new(index))], &rows)
+    listing(vec![
+        text(column::IMAGE_ID, ids.iter().map(|id| Some(id.as_str()))),
+        text("class", items.iter().map(|item| Some(item.class.name()))),
+        text("split", items.iter().map(|item| Some(item.split.name()))),
+        labels(items.iter().map(|item| item.defect.is_some())),
+        text("defect", items.iter().map(|item| Some(item.label()))),
+        (Field::new("index", DataType::UInt32, false), Arc::new(index)),
+    ])
 }
 
 impl Open for Ingest {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        Ok(Box::new(Reader { stage: self, output: context.output.clone() }))
+        Ok(Box::new(Reader { stage: self, output: context.output.clone(), sources: context.sources.clone() }))
     }
 }
 
 struct Reader {
     stage: Ingest,
     output: SchemaRef,
+    sources: Sources,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Read(#[from] Error),
+    #[error("{address} changed while it was being read; run again")]
+    Changed { address: String },
+    #[error("{address}: {source}")]
+    Decode { address: String, source: VisionError },
+    #[error(
+        "the mask {mask} is {}x{} and its image {image} is {}x{}; a mask has the size of its image",
+        mask_size.0, mask_size.1, image_size.0, image_size.1
+    )]
+    MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32) },
+    #[error(transparent)]
+    Synthetic(#[from] synthetic::Error),
+}
+
+/// A listed file and what was read of it.
+struct File {
+    address: String,
+    content: Option<Digest>,
+    read: Result<Bytes>,
+}
+
+impl File {
+    /// Decodes what was read, if it is what was listed: the row is kept under the digest of the listed content.
+    fn decode<T>(self, decode: fn(&[u8]) -> Result<T, VisionError>) -> Result<(String, T), Failure> {
+        let (address, bytes) = (self.address, self.read?);
+        if Some(Digest::of(&bytes)) != self.content {
+            return Err(Failure::Changed { address });
+        }
+        match decode(&bytes) {
+            Ok(decoded) => Ok((address, decoded)),
+            Err(source) => Err(Failure::Decode { address, source }),
+        }
+    }
 }
 
 /// A decoded row.
@@ -249,13 +275,18 @@ struct Image {
 impl Operator for Reader {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(32)? {
-            let images: Vec<Result<Image, String>> =
-                (0..batch.len()).into_par_iter().map(|row| self.image(&batch, row)).collect();
+            let images: Vec<Result<Image, Failure>> = match self.stage.dataset {
+                Dataset::Folder => {
+                    let decode = |(row, (image, mask))| self.photograph(&batch, row, image, mask);
+                    self.files(&batch)?.into_par_iter().enumerate().map(decode).collect()
+                }
+                Dataset::Synthetic => (0..batch.len()).into_par_iter().map(|row| self.generated(&batch, row)).collect(),
+            };
             let mut good = Vec::with_capacity(images.len());
             for (row, image) in images.into_iter().enumerate() {
                 match image {
                     Ok(image) => good.push((row as u32, image)),
-                    Err(message) => out.fail(&batch.ids[row], message)?,
+                    Err(failure) => out.fail(&batch.ids[row], failure)?,
                 }
             }
             out.write(&self.batch(&batch, good)?)?;
@@ -265,48 +296,59 @@ impl Operator for Reader {
 }
 
 impl Reader {
-    fn image(&self, batch: &Batch, row: usize) -> Result<Image, String> {
-        match self.stage.dataset {
-            Dataset::Folder => self.photograph(batch, row),
-            Dataset::Synthetic => self.generated(batch, row),
-        }
+    /// Reads the image and, where there is one, the mask of each row: all side by side, as a server wants it.
+    fn files(&self, batch: &Batch) -> Result<Vec<(File, Option<File>)>> {
+        let mask_path = batch.column(SOURCE, "mask_path")?.as_string::<i32>();
+        let listed = |row, path: &str, contents: &str| -> Result<_> {
+            let content = Digest::from_slice(batch.column(SOURCE, contents)?.as_fixed_size_binary().value(row));
+            Ok((join(self.stage.root(), path)?, content))
+        };
+        let images = batch.ids.iter().enumerate().map(|(row, id)| listed(row, id, "image_content"));
+        let masked = mask_path.iter().enumerate().filter_map(|(row, path)| Some((row, path?)));
+        let masks = masked.map(|(row, path)| listed(row, path, "mask_content"));
+        let (addresses, contents): (Vec<String>, Vec<_>) =
+            images.chain(masks).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let read = self.sources.read_all(&addresses);
+        let mut files = addresses.into_iter().zip(contents).zip(read).map(|((address, content), read)| File {
+            address,
+            content,
+            read,
+        });
+        let images: Vec<File> = files.by_ref().take(batch.len()).collect();
+        Ok(images.into_iter().zip(mask_path).map(|(image, mask)| (image, mask.and_then(|_| files.next()))).collect())
     }
 
-    fn photograph(&self, batch: &Batch, row: usize) -> Result<Image, String> {
-        let text = |name: &str| {
-            let column = batch.column(SOURCE, name).map_err(|e| e.to_string())?.as_string::<i32>();
-            Ok::<_, String>(column.is_valid(row).then(|| column.value(row).to_owned()))
-        };
-        let read = |path: &str| std::fs::read(path).map_err(|e| format!("cannot read {path}: {e}"));
-        let path = text("image_path")?.unwrap_or_default();
-        let image = decode::rgb(&read(&path)?).map_err(|e| format!("{path}: {e}"))?;
+    fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
+        let (address, image) = image.decode(decode::rgb)?;
         let (width, height) = image.dimensions();
         let size = self.stage.size;
-        let mask = match text("mask_path")? {
-            Some(mask_path) => {
-                let mask = decode::mask(&read(&mask_path)?).map_err(|e| format!("{mask_path}: {e}"))?;
+        let mask = match mask {
+            Some(mask) => {
+                let (mask_address, mask) = mask.decode(decode::mask)?;
                 if mask.dimensions() != (width, height) {
-                    let (w, h) = mask.dimensions();
-                    return Err(format!(
-                        "the mask {mask_path} is {w}x{h} and its image {path} is {width}x{height}; a mask has the size of its image"
-                    ));
+                    return Err(Failure::MaskSize {
+                        mask: mask_address,
+                        mask_size: mask.dimensions(),
+                        image: address,
+                        image_size: (width, height),
+                    });
                 }
                 Some(resize::mask(&mask, size, size).into_raw())
             }
             None => self.empty_mask(batch, row)?,
         };
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
-        Ok(Image { uri: Some(path), width, height, caption: text("caption")?, pixels, mask })
+        let caption = batch.column(SOURCE, "caption")?.as_string::<i32>();
+        let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
+        Ok(Image { uri: Some(address), width, height, caption, pixels, mask })
     }
 
-    fn generated(&self, batch: &Batch, row: usize) -> Result<Image, String> {
+    fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
         let spec = self.stage.synthetic.clone().unwrap_or_default();
-        let text = |name| {
-            batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row)).map_err(|e| e.to_string())
-        };
-        let index = batch.column(SOURCE, "index").map_err(|e| e.to_string())?.as_primitive::<UInt32Type>().value(row);
+        let text = |name| batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row));
+        let index = batch.column(SOURCE, "index")?.as_primitive::<UInt32Type>().value(row);
         let item = synthetic::Item {
-            class: text("class")?.parse().map_err(|e: synthetic::Error| e.to_string())?,
+            class: text("class")?.parse()?,
             split: if text("split")? == "train" { synthetic::Split::Train } else { synthetic::Split::Test },
             defect: synthetic::Defect::ALL
                 .into_iter()
@@ -326,8 +368,8 @@ impl Reader {
     }
 
     /// A normal image has no anomalous pixel; of an anomalous image without ground truth nothing is known.
-    fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>, String> {
-        let anomalous = batch.column(SOURCE, "label").map_err(|e| e.to_string())?.as_boolean().value(row);
+    fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>> {
+        let anomalous = batch.column(SOURCE, "label")?.as_boolean().value(row);
         Ok((!anomalous).then(|| vec![0; (self.stage.size * self.stage.size) as usize]))
     }
 
@@ -356,5 +398,76 @@ impl Reader {
             column::tensors::<UInt8Type>(masks, size * size, Some(valid))?,
         ];
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::{
+        Store, encode_schema, stage,
+        store::Entry,
+        task::{Executor, Job, Listed, Task},
+    };
+
+    fn picture(path: &Path, grey: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(20, 20, image::Rgb([grey; 3])).save(path).unwrap();
+    }
+
+    fn ingest(root: &Path) -> Ingest {
+        Ingest { dataset: Dataset::Folder, root: Some(root.to_str().unwrap().into()), size: 16, synthetic: None }
+    }
+
+    /// Ingests the rows of a listing, as the engine does.
+    fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
+        let ids: Vec<String> = listed.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+        let job = Job {
+            stage: Ingest::NAME.into(),
+            params: serde_json::to_value(stage).unwrap(),
+            makes: Output::RowPerRow,
+            output: encode_schema(&stage.output(&Schemas::default()).unwrap()),
+            schemas: Vec::new(),
+            tables: Vec::new(),
+            device: "cpu".into(),
+        };
+        let stage_key = Digest::of(b"stage");
+        let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
+        let task = Task { job, stage_key, ids, keys, rows: Vec::new(), listed: Some(Listed::pack(listed).unwrap()) };
+        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
+        executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
+    }
+
+    #[test]
+    fn an_image_that_changes_after_it_was_listed_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        for file in ["train/good/0.png", "train/good/1.png", "test/hole/0.png", "test/hole/1.png"] {
+            picture(&root.join("nut").join(file), 100);
+        }
+        for file in ["0.png", "1.png"] {
+            picture(&root.join("nut/ground_truth/hole").join(file), 255);
+        }
+        let stage = ingest(&root);
+        let listed = stage.list(&Sources::default()).unwrap().unwrap();
+        assert_eq!(listed.num_rows(), 4);
+        picture(&root.join("nut/train/good/0.png"), 101);
+        picture(&root.join("nut/ground_truth/hole/1.png"), 0);
+        std::fs::remove_file(root.join("nut/train/good/1.png")).unwrap();
+        let entries = read(&stage, &listed, &folder.path().join("store"));
+        let [entry] = &entries[..] else { panic!("{} entries", entries.len()) };
+        let failed: Vec<(&str, String)> = entry
+            .errors
+            .iter()
+            .map(|error| (error.id.as_str(), error.message.replace(root.to_str().unwrap(), "ROOT")))
+            .collect();
+        assert_eq!(entry.contents.len(), 1);
+        let [mask, image, gone] = &failed[..] else { panic!("{failed:?}") };
+        let changed = "changed while it was being read; run again";
+        assert_eq!(*mask, ("nut/test/hole/1.png", format!("ROOT/nut/ground_truth/hole/1.png {changed}")));
+        assert_eq!(*image, ("nut/train/good/0.png", format!("ROOT/nut/train/good/0.png {changed}")));
+        assert!(gone.1.starts_with("cannot read ROOT/nut/train/good/1.png: "), "{gone:?}");
     }
 }

@@ -1,0 +1,108 @@
+//! URLs as local files, in the user's cache folder.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use url::Url;
+
+use super::{
+    Digest, Error, Hasher, Result, Sources, cannot_read, local_path,
+    remote::{name_of, url_of},
+};
+
+impl Sources {
+    /// A local path that holds the content of a file or URL. A URL is fetched once, into the user's cache folder.
+    pub fn local(&self, address: &str) -> Result<PathBuf> {
+        let Some(url) = url_of(address)? else { return Ok(local_path(address)) };
+        let digest = self.digest(address)?;
+        let path = self.place(digest, &url);
+        // What was cut or changed since is fetched again.
+        let whole = path.is_file() && self.digest(&path.to_string_lossy())? == digest;
+        if !whole && self.download(&url)? != digest {
+            return Err(Error::Input(format!("{address} changed while it was being read; run again")));
+        }
+        Ok(path)
+    }
+
+    /// A local folder that holds files or URLs under their own names.
+    pub fn local_folder(&self, addresses: &[String]) -> Result<PathBuf> {
+        let files = addresses.iter().map(|address| self.local(address)).collect::<Result<Vec<_>>>()?;
+        let mut hasher = Hasher::new("folder");
+        files.iter().for_each(|file| {
+            hasher.field(file.as_os_str().as_encoded_bytes());
+        });
+        let folder = self.cache.join("sources").join(hasher.finish().to_string());
+        let link = |file: &PathBuf| -> io::Result<()> {
+            let to = folder.join(file.file_name().unwrap_or_default());
+            fs::create_dir_all(&folder)?;
+            // A file that was fetched again is another one than is linked.
+            fs::remove_file(&to).unwrap_or(());
+            match fs::hard_link(file, &to) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        };
+        files.iter().try_for_each(link).map_err(|e| cannot_write(&folder, e))?;
+        Ok(folder)
+    }
+
+    fn place(&self, digest: Digest, url: &Url) -> PathBuf {
+        self.cache.join("sources").join(digest.to_string()).join(name_of(url))
+    }
+
+    /// Fetches a URL to its place in the cache, and says what it holds.
+    pub(super) fn download(&self, url: &Url) -> Result<Digest> {
+        let folder = self.cache.join("sources");
+        let mut temporary = Temporary::beside(&folder.join(name_of(url))).map_err(|e| cannot_write(&folder, e))?;
+        let digest = self.remote.fetch(url, &mut temporary).map_err(|e| cannot_read(url.as_str(), e))?;
+        let place = self.place(digest, url);
+        temporary.keep_as(&place).map_err(|e| cannot_write(&place, e))?;
+        Ok(digest)
+    }
+}
+
+fn cannot_write(path: &Path, error: io::Error) -> Error {
+    Error::Input(format!("cannot write {}: {error}; `VLMDIFF_CACHE` names another folder", path.display()))
+}
+
+/// A file that is removed unless it is kept under its final name, which it takes at once and whole.
+pub(super) struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    pub(super) fn beside(path: &Path) -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let unique = format!("{}.{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = path.with_added_extension(unique);
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        Ok(Self { file: File::create(&path)?, path })
+    }
+
+    pub(super) fn keep_as(self, path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::rename(&self.path, path)
+    }
+}
+
+impl Write for Temporary {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After `keep_as` there is nothing of this name.
+        fs::remove_file(&self.path).unwrap_or(());
+    }
+}

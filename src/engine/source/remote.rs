@@ -1,0 +1,170 @@
+//! Servers: the one place that knows `object_store` outside the store. It tries again after 5xx, timeouts and cut bodies.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::Write,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, path::Path};
+use tokio::runtime::{Builder, Runtime};
+use url::{Position, Url};
+
+use super::{
+    Digest, Error, Hasher, Result, cannot_read, is_url,
+    tree::{Found, Stamp, cannot_list, remote_stamp},
+};
+
+/// Objects read at the same time.
+const READS: usize = 32;
+
+/// The URL that an address is, or `None` for a path.
+pub(super) fn url_of(address: &str) -> Result<Option<Url>> {
+    if !is_url(address) {
+        return Ok(None);
+    }
+    let wrong = |what: &dyn fmt::Display| {
+        Error::Input(format!("`{address}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
+    };
+    match Url::parse(address) {
+        Ok(url) if url.query().or(url.fragment()).is_some() => {
+            Err(wrong(&"`?` and `#` in a name are written %3F and %23"))
+        }
+        Ok(url) => Ok(Some(url)),
+        Err(error) => Err(wrong(&error)),
+    }
+}
+
+/// A URL below another.
+pub(super) fn below(mut url: Url, relative: &str) -> Url {
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(relative.split('/'));
+    }
+    url
+}
+
+/// The last name in a URL's path.
+pub(super) fn name_of(url: &Url) -> String {
+    let path = Path::from_url_path(url.path()).unwrap_or_default();
+    path.filename().unwrap_or("content").to_owned()
+}
+
+/// Connections, made when they are first needed.
+#[derive(Default)]
+pub(super) struct Remote {
+    runtime: OnceLock<Runtime>,
+    stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remote")
+    }
+}
+
+impl Remote {
+    pub(super) fn runtime(&self) -> Result<&Runtime> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime);
+        }
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        Ok(self.runtime.get_or_init(|| runtime))
+    }
+
+    /// The server of a URL, and where on it the URL lies.
+    pub(super) fn open(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
+        let wrong = |e: object_store::Error| cannot_read(url.as_str(), e);
+        let (_, path) = ObjectStoreScheme::parse(url).map_err(|e| wrong(e.into()))?;
+        // Some URLs name a bucket before the path: another bucket is another store.
+        let segments: Vec<&str> = url.path().split('/').filter(|segment| !segment.is_empty()).collect();
+        let bucket = segments.len().saturating_sub(path.parts().count());
+        let key = [&[&url[..Position::BeforePath]], &segments[..bucket]].concat().join("/");
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = stores.get(&key) {
+            return Ok((store.clone(), path));
+        }
+        let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        let options = environment.map(|(key, value)| (key.to_ascii_lowercase(), value));
+        // Who writes http:// means it.
+        let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
+        let (store, _) = object_store::parse_url_opts(url, options.chain(plain)).map_err(wrong)?;
+        let store: Arc<dyn ObjectStore> = store.into();
+        stores.insert(key, store.clone());
+        Ok((store, path))
+    }
+
+    pub(super) fn list(&self, url: &Url) -> Result<Vec<Found>> {
+        let (store, root) = self.open(url)?;
+        let hidden = |path: &str| path.split('/').any(|name| name.starts_with('.'));
+        let found = |meta: object_store::ObjectMeta| {
+            let names: Vec<_> = meta.location.prefix_match(&root)?.collect();
+            let path = names.iter().map(|name| name.as_ref()).collect::<Vec<_>>().join("/");
+            (!path.is_empty() && !hidden(&path)).then(|| Found { stamp: remote_stamp(&path, &meta), path: path.into() })
+        };
+        let listing = store.list(Some(&root)).try_filter_map(async |meta| Ok(found(meta)));
+        self.runtime()?.block_on(listing.try_collect()).map_err(|e| match url.scheme() {
+            "http" | "https" => cannot_list(url.as_str(), format!("{e}; a web server lists its files by WebDAV only")),
+            _ => cannot_list(url.as_str(), e),
+        })
+    }
+
+    pub(super) fn stamp(&self, url: &Url) -> Result<Option<Stamp>> {
+        let (store, path) = self.open(url)?;
+        let meta = self.runtime()?.block_on(store.head(&path)).map_err(|e| cannot_read(url.as_str(), e))?;
+        Ok(remote_stamp(url.as_str(), &meta))
+    }
+
+    pub(super) fn read(&self, url: &Url) -> Result<Bytes> {
+        let (store, path) = self.open(url)?;
+        let read = async { store.get(&path).await?.bytes().await };
+        self.runtime()?.block_on(read).map_err(|e| cannot_read(url.as_str(), e))
+    }
+
+    pub(super) fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
+        self.each(addresses, async |store, path| store.get(&path).await?.bytes().await)
+    }
+
+    pub(super) fn digests(&self, addresses: &[String]) -> Result<Vec<Digest>> {
+        self.each(addresses, async |store, path| content(&*store, &path, &mut std::io::sink()).await)
+            .into_iter()
+            .collect()
+    }
+
+    /// Writes the content of a URL, and says its digest.
+    pub(super) fn fetch(&self, url: &Url, to: &mut impl Write) -> Result<Digest> {
+        let (store, path) = self.open(url)?;
+        Ok(self.runtime()?.block_on(content(&*store, &path, to))?)
+    }
+
+    /// Reads many URLs side by side.
+    fn each<T>(
+        &self,
+        addresses: &[String],
+        read: impl AsyncFn(Arc<dyn ObjectStore>, Path) -> object_store::Result<T>,
+    ) -> Vec<Result<T>> {
+        let one = async |address: &String| {
+            let url = url_of(address)?.ok_or_else(|| Error::Input(format!("`{address}` is no URL")))?;
+            let (store, path) = self.open(&url)?;
+            read(store, path).await.map_err(|e| cannot_read(address, e))
+        };
+        match self.runtime() {
+            Ok(runtime) => runtime.block_on(futures::stream::iter(addresses).map(one).buffered(READS).collect()),
+            Err(error) => addresses.iter().map(|address| Err(cannot_read(address, &error))).collect(),
+        }
+    }
+}
+
+/// Copies an object's content, and says its digest.
+async fn content(store: &dyn ObjectStore, path: &Path, to: &mut impl Write) -> object_store::Result<Digest> {
+    let failed = |source: std::io::Error| object_store::Error::Generic { store: "cache", source: source.into() };
+    let mut hasher = Hasher::default();
+    let mut chunks = store.get(path).await?.into_stream();
+    while let Some(chunk) = chunks.try_next().await? {
+        hasher.raw(&chunk);
+        to.write_all(&chunk).map_err(failed)?;
+    }
+    Ok(hasher.finish())
+}
