@@ -30,7 +30,7 @@ impl Plan {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
         let (tables, doubts) = self.selection.resolve(&pipeline)?;
-        let sources = Sources { verify: self.selection.verify, ..Sources::default() };
+        let sources = Sources::new(self.selection.verify);
         show(&pipeline, &store, &sources, &tables, &doubts, self.json)
     }
 }

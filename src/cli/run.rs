@@ -40,7 +40,7 @@ impl Run {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
         let (tables, doubts) = self.selection.resolve(&pipeline)?;
-        let sources = Sources { verify: self.selection.verify, ..Sources::default() };
+        let sources = Sources::new(self.selection.verify);
         if self.dry_run {
             return plan::show(&pipeline, &store, &sources, &tables, &doubts, false);
         }
