@@ -1,5 +1,6 @@
 //! Dataflow: tables made by stages, computed row by row, kept under what they were computed from. Knows Arrow, not images.
 
+mod cache;
 pub mod columns;
 pub mod digest;
 pub mod error;
@@ -9,6 +10,7 @@ pub mod history;
 pub mod parts;
 pub mod pipeline;
 pub mod plan;
+mod remote;
 pub mod run;
 pub mod schema;
 pub mod source;

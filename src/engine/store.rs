@@ -187,11 +187,8 @@ impl Store {
             .build()?;
         let (objects, prefix, url): (Arc<dyn ObjectStore>, Path, String) = match url::Url::parse(address) {
             Ok(url) if url.scheme().len() > 1 && url.scheme() != "file" => {
-                let options = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
-                let (objects, prefix) = object_store::parse_url_opts(&url, options).map_err(|e| {
-                    Error::Input(format!("store `{address}`: {e}; use a folder, s3://, gs://, az:// or https://"))
-                })?;
-                (objects.into(), prefix, address.to_owned())
+                let (objects, prefix) = super::remote::open(&url)?;
+                (objects, prefix, address.to_owned())
             }
             parsed => {
                 let folder =
@@ -358,17 +355,11 @@ impl Store {
     /// All that a stage has computed, in a fixed order.
     pub fn computed(&self, stage: Digest) -> Result<Vec<Entry>> {
         let folder = format!("computed/{stage}");
-        let names = self.list(&folder)?;
-        let entries = names.into_iter().map(|name| {
-            let name = format!("{folder}/{name}");
-            Ok(self.get_json::<Entry>(&name)?.map(|entry| (name, entry)))
-        });
-        Ok(entries
-            .filter_map(Result::transpose)
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .map(|(_, entry)| entry)
-            .collect())
+        let names: Vec<String> = self.list(&folder)?.into_iter().map(|name| format!("{folder}/{name}")).collect();
+        let parse = |(name, bytes): (&String, Option<Bytes>)| {
+            bytes.map(|json| serde_json::from_slice(&json).map_err(|e| Error::Damaged(format!("{name}: {e}"))))
+        };
+        names.iter().zip(self.get_all(&names)?).filter_map(parse).collect()
     }
 
     /// A version of a published table.
