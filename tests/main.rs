@@ -5,4 +5,7 @@ mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod proxy;
+mod python;
+mod remote;
 mod resume;
