@@ -9,15 +9,23 @@ use std::{
 
 /// What happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The answer is this status, and the server sees nothing.
+pub(crate) struct Fault {
+    /// Whether the server does what it is asked.
+    pub(crate) reaches: bool,
+    pub(crate) client: Client,
+}
+
+/// What the client hears of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// This status instead of the answer.
     Status(u16),
-    /// The answer's head is whole, its body ends half way; an answer without a body is lost.
-    Cut,
-    /// No answer for longer than the client waits, and the server sees nothing.
-    Hang,
-    /// The server does what it is asked, and the answer is lost.
-    Lose,
+    /// The answer's head and half of its body; nothing of an answer without a body.
+    Half,
+    /// The end of the connection.
+    Closed,
+    /// Nothing, for longer than it waits.
+    Silence,
 }
 
 /// One request as it came, with what was done to it.
@@ -87,20 +95,15 @@ impl Link {
             seen.push(new.clone());
             new.fault
         };
-        match fault {
-            Some(Fault::Status(status)) => {
+        let answer = if fault.is_none_or(|fault| fault.reaches) { self.forward(&head, &body)? } else { Vec::new() };
+        match fault.map(|fault| fault.client) {
+            None => (&client).write_all(&answer)?,
+            Some(Client::Half) => (&client).write_all(&answer[..half(&answer)])?,
+            Some(Client::Status(status)) => {
                 write!(&client, "HTTP/1.1 {status} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
             }
-            Some(Fault::Hang) => std::thread::sleep(self.hang),
-            _ => {
-                let answer = self.forward(&head, &body)?;
-                let kept = match fault {
-                    Some(Fault::Lose) => 0,
-                    Some(Fault::Cut) => cut(&answer),
-                    _ => answer.len(),
-                };
-                (&client).write_all(&answer[..kept])?;
-            }
+            Some(Client::Closed) => {}
+            Some(Client::Silence) => std::thread::sleep(self.hang),
         }
         client.shutdown(Shutdown::Both)
     }
@@ -142,14 +145,24 @@ fn request(reader: &mut impl BufRead) -> std::io::Result<Option<(String, Vec<u8>
 }
 
 /// Where an answer ends that is cut short.
-fn cut(answer: &[u8]) -> usize {
+fn half(answer: &[u8]) -> usize {
     let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(0, |at| at + 4);
     if head == answer.len() { 0 } else { head + (answer.len() - head) / 2 }
 }
 
-/// Faults for about one request in `every`, of all kinds in turn, the same for the same seed.
+/// Faults for about one request in `every`, of all kinds, the same for the same seed.
 pub(crate) fn seeded(seed: u64, every: u64) -> Box<Schedule> {
-    let kinds = [Fault::Status(500), Fault::Cut, Fault::Lose, Fault::Status(503), Fault::Cut, Fault::Hang, Fault::Lose];
+    let fault = |reaches, client| Fault { reaches, client };
+    let kinds = [
+        fault(false, Client::Status(500)),
+        fault(true, Client::Half),
+        fault(true, Client::Closed),
+        fault(false, Client::Status(503)),
+        fault(true, Client::Half),
+        fault(false, Client::Silence),
+        fault(true, Client::Status(503)),
+        fault(false, Client::Closed),
+    ];
     Box::new(move |number, _| {
         // SplitMix64 of the request's number.
         let mut x = (seed << 32 | number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -2,7 +2,7 @@
 //! [`crate::proxy`] before it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -20,7 +20,7 @@ use vlmdiff::engine::{
 
 use crate::{
     lab::{LIGHT, Lab, project},
-    proxy::{Fault, Proxy, seeded},
+    proxy::{Client, Fault, Proxy, Seen, seeded},
 };
 
 const STORE: &str = "s3://bucket/some/prefix";
@@ -124,7 +124,7 @@ struct Remote {
 }
 
 impl Remote {
-    fn new(schedule: impl Fn(u64, &crate::proxy::Seen) -> Option<Fault> + Send + Sync + 'static) -> Self {
+    fn new(schedule: impl Fn(u64, &Seen) -> Option<Fault> + Send + Sync + 'static) -> Self {
         let server = Server::start();
         let proxy = Proxy::start(server.address, HANG, Box::new(schedule));
         Self { lab: Lab::new(LIGHT), server, proxy }
@@ -195,24 +195,25 @@ fn a_failing_network_changes_no_table() {
         assert_eq!(published(&remote), once, "the second run has nothing to do");
         assert_eq!(remote.server.objects("computed").len(), written);
         let faults = remote.proxy.faults();
-        for kind in [Fault::Cut, Fault::Hang, Fault::Lose] {
-            assert!(faults.contains(&kind), "seed {seed} had no {kind:?}: {faults:?}");
+        for client in [Client::Half, Client::Silence, Client::Closed] {
+            assert!(faults.iter().any(|f| f.client == client), "seed {seed} had no {client:?}: {faults:?}");
         }
     }
 }
 
 #[test]
 fn a_publication_whose_answer_is_lost_is_not_doubled() {
-    // Every second write of a version happens, and the client does not hear of it: it hears of a closed connection, of a
-    // server error, or of nothing.
-    let writes = std::sync::atomic::AtomicUsize::new(0);
+    // Each version is written at the first attempt, and the client hears of a closed connection, a broken server, or nothing.
+    let losses = [Client::Closed, Client::Status(503), Client::Silence].map(|client| Fault { reaches: true, client });
+    let lost = std::sync::Mutex::new(losses.to_vec());
+    let written = std::sync::Mutex::new(HashSet::new());
     let remote = Remote::new(move |_, seen| {
         let publishes = seen.method == "PUT" && seen.path.contains("/published/");
-        let number = publishes.then(|| writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed))?;
-        number.is_multiple_of(2).then_some(Fault::Lose)
+        let first = publishes && written.lock().unwrap().insert(seen.path.clone());
+        if first { lost.lock().unwrap().pop() } else { None }
     });
     remote.run();
-    assert_eq!(remote.proxy.faults(), [Fault::Lose; 3]);
+    assert_eq!(remote.proxy.faults().len(), losses.len());
     for (table, versions) in remote.server.versions() {
         assert_eq!(versions.len(), 1, "{table}");
     }

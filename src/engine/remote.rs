@@ -98,13 +98,14 @@ impl Steady {
         }
     }
 
+    /// A failure with the address and what to set; that an object is there already is none.
     fn explain(&self, error: Fault) -> Fault {
         match error {
-            Fault::Generic { .. } | Fault::PermissionDenied { .. } | Fault::Unauthenticated { .. } => {
+            Fault::AlreadyExists { .. } | Fault::Precondition { .. } | Fault::NotModified { .. } => error,
+            _ => {
                 let hint = Url::parse(&self.url).map_or("", |url| hint(&url));
                 Fault::Generic { store: "remote", source: format!("{}: {error}; {hint}", self.url).into() }
             }
-            expected => expected,
         }
     }
 
@@ -122,6 +123,14 @@ impl Steady {
             Err(Fault::NotFound { .. }) => Err(Fault::Generic { store: "remote", source: Box::new(Conflict) }),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// That there is no object is an answer, and no failure.
+fn or_absent<T>(answer: Answer<T>) -> Answer<Answer<T>> {
+    match answer {
+        Err(absent @ Fault::NotFound { .. }) => Ok(Err(absent)),
+        other => other.map(Ok),
     }
 }
 
@@ -167,7 +176,7 @@ impl ObjectStore for Steady {
             let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
             Ok(GetResult { payload, meta, range, attributes })
         };
-        self.steadily(get).await
+        self.steadily(async || or_absent(get().await)).await?
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Answer<Path>>) -> BoxStream<'static, Answer<Path>> {
@@ -176,7 +185,7 @@ impl ObjectStore for Steady {
             let this = this.clone();
             async move {
                 let location = location?;
-                this.steadily(|| this.objects.delete(&location)).await?;
+                this.steadily(async || or_absent(this.objects.delete(&location).await)).await??;
                 Ok(location)
             }
         };
