@@ -137,10 +137,11 @@ fn or_absent<T>(answer: Answer<T>) -> Answer<Answer<T>> {
 /// Whether the same request may succeed at another time. `object_store` has already sent again what got no connection or an
 /// answer of 500 and above, and what timed out if it reads.
 fn is_transient(error: &Fault) -> bool {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
-    causes.into_iter().any(|cause| {
-        let http = cause.downcast_ref::<HttpError>();
-        cause.is::<Conflict>() || http.is_some_and(|e| !matches!(e.kind(), HttpErrorKind::Connect))
+    use HttpErrorKind::{Decode, Interrupted, Request, Timeout};
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    causes.any(|cause| match cause.downcast_ref::<HttpError>() {
+        Some(http) => matches!(http.kind(), Decode | Interrupted | Request | Timeout),
+        None => cause.is::<Conflict>(),
     })
 }
 
