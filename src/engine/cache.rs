@@ -40,6 +40,14 @@ struct Immutable<'a> {
     digest: Digest,
 }
 
+/// An object whose bytes are not those that its name promises.
+#[derive(Debug, thiserror::Error)]
+#[error("{location} does not match its digest")]
+pub(super) struct Mismatch {
+    location: Path,
+    pub(super) digest: Digest,
+}
+
 impl Cached {
     /// The store below `prefix` of `remote`, with copies in the user's cache folder.
     pub(super) fn new(remote: Arc<dyn ObjectStore>, prefix: Path) -> std::io::Result<Self> {
@@ -79,8 +87,8 @@ impl Cached {
             }
             let bytes = self.remote.get(object.location).await?.bytes().await?;
             if Digest::of(&bytes) != object.digest {
-                let source = format!("{} does not match its digest; delete it and run again", object.location);
-                return Err(Error::Generic { store: "remote", source: source.into() });
+                let mismatch = Mismatch { location: object.location.clone(), digest: object.digest };
+                return Err(Error::Generic { store: "remote", source: Box::new(mismatch) });
             }
             let size = bytes.len() as u64;
             self.local.put(&object.copy, bytes.into()).await?;
@@ -236,8 +244,9 @@ mod tests {
     async fn damage_in_the_store_is_an_error_and_not_kept() {
         let at = fixture().await;
         at.remote.put(&at.part, "damaged".into()).await.unwrap();
-        let error = at.open().get(&at.part).await.unwrap_err().to_string();
-        assert!(error.contains("does not match its digest") && error.contains(at.part.as_ref()), "{error}");
+        let error = crate::engine::Error::from(at.open().get(&at.part).await.unwrap_err());
+        assert!(matches!(error, crate::engine::Error::Lost { digest, .. } if digest == Digest::of(BYTES)), "{error}");
+        assert!(error.to_string().contains(&format!("{} does not match its digest", at.part)), "{error}");
         assert!(!at.copy.exists());
         at.remote.delete(&at.part).await.unwrap();
         assert!(matches!(at.open().get(&at.part).await, Err(Error::NotFound { .. })));

@@ -10,6 +10,8 @@ use arrow::{
     datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
 };
 
+use rayon::prelude::*;
+
 use super::{Digest, Error, Hasher, Result};
 
 /// The column that says what a row of a row-wise table was computed from.
@@ -117,7 +119,7 @@ pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
         columns.iter().for_each(|column| column.hash(i, &mut hasher));
         hasher.finish()
     };
-    Ok((0..batch.num_rows()).map(row).collect())
+    Ok((0..batch.num_rows()).into_par_iter().map(row).collect())
 }
 
 /// An array of digests.
