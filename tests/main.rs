@@ -8,5 +8,8 @@ mod lab;
 mod laws;
 mod layering;
 mod properties;
+mod proxy;
+mod python;
+mod remote;
 mod resume;
 mod sweep;

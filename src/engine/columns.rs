@@ -263,9 +263,10 @@ fn fixed(array: &ArrayRef, width: usize) -> Values {
 }
 
 /// A tensor column in Arrow's canonical `arrow.fixed_shape_tensor` extension type: one tensor of `shape`, row-major, per row.
+/// Its values are never null, yet declared nullable: pyarrow takes a column of others for plain lists.
 pub fn tensor_field(name: &str, item: DataType, shape: &[usize], nullable: bool) -> Field {
     let size = shape.iter().product::<usize>() as i32;
-    let item = Arc::new(Field::new_list_field(item, false));
+    let item = Arc::new(Field::new_list_field(item, true));
     Field::new(name, DataType::FixedSizeList(item, size), nullable).with_metadata(HashMap::from([
         ("ARROW:extension:name".into(), "arrow.fixed_shape_tensor".into()),
         ("ARROW:extension:metadata".into(), serde_json::json!({ "shape": shape }).to_string()),
@@ -293,7 +294,7 @@ mod tests {
     }
 
     fn batch(ids: &[&str], x: &[f32], seconds: &[i64]) -> RecordBatch {
-        let item = Arc::new(Field::new_list_field(DataType::Float32, false));
+        let item = Arc::new(Field::new_list_field(DataType::Float32, true));
         let x = arrow::array::FixedSizeListArray::new(item, 2, Arc::new(Float32Array::from(x.to_vec())), None);
         let columns: Vec<ArrayRef> =
             vec![Arc::new(StringArray::from(ids.to_vec())), Arc::new(x), Arc::new(Int64Array::from(seconds.to_vec()))];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Digest;
+use super::{Digest, cache::Mismatch};
 
 /// What can go wrong between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub enum Error {
     },
     /// The store cannot be read or written.
     #[error("store: {0}")]
-    Store(#[from] object_store::Error),
+    Store(#[source] object_store::Error),
     /// Arrow refused.
     #[error("arrow: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
@@ -73,6 +73,16 @@ pub enum Error {
 
 /// A result of the dataflow layer.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<object_store::Error> for Error {
+    /// Damage that shows on the way from a remote store is the same as on a disk.
+    fn from(error: object_store::Error) -> Self {
+        match std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Mismatch>()) {
+            Some(mismatch) => Self::lost(mismatch.digest, mismatch.to_string()),
+            None => Self::Store(error),
+        }
+    }
+}
 
 impl Error {
     /// A part or blob that is damaged or missing.

@@ -1,5 +1,6 @@
 //! Dataflow: tables made by stages, computed row by row, kept under what they were computed from. Knows Arrow, not images.
 
+mod cache;
 pub mod columns;
 pub mod cut;
 pub mod diff;
@@ -18,6 +19,7 @@ pub mod parts;
 pub mod pipeline;
 pub mod plan;
 pub mod reason;
+mod remote;
 pub mod run;
 pub mod schema;
 pub mod select;

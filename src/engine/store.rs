@@ -262,11 +262,8 @@ impl Store {
             .build()?;
         let (objects, prefix, url): (Arc<dyn ObjectStore>, Path, String) = match url::Url::parse(address) {
             Ok(url) if url.scheme().len() > 1 && url.scheme() != "file" => {
-                let options = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
-                let (objects, prefix) = object_store::parse_url_opts(&url, options).map_err(|e| {
-                    Error::Input(format!("store `{address}`: {e}; use a folder, s3://, gs://, az:// or https://"))
-                })?;
-                (objects.into(), prefix, address.to_owned())
+                let (objects, prefix) = super::remote::open(&url)?;
+                (objects, prefix, address.to_owned())
             }
             parsed => {
                 let folder =

@@ -23,7 +23,7 @@ pub fn tensors<T: ArrowPrimitiveType>(
     size: usize,
     valid: Option<Vec<bool>>,
 ) -> Result<ArrayRef> {
-    let item = Arc::new(Field::new_list_field(T::DATA_TYPE, false));
+    let item = Arc::new(Field::new_list_field(T::DATA_TYPE, true));
     let values: PrimitiveArray<T> = PrimitiveArray::from_iter_values(values);
     Ok(Arc::new(FixedSizeListArray::try_new(item, size as i32, Arc::new(values), valid.map(Into::into))?))
 }

@@ -1,0 +1,254 @@
+//! A local copy of what a remote store never changes: parts, blobs and records, whose names are the digests of their bytes.
+//!
+//! An object is fetched once, whole, checked against its name, and served from a folder of this machine from then on, to
+//! every process and whichever store it came from. The folder may be deleted at any time.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
+};
+use tokio::sync::OnceCell;
+
+use super::Digest;
+
+/// Folders of a store whose objects are named by their digests.
+const IMMUTABLE: [&str; 3] = ["parts", "blobs", "computed"];
+
+/// A remote store with its immutable objects kept in a local folder.
+#[derive(Debug)]
+pub(super) struct Cached {
+    remote: Arc<dyn ObjectStore>,
+    prefix: Path,
+    local: LocalFileSystem,
+    /// The sizes of the copies that this process has fetched or checked.
+    checked: Mutex<HashMap<Path, Arc<OnceCell<u64>>>>,
+}
+
+/// An immutable object: its place in the store, in the folder of copies, and what its bytes must be.
+struct Immutable<'a> {
+    location: &'a Path,
+    copy: Path,
+    digest: Digest,
+}
+
+/// An object whose bytes are not those that its name promises.
+#[derive(Debug, thiserror::Error)]
+#[error("{location} does not match its digest")]
+pub(super) struct Mismatch {
+    location: Path,
+    pub(super) digest: Digest,
+}
+
+impl Cached {
+    /// The store below `prefix` of `remote`, with copies in the user's cache folder.
+    pub(super) fn new(remote: Arc<dyn ObjectStore>, prefix: Path) -> std::io::Result<Self> {
+        Self::in_folder(remote, prefix, cache_folder().join("objects"))
+    }
+
+    fn in_folder(remote: Arc<dyn ObjectStore>, prefix: Path, folder: PathBuf) -> std::io::Result<Self> {
+        let named = |e: &dyn fmt::Display| {
+            let advice = "set VLMDIFF_CACHE to a folder that can be written";
+            std::io::Error::other(format!("the cache folder {}: {e}; {advice}", folder.display()))
+        };
+        std::fs::create_dir_all(&folder).map_err(|e| named(&e))?;
+        let local = LocalFileSystem::new_with_prefix(&folder).map_err(|e| named(&e))?;
+        Ok(Self { remote, prefix, local, checked: Mutex::default() })
+    }
+
+    fn immutable<'a>(&self, location: &'a Path) -> Option<Immutable<'a>> {
+        let copy: Path = location.prefix_match(&self.prefix)?.collect();
+        let folder = copy.parts().next()?;
+        let digest = copy.filename()?.split('.').next()?.parse().ok()?;
+        IMMUTABLE.contains(&folder.as_ref()).then_some(Immutable { location, copy, digest })
+    }
+
+    fn checked(&self) -> MutexGuard<'_, HashMap<Path, Arc<OnceCell<u64>>>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that there is a copy, at its first use in this process a checked one; returns its size.
+    async fn fetch(&self, object: &Immutable<'_>) -> Result<u64> {
+        let cell = self.checked().entry(object.copy.clone()).or_default().clone();
+        let fetch = async || {
+            if let Ok(found) = self.local.get(&object.copy).await
+                && let Ok(bytes) = found.bytes().await
+                && Digest::of(&bytes) == object.digest
+            {
+                return Ok(bytes.len() as u64);
+            }
+            let bytes = self.remote.get(object.location).await?.bytes().await?;
+            if Digest::of(&bytes) != object.digest {
+                let mismatch = Mismatch { location: object.location.clone(), digest: object.digest };
+                return Err(Error::Generic { store: "remote", source: Box::new(mismatch) });
+            }
+            let size = bytes.len() as u64;
+            self.local.put(&object.copy, bytes.into()).await?;
+            Ok(size)
+        };
+        cell.get_or_try_init(fetch).await.copied()
+    }
+
+    /// Reads the copy, unless it is no longer what was checked.
+    async fn read(&self, object: &Immutable<'_>, size: u64, options: GetOptions) -> Result<GetResult> {
+        let found = self.local.get_opts(&object.copy, options).await?;
+        if found.meta.size != size {
+            let source = format!("the copy of {} has another size", object.location);
+            return Err(Error::Generic { store: "cache", source: source.into() });
+        }
+        Ok(GetResult { meta: ObjectMeta { location: object.location.clone(), ..found.meta }, ..found })
+    }
+}
+
+/// Where this user keeps what can be fetched again.
+fn cache_folder() -> PathBuf {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("VLMDIFF_CACHE").unwrap_or_else(|| {
+        let home = || folder("HOME").unwrap_or_else(std::env::temp_dir).join(".cache");
+        folder("XDG_CACHE_HOME").unwrap_or_else(home).join("vlmdiff")
+    })
+}
+
+impl fmt::Display for Cached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.remote.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Cached {
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let Some(object) = self.immutable(location).filter(|_| !options.head) else {
+            return self.remote.get_opts(location, options).await;
+        };
+        let size = self.fetch(&object).await?;
+        if let Ok(found) = self.read(&object, size, options.clone()).await {
+            return Ok(found);
+        }
+        // Somebody deleted or changed the copy since this process checked it.
+        self.checked().remove(&object.copy);
+        let size = self.fetch(&object).await?;
+        self.read(&object, size, options).await
+    }
+
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let put = self.remote.put_opts(location, payload.clone(), options).await?;
+        if let Some(object) = self.immutable(location) {
+            self.local.put(&object.copy, payload).await?;
+        }
+        Ok(put)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.remote.put_multipart_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.remote.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.remote.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.remote.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.remote.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        remote: Arc<InMemory>,
+        part: Path,
+        copy: PathBuf,
+    }
+
+    const BYTES: &[u8] = b"bytes of a part";
+
+    async fn fixture() -> Fixture {
+        let (folder, remote) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
+        let name = format!("parts/{}.parquet", Digest::of(BYTES));
+        let (part, copy) = (Path::from(format!("a/b/{name}")), folder.path().join(name));
+        remote.put(&part, BYTES.into()).await.unwrap();
+        Fixture { folder, remote, part, copy }
+    }
+
+    impl Fixture {
+        /// As a new process sees it.
+        fn open(&self) -> Cached {
+            Cached::in_folder(self.remote.clone(), Path::from("a/b"), self.folder.path().into()).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_is_fetched_once_and_served_in_ranges() {
+        let at = fixture().await;
+        assert_eq!(at.open().get_range(&at.part, 6..8).await.unwrap(), "of");
+        at.remote.delete(&at.part).await.unwrap();
+        let cached = at.open();
+        let found = cached.get(&at.part).await.unwrap();
+        assert_eq!(found.meta.location, at.part);
+        assert_eq!(found.bytes().await.unwrap(), BYTES);
+        assert_eq!(cached.get_ranges(&at.part, &[0..5, 11..15]).await.unwrap(), ["bytes", "part"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_kept_and_other_objects_are_not() {
+        let at = fixture().await;
+        let blob = Path::from(format!("a/b/blobs/{}", Digest::of(b"weights")));
+        let state = Path::from("a/b/state/one");
+        for (location, bytes) in [(&blob, "weights"), (&state, "state")] {
+            at.open().put(location, bytes.into()).await.unwrap();
+            at.remote.delete(location).await.unwrap();
+        }
+        assert_eq!(at.open().get(&blob).await.unwrap().bytes().await.unwrap(), "weights");
+        assert!(matches!(at.open().get(&state).await, Err(Error::NotFound { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_broken_copy_is_fetched_again() {
+        let at = fixture().await;
+        let cached = at.open();
+        cached.get(&at.part).await.unwrap();
+        // Cut short and deleted under a running process, changed before a new one.
+        std::fs::write(&at.copy, &BYTES[..3]).unwrap();
+        assert_eq!(cached.get(&at.part).await.unwrap().bytes().await.unwrap(), BYTES);
+        std::fs::remove_dir_all(at.copy.parent().unwrap()).unwrap();
+        assert_eq!(cached.get_range(&at.part, 6..8).await.unwrap(), "of");
+        std::fs::write(&at.copy, b"BYTES of a part").unwrap();
+        assert_eq!(at.open().get(&at.part).await.unwrap().bytes().await.unwrap(), BYTES);
+    }
+
+    #[tokio::test]
+    async fn damage_in_the_store_is_an_error_and_not_kept() {
+        let at = fixture().await;
+        at.remote.put(&at.part, "damaged".into()).await.unwrap();
+        let error = crate::engine::Error::from(at.open().get(&at.part).await.unwrap_err());
+        assert!(matches!(error, crate::engine::Error::Lost { digest, .. } if digest == Digest::of(BYTES)), "{error}");
+        assert!(error.to_string().contains(&format!("{} does not match its digest", at.part)), "{error}");
+        assert!(!at.copy.exists());
+        at.remote.delete(&at.part).await.unwrap();
+        assert!(matches!(at.open().get(&at.part).await, Err(Error::NotFound { .. })));
+    }
+}

@@ -1,0 +1,285 @@
+//! A store on S3, reached through a network that fails: a real server of that protocol on this machine, with
+//! [`crate::proxy`] before it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder};
+use vlmdiff::engine::{
+    event::{Event, Logged},
+    store::Manifest,
+};
+
+use crate::{
+    lab::{LIGHT, Lab, project},
+    proxy::{Client, Fault, Proxy, Seen, seeded},
+};
+
+const STORE: &str = "s3://bucket/some/prefix";
+/// How long vlmdiff waits for an answer here, and how long a hanging connection takes.
+const TIMEOUT: Duration = Duration::from_secs(4);
+const HANG: Duration = Duration::from_secs(6);
+
+/// Python with the packages that `make test` brings.
+pub(crate) fn python() -> Command {
+    let packages = project().join(".tools/python");
+    assert!(
+        packages.join("requirements.txt").is_file(),
+        "{} is missing: run make test, or python3 setup/fetch.py tools",
+        packages.display()
+    );
+    let mut command = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
+    command.env("PYTHONPATH", packages).stdin(Stdio::null());
+    command
+}
+
+/// An S3 server with one empty bucket.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn start() -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let process = python()
+            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &free.port().to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { process, address: free };
+        let started = Instant::now();
+        let bucket = "PUT /bucket HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        loop {
+            let mut answer = String::new();
+            let asked = TcpStream::connect(free).and_then(|mut stream| {
+                stream.write_all(bucket.as_bytes())?;
+                stream.read_to_string(&mut answer)
+            });
+            if asked.is_ok() && answer.contains(" 200 ") {
+                return server;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "no S3 server at {free}: {asked:?} {answer}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The objects below a folder of the store, read without the proxy.
+    fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+        let objects = AmazonS3Builder::new()
+            .with_endpoint(format!("http://{}", self.address))
+            .with_allow_http(true)
+            .with_bucket_name("bucket")
+            .with_access_key_id("test")
+            .with_secret_access_key("test")
+            .build()
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let below = format!("some/prefix/{folder}").into();
+            let mut found = Vec::new();
+            for meta in objects.list(Some(&below)).try_collect::<Vec<_>>().await.unwrap() {
+                let bytes = objects.get(&meta.location).await.unwrap().bytes().await.unwrap();
+                found.push((meta.location.to_string(), bytes.to_vec()));
+            }
+            found.sort();
+            found
+        })
+    }
+
+    /// The versions of each published table.
+    fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
+        let mut versions = BTreeMap::<_, Vec<Manifest>>::new();
+        for (name, bytes) in self.objects("published") {
+            let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
+            let found = versions.entry(manifest.table.clone()).or_default();
+            found.push(manifest);
+            assert!(name.ends_with(&format!("/{:010}.json", found.len())), "{name} follows a gap");
+        }
+        versions
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// A lab whose programs reach the server through a proxy only.
+struct Remote {
+    lab: Lab,
+    server: Server,
+    proxy: Proxy,
+}
+
+impl Remote {
+    fn new(schedule: impl Fn(u64, &Seen) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let server = Server::start();
+        let proxy = Proxy::start(server.address, HANG, Box::new(schedule));
+        Self { lab: Lab::new(LIGHT), server, proxy }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.lab.command(arguments);
+        command
+            .env("VLMDIFF_STORE", STORE)
+            .env("VLMDIFF_CACHE", self.lab.path("cache"))
+            .env("AWS_ENDPOINT", format!("http://{}", self.proxy.address))
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_TIMEOUT", format!("{} seconds", TIMEOUT.as_secs()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a program, which succeeds, and returns what it printed.
+    fn vlmdiff(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}{:?}", self.proxy.faults());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn run(&self) {
+        self.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--task-rows", "4"]);
+    }
+
+    /// Every value of every table.
+    fn tables(&self) -> Vec<String> {
+        QUERIES.iter().map(|query| self.vlmdiff(&["sql", query, "--format", "csv"])).collect()
+    }
+
+    /// The same of a run on a local store.
+    fn expected(&self) -> Vec<String> {
+        self.lab.run(&["--store", "local"]);
+        let sql = |query: &&str| self.lab.vlmdiff(&["sql", query, "--format", "csv", "--store", "local"]).stdout;
+        QUERIES.iter().map(sql).collect()
+    }
+
+    fn copies(&self) -> Vec<PathBuf> {
+        let parts = fs::read_dir(self.lab.path("cache/objects/parts")).unwrap();
+        parts.map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+const QUERIES: [&str; 3] =
+    ["select * from images order by image_id", "select * from captions order by image_id", "select * from counts"];
+
+#[test]
+fn a_failing_network_changes_no_table() {
+    for seed in [1, 2] {
+        let remote = Remote::new(seeded(seed, 4));
+        remote.run();
+        assert_eq!(remote.tables(), remote.expected(), "seed {seed}");
+        let published = |remote: &Remote| {
+            remote.server.versions().into_iter().map(|(table, versions)| (table, versions.len())).collect::<Vec<_>>()
+        };
+        let once: Vec<_> = ["captions", "counts", "images"].map(|table| (table.to_owned(), 1)).into();
+        assert_eq!(published(&remote), once, "seed {seed}");
+        let written = remote.server.objects("computed").len();
+        remote.run();
+        assert_eq!(published(&remote), once, "the second run has nothing to do");
+        assert_eq!(remote.server.objects("computed").len(), written);
+        let faults = remote.proxy.faults();
+        for client in [Client::Half, Client::Silence, Client::Closed] {
+            assert!(faults.iter().any(|f| f.client == client), "seed {seed} had no {client:?}: {faults:?}");
+        }
+    }
+}
+
+#[test]
+fn a_publication_whose_answer_is_lost_is_not_doubled() {
+    // Each version is written at the first attempt, and the client hears of a closed connection, a broken server, or nothing.
+    let losses = [Client::Closed, Client::Status(503), Client::Silence].map(|client| Fault { reaches: true, client });
+    let lost = std::sync::Mutex::new(losses.to_vec());
+    let written = std::sync::Mutex::new(HashSet::new());
+    let remote = Remote::new(move |_, seen| {
+        let publishes = seen.method == "PUT" && seen.path.contains("/published/");
+        let first = publishes && written.lock().unwrap().insert(seen.path.clone());
+        if first { lost.lock().unwrap().pop() } else { None }
+    });
+    remote.run();
+    assert_eq!(remote.proxy.faults().len(), losses.len());
+    for (table, versions) in remote.server.versions() {
+        assert_eq!(versions.len(), 1, "{table}");
+    }
+    assert_eq!(remote.tables(), remote.expected());
+}
+
+#[test]
+fn parts_are_fetched_once() {
+    let remote = Remote::new(|_, _| None);
+    remote.run();
+    let fetched = || remote.proxy.count("GET", "/parts/");
+    let tables = remote.tables();
+    assert_eq!(fetched(), 0, "what was written is at hand");
+
+    fs::remove_dir_all(remote.lab.path("cache")).unwrap();
+    assert_eq!(remote.tables(), tables);
+    let parts = remote.server.objects("parts").len();
+    assert_eq!(fetched(), parts, "each part once, whatever ranges of it are read");
+    assert_eq!(remote.tables(), tables);
+    assert_eq!(fetched(), parts);
+
+    let copies = remote.copies();
+    for copy in &copies {
+        let bytes = fs::read(copy).unwrap();
+        fs::write(copy, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    assert_eq!(remote.tables(), tables);
+    assert_eq!(fetched(), 2 * parts, "a broken copy is fetched again");
+}
+
+#[test]
+fn two_runs_at_once_lose_no_publication() {
+    let remote = Remote::new(seeded(3, 8));
+    let runs = [1, 2].map(|_| remote.command(&["run", "pipeline.yaml", "--quiet"]).spawn().unwrap());
+    for run in runs {
+        let ended = run.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    let versions = remote.server.versions();
+    let logs = remote.server.objects("runs");
+    assert_eq!(logs.len(), 2);
+    for (name, log) in logs {
+        let lines = String::from_utf8(log).unwrap();
+        let events = lines.lines().map(|line| serde_json::from_str::<Logged>(line).unwrap().event);
+        let run = PathBuf::from(&name).file_stem().unwrap().to_string_lossy().into_owned();
+        for event in events {
+            if let Event::TablePublished { table, .. } = event {
+                assert!(versions[&table].iter().any(|m| m.run == run), "{run} published {table}: {versions:?}");
+            }
+        }
+    }
+    assert_eq!(remote.tables(), remote.expected());
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_says_what_to_set() {
+    let remote = Remote::new(|_, _| None);
+    let failed = |command: &mut Command| {
+        let ended = command.output().unwrap();
+        assert_ne!(ended.status.code(), Some(0));
+        String::from_utf8(ended.stderr).unwrap()
+    };
+    let stderr = failed(remote.command(&["run", "pipeline.yaml"]).env("VLMDIFF_STORE", "s3://elsewhere/prefix"));
+    assert!(stderr.contains("s3://elsewhere/prefix") && stderr.contains("the bucket must exist"), "{stderr}");
+    let stderr = failed(remote.command(&["run", "pipeline.yaml"]).env_remove("AWS_ALLOW_HTTP"));
+    assert!(stderr.contains(STORE) && stderr.contains("AWS_ALLOW_HTTP"), "{stderr}");
+    let stderr = failed(remote.command(&["sql", "select 1"]).env("VLMDIFF_STORE", "https://example.invalid/x"));
+    assert!(stderr.contains("https://example.invalid/x") && stderr.contains("s3://BUCKET/PREFIX"), "{stderr}");
+}
