@@ -18,7 +18,7 @@ use object_store::{
 };
 use tokio::sync::OnceCell;
 
-use super::Digest;
+use super::{Digest, source::cache_folder};
 
 /// Folders of a store whose objects are named by their digests.
 const IMMUTABLE: [&str; 3] = ["parts", "blobs", "computed"];
@@ -106,15 +106,6 @@ impl Cached {
         }
         Ok(GetResult { meta: ObjectMeta { location: object.location.clone(), ..found.meta }, ..found })
     }
-}
-
-/// Where this user keeps what can be fetched again.
-fn cache_folder() -> PathBuf {
-    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    folder("VLMDIFF_CACHE").unwrap_or_else(|| {
-        let home = || folder("HOME").unwrap_or_else(std::env::temp_dir).join(".cache");
-        folder("XDG_CACHE_HOME").unwrap_or_else(home).join("vlmdiff")
-    })
 }
 
 impl fmt::Display for Cached {
