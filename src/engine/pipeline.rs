@@ -221,7 +221,8 @@ impl Loader<'_> {
                 Some((input.port.clone(), above.iter().find(|t| t.name == input.table)?.output.clone()))
             })
             .collect();
-        let schemas = Schemas(schemas);
+        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
+        let schemas = Schemas { all: schemas, by_row };
         let misfit = |message: String| {
             let place =
                 node.get("with").map_or(key.place, |with| with.place_of(message.split('`').nth(1).unwrap_or_default()));

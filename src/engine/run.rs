@@ -236,9 +236,12 @@ impl Driver<'_> {
     }
 
     fn job(&self, table: &Table, work: &Work, published: &Published) -> Result<Job> {
+        let mut inputs = Vec::new();
         let mut schemas = Vec::new();
         let mut tables = Vec::new();
         for input in &table.inputs {
+            let declared = self.pipeline.tables.iter().find(|above| above.name == input.table);
+            inputs.extend(declared.map(|above| (input.port.clone(), encode_schema(&above.output))));
             let stored = published[&input.table].schema()?;
             let read = project(&stored, &input.columns)?;
             let schema = encode_schema(&read);
@@ -257,6 +260,7 @@ impl Driver<'_> {
             params: table.stage.params(),
             makes: table.makes(),
             output: encode_schema(&table.output),
+            inputs,
             schemas,
             tables,
             device: self.options.device.clone(),
