@@ -409,12 +409,17 @@ fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
     Ok(take_record_batch(&batch, &order)?)
 }
 
-/// The content of chosen columns of a table, in its row order.
+/// The content of chosen columns of a table. Rows that are cached one by one lie in the order in which they were computed, which
+/// says nothing; of a table made as a whole the order counts.
 fn table_content(store: &Store, manifest: &Manifest, columns: &[String]) -> Result<Digest> {
     let stored = manifest.schema()?;
     let columns = light_names(&stored, columns);
     let schema = project(&stored, &columns)?;
-    Ok(content(&row_digests(&read_table(store, &manifest.parts, &columns, &schema)?)?))
+    let mut rows = row_digests(&read_table(store, &manifest.parts, &columns, &schema)?)?;
+    if manifest.keyed {
+        rows.sort_unstable();
+    }
+    Ok(content(&rows))
 }
 
 /// Why a table is not fresh, the first cause first.

@@ -212,3 +212,82 @@ impl PartitionStream for Scan {
         Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), futures::stream::iter(batches)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{ArrayRef, AsArray, Int64Array, StringArray},
+        datatypes::{DataType, Field, Int64Type, Schema},
+    };
+
+    use super::*;
+    use crate::engine::tensor_field;
+
+    fn schemas() -> BTreeMap<String, SchemaRef> {
+        let table = |columns: &[(&str, DataType)]| {
+            let fields = columns.iter().map(|(name, of)| Field::new(*name, of.clone(), true));
+            let pixels = tensor_field("pixels", DataType::UInt8, &[4], true);
+            Arc::new(Schema::new(fields.chain([pixels]).collect::<Vec<_>>()))
+        };
+        BTreeMap::from([
+            ("a".to_owned(), table(&[("id", DataType::Utf8), ("x", DataType::Int64), ("y", DataType::Int64)])),
+            ("b".to_owned(), table(&[("id", DataType::Utf8), ("z", DataType::Int64)])),
+        ])
+    }
+
+    fn statement(sql: &str) -> Statement {
+        Statement::new(sql, &schemas()).unwrap()
+    }
+
+    #[test]
+    fn a_query_reads_the_columns_it_needs() {
+        let columns = |sql: &str| {
+            let columns = statement(sql).columns().unwrap();
+            format!("{} | {}", columns["a"].join(" "), columns["b"].join(" "))
+        };
+        assert_eq!(columns("select count(*) from a"), " | ");
+        assert_eq!(columns("select id from (select * from a) where y > 1"), "id y | ");
+        assert_eq!(columns("select a.x from a join b on a.id = b.id"), "id x | id");
+        assert_eq!(columns("select x from a where y = (select max(z) from b)"), "x y | z");
+        assert_eq!(columns("with c as (select id, x from a) select x from c order by x limit 1"), "x | ");
+        assert_eq!(columns("select * from b"), " | id z pixels");
+    }
+
+    #[test]
+    fn a_plan_is_run_again_on_other_rows() {
+        let mut statement = statement("select a.id, x + z as sum from a join b on a.id = b.id");
+        for offset in [0, 10] {
+            let ids: ArrayRef = Arc::new(StringArray::from(vec!["p", "q"]));
+            let numbers: ArrayRef = Arc::new(Int64Array::from(vec![offset, offset + 1]));
+            let table = |name| RecordBatch::try_from_iter([("id", ids.clone()), (name, numbers.clone())]).unwrap();
+            statement.set("a", table("x"));
+            statement.set("b", table("z"));
+            let rows = statement.run().unwrap();
+            assert_eq!(rows[0].column(1).as_primitive::<Int64Type>().values(), &[2 * offset, 2 * offset + 2]);
+        }
+    }
+
+    #[test]
+    fn what_looks_across_rows_is_no_query_row_by_row() {
+        let check = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned()]);
+        assert_eq!(check("select id, x + 1 from a"), Ok(()));
+        assert_eq!(check("select id, x / (select max(z) from b) from a"), Ok(()));
+        for (sql, what) in [
+            ("select id, sum(x) from a group by id", "aggregates"),
+            ("select id from a limit 3", "`limit`"),
+            ("select id from a order by x", "`order by`"),
+            ("select id, row_number() over (order by x) from a", "window functions"),
+            ("select distinct id from a", "`distinct`"),
+            ("select z from b where z = (select max(x) from a)", "aggregates"),
+        ] {
+            let message = check(sql).unwrap_err();
+            assert!(message.starts_with(what), "{sql}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_query_only_reads() {
+        assert!(Statement::new("create table c as select 1", &schemas()).is_err());
+        assert!(Statement::new("select nothing from a", &schemas()).err().unwrap().contains("nothing"));
+    }
+}

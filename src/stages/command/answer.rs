@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     process::ChildStdout,
     sync::{Arc, mpsc},
 };
@@ -19,18 +19,19 @@ use crate::stages::types::conform;
 
 /// Reads an Arrow IPC stream to its end.
 pub(super) fn listen(stdout: ChildStdout, say: &mpsc::Sender<Said>) {
-    let why = match stream(stdout, say) {
+    let mut stdout = BufReader::new(stdout);
+    let why = match stream(&mut stdout, say) {
         Ok(()) => "ended before it answered".to_owned(),
         Err(why) => why,
     };
-    // Nobody listens any more.
+    // Whether or not somebody still listens, the program is let write on, so that it ends in its own way.
     let _ = say.send(Said::Ended(why));
+    let _ = io::copy(&mut stdout, &mut io::sink());
 }
 
-fn stream(stdout: ChildStdout, say: &mpsc::Sender<Said>) -> Result<(), String> {
+fn stream(stdout: &mut BufReader<ChildStdout>, say: &mpsc::Sender<Said>) -> Result<(), String> {
     let damaged = |e: arrow::error::ArrowError| format!("wrote a damaged Arrow IPC stream: {e}");
-    let mut stdout = BufReader::new(stdout);
-    if !message_follows(&mut stdout)? {
+    if !message_follows(stdout)? {
         return Ok(());
     }
     let mut reader = StreamReader::try_new(stdout, None).map_err(damaged)?;
