@@ -89,6 +89,8 @@ fn the_example_extracts_features() {
     lab.write("histogram.py", &(example + "# better\n"));
     assert_eq!(computed(&lab.run(&["--task-rows", "3"])), [("features", 14)]);
     assert_eq!(computed(&lab.run(&[])), []);
+    // A batch that is larger than what a pipe holds.
+    assert_eq!(computed(&lab.run(&["--set", "images.size=128"])), [("images", 14), ("features", 14)]);
 }
 
 #[test]

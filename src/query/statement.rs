@@ -114,7 +114,7 @@ impl Statement {
         self.written.apply_with_subqueries(visit).map_err(message)?;
         found.map_or(Ok(()), |across| {
             let rows = tables.join(", ");
-            Err(format!("{across} look across the rows of {rows}, which are read one by one"))
+            Err(format!("no {across} where the rows of {rows} are read one by one"))
         })
     }
 
@@ -281,7 +281,7 @@ mod tests {
             ("select z from b where z = (select max(x) from a)", "aggregates"),
         ] {
             let message = check(sql).unwrap_err();
-            assert!(message.starts_with(what), "{sql}: {message}");
+            assert!(message.starts_with(&format!("no {what} where")), "{sql}: {message}");
         }
     }
 
