@@ -105,24 +105,20 @@ impl Command {
             .filter_map(|table| Some((table, inputs.get(table)?)))
             .flat_map(|(table, schema)| schema.fields().iter().map(|field| (table.clone(), field.name().clone())))
             .collect();
-        let Some(columns) = &self.columns else { return Ok(self.without_ids(inputs, all)) };
         let is = |(table, column): &(String, String), name: &String| {
             name == column || name.split_once('.') == Some((table.as_str(), column.as_str()))
         };
-        if let Some(name) = columns.iter().find(|name| !all.iter().any(|column| is(column, name))) {
+        if let Some(name) = self.columns.iter().flatten().find(|name| !all.iter().any(|column| is(column, name))) {
             let all: Vec<String> = all.iter().map(|(table, column)| format!("{table}.{column}")).collect();
             return Err(format!("`columns`: no table has a column `{name}`; there are {}", all.join(", ")));
         }
-        let chosen = all.into_iter().filter(|column| columns.iter().any(|name| is(column, name)));
-        Ok(self.without_ids(inputs, chosen.collect()))
-    }
-
-    fn without_ids(&self, inputs: &Schemas, mut columns: Vec<(String, String)>) -> Vec<(String, String)> {
-        let is_id = |table: &String, column: &String| {
+        let chosen = |column: &(String, String)| {
+            self.columns.as_ref().is_none_or(|names| names.iter().any(|name| is(column, name)))
+        };
+        let is_id = |(table, column): &(String, String)| {
             inputs.by_row.contains(table) && inputs.get(table).is_some_and(|schema| schema.field(0).name() == column)
         };
-        columns.retain(|(table, column)| !is_id(table, column));
-        columns
+        Ok(all.into_iter().filter(|column| chosen(column) && !is_id(column)).collect())
     }
 
     fn names(&self, placeholder: &str) -> bool {
