@@ -49,7 +49,9 @@ fn a_wrong_pipeline_is_an_error_with_a_place() {
     wrong("unknown_key", "from: [captions]", "form: [captions]");
     wrong("wrong_predicate", "split = 'train'", "spilt = 'train'");
     wrong("wrong_query", "count(*) as n", "count(*) as n, nothing_such");
-    wrong("table_that_does_not_fit", "stage: caption, from: [images]", "stage: encode_latents, from: [images, images]");
+    let captions =
+        "stage: caption, from: [images], where: \"split = 'train'\", with: { model: dataset, default: nothing }";
+    wrong("table_that_does_not_fit", captions, "stage: encode_latents, from: [images, images]");
     wrong("broken_yaml", "name: light", "name: [light");
     wrong("unset_variable", "root: data", "root: \"${VLMDIFF_NO_SUCH_VARIABLE}\"");
     check("no_pipeline", &lab, &["run", "nothing.yaml"]);

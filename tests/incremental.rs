@@ -2,7 +2,15 @@
 
 use std::fs;
 
-use vlmdiff::engine::event::Event;
+use vlmdiff::{
+    engine::{
+        Sources, Store,
+        event::Event,
+        pipeline,
+        plan::{Doubts, Planner, plan},
+    },
+    stages::KINDS,
+};
 
 use crate::lab::{LIGHT, Lab, TOY, computed};
 
@@ -89,4 +97,113 @@ fn tables_of_two_pipelines_share_what_is_equal() {
     let other = lab.run(&[]);
     assert_eq!(computed(&other), [("images", 0), ("captions", 0), ("counts", 0)]);
     assert_eq!(lab.sql(".vlmdiff", "select (select n from light.counts) + (select n from other.counts)"), ["16"]);
+}
+
+/// The plan as people see it.
+fn planned(lab: &Lab, arguments: &[&str]) -> String {
+    let ended = lab.vlmdiff(&[&["plan", "pipeline.yaml"], arguments].concat());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    ended.stdout
+}
+
+#[test]
+fn a_plan_says_why() {
+    let lab = Lab::new(LIGHT);
+    let mut plans = vec![("before the first run", planned(&lab, &[]))];
+    lab.run(&[]);
+    plans.push(("nothing changed", planned(&lab, &[])));
+    plans.push(("a parameter", planned(&lab, &["--set", "captions.default=something"])));
+    plans.push(("a parameter of the first table", planned(&lab, &["--set", "images.size=16"])));
+    plans.push(("forced", planned(&lab, &["--force", "captions"])));
+    plans.push(("a target", planned(&lab, &["--target", "captions"])));
+    plans.push(("until", planned(&lab, &["--until", "images"])));
+    let (image, extra) = (lab.path("data/gear/train/good/000.png"), lab.path("data/gear/train/good/extra.png"));
+    fs::copy(&image, &extra).unwrap();
+    plans.push(("an image more", planned(&lab, &[])));
+    fs::copy(lab.path("data/tile/train/good/000.png"), &image).unwrap();
+    plans.push(("and one changed", planned(&lab, &[])));
+    fs::remove_file(&extra).unwrap();
+    lab.run(&[]);
+    fs::remove_file(lab.path("data/gear/test/good/000.png")).unwrap();
+    let captions = fs::read_to_string(lab.path("data/gear/captions.jsonl")).unwrap();
+    let kept: Vec<&str> = captions.lines().filter(|line| !line.contains("test/good/000.png")).collect();
+    lab.write("data/gear/captions.jsonl", &(kept.join("\n") + "\n"));
+    plans.push(("an image less", planned(&lab, &[])));
+    lab.run(&[]);
+    lab.write("pipeline.yaml", &LIGHT.replace("split = 'train'", "split = 'test'"));
+    plans.push(("another predicate", planned(&lab, &[])));
+    lab.write("pipeline.yaml", &LIGHT.replace("count(*) as n", "count(*) as m"));
+    plans.push(("another query", planned(&lab, &[])));
+    let text: Vec<String> = plans.iter().map(|(what, plan)| format!("{what}\n{plan}")).collect();
+    insta::with_settings!({ prepend_module_to_snapshot => false }, { insta::assert_snapshot!("plan_says_why", text.join("\n")) });
+}
+
+#[test]
+fn a_new_revision_of_a_stage_reruns_it() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
+    let mut kinds = KINDS.to_vec();
+    kinds.iter_mut().find(|kind| kind.name == "caption").unwrap().revision += 1;
+    let root = lab.path("data").to_string_lossy().into_owned();
+    let pipeline =
+        pipeline::parse("light", "light", &LIGHT.replace("root: data", &format!("root: {root}")), &kinds, &[], &|_| {
+            None
+        })
+        .unwrap();
+    let planner = Planner { store: &store, sources: &Sources::default(), doubts: &Doubts::default() };
+    let all = pipeline.tables.iter().map(|table| table.name.clone()).collect();
+    let plans = plan(&planner, &pipeline, &all).unwrap();
+    let json = serde_json::to_value(&plans).unwrap();
+    assert_eq!(json[0]["state"], "fresh");
+    assert_eq!(json[1]["stale"], 8);
+    assert_eq!(
+        json[1]["causes"][0],
+        serde_json::json!({ "cause": "revision", "stage": "caption", "from": 1, "to": 2 })
+    );
+    assert_eq!(json[2]["state"], "stale");
+}
+
+#[test]
+fn weights_are_known_by_content() {
+    let lab = Lab::new(TOY);
+    let fetched = vlmdiff::models::extractor::default_weights();
+    let weights = lab.path("weights.pth");
+    fs::copy(&fetched, &weights).unwrap_or_else(|e| panic!("{}: {e}; run `make weights`", fetched.display()));
+    let with = ["--set", "anomaly_maps.weights=weights.pth"];
+    lab.run(&with);
+    // The same weights elsewhere are the same weights.
+    fs::rename(&weights, lab.path("moved.pth")).unwrap();
+    assert_eq!(computed(&lab.run(&["--set", "anomaly_maps.weights=moved.pth"])), NONE);
+    // Another content under the same name is another checkpoint.
+    let bytes = fs::read(lab.path("moved.pth")).unwrap();
+    fs::write(&weights, [&bytes[..], b"more"].concat()).unwrap();
+    let plan = planned(&lab, &with);
+    assert!(plan.contains("6 of 6 rows to compute: weights.pth has changed"), "{plan}");
+}
+
+#[test]
+fn failed_rows_are_retried_when_asked() {
+    let lab = Lab::new(&LIGHT.replace("stage: ingest,", "stage: ingest, on_error: skip,"));
+    let image = lab.path("data/gear/train/good/001.png");
+    fs::write(&image, b"no picture").unwrap();
+    let run = |arguments: &[&str]| lab.vlmdiff(&[&["run", "pipeline.yaml"], arguments].concat());
+    assert_eq!(run(&[]).code, Some(3));
+    let errors = lab.sql(".vlmdiff", "select count(*), max(id) from errors");
+    assert_eq!(errors, ["1,gear/train/good/001.png"]);
+    let again = run(&[]);
+    assert!(again.code == Some(3) && again.stderr.contains("images           fresh"), "{}", again.stderr);
+    let retried = run(&["--retry-errors"]);
+    assert!(retried.code == Some(3) && retried.stderr.contains("1 row failed before"), "{}", retried.stderr);
+}
+
+#[test]
+fn a_forced_table_is_computed_again_and_equal_rows_stop_the_wave() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    assert_eq!(computed(&lab.run(&["--force", "captions"])), [("captions", 8)]);
+    assert_eq!(computed(&lab.run(&["--target", "captions", "--force", "images"])), [("images", 14)]);
+    let unknown = lab.vlmdiff(&["run", "pipeline.yaml", "--target", "caption"]);
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.stderr.contains("no table `caption`; did you mean `captions`?"), "{}", unknown.stderr);
 }

@@ -2,10 +2,14 @@
 
 mod cli;
 mod command;
+mod concurrent;
+mod history;
 mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod properties;
 mod read;
 mod resume;
 mod sql;
+mod sweep;

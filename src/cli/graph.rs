@@ -41,28 +41,33 @@ impl Graph {
 
 /// Solid arrows carry rows, dotted ones whole tables.
 fn mermaid(pipeline: &Pipeline) -> String {
+    // Mermaid's ids are words; the instances of a swept table are numbered.
+    let id = |name: &str| {
+        let at = pipeline.tables.iter().position(|table| table.name == name).unwrap_or_default();
+        let table = &pipeline.tables[at];
+        if table.variant.is_empty() { name.to_owned() } else { format!("{}__{at}", table.declared) }
+    };
     let mut text = String::from("flowchart LR\n");
     for table in &pipeline.tables {
-        text += &format!("  {0}[\"<b>{0}</b><br/>{1}\"]\n", table.name, table.kind.name);
+        let label = table.name.replace('"', "#quot;");
+        text += &format!("  {}[\"<b>{label}</b><br/>{}\"]\n", id(&table.name), table.kind.name);
         for input in &table.inputs {
-            text += &format!(
-                "  {} {} {}\n",
-                input.table,
-                if input.reads == Reads::Rows { "-->" } else { "-.->" },
-                table.name
-            );
+            let arrow = if input.reads == Reads::Rows { "-->" } else { "-.->" };
+            text += &format!("  {} {arrow} {}\n", id(&input.table), id(&table.name));
         }
     }
     text
 }
 
 fn dot(pipeline: &Pipeline) -> String {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
     let mut text = format!("digraph \"{}\" {{\n  rankdir=LR;\n  node [shape=box];\n", pipeline.name);
     for table in &pipeline.tables {
-        text += &format!("  \"{0}\" [label=\"{0}\\n{1}\"];\n", table.name, table.kind.name);
+        let name = quoted(&table.name);
+        text += &format!("  \"{name}\" [label=\"{name}\\n{}\"];\n", table.kind.name);
         for input in &table.inputs {
             let style = if input.reads == Reads::Rows { "" } else { " [style=dashed]" };
-            text += &format!("  \"{}\" -> \"{}\"{style};\n", input.table, table.name);
+            text += &format!("  \"{}\" -> \"{name}\"{style};\n", quoted(&input.table));
         }
     }
     text + "}\n"

@@ -1,16 +1,19 @@
 //! The command line: parse, dispatch, exit code. The only place that prints.
 
+mod diff;
+mod gc;
 mod graph;
 mod plan;
 mod progress;
 mod report;
 mod run;
+mod runs;
 mod schema;
 mod sql;
 mod status;
 mod synth;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -19,6 +22,8 @@ use crate::{
     engine::{
         Error, Store,
         pipeline::{self, Pipeline},
+        plan::Doubts,
+        select::{self, Selection},
     },
     stages,
 };
@@ -62,6 +67,12 @@ enum Command {
     Status(status::Status),
     /// Query the published tables.
     Sql(sql::Sql),
+    /// List what runs did, and name runs.
+    Runs(runs::Runs),
+    /// Say what changed from one run to another.
+    Diff(diff::Diff),
+    /// Delete what nothing reaches any more.
+    Gc(gc::Gc),
     /// Write an HTML page of metrics, curves and pictures.
     Report(report::Report),
     /// Draw the tables of a pipeline and what they are made from.
@@ -80,6 +91,10 @@ struct PipelineArgs {
     /// Set a parameter: TABLE.PARAMETER=VALUE, such as images.root=photos. May be given several times.
     #[arg(long = "set", value_name = "TABLE.PARAMETER=VALUE")]
     sets: Vec<String>,
+    /// Of a sweep, only the combinations with this value, such as extractor=dinov2. Given several times: of one axis any,
+    /// of several axes all
+    #[arg(long, value_name = "AXIS=VALUE")]
+    only: Vec<String>,
     /// Where tables are kept: a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
     #[arg(long, env = "VLMDIFF_STORE")]
     store: Option<String>,
@@ -87,7 +102,9 @@ struct PipelineArgs {
 
 impl PipelineArgs {
     fn load(&self) -> Result<Pipeline> {
-        Ok(pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?)
+        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?;
+        pipeline.only(&self.only)?;
+        Ok(pipeline)
     }
 
     fn open(&self) -> Result<(Pipeline, Store)> {
@@ -95,6 +112,35 @@ impl PipelineArgs {
         let address = self.store.as_deref().or(pipeline.store.as_deref()).unwrap_or(DEFAULT_STORE);
         let store = Store::open(address)?;
         Ok((pipeline, store))
+    }
+}
+
+/// Which tables, and what not to take for fresh.
+#[derive(Args)]
+struct SelectionArgs {
+    /// Only this table and what it is made from. May be given several times.
+    #[arg(long = "target", value_name = "TABLE")]
+    targets: Vec<String>,
+    /// Only the tables from the top of the pipeline down to this one.
+    #[arg(long, value_name = "TABLE")]
+    until: Vec<String>,
+    /// Compute this table again although it is fresh. May be given several times.
+    #[arg(long, value_name = "TABLE")]
+    force: Vec<String>,
+    /// Compute rows again that failed and were left out (`on_error: skip`).
+    #[arg(long)]
+    retry_errors: bool,
+    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part.
+    #[arg(long)]
+    verify: bool,
+}
+
+impl SelectionArgs {
+    fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Doubts)> {
+        let selection = Selection { targets: self.targets.clone(), until: self.until.clone() };
+        select::check(pipeline, self.force.iter())?;
+        let doubts = Doubts { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
+        Ok((selection.of(pipeline)?, doubts))
     }
 }
 
@@ -128,6 +174,9 @@ pub fn main() -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Sql(command) => command.run(),
+        Command::Runs(command) => command.run(),
+        Command::Diff(command) => command.run(),
+        Command::Gc(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),

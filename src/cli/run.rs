@@ -1,25 +1,36 @@
 //! `vlmdiff run`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
-use super::{EXIT_DONE, EXIT_SKIPPED, PipelineArgs, progress::Progress};
-use crate::engine::{Sources, run, worker::Worker};
+use super::{EXIT_DONE, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress};
+use crate::engine::{Sources, history, run, worker::Worker};
 
 /// Compute what is stale, table by table.
 #[derive(Args)]
-#[command(after_help = "Example:\n  vlmdiff run pipelines/folder.yaml --set images.root=photos")]
+#[command(after_help = "\
+Examples:
+  vlmdiff run pipelines/folder.yaml --set images.root=photos
+  vlmdiff run pipelines/quickstart.yaml --target latents --dry-run")]
 pub(super) struct Run {
     #[command(flatten)]
     pipeline: PipelineArgs,
+    #[command(flatten)]
+    selection: SelectionArgs,
     /// Where to compute: auto, cpu, cuda or cuda:N. Results of different devices differ in the last digits.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Rows per task: what is computed again, at most, after a crash.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: u32,
+    /// Say what would be computed, and why, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Name the run, so that its tables can be read later: select * from metrics@TAG
+    #[arg(long)]
+    tag: Option<String>,
     /// Print only errors.
     #[arg(short, long)]
     quiet: bool,
@@ -28,11 +39,26 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
-        let options = run::Options { device: self.device, task_rows: self.task_rows as usize };
+        let (tables, doubts) = self.selection.resolve(&pipeline)?;
+        let sources = Sources { verify: self.selection.verify, ..Sources::default() };
+        if self.dry_run {
+            return plan::show(&pipeline, &store, &sources, &tables, &doubts, false);
+        }
+        let options = run::Options {
+            device: self.device,
+            task_rows: self.task_rows as usize,
+            tables,
+            doubts,
+            verify: self.selection.verify,
+            git_commit: git_commit(&self.pipeline.pipeline),
+            host: gethostname::gethostname().to_string_lossy().into_owned(),
+        };
         let mut worker = Worker::new(&store, worker_program()?);
         let mut progress = Progress::new(self.quiet);
-        let summary =
-            run::run(&pipeline, &store, &Sources::default(), &options, &mut worker, &mut |event| progress.show(event))?;
+        let summary = run::run(&pipeline, &store, &sources, &options, &mut worker, &mut |event| progress.show(event))?;
+        if let Some(tag) = &self.tag {
+            history::tag(&store, tag, &summary.run)?;
+        }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
     }
 }
@@ -40,4 +66,12 @@ impl Run {
 /// The worker is built beside the driver.
 fn worker_program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(format!("vlmdiff-worker{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// The commit of the checkout that holds the pipeline file, if one does and git is there.
+fn git_commit(pipeline: &Path) -> Option<String> {
+    let folder = pipeline.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let output = std::process::Command::new("git").arg("-C").arg(folder).args(["rev-parse", "HEAD"]).output().ok()?;
+    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !commit.is_empty()).then_some(commit)
 }

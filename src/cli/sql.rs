@@ -23,6 +23,7 @@ Examples:
   vlmdiff sql \"select class, pixel_auroc from metrics\"
   vlmdiff sql \"select image_id, score from anomaly_maps order by score desc limit 5\" --format csv
   vlmdiff sql \"select * from latents\" --format parquet -o latents.parquet
+  vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
   vlmdiff sql                      a prompt; statements end with `;`
   vlmdiff sql \"show tables\"")]
 pub(super) struct Sql {
@@ -34,9 +35,13 @@ pub(super) struct Sql {
     /// Write to a file instead of standard output.
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The pipeline that bare table names mean; by default the one that published last.
+    /// The pipeline that bare table names mean; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
+    /// Allow statements that make tables of this session's own, such as `create table`, and `copy … to` a file. Published
+    /// tables stay as they are.
+    #[arg(long)]
+    allow_write: bool,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -45,6 +50,7 @@ impl Sql {
     pub(super) fn run(self) -> Result<u8> {
         let store = self.store.open()?;
         let session = Session::open(&store, self.pipeline.as_deref())?;
+        let session = if self.allow_write { session.allow_write() } else { session };
         match &self.query {
             Some(query) => self.answer(&session, query)?,
             None if std::io::stdin().is_terminal() => self.prompt(&session)?,
@@ -61,6 +67,10 @@ impl Sql {
 
     fn answer(&self, session: &Session, query: &str) -> Result<()> {
         let (schema, batches) = session.query(query)?;
+        if schema.fields().is_empty() && batches.is_empty() {
+            // `create table` and its like answer nothing.
+            return Ok(());
+        }
         match &self.output {
             Some(path) => {
                 let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;

@@ -10,6 +10,8 @@ use arrow::{
     datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
 };
 
+use rayon::prelude::*;
+
 use super::{Digest, Error, Hasher, Result};
 
 /// The column that says what a row of a row-wise table was computed from.
@@ -62,6 +64,13 @@ pub fn stored_schema(declared: &Schema, keyed: bool) -> SchemaRef {
         fields.push(digest_field(KEY));
     }
     Arc::new(Schema::new_with_metadata(fields, declared.metadata().clone()))
+}
+
+/// The schema that a stage declared, of what is stored.
+pub fn declared_schema(stored: &Schema) -> Schema {
+    let digests: Vec<String> = stored.fields().iter().filter(|f| is_heavy(f)).map(|f| digest_name(f.name())).collect();
+    let declared = stored.fields().iter().filter(|f| f.name() != KEY && !digests.contains(f.name()));
+    Schema::new_with_metadata(declared.cloned().collect::<Vec<_>>(), stored.metadata().clone())
 }
 
 /// The columns that stand for `columns` in planning: the digest column of a heavy one, the column itself otherwise.
@@ -117,7 +126,7 @@ pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
         columns.iter().for_each(|column| column.hash(i, &mut hasher));
         hasher.finish()
     };
-    Ok((0..batch.num_rows()).map(row).collect())
+    Ok((0..batch.num_rows()).into_par_iter().map(row).collect())
 }
 
 /// An array of digests.

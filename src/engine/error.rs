@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::Digest;
+
 /// What can go wrong between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,6 +49,14 @@ pub enum Error {
     /// What the store holds is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A part or a blob is damaged or missing; a run computes it again.
+    #[error("the store is damaged: {message}")]
+    Lost {
+        /// Which.
+        digest: Digest,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The store cannot be read or written.
     #[error("store: {0}")]
     Store(#[from] object_store::Error),
@@ -65,6 +75,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// A part or blob that is damaged or missing.
+    pub fn lost(digest: Digest, message: String) -> Self {
+        Self::Lost { digest, message }
+    }
+
     /// Whether the user can mend this by changing arguments, YAML or data.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Pipeline { .. } | Self::Input(_) | Self::Rows { .. })

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result, Store,
     event::{Event, Logged},
+    store::version_name,
 };
 
 /// A run, from its events.
@@ -72,6 +73,11 @@ impl Run {
     /// The version of each table that the run found or published, by slot.
     pub fn versions(&self) -> BTreeMap<String, u64> {
         self.tables.iter().filter(|t| t.version > 0).map(|t| (t.slot.clone(), t.version)).collect()
+    }
+
+    /// The names of the manifests of these versions.
+    pub fn manifests(&self) -> Vec<String> {
+        self.versions().iter().map(|(slot, version)| version_name(&self.pipeline, slot, *version)).collect()
     }
 
     fn add(&mut self, Logged { at_ms, event }: Logged) {

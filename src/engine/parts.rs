@@ -14,11 +14,16 @@ use parquet::{
         arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
     },
     basic::{Compression, ZstdLevel},
-    file::properties::{EnabledStatistics, WriterProperties},
+    file::{
+        properties::{EnabledStatistics, WriterProperties},
+        reader::ChunkReader,
+    },
     schema::types::ColumnPath,
 };
 
-use super::{Digest, Result, Store, columns::is_heavy, store::PartRef};
+use rayon::prelude::*;
+
+use super::{Digest, Error, Result, Store, columns::is_heavy, store::PartRef};
 
 /// A batch as the bytes of a Parquet file, all rows in one row group.
 pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
@@ -46,8 +51,8 @@ pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
 }
 
 /// Chosen rows and columns of a part, rows ascending, columns in the order asked for.
-fn decode(bytes: Bytes, columns: &[String], rows: Option<&[u64]>) -> Result<RecordBatch> {
-    let mut builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
+fn decode(part: impl ChunkReader + 'static, columns: &[String], rows: Option<&[u64]>) -> Result<RecordBatch> {
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(part)?;
     let schema = builder.schema().clone();
     let total = builder.metadata().file_metadata().num_rows() as usize;
     let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
@@ -108,7 +113,8 @@ pub fn gather(
         rows.sort_unstable();
         rows.dedup();
         found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
-        batches.push(decode(store.part(parts[part as usize])?, columns, Some(&rows))?.with_schema(schema.clone())?);
+        let part = parts[part as usize];
+        batches.push(in_part(part, decode(store.part(part)?, columns, Some(&rows)))?.with_schema(schema.clone())?);
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
@@ -123,12 +129,37 @@ pub fn gather(
 
 /// All chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+    collect(parts, schema, |part, rows| in_part(part, decode(store.part(part)?, columns, rows)))
+}
+
+/// [`read_table`] of light columns: the bytes of the others are not read, so the part's digest is not checked.
+pub fn read_light(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+    collect(parts, schema, |part, rows| match store.part_file(part)? {
+        Some(file) => in_part(part, decode(file, columns, rows)),
+        None => in_part(part, decode(store.part(part)?, columns, rows)),
+    })
+}
+
+fn collect(
+    parts: &[PartRef],
+    schema: &SchemaRef,
+    read: impl Fn(Digest, Option<&[u64]>) -> Result<RecordBatch> + Sync,
+) -> Result<RecordBatch> {
     let read = |part: &PartRef| {
         let rows = part.chosen.as_ref().map(|_| part.row_numbers());
-        Ok(decode(store.part(part.part)?, columns, rows.as_deref())?.with_schema(schema.clone())?)
+        Ok(read(part.part, rows.as_deref())?.with_schema(schema.clone())?)
     };
-    let batches = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let batches = parts.par_iter().map(read).collect::<Result<Vec<_>>>()?;
     Ok(concat_batches(schema, &batches)?)
+}
+
+/// A part that Parquet cannot read is damaged.
+fn in_part<T>(part: Digest, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Parquet(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
+        Error::Arrow(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
+        other => other,
+    })
 }
 
 /// The fields of `schema` named by `columns`, in that order.

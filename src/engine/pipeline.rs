@@ -1,17 +1,16 @@
 //! YAML -> [`Pipeline`]: names resolved, parameters checked, schemas matched, before anything runs. Errors have line and column.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use serde_json::Value;
 
 use super::{
     Error, Result,
-    columns::stored_schema,
     filter::Filter,
-    stage::{Described, Output, Ports, Reads, Schemas, StageKind},
-    sweep::Variant,
-    yaml::{Key, Kind, Node, Place},
+    loader::Loader,
+    stage::{Described, Output, Reads, StageKind},
+    sweep::{self, Variant},
+    yaml::{Node, substitute},
 };
 
 /// A checked pipeline: tables from top to bottom, each made from tables above it.
@@ -21,8 +20,32 @@ pub struct Pipeline {
     pub name: String,
     /// The store that the file asks for.
     pub store: Option<String>,
-    /// The tables in file order.
+    /// The tables in file order; of a swept one every instance, in the order of the combinations.
     pub tables: Vec<Table>,
+    /// Every combination of swept values; none without a sweep.
+    pub(super) combinations: Vec<Variant>,
+    /// What the file declares: each table and the values it depends on, whether or not it was chosen to run.
+    pub(super) declared: Vec<(String, Variant)>,
+}
+
+impl Pipeline {
+    /// Keeps the tables of the combinations that `axis=value` choices fit: of one axis any, of several axes all.
+    pub fn only(&mut self, choices: &[String]) -> Result<()> {
+        if choices.is_empty() {
+            return Ok(());
+        }
+        let chosen = sweep::choose(&self.combinations, choices)?;
+        self.tables.retain(|table| chosen.iter().any(|combination| table.variant.is_part_of(combination)));
+        Ok(())
+    }
+
+    /// Whether the file declares this instance of a table, chosen to run or not; `None` for a table that it does not name.
+    /// An instance of a declared table that is itself no longer declared is to leave SQL's view.
+    pub fn declares(&self, table: &str, variant: &Variant) -> Option<bool> {
+        let mut instances = self.declared.iter().filter(|(name, _)| name == table).peekable();
+        instances.peek()?;
+        Some(instances.any(|(_, declared)| declared == variant))
+    }
 }
 
 /// A table as its pipeline declares it.
@@ -116,325 +139,12 @@ pub fn parse(
         loader.assign(&mut root, set)?;
     }
     root.map_text(&mut |text| substitute(text, variable)).map_err(|(place, message)| loader.error(place, message))?;
-    loader.pipeline(stem, &root)
+    loader.pipeline(stem, &root, sets)
 }
 
-/// The place of what `--set` gave.
-const GIVEN: Place = Place { line: 0, column: 0 };
-
-struct Loader<'a> {
-    file: &'a str,
-    kinds: &'a [StageKind],
-}
-
-impl Loader<'_> {
-    fn error(&self, place: Place, message: impl Into<String>) -> Error {
-        let message = message.into();
-        match place {
-            GIVEN => Error::Input(format!("--set: {message}")),
-            Place { line, column } => Error::Pipeline { file: self.file.to_owned(), line, column, message },
-        }
-    }
-
-    /// `images.root=DIR` sets `tables.images.with.root`.
-    fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
-        let wrong = |why: &str| {
-            Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
-        };
-        let (path, value) = set.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
-        let steps: Vec<&str> = path.trim().split('.').collect();
-        let [table, parameter @ ..] = steps.as_slice() else { return Err(wrong("there is no table")) };
-        if parameter.is_empty() {
-            return Err(wrong("there is no parameter"));
-        }
-        if root.get("tables").and_then(|tables| tables.get(table)).is_none() {
-            let names: Vec<&str> =
-                root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
-            return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
-        }
-        let mut value = Node::parse(value).map_err(|(_, message)| wrong(&message))?;
-        value.place = GIVEN;
-        root.set(&[&["tables", table, "with"], parameter].concat(), value);
-        Ok(())
-    }
-
-    fn keys<'n>(&self, node: &'n Node, what: &str, known: &[&str]) -> Result<&'n [(Key, Node)]> {
-        let Kind::Map(entries) = &node.kind else {
-            return Err(self.error(node.place, format!("{what} is a mapping with {}", known.join(", "))));
-        };
-        match entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
-            Some((key, _)) => Err(self.error(
-                key.place,
-                format!(
-                    "{what} has no key `{}`{}; it takes {}",
-                    key.name,
-                    suggestion(&key.name, known),
-                    known.join(", ")
-                ),
-            )),
-            None => Ok(entries),
-        }
-    }
-
-    fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
-        match node.map(|node| (node.place, &node.kind)) {
-            None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),
-            Some((_, Kind::Scalar(Value::String(text)))) => Ok(Some(text)),
-            Some((place, _)) => Err(self.error(place, format!("{what} is text"))),
-        }
-    }
-
-    fn pipeline(&self, stem: &str, root: &Node) -> Result<Pipeline> {
-        self.keys(root, "a pipeline", &["name", "store", "tables"])?;
-        let name = self.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
-        check_name(&name).map_err(|message| self.error(root.place_of("name"), message))?;
-        let store = self.text(root.get("store"), "store")?.map(str::to_owned);
-        let declared = root.get("tables").filter(|tables| !tables.entries().is_empty());
-        let declared = declared.ok_or_else(|| {
-            self.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
-        })?;
-        let mut tables: Vec<Table> = Vec::new();
-        for (key, node) in declared.entries() {
-            let all: Vec<&str> = declared.entries().iter().map(|(key, _)| key.name.as_str()).collect();
-            tables.push(self.table(key, node, &tables, &all)?);
-        }
-        Ok(Pipeline { name, store, tables })
-    }
-
-    fn table(&self, key: &Key, node: &Node, above: &[Table], all: &[&str]) -> Result<Table> {
-        check_name(&key.name).map_err(|message| self.error(key.place, message))?;
-        self.keys(node, "a table", &["stage", "from", "with", "where", "on_error"])?;
-        let stage = self
-            .text(node.get("stage"), "stage")?
-            .ok_or_else(|| self.error(key.place, format!("table `{}` names no `stage:`", key.name)))?;
-        let kind = *self.kinds.iter().find(|kind| kind.name == stage).ok_or_else(|| {
-            let names: Vec<&str> = self.kinds.iter().map(|kind| kind.name).collect();
-            let message =
-                format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
-            self.error(node.get("stage").map_or(key.place, |n| n.place), message)
-        })?;
-        let stage = self.parameters(key, node, &kind)?;
-        let mut inputs = self.inputs(key, node, &kind, stage.makes(), above, all)?;
-        let schemas: BTreeMap<String, SchemaRef> = inputs
-            .iter()
-            .filter_map(|input| {
-                Some((input.port.clone(), above.iter().find(|t| t.name == input.table)?.output.clone()))
-            })
-            .collect();
-        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
-        let schemas = Schemas { all: schemas, by_row };
-        let misfit = |message: String| {
-            let place =
-                node.get("with").map_or(key.place, |with| with.place_of(message.split('`').nth(1).unwrap_or_default()));
-            self.error(place, format!("table `{}`: {message}", key.name))
-        };
-        let output = stage.output(&schemas).map_err(misfit)?;
-        if matches!(kind.ports, Ports::Any) {
-            let mut columns = stage.columns(&schemas).map_err(misfit)?;
-            inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
-        }
-        if stage.makes().has_ids() {
-            check_ids(&output)
-                .map_err(|message| self.error(node.place_of("with"), format!("table `{}`: {message}", key.name)))?;
-        }
-        let filter =
-            match self.text(node.get("where"), "where")? {
-                None => None,
-                Some(predicate) => {
-                    let place = node.get("where").map_or(key.place, |n| n.place);
-                    let first = inputs.iter().find(|input| input.reads == Reads::Rows);
-                    let first = first.and_then(|input| above.iter().find(|t| t.name == input.table));
-                    let first = first.ok_or_else(|| {
-                        self.error(place, format!("table `{}` reads no rows that `where:` could choose from", key.name))
-                    })?;
-                    let filter = Filter::new(predicate, &stored_schema(&first.output, first.is_keyed()));
-                    Some(filter.map_err(|message| {
-                        self.error(place, format!("where: {message} (columns of `{}`)", first.name))
-                    })?)
-                }
-            };
-        let on_error = match self.text(node.get("on_error"), "on_error")? {
-            None | Some("fail") => OnError::Fail,
-            Some("skip") => OnError::Skip,
-            Some(other) => {
-                return Err(
-                    self.error(node.place_of("on_error"), format!("on_error is `fail` or `skip`, not `{other}`"))
-                );
-            }
-        };
-        Ok(Table {
-            name: key.name.clone(),
-            declared: key.name.clone(),
-            variant: Variant::default(),
-            kind,
-            stage: stage.into(),
-            inputs,
-            filter,
-            on_error,
-            output,
-        })
-    }
-
-    fn parameters(&self, key: &Key, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
-        let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
-        let params = with.map_or_else(|| Value::Object(Default::default()), Node::to_json);
-        (kind.parse)(&params).map_err(|error| {
-            let place = with.map_or(key.place, |with| with.place_of(&error.path));
-            let message = explain(kind.name, &error.message);
-            let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) {
-                String::new()
-            } else {
-                format!("`{}`: ", error.path)
-            };
-            self.error(place, format!("table `{}`: {path}{message}", key.name))
-        })
-    }
-
-    /// Matches `from:` with the stage's ports: a list in port order, or a mapping of port to table.
-    fn inputs(
-        &self,
-        key: &Key,
-        node: &Node,
-        kind: &StageKind,
-        makes: Output,
-        above: &[Table],
-        all: &[&str],
-    ) -> Result<Vec<Input>> {
-        let from = node.get("from");
-        let place = from.map_or(key.place, |from| from.place);
-        let named: Vec<(Option<&Key>, &Node)> = match from.map(|from| &from.kind) {
-            None | Some(Kind::Scalar(Value::Null)) => Vec::new(),
-            Some(Kind::List(items)) => items.iter().map(|item| (None, item)).collect(),
-            Some(Kind::Map(entries)) => entries.iter().map(|(port, item)| (Some(port), item)).collect(),
-            Some(Kind::Scalar(_)) => from.map(|node| (None, node)).into_iter().collect(),
-        };
-        let ports = match kind.ports {
-            Ports::Any => None,
-            Ports::Named(ports) => Some(ports),
-        };
-        let signature = ports.map(|ports| {
-            ports
-                .iter()
-                .map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.into() })
-                .collect::<Vec<_>>()
-                .join(", ")
-        });
-        let mut inputs = Vec::new();
-        for (position, (name, item)) in named.into_iter().enumerate() {
-            let table = self
-                .text(Some(item), "an entry of `from:`")?
-                .ok_or_else(|| self.error(item.place, "an entry of `from:` names a table"))?;
-            let source = above.iter().find(|t| t.name == table).ok_or_else(|| {
-                let names: Vec<&str> = above.iter().map(|t| t.name.as_str()).collect();
-                let why = if table == key.name {
-                    "a table cannot read itself".to_owned()
-                } else if all.contains(&table) {
-                    format!("`{table}` is declared below; a table may use only tables above it")
-                } else {
-                    format!("there is no table `{table}`{}", suggestion(table, &names))
-                };
-                self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
-            })?;
-            let Some(ports) = ports else {
-                let by_row = makes == Output::RowPerRow && source.makes().has_ids();
-                inputs.push(Input {
-                    port: name.map_or(table, |key| &key.name).to_owned(),
-                    table: table.into(),
-                    columns: Vec::new(),
-                    reads: if by_row { Reads::Rows } else { Reads::Table },
-                });
-                continue;
-            };
-            let port = match name {
-                None => ports.get(position),
-                Some(name) => ports.iter().find(|port| port.name == name.name),
-            };
-            let port = port.ok_or_else(|| {
-                let which =
-                    name.map_or_else(|| format!("{} inputs", position + 1), |name| format!("an input `{}`", name.name));
-                let message = format!(
-                    "stage `{}` does not take {which}; it reads {}",
-                    kind.name,
-                    signature.as_deref().filter(|s| !s.is_empty()).unwrap_or("no table")
-                );
-                self.error(name.map_or(item.place, |name| name.place), message)
-            })?;
-            if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
-                let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
-                let message = format!(
-                    "`{table}` does not fit as `{}` of stage `{}`: it has no column `{column}`; it has {} where {} are read",
-                    port.name,
-                    kind.name,
-                    has.join(", "),
-                    port.columns.join(", ")
-                );
-                return Err(self.error(item.place, message));
-            }
-            if port.reads == Reads::Rows && !source.makes().has_ids() {
-                let message = format!(
-                    "`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`",
-                    kind.name, port.name
-                );
-                return Err(self.error(item.place, message));
-            }
-            let columns = port.columns.iter().map(|c| (*c).to_owned()).collect();
-            inputs.push(Input { port: port.name.into(), table: table.into(), columns, reads: port.reads });
-        }
-        let missing = ports
-            .unwrap_or_default()
-            .iter()
-            .find(|port| !port.optional && !inputs.iter().any(|input| input.port == port.name));
-        if let Some(port) = missing {
-            let message = format!(
-                "table `{}`: stage `{}` also reads `{}`; write `from: [{}]`",
-                key.name,
-                kind.name,
-                port.name,
-                signature.unwrap_or_default()
-            );
-            return Err(self.error(place, message));
-        }
-        Ok(inputs)
-    }
-}
-
-fn or_none(names: &[&str]) -> String {
+/// Names for a message.
+pub(super) fn or_none(names: &[&str]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
-}
-
-/// Rows are told apart by the text in their first column.
-fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
-    match output.fields().first() {
-        Some(field) if *field.data_type() == arrow::datatypes::DataType::Utf8 => Ok(()),
-        Some(field) => {
-            Err(format!("the first column identifies a row and is text; `{}` is {}", field.name(), field.data_type()))
-        }
-        None => Err("a table has at least one column, which identifies a row".into()),
-    }
-}
-
-/// Names go into paths and SQL.
-fn check_name(name: &str) -> Result<(), String> {
-    let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
-        && name.starts_with(|c: char| c.is_ascii_alphabetic());
-    if good {
-        Ok(())
-    } else {
-        Err(format!("`{name}` is no name; names are letters, digits, `_` and `-`, a letter first"))
-    }
-}
-
-/// Serde's message in the words of the YAML.
-fn explain(stage: &str, message: &str) -> String {
-    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };
-    let mut names = quoted(rest);
-    if names.is_empty() {
-        return message.to_owned();
-    }
-    let unknown = names.remove(0);
-    let known: Vec<&str> = names.iter().map(String::as_str).collect();
-    format!("unknown parameter `{unknown}`{}; `{stage}` takes {}", suggestion(&unknown, &known), or_none(&known))
 }
 
 /// `; did you mean X?` where a known name is close.
@@ -443,44 +153,9 @@ pub fn suggestion(name: &str, known: &[&str]) -> String {
     best.filter(|(score, _)| *score > 0.8).map(|(_, k)| format!("; did you mean `{k}`?")).unwrap_or_default()
 }
 
-/// `${NAME}` and `${NAME:-default}` in a scalar; `$$` is a dollar sign.
-fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        out += &rest[..at];
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix('$') {
-            out.push('$');
-            rest = after;
-        } else if let Some(body) = rest.strip_prefix('{') {
-            let (inside, after) = body.split_once('}').ok_or_else(|| format!("`{text}`: `${{` without `}}`"))?;
-            let (name, default) =
-                inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
-            let value = variable(name).or_else(|| default.map(str::to_owned));
-            out += &value.ok_or_else(|| {
-                format!("the environment has no variable `{name}`; set it, or write ${{{name}:-default}}")
-            })?;
-            rest = after;
-        } else {
-            out.push('$');
-        }
-    }
-    Ok(out + rest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn variables_fill_scalars_only() {
-        let lookup = |name: &str| (name == "ROOT").then(|| "/data: [x]".to_owned());
-        assert_eq!(substitute("${ROOT}/a$$b", &lookup).unwrap(), "/data: [x]/a$b");
-        assert_eq!(substitute("${NONE:-d}", &lookup).unwrap(), "d");
-        assert!(substitute("${NONE}", &lookup).unwrap_err().contains("no variable `NONE`"));
-        assert!(substitute("${ROOT", &lookup).is_err());
-    }
 
     #[test]
     fn close_names_are_suggested() {

@@ -1,21 +1,24 @@
 //! Runs a pipeline: table by table, only what is stale, publishing each table when it is whole.
 
-use std::{collections::BTreeMap, time::Instant};
-
-use arrow::{array::UInt32Array, compute::take_record_batch};
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     Error, Result, Sources, Store,
-    columns::stored_schema,
-    encode_schema,
+    cut::Tasks,
     event::{Event, Logged, now_ms},
-    parts::project,
     pipeline::{OnError, Pipeline, Table},
-    plan::{Need, Published, Work, examine, published},
-    stage::Reads,
-    store::{Entry, Manifest},
-    task::{Executor, Job, Listed, PortRows, Report, SOURCE, TableInput, Task},
+    plan::{Doubts, Pending, Planner, View, Views, Work, published},
+    reason::pipeline_digest,
+    store::Entry,
+    task::{Executor, Report, Task},
 };
+
+/// How often a run goes over its tables again because a part was found damaged.
+const MENDS: usize = 100;
+/// A table says this many causes.
+const CAUSES: usize = 4;
+/// An error of failed rows names this many.
+const FAILURES: usize = 10;
 
 /// Computes tasks of stages that the driver cannot open.
 pub trait Remote {
@@ -23,13 +26,23 @@ pub trait Remote {
     fn run(&mut self, task: Task, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>>;
 }
 
-/// How to run; none of it changes a result.
-#[derive(Clone, Debug)]
+/// What to run and how.
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Where operators compute: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Rows per task.
     pub task_rows: usize,
+    /// The tables to bring up to date, by name.
+    pub tables: BTreeSet<String>,
+    /// What not to take for fresh.
+    pub doubts: Doubts,
+    /// Check every published part and blob against its digest.
+    pub verify: bool,
+    /// The commit of the folder that the run was started in.
+    pub git_commit: Option<String>,
+    /// The machine.
+    pub host: String,
 }
 
 /// What a run did.
@@ -37,13 +50,11 @@ pub struct Options {
 pub struct Summary {
     /// The run's id.
     pub run: String,
-    /// Rows computed, by table that was not fresh.
-    pub computed: BTreeMap<String, u64>,
     /// Rows left out because they failed, over all tables.
     pub errors: u64,
 }
 
-/// Runs all stale tables of a pipeline.
+/// Brings tables of a pipeline up to date.
 pub fn run(
     pipeline: &Pipeline,
     store: &Store,
@@ -53,33 +64,58 @@ pub fn run(
     listener: &mut dyn FnMut(&Event),
 ) -> Result<Summary> {
     let run = format!("{:013}-{}", now_ms(), std::process::id());
-    let mut log = Vec::new();
     let started = Instant::now();
-    let mut emit = |event: Event| {
-        listener(&event);
-        // A run that computes nothing leaves no log of its bars.
-        if !matches!(event, Event::Progress { .. }) {
-            log.push(Logged { at_ms: now_ms(), event });
-        }
-    };
-    emit(Event::RunStarted {
+    let mut log = Log { store, run: run.clone(), lines: String::new(), listener };
+    log.add(Event::RunStarted {
         run: run.clone(),
         pipeline: pipeline.name.clone(),
         store: store.url.clone(),
-        pipeline_digest: String::new(),
-        git_commit: None,
-        host: String::new(),
+        pipeline_digest: pipeline_digest(&pipeline.tables).to_string(),
+        git_commit: options.git_commit.clone(),
+        host: options.host.clone(),
     });
-    let mut driver =
-        Driver { pipeline, store, sources, options, remote, executor: Executor::new(store.clone()), run: run.clone() };
-    let result = driver.tables(&mut emit);
-    emit(Event::RunFinished {
+    log.save()?;
+    let mut driver = Driver {
+        pipeline,
+        store,
+        sources,
+        options,
+        doubts: options.doubts.clone(),
+        remote,
+        executor: Executor::new(store.clone()),
+        run: run.clone(),
+    };
+    let result = driver.mend(&mut log);
+    log.add(Event::RunFinished {
         seconds: started.elapsed().as_secs_f64(),
         error: result.as_ref().err().map(ToString::to_string),
     });
-    let lines: Vec<String> = log.iter().filter_map(|logged| serde_json::to_string(logged).ok()).collect();
-    store.put(&format!("runs/{run}.jsonl"), lines.join("\n") + "\n")?;
-    result.map(|summary| Summary { run, ..summary })
+    log.save()?;
+    Ok(Summary { run, errors: result? })
+}
+
+/// The events of a run, shown as they come and kept in the store.
+struct Log<'a> {
+    store: &'a Store,
+    run: String,
+    lines: String,
+    listener: &'a mut dyn FnMut(&Event),
+}
+
+impl Log<'_> {
+    fn add(&mut self, event: Event) {
+        (self.listener)(&event);
+        // What a bar shows is no history.
+        if !matches!(event, Event::Progress { .. }) {
+            let line = serde_json::to_string(&Logged { at_ms: now_ms(), event }).unwrap_or_default();
+            self.lines += &(line + "\n");
+        }
+    }
+
+    /// Keeps what was added so far: also a killed run has a history.
+    fn save(&self) -> Result<()> {
+        self.store.put(&format!("runs/{}.jsonl", self.run), self.lines.clone())
+    }
 }
 
 struct Driver<'a> {
@@ -87,129 +123,153 @@ struct Driver<'a> {
     store: &'a Store,
     sources: &'a Sources,
     options: &'a Options,
+    doubts: Doubts,
     remote: &'a mut dyn Remote,
     executor: Executor,
     run: String,
 }
 
 impl Driver<'_> {
-    fn tables(&mut self, emit: &mut dyn FnMut(Event)) -> Result<Summary> {
-        let mut published = published(self.pipeline, self.store)?;
-        let mut summary = Summary::default();
-        for table in &self.pipeline.tables {
-            match examine(table, self.store, self.sources, &published)? {
-                Need::Nothing => {
-                    let manifest = &published[&table.name];
-                    summary.errors += manifest.errors.len() as u64;
-                    emit(Event::TableFresh {
-                        table: table.name.clone(),
-                        slot: table.slot(),
-                        version: 0,
-                        rows: manifest.rows,
-                    });
-                }
-                Need::Work(work) => {
-                    let manifest = self.table(table, *work, &published, &mut summary, emit)?;
-                    summary.errors += manifest.errors.len() as u64;
-                    published.insert(table.name.clone(), manifest);
+    /// Goes over the tables until none is found to rest on a damaged part. Returns the number of rows that failed.
+    fn mend(&mut self, log: &mut Log<'_>) -> Result<u64> {
+        if self.options.verify {
+            for lost in self.damaged()? {
+                self.discard(lost, log)?;
+            }
+        }
+        for _ in 0..MENDS {
+            match self.tables(log) {
+                Err(error @ Error::Lost { .. }) => self.discard(error, log)?,
+                result => return result,
+            }
+        }
+        Err(Error::Damaged(format!(
+            "{MENDS} parts were damaged one after another; look at the disk below {}",
+            self.store.url
+        )))
+    }
+
+    /// Removes a damaged part, so that the tables that hold it are no longer fresh.
+    fn discard(&mut self, lost: Error, log: &mut Log<'_>) -> Result<()> {
+        let Error::Lost { digest, message } = lost else { return Err(lost) };
+        log.add(Event::Log { table: "store".into(), message: format!("{message}: it is computed again") });
+        self.doubts.lost.insert(digest);
+        self.store.discard(digest)
+    }
+
+    /// The published parts and blobs that do not match their digests.
+    fn damaged(&self) -> Result<Vec<Error>> {
+        let mut damaged = Vec::new();
+        for View { manifest, .. } in published(self.pipeline, self.store)?.values() {
+            let parts = manifest.parts.iter().map(|part| self.store.part(part.part));
+            for checked in parts.chain(manifest.blobs.iter().map(|blob| self.store.blob(*blob))) {
+                match checked {
+                    Ok(_) => {}
+                    Err(error @ Error::Lost { .. }) => damaged.push(error),
+                    Err(error) => return Err(error),
                 }
             }
         }
-        Ok(summary)
+        Ok(damaged)
     }
 
-    fn table(
-        &mut self,
-        table: &Table,
-        mut work: Work,
-        published: &Published,
-        summary: &mut Summary,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<Manifest> {
+    fn tables(&mut self, log: &mut Log<'_>) -> Result<u64> {
+        let pipeline = self.pipeline;
+        let mut views = published(pipeline, self.store)?;
+        let mut errors = 0;
+        for table in pipeline.tables.iter().filter(|table| self.options.tables.contains(&table.name)) {
+            let view = self.table(table, &views, log)?;
+            errors += view.manifest.errors.len() as u64;
+            // What is made now is neither forced nor lost any more.
+            self.doubts.force.retain(|name| *name != table.name);
+            view.manifest.parts.iter().for_each(|part| {
+                self.doubts.lost.remove(&part.part);
+            });
+            views.insert(table.name.clone(), view);
+        }
+        Ok(errors)
+    }
+
+    /// Brings one table up to date.
+    fn table(&mut self, table: &Table, views: &Views, log: &mut Log<'_>) -> Result<View> {
         let started = Instant::now();
-        let name = &table.name;
-        emit(Event::TableStarted {
+        let (name, slot) = (table.name.clone(), table.slot());
+        let doubts = self.doubts.clone();
+        let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts };
+        let fresh = |view: &View| Event::TableFresh {
+            table: table.name.clone(),
+            slot: table.slot(),
+            version: view.version,
+            rows: view.manifest.rows,
+        };
+        let Some(draft) = planner.identify(table, views)? else {
+            let view = views[&name].clone();
+            log.add(fresh(&view));
+            return Ok(view);
+        };
+        let wait = &mut || {
+            log.add(Event::Log {
+                table: table.name.clone(),
+                message: "another run computes it; waiting for that".into(),
+            });
+        };
+        let _lock = self.store.lock(draft.stage_key, wait)?;
+        // Another run may have published the same meanwhile.
+        if let Some((version, manifest)) = self.store.published(&self.pipeline.name, &slot)? {
+            let view = View { version, manifest, pending: Pending::Nothing };
+            if views.get(&name).is_none_or(|before| before.version != version) && draft.is(&view.manifest) {
+                log.add(fresh(&view));
+                return Ok(view);
+            }
+        }
+        let mut work = draft.complete(&planner, views.get(&name))?;
+        log.add(Event::TableStarted {
             table: name.clone(),
             stale: work.stale.len() as u64,
             rows: work.total(),
-            reasons: work.reasons.clone(),
+            reasons: work.causes.iter().take(CAUSES).map(ToString::to_string).collect(),
         });
-        let mut computed = 0;
+        let (mut computed, mut bytes) = (0, 0);
         if !work.stale.is_empty() {
-            let entries = self.compute(table, &work, published, emit).map_err(|e| in_table(name, e))?;
+            let entries = self.compute(&work, views, log).map_err(|e| in_table(&name, e))?;
             computed = entries.iter().map(|entry| entry.contents.len() as u64).sum();
+            bytes = entries.iter().map(|entry| entry.bytes).sum();
             let failures: Vec<_> = entries.iter().flat_map(|entry| &entry.errors).collect();
             if table.on_error == OnError::Fail && !failures.is_empty() {
-                let errors = failures.iter().take(10).map(|e| (e.id.clone(), e.message.clone())).collect();
-                return Err(Error::Rows { table: name.clone(), errors, total: failures.len() });
+                let errors = failures.iter().take(FAILURES).map(|e| (e.id.clone(), e.message.clone())).collect();
+                return Err(Error::Rows { table: name, errors, total: failures.len() });
             }
             work.known.extend(entries);
         }
-        let (parts, errors, content) = if table.is_keyed() {
-            work.known.choose(&work.keys)
-        } else {
-            let (parts, content) = work.known.whole();
-            (parts, Vec::new(), content)
-        };
-        let manifest = Manifest {
-            table: table.declared.clone(),
-            variant: table.variant.clone(),
-            blobs: Vec::new(),
-            retired: false,
-            stage: table.kind.name.to_owned(),
-            revision: table.kind.revision,
-            params: table.kind.identity(&*table.stage),
-            files: work.files,
-            fingerprint: work.fingerprint,
-            inputs: work.inputs,
-            filter: table.filter.as_ref().map(|f| f.text.clone()),
-            schema: encode_schema(&stored_schema(&table.output, table.is_keyed())),
-            keyed: table.is_keyed(),
-            rows: parts.iter().map(super::store::PartRef::len).sum(),
-            parts,
-            content,
-            errors,
-            run: self.run.clone(),
-            published_ms: now_ms(),
-        };
-        self.store.publish(&self.pipeline.name, &manifest)?;
-        summary.computed.insert(name.clone(), computed);
-        let seconds = started.elapsed().as_secs_f64();
-        emit(Event::TablePublished {
-            table: name.clone(),
-            slot: table.slot(),
-            version: 0,
-            bytes: 0,
+        let manifest = work.manifest(&self.run);
+        let version = self.store.publish(&self.pipeline.name, &manifest)?;
+        log.add(Event::TablePublished {
+            table: name,
+            slot,
+            version,
             rows: manifest.rows,
             computed,
+            bytes,
             errors: manifest.errors.len() as u64,
-            seconds,
+            seconds: started.elapsed().as_secs_f64(),
         });
-        Ok(manifest)
+        log.save()?;
+        Ok(View { version, manifest, pending: Pending::Nothing })
     }
 
-    fn compute(
-        &mut self,
-        table: &Table,
-        work: &Work,
-        published: &Published,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<Vec<Entry>> {
-        let job = self.job(table, work, published)?;
-        let all: Vec<usize> = (0..work.ids.len()).collect();
-        // A whole table is one task over all rows; else as many rows a task as asked for.
-        let (rows, size) =
-            if table.is_keyed() { (&work.stale, self.options.task_rows.max(1)) } else { (&all, all.len().max(1)) };
+    /// Computes the stale rows, task by task.
+    fn compute(&mut self, work: &Work<'_>, views: &Views, log: &mut Log<'_>) -> Result<Vec<Entry>> {
+        let table = work.table;
         let total = work.stale.len() as u64;
         let mut entries = Vec::new();
         let mut before = 0;
-        let chunks: Vec<&[usize]> = if rows.is_empty() { vec![&[]] } else { rows.chunks(size).collect() };
-        for chunk in chunks {
-            let task = task(&job, work, chunk)?;
+        for task in Tasks::new(work, views, self.options, &self.run)? {
+            let task = task?;
+            let rows = task.ids.len() as u64;
             let mut report = |report: Report| {
                 let table = table.name.clone();
-                emit(match report {
-                    Report::Progress { done, unit, .. } if unit == "rows" && total > 0 => {
+                log.add(match report {
+                    Report::Progress { done, unit, .. } if unit == "rows" => {
                         Event::Progress { table, done: before + done, total, unit }
                     }
                     Report::Progress { done, total, unit } => Event::Progress { table, done, total, unit },
@@ -222,83 +282,18 @@ impl Driver<'_> {
                 None => self.remote.run(task, &mut report)?,
             };
             for error in new.iter().flat_map(|entry| &entry.errors) {
-                emit(Event::RowFailed {
+                log.add(Event::RowFailed {
                     table: table.name.clone(),
                     id: error.id.clone(),
                     message: error.message.clone(),
-                    chain: Vec::new(),
+                    chain: error.chain.clone(),
                 });
             }
             entries.extend(new);
-            before += chunk.len() as u64;
+            before += rows;
         }
         Ok(entries)
     }
-
-    fn job(&self, table: &Table, work: &Work, published: &Published) -> Result<Job> {
-        let mut inputs = Vec::new();
-        let mut schemas = Vec::new();
-        let mut tables = Vec::new();
-        for input in &table.inputs {
-            let declared = self.pipeline.tables.iter().find(|above| above.name == input.table);
-            inputs.extend(declared.map(|above| (input.port.clone(), encode_schema(&above.output))));
-            let stored = published[&input.table].schema()?;
-            let read = project(&stored, &input.columns)?;
-            let schema = encode_schema(&read);
-            match input.reads {
-                Reads::Rows => schemas.push((input.port.clone(), schema)),
-                Reads::Table => tables.push(TableInput {
-                    port: input.port.clone(),
-                    schema,
-                    parts: published[&input.table].parts.clone(),
-                }),
-            }
-        }
-        schemas.extend(work.listed.as_ref().map(|batch| (SOURCE.to_owned(), encode_schema(batch.schema_ref()))));
-        Ok(Job {
-            stage: table.kind.name.to_owned(),
-            params: table.stage.params(),
-            makes: table.makes(),
-            output: encode_schema(&table.output),
-            inputs,
-            schemas,
-            tables,
-            device: self.options.device.clone(),
-        })
-    }
-}
-
-fn task(job: &Job, work: &Work, chunk: &[usize]) -> Result<Task> {
-    let rows = work.places.iter().map(|places| {
-        // Only the parts that the chunk touches travel with it.
-        let mut parts = Vec::new();
-        let mut numbers = BTreeMap::new();
-        let at = chunk.iter().map(|i| {
-            let (part, row) = places.at[*i];
-            let number = *numbers.entry(part).or_insert_with(|| {
-                parts.push(places.parts[part as usize]);
-                parts.len() as u32 - 1
-            });
-            (number, row)
-        });
-        let at = at.collect();
-        PortRows { port: places.port.clone(), parts, places: at }
-    });
-    let listed = match &work.listed {
-        Some(batch) => {
-            let indices = UInt32Array::from_iter_values(chunk.iter().map(|i| *i as u32));
-            Some(Listed::pack(&take_record_batch(batch, &indices)?)?)
-        }
-        None => None,
-    };
-    Ok(Task {
-        job: job.clone(),
-        stage_key: work.stage_key,
-        ids: chunk.iter().map(|i| work.ids[*i].clone()).collect(),
-        keys: if work.keys.is_empty() { Vec::new() } else { chunk.iter().map(|i| work.keys[*i]).collect() },
-        rows: rows.collect(),
-        listed,
-    })
 }
 
 fn in_table(table: &str, error: Error) -> Error {

@@ -83,6 +83,23 @@ fn pipeline(kinds: &[StageKind]) -> Value {
                 "description": "The tables, top to bottom; a table may use only tables above it.",
                 "additionalProperties": { "$ref": "#/$defs/table" },
             },
+            "sweep": {
+                "description": "Several values of some parameters: every combination runs, and tables that do not depend on a value are made once. Keys are `table.parameter`, or the parameter alone where one table takes it. SQL sees the instances of a table as one, with a column for each parameter.",
+                "anyOf": [
+                    {
+                        "description": "Lists of values: every combination of them.",
+                        "type": "object",
+                        "minProperties": 1,
+                        "additionalProperties": { "type": "array", "minItems": 1 },
+                    },
+                    {
+                        "description": "The combinations themselves, each with the same keys.",
+                        "type": "array",
+                        "minItems": 1,
+                        "items": { "type": "object", "minProperties": 1 },
+                    },
+                ],
+            },
         },
         "$defs": definitions,
     })

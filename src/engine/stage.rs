@@ -241,6 +241,13 @@ impl StageKind {
         params
     }
 
+    /// The names of its parameters.
+    pub fn parameters(&self) -> Vec<String> {
+        let schema = (self.schema)();
+        let properties = schema.get("properties").and_then(Value::as_object);
+        properties.map(|properties| properties.keys().cloned().collect()).unwrap_or_default()
+    }
+
     /// The first paragraph of the stage's documentation.
     pub fn about(&self) -> String {
         let schema = (self.schema)();

@@ -7,12 +7,18 @@
 //! state/KEY.json                    the last saved state of a stage that is not done
 //! published/PIPELINE/TABLE/N.json   version N of a table; the highest is current
 //! runs/RUN.jsonl                    the events of a run
+//! tags/TAG.json                     a name for a run
+//! locks/KEY                         held by the process that works on a stage's results; local stores only
 //! ```
 //!
-//! Everything but `state/` is written once, if absent, under a name that its content fixes, so any number of runs may share
-//! a store, and a run killed at any moment leaves only whole objects behind.
+//! Parts, blobs and records have names that their content fixes, and versions are written if absent, so any number of runs
+//! may share a store, and a run killed at any moment leaves only whole objects behind.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -33,6 +39,8 @@ pub struct Store {
     pub url: String,
     /// The objects, relative to [`Store::prefix`].
     pub objects: Arc<dyn ObjectStore>,
+    /// The folder, of a store on this machine's disk.
+    pub(super) folder: Option<PathBuf>,
     prefix: Path,
     runtime: Arc<Runtime>,
     verified: Arc<Mutex<HashSet<Digest>>>,
@@ -44,6 +52,24 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// An object of a store.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// When it was written, in milliseconds since 1970.
+    pub modified_ms: u64,
+}
+
+impl Object {
+    /// The digest that its file name is.
+    pub fn digest(&self) -> Option<Digest> {
+        self.name.rsplit('/').next()?.split('.').next()?.parse().ok()
+    }
+}
+
 /// One immutable piece of a table, as it was computed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
@@ -52,13 +78,43 @@ pub struct Entry {
     /// Bytes of the part.
     pub bytes: u64,
     /// What each row was computed from, in the part's order; empty for a stage that makes a whole table.
+    #[serde(with = "packed")]
     pub keys: Vec<Digest>,
     /// The content of each row, in the part's order.
+    #[serde(with = "packed")]
     pub contents: Vec<Digest>,
     /// Rows that failed.
     pub errors: Vec<RowError>,
     /// Blobs that the rows name.
     pub blobs: Vec<Digest>,
+    /// When, in milliseconds since 1970: of two results for one key the later counts.
+    pub recorded_ms: u64,
+}
+
+/// Digests one after another in one text: many are read at once, and often.
+mod packed {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Digest;
+
+    pub(super) fn serialize<S: Serializer>(digests: &[Digest], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&digests.iter().map(ToString::to_string).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Digest>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+        let bytes = text.as_bytes().chunks(2).map(|pair| match *pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        });
+        let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(|| D::Error::custom("not hexadecimal"))?;
+        bytes
+            .chunks(Digest::LEN)
+            .map(Digest::from_slice)
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("a digest is cut short"))
+    }
 }
 
 /// A row that could not be computed.
@@ -68,8 +124,14 @@ pub struct RowError {
     pub id: String,
     /// What it would have been computed from.
     pub key: Digest,
-    /// What went wrong, with its causes.
+    /// What went wrong.
     pub message: String,
+    /// The causes behind it, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
+    /// The run in which it did.
+    #[serde(default)]
+    pub run: String,
 }
 
 /// A part of a published table: all of its rows, or runs of them.
@@ -106,6 +168,25 @@ impl PartRef {
     }
 }
 
+/// What a table is made from; equal origins make equal tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// The stage that makes it.
+    pub stage: String,
+    /// The stage kind's revision.
+    pub revision: u32,
+    /// Parameters, with defaults.
+    pub params: Value,
+    /// Files that parameters name, and their digests.
+    pub files: Vec<(String, Digest)>,
+    /// The stage's identity: kind, revision, parameters, content of the files, output schema.
+    pub fingerprint: Digest,
+    /// Content of each input as it was read: table (or `source`) and digest.
+    pub inputs: Vec<(String, Digest)>,
+    /// The `where:` predicate.
+    pub filter: Option<String>,
+}
+
 /// A published version of a table: what it holds and what it was made from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -114,20 +195,9 @@ pub struct Manifest {
     /// The swept values that it depends on.
     #[serde(default, skip_serializing_if = "Variant::is_empty")]
     pub variant: Variant,
-    /// The stage that made it.
-    pub stage: String,
-    /// The stage kind's revision.
-    pub revision: u32,
-    /// Parameters, with defaults.
-    pub params: Value,
-    /// Files that parameters name, and their digests.
-    pub files: Vec<(String, Digest)>,
-    /// The stage's identity: kind, revision, parameters, files and output schema.
-    pub fingerprint: Digest,
-    /// Content of each input as it was read: table (or `source`) and digest.
-    pub inputs: Vec<(String, Digest)>,
-    /// The `where:` predicate.
-    pub filter: Option<String>,
+    /// What it was made from.
+    #[serde(flatten)]
+    pub made: Made,
     /// The stored Arrow schema, as Parquet carries it.
     pub schema: String,
     /// The first column identifies a row.
@@ -157,6 +227,11 @@ impl Manifest {
     pub fn schema(&self) -> Result<arrow::datatypes::SchemaRef> {
         decode_schema(&self.schema)
     }
+}
+
+/// The name of a version of a published table.
+pub fn version_name(pipeline: &str, slot: &str, version: u64) -> String {
+    format!("published/{pipeline}/{slot}/{version:010}.json")
 }
 
 /// An Arrow schema as the text that Parquet footers carry.
@@ -204,7 +279,8 @@ impl Store {
                 (Arc::new(objects), Path::default(), folder.to_string_lossy().into_owned())
             }
         };
-        Ok(Self { url, objects, prefix, runtime: Arc::new(runtime), verified: Arc::default() })
+        let folder = (!url.contains("://")).then(|| PathBuf::from(&url));
+        Ok(Self { url, objects, folder, prefix, runtime: Arc::new(runtime), verified: Arc::default() })
     }
 
     /// The runtime that serves this store's requests.
@@ -279,72 +355,85 @@ impl Store {
         self.get(name)?.map(parse).transpose()
     }
 
+    /// The objects below a folder, sorted by name.
+    pub fn objects_in(&self, folder: &str) -> Result<Vec<Object>> {
+        let base = self.path(folder);
+        let found: Vec<_> = self.runtime.block_on(self.objects.list(Some(&base)).try_collect())?;
+        let object = |meta: object_store::ObjectMeta| {
+            let below = meta.location.prefix_match(&base)?.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>();
+            let modified_ms = meta.last_modified.timestamp_millis().max(0) as u64;
+            Some(Object { name: format!("{folder}/{}", below.join("/")), bytes: meta.size, modified_ms })
+        };
+        let mut objects: Vec<Object> = found.into_iter().filter_map(object).collect();
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(objects)
+    }
+
     /// The names of the objects below a folder, sorted, relative to it.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let base = self.path(folder);
-        let found: Vec<Path> =
-            self.runtime.block_on(self.objects.list(Some(&base)).map_ok(|meta| meta.location).try_collect())?;
-        let relative = |path: &Path| {
-            path.prefix_match(&base).map(|parts| parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
-        };
-        let mut names: Vec<String> = found.iter().filter_map(relative).collect();
-        names.sort();
-        Ok(names)
+        let relative = |object: Object| object.name[folder.len() + 1..].to_owned();
+        Ok(self.objects_in(folder)?.into_iter().map(relative).collect())
     }
 
     /// Bytes below a folder.
     pub fn size(&self, folder: &str) -> Result<u64> {
-        Ok(self.runtime.block_on(
-            self.objects
-                .list(Some(&self.path(folder)))
-                .map_ok(|meta| meta.size)
-                .try_fold(0, async |sum, size| Ok(sum + size)),
-        )?)
+        Ok(self.objects_in(folder)?.iter().map(|object| object.bytes).sum())
     }
 
-    /// Keeps bytes under their digest.
+    /// Keeps bytes under their digest. What is there already is replaced by the same bytes: a damaged object is mended so, and
+    /// one that a clean-up would take for old is new again.
     pub fn put_blob(&self, bytes: impl Into<Bytes>) -> Result<Digest> {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
-        self.put_if_absent(&format!("blobs/{digest}"), bytes)?;
+        self.put(&format!("blobs/{digest}"), bytes)?;
         Ok(digest)
     }
 
     /// The bytes with this digest, checked.
     pub fn blob(&self, digest: Digest) -> Result<Bytes> {
-        let bytes =
-            self.get(&format!("blobs/{digest}"))?.ok_or_else(|| Error::Damaged(format!("blob {digest} is missing")))?;
-        self.check(digest, &bytes, "blob")?;
-        Ok(bytes)
+        self.checked(digest, &format!("blobs/{digest}"), "blob")
     }
 
-    /// Keeps a Parquet file under its digest.
+    /// Keeps a Parquet file under its digest, as [`Store::put_blob`] does.
     pub fn put_part(&self, bytes: Bytes) -> Result<Digest> {
         let digest = Digest::of(&bytes);
-        self.put_if_absent(&format!("parts/{digest}.parquet"), bytes)?;
+        self.put(&format!("parts/{digest}.parquet"), bytes)?;
         Ok(digest)
     }
 
     /// A part's bytes, checked against its digest the first time this process reads it.
     pub fn part(&self, digest: Digest) -> Result<Bytes> {
-        let bytes = self
-            .get(&format!("parts/{digest}.parquet"))?
-            .ok_or_else(|| Error::Damaged(format!("part {digest} is missing")))?;
-        self.check(digest, &bytes, "part")?;
-        Ok(bytes)
+        self.checked(digest, &format!("parts/{digest}.parquet"), "part")
     }
 
-    fn check(&self, digest: Digest, bytes: &Bytes, what: &str) -> Result<()> {
+    /// The file of a part, in a store on this machine's disk.
+    pub fn part_file(&self, part: Digest) -> Result<Option<std::fs::File>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        match std::fs::File::open(folder.join(format!("parts/{part}.parquet"))) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::lost(part, format!("part {part} is missing")))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn checked(&self, digest: Digest, name: &str, what: &str) -> Result<Bytes> {
+        let bytes = self.get(name)?.ok_or_else(|| Error::lost(digest, format!("{what} {digest} is missing")))?;
         let mut verified = self.verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !verified.contains(&digest) {
-            if Digest::of(bytes) != digest {
-                return Err(Error::Damaged(format!(
-                    "{what} {digest} does not match its digest; delete it and run again"
-                )));
+            if Digest::of(&bytes) != digest {
+                return Err(Error::lost(digest, format!("{what} {digest} does not match its digest")));
             }
             verified.insert(digest);
         }
-        Ok(())
+        Ok(bytes)
+    }
+
+    /// Removes a part or a blob that is damaged.
+    pub fn discard(&self, digest: Digest) -> Result<()> {
+        self.delete(&format!("parts/{digest}.parquet"))?;
+        self.delete(&format!("blobs/{digest}"))
     }
 
     /// Records what a stage has computed.
@@ -355,46 +444,93 @@ impl Store {
         Ok(())
     }
 
-    /// All that a stage has computed, in a fixed order.
+    /// All that a stage has computed, oldest first. A record that a failing disk cut short counts as never written.
     pub fn computed(&self, stage: Digest) -> Result<Vec<Entry>> {
         let folder = format!("computed/{stage}");
-        let names = self.list(&folder)?;
-        let entries = names.into_iter().map(|name| {
-            let name = format!("{folder}/{name}");
-            Ok(self.get_json::<Entry>(&name)?.map(|entry| (name, entry)))
-        });
-        Ok(entries
-            .filter_map(Result::transpose)
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .map(|(_, entry)| entry)
-            .collect())
+        let names: Vec<String> = self.list(&folder)?.iter().map(|name| format!("{folder}/{name}")).collect();
+        let read = |bytes: Option<Bytes>| serde_json::from_slice::<Entry>(&bytes?).ok();
+        let mut entries: Vec<Entry> = self.get_all(&names)?.into_iter().filter_map(read).collect();
+        entries.sort_by_key(|entry| entry.recorded_ms);
+        Ok(entries)
     }
 
     /// A version of a published table.
     pub fn version(&self, pipeline: &str, slot: &str, version: u64) -> Result<Option<Manifest>> {
-        self.get_json(&format!("published/{pipeline}/{slot}/{version:010}.json"))
+        self.get_json(&version_name(pipeline, slot, version))
     }
 
-    /// The current version of a published table, with its number.
+    /// The versions of a pipeline's published tables, ascending, by slot.
+    pub fn versions(&self, pipeline: &str) -> Result<BTreeMap<String, Vec<u64>>> {
+        let mut versions: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for name in self.list(&format!("published/{pipeline}"))? {
+            let parsed =
+                name.rsplit_once('/').and_then(|(slot, file)| Some((slot, file.strip_suffix(".json")?.parse().ok()?)));
+            if let Some((slot, version)) = parsed {
+                versions.entry(slot.to_owned()).or_default().push(version);
+            }
+        }
+        Ok(versions)
+    }
+
+    /// The pipelines that have published something.
+    pub fn pipelines(&self) -> Result<Vec<String>> {
+        let listed = self.runtime.block_on(self.objects.list_with_delimiter(Some(&self.path("published"))))?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        Ok(listed.common_prefixes.iter().filter_map(name).collect())
+    }
+
+    /// Versions of a table, read side by side; those that cannot be read are left out.
+    pub fn manifests(&self, pipeline: &str, slot: &str, versions: &[u64]) -> Result<Vec<Manifest>> {
+        let names: Vec<String> = versions.iter().map(|version| version_name(pipeline, slot, *version)).collect();
+        let read = |bytes: Option<Bytes>| serde_json::from_slice(&bytes?).ok();
+        Ok(self.get_all(&names)?.into_iter().filter_map(read).collect())
+    }
+
+    /// The current versions of several tables, read side by side.
+    pub fn current(&self, pipeline: &str, slots: &[String]) -> Result<Vec<Option<(u64, Manifest)>>> {
+        let versions = self.versions(pipeline)?;
+        let last: Vec<Option<u64>> = slots.iter().map(|slot| versions.get(slot)?.last().copied()).collect();
+        let name = |(slot, version): (&String, &Option<u64>)| {
+            version.map_or_else(String::new, |version| version_name(pipeline, slot, version))
+        };
+        let names: Vec<String> = slots.iter().zip(&last).map(name).collect();
+        let wanted: Vec<String> = names.iter().filter(|name| !name.is_empty()).cloned().collect();
+        let mut bytes = wanted.iter().zip(self.get_all(&wanted)?).collect::<HashMap<_, _>>();
+        let read = |((slot, version), name): ((&String, Option<u64>), &String)| {
+            let Some(version) = version else { return Ok(None) };
+            match bytes.remove(name).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                Some(manifest) => Ok(Some((version, manifest))),
+                // It cannot be read: there may be one before it that can.
+                None => self.published(pipeline, slot),
+            }
+        };
+        slots.iter().zip(last).zip(&names).map(read).collect()
+    }
+
+    /// The current version of a published table, with its number: the last one that can be read.
     pub fn published(&self, pipeline: &str, slot: &str) -> Result<Option<(u64, Manifest)>> {
         let folder = format!("published/{pipeline}/{slot}");
-        let Some(name) = self.list(&folder)?.pop() else { return Ok(None) };
-        let version = name
-            .trim_end_matches(".json")
-            .parse()
-            .map_err(|_| Error::Damaged(format!("{folder}/{name} is no version")))?;
-        Ok(self.get_json(&format!("{folder}/{name}"))?.map(|manifest| (version, manifest)))
+        for name in self.list(&folder)?.iter().rev() {
+            let Ok(version) = name.trim_end_matches(".json").parse() else { continue };
+            match self.version(pipeline, slot, version) {
+                Ok(Some(manifest)) => return Ok(Some((version, manifest))),
+                // A manifest that a failing disk cut short: the version before it is still whole.
+                Ok(None) | Err(Error::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
-    /// Publishes a table as the version after the one it replaces, atomically: of two racing runs both versions stand, in turn.
+    /// Publishes a table as a new version, atomically: of two racing runs both versions stand, in turn. Returns its number.
     pub fn publish(&self, pipeline: &str, manifest: &Manifest) -> Result<u64> {
-        let json = Bytes::from(serde_json::to_vec_pretty(manifest).map_err(std::io::Error::from)?);
-        let slot = manifest.variant.slot(&manifest.table);
-        let mut version = self.published(pipeline, &slot)?.map_or(0, |(version, _)| version);
+        let json = Bytes::from(serde_json::to_vec(manifest).map_err(std::io::Error::from)?);
+        let folder = format!("published/{pipeline}/{}", manifest.variant.slot(&manifest.table));
+        let last = self.list(&folder)?.iter().rev().find_map(|name| name.trim_end_matches(".json").parse::<u64>().ok());
+        let mut version = last.unwrap_or(0);
         loop {
             version += 1;
-            if self.put_if_absent(&format!("published/{pipeline}/{slot}/{version:010}.json"), json.clone())? {
+            if self.put_if_absent(&format!("{folder}/{version:010}.json"), json.clone())? {
                 return Ok(version);
             }
         }

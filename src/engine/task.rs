@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::{
     Digest, Error, Result, Sources, Store,
     columns::seal,
+    event::now_ms,
     parts,
     stage::{Context, OpenFn, Operator, Output, Schemas},
     store::{Entry, PartRef, RowError, decode_schema},
@@ -37,6 +38,8 @@ pub struct Task {
     pub job: Job,
     /// Where the results are recorded: the stage's fingerprint, or the key of a whole table.
     pub stage_key: Digest,
+    /// The run that it belongs to.
+    pub run: String,
     /// The rows' ids.
     pub ids: Vec<String>,
     /// The rows' keys; empty for a whole table.
@@ -306,6 +309,7 @@ pub struct Sink<'a> {
     declared: SchemaRef,
     position: HashMap<&'a str, usize>,
     written: Vec<bool>,
+    done: u64,
     /// The ids of a table that has its own.
     ids: HashSet<String>,
     pending: Vec<RecordBatch>,
@@ -316,7 +320,15 @@ pub struct Sink<'a> {
 }
 
 fn empty_entry() -> Entry {
-    Entry { part: None, bytes: 0, keys: Vec::new(), contents: Vec::new(), errors: Vec::new(), blobs: Vec::new() }
+    Entry {
+        part: None,
+        bytes: 0,
+        keys: Vec::new(),
+        contents: Vec::new(),
+        errors: Vec::new(),
+        blobs: Vec::new(),
+        recorded_ms: 0,
+    }
 }
 
 impl<'a> Sink<'a> {
@@ -327,6 +339,7 @@ impl<'a> Sink<'a> {
             declared: decode_schema(&task.job.output)?,
             position: task.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect(),
             written: vec![false; task.ids.len()],
+            done: 0,
             ids: HashSet::new(),
             pending: Vec::new(),
             entry: empty_entry(),
@@ -348,6 +361,7 @@ impl<'a> Sink<'a> {
         if std::mem::replace(&mut self.written[at], true) {
             return Err(Error::Stage(format!("the stage wrote the row `{id}` twice")));
         }
+        self.done += 1;
         Ok(self.task.keys[at])
     }
 
@@ -385,20 +399,22 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// Records that a row failed.
-    pub fn fail(&mut self, id: &str, message: impl ToString) -> Result<()> {
+    /// Records that a row failed, with the causes behind the error.
+    pub fn fail(&mut self, id: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Result<()> {
+        let error = error.into();
         if !self.keyed() {
-            return Err(Error::Stage(format!("{id}: {}", message.to_string())));
+            return Err(Error::Stage(format!("{id}: {error}")));
         }
         let key = self.claim(id)?;
-        self.entry.errors.push(RowError { id: id.to_owned(), key, message: message.to_string() });
+        let chain = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
+        let (id, message, run) = (id.to_owned(), error.to_string(), self.task.run.clone());
+        self.entry.errors.push(RowError { id, key, message, chain, run });
         self.progress_rows();
         Ok(())
     }
 
     fn progress_rows(&mut self) {
-        let done = self.written.iter().filter(|written| **written).count() as u64;
-        self.progress(done, self.task.ids.len() as u64, "rows");
+        self.progress(self.done, self.task.ids.len() as u64, "rows");
     }
 
     /// Reports units done of a total; of a row-per-row stage rows are counted without this.
@@ -447,6 +463,7 @@ impl<'a> Sink<'a> {
             entry.part = Some(self.store.put_part(bytes)?);
         }
         if entry.part.is_some() || !entry.errors.is_empty() {
+            entry.recorded_ms = now_ms();
             self.store.record(self.task.stage_key, &entry)?;
             (self.report)(Report::Committed { rows: entry.contents.len() as u64, bytes: entry.bytes });
             self.entries.push(entry);

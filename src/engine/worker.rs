@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Result, Store,
+    Digest, Error, Result, Store,
     run::Remote,
     stage::OpenFn,
     store::Entry,
@@ -36,7 +36,7 @@ const ENVIRONMENT: [(&str, &str); 4] = [
 enum Answer {
     Report(Report),
     Done(Vec<Entry>),
-    Failed { message: String, input: bool },
+    Failed { message: String, input: bool, lost: Option<Digest> },
 }
 
 /// Serves tasks from standard input until it closes. `find` knows the stages by name.
@@ -75,7 +75,10 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
             });
         match result {
             Ok(entries) => answer(&Answer::Done(entries)),
-            Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input() }),
+            Err(Error::Lost { digest, message }) => {
+                answer(&Answer::Failed { message, input: false, lost: Some(digest) });
+            }
+            Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input(), lost: None }),
         }
     }
     Ok(())
@@ -144,7 +147,10 @@ impl Worker {
                 Ok(1..) => match serde_json::from_str(&answer) {
                     Ok(Answer::Report(what)) => report(what),
                     Ok(Answer::Done(entries)) => return Ok(Ok(entries)),
-                    Ok(Answer::Failed { message, input: true }) => return Ok(Err(Error::Input(message))),
+                    Ok(Answer::Failed { message, lost: Some(digest), .. }) => {
+                        return Ok(Err(Error::lost(digest, message)));
+                    }
+                    Ok(Answer::Failed { message, input: true, .. }) => return Ok(Err(Error::Input(message))),
                     Ok(Answer::Failed { message, .. }) => return Ok(Err(Error::Stage(message))),
                     // A line that some library printed.
                     Err(_) => report(Report::Log { message: answer.trim_end().to_owned() }),

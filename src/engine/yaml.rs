@@ -74,6 +74,14 @@ impl Node {
         }
     }
 
+    /// A text scalar's text.
+    pub fn as_text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar(Value::String(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The tree as JSON.
     pub fn to_json(&self) -> Value {
         match &self.kind {
@@ -136,6 +144,9 @@ impl Node {
                 entries.push((Key { name: (*first).to_owned(), place }, empty));
                 entries.len() - 1
             });
+            if rest.is_empty() {
+                entries[at].0.place = place;
+            }
             entries[at].1.set(rest, value);
         }
     }
@@ -146,6 +157,32 @@ impl<'de> Deserialize<'de> for Node {
         let Spanned { value: Raw(kind), referenced, .. } = Spanned::<Raw>::deserialize(deserializer)?;
         Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind })
     }
+}
+
+/// `${NAME}` and `${NAME:-default}` in a scalar; `$$` is a dollar sign.
+pub(super) fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out += &rest[..at];
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some(body) = rest.strip_prefix('{') {
+            let (inside, after) = body.split_once('}').ok_or_else(|| format!("`{text}`: `${{` without `}}`"))?;
+            let (name, default) =
+                inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
+            let value = variable(name).or_else(|| default.map(str::to_owned));
+            out += &value.ok_or_else(|| {
+                format!("the environment has no variable `{name}`; set it, or write ${{{name}:-default}}")
+            })?;
+            rest = after;
+        } else {
+            out.push('$');
+        }
+    }
+    Ok(out + rest)
 }
 
 struct Raw(Kind);
@@ -224,5 +261,14 @@ mod tests {
         assert!(place.line >= 2, "{place:?} {message}");
         let (place, _) = Node::parse("a: 1\na: 2\n").unwrap_err();
         assert_eq!(place.line, 2);
+    }
+
+    #[test]
+    fn variables_fill_scalars_only() {
+        let lookup = |name: &str| (name == "ROOT").then(|| "/data: [x]".to_owned());
+        assert_eq!(substitute("${ROOT}/a$$b", &lookup).unwrap(), "/data: [x]/a$b");
+        assert_eq!(substitute("${NONE:-d}", &lookup).unwrap(), "d");
+        assert!(substitute("${NONE}", &lookup).unwrap_err().contains("no variable `NONE`"));
+        assert!(substitute("${ROOT", &lookup).is_err());
     }
 }

@@ -1,29 +1,33 @@
 //! Published tables as SQL sees them.
 //!
-//! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that published last. Beside
-//! them stand `errors` (rows that failed), and `paper_results` and `paper_datasets` (the numbers of the paper).
+//! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that ran last. The instances of a
+//! swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the run's id or a
+//! tag. Beside the tables stand `errors` (rows that failed), and `paper_results` and `paper_datasets` (the numbers of the paper).
 
+mod catalog;
 pub mod output;
 pub mod statement;
 mod table;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringArray},
-    datatypes::SchemaRef,
+    datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use datafusion::{
-    catalog::{
-        CatalogProvider, MemTable, SchemaProvider,
-        memory::{MemoryCatalogProvider, MemorySchemaProvider},
-    },
+    catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
     error::DataFusionError,
-    execution::object_store::ObjectStoreUrl,
+    execution::{context::SQLOptions, object_store::ObjectStoreUrl},
     prelude::{SessionConfig, SessionContext},
 };
 
-use crate::engine::{Error, Result, Store, store::Manifest};
+use self::catalog::{Lazy, Tables};
+use crate::engine::{
+    Error, Result, Store,
+    event::{Event, Logged},
+    store::Manifest,
+};
 
 const CATALOG: &str = "vlmdiff";
 const PAPER_RESULTS: &str = include_str!("../../data/paper_results.csv");
@@ -33,6 +37,7 @@ const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
 pub struct Session {
     context: SessionContext,
     store: Store,
+    writes: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -42,22 +47,19 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that published last.
+    /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that ran last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
-        let manifests = manifests(store)?;
-        let latest =
-            manifests.iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline.as_str());
-        let known = |name: &str| manifests.iter().any(|(p, _)| p == name);
-        if let Some(name) = pipeline.filter(|name| !known(name)) {
-            let mut names: Vec<&str> = manifests.iter().map(|(p, _)| p.as_str()).collect();
-            names.dedup();
-            return Err(Error::Input(format!(
-                "the store {} has no pipeline `{name}`; it has {}",
-                store.url,
-                if names.is_empty() { "none".into() } else { names.join(", ") }
-            )));
-        }
-        let default = pipeline.or(latest).unwrap_or("public").to_owned();
+        let slots = store.tables()?;
+        let pipelines: BTreeSet<&str> = slots.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
+        let default = match pipeline {
+            Some(name) if !pipelines.contains(name) => {
+                let names: Vec<&str> = pipelines.into_iter().collect();
+                let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+                return Err(Error::Input(format!("the store {} has no pipeline `{name}`; it has {names}", store.url)));
+            }
+            Some(name) => name.to_owned(),
+            None => latest(store, &pipelines)?.unwrap_or_else(|| "public".to_owned()),
+        };
         let config =
             SessionConfig::new().with_default_catalog_and_schema(CATALOG, &default).with_information_schema(true);
         let context = SessionContext::new_with_config(config);
@@ -65,68 +67,105 @@ impl Session {
         context.register_object_store(objects.as_ref(), store.objects.clone());
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog(CATALOG, catalog.clone());
-        let schema_of = |name: &str| -> Result<Arc<dyn SchemaProvider>, DataFusionError> {
-            match catalog.schema(name) {
-                Some(schema) => Ok(schema),
-                None => {
-                    catalog.register_schema(name, Arc::new(MemorySchemaProvider::new()))?;
-                    catalog.schema(name).ok_or_else(|| DataFusionError::Internal("a schema vanished".into()))
-                }
+        for name in pipelines.into_iter().chain([default.as_str()]) {
+            let tables = Tables::new(store, name, &slots);
+            if name == default {
+                common(store, &tables)?;
             }
-        };
-        for (pipeline, manifest) in &manifests {
-            let provider = Arc::new(table::Published::new(store, manifest)?);
-            schema_of(pipeline)
-                .and_then(|schema| schema.register_table(manifest.table.clone(), provider))
-                .map_err(query_error)?;
+            catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
-        let common = schema_of(&default).map_err(query_error)?;
-        let extra = [
-            ("errors", errors(&manifests)?),
-            ("paper_results", csv(PAPER_RESULTS)?),
-            ("paper_datasets", csv(PAPER_DATASETS)?),
-        ];
-        for (name, batch) in extra {
-            if !common.table_exist(name) {
-                let provider = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(query_error)?;
-                common.register_table(name.into(), Arc::new(provider)).map_err(query_error)?;
-            }
-        }
-        Ok(Self { context, store: store.clone() })
+        Ok(Self { context, store: store.clone(), writes: false })
     }
 
-    /// Runs one read-only statement.
+    /// Lets statements make tables of this session's own and write files; published tables stay as they are.
+    pub fn allow_write(self) -> Self {
+        Self { writes: true, ..self }
+    }
+
+    /// Runs one statement.
     pub fn query(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-        let options = datafusion::execution::context::SQLOptions::new().with_allow_ddl(false).with_allow_dml(false);
+        let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
+        let refused = |error: DataFusionError| match query_error(error) {
+            Error::Input(message) if message.contains("DDL not supported") || message.contains("DML not supported") => {
+                Error::Input(format!(
+                    "{message}; statements only read, unless the session is opened with --allow-write"
+                ))
+            }
+            other => other,
+        };
         self.store.runtime().block_on(async {
-            let frame = self.context.sql_with_options(sql, options).await.map_err(query_error)?;
+            let frame = self.context.sql_with_options(sql, options).await.map_err(refused)?;
             let schema = Arc::new(frame.schema().as_arrow().clone());
             Ok((schema, frame.collect().await.map_err(query_error)?))
         })
     }
 }
 
-/// The current manifest of every published table.
+/// Of the pipelines that published, the one that ran last.
+fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
+    if pipelines.len() < 2 {
+        return Ok(pipelines.first().map(|name| (*name).to_owned()));
+    }
+    for run in store.list("runs")?.iter().rev() {
+        let log = store.get(&format!("runs/{run}"))?.unwrap_or_default();
+        let first = log.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        match serde_json::from_slice(first) {
+            Ok(Logged { event: Event::RunStarted { pipeline, .. }, .. }) if pipelines.contains(pipeline.as_str()) => {
+                return Ok(Some(pipeline));
+            }
+            _ => {}
+        }
+    }
+    // Nobody kept the runs.
+    Ok(manifests(store)?.into_iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline))
+}
+
+/// The current manifest of every published table that its pipeline still declares.
 pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     let mut manifests = Vec::new();
-    for (pipeline, table) in store.tables()? {
-        manifests.extend(store.published(&pipeline, &table)?.map(|(_, manifest)| (pipeline, manifest)));
+    for (pipeline, slot) in store.tables()? {
+        let current = store.published(&pipeline, &slot)?.map(|(_, manifest)| (pipeline, manifest));
+        manifests.extend(current.filter(|(_, manifest)| !manifest.retired));
     }
     Ok(manifests)
 }
 
+/// The engine's own errors as they are, all others as the user's.
 fn query_error(error: DataFusionError) -> Error {
-    Error::Input(error.strip_backtrace())
+    match error {
+        DataFusionError::External(inner) => match inner.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(other) => Error::Input(other.to_string()),
+        },
+        DataFusionError::Context(_, inner) => query_error(*inner),
+        other => Error::Input(other.strip_backtrace()),
+    }
+}
+
+/// The tables that every store has; a pipeline's own of the same name win.
+fn common(store: &Store, tables: &Tables) -> Result<()> {
+    let owner = store.clone();
+    let names = ["pipeline", "table", "id", "message"];
+    let schema = Schema::new(names.map(|name| Field::new(name, DataType::Utf8, false)).to_vec());
+    let errors = Lazy::new(Arc::new(schema), move || errors(&manifests(&owner)?));
+    let extra = [("errors", errors), ("paper_results", csv(PAPER_RESULTS)?), ("paper_datasets", csv(PAPER_DATASETS)?)];
+    for (name, table) in extra {
+        if !tables.table_exist(name) {
+            tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
+        }
+    }
+    Ok(())
 }
 
 fn errors(manifests: &[(String, Manifest)]) -> Result<RecordBatch> {
-    let rows: Vec<[&str; 4]> = manifests
+    let rows: Vec<[String; 4]> = manifests
         .iter()
         .flat_map(|(pipeline, m)| {
-            m.errors.iter().map(move |e| [pipeline.as_str(), m.table.as_str(), e.id.as_str(), e.message.as_str()])
+            let table = m.variant.name(&m.table);
+            m.errors.iter().map(move |e| [pipeline.clone(), table.clone(), e.id.clone(), e.message.clone()])
         })
         .collect();
-    let column = |i: usize| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row[i]))) as ArrayRef;
+    let column = |i: usize| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row[i]))) as ArrayRef;
     Ok(RecordBatch::try_from_iter([
         ("pipeline", column(0)),
         ("table", column(1)),
@@ -135,10 +174,11 @@ fn errors(manifests: &[(String, Manifest)]) -> Result<RecordBatch> {
     ])?)
 }
 
-fn csv(text: &'static str) -> Result<RecordBatch> {
+fn csv(text: &'static str) -> Result<Lazy> {
     let format = arrow::csv::reader::Format::default().with_header(true);
-    let (schema, _) = format.infer_schema(text.as_bytes(), None)?;
-    let schema = Arc::new(schema);
-    let reader = arrow::csv::ReaderBuilder::new(schema.clone()).with_header(true).build(text.as_bytes())?;
-    Ok(arrow::compute::concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?)
+    let schema = Arc::new(format.infer_schema(text.as_bytes(), None)?.0);
+    Ok(Lazy::new(schema.clone(), move || {
+        let reader = arrow::csv::ReaderBuilder::new(schema.clone()).with_header(true).build(text.as_bytes())?;
+        Ok(arrow::compute::concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?)
+    }))
 }

@@ -1,14 +1,18 @@
 //! A published table as a DataFusion table: its Parquet parts, and of a part that holds more only the chosen rows.
+//!
+//! The instances of a swept table are one table, with a column for each axis that is constant in an instance's files.
 
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
 use datafusion::{
     catalog::{Session, TableProvider},
+    common::ScalarValue,
     datasource::{
         listing::PartitionedFile,
         physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource, parquet::ParquetRowSelection},
         source::DataSourceExec,
+        table_schema::TableSchema,
     },
     error::Result,
     execution::object_store::ObjectStoreUrl,
@@ -16,10 +20,12 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use serde_json::Value;
 
 use crate::engine::{
-    Error, KEY, Store,
+    Error, KEY, Store, digest_name,
     store::{Manifest, PartRef},
+    sweep, tensor_shape,
 };
 
 /// The address under which a session finds the store's objects.
@@ -28,20 +34,83 @@ pub(super) const OBJECTS: &str = "store://objects/";
 /// A published table.
 #[derive(Debug)]
 pub(super) struct Published {
-    schema: SchemaRef,
-    stored: SchemaRef,
+    schema: TableSchema,
     files: Vec<PartitionedFile>,
 }
 
 impl Published {
-    pub(super) fn new(store: &Store, manifest: &Manifest) -> Result<Self, Error> {
-        let stored = manifest.schema()?;
-        // People ask for what a stage declares; digests and keys are the engine's.
-        let visible = stored.fields().iter().filter(|f| f.name() != KEY && !f.name().ends_with("_digest"));
-        let schema = Arc::new(Schema::new(visible.cloned().collect::<Vec<_>>()));
-        let files = manifest.parts.iter().filter(|part| !part.is_empty()).map(|part| file(store, part)).collect();
-        Ok(Self { schema, stored, files })
+    /// A table from its instances, of which there is at least one.
+    pub(super) fn new(store: &Store, instances: &[Manifest]) -> Result<Self, Error> {
+        let columns = union(&instances.iter().map(visible).collect::<Result<Vec<_>, _>>()?);
+        let axes: Vec<Axis> =
+            axes(instances).into_iter().filter(|axis| columns.iter().all(|c| c.name() != axis.field.name())).collect();
+        let of_instance = |(at, manifest): (usize, &Manifest)| {
+            let values: Vec<ScalarValue> = axes.iter().map(|axis| axis.values[at].clone()).collect();
+            let parts = manifest.parts.iter().filter(|part| !part.is_empty());
+            parts.map(|part| file(store, part).with_partition_values(values.clone())).collect::<Vec<_>>()
+        };
+        let files = instances.iter().enumerate().flat_map(of_instance).collect();
+        let fields: Vec<FieldRef> = axes.iter().map(|axis| axis.field.clone()).collect();
+        let schema = TableSchema::builder(Arc::new(Schema::new(columns))).with_table_partition_cols(fields).build();
+        Ok(Self { schema, files })
     }
+}
+
+/// People ask for what a stage declares; digests and keys are the engine's.
+fn visible(manifest: &Manifest) -> Result<Vec<FieldRef>, Error> {
+    let stored = manifest.schema()?;
+    let digests: Vec<String> = stored.fields().iter().map(|field| digest_name(field.name())).collect();
+    let is_visible = |field: &&FieldRef| field.name() != KEY && !digests.contains(field.name());
+    Ok(stored.fields().iter().filter(is_visible).cloned().collect())
+}
+
+/// The columns of all instances; one that some lack is null there, one of several types is left out.
+fn union(instances: &[Vec<FieldRef>]) -> Vec<FieldRef> {
+    let mut names: Vec<&String> = Vec::new();
+    for field in instances.iter().flatten() {
+        names.extend((!names.contains(&field.name())).then_some(field.name()));
+    }
+    let column = |name: &String| {
+        let of_instance = |fields: &&Vec<FieldRef>| fields.iter().any(|field| field.name() == name);
+        let everywhere = instances.iter().filter(of_instance).count() == instances.len();
+        let all: Vec<&FieldRef> = instances.iter().flatten().filter(|field| field.name() == name).collect();
+        let (first, rest) = all.split_first()?;
+        let same =
+            |other: &&FieldRef| other.data_type() == first.data_type() && tensor_shape(other) == tensor_shape(first);
+        let nullable = !everywhere || all.iter().any(|field| field.is_nullable());
+        rest.iter().all(same).then(|| Arc::new(first.as_ref().clone().with_nullable(nullable)))
+    };
+    names.into_iter().filter_map(column).collect()
+}
+
+/// A swept parameter as a column, with its value in each instance.
+struct Axis {
+    field: FieldRef,
+    values: Vec<ScalarValue>,
+}
+
+fn axes(instances: &[Manifest]) -> Vec<Axis> {
+    let mut names: Vec<&String> = Vec::new();
+    for (name, _) in instances.iter().flat_map(|manifest| &manifest.variant.0) {
+        names.extend((!names.contains(&name)).then_some(name));
+    }
+    let axis = |name: &String| {
+        let value = |manifest: &'_ Manifest| manifest.variant.get(name).filter(|value| !value.is_null()).cloned();
+        let values: Vec<Option<Value>> = instances.iter().map(value).collect();
+        let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
+        let scalar: fn(Option<&Value>) -> ScalarValue = if all(Value::is_boolean) {
+            |value| ScalarValue::Boolean(value.and_then(Value::as_bool))
+        } else if all(Value::is_i64) {
+            |value| ScalarValue::Int64(value.and_then(Value::as_i64))
+        } else if all(Value::is_number) {
+            |value| ScalarValue::Float64(value.and_then(Value::as_f64))
+        } else {
+            |value| ScalarValue::Utf8(value.map(sweep::text))
+        };
+        let values: Vec<ScalarValue> = values.iter().map(|value| scalar(value.as_ref())).collect();
+        Axis { field: Arc::new(Field::new(name, scalar(None).data_type(), true)), values }
+    };
+    names.into_iter().map(axis).collect()
 }
 
 fn file(store: &Store, part: &PartRef) -> PartitionedFile {
@@ -61,7 +130,7 @@ fn file(store: &Store, part: &PartRef) -> PartitionedFile {
 #[async_trait::async_trait]
 impl TableProvider for Published {
     fn schema(&self) -> SchemaRef {
-        self.schema.clone()
+        self.schema.table_schema().clone()
     }
 
     fn table_type(&self) -> TableType {
@@ -75,15 +144,12 @@ impl TableProvider for Published {
         _: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let all: Vec<usize> = (0..self.schema.fields().len()).collect();
-        let wanted = projection.unwrap_or(&all).iter().map(|i| self.stored.index_of(self.schema.field(*i).name()));
-        let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
         let partitions = state.config().target_partitions().max(1);
         let groups = FileGroup::new(self.files.clone()).split_files(partitions);
-        let source = Arc::new(ParquetSource::new(self.stored.clone()));
+        let source = Arc::new(ParquetSource::new(self.schema.clone()));
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(OBJECTS)?, source)
             .with_file_groups(groups)
-            .with_projection_indices(Some(wanted))?
+            .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))

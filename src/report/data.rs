@@ -46,7 +46,7 @@ impl Source {
         let session = Session::open(store, Some(&pipeline))?;
         let mut tables: Vec<Manifest> =
             all.into_iter().filter(|(name, _)| *name == pipeline).map(|(_, manifest)| manifest).collect();
-        tables.sort_by_key(|table| kinds.iter().position(|kind| kind.name == table.stage).unwrap_or(kinds.len()));
+        tables.sort_by_key(|table| kinds.iter().position(|kind| kind.name == table.made.stage).unwrap_or(kinds.len()));
         Ok(Self { pipeline, tables, kinds, session })
     }
 
@@ -57,13 +57,13 @@ impl Source {
 
     /// The tables that a stage made.
     pub(super) fn of_stage<'a>(&'a self, stage: &'a str) -> impl Iterator<Item = &'a Manifest> {
-        self.tables.iter().filter(move |table| table.stage == stage)
+        self.tables.iter().filter(move |table| table.made.stage == stage)
     }
 
     /// The stage's table that one of `below` was made from; else the one published last.
     pub(super) fn table<'a>(&'a self, stage: &'a str, below: &[Option<&Manifest>]) -> Option<&'a Manifest> {
         let is_input =
-            |table: &&Manifest| below.iter().flatten().any(|b| b.inputs.iter().any(|(name, _)| *name == table.table));
+            |table: &&Manifest| below.iter().flatten().any(|b| b.made.inputs.iter().any(|(name, _)| *name == table.table));
         self.of_stage(stage).find(is_input).or_else(|| self.of_stage(stage).max_by_key(|table| table.published_ms))
     }
 

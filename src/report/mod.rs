@@ -33,7 +33,7 @@ pub struct Options {
 /// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
 pub fn html(source: &Source, options: Options) -> Result<String> {
     let metrics: Vec<Value> = source.of_stage("evaluate").map(|table| metrics(source, table)).collect::<Result<_>>()?;
-    let trained = source.tables.iter().filter(|table| table.stage.starts_with("train_"));
+    let trained = source.tables.iter().filter(|table| table.made.stage.starts_with("train_"));
     let curves: Vec<Value> = trained.map(|table| curve(source, table)).collect::<Result<_>>()?;
     let page = context! {
         version => env!("CARGO_PKG_VERSION"),
@@ -58,8 +58,8 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
 fn table_row(source: &Source, table: &Manifest) -> Value {
     context! {
         name => &table.table,
-        stage => &table.stage,
-        about => source.about(&table.stage),
+        stage => &table.made.stage,
+        about => source.about(&table.made.stage),
         rows => HumanCount(table.rows).to_string(),
         failed => table.errors.len(),
         size => HumanBytes(table.parts.iter().map(|part| part.bytes).sum()).to_string(),
@@ -138,7 +138,7 @@ impl Cell {
 fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
     let batch = source.rows(table)?;
     let names = data::measures(&batch.schema());
-    let limit = table.params.get("aupro_limit").and_then(serde_json::Value::as_f64).unwrap_or(0.3);
+    let limit = table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64).unwrap_or(0.3);
     let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, limit)).collect();
     // A line stands before the first metric of images and before the first of pixels.
     let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
@@ -189,7 +189,7 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
         (Err(why), _) => (None, format!("no curve: {why}")),
         (_, None) => (None, "no step was logged".into()),
     };
-    Ok(context! { table => &table.table, about => source.about(&table.stage), svg, note })
+    Ok(context! { table => &table.table, about => source.about(&table.made.stage), svg, note })
 }
 
 /// The pictures and what can be asked of them.

@@ -72,7 +72,7 @@ impl RowByRow {
             running.program.failure(&what, out)
         })?;
         out.write(&answer.rows)?;
-        answer.failed.iter().try_for_each(|(id, message)| out.fail(id, message))
+        answer.failed.into_iter().try_for_each(|(id, message)| out.fail(&id, message))
     }
 }
 

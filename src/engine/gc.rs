@@ -1,0 +1,184 @@
+//! Deletes what no published table, no tag and none of the last runs reaches.
+//!
+//! Safe beside running runs: results that a run works on are locked and kept, and so is what was written in the last
+//! minutes. A remote store has no locks: there everything younger than a day is kept.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde::Serialize;
+
+use super::{
+    Digest, Result, Store,
+    event::now_ms,
+    history::{self, Run},
+    store::{Entry, Manifest, Object},
+};
+
+/// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
+const MARGIN: u64 = 600_000;
+/// The same where no lock tells.
+const REMOTE_MARGIN: u64 = 86_400_000;
+
+/// What a clean-up deletes, or would.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Garbage {
+    /// Old versions of published tables.
+    pub versions: Heap,
+    /// Records of what stages have computed.
+    pub records: Heap,
+    /// Parts of tables.
+    pub parts: Heap,
+    /// Weights and other bytes that tables named.
+    pub blobs: Heap,
+    /// Saved states of training that was given up.
+    pub states: Heap,
+    /// Stages whose results were kept because a run works on them.
+    pub in_use: usize,
+}
+
+/// Objects of one kind.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Heap {
+    /// How many.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Cleans a store up. The current tables stay, and those of the last `keep` runs of each pipeline and of tagged runs.
+pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
+    let began = now_ms();
+    let runs = history::runs(store)?;
+    let kept = kept_runs(&runs, keep);
+    // What an interrupted run has computed is not published yet, and the next run goes on from there.
+    let interrupted = kept.iter().filter(|run| run.status() != "done").map(|run| run.started_ms).min();
+    let in_use: HashSet<Digest> = store.locked()?.into_iter().collect();
+    let margin = match (store.has_locks(), in_use.is_empty()) {
+        (false, _) => REMOTE_MARGIN,
+        (true, false) => MARGIN,
+        (true, true) => 0,
+    };
+    let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
+    let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
+    let mut collector =
+        Collector { store, dry_run, keep_since, in_use, reached: HashSet::new(), stages: HashSet::new(), garbage };
+    collector.versions(&kept)?;
+    collector.records()?;
+    collector.states()?;
+    collector.contents()?;
+    Ok(collector.garbage)
+}
+
+/// The last runs of each pipeline, and those with a tag.
+fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut kept = Vec::new();
+    for run in runs.iter().rev() {
+        let seen = seen.entry(&run.pipeline).or_default();
+        *seen += 1;
+        if *seen <= keep || !run.tags.is_empty() {
+            kept.push(run);
+        }
+    }
+    kept
+}
+
+struct Collector<'a> {
+    store: &'a Store,
+    dry_run: bool,
+    /// What was written since then, in milliseconds since 1970, is kept.
+    keep_since: u64,
+    in_use: HashSet<Digest>,
+    /// Parts and blobs to keep.
+    reached: HashSet<Digest>,
+    /// Stages of tables to keep.
+    stages: HashSet<Digest>,
+    garbage: Garbage,
+}
+
+impl Collector<'_> {
+    fn delete(&mut self, object: &Object, heap: fn(&mut Garbage) -> &mut Heap) -> Result<()> {
+        let heap = heap(&mut self.garbage);
+        heap.count += 1;
+        heap.bytes += object.bytes;
+        if self.dry_run { Ok(()) } else { self.store.delete(&object.name) }
+    }
+
+    fn versions(&mut self, kept: &[&Run]) -> Result<()> {
+        let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
+        let all = self.store.objects_in("published")?;
+        let mut kept = Vec::new();
+        for (i, object) in all.iter().enumerate() {
+            let folder = |object: &Object| object.name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+            let is_current = all.get(i + 1).is_none_or(|next| folder(next) != folder(object));
+            match (is_current, wanted.contains(&object.name)) {
+                (false, false) => self.delete(object, |garbage| &mut garbage.versions)?,
+                (_, is_wanted) => kept.push((object.name.clone(), is_wanted)),
+            }
+        }
+        let names: Vec<String> = kept.iter().map(|(name, _)| name.clone()).collect();
+        for ((_, is_wanted), manifest) in kept.iter().zip(self.store.get_all(&names)?) {
+            let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+            for manifest in manifest.iter().filter(|manifest| *is_wanted || !manifest.retired) {
+                self.stages.insert(manifest.made.fingerprint);
+                self.reached.extend(manifest.parts.iter().map(|part| part.part).chain(manifest.blobs.iter().copied()));
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&mut self) -> Result<()> {
+        let mut by_stage: BTreeMap<String, Vec<Object>> = BTreeMap::new();
+        for object in self.store.objects_in("computed")? {
+            let stage = object.name.split('/').nth(1).unwrap_or_default().to_owned();
+            by_stage.entry(stage).or_default().push(object);
+        }
+        for (stage, objects) in by_stage {
+            let Ok(stage) = stage.parse::<Digest>() else { continue };
+            // Held while its records are deleted: a run that wants them waits for that moment and then computes anew.
+            let lock = self.store.try_lock(stage)?;
+            let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
+            for (object, bytes) in objects.iter().zip(self.store.get_all(&names)?) {
+                let Some(entry) = bytes.and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok()) else {
+                    continue;
+                };
+                let is_reached = match entry.part {
+                    Some(part) => self.reached.contains(&part),
+                    // Rows that failed, and nothing else.
+                    None => self.stages.contains(&stage),
+                };
+                if is_reached || lock.is_none() || object.modified_ms >= self.keep_since {
+                    self.reached.extend(entry.part.into_iter().chain(entry.blobs));
+                } else {
+                    self.delete(object, |garbage| &mut garbage.records)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn states(&mut self) -> Result<()> {
+        for object in self.store.objects_in("state")? {
+            let stage = object.digest();
+            if object.modified_ms < self.keep_since && stage.is_none_or(|stage| !self.in_use.contains(&stage)) {
+                self.delete(&object, |garbage| &mut garbage.states)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self) -> Result<()> {
+        type HeapOf = fn(&mut Garbage) -> &mut Heap;
+        let kinds: [(&str, HeapOf); 2] =
+            [("parts", |garbage| &mut garbage.parts), ("blobs", |garbage| &mut garbage.blobs)];
+        for (folder, heap) in kinds {
+            for object in self.store.objects_in(folder)? {
+                let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
+                if !is_reached && object.modified_ms < self.keep_since {
+                    self.delete(&object, heap)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! The rows of a table: its inputs joined on their ids, from light columns alone.
+
+use std::collections::HashMap;
+
+use arrow::{
+    array::{Array, AsArray, RecordBatch, StringArray, UInt32Array},
+    compute::{sort_to_indices, take, take_record_batch},
+};
+
+use super::{
+    Digest, Error, Hasher, Result, Store,
+    columns::{light_names, row_digests},
+    filter::Filter,
+    known::content,
+    parts::{project, read_light},
+    pipeline::{Input, Table},
+    plan::{Pending, View, Views},
+    stage::Reads,
+    store::Manifest,
+};
+
+/// Joined rows, ascending by id.
+pub struct Joined {
+    /// Their ids.
+    pub ids: StringArray,
+    /// Where they lie in each input that is read row by row.
+    pub places: Vec<Places>,
+    /// By input: the digest of what is read of each row.
+    digests: Vec<Vec<Digest>>,
+}
+
+/// Where joined rows lie in one input.
+pub struct Places {
+    /// The port.
+    pub port: String,
+    /// Parts that places count in.
+    pub parts: Vec<Digest>,
+    /// `(part, row)` of each joined row.
+    pub at: Vec<(u32, u64)>,
+}
+
+/// Stands for the digest of what is not computed yet: no key made of it is known.
+const PENDING: &[u8] = b"pending";
+/// The place of a row that is not computed yet.
+const NOWHERE: (u32, u64) = (u32::MAX, 0);
+
+impl Joined {
+    /// The rows of a stage without inputs, sorted by id.
+    pub fn listed(batch: &RecordBatch, digests: Vec<Digest>) -> Result<Self> {
+        let ids = ids_of(batch)?;
+        if let Some(row) = (1..ids.len()).find(|row| ids.value(*row) == ids.value(row - 1)) {
+            return Err(Error::Input(format!("the id `{}` is listed twice", ids.value(row))));
+        }
+        Ok(Self { ids, digests: vec![digests], places: Vec::new() })
+    }
+
+    /// What a row is computed from; `base` is all that rows have in common.
+    pub fn key(&self, base: Digest, row: usize) -> Digest {
+        let mut hasher = Hasher::new("row key");
+        // The id is part of the row that is written, and of its randomness.
+        hasher.field(base.as_bytes()).field(self.ids.value(row).as_bytes());
+        self.digests.iter().for_each(|digests| {
+            hasher.field(digests[row].as_bytes());
+        });
+        hasher.finish()
+    }
+}
+
+impl View {
+    /// The content of the table; another one while rows are pending.
+    pub fn content(&self) -> Digest {
+        match self.pending {
+            Pending::Nothing => self.manifest.content,
+            Pending::Rows(_) | Pending::Everything => {
+                Digest::of(&[PENDING, self.manifest.content.as_bytes().as_slice()].concat())
+            }
+        }
+    }
+}
+
+/// The content of chosen columns of a table, in its row order.
+pub fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
+    if view.pending != Pending::Nothing {
+        return Ok(view.content());
+    }
+    let stored = view.manifest.schema()?;
+    let columns = light_names(&stored, columns);
+    let schema = project(&stored, &columns)?;
+    let mut rows = row_digests(&read_light(store, &view.manifest.parts, &columns, &schema)?)?;
+    // Rows that are cached one by one lie in the order in which they were computed, which says nothing.
+    if view.manifest.keyed {
+        rows.sort_unstable();
+    }
+    Ok(content(&rows))
+}
+
+/// A batch in the order of its first column, the ids.
+pub fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
+    let ids = ids_of(&batch)?;
+    if (1..ids.len()).all(|row| ids.value(row - 1) <= ids.value(row)) {
+        return Ok(batch);
+    }
+    let order = sort_to_indices(batch.column(0), None, None)?;
+    Ok(take_record_batch(&batch, &order)?)
+}
+
+/// Joins the inputs read row by row on their ids, ascending, after `where:`.
+pub fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
+    let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
+    let Some((first, others)) = inputs.split_first() else {
+        return Ok(Joined { ids: StringArray::new_null(0), digests: Vec::new(), places: Vec::new() });
+    };
+    let first = Light::read(store, &views[&first.table], first, table.filter.as_ref())?;
+    let others =
+        others.iter().map(|input| Light::read(store, &views[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
+    let lookups: Vec<HashMap<&str, u32>> =
+        others.iter().map(|light| light.ids.iter().flatten().zip(0..).collect()).collect();
+    let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
+    let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
+    order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));
+    let order = UInt32Array::from(order);
+    let ids = take(&first.ids, &order, None)?.as_string::<i32>().clone();
+    let positions = lookups.iter().map(|lookup| ids.iter().flatten().map(|id| lookup[id]).collect());
+    let positions: Vec<Vec<u32>> = std::iter::once(order.values().to_vec()).chain(positions).collect();
+    let (mut digests, mut places) = (Vec::new(), Vec::new());
+    for (light, order) in std::iter::once(first).chain(others).zip(positions) {
+        digests.push(order.iter().map(|row| light.digests[*row as usize]).collect());
+        let at = order.iter().map(|row| light.places[*row as usize]).collect();
+        places.push(Places { port: light.port, parts: light.parts, at });
+    }
+    Ok(Joined { ids, digests, places })
+}
+
+/// The light columns of one input.
+struct Light {
+    port: String,
+    ids: StringArray,
+    digests: Vec<Digest>,
+    parts: Vec<Digest>,
+    places: Vec<(u32, u64)>,
+}
+
+impl Light {
+    fn read(store: &Store, view: &View, input: &Input, filter: Option<&Filter>) -> Result<Self> {
+        let manifest = &view.manifest;
+        let stored = manifest.schema()?;
+        let declared = light_names(&stored, &input.columns);
+        let mut columns = vec![stored.field(0).name().clone()];
+        for name in declared.iter().chain(filter.iter().flat_map(|f| &f.columns)) {
+            if !columns.contains(name) {
+                columns.push(name.clone());
+            }
+        }
+        let schema = project(&stored, &columns)?;
+        let mut batch = read_light(store, &manifest.parts, &columns, &schema)?;
+        let mut places = places(manifest);
+        if let Some(filter) = filter {
+            let kept = filter.evaluate(&batch)?;
+            let chosen: UInt32Array = (0..batch.num_rows())
+                .filter(|row| kept.is_valid(*row) && kept.value(*row))
+                .map(|row| row as u32)
+                .collect();
+            batch = take_record_batch(&batch, &chosen)?;
+            places = chosen.values().iter().map(|row| places[*row as usize]).collect();
+        }
+        let indices = declared.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut digests = row_digests(&batch.project(&indices)?)?;
+        let mut ids = ids_of(&batch)?;
+        // Whether `where:` chooses a row that is still to be computed is not known: it may.
+        if let Pending::Rows(pending) = &view.pending {
+            ids = ids.iter().flatten().chain(pending.iter().map(String::as_str)).map(Some).collect();
+            digests.resize(ids.len(), Digest::of(PENDING));
+            places.resize(ids.len(), NOWHERE);
+        }
+        let parts = manifest.parts.iter().map(|part| part.part).collect();
+        Ok(Self { port: input.port.clone(), ids, digests, parts, places })
+    }
+}
+
+/// Where each row of a table lies: part and row.
+fn places(manifest: &Manifest) -> Vec<(u32, u64)> {
+    let rows =
+        |(part, number): (&super::store::PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
+    manifest.parts.iter().zip(0..).flat_map(rows).collect()
+}
+
+/// The ids of rows: the text in the first column.
+pub fn ids_of(batch: &RecordBatch) -> Result<StringArray> {
+    let ids = batch.column(0).as_string_opt::<i32>();
+    ids.cloned().ok_or_else(|| Error::Damaged("the first column of a table with ids is not text".into()))
+}

@@ -1,0 +1,276 @@
+//! Reads one pipeline file: names, parameters and sweeps are checked here, `from:` beside it, each error at its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{
+    Error, Result,
+    columns::stored_schema,
+    filter::Filter,
+    from::{Blamed, blamed, from_entries},
+    pipeline::{Input, OnError, Pipeline, Table, or_none, suggestion},
+    stage::{Described, Ports, Reads, Schemas, StageKind},
+    sweep::{Axis, Sweep, Variant},
+    yaml::{Key, Kind, Node, Place},
+};
+
+/// The place of what `--set` gave.
+const GIVEN: Place = Place { line: 0, column: 0 };
+
+/// Reads one file.
+pub(super) struct Loader<'a> {
+    /// The file as errors name it.
+    pub(super) file: &'a str,
+    /// The stages that tables may name.
+    pub(super) kinds: &'a [StageKind],
+}
+
+impl Loader<'_> {
+    pub(super) fn error(&self, place: Place, message: impl Into<String>) -> Error {
+        let message = message.into();
+        match place {
+            GIVEN => Error::Input(format!("--set: {message}")),
+            Place { line, column } => Error::Pipeline { file: self.file.to_owned(), line, column, message },
+        }
+    }
+
+    /// `images.root=DIR` sets `tables.images.with.root`.
+    pub(super) fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
+        let wrong = |why: &str| {
+            Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
+        };
+        let (path, value) = set.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
+        let steps: Vec<&str> = path.trim().split('.').collect();
+        let [table, parameter @ ..] = steps.as_slice() else { return Err(wrong("there is no table")) };
+        if parameter.is_empty() {
+            return Err(wrong("there is no parameter"));
+        }
+        if root.get("tables").and_then(|tables| tables.get(table)).is_none() {
+            let names: Vec<&str> =
+                root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
+            return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
+        }
+        let mut value = Node::parse(value).map_err(|(_, message)| wrong(&message))?;
+        value.place = GIVEN;
+        root.set(&[&["tables", table, "with"], parameter].concat(), value);
+        Ok(())
+    }
+
+    fn keys<'n>(&self, node: &'n Node, what: &str, known: &[&str]) -> Result<&'n [(Key, Node)]> {
+        let Kind::Map(entries) = &node.kind else {
+            return Err(self.error(node.place, format!("{what} is a mapping with {}", known.join(", "))));
+        };
+        match entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
+            Some((key, _)) => Err(self.error(
+                key.place,
+                format!(
+                    "{what} has no key `{}`{}; it takes {}",
+                    key.name,
+                    suggestion(&key.name, known),
+                    known.join(", ")
+                ),
+            )),
+            None => Ok(entries),
+        }
+    }
+
+    pub(super) fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
+        match node.map(|node| (node.place, &node.kind)) {
+            None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),
+            Some((_, Kind::Scalar(Value::String(text)))) => Ok(Some(text)),
+            Some((place, _)) => Err(self.error(place, format!("{what} is text"))),
+        }
+    }
+
+    /// The pipeline of a file; `sets` is what [`Loader::assign`] was given.
+    pub(super) fn pipeline(&self, stem: &str, root: &Node, sets: &[String]) -> Result<Pipeline> {
+        self.keys(root, "a pipeline", &["name", "store", "tables", "sweep"])?;
+        let name = self.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
+        check_name(&name).map_err(|message| self.error(root.place_of("name"), message))?;
+        let store = self.text(root.get("store"), "store")?.map(str::to_owned);
+        let declared = root.get("tables").filter(|tables| !tables.entries().is_empty());
+        let declared = declared.map(Node::entries).ok_or_else(|| {
+            self.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
+        })?;
+        let sweep = self.sweep(root, declared, sets)?;
+        let all: Vec<&str> = declared.iter().map(|(key, _)| key.name.as_str()).collect();
+        let mut tables: Vec<Table> = Vec::new();
+        // The axes that each table depends on, by itself or through what it reads.
+        let mut axes: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for (key, node) in declared {
+            let mut own = sweep.axes_of(&key.name);
+            let read = from_entries(node).into_iter().filter_map(|(_, item)| axes.get(item.as_text()?));
+            own.extend(read.flatten());
+            for (variant, values) in sweep.distinct(&own) {
+                let mut node = node.clone();
+                for (axis, value) in values.iter().filter(|(axis, _)| axis.table == key.name) {
+                    let path: Vec<&str> = std::iter::once("with").chain(axis.path.iter().map(String::as_str)).collect();
+                    node.set(&path, (*value).clone());
+                }
+                let mut above: Vec<&Table> = Vec::new();
+                for table in tables.iter().filter(|table| table.variant.is_part_of(&variant)) {
+                    above.extend((above.last().map(|t| &t.declared) != Some(&table.declared)).then_some(table));
+                }
+                let table = self.table(key, &node, variant, &above, &all)?;
+                let is_column = |(axis, _): &&(&Axis, &Node)| table.output.field_with_name(&axis.name).is_ok();
+                if let Some((axis, _)) = values.iter().find(is_column) {
+                    let message = format!("sweep: table `{}` has a column `{}` already", key.name, axis.name);
+                    return Err(self.error(axis.place, message));
+                }
+                tables.push(table);
+            }
+            axes.insert(&key.name, own);
+        }
+        let declared = tables.iter().map(|table| (table.declared.clone(), table.variant.clone())).collect();
+        Ok(Pipeline { name, store, tables, combinations: sweep.variants(), declared })
+    }
+
+    fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {
+        let Some(node) = root.get("sweep") else { return Ok(Sweep::default()) };
+        let takes: Vec<(String, Vec<String>)> = declared
+            .iter()
+            .map(|(key, table)| {
+                let stage = table.get("stage").and_then(Node::as_text);
+                let kind = self.kinds.iter().find(|kind| Some(kind.name) == stage);
+                (key.name.clone(), kind.map(StageKind::parameters).unwrap_or_default())
+            })
+            .collect();
+        let sweep = Sweep::read(node, &takes).map_err(|(place, message)| self.error(place, message))?;
+        for set in sets {
+            let path: Vec<&str> = set.split('=').next().unwrap_or_default().trim().split('.').collect();
+            if let Some(axis) = sweep.axes.iter().find(|axis| axis.overlaps(&path)) {
+                return Err(Error::Input(format!(
+                    "--set {set}: the sweep sets this parameter ({}:{}:{}), so neither would win; choose among its values with --only {}=VALUE",
+                    self.file, axis.place.line, axis.place.column, axis.name
+                )));
+            }
+        }
+        Ok(sweep)
+    }
+
+    fn table(&self, key: &Key, node: &Node, variant: Variant, above: &[&Table], all: &[&str]) -> Result<Table> {
+        check_name(&key.name).map_err(|message| self.error(key.place, message))?;
+        self.keys(node, "a table", &["stage", "from", "with", "where", "on_error"])?;
+        let name = variant.name(&key.name);
+        let stage = self
+            .text(node.get("stage"), "stage")?
+            .ok_or_else(|| self.error(key.place, format!("table `{}` names no `stage:`", key.name)))?;
+        let kind = *self.kinds.iter().find(|kind| kind.name == stage).ok_or_else(|| {
+            let names: Vec<&str> = self.kinds.iter().map(|kind| kind.name).collect();
+            let message =
+                format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
+            self.error(node.get("stage").map_or(key.place, |n| n.place), message)
+        })?;
+        let stage = self.parameters(key, &name, node, &kind)?;
+        let (entries, mut inputs): (Vec<Place>, Vec<Input>) =
+            self.inputs(key, node, &kind, stage.makes(), above, all)?.into_iter().unzip();
+        let output_of = |input: &Input| above.iter().find(|t| t.name == input.table).map(|t| t.output.clone());
+        let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
+        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
+        let schemas = Schemas { all: schemas, by_row };
+        let misfit = |message: String| {
+            let (place, message) = match blamed(&message, node, &kind, &inputs, &schemas) {
+                Blamed::Parameter(place) => (place, message),
+                Blamed::Input(at) => {
+                    let Input { table, port, .. } = &inputs[at];
+                    (entries[at], format!("`{table}` does not fit as `{port}` of stage `{}`: {message}", kind.name))
+                }
+                Blamed::Table => (node.get("with").map_or(key.place, |with| with.place), message),
+            };
+            self.error(place, format!("table `{name}`: {message}"))
+        };
+        let output = stage.output(&schemas).map_err(misfit)?;
+        if matches!(kind.ports, Ports::Any) {
+            let mut columns = stage.columns(&schemas).map_err(misfit)?;
+            inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
+        }
+        if stage.makes().has_ids() {
+            check_ids(&output)
+                .map_err(|message| self.error(node.place_of("with"), format!("table `{name}`: {message}")))?;
+        }
+        Ok(Table {
+            filter: self.filter(key, node, &inputs, above)?,
+            on_error: self.on_error(node)?,
+            name,
+            declared: key.name.clone(),
+            variant,
+            kind,
+            stage: stage.into(),
+            inputs,
+            output,
+        })
+    }
+
+    fn filter(&self, key: &Key, node: &Node, inputs: &[Input], above: &[&Table]) -> Result<Option<Filter>> {
+        let Some(predicate) = self.text(node.get("where"), "where")? else { return Ok(None) };
+        let place = node.get("where").map_or(key.place, |n| n.place);
+        let first = inputs.iter().find(|input| input.reads == Reads::Rows);
+        let first = first.and_then(|input| above.iter().find(|t| t.name == input.table)).ok_or_else(|| {
+            self.error(place, format!("table `{}` reads no rows that `where:` could choose from", key.name))
+        })?;
+        let filter = Filter::new(predicate, &stored_schema(&first.output, first.is_keyed()));
+        let wrong = |message| self.error(place, format!("where: {message} (columns of `{}`)", first.name));
+        filter.map(Some).map_err(wrong)
+    }
+
+    fn on_error(&self, node: &Node) -> Result<OnError> {
+        match self.text(node.get("on_error"), "on_error")? {
+            None | Some("fail") => Ok(OnError::Fail),
+            Some("skip") => Ok(OnError::Skip),
+            Some(other) => {
+                Err(self.error(node.place_of("on_error"), format!("on_error is `fail` or `skip`, not `{other}`")))
+            }
+        }
+    }
+
+    fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
+        let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
+        let params = with.map_or_else(|| Value::Object(Default::default()), Node::to_json);
+        (kind.parse)(&params).map_err(|error| {
+            let place = with.map_or(key.place, |with| with.place_of(&error.path));
+            let message = explain(kind.name, &error.message);
+            let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) {
+                String::new()
+            } else {
+                format!("`{}`: ", error.path)
+            };
+            self.error(place, format!("table `{name}`: {path}{message}"))
+        })
+    }
+}
+
+/// Rows are told apart by the text in their first column.
+fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
+    match output.fields().first() {
+        Some(field) if *field.data_type() == arrow::datatypes::DataType::Utf8 => Ok(()),
+        Some(field) => {
+            Err(format!("the first column identifies a row and is text; `{}` is {}", field.name(), field.data_type()))
+        }
+        None => Err("a table has at least one column, which identifies a row".into()),
+    }
+}
+
+/// Names go into paths and SQL.
+fn check_name(name: &str) -> Result<(), String> {
+    let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && name.starts_with(|c: char| c.is_ascii_alphabetic());
+    if good {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is no name; names are letters, digits, `_` and `-`, a letter first"))
+    }
+}
+
+/// Serde's message in the words of the YAML.
+fn explain(stage: &str, message: &str) -> String {
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };
+    let mut names = quoted(rest);
+    if names.is_empty() {
+        return message.to_owned();
+    }
+    let unknown = names.remove(0);
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    format!("unknown parameter `{unknown}`{}; `{stage}` takes {}", suggestion(&unknown, &known), or_none(&known))
+}

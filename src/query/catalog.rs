@@ -1,0 +1,178 @@
+//! The tables of a pipeline as a schema of SQL: names come from one listing, a table is read when a query names it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use datafusion::{
+    catalog::{MemTable, SchemaProvider, Session, TableProvider},
+    common::exec_err,
+    error::{DataFusionError, Result},
+    logical_expr::{Expr, TableType},
+    physical_plan::ExecutionPlan,
+};
+
+use super::table::Published;
+use crate::engine::{Error, Store, history, store::Manifest, sweep::table_of};
+
+/// A pipeline's published tables; beside them those that a session made itself.
+#[derive(Debug)]
+pub(super) struct Tables {
+    published: Arc<Names>,
+    made: RwLock<BTreeMap<String, Arc<dyn TableProvider>>>,
+}
+
+/// Where a pipeline's tables are kept.
+#[derive(Debug)]
+struct Names {
+    store: Store,
+    pipeline: String,
+    /// The slots of each table: several for a swept one.
+    slots: BTreeMap<String, Vec<String>>,
+}
+
+impl Tables {
+    pub(super) fn new(store: &Store, pipeline: &str, slots: &[(String, String)]) -> Self {
+        let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (_, slot) in slots.iter().filter(|(of, _)| of == pipeline) {
+            named.entry(table_of(slot).to_owned()).or_default().push(slot.clone());
+        }
+        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: named };
+        Self { published: Arc::new(names), made: RwLock::default() }
+    }
+}
+
+impl Names {
+    /// A published table, `TABLE` or `TABLE@RUN`.
+    fn open(&self, name: &str) -> Result<Option<Published>, Error> {
+        let manifests = match name.split_once('@') {
+            Some((table, run)) => self.of_run(table, run)?,
+            None => self.current(name)?,
+        };
+        if manifests.is_empty() { Ok(None) } else { Published::new(&self.store, &manifests).map(Some) }
+    }
+
+    fn current(&self, table: &str) -> Result<Vec<Manifest>, Error> {
+        let slots = self.slots.get(table).into_iter().flatten();
+        let newest = slots.map(|slot| Ok(self.store.published(&self.pipeline, slot)?.map(|(_, manifest)| manifest)));
+        let found = newest.filter_map(Result::transpose).collect::<Result<Vec<_>, Error>>()?;
+        Ok(found.into_iter().filter(|manifest| !manifest.retired).collect())
+    }
+
+    fn of_run(&self, table: &str, name: &str) -> Result<Vec<Manifest>, Error> {
+        let run = history::find(&self.store, name)?;
+        if run.pipeline != self.pipeline {
+            return Err(Error::Input(format!(
+                "`{name}` is a run of the pipeline `{0}`, not of `{1}`; write {0}.\"{table}@{name}\"",
+                run.pipeline, self.pipeline
+            )));
+        }
+        let versions = run.versions();
+        let of_table = versions.iter().filter(|(slot, _)| table_of(slot) == table);
+        let manifests = of_table.map(|(slot, version)| {
+            self.store.version(&self.pipeline, slot, *version)?.ok_or_else(|| {
+                Error::Input(format!("version {version} of `{table}`, of run `{name}`, is no longer in the store"))
+            })
+        });
+        let manifests = manifests.collect::<Result<Vec<_>, _>>()?;
+        if manifests.is_empty() {
+            let mut tables: Vec<&str> = versions.keys().map(|slot| table_of(slot)).collect();
+            tables.dedup();
+            let tables = if tables.is_empty() { "none".into() } else { tables.join(", ") };
+            return Err(Error::Input(format!("run `{name}` has no table `{table}`; it has {tables}")));
+        }
+        Ok(manifests)
+    }
+}
+
+#[async_trait::async_trait]
+impl SchemaProvider for Tables {
+    fn table_names(&self) -> Vec<String> {
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        self.published.slots.keys().chain(made.keys()).cloned().collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        if made.is_some() {
+            return Ok(made);
+        }
+        let (names, name) = (self.published.clone(), name.to_owned());
+        let published = blocking(move || names.open(&name)).await?;
+        Ok(published.map(|table| Arc::new(table) as Arc<dyn TableProvider>))
+    }
+
+    fn register_table(&self, name: String, table: Arc<dyn TableProvider>) -> Result<Option<Arc<dyn TableProvider>>> {
+        if self.published.slots.contains_key(&name) || name.contains('@') {
+            return exec_err!("`{name}` names a published table; choose another name");
+        }
+        Ok(self.made.write().unwrap_or_else(PoisonError::into_inner).insert(name, table))
+    }
+
+    fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match self.made.write().unwrap_or_else(PoisonError::into_inner).remove(name) {
+            Some(table) => Ok(Some(table)),
+            None => exec_err!("`{name}` is a published table, which SQL only reads"),
+        }
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        let table = name.split_once('@').map_or(name, |(table, _)| table);
+        self.published.slots.contains_key(table)
+            || self.made.read().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+}
+
+/// The store waits for its requests, which a thread that serves queries must not.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
+    let external = |e: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(e);
+    let done = tokio::task::spawn_blocking(work).await.map_err(|e| external(Box::new(e)))?;
+    done.map_err(|e| external(Box::new(e)))
+}
+
+/// A table that is made when a query reads it.
+pub(super) struct Lazy {
+    schema: SchemaRef,
+    make: Arc<dyn Fn() -> Result<RecordBatch, Error> + Send + Sync>,
+}
+
+impl Lazy {
+    pub(super) fn new(
+        schema: SchemaRef,
+        make: impl Fn() -> Result<RecordBatch, Error> + Send + Sync + 'static,
+    ) -> Self {
+        Self { schema, make: Arc::new(make) }
+    }
+}
+
+impl std::fmt::Debug for Lazy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lazy({:?})", self.schema)
+    }
+}
+
+#[async_trait::async_trait]
+impl TableProvider for Lazy {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let make = self.make.clone();
+        let batch = blocking(move || make()).await?;
+        let table = MemTable::try_new(self.schema.clone(), vec![vec![batch]])?;
+        table.scan(state, projection, filters, limit).await
+    }
+}

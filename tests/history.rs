@@ -1,0 +1,84 @@
+//! What runs leave behind: history, tags, differences, and what a clean-up takes.
+
+use std::fs;
+
+use crate::lab::{LIGHT, Lab, computed};
+
+/// The light pipeline with something to change that costs nothing.
+fn changed() -> String {
+    LIGHT.replace("count(*) as n from captions", "count(*) * 1.5 as n from captions")
+}
+
+#[test]
+fn runs_are_recorded_and_compared() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&["--tag", "first"]);
+    lab.write("pipeline.yaml", &changed());
+    fs::remove_file(lab.path("data/gear/train/good/001.png")).unwrap();
+    let captions = fs::read_to_string(lab.path("data/gear/captions.jsonl")).unwrap();
+    let kept: Vec<&str> = captions.lines().filter(|line| !line.contains("train/good/001.png")).collect();
+    lab.write("data/gear/captions.jsonl", &(kept.join("\n") + "\n"));
+    lab.run(&[]);
+    let runs = lab.vlmdiff(&["runs"]);
+    assert_eq!(runs.stdout.lines().count(), 3, "{}", runs.stdout);
+    assert!(runs.stdout.lines().nth(1).unwrap().ends_with("first"), "{}", runs.stdout);
+    let shown = lab.vlmdiff(&["runs", "show"]).stdout;
+    assert!(shown.contains("captions") && shown.contains("(1 removed: gear/train/good/001.png)"), "{shown}");
+    let diff = lab.vlmdiff(&["diff", "first"]);
+    insta::with_settings!({ prepend_module_to_snapshot => false }, { insta::assert_snapshot!("diff", diff.stdout) });
+    let unknown = lab.vlmdiff(&["diff", "second"]);
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.stderr.contains("no run `second`; it has the tags first"), "{}", unknown.stderr);
+}
+
+#[test]
+fn a_killed_or_failed_run_is_in_the_history() {
+    let lab = Lab::new(LIGHT);
+    lab.write(
+        "pipeline.yaml",
+        &LIGHT.replace("count(*) as n from captions", "arrow_cast('x', 'Int32') as n from captions"),
+    );
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let runs = lab.vlmdiff(&["runs"]).stdout;
+    assert!(runs.contains("failed"), "{runs}");
+    let shown = lab.vlmdiff(&["runs", "show"]).stdout;
+    assert!(shown.contains("table `counts`"), "{shown}");
+}
+
+#[test]
+fn a_clean_up_keeps_what_is_reached() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&["--tag", "small"]);
+    lab.run(&["--set", "images.size=16"]);
+    lab.run(&["--set", "images.size=24"]);
+    let size = || {
+        let parts = fs::read_dir(lab.path(".vlmdiff/parts")).unwrap();
+        parts.map(|part| part.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let all = size();
+    let dry = lab.vlmdiff(&["gc", "--keep", "1", "--dry-run"]);
+    assert!(dry.stdout.starts_with("would delete"), "{}", dry.stdout);
+    assert_eq!(size(), all);
+    let cleaned = lab.vlmdiff(&["gc", "--keep", "1"]);
+    assert!(cleaned.stdout.starts_with("deleted"), "{}", cleaned.stdout);
+    assert!(size() < all);
+    // The current tables and the tagged run are whole, the run between them is not.
+    assert_eq!(computed(&lab.run(&["--set", "images.size=24", "--verify"])), []);
+    assert_eq!(computed(&lab.run(&[])).iter().map(|(_, rows)| rows).sum::<u64>(), 0, "the tagged run's rows are known");
+    let between = lab.run(&["--set", "images.size=16"]);
+    assert_eq!(computed(&between)[0], ("images", 14));
+    assert_eq!(lab.vlmdiff(&["gc", "--keep", "100"]).stdout, "nothing to delete\n");
+}
+
+#[test]
+fn what_an_interrupted_run_computed_is_kept() {
+    let lab = Lab::new(LIGHT);
+    let image = lab.path("data/gear/train/good/001.png");
+    let whole = fs::read(&image).unwrap();
+    fs::write(&image, b"broken").unwrap();
+    assert_eq!(lab.vlmdiff(&["run", "pipeline.yaml"]).code, Some(2));
+    lab.vlmdiff(&["gc"]);
+    fs::write(&image, whole).unwrap();
+    assert_eq!(computed(&lab.run(&[]))[0], ("images", 1));
+}

@@ -1,0 +1,306 @@
+//! Sweeps: which tables there are, what is computed once, and what SQL makes of them.
+
+use std::fs;
+
+use vlmdiff::{
+    engine::{
+        Store,
+        event::{Event, Logged},
+        history,
+        pipeline::{self, Pipeline},
+        sweep::Variant,
+    },
+    stages::KINDS,
+};
+
+use crate::lab::{LIGHT, Lab, TOY, computed};
+
+fn parse(text: &str, sets: &[&str]) -> Result<Pipeline, String> {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    pipeline::parse("p.yaml", "p", text, KINDS, &sets, &|_| None).map_err(|error| error.to_string())
+}
+
+fn swept(sweep: &str) -> String {
+    format!("{LIGHT}sweep:{sweep}\n")
+}
+
+fn names(pipeline: &Pipeline) -> Vec<&str> {
+    pipeline.tables.iter().map(|table| table.name.as_str()).collect()
+}
+
+#[test]
+fn a_table_is_there_once_per_value_that_it_depends_on() {
+    let pipeline = parse(&swept(" { captions.default: [a, b] }"), &[]).unwrap();
+    assert_eq!(
+        names(&pipeline),
+        ["images", "captions[default=a]", "captions[default=b]", "counts[default=a]", "counts[default=b]"]
+    );
+    assert_eq!(pipeline.tables[4].inputs[0].table, "captions[default=b]");
+    assert_eq!(pipeline.tables[4].inputs[0].port, "captions");
+    // Axes of two tables: `captions` has both, `images` its own.
+    let pipeline = parse(&swept(" { default: [a, b], size: [32, 16] }"), &[]).unwrap();
+    assert_eq!(&names(&pipeline)[..3], ["images[size=32]", "images[size=16]", "captions[default=a,size=32]"]);
+    assert_eq!(pipeline.tables.len(), 2 + 4 + 4);
+    // Written out: what is equal is there once.
+    let pipeline = parse(
+        &swept("\n  - { size: 32, default: a }\n  - { size: 32, default: b }\n  - { size: 16, default: a }"),
+        &[],
+    )
+    .unwrap();
+    assert_eq!(
+        &names(&pipeline)[..5],
+        [
+            "images[size=32]",
+            "images[size=16]",
+            "captions[size=32,default=a]",
+            "captions[size=32,default=b]",
+            "captions[size=16,default=a]"
+        ]
+    );
+    assert_eq!(pipeline.tables.len(), 2 + 3 + 3);
+}
+
+#[test]
+fn axes_of_one_word_are_called_by_their_path() {
+    let text = format!("{TOY}sweep: {{ train_steps: 1 }}\n");
+    assert!(parse(&text, &[]).unwrap_err().contains("no table takes a parameter `train_steps`"));
+    let text = format!("{TOY}sweep: {{ denoiser.training.steps: [4, 8], autoencoder.training.steps: [4, 8] }}\n");
+    let pipeline = parse(&text, &[]).unwrap();
+    let metrics: Vec<&str> = names(&pipeline).into_iter().filter(|name| name.starts_with("metrics")).collect();
+    assert_eq!(metrics.len(), 4);
+    assert_eq!(metrics[0], "metrics[denoiser.training.steps=4,autoencoder.training.steps=4]");
+    let instances = |name: &str| pipeline.tables.iter().filter(|table| table.declared == name).count();
+    assert_eq!(["text_encoder", "autoencoder", "latents", "denoiser"].map(instances), [1, 2, 2, 4]);
+    // A deep parameter replaces only itself.
+    let params = pipeline.tables.iter().find(|t| t.declared == "denoiser").unwrap().stage.params();
+    assert_eq!(params["training"]["batch_size"], 4);
+}
+
+#[test]
+fn a_wrong_sweep_is_an_error_with_a_place() {
+    let check = |sweep: &str, expected: &str| {
+        let error = parse(&swept(sweep), &[]).unwrap_err();
+        assert!(error.contains(expected), "{sweep}\n  {error}\n  {expected}");
+    };
+    // The sweep begins on line 7.
+    check(" { sise: [1] }", "p.yaml:7:10: sweep: no table takes a parameter `sise`; did you mean `size`?");
+    check(" { image.size: [32] }", "7:10: sweep: there is no table `image`; did you mean `images`?");
+    check(" { images.sise: [32] }", "7:10: sweep: table `images` takes no parameter `sise`; did you mean `size`?");
+    check(" { size: [] }", "7:16: sweep: `size` has a list of at least one value");
+    check(" { size: 32 }", "7:16: sweep: `size` has a list");
+    check(" { size: [32, 16, 32] }", "7:25: the combination [size=32] is there twice");
+    check(" { size: [32], images.size: [16] }", "7:22: sweep: `size` and `images.size` set the same parameter");
+    check(
+        "\n  - { size: 32 }\n  - { size: 16, default: a }",
+        "9:17: sweep: the first combination sets size and not `default`",
+    );
+    check("\n  - { size: 32, default: a }\n  - { size: 16 }", "9:5: sweep: this combination does not set `default`");
+    check("\n  - { size: 32 }\n  - { size: 32 }", "9:13: the combination [size=32] is there twice");
+    check(" [1]", "a combination is a mapping");
+    check(" all", "sweep is a mapping");
+    // Every instance is checked, at the value that is wrong.
+    check(" { size: [32, 3] }", "7:21: table `images[size=3]`");
+    check(" { counts.query: [select 1 as n, select nothing from captions] }", "7:40: table `counts[query=");
+    let several = swept(" { query: [select 1 as n] }")
+        .replace("sweep:", "  more: { stage: sql, from: [captions], with: { query: select 1 as n } }\nsweep:");
+    assert!(
+        parse(&several, &[])
+            .unwrap_err()
+            .contains("several tables take a parameter `query`; write counts.query or more.query")
+    );
+    // A column of that name would be two.
+    let column = swept(" { query: [select 1 as query] }");
+    assert!(parse(&column, &[]).unwrap_err().contains("table `counts` has a column `query` already"));
+    // Neither the file nor the command line wins.
+    let error = parse(&swept(" { size: [32, 16] }"), &["images.size=64"]).unwrap_err();
+    assert!(error.contains("--set images.size=64: the sweep sets this parameter (p.yaml:7:10)"), "{error}");
+    assert!(parse(&swept(" { size: [32, 16] }"), &["images.root=other"]).is_ok());
+}
+
+#[test]
+fn an_input_that_does_not_fit_is_named_where_it_is_read() {
+    let check = |tables: &str, line: usize, column: usize, expected: &str| {
+        let error = parse(&format!("{TOY}{tables}\n"), &[]).unwrap_err();
+        let line = TOY.lines().count() + line;
+        assert!(error.starts_with(&format!("p.yaml:{line}:{column}: table `wrong`: {expected}")), "{line} {error}");
+    };
+    check(
+        "  small: { stage: ingest, with: { dataset: folder, root: data, size: 16 } }\n  wrong: { stage: evaluate, from: [small, anomaly_maps] }",
+        2,
+        43,
+        "`anomaly_maps` does not fit as `anomaly_maps` of stage `evaluate`: masks are 16x16 and anomaly maps 32x32",
+    );
+    check(
+        "  wrong: { stage: encode_latents, from: [reconstructions, autoencoder] }",
+        1,
+        42,
+        "`reconstructions` does not fit as `images` of stage `encode_latents`: column `pixels` is",
+    );
+}
+
+#[test]
+fn only_keeps_what_fits() {
+    let text = swept(" { default: [a, b], size: [32, 16] }");
+    let only = |choices: &[&str]| {
+        let mut pipeline = parse(&text, &[]).unwrap();
+        let choices: Vec<String> = choices.iter().map(|choice| (*choice).to_owned()).collect();
+        pipeline.only(&choices).map(|()| pipeline).map_err(|error| error.to_string())
+    };
+    let one = only(&["default=b", "size=16"]).unwrap();
+    assert_eq!(names(&one), ["images[size=16]", "captions[default=b,size=16]", "counts[default=b,size=16]"]);
+    assert_eq!(only(&["size=16", "size=32", "default=a"]).unwrap().tables.len(), 2 + 2 + 2);
+    assert_eq!(
+        only(&["colour=red"]).unwrap_err(),
+        "--only colour=red: there is no axis `colour`; axes are default, size"
+    );
+    assert_eq!(only(&["size=64"]).unwrap_err(), "--only size=64: axis `size` has no value `64`; it has 32, 16");
+    assert!(only(&["size"]).unwrap_err().contains("write axis=value"));
+    let unswept = parse(LIGHT, &[]).unwrap().only(&["size=1".into()]).unwrap_err().to_string();
+    assert_eq!(unswept, "--only size=1: the pipeline has no `sweep:`");
+    // What was not chosen is still declared.
+    let other = Variant(vec![("size".into(), 32.into())]);
+    assert_eq!(one.declares("images", &other), Some(true));
+    assert_eq!(one.declares("images", &Variant::default()), Some(false));
+    assert_eq!(one.declares("pictures", &other), None);
+}
+
+#[test]
+fn an_ablation_is_one_query() {
+    let lab = Lab::new(&swept(" { default: [nothing, something], size: [32, 16] }"));
+    fs::copy(lab.path("data/gear/train/good/000.png"), lab.path("data/gear/train/good/extra.png")).unwrap();
+    let events = lab.run(&["--only", "size=32"]);
+    let tables: Vec<&str> = computed(&events).iter().map(|(table, _)| *table).collect();
+    assert_eq!(tables.len(), 1 + 2 + 2, "{tables:?}");
+    let events = lab.run(&[]);
+    assert_eq!(computed(&events)[..2], [("images[size=16]", 15), ("captions[default=nothing,size=16]", 0)]);
+    assert!(computed(&lab.run(&[])).is_empty());
+
+    let sql = |query: &str| lab.sql(".vlmdiff", query);
+    assert_eq!(
+        sql("select size, \"default\", n from counts order by 1, 2"),
+        ["16,nothing,9", "16,something,9", "32,nothing,9", "32,something,9"]
+    );
+    assert_eq!(sql("select size, count(*) from images group by size order by size"), ["16,15", "32,15"]);
+    assert_eq!(
+        sql("select \"default\", caption from captions where image_id like '%extra.png' and size = 32 order by 1"),
+        ["nothing,nothing", "something,something"]
+    );
+    assert_eq!(sql("select count(*) from captions where size is null"), ["0"]);
+    assert_eq!(sql("select arrow_typeof(size), arrow_typeof(\"default\") from counts limit 1").len(), 1);
+    // The shapes of the pixels differ, so the union has none.
+    let all = lab.vlmdiff(&["sql", "select * from images limit 1", "--format", "csv"]).stdout;
+    let header = all.lines().next().unwrap();
+    assert!(!header.contains("pixels") && header.ends_with(",size"), "{header}");
+    let names = sql("select table_name from information_schema.tables where table_schema = 'light' order by 1");
+    assert_eq!(names, ["captions", "counts", "errors", "images", "paper_datasets", "paper_results"]);
+}
+
+/// The last version of an instance that is declared no longer says so.
+#[test]
+fn a_retired_instance_is_out_of_sight() {
+    let lab = Lab::new(&swept(" { default: [nothing, something] }"));
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from counts"), ["2"]);
+    let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
+    for (at, value) in ["nothing", "something"].into_iter().enumerate() {
+        let slot = Variant(vec![("default".into(), value.into())]).slot("counts");
+        let (_, mut manifest) = store.published("light", &slot).unwrap().unwrap();
+        manifest.retired = true;
+        store.publish("light", &manifest).unwrap();
+        if at == 0 {
+            assert_eq!(lab.sql(".vlmdiff", "select \"default\" from counts"), ["something"]);
+        }
+    }
+    let gone = lab.vlmdiff(&["sql", "select * from counts"]);
+    assert_eq!(gone.code, Some(2));
+    assert!(gone.stderr.contains("counts"), "{}", gone.stderr);
+    assert!(!lab.sql(".vlmdiff", "select table_name from information_schema.tables").contains(&"counts".to_owned()));
+}
+
+/// Gives the last run's events the versions that are current.
+fn with_versions(store: &Store) {
+    let name = format!("runs/{}", store.list("runs").unwrap().pop().unwrap());
+    let log = String::from_utf8(store.get(&name).unwrap().unwrap().to_vec()).unwrap();
+    let line = |line: &str| {
+        let mut logged: Logged = serde_json::from_str(line).unwrap();
+        if let Event::TableFresh { slot, version, .. } | Event::TablePublished { slot, version, .. } = &mut logged.event
+        {
+            *version = store.published("light", slot).unwrap().unwrap().0;
+        }
+        serde_json::to_string(&logged).unwrap()
+    };
+    store.put(&name, log.lines().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+#[test]
+fn a_table_can_be_read_as_a_run_left_it() {
+    let lab = Lab::new(LIGHT);
+    let extra = lab.path("data/gear/train/good/extra.png");
+    fs::copy(lab.path("data/gear/train/good/000.png"), &extra).unwrap();
+    lab.run(&[]);
+    let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
+    with_versions(&store);
+    let first = history::find(&store, "last").unwrap();
+    history::tag(&store, "first", &first.run).unwrap();
+    fs::remove_file(extra).unwrap();
+    lab.run(&[]);
+    with_versions(&store);
+    let sql = |query: &str| lab.sql(".vlmdiff", query);
+    assert_eq!(sql("select now.n, was.n, last.n from counts now, counts@first was, light.counts@last last"), ["8,9,8"]);
+    assert_eq!(sql(&format!("select n from \"counts@{}\"", first.run)), ["9"]);
+    assert_eq!(
+        sql("select was.image_id from images@first was left anti join images now on was.image_id = now.image_id"),
+        ["gear/train/good/extra.png"]
+    );
+    // Of the first run's part only some rows are left.
+    assert_eq!(
+        sql("select count(*) from images where split = 'train' and image_id > 'gear/train/good/000.png'"),
+        ["7"]
+    );
+    let wrong = |query: &str, expected: &str| {
+        let ended = lab.vlmdiff(&["sql", query]);
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    };
+    wrong("select * from counts@never", "error: the store has no run `never`; it has the tags first and 2 runs");
+    wrong("select * from metrics@first", "run `first` has no table `metrics`; it has captions, counts, images");
+}
+
+#[test]
+fn bare_names_mean_the_pipeline_that_ran_last() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    lab.write("other.yaml", &LIGHT.replace("name: light", "name: other").replace("count(*) as n", "-1 as n"));
+    assert_eq!(lab.vlmdiff(&["run", "other.yaml", "--quiet"]).code, Some(0));
+    assert_eq!(lab.sql(".vlmdiff", "select distinct n from counts"), ["-1"]);
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", "select n from counts"), ["8"]);
+}
+
+#[test]
+fn a_session_may_make_tables_of_its_own() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let run = |statements: &str, allowed: bool| {
+        use std::io::Write;
+        let arguments = ["sql", "--format", "csv", "--allow-write"];
+        let mut command = lab.command(&arguments[..if allowed { 4 } else { 3 }]);
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(statements.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let made = "create table best as select n + 1 as m from counts; select m from best;";
+    assert_eq!(run(made, true), ("m\n9\n".into(), String::new()));
+    assert!(run(made, false).1.contains("--allow-write"));
+    for statement in
+        ["drop table counts", "create or replace table counts as select 1", "insert into counts values (1)"]
+    {
+        let (stdout, stderr) = run(statement, true);
+        assert!(stdout.is_empty() && stderr.starts_with("error: "), "{statement}: {stdout}{stderr}");
+    }
+    assert_eq!(run("copy counts to 'counts.parquet'; select 1 as done", true).1, "");
+    assert!(lab.path("counts.parquet").exists());
+    assert_eq!(lab.sql(".vlmdiff", "select n from counts"), ["8"]);
+}
