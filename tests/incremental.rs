@@ -20,10 +20,10 @@ const NONE: [(&str, u64); 0] = [];
 fn a_second_run_computes_nothing() {
     let lab = Lab::new(TOY);
     let first = lab.run(&[]);
-    assert_eq!(computed(&first).len(), 11, "{first:?}");
+    assert_eq!(computed(&first).len(), 13, "{first:?}");
     let second = lab.run(&[]);
     assert_eq!(computed(&second), NONE);
-    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 11);
+    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 13);
     let rows = lab.sql(".vlmdiff", "select class, n_images, n_anomalous, image_auroc is null from metrics");
     assert_eq!(rows, ["gear,3,2,false", "tile,3,2,false", "mean,6,4,false"]);
 

@@ -1,6 +1,7 @@
 //! Behaviour of the built programs: one test binary, since linking libtorch is slow.
 
 mod cli;
+mod command;
 mod concurrent;
 mod history;
 mod incremental;
@@ -11,5 +12,7 @@ mod properties;
 mod proxy;
 mod python;
 mod remote;
+mod read;
 mod resume;
+mod sql;
 mod sweep;

@@ -66,6 +66,13 @@ pub fn stored_schema(declared: &Schema, keyed: bool) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields, declared.metadata().clone()))
 }
 
+/// The schema that a stage declared, of what is stored.
+pub fn declared_schema(stored: &Schema) -> Schema {
+    let digests: Vec<String> = stored.fields().iter().filter(|f| is_heavy(f)).map(|f| digest_name(f.name())).collect();
+    let declared = stored.fields().iter().filter(|f| f.name() != KEY && !digests.contains(f.name()));
+    Schema::new_with_metadata(declared.cloned().collect::<Vec<_>>(), stored.metadata().clone())
+}
+
 /// The columns that stand for `columns` in planning: the digest column of a heavy one, the column itself otherwise.
 pub fn light_names(stored: &Schema, columns: &[String]) -> Vec<String> {
     let light = |name: &String| match stored.field_with_name(name) {

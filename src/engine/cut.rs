@@ -8,7 +8,9 @@ use arrow::{
 };
 
 use super::{
-    Result, encode_schema,
+    Result,
+    columns::declared_schema,
+    encode_schema,
     join::Places,
     parts::project,
     plan::{Views, Work},
@@ -83,10 +85,12 @@ impl PortRows {
 
 fn job(work: &Work<'_>, views: &Views, device: &str) -> Result<Job> {
     let table = work.table;
-    let (mut schemas, mut tables) = (Vec::new(), Vec::new());
+    let (mut inputs, mut schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for input in &table.inputs {
         let manifest = &views[&input.table].manifest;
-        let schema = encode_schema(&*project(&*manifest.schema()?, &input.columns)?);
+        let stored = manifest.schema()?;
+        inputs.push((input.port.clone(), encode_schema(&declared_schema(&stored))));
+        let schema = encode_schema(&*project(&stored, &input.columns)?);
         match input.reads {
             Reads::Rows => schemas.push((input.port.clone(), schema)),
             Reads::Table => tables.push(TableInput { port: input.port.clone(), schema, parts: manifest.parts.clone() }),
@@ -98,6 +102,7 @@ fn job(work: &Work<'_>, views: &Views, device: &str) -> Result<Job> {
         params: table.stage.params(),
         makes: table.makes(),
         output: encode_schema(&table.output),
+        inputs,
         schemas,
         tables,
         device: device.to_owned(),

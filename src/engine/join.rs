@@ -86,7 +86,12 @@ pub fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<D
     let stored = view.manifest.schema()?;
     let columns = light_names(&stored, columns);
     let schema = project(&stored, &columns)?;
-    Ok(content(&row_digests(&read_light(store, &view.manifest.parts, &columns, &schema)?)?))
+    let mut rows = row_digests(&read_light(store, &view.manifest.parts, &columns, &schema)?)?;
+    // Rows that are cached one by one lie in the order in which they were computed, which says nothing.
+    if view.manifest.keyed {
+        rows.sort_unstable();
+    }
+    Ok(content(&rows))
 }
 
 /// A batch in the order of its first column, the ids.

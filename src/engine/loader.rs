@@ -167,7 +167,8 @@ impl Loader<'_> {
             self.inputs(key, node, &kind, stage.makes(), above, all)?.into_iter().unzip();
         let output_of = |input: &Input| above.iter().find(|t| t.name == input.table).map(|t| t.output.clone());
         let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
-        let schemas = Schemas(schemas);
+        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
+        let schemas = Schemas { all: schemas, by_row };
         let misfit = |message: String| {
             let (place, message) = match blamed(&message, node, &kind, &inputs, &schemas) {
                 Blamed::Parameter(place) => (place, message),

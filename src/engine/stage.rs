@@ -14,7 +14,8 @@ use serde_json::Value;
 use super::{Digest, Result, Sources, task::Rows, task::Sink};
 
 /// Whether a stage makes one row per row that it reads, or one table from all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Output {
     /// One row per joined input row, with the same id in the first column. Rows are cached one by one.
     RowPerRow,
@@ -81,14 +82,19 @@ pub enum Ports {
     Any,
 }
 
-/// The declared schemas of a stage's inputs, by port.
+/// The declared schemas of a stage's inputs.
 #[derive(Clone, Debug, Default)]
-pub struct Schemas(pub BTreeMap<String, SchemaRef>);
+pub struct Schemas {
+    /// The schemas by port.
+    pub all: BTreeMap<String, SchemaRef>,
+    /// The ports that are read row by row, in the order of `from:`.
+    pub by_row: Vec<String>,
+}
 
 impl Schemas {
     /// The schema at a port, if `from:` names a table for it.
     pub fn get(&self, port: &str) -> Option<&SchemaRef> {
-        self.0.get(port)
+        self.all.get(port)
     }
 
     /// The field `column` at `port`; the pipeline loader has checked that it is there.
@@ -129,7 +135,7 @@ pub trait Stage:
     /// Of a stage that reads [`Ports::Any`]: the columns it reads of each input; all by default.
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
         let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect();
-        Ok(inputs.0.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
+        Ok(inputs.all.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
     }
 
     /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights.
@@ -163,7 +169,7 @@ pub struct Context {
     pub device: String,
     /// The schema to write.
     pub output: SchemaRef,
-    /// The declared columns of every `Rows` input.
+    /// The declared schemas of all inputs, as [`Stage::output`] saw them.
     pub schemas: Schemas,
     /// Every `Table` input, whole, in the order written.
     pub tables: BTreeMap<String, RecordBatch>,

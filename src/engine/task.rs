@@ -61,7 +61,9 @@ pub struct Job {
     pub makes: Output,
     /// The schema of its rows, as text.
     pub output: String,
-    /// Declared columns of the inputs read row by row: port and schema.
+    /// The declared schema of every input, by port.
+    pub inputs: Vec<(String, String)>,
+    /// The columns to read of the inputs read row by row, by port.
     pub schemas: Vec<(String, String)>,
     /// Inputs read whole.
     pub tables: Vec<TableInput>,
@@ -176,11 +178,12 @@ impl Executor {
             let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
             Ok((input.port.clone(), parts::read_table(&self.store, &input.parts, &columns, &schema)?))
         });
-        let schemas = job.schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        let all = job.inputs.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        let by_row = job.schemas.iter().map(|(port, _)| port.clone()).collect();
         Ok(Context {
             device: job.device.clone(),
             output: decode_schema(&job.output)?,
-            schemas: Schemas(schemas.collect::<Result<_>>()?),
+            schemas: Schemas { all: all.collect::<Result<_>>()?, by_row },
             tables: tables.collect::<Result<_>>()?,
             store: self.store.clone(),
             sources: Sources::default(),

@@ -8,6 +8,7 @@
 mod catalog;
 mod history;
 pub mod output;
+pub mod statement;
 mod table;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -168,30 +169,4 @@ fn csv(text: &'static str) -> Result<Lazy> {
         let reader = arrow::csv::ReaderBuilder::new(schema.clone()).with_header(true).build(text.as_bytes())?;
         Ok(arrow::compute::concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?)
     }))
-}
-
-/// The declared schema of a query over tables of these schemas, before any of them has rows.
-pub fn schema_of_query(sql: &str, tables: &[(String, SchemaRef)]) -> Result<SchemaRef, String> {
-    let batches = tables.iter().map(|(name, schema)| (name.clone(), RecordBatch::new_empty(schema.clone())));
-    Ok(query_batches(sql, batches.collect(), false)?.0)
-}
-
-/// Runs a query over tables in memory; without `rows` only its schema is computed.
-pub fn query_batches(
-    sql: &str,
-    tables: Vec<(String, RecordBatch)>,
-    rows: bool,
-) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
-    let message = |e: DataFusionError| e.strip_backtrace();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
-    let context = SessionContext::new();
-    for (name, batch) in tables {
-        context.register_batch(&name, batch).map_err(message)?;
-    }
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    runtime.block_on(async {
-        let frame = context.sql_with_options(sql, options).await.map_err(message)?;
-        let schema = Arc::new(frame.schema().as_arrow().clone());
-        Ok((schema, if rows { frame.collect().await.map_err(message)? } else { Vec::new() }))
-    })
 }

@@ -3,10 +3,12 @@
 pub mod anomaly_maps;
 pub mod caption;
 pub mod column;
+pub mod command;
 pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
+pub mod read;
 pub mod reconstruct;
 pub mod sql;
 mod tensors;
@@ -14,12 +16,14 @@ pub mod train_autoencoder;
 pub mod train_denoiser;
 pub mod train_text_encoder;
 mod training;
+mod types;
 
 use crate::engine::stage::{OpenFn, Stage, StageKind, open};
 
 /// Every stage kind, as the driver knows it, in pipeline order.
 pub const KINDS: &[StageKind] = &[
     StageKind::in_driver::<ingest::Ingest>(),
+    StageKind::in_driver::<read::Read>(),
     StageKind::in_driver::<caption::Caption>(),
     StageKind::in_worker::<train_text_encoder::TrainTextEncoder>(),
     StageKind::in_worker::<encode_text::EncodeText>(),
@@ -30,6 +34,7 @@ pub const KINDS: &[StageKind] = &[
     StageKind::in_worker::<anomaly_maps::AnomalyMaps>(),
     StageKind::in_driver::<evaluate::Evaluate>(),
     StageKind::in_driver::<sql::Sql>(),
+    StageKind::in_driver::<command::Command>(),
 ];
 
 /// How the worker opens its stages. The driver must not name this: it would then link libtorch.

@@ -1,42 +1,68 @@
 //! Tables -> a table, by a SQL query: filters, splits and joins are data, not Rust.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::{
-    array::RecordBatch,
-    datatypes::{DataType, Field, Schema, SchemaRef},
-};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Error, Result,
+        Error, Result, is_heavy,
         stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
-    query,
+    query::statement::Statement,
 };
 
 /// Makes a table by a SQL query over the tables named in `from:`.
+///
+/// Only the columns that the query needs are read, and only their change reruns it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Sql {
     /// The query, in DataFusion's SQL. Give an `order by` where the order matters.
     #[garde(length(min = 1))]
     pub query: String,
+    /// What the result is. Of `rows` the first column identifies a row. With `row_per_row` the query gives each row it reads
+    /// again, the id first, with other columns, and only changed rows are computed: `select image_id, length(caption) as n from captions`.
+    #[garde(skip)]
+    #[serde(default = "table")]
+    pub makes: Output,
+}
+
+fn table() -> Output {
+    Output::Table
+}
+
+impl Sql {
+    fn statement(&self, inputs: &Schemas) -> Result<Statement, String> {
+        let statement = Statement::new(&self.query, &inputs.all).map_err(|e| format!("`query`: {e}"))?;
+        if self.makes == Output::RowPerRow {
+            statement.check_row_by_row(&inputs.by_row).map_err(|e| {
+                format!("`query`: {e}; write `makes: table` or `makes: rows` for a query over all of them")
+            })?;
+        }
+        Ok(statement)
+    }
 }
 
 impl Stage for Sql {
     const NAME: &'static str = "sql";
     const REVISION: u32 = 1;
     const PORTS: Ports = Ports::Any;
-    const OUTPUT: &'static [Output] = &[Output::Table];
+    const OUTPUT: &'static [Output] = &[Output::Table, Output::Rows, Output::RowPerRow];
+
+    fn makes(&self) -> Output {
+        self.makes
+    }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let tables: Vec<_> = inputs.0.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect();
-        let schema = query::schema_of_query(&self.query, &tables).map_err(|e| format!("`query`: {e}"))?;
+        if self.makes == Output::RowPerRow && inputs.by_row.is_empty() {
+            return Err("`makes`: a row per row needs a table with row ids in `from:`".into());
+        }
+        let schema = self.statement(inputs)?.schema();
         // Views are how DataFusion computes text, not how tables keep it.
         let plain = schema.fields().iter().map(|field| match field.data_type() {
             DataType::Utf8View | DataType::LargeUtf8 => {
@@ -46,23 +72,53 @@ impl Stage for Sql {
         });
         Ok(Arc::new(Schema::new(plain.collect::<Vec<_>>())))
     }
+
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let mut columns = self.statement(inputs)?.columns()?;
+        for (name, schema) in &inputs.all {
+            let columns = columns.entry(name.clone()).or_default();
+            if columns.is_empty() {
+                // A table of which only the rows count: by something that is quick to read.
+                let light = schema.fields().iter().find(|field| !is_heavy(field)).or(schema.fields().first());
+                columns.extend(light.map(|field| field.name().clone()));
+            }
+        }
+        Ok(columns)
+    }
 }
 
 impl Open for Sql {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let tables = context.tables.iter().map(|(name, batch)| (name.clone(), batch.clone())).collect();
-        Ok(Box::new(Query { query: self.query, tables }))
+        let statement = self.statement(&context.schemas).map_err(Error::Stage)?;
+        context.tables.iter().for_each(|(name, batch)| statement.set(name, batch.clone()));
+        let by_row = context.schemas.by_row.clone();
+        Ok(if by_row.is_empty() { Box::new(Whole(statement)) } else { Box::new(RowByRow { statement, by_row }) })
     }
 }
 
-struct Query {
-    query: String,
-    tables: Vec<(String, RecordBatch)>,
+/// The query over whole tables.
+struct Whole(Statement);
+
+impl Operator for Whole {
+    fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        self.0.run().map_err(Error::Stage)?.iter().try_for_each(|batch| out.write(batch))
+    }
 }
 
-impl Operator for Query {
-    fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let (_, batches) = query::query_batches(&self.query, self.tables.clone(), true).map_err(Error::Stage)?;
-        batches.iter().try_for_each(|batch| out.write(batch))
+/// The query over some rows at a time.
+struct RowByRow {
+    statement: Statement,
+    by_row: Vec<String>,
+}
+
+impl Operator for RowByRow {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        while let Some(batch) = rows.next(usize::MAX)? {
+            for (name, rows) in self.by_row.iter().filter_map(|name| Some((name, batch.port(name)?))) {
+                self.statement.set(name, rows.clone());
+            }
+            self.statement.run().map_err(Error::Stage)?.iter().try_for_each(|batch| out.write(batch))?;
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,293 @@
+//! A query over tables in memory, planned once and run as often as they change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use datafusion::{
+    catalog::{Session, TableProvider},
+    common::{
+        TableReference,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
+    error::DataFusionError,
+    execution::{SendableRecordBatchStream, TaskContext, context::SQLOptions},
+    logical_expr::{Expr, LogicalPlan, TableType},
+    physical_plan::{
+        ExecutionPlan, collect,
+        execution_plan::reset_plan_states,
+        stream::RecordBatchStreamAdapter,
+        streaming::{PartitionStream, StreamingTableExec},
+    },
+    prelude::{SessionConfig, SessionContext},
+};
+
+/// Rows that DataFusion works on at a time.
+const BATCH_ROWS: usize = 8192;
+
+/// A planned query over tables of known schemas. The tables it reads are set with [`Statement::set`].
+pub struct Statement {
+    context: SessionContext,
+    runtime: tokio::runtime::Runtime,
+    tables: BTreeMap<String, Arc<Table>>,
+    /// As written, and as optimised.
+    written: LogicalPlan,
+    plan: LogicalPlan,
+    physical: Option<Arc<dyn ExecutionPlan>>,
+}
+
+fn message(error: DataFusionError) -> String {
+    error.strip_backtrace()
+}
+
+impl Statement {
+    /// Plans a query; it may read, not write.
+    pub fn new(sql: &str, schemas: &BTreeMap<String, SchemaRef>) -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
+        // One partition: equal inputs give equal rows in equal order.
+        let config = SessionConfig::new().with_target_partitions(1).with_batch_size(BATCH_ROWS);
+        let context = SessionContext::new_with_config(config);
+        let tables: BTreeMap<String, Arc<Table>> =
+            schemas.iter().map(|(name, schema)| (name.clone(), Arc::new(Table::new(name, schema)))).collect();
+        for (name, table) in &tables {
+            context.register_table(TableReference::bare(name.as_str()), table.clone()).map_err(message)?;
+        }
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(message)?;
+        let written = frame.logical_plan().clone();
+        let plan = frame.into_optimized_plan().map_err(message)?;
+        Ok(Self { context, runtime, tables, written, plan, physical: None })
+    }
+
+    /// The schema of the result.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::new(self.written.schema().as_arrow().clone())
+    }
+
+    /// The columns that the query reads of each table, in the table's order; none of a table of which only the rows count.
+    pub fn columns(&self) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let mut read: BTreeMap<String, BTreeSet<usize>> =
+            self.tables.keys().map(|name| (name.clone(), BTreeSet::new())).collect();
+        let visit = |node: &LogicalPlan| {
+            if let LogicalPlan::TableScan(scan) = node {
+                let all = (0..scan.source.schema().fields().len()).collect();
+                let columns = scan.projection.clone().unwrap_or(all);
+                read.entry(scan.table_name.table().to_owned()).or_default().extend(columns);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        };
+        self.plan.apply_with_subqueries(visit).map_err(message)?;
+        let names = |(name, columns): (String, BTreeSet<usize>)| {
+            let schema = self.tables.get(&name).map(|table| table.schema.clone());
+            let names = schema.map(|schema| columns.iter().map(|i| schema.field(*i).name().clone()).collect());
+            (name, names.unwrap_or_default())
+        };
+        Ok(read.into_iter().map(names).collect())
+    }
+
+    /// Refuses what cannot give one row for each row of `tables` when only some of their rows are there at a time.
+    pub fn check_row_by_row(&self, tables: &[String]) -> Result<(), String> {
+        let reads = |node: &LogicalPlan| {
+            node.exists(|node| {
+                Ok(matches!(node, LogicalPlan::TableScan(scan) if tables.iter().any(|t| t == scan.table_name.table())))
+            })
+        };
+        let mut found = None;
+        let visit = |node: &LogicalPlan| {
+            let across = match node {
+                LogicalPlan::Aggregate(_) => "aggregates",
+                LogicalPlan::Distinct(_) => "`distinct`",
+                LogicalPlan::Limit(_) => "`limit`",
+                LogicalPlan::Sort(_) => "`order by`",
+                LogicalPlan::Window(_) => "window functions",
+                LogicalPlan::Union(_) => "`union`",
+                _ => return Ok(TreeNodeRecursion::Continue),
+            };
+            if reads(node)? {
+                found = Some(across);
+                return Ok(TreeNodeRecursion::Stop);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        };
+        self.written.apply_with_subqueries(visit).map_err(message)?;
+        found.map_or(Ok(()), |across| {
+            let rows = tables.join(", ");
+            Err(format!("no {across} where the rows of {rows} are read one by one"))
+        })
+    }
+
+    /// Sets the rows of a table: at least the columns that the query reads.
+    pub fn set(&self, table: &str, rows: RecordBatch) {
+        if let Some(table) = self.tables.get(table) {
+            *table.rows.lock().unwrap_or_else(PoisonError::into_inner) = Some(rows);
+        }
+    }
+
+    /// Runs the query over the rows that are set.
+    pub fn run(&mut self) -> Result<Vec<RecordBatch>, String> {
+        let state = self.context.state();
+        let physical = match self.physical.take() {
+            // A join remembers the side that it has read.
+            Some(physical) => reset_plan_states(physical),
+            None => self.runtime.block_on(state.query_planner().create_physical_plan(&self.plan, &state)),
+        };
+        let physical = self.physical.insert(physical.map_err(message)?).clone();
+        self.runtime.block_on(collect(physical, state.task_ctx())).map_err(message)
+    }
+}
+
+/// A table whose rows are set from outside.
+#[derive(Debug)]
+struct Table {
+    name: String,
+    schema: SchemaRef,
+    rows: Arc<Mutex<Option<RecordBatch>>>,
+}
+
+impl Table {
+    fn new(name: &str, schema: &SchemaRef) -> Self {
+        Self { name: name.to_owned(), schema: schema.clone(), rows: Arc::default() }
+    }
+}
+
+#[async_trait::async_trait]
+impl TableProvider for Table {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        let schema = match projection {
+            Some(projection) => Arc::new(self.schema.project(projection)?),
+            None => self.schema.clone(),
+        };
+        let scan = Scan { table: self.name.clone(), schema: schema.clone(), rows: self.rows.clone() };
+        Ok(Arc::new(StreamingTableExec::try_new(schema, vec![Arc::new(scan)], None, [], false, limit)?))
+    }
+}
+
+/// Some columns of a table.
+#[derive(Debug)]
+struct Scan {
+    table: String,
+    schema: SchemaRef,
+    rows: Arc<Mutex<Option<RecordBatch>>>,
+}
+
+impl Scan {
+    fn batch(&self) -> Result<RecordBatch, DataFusionError> {
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = rows.ok_or_else(|| DataFusionError::Internal(format!("`{}` has no rows set", self.table)))?;
+        let columns: Vec<usize> =
+            self.schema.fields().iter().map(|f| rows.schema_ref().index_of(f.name())).collect::<Result<_, _>>()?;
+        Ok(rows.project(&columns)?.with_schema(self.schema.clone())?)
+    }
+}
+
+impl PartitionStream for Scan {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let batches: Vec<Result<RecordBatch, DataFusionError>> = match self.batch() {
+            Ok(batch) => (0..batch.num_rows())
+                .step_by(BATCH_ROWS)
+                .map(|start| Ok(batch.slice(start, BATCH_ROWS.min(batch.num_rows() - start))))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), futures::stream::iter(batches)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{ArrayRef, AsArray, Int64Array, StringArray},
+        datatypes::{DataType, Field, Int64Type, Schema},
+    };
+
+    use super::*;
+    use crate::engine::tensor_field;
+
+    fn schemas() -> BTreeMap<String, SchemaRef> {
+        let table = |columns: &[(&str, DataType)]| {
+            let fields = columns.iter().map(|(name, of)| Field::new(*name, of.clone(), true));
+            let pixels = tensor_field("pixels", DataType::UInt8, &[4], true);
+            Arc::new(Schema::new(fields.chain([pixels]).collect::<Vec<_>>()))
+        };
+        BTreeMap::from([
+            ("a".to_owned(), table(&[("id", DataType::Utf8), ("x", DataType::Int64), ("y", DataType::Int64)])),
+            ("b".to_owned(), table(&[("id", DataType::Utf8), ("z", DataType::Int64)])),
+        ])
+    }
+
+    fn statement(sql: &str) -> Statement {
+        Statement::new(sql, &schemas()).unwrap()
+    }
+
+    #[test]
+    fn a_query_reads_the_columns_it_needs() {
+        let columns = |sql: &str| {
+            let columns = statement(sql).columns().unwrap();
+            format!("{} | {}", columns["a"].join(" "), columns["b"].join(" "))
+        };
+        assert_eq!(columns("select count(*) from a"), " | ");
+        assert_eq!(columns("select id from (select * from a) where y > 1"), "id y | ");
+        assert_eq!(columns("select a.x from a join b on a.id = b.id"), "id x | id");
+        assert_eq!(columns("select x from a where y = (select max(z) from b)"), "x y | z");
+        assert_eq!(columns("with c as (select id, x from a) select x from c order by x limit 1"), "x | ");
+        assert_eq!(columns("select * from b"), " | id z pixels");
+    }
+
+    #[test]
+    fn a_plan_is_run_again_on_other_rows() {
+        let mut statement = statement("select a.id, x + z as sum from a join b on a.id = b.id");
+        for offset in [0, 10] {
+            let ids: ArrayRef = Arc::new(StringArray::from(vec!["p", "q"]));
+            let numbers: ArrayRef = Arc::new(Int64Array::from(vec![offset, offset + 1]));
+            let table = |name| RecordBatch::try_from_iter([("id", ids.clone()), (name, numbers.clone())]).unwrap();
+            statement.set("a", table("x"));
+            statement.set("b", table("z"));
+            let rows = statement.run().unwrap();
+            assert_eq!(rows[0].column(1).as_primitive::<Int64Type>().values(), &[2 * offset, 2 * offset + 2]);
+        }
+    }
+
+    #[test]
+    fn what_looks_across_rows_is_no_query_row_by_row() {
+        let check = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned()]);
+        assert_eq!(check("select id, x + 1 from a"), Ok(()));
+        assert_eq!(check("select id, x / (select max(z) from b) from a"), Ok(()));
+        for (sql, what) in [
+            ("select id, sum(x) from a group by id", "aggregates"),
+            ("select id from a limit 3", "`limit`"),
+            ("select id from a order by x", "`order by`"),
+            ("select id, row_number() over (order by x) from a", "window functions"),
+            ("select distinct id from a", "`distinct`"),
+            ("select z from b where z = (select max(x) from a)", "aggregates"),
+        ] {
+            let message = check(sql).unwrap_err();
+            assert!(message.starts_with(&format!("no {what} where")), "{sql}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_query_only_reads() {
+        assert!(Statement::new("create table c as select 1", &schemas()).is_err());
+        assert!(Statement::new("select nothing from a", &schemas()).err().unwrap().contains("nothing"));
+    }
+}

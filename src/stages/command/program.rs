@@ -1,0 +1,160 @@
+//! A running program: what it says, how it ended.
+
+use std::{
+    collections::VecDeque,
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use arrow::array::RecordBatch;
+
+use crate::engine::{Error, Result, task::Sink};
+
+/// Lines of standard error that an error repeats.
+const TAIL: usize = 20;
+/// How long a program may take to end once nothing more is to be done.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a program says.
+pub(super) enum Said {
+    /// A line for people.
+    Line(String),
+    /// Rows.
+    Answer(RecordBatch),
+    /// Nothing more on its standard output, and why.
+    Ended(String),
+}
+
+/// A program that was started. It is waited for when this is dropped, and killed if it does not end.
+pub(super) struct Program {
+    command: String,
+    child: Child,
+    said: mpsc::Receiver<Said>,
+    tail: VecDeque<String>,
+}
+
+impl Program {
+    /// Starts a program; `listen` reads its standard output in a thread of its own.
+    pub(super) fn start(
+        words: &[String],
+        stdin: Stdio,
+        listen: impl FnOnce(ChildStdout, &mpsc::Sender<Said>) + Send + 'static,
+    ) -> Result<(Self, Option<ChildStdin>)> {
+        let command = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
+        let program = words.first().map(String::as_str).unwrap_or_default();
+        let mut child = Command::new(program)
+            .args(words.get(1..).unwrap_or_default())
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| Error::Input(format!("cannot start the program `{program}` of `{command}`: {e}")))?;
+        let (say, said) = mpsc::channel();
+        if let Some(stderr) = child.stderr.take() {
+            let say = say.clone();
+            std::thread::spawn(move || lines(stderr, &say));
+        }
+        if let Some(stdout) = child.stdout.take() {
+            std::thread::spawn(move || listen(stdout, &say));
+        }
+        let stdin = child.stdin.take();
+        Ok((Self { command, child, said, tail: VecDeque::new() }, stdin))
+    }
+
+    /// The next rows, or `Err` with the reason why there are none. Lines are logged on the way.
+    pub(super) fn answer(&mut self, out: &mut Sink<'_>) -> Result<RecordBatch, String> {
+        loop {
+            match self.said.recv() {
+                Ok(Said::Line(line)) => self.log(line, out),
+                Ok(Said::Answer(batch)) => return Ok(batch),
+                Ok(Said::Ended(why)) => return Err(why),
+                Err(mpsc::RecvError) => return Err("ended".into()),
+            }
+        }
+    }
+
+    /// Waits until the program has ended by itself. Lines are logged on the way.
+    pub(super) fn finish(&mut self, out: &mut Sink<'_>) -> Result<()> {
+        while let Ok(said) = self.said.recv() {
+            if let Said::Line(line) = said {
+                self.log(line, out);
+            }
+        }
+        match self.child.wait()? {
+            status if status.success() => Ok(()),
+            _ => Err(self.failure("failed", out)),
+        }
+    }
+
+    fn log(&mut self, line: String, out: &mut Sink<'_>) {
+        out.log(&line);
+        self.tail.push_back(line);
+        if self.tail.len() > TAIL {
+            self.tail.pop_front();
+        }
+    }
+
+    /// The error that says what the program did, how it ended and what it said last. Its input is to be closed before.
+    pub(super) fn failure(&mut self, what: &str, out: &mut Sink<'_>) -> Error {
+        let ended = match self.wait() {
+            Some(status) => status.to_string(),
+            None => "it did not end and was killed".into(),
+        };
+        // What it wrote before it ended may still be on its way.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Said::Line(line)) => self.log(line, out),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let mut message = format!("the program `{}` {what} ({ended})", self.command);
+        if self.tail.is_empty() {
+            message += "; it said nothing on its standard error";
+        } else {
+            message += "; its last words:";
+            self.tail.iter().for_each(|line| message += &format!("\n  {line}"));
+        }
+        Error::Stage(message)
+    }
+
+    /// How the program ended; `None` where it had to be killed.
+    fn wait(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Ok(status) => return status,
+                Err(_) => break,
+            }
+        }
+        // It may have ended just now; either way it is gone after this.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        None
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+/// Says each line; of what a progress bar overwrites only the last state.
+pub(super) fn lines(stream: impl Read, say: &mpsc::Sender<Said>) {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        let last = text.rsplit('\r').next().unwrap_or(text);
+        if say.send(Said::Line(last.to_owned())).is_err() {
+            break;
+        }
+        line.clear();
+    }
+}

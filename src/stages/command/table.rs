@@ -1,0 +1,107 @@
+//! Table by table: Parquet files in, a Parquet file out.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::PathBuf,
+    process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use arrow::{
+    array::{RecordBatch, RecordBatchReader},
+    datatypes::SchemaRef,
+};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::{
+    Command, OUTPUT,
+    program::{Program, lines},
+};
+use crate::{
+    engine::{
+        Error, Result,
+        event::now_ms,
+        parts,
+        stage::{Context, Operator},
+        task::{Rows, Sink},
+    },
+    stages::types::conform,
+};
+
+/// A folder of its own with a Parquet file for each table, until this is dropped.
+pub(super) struct Files {
+    folder: PathBuf,
+    tables: Vec<String>,
+}
+
+impl Files {
+    pub(super) fn write(tables: &BTreeMap<String, RecordBatch>) -> Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("vlmdiff-{}-{}-{number}", std::process::id(), now_ms());
+        let files = Self { folder: std::env::temp_dir().join(name), tables: tables.keys().cloned().collect() };
+        fs::create_dir(&files.folder)?;
+        tables
+            .iter()
+            .try_for_each(|(name, table)| fs::write(files.path(name), parts::encode(table)?).map_err(Error::from))?;
+        Ok(files)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.parquet"))
+    }
+
+    /// The tables and where they lie.
+    pub(super) fn paths(&self) -> Vec<(String, String)> {
+        self.tables.iter().map(|name| (name.clone(), self.path(name).to_string_lossy().into_owned())).collect()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // The folder is temporary; the system clears what stays.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A program that makes a whole table.
+pub(super) struct Whole {
+    words: Vec<String>,
+    result: PathBuf,
+    output: SchemaRef,
+    _files: Files,
+}
+
+impl Whole {
+    pub(super) fn open(command: &Command, context: &Context) -> Result<Self> {
+        let files = Files::write(&context.tables)?;
+        let result = files.path(OUTPUT);
+        let mut paths = files.paths();
+        paths.push((OUTPUT.to_owned(), result.to_string_lossy().into_owned()));
+        Ok(Self { words: command.words(&paths), result, output: context.output.clone(), _files: files })
+    }
+}
+
+impl Operator for Whole {
+    fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let (mut program, _) = Program::start(&self.words, Stdio::null(), lines)?;
+        program.finish(out)?;
+        let unreadable = |e: &dyn std::fmt::Display| format!("wrote no Parquet file to `{{{OUTPUT}}}`: {e}");
+        let batches = File::open(&self.result)
+            .map_err(|e| unreadable(&e))
+            .and_then(|file| ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(&e)))
+            .and_then(|builder| builder.build().map_err(|e| unreadable(&e)));
+        let batches = batches.map_err(|what| program.failure(&what, out))?;
+        // A table without rows has a schema too.
+        let none = RecordBatch::new_empty(batches.schema());
+        for batch in std::iter::once(Ok(none)).chain(batches) {
+            let batch = batch.map_err(|e| unreadable(&e)).and_then(|batch| {
+                conform(&self.output, &batch).map_err(|e| format!("does not write what is declared: {e}"))
+            });
+            let batch = batch.map_err(|what| program.failure(&what, out))?;
+            out.write(&batch)?;
+        }
+        Ok(())
+    }
+}
