@@ -429,13 +429,15 @@ mod tests {
             params: serde_json::to_value(stage).unwrap(),
             makes: Output::RowPerRow,
             output: encode_schema(&stage.output(&Schemas::default()).unwrap()),
+            inputs: Vec::new(),
             schemas: Vec::new(),
             tables: Vec::new(),
             device: "cpu".into(),
         };
         let stage_key = Digest::of(b"stage");
         let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
-        let task = Task { job, stage_key, ids, keys, rows: Vec::new(), listed: Some(Listed::pack(listed).unwrap()) };
+        let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
+        let task = Task { job, stage_key, run, ids, keys, rows: Vec::new(), listed };
         let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
         executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
     }
