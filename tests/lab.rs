@@ -21,7 +21,8 @@ pub(crate) struct Ended {
 }
 
 /// A pipeline of every stage, small enough for a test.
-pub(crate) const TOY: &str = r#"
+pub(crate) const TOY: &str = concat!(
+    r#"
 name: toy
 tables:
   images:
@@ -64,15 +65,15 @@ tables:
     with: { layers: [4, 8], sigma: 1, score: { kernel_size: 3, repeats: 1 } }
   metrics: { stage: evaluate, from: [images, anomaly_maps] }
   ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
-  notes: { stage: read, with: { path: notes.csv, id: image_id } }
+  notes: { stage: read, with: { path: "#,
+    env!("CARGO_MANIFEST_DIR"),
+    r#"/tests/notes.csv, id: image_id } }
   copied:
     stage: command
     from: [notes]
     with: { run: "cp {notes} {output}", output: { image_id: utf8, note: utf8? }, makes: rows }
-"#;
-
-/// The file that the pipeline of every stage reads.
-pub(crate) const NOTES: &str = "image_id,note\none,first\ntwo,\n";
+"#
+);
 
 /// The stages that need no libtorch: fast to run.
 pub(crate) const LIGHT: &str = r#"
@@ -88,7 +89,6 @@ impl Lab {
     pub(crate) fn new(pipeline: &str) -> Self {
         let lab = Self { folder: tempfile::tempdir().unwrap() };
         lab.write("pipeline.yaml", pipeline);
-        lab.write("notes.csv", NOTES);
         let synth = ["synth", "data", "--size", "48", "--classes", "tile,gear", "--train", "4", "--test-good", "1"];
         let ended = lab.vlmdiff(&[&synth[..], &["--test-per-defect", "1"]].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);

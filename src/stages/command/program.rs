@@ -16,6 +16,8 @@ use crate::engine::{Error, Result, task::Sink};
 const TAIL: usize = 20;
 /// How long a program may take to end once nothing more is to be done.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long after its answer a line may come.
+const GRACE: Duration = Duration::from_millis(10);
 
 /// What a program says.
 pub(super) enum Said {
@@ -33,6 +35,8 @@ pub(super) struct Program {
     child: Child,
     said: mpsc::Receiver<Said>,
     tail: VecDeque<String>,
+    /// Said before it was asked.
+    early: Option<Said>,
 }
 
 impl Program {
@@ -60,17 +64,28 @@ impl Program {
             std::thread::spawn(move || listen(stdout, &say));
         }
         let stdin = child.stdin.take();
-        Ok((Self { command, child, said, tail: VecDeque::new() }, stdin))
+        Ok((Self { command, child, said, tail: VecDeque::new(), early: None }, stdin))
     }
 
     /// The next rows, or `Err` with the reason why there are none. Lines are logged on the way.
     pub(super) fn answer(&mut self, out: &mut Sink<'_>) -> Result<RecordBatch, String> {
         loop {
-            match self.said.recv() {
+            match self.early.take().map_or_else(|| self.said.recv(), Ok) {
                 Ok(Said::Line(line)) => self.log(line, out),
                 Ok(Said::Answer(batch)) => return Ok(batch),
                 Ok(Said::Ended(why)) => return Err(why),
                 Err(mpsc::RecvError) => return Err("ended".into()),
+            }
+        }
+    }
+
+    /// Logs the lines that the program has said since; those it wrote just before its answer may still be on their way.
+    pub(super) fn listen(&mut self, out: &mut Sink<'_>) {
+        while self.early.is_none() {
+            match self.said.recv_timeout(GRACE) {
+                Ok(Said::Line(line)) => self.log(line, out),
+                Ok(other) => self.early = Some(other),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
     }

@@ -121,6 +121,9 @@ impl Operator for RowByRow {
                 return Err(error);
             }
         }
+        if let Some(running) = &mut self.running {
+            running.program.listen(out);
+        }
         Ok(())
     }
 }
