@@ -36,7 +36,7 @@ fn a_killed_or_failed_run_is_in_the_history() {
     let lab = Lab::new(LIGHT);
     lab.write(
         "pipeline.yaml",
-        &LIGHT.replace("count(*) as n from captions", "arrow_cast('x', 'Int32') as n from captions"),
+        &LIGHT.replace("count(*) as n from captions", "cast(max(caption) as int) as n from captions"),
     );
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

@@ -206,7 +206,10 @@ fn an_instance_that_is_declared_no_longer_is_out_of_sight() {
     lab.run(&["--only", "default=nothing"]);
     assert_eq!(values(), ["nothing", "something"]);
     lab.write("pipeline.yaml", &swept(" { default: [something, more] }"));
-    assert_eq!(computed(&lab.run(&[])).iter().filter(|(_, rows)| *rows > 0).count(), 2);
+    let more = lab.run(&[]);
+    // The query counts rows and reads no caption, so its answer is known.
+    let computed_now: Vec<_> = computed(&more).into_iter().filter(|(_, rows)| *rows > 0).collect();
+    assert_eq!(computed_now, [("captions[default=more]", 8)]);
     assert_eq!(values(), ["more", "something"]);
     // Without the sweep there is one table and no such column, and with it again everything is known.
     lab.write("pipeline.yaml", LIGHT);
