@@ -117,7 +117,7 @@ fn tables_do_not_depend_on_how_they_were_cut() {
 
 #[test]
 fn generated_schemas_are_current() {
-    for (name, text) in vlmdiff::engine::schema::files(KINDS) {
+    for (name, text) in vlmdiff::engine::schema::files(KINDS).unwrap() {
         let path = crate::lab::project().join("schemas").join(&name);
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(written == text, "schemas/{name} is stale; run `vlmdiff schema`");

@@ -1,7 +1,19 @@
-//! What holds for any pipeline file.
+//! What holds for any pipeline file, and for whatever stands where a store's objects should.
 
+use std::{fs, path::PathBuf, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Int64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema},
+};
 use proptest::prelude::*;
-use vlmdiff::{engine::pipeline, stages::KINDS};
+use vlmdiff::{
+    engine::{
+        Digest, Error, Store, gc, parts, pipeline,
+        store::{Entry, PartRef},
+    },
+    stages::KINDS,
+};
 
 use crate::lab::{LIGHT, TOY};
 
@@ -86,5 +98,78 @@ proptest! {
         let loaded = pipeline::parse("p.yaml", "p", &text, KINDS, &[], &lookup).unwrap();
         prop_assert_eq!(loaded.tables.len(), 3);
         prop_assert_eq!(&loaded.tables[1].stage.params()["default"], &serde_json::json!(value));
+    }
+}
+
+/// Bytes with some changed, cut short or made longer.
+fn damage(bytes: &[u8], changes: &[(usize, u8)], length: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for (at, value) in changes {
+        let at = at % bytes.len();
+        bytes[at] = *value;
+    }
+    // Mostly as long as before.
+    bytes.resize(if length % 3 == 0 { length % (bytes.len() * 2) } else { bytes.len() }, b'0');
+    bytes
+}
+
+fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    prop::collection::vec((any::<usize>(), any::<u8>()), 0..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A part is read as it was written, or it is an error: Parquet's own, or that the digest does not match.
+    #[test]
+    fn a_damaged_part_is_never_taken_for_whole(changes in changes(), length: usize, chosen: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().to_string_lossy()).unwrap();
+        let ids: ArrayRef = Arc::new(StringArray::from_iter_values((0..9).map(|i| format!("row {i}"))));
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..9));
+        let batch = RecordBatch::try_from_iter([("id", ids), ("n", numbers)]).unwrap();
+        let whole = parts::encode(&batch).unwrap();
+        let part = store.put_part(whole.clone()).unwrap();
+        let damaged = damage(&whole, &changes, length);
+        fs::write(folder.path().join(format!("parts/{part}.parquet")), &damaged).unwrap();
+        let chosen = chosen.then(|| vec![(1, 2), (8, 1)]);
+        let part = [PartRef { part, bytes: whole.len() as u64, rows: 9, chosen }];
+        let columns = ["id".to_owned()];
+        let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, false)]));
+        match parts::read_table(&store, &part, &columns, &schema) {
+            Ok(read) => {
+                prop_assert_eq!(&damaged[..], &whole[..]);
+                prop_assert_eq!(read.num_rows() as u64, part[0].len());
+            }
+            Err(error) => prop_assert!(matches!(error, Error::Lost { .. }), "{error}"),
+        }
+        // Light columns are read without the digest: it may be another answer, and no panic.
+        let _ = parts::read_light(&store, &part, &columns, &schema);
+    }
+
+    /// Manifests and records that were changed are read or skipped.
+    #[test]
+    fn damaged_manifests_and_records_are_skipped(changes in changes(), length: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().to_string_lossy()).unwrap();
+        let stage = Digest::of(b"stage");
+        let entry = Entry {
+            part: Some(stage),
+            bytes: 1,
+            keys: vec![stage; 3],
+            contents: vec![stage; 3],
+            errors: Vec::new(),
+            blobs: vec![stage],
+            recorded_ms: 7,
+        };
+        store.record(stage, &entry).unwrap();
+        let record: PathBuf =
+            fs::read_dir(folder.path().join(format!("computed/{stage}"))).unwrap().next().unwrap().unwrap().path();
+        let damaged = damage(&fs::read(&record).unwrap(), &changes, length);
+        fs::write(&record, &damaged).unwrap();
+        store.put("published/p/t/0000000001.json", damaged).unwrap();
+        prop_assert!(store.computed(stage).unwrap().len() <= 1);
+        prop_assert!(store.published("p", "t").unwrap().is_none());
+        gc::collect(&store, 1, false).unwrap();
     }
 }

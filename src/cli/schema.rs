@@ -22,7 +22,7 @@ pub(super) struct SchemaCommand {
 impl SchemaCommand {
     pub(super) fn run(self) -> Result<u8> {
         fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
-        for (name, text) in schema::files(stages::KINDS) {
+        for (name, text) in schema::files(stages::KINDS)? {
             let path = self.output.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

@@ -36,7 +36,8 @@ fn with_mark(field: Field, mark: &str) -> Field {
     field.with_metadata(metadata)
 }
 
-fn is_volatile(field: &Field) -> bool {
+/// Whether a column is no part of a row's content.
+pub fn is_volatile(field: &Field) -> bool {
     field.metadata().contains_key(VOLATILE)
 }
 

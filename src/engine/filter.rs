@@ -1,14 +1,38 @@
 //! `where:`, a SQL predicate over the light columns of a table's first input.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::{
     array::{AsArray, BooleanArray, RecordBatch},
     datatypes::{DataType, Schema},
 };
-use datafusion::{common::DFSchema, physical_expr::PhysicalExpr, prelude::SessionContext};
+use datafusion::{
+    catalog::{
+        CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
+    },
+    common::DFSchema,
+    error::DataFusionError,
+    physical_expr::PhysicalExpr,
+    prelude::SessionContext,
+};
 
 use super::{Error, Result, columns::light_schema};
+
+/// SQL's functions, of which every session has the same: making them is what a session costs.
+static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
+
+/// A session without tables.
+pub fn session() -> Result<SessionContext, DataFusionError> {
+    let mut state = FUNCTIONS.state();
+    let names = &state.config_options().catalog;
+    let (catalog_name, schema_name) = (names.default_catalog.clone(), names.default_schema.clone());
+    let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema(&schema_name, Arc::new(MemorySchemaProvider::new()))?;
+    let catalogs = MemoryCatalogProviderList::new();
+    catalogs.register_catalog(catalog_name, Arc::new(catalog));
+    state.register_catalog_list(Arc::new(catalogs));
+    Ok(SessionContext::new_with_state(state))
+}
 
 /// A checked predicate.
 #[derive(Clone, Debug)]
@@ -26,9 +50,8 @@ impl Filter {
         let light = light_schema(stored);
         let fields: Vec<_> = stored.fields().iter().filter(|f| light.contains(f.name())).cloned().collect();
         let schema = DFSchema::try_from(Schema::new(fields)).map_err(|e| e.to_string())?;
-        let session = SessionContext::new();
-        let first_line =
-            |e: datafusion::error::DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
+        let session = &*FUNCTIONS;
+        let first_line = |e: DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
         let mut columns: Vec<String> = logical.column_refs().iter().map(|column| column.name.clone()).collect();
         columns.sort();
@@ -48,7 +71,7 @@ impl Filter {
 
     /// Which rows the predicate chooses; unknown (null) is no.
     pub fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanArray> {
-        let failed = |e: datafusion::error::DataFusionError| Error::Input(format!("where: {}: {e}", self.text));
+        let failed = |e: DataFusionError| Error::Input(format!("where: {}: {e}", self.text));
         let indices: Vec<usize> =
             self.columns.iter().map(|c| batch.schema_ref().index_of(c)).collect::<Result<_, _>>()?;
         let chosen = self

@@ -1,25 +1,45 @@
-//! The generated contracts: the JSON Schema of pipeline files, from the stages' parameters and their documentation.
+//! The generated contracts: the JSON Schema of pipeline files, from the stages' parameters and their documentation, and the
+//! columns that stages read and write.
 
 use serde_json::{Map, Value, json};
 
-use super::stage::{Ports, StageKind};
+use super::{
+    Result,
+    columns::{is_heavy, is_volatile, stored_schema, tensor_shape},
+    pipeline::{self, Table},
+    stage::{Ports, Reads, StageKind},
+};
+
+/// The pipeline whose tables show the columns that stages write.
+const EXAMPLE: &str = include_str!("../../pipelines/quickstart.yaml");
 
 /// The files of `schemas/`: name and content.
-pub fn files(kinds: &[StageKind]) -> Vec<(String, String)> {
+pub fn files(kinds: &[StageKind]) -> Result<Vec<(String, String)>> {
     let text = |value: Value| serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
+    let example = pipeline::parse("quickstart.yaml", "quickstart", EXAMPLE, kinds, &[], &|_| None)?;
     let mut files = vec![("pipeline.schema.json".to_owned(), text(pipeline(kinds)))];
-    files.extend(kinds.iter().map(|kind| (format!("{}.json", kind.name), text(stage(kind)))));
-    files
+    files.extend(kinds.iter().map(|kind| {
+        let table = example.tables.iter().find(|table| table.kind.name == kind.name);
+        (format!("{}.json", kind.name), text(stage(kind, table)))
+    }));
+    Ok(files)
 }
 
 /// A stage kind: what it reads, what it takes, what it makes.
-fn stage(kind: &StageKind) -> Value {
+fn stage(kind: &StageKind, example: Option<&Table>) -> Value {
     let reads = match kind.ports {
         Ports::Any => json!("any tables"),
         Ports::Named(ports) => ports
             .iter()
-            .map(|p| json!({ "name": p.name, "columns": p.columns, "reads": if p.reads == super::stage::Reads::Rows { "rows" } else { "table" }, "optional": p.optional }))
+            .map(|port| {
+                let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
+                json!({ "name": port.name, "columns": port.columns, "reads": reads, "optional": port.optional })
+            })
             .collect(),
+    };
+    let columns = match example {
+        Some(table) => json!({ format!("of `{}` in pipelines/quickstart.yaml", table.name): columns(table) }),
+        None => json!("as its parameters or its source say"),
     };
     json!({
         "stage": kind.name,
@@ -27,8 +47,28 @@ fn stage(kind: &StageKind) -> Value {
         "revision": kind.revision,
         "reads": reads,
         "writes": kind.output,
+        "columns": columns,
         "parameters": (kind.schema)(),
     })
+}
+
+/// The Arrow schema of a table as it is stored.
+fn columns(table: &Table) -> Vec<Value> {
+    let stored = stored_schema(&table.output, table.is_keyed());
+    let column = |field: &arrow::datatypes::Field| {
+        let mut column = json!({ "name": field.name(), "nullable": field.is_nullable() });
+        match (tensor_shape(field), field.data_type()) {
+            (Some(shape), arrow::datatypes::DataType::FixedSizeList(item, _)) => {
+                column["type"] = json!(item.data_type().to_string());
+                column["tensor"] = json!(shape);
+            }
+            (_, data_type) => column["type"] = json!(data_type.to_string()),
+        }
+        let marks = [("heavy", is_heavy(field)), ("volatile", is_volatile(field))];
+        marks.iter().filter(|(_, is)| *is).for_each(|(mark, _)| column[*mark] = json!(true));
+        column
+    };
+    stored.fields().iter().map(|field| column(field)).collect()
 }
 
 fn pipeline(kinds: &[StageKind]) -> Value {

@@ -14,15 +14,17 @@ use datafusion::{
     },
     error::DataFusionError,
     execution::{SendableRecordBatchStream, TaskContext, context::SQLOptions},
-    logical_expr::{Expr, LogicalPlan, TableType},
+    logical_expr::{Expr, LogicalPlan, TableType, Volatility},
     physical_plan::{
         ExecutionPlan, collect,
         execution_plan::reset_plan_states,
         stream::RecordBatchStreamAdapter,
         streaming::{PartitionStream, StreamingTableExec},
     },
-    prelude::{SessionConfig, SessionContext},
+    prelude::SessionContext,
 };
+
+use crate::engine::filter::session;
 
 /// Rows that DataFusion works on at a time.
 const BATCH_ROWS: usize = 8192;
@@ -32,8 +34,7 @@ pub struct Statement {
     context: SessionContext,
     runtime: tokio::runtime::Runtime,
     tables: BTreeMap<String, Arc<Table>>,
-    /// As written, and as optimised.
-    written: LogicalPlan,
+    /// As written.
     plan: LogicalPlan,
     physical: Option<Arc<dyn ExecutionPlan>>,
 }
@@ -47,8 +48,9 @@ impl Statement {
     pub fn new(sql: &str, schemas: &BTreeMap<String, SchemaRef>) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
         // One partition: equal inputs give equal rows in equal order.
-        let config = SessionConfig::new().with_target_partitions(1).with_batch_size(BATCH_ROWS);
-        let context = SessionContext::new_with_config(config);
+        let context = session().map_err(message)?;
+        let config = context.copied_config().with_target_partitions(1).with_batch_size(BATCH_ROWS);
+        *context.state_ref().write().config_mut() = config;
         let tables: BTreeMap<String, Arc<Table>> =
             schemas.iter().map(|(name, schema)| (name.clone(), Arc::new(Table::new(name, schema)))).collect();
         for (name, table) in &tables {
@@ -56,14 +58,18 @@ impl Statement {
         }
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(message)?;
-        let written = frame.logical_plan().clone();
-        let plan = frame.into_optimized_plan().map_err(message)?;
-        Ok(Self { context, runtime, tables, written, plan, physical: None })
+        let plan = frame.logical_plan().clone();
+        check_repeatable(&plan)?;
+        Ok(Self { context, runtime, tables, plan, physical: None })
+    }
+
+    fn optimized(&self) -> Result<LogicalPlan, String> {
+        self.context.state().optimize(&self.plan).map_err(message)
     }
 
     /// The schema of the result.
     pub fn schema(&self) -> SchemaRef {
-        Arc::new(self.written.schema().as_arrow().clone())
+        Arc::new(self.plan.schema().as_arrow().clone())
     }
 
     /// The columns that the query reads of each table, in the table's order; none of a table of which only the rows count.
@@ -78,7 +84,7 @@ impl Statement {
             }
             Ok(TreeNodeRecursion::Continue)
         };
-        self.plan.apply_with_subqueries(visit).map_err(message)?;
+        self.optimized()?.apply_with_subqueries(visit).map_err(message)?;
         let names = |(name, columns): (String, BTreeSet<usize>)| {
             let schema = self.tables.get(&name).map(|table| table.schema.clone());
             let names = schema.map(|schema| columns.iter().map(|i| schema.field(*i).name().clone()).collect());
@@ -111,7 +117,7 @@ impl Statement {
             }
             Ok(TreeNodeRecursion::Continue)
         };
-        self.written.apply_with_subqueries(visit).map_err(message)?;
+        self.plan.apply_with_subqueries(visit).map_err(message)?;
         found.map_or(Ok(()), |across| {
             let rows = tables.join(", ");
             Err(format!("no {across} where the rows of {rows} are read one by one"))
@@ -131,11 +137,31 @@ impl Statement {
         let physical = match self.physical.take() {
             // A join remembers the side that it has read.
             Some(physical) => reset_plan_states(physical),
-            None => self.runtime.block_on(state.query_planner().create_physical_plan(&self.plan, &state)),
+            None => self.runtime.block_on(state.create_physical_plan(&self.plan)),
         };
         let physical = self.physical.insert(physical.map_err(message)?).clone();
         self.runtime.block_on(collect(physical, state.task_ctx())).map_err(message)
     }
+}
+
+/// Refuses functions that answer differently each time: a table is computed once and kept.
+fn check_repeatable(plan: &LogicalPlan) -> Result<(), String> {
+    let mut found = None;
+    let visit = |node: &LogicalPlan| {
+        node.apply_expressions(|expression| {
+            expression.apply(|expression| match expression {
+                Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
+                    found = Some(call.func.name().to_owned());
+                    Ok(TreeNodeRecursion::Stop)
+                }
+                _ => Ok(TreeNodeRecursion::Continue),
+            })
+        })
+    };
+    plan.apply_with_subqueries(visit).map_err(message)?;
+    found.map_or(Ok(()), |name| {
+        Err(format!("`{name}()` answers differently each time, and a table is computed once and kept"))
+    })
 }
 
 /// A table whose rows are set from outside.
@@ -289,5 +315,9 @@ mod tests {
     fn a_query_only_reads() {
         assert!(Statement::new("create table c as select 1", &schemas()).is_err());
         assert!(Statement::new("select nothing from a", &schemas()).err().unwrap().contains("nothing"));
+        for clock in ["now()", "random()"] {
+            let refused = Statement::new(&format!("select id from a where x > (select {clock})"), &schemas());
+            assert!(refused.err().unwrap().contains("answers differently each time"), "{clock}");
+        }
     }
 }
