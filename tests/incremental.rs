@@ -134,6 +134,8 @@ fn a_plan_says_why() {
     plans.push(("another predicate", planned(&lab, &[])));
     lab.write("pipeline.yaml", &LIGHT.replace("count(*) as n", "count(*) as m"));
     plans.push(("another query", planned(&lab, &[])));
+    lab.write("pipeline.yaml", &LIGHT.replace("from: [captions], with", "from: [images, captions], with"));
+    plans.push(("another input", planned(&lab, &[])));
     let text: Vec<String> = plans.iter().map(|(what, plan)| format!("{what}\n{plan}")).collect();
     insta::with_settings!({ prepend_module_to_snapshot => false }, { insta::assert_snapshot!("plan_says_why", text.join("\n")) });
 }
@@ -206,4 +208,30 @@ fn a_forced_table_is_computed_again_and_equal_rows_stop_the_wave() {
     let unknown = lab.vlmdiff(&["run", "pipeline.yaml", "--target", "caption"]);
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.stderr.contains("no table `caption`; did you mean `captions`?"), "{}", unknown.stderr);
+}
+
+/// Values alone do not say what they are: columns that change names, and tables that change places, are other inputs.
+#[test]
+fn names_of_columns_and_inputs_are_identity() {
+    let lab = Lab::new(LIGHT);
+    let pipeline = |pairs: &str, from: &str| {
+        let pairs = format!(
+            "  pairs: {{ stage: sql, from: [images], with: {{ makes: rows, query: \"select image_id, {pairs} from images\" }} }}\n"
+        );
+        let others = "  ones: { stage: sql, from: [images], with: { makes: rows, query: 'select image_id, 1 as a, 1 as b from images' } }
+  by_row: { stage: sql, from: [pairs], with: { makes: row_per_row, query: 'select image_id, a - b as d from pairs' } }
+  chosen: { stage: sql, from: [pairs], with: { makes: rows, query: 'select image_id, a from pairs' } }
+  filtered: { stage: sql, from: [pairs], where: a < b, with: { makes: row_per_row, query: 'select image_id from pairs' } }
+";
+        let swapped = format!(
+            "  mixed: {{ stage: sql, from: {from}, with: {{ makes: row_per_row, query: 'select x.image_id, x.a - y.a as d from x join y on x.image_id = y.image_id' }} }}\n"
+        );
+        lab.write("pipeline.yaml", &[LIGHT, &pairs, others, &swapped].concat());
+        lab.run(&[]);
+        ["max(d) from by_row", "max(a) from chosen", "count(*) from filtered", "max(d) from mixed"]
+            .map(|query| lab.sql(".vlmdiff", &format!("select {query}")).remove(0))
+    };
+    assert_eq!(pipeline("width as a, width + 1 as b", "{ x: pairs, y: ones }"), ["-1", "48", "14", "47"]);
+    assert_eq!(pipeline("width as b, width + 1 as a", "{ x: pairs, y: ones }"), ["1", "49", "0", "48"]);
+    assert_eq!(pipeline("width as b, width + 1 as a", "{ y: pairs, x: ones }"), ["1", "49", "0", "-48"]);
 }

@@ -40,6 +40,29 @@ fn killed_at_many_moments() {
     killed_runs_end_in_the_same_tables(LIGHT, 40, 120);
 }
 
+/// Training goes on from its last saved state, to the same weights bit for bit.
+#[test]
+fn killed_in_training() {
+    let pipeline = TOY.replace("training: { steps: 4,", "training: { steps: 150,");
+    let lab = Lab::new(&pipeline);
+    lab.run(&["--store", "undisturbed", "--until", "autoencoder"]);
+    let (seed, moments) = moments(6, 1500);
+    let mut resumed = 0;
+    for moment in moments {
+        let mut run = lab.command(&["run", "pipeline.yaml", "--until", "autoencoder", "--save-every", "0"]);
+        let mut child = run.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        let said = child.wait_with_output().unwrap().stderr;
+        resumed += String::from_utf8_lossy(&said).matches("goes on from step").count();
+    }
+    let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", "autoencoder"]);
+    assert_eq!(last.code, Some(0), "{}", last.stderr);
+    resumed += last.stderr.matches("goes on from step").count();
+    assert!(resumed > 0, "seed {seed}: no kill fell into a training");
+    assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"), "seed {seed}");
+}
+
 /// At most one task is computed again: 14 images in tasks of one row are computed 14 times and, after each kill, once more.
 #[test]
 fn a_kill_costs_one_task() {

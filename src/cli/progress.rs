@@ -42,7 +42,7 @@ impl Progress {
                 self.bar.take().inspect(ProgressBar::abandon);
             }
             Event::TableFresh { table, rows, .. } => self.line(&format!("{table:<16} fresh, {}", count(*rows, "row"))),
-            Event::TableStarted { table, stale, rows, reasons } => {
+            Event::TableStarted { table, stale, rows, reasons, .. } => {
                 self.bytes = 0;
                 self.said = Instant::now();
                 let why = reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default();

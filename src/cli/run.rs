@@ -1,6 +1,9 @@
 //! `vlmdiff run`
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -25,6 +28,9 @@ pub(super) struct Run {
     /// Rows per task: what is computed again, at most, after a crash.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: u32,
+    /// Seconds between two saved states of a training: what is trained again, at most, after a crash.
+    #[arg(long, default_value_t = 20, value_name = "SECONDS")]
+    save_every: u64,
     /// Say what would be computed, and why, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -47,6 +53,7 @@ impl Run {
         let options = run::Options {
             device: self.device,
             task_rows: self.task_rows as usize,
+            save_every: Duration::from_secs(self.save_every),
             tables,
             doubts,
             verify: self.selection.verify,

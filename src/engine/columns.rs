@@ -224,7 +224,7 @@ impl Values {
     /// Numbers without nulls are hashed as one run of bytes.
     fn hash_range(&self, start: usize, end: usize, out: &mut Hasher) {
         match self {
-            Self::Fixed { data, offset, width, valid } if valid.null_count() == 0 => {
+            Self::Fixed { data, offset, width, valid } if valid.slice(start, end - start).null_count() == 0 => {
                 out.raw(&data[(offset + start) * width..(offset + end) * width]);
             }
             _ => (start..end).for_each(|row| self.hash(row, out)),

@@ -35,7 +35,7 @@ impl<'a> Tasks<'a> {
         } else {
             vec![(0..work.joined.ids.len()).collect()]
         };
-        Ok(Self { work, run, job: job(work, views, &options.device)?, chunks: chunks.into_iter() })
+        Ok(Self { work, run, job: job(work, views, options)?, chunks: chunks.into_iter() })
     }
 }
 
@@ -57,6 +57,7 @@ impl Iterator for Tasks<'_> {
             job: job.clone(),
             stage_key: work.stage_key,
             run: (*run).to_owned(),
+            after: work.after,
             ids: chunk.iter().map(|row| work.joined.ids.value(*row).to_owned()).collect(),
             keys: if work.keys.is_empty() { Vec::new() } else { chunk.iter().map(|row| work.keys[*row]).collect() },
             rows: work.joined.places.iter().map(|places| PortRows::of(places, &chunk)).collect(),
@@ -83,7 +84,7 @@ impl PortRows {
     }
 }
 
-fn job(work: &Work<'_>, views: &Views, device: &str) -> Result<Job> {
+fn job(work: &Work<'_>, views: &Views, options: &Options) -> Result<Job> {
     let table = work.table;
     let (mut inputs, mut schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for input in &table.inputs {
@@ -93,7 +94,12 @@ fn job(work: &Work<'_>, views: &Views, device: &str) -> Result<Job> {
         let schema = encode_schema(&*project(&stored, &input.columns)?);
         match input.reads {
             Reads::Rows => schemas.push((input.port.clone(), schema)),
-            Reads::Table => tables.push(TableInput { port: input.port.clone(), schema, parts: manifest.parts.clone() }),
+            Reads::Table => tables.push(TableInput {
+                port: input.port.clone(),
+                schema,
+                parts: manifest.parts.clone(),
+                keyed: manifest.keyed,
+            }),
         }
     }
     schemas.extend(work.listed.as_ref().map(|batch| (SOURCE.to_owned(), encode_schema(batch.schema_ref()))));
@@ -105,6 +111,8 @@ fn job(work: &Work<'_>, views: &Views, device: &str) -> Result<Job> {
         inputs,
         schemas,
         tables,
-        device: device.to_owned(),
+        files: work.made.files.clone(),
+        device: options.device.clone(),
+        save_every: options.save_every,
     })
 }

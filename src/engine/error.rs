@@ -90,6 +90,16 @@ impl Error {
         Self::Lost { digest, message }
     }
 
+    /// Names the table in which it happened.
+    pub fn in_table(self, table: &str) -> Self {
+        match self {
+            Self::Input(message) => Self::Input(format!("table `{table}`: {message}")),
+            Self::Stage(message) => Self::Stage(format!("table `{table}`: {message}")),
+            Self::Worker(message) => Self::Worker(format!("table `{table}`: {message}")),
+            other => other,
+        }
+    }
+
     /// Whether the user can mend this by changing arguments, YAML or data.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Pipeline { .. } | Self::Input(_) | Self::Rows { .. })

@@ -39,6 +39,10 @@ pub enum Event {
     TableStarted {
         /// The table.
         table: String,
+        /// The stage that makes it.
+        stage: String,
+        /// Where the store keeps its versions.
+        slot: String,
         /// Rows to compute.
         stale: u64,
         /// Rows it will have.

@@ -10,8 +10,12 @@ use datafusion::{
     catalog::{
         CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     },
-    common::DFSchema,
+    common::{
+        DFSchema,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
     error::DataFusionError,
+    logical_expr::{Expr, Volatility},
     physical_expr::PhysicalExpr,
     prelude::SessionContext,
 };
@@ -34,6 +38,19 @@ pub fn session() -> Result<SessionContext, DataFusionError> {
     Ok(SessionContext::new_with_state(state))
 }
 
+/// A function in an expression that answers differently each time it is asked.
+pub fn unrepeatable(expression: &Expr) -> Result<Option<String>, DataFusionError> {
+    let mut found = None;
+    expression.apply(|expression| match expression {
+        Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
+            found = Some(call.func.name().to_owned());
+            Ok(TreeNodeRecursion::Stop)
+        }
+        _ => Ok(TreeNodeRecursion::Continue),
+    })?;
+    Ok(found)
+}
+
 /// A checked predicate.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -53,6 +70,9 @@ impl Filter {
         let session = &*FUNCTIONS;
         let first_line = |e: DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
+        if let Some(name) = unrepeatable(&logical).map_err(first_line)? {
+            return Err(format!("`{name}()` answers differently each time, and rows are chosen once and kept"));
+        }
         let mut columns: Vec<String> = logical.column_refs().iter().map(|column| column.name.clone()).collect();
         columns.sort();
         // The expression is evaluated on batches of exactly these columns, in this order.
@@ -107,6 +127,7 @@ mod tests {
         assert!(Filter::new("pixels = 1", &schema).is_err());
         assert!(Filter::new("splitt = 'train'", &schema).is_err());
         assert!(Filter::new("split ||", &schema).is_err());
+        assert!(Filter::new("random() < 0.5", &schema).unwrap_err().contains("answers differently each time"));
         assert!(
             Filter::new("length(split)", &schema).unwrap_err().contains("not a condition")
                 || Filter::new("1 + 1", &schema).is_err()

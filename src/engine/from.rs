@@ -33,7 +33,7 @@ impl Loader<'_> {
                 .collect::<Vec<_>>()
                 .join(", ")
         });
-        let mut inputs = Vec::new();
+        let mut inputs: Vec<(Place, Input)> = Vec::new();
         for (position, (name, item)) in from_entries(node).into_iter().enumerate() {
             let table = self
                 .text(Some(item), "an entry of `from:`")?
@@ -53,6 +53,10 @@ impl Loader<'_> {
                 let by_row = makes == Output::RowPerRow && source.makes().has_ids();
                 let port = name.map_or(table, |key| &key.name).to_owned();
                 let reads = if by_row { Reads::Rows } else { Reads::Table };
+                if inputs.iter().any(|(_, input)| input.port == port) {
+                    let message = format!("`{port}` stands twice; give one another name: `from: {{name: {table}}}`");
+                    return Err(self.error(item.place, message));
+                }
                 inputs.push((item.place, Input { port, table: source.name.clone(), columns: Vec::new(), reads }));
                 continue;
             };

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
@@ -60,8 +61,8 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     };
     let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
     let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
-    let mut collector =
-        Collector { store, dry_run, keep_since, in_use, reached: HashSet::new(), stages: HashSet::new(), garbage };
+    let (reached, stages, seen) = Default::default();
+    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, seen, garbage };
     collector.versions(&kept)?;
     collector.records()?;
     collector.states()?;
@@ -93,6 +94,8 @@ struct Collector<'a> {
     reached: HashSet<Digest>,
     /// Stages of tables to keep.
     stages: HashSet<Digest>,
+    /// Versions that were looked at.
+    seen: HashSet<String>,
     garbage: Garbage,
 }
 
@@ -106,22 +109,40 @@ impl Collector<'_> {
 
     fn versions(&mut self, kept: &[&Run]) -> Result<()> {
         let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
-        let all = self.store.objects_in("published")?;
-        let mut kept = Vec::new();
-        for (i, object) in all.iter().enumerate() {
-            let folder = |object: &Object| object.name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-            let is_current = all.get(i + 1).is_none_or(|next| folder(next) != folder(object));
-            match (is_current, wanted.contains(&object.name)) {
-                (false, false) => self.delete(object, |garbage| &mut garbage.versions)?,
-                (_, is_wanted) => kept.push((object.name.clone(), is_wanted)),
+        let mut folder_of_current = None;
+        for object in self.store.objects_in("published")?.iter().rev() {
+            self.seen.insert(object.name.clone());
+            let folder = object.name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+            let is_wanted = wanted.contains(&object.name);
+            if folder == folder_of_current && !is_wanted {
+                self.delete(object, |garbage| &mut garbage.versions)?;
+            } else if let Some(manifest) = self.manifest(&object.name)? {
+                // The newest that can be read is the current one.
+                folder_of_current = folder;
+                if is_wanted || !manifest.retired {
+                    self.reach(&manifest);
+                }
             }
         }
-        let names: Vec<String> = kept.iter().map(|(name, _)| name.clone()).collect();
-        for ((_, is_wanted), manifest) in kept.iter().zip(self.store.get_all(&names)?) {
-            let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
-            for manifest in manifest.iter().filter(|manifest| *is_wanted || !manifest.retired) {
-                self.stages.insert(manifest.made.fingerprint);
-                self.reached.extend(manifest.parts.iter().map(|part| part.part).chain(manifest.blobs.iter().copied()));
+        Ok(())
+    }
+
+    fn manifest(&self, name: &str) -> Result<Option<Manifest>> {
+        Ok(self.store.get(name)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    fn reach(&mut self, manifest: &Manifest) {
+        self.stages.insert(manifest.made.fingerprint);
+        self.reached.extend(manifest.parts.iter().map(|part| part.part).chain(manifest.blobs.iter().copied()));
+    }
+
+    /// Reaches what was published since this clean-up began.
+    fn catch_up(&mut self) -> Result<()> {
+        for object in self.store.objects_in("published")? {
+            if self.seen.insert(object.name.clone())
+                && let Some(manifest) = self.manifest(&object.name)?
+            {
+                self.reach(&manifest);
             }
         }
         Ok(())
@@ -135,19 +156,21 @@ impl Collector<'_> {
         }
         for (stage, objects) in by_stage {
             let Ok(stage) = stage.parse::<Digest>() else { continue };
-            // Held while its records are deleted: a run that wants them waits for that moment and then computes anew.
+            // A run that makes a table of these records holds the lock until it has published it. While it is held here, such
+            // tables are either seen or not yet begun, and then their rows are computed anew.
             let lock = self.store.try_lock(stage)?;
             let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
-            for (object, bytes) in objects.iter().zip(self.store.get_all(&names)?) {
-                let Some(entry) = bytes.and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok()) else {
-                    continue;
-                };
-                let is_reached = match entry.part {
-                    Some(part) => self.reached.contains(&part),
-                    // Rows that failed, and nothing else.
-                    None => self.stages.contains(&stage),
-                };
-                if is_reached || lock.is_none() || object.modified_ms >= self.keep_since {
+            let read = |bytes: Option<Bytes>| serde_json::from_slice::<Entry>(&bytes?).ok();
+            let entries: Vec<Option<Entry>> = self.store.get_all(&names)?.into_iter().map(read).collect();
+            let mut is_caught_up = false;
+            for (object, entry) in objects.iter().zip(entries) {
+                let Some(entry) = entry else { continue };
+                let mut is_kept = lock.is_none() || object.modified_ms >= self.keep_since;
+                if !is_kept && !self.reaches(stage, &entry) && !std::mem::replace(&mut is_caught_up, true) {
+                    self.catch_up()?;
+                }
+                is_kept |= self.reaches(stage, &entry);
+                if is_kept {
                     self.reached.extend(entry.part.into_iter().chain(entry.blobs));
                 } else {
                     self.delete(object, |garbage| &mut garbage.records)?;
@@ -155,6 +178,14 @@ impl Collector<'_> {
             }
         }
         Ok(())
+    }
+
+    fn reaches(&self, stage: Digest, entry: &Entry) -> bool {
+        match entry.part {
+            Some(part) => self.reached.contains(&part),
+            // Rows that failed, and nothing else.
+            None => self.stages.contains(&stage),
+        }
     }
 
     fn states(&mut self) -> Result<()> {
@@ -174,7 +205,11 @@ impl Collector<'_> {
         for (folder, heap) in kinds {
             for object in self.store.objects_in(folder)? {
                 let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
-                if !is_reached && object.modified_ms < self.keep_since {
+                if is_reached || object.modified_ms >= self.keep_since {
+                    continue;
+                }
+                // A run may have written it again since it was listed.
+                if self.store.modified_ms(&object.name)? == Some(object.modified_ms) {
                     self.delete(&object, heap)?;
                 }
             }

@@ -33,8 +33,24 @@ pub struct Run {
     pub tags: Vec<String>,
     /// Its tables, in the order it looked at them.
     pub tables: Vec<TableRun>,
-    /// Rows that failed: table, id, message and chain.
-    pub failures: Vec<(String, String, String, Vec<String>)>,
+    /// Rows that failed.
+    pub failures: Vec<Failure>,
+    /// When its last table was started.
+    #[serde(skip)]
+    current: Option<u64>,
+}
+
+/// A row that failed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// The table, with its swept values.
+    pub table: String,
+    /// The row's id.
+    pub id: String,
+    /// Why.
+    pub message: String,
+    /// The causes behind it, outermost first.
+    pub chain: Vec<String>,
 }
 
 /// What a run did with one table.
@@ -99,7 +115,11 @@ impl Run {
                 let fresh = TableRun { table: table.clone(), stage, slot, version, rows, ..TableRun::default() };
                 *self.table(&table) = fresh;
             }
-            Event::TableStarted { table, reasons, .. } => self.table(&table).reasons = reasons,
+            Event::TableStarted { table, stage, slot, reasons, .. } => {
+                self.current = Some(at_ms);
+                let started = TableRun { table: table.clone(), stage, slot, reasons, ..TableRun::default() };
+                *self.table(&table) = started;
+            }
             Event::PartCommitted { table, rows, bytes } => {
                 let table = self.table(&table);
                 table.computed += rows;
@@ -110,8 +130,15 @@ impl Run {
                 let reasons = std::mem::take(&mut entry.reasons);
                 *entry = TableRun { table, stage, slot, version, rows, computed, errors, bytes, seconds, reasons };
             }
-            Event::RowFailed { table, id, message, chain } => self.failures.push((table, id, message, chain)),
+            Event::RowFailed { table, id, message, chain } => {
+                self.table(&table).errors += 1;
+                self.failures.push(Failure { table, id, message, chain });
+            }
             Event::RunFinished { seconds, error } => {
+                // The table that the run stopped at.
+                if let (Some(since), Some(last)) = (self.current, self.tables.last_mut().filter(|t| t.version == 0)) {
+                    last.seconds = at_ms.saturating_sub(since) as f64 / 1000.;
+                }
                 self.seconds = Some(seconds);
                 self.error = error;
             }
@@ -158,7 +185,8 @@ fn run_of(name: &str) -> &str {
 pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     let names = store.list("tags")?;
     let tag = |name: String| {
-        let found = store.get_json::<Tag>(&format!("tags/{name}"))?;
+        // A tag that a failing disk cut short names nothing.
+        let found = store.get(&format!("tags/{name}"))?.and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
         Ok(found.map(|tag| (name.trim_end_matches(".json").to_owned(), tag.run)))
     };
     names.into_iter().filter_map(|name| tag(name).transpose()).collect()

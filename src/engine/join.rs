@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use arrow::{
     array::{Array, AsArray, RecordBatch, StringArray, UInt32Array},
     compute::{sort_to_indices, take, take_record_batch},
+    datatypes::{Schema, SchemaRef},
 };
 
 use super::{
     Digest, Error, Hasher, Result, Store,
     columns::{light_names, row_digests},
+    encode_schema,
     filter::Filter,
     known::content,
     parts::{project, read_light},
@@ -67,31 +69,54 @@ impl Joined {
 }
 
 impl View {
-    /// The content of the table; another one while rows are pending.
+    /// All that a stage can read of the table: its rows, and what their columns are called and hold. Another digest while rows
+    /// are pending.
     pub fn content(&self) -> Digest {
-        match self.pending {
-            Pending::Nothing => self.manifest.content,
-            Pending::Rows(_) | Pending::Everything => {
-                Digest::of(&[PENDING, self.manifest.content.as_bytes().as_slice()].concat())
-            }
+        let mut hasher = Hasher::new("view");
+        hasher.field(self.manifest.content.as_bytes()).field(self.manifest.schema.as_bytes());
+        if self.pending != Pending::Nothing {
+            hasher.field(PENDING);
         }
+        hasher.finish()
     }
 }
 
-/// The content of chosen columns of a table, in its row order.
+/// What a stage reads of an input beside the rows: at which port, and the columns with their names and types.
+pub fn shape(view: &View, input: &Input) -> Result<Digest> {
+    let mut hasher = Hasher::new("input");
+    let schema = project(&*view.manifest.schema()?, &input.columns)?;
+    hasher.field(input.port.as_bytes()).field(encode_schema(&schema).as_bytes());
+    Ok(hasher.finish())
+}
+
+/// The content of chosen columns of a table.
 pub fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
     if view.pending != Pending::Nothing {
         return Ok(view.content());
     }
     let stored = view.manifest.schema()?;
     let columns = light_names(&stored, columns);
-    let schema = project(&stored, &columns)?;
-    let mut rows = row_digests(&read_light(store, &view.manifest.parts, &columns, &schema)?)?;
-    // Rows that are cached one by one lie in the order in which they were computed, which says nothing.
-    if view.manifest.keyed {
-        rows.sort_unstable();
+    let read = |columns: &[String], schema: &SchemaRef| read_light(store, &view.manifest.parts, columns, schema);
+    Ok(content(&row_digests(&in_order(view.manifest.keyed, &stored, &columns, read)?)?))
+}
+
+/// Chosen columns of a whole table. Rows that are cached one by one lie in the order in which they were computed, which says
+/// nothing: they are read in the order of their ids.
+pub fn in_order(
+    keyed: bool,
+    schema: &Schema,
+    columns: &[String],
+    read: impl FnOnce(&[String], &SchemaRef) -> Result<RecordBatch>,
+) -> Result<RecordBatch> {
+    if !keyed {
+        return read(columns, &project(schema, columns)?);
     }
-    Ok(content(&rows))
+    let id = schema.field(0).name();
+    let others = columns.iter().filter(|name| *name != id).cloned();
+    let with_id: Vec<String> = std::iter::once(id.clone()).chain(others).collect();
+    let rows = sort_by_id(read(&with_id, &project(schema, &with_id)?)?)?;
+    let wanted: Vec<usize> = columns.iter().map(|name| rows.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
+    Ok(rows.project(&wanted)?)
 }
 
 /// A batch in the order of its first column, the ids.
@@ -113,8 +138,10 @@ pub fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
     let first = Light::read(store, &views[&first.table], first, table.filter.as_ref())?;
     let others =
         others.iter().map(|input| Light::read(store, &views[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
-    let lookups: Vec<HashMap<&str, u32>> =
-        others.iter().map(|light| light.ids.iter().flatten().zip(0..).collect()).collect();
+    let lookups: Vec<HashMap<&str, u32>> = others
+        .iter()
+        .map(|light| (0..light.ids.len()).map(|row| (light.ids.value(row), row as u32)).collect())
+        .collect();
     let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
     let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
     order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use arrow::datatypes::Schema;
 use serde_json::Value;
 
 use super::{
     Error, Result,
-    columns::stored_schema,
+    columns::{KEY, digest_name, is_heavy, stored_schema},
     filter::Filter,
     from::{Blamed, blamed, from_entries},
-    pipeline::{Input, OnError, Pipeline, Table, or_none, suggestion},
+    pipeline::{self, Input, OnError, Pipeline, Table, or_none, suggestion},
     stage::{Described, Ports, Reads, Schemas, StageKind},
     sweep::{Axis, Sweep, Variant},
     yaml::{Key, Kind, Node, Place},
@@ -122,8 +123,8 @@ impl Loader<'_> {
             }
             axes.insert(&key.name, own);
         }
-        let declared = tables.iter().map(|table| (table.declared.clone(), table.variant.clone())).collect();
-        Ok(Pipeline { name, store, tables, combinations: sweep.variants(), declared })
+        let (slots, digest) = (tables.iter().map(Table::slot).collect(), pipeline::digest(&tables));
+        Ok(Pipeline { name, store, tables, combinations: sweep.variants(), slots, digest })
     }
 
     fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {
@@ -185,6 +186,8 @@ impl Loader<'_> {
             let mut columns = stage.columns(&schemas).map_err(misfit)?;
             inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
         }
+        check_columns(&output)
+            .map_err(|message| self.error(node.place_of("with"), format!("table `{}`: {message}", key.name)))?;
         if stage.makes().has_ids() {
             check_ids(&output)
                 .map_err(|message| self.error(node.place_of("with"), format!("table `{name}`: {message}")))?;
@@ -237,6 +240,22 @@ impl Loader<'_> {
             };
             self.error(place, format!("table `{name}`: {path}{message}"))
         })
+    }
+}
+
+/// Columns have names of their own, and none that the engine gives to columns of its own.
+fn check_columns(output: &Schema) -> Result<(), String> {
+    let names: Vec<&String> = output.fields().iter().map(|field| field.name()).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(format!(
+            "two columns are called `{}`; give one another name, such as `x as y` in a query",
+            twice.1
+        ));
+    }
+    let heavy = output.fields().iter().filter(|field| is_heavy(field)).map(|field| digest_name(field.name()));
+    match heavy.chain([KEY.to_owned()]).find(|reserved| names.contains(&reserved)) {
+        Some(reserved) => Err(format!("`{reserved}` is a column of the engine's own; give it another name")),
+        None => Ok(()),
     }
 }
 

@@ -155,7 +155,12 @@ fn collect(
 
 /// A part that Parquet cannot read is damaged.
 fn in_part<T>(part: Digest, result: Result<T>) -> Result<T> {
+    use parquet::errors::ParquetError;
     result.map_err(|error| match error {
+        // The disk's trouble is not the part's.
+        Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
+            Error::Stage(format!("part {part} cannot be read: {e}"))
+        }
         Error::Parquet(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
         Error::Arrow(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
         other => other,

@@ -1,11 +1,12 @@
 //! YAML -> [`Pipeline`]: names resolved, parameters checked, schemas matched, before anything runs. Errors have line and column.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
+use serde_json::Value;
 
 use super::{
-    Error, Result,
+    Digest, Error, Result,
     filter::Filter,
     loader::Loader,
     stage::{Described, Output, Reads, StageKind},
@@ -24,8 +25,10 @@ pub struct Pipeline {
     pub tables: Vec<Table>,
     /// Every combination of swept values; none without a sweep.
     pub(super) combinations: Vec<Variant>,
-    /// What the file declares: each table and the values it depends on, whether or not it was chosen to run.
-    pub(super) declared: Vec<(String, Variant)>,
+    /// The slots of all tables that the file declares, whether or not they were chosen to run.
+    pub(super) slots: BTreeSet<String>,
+    /// Names what the file says: equal pipelines have equal digests.
+    pub digest: Digest,
 }
 
 impl Pipeline {
@@ -39,13 +42,26 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Whether the file declares this instance of a table, chosen to run or not; `None` for a table that it does not name.
-    /// An instance of a declared table that is itself no longer declared is to leave SQL's view.
-    pub fn declares(&self, table: &str, variant: &Variant) -> Option<bool> {
-        let mut instances = self.declared.iter().filter(|(name, _)| name == table).peekable();
-        instances.peek()?;
-        Some(instances.any(|(_, declared)| declared == variant))
+    /// Whether the file declares the table kept in this slot, chosen to run or not.
+    pub fn declares(&self, slot: &str) -> bool {
+        self.slots.contains(slot)
     }
+}
+
+/// The digest of all that tables say of themselves.
+pub(super) fn digest(tables: &[Table]) -> Digest {
+    let says = |table: &Table| {
+        serde_json::json!({
+            "table": table.name,
+            "stage": table.kind.name,
+            "revision": table.kind.revision,
+            "from": table.inputs.iter().map(|input| (&input.port, &input.table)).collect::<Vec<_>>(),
+            "with": table.kind.identity(&*table.stage),
+            "where": table.filter.as_ref().map(|f| &f.text),
+            "on_error": table.on_error,
+        })
+    };
+    Digest::of(Value::from_iter(tables.iter().map(says)).to_string().as_bytes())
 }
 
 /// A table as its pipeline declares it.

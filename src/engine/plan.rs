@@ -10,7 +10,7 @@ use super::{
     columns::{row_digests, stored_schema},
     encode_schema,
     event::now_ms,
-    join::{Joined, join, sort_by_id, table_content},
+    join::{Joined, join, shape, sort_by_id, table_content},
     known::{Known, content},
     pipeline::{OnError, Pipeline, Table},
     reason::{self, Cause},
@@ -110,7 +110,8 @@ pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Views> {
 pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String>) -> Result<Vec<TablePlan>> {
     let mut views = published(pipeline, planner.store)?;
     let mut plans = Vec::new();
-    for table in &pipeline.tables {
+    // What is not chosen is not looked at: no chosen table is made from it.
+    for table in pipeline.tables.iter().filter(|table| chosen.contains(&table.name)) {
         let reads_rows_of = |input: &&super::pipeline::Input| match views.get(&input.table) {
             Some(view) => input.reads == Reads::Rows && view.pending == Pending::Everything,
             None => true,
@@ -137,9 +138,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                 }
             }
         };
-        if chosen.contains(&table.name) {
-            plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state });
-        }
+        plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state });
     }
     Ok(plans)
 }
@@ -183,6 +182,10 @@ pub struct Work<'a> {
     pub keys: Vec<Digest>,
     /// What the store already has.
     pub known: Known,
+    /// When the last of it was recorded, in milliseconds since 1970, by whatever clock.
+    pub after: u64,
+    /// Whether it is computed again although it is known.
+    pub forced: bool,
     /// Positions of the rows that must be computed; of a whole table one position, or none.
     pub stale: Vec<usize>,
     /// Why the table is not fresh.
@@ -192,7 +195,7 @@ pub struct Work<'a> {
 impl<'a> Planner<'a> {
     /// What a table is made from, or `None` where it is published and up to date. `views` holds every table above it.
     pub fn identify(&self, table: &'a Table, views: &Views) -> Result<Option<Draft<'a>>> {
-        let named = |error| in_table(table, error);
+        let named = |error: Error| error.in_table(&table.name);
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
         let files: Vec<_> = table.stage.files().into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
         let params = table.kind.identity(&*table.stage);
@@ -201,7 +204,11 @@ impl<'a> Planner<'a> {
         let listed_rows = listed.as_ref().map(row_digests).transpose()?;
         let mut inputs: Vec<(String, Digest)> = Vec::new();
         inputs.extend(listed_rows.iter().map(|rows| (SOURCE.to_owned(), content(rows))));
-        inputs.extend(table.inputs.iter().map(|input| (input.table.clone(), views[&input.table].content())));
+        for input in &table.inputs {
+            let mut hasher = Hasher::new("read");
+            hasher.field(input.port.as_bytes()).field(views[&input.table].content().as_bytes());
+            inputs.push((input.table.clone(), hasher.finish()));
+        }
         let filter = table.filter.as_ref().map(|f| f.text.clone());
         let (stage, revision) = (table.kind.name.to_owned(), table.kind.revision);
         let made = Made { stage, revision, params, files, fingerprint, inputs, filter };
@@ -215,9 +222,15 @@ impl<'a> Planner<'a> {
         };
         let mut base = Hasher::new("key");
         base.field(fingerprint.as_bytes());
-        for input in table.inputs.iter().filter(|input| input.reads == Reads::Table) {
-            base.field(input.port.as_bytes())
-                .field(table_content(self.store, &views[&input.table], &input.columns)?.as_bytes());
+        listed.iter().for_each(|batch| {
+            base.field(encode_schema(batch.schema_ref()).as_bytes());
+        });
+        for input in &table.inputs {
+            let view = &views[&input.table];
+            base.field(shape(view, input)?.as_bytes());
+            if input.reads == Reads::Table {
+                base.field(table_content(self.store, view, &input.columns)?.as_bytes());
+            }
         }
         let base = base.finish();
         let row_keys: Vec<Digest> = (0..joined.ids.len()).into_par_iter().map(|row| joined.key(base, row)).collect();
@@ -268,9 +281,11 @@ impl<'a> Draft<'a> {
     pub fn complete(self, planner: &Planner<'_>, previous: Option<&View>) -> Result<Work<'a>> {
         let Self { table, stage_key, made, joined, listed, keys, pending } = self;
         let forced = planner.forces(table);
+        let recorded = planner.store.computed(stage_key)?;
+        let after = recorded.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
         let mut known = Known::default();
         if !forced {
-            known.extend(planner.store.computed(stage_key)?);
+            known.extend(recorded);
             known = known.without(&planner.doubts.lost);
         }
         let skips = table.on_error == OnError::Skip && !planner.doubts.retry_errors;
@@ -282,7 +297,8 @@ impl<'a> Draft<'a> {
         } else {
             Vec::new()
         };
-        let mut work = Work { table, stage_key, made, joined, listed, keys, known, stale, causes: Vec::new() };
+        let causes = Vec::new();
+        let mut work = Work { table, stage_key, made, joined, listed, keys, known, after, forced, stale, causes };
         work.causes = if forced { vec![Cause::Forced] } else { reason::causes(&work, planner, previous, pending)? };
         Ok(work)
     }
@@ -326,12 +342,5 @@ impl Work<'_> {
             run: run.to_owned(),
             published_ms: now_ms(),
         }
-    }
-}
-
-fn in_table(table: &Table, error: Error) -> Error {
-    match error {
-        Error::Input(message) => Error::Input(format!("table `{}`: {message}", table.name)),
-        other => other,
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Digest, KEY, Result, Store,
+    KEY, Result, Store,
     join::ids_of,
     parts::{project, read_light},
     pipeline::Table,
@@ -86,10 +86,12 @@ pub enum Cause {
         /// Its rows that are to be computed; `None` where it is made as a whole.
         rows: Option<u64>,
     },
-    /// A table is read that was not read before.
-    NewInput {
-        /// The table.
-        table: String,
+    /// Other tables are read, or the same ones in another order.
+    From {
+        /// Before.
+        from: Vec<String>,
+        /// Now.
+        to: Vec<String>,
     },
     /// The columns that the stage writes have changed.
     Schema,
@@ -154,7 +156,7 @@ impl fmt::Display for Cause {
             Self::Pending { table, rows: Some(1) } => write!(f, "1 row of {table} is computed first"),
             Self::Pending { table, rows: Some(rows) } => write!(f, "{rows} rows of {table} are computed first"),
             Self::Pending { table, rows: None } => write!(f, "{table} is computed first"),
-            Self::NewInput { table } => write!(f, "reads {table} now"),
+            Self::From { from, to } => write!(f, "from: {} -> {}", from.join(", "), to.join(", ")),
             Self::Schema => f.write_str("the output schema has changed"),
             Self::Failed { rows: 1 } => f.write_str("1 row failed before"),
             Self::Failed { rows } => write!(f, "{rows} rows failed before"),
@@ -202,10 +204,8 @@ pub fn causes(
     }
     let is_pending = |name: &str| pending.iter().any(|c| matches!(c, Cause::Pending { table, .. } if table == name));
     for (name, digest) in work.made.inputs.iter().filter(|(name, _)| !is_pending(name)) {
-        match previous.made.inputs.iter().find(|(n, _)| n == name) {
-            Some((_, old)) if old == digest => {}
-            Some(_) => causes.push(Cause::Input { table: name.clone(), rows: rows.take() }),
-            None => causes.push(Cause::NewInput { table: name.clone() }),
+        if previous.made.inputs.iter().any(|(n, old)| n == name && old != digest) {
+            causes.push(Cause::Input { table: name.clone(), rows: rows.take() });
         }
     }
     causes.extend(pending);
@@ -218,7 +218,7 @@ pub fn causes(
     Ok(causes)
 }
 
-/// How two stages differ: kind, revision, parameters and the content of files.
+/// How two stages differ: kind, revision, parameters, the content of files and the tables they read.
 pub fn compare(old: &Made, new: &Made) -> Vec<Cause> {
     let mut causes = Vec::new();
     if old.stage != new.stage {
@@ -234,6 +234,11 @@ pub fn compare(old: &Made, new: &Made) -> Vec<Cause> {
             None if old.files.iter().any(|(_, before)| before == digest) => {}
             found => causes.push(Cause::File { path: path.clone(), new: found.is_none() }),
         }
+    }
+    let tables = |made: &Made| made.inputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let (from, to) = (tables(old), tables(new));
+    if from != to {
+        causes.push(Cause::From { from, to });
     }
     causes
 }
@@ -291,22 +296,4 @@ fn differences(path: &str, old: &Value, new: &Value, out: &mut Vec<Cause>) {
         _ if old != new => out.push(Cause::Parameter { path: path.into(), from: old.clone(), to: new.clone() }),
         _ => {}
     }
-}
-
-/// What a table is made from, for one digest over the whole pipeline.
-pub fn declaration(table: &Table) -> Value {
-    serde_json::json!({
-        "table": table.name,
-        "stage": table.kind.name,
-        "revision": table.kind.revision,
-        "from": table.inputs.iter().map(|input| (&input.port, &input.table)).collect::<Vec<_>>(),
-        "with": table.kind.identity(&*table.stage),
-        "where": table.filter.as_ref().map(|f| &f.text),
-        "on_error": table.on_error,
-    })
-}
-
-/// A digest that equal pipelines share.
-pub fn pipeline_digest(tables: &[Table]) -> Digest {
-    Digest::of(Value::from_iter(tables.iter().map(declaration)).to_string().as_bytes())
 }

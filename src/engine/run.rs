@@ -1,6 +1,9 @@
 //! Runs a pipeline: table by table, only what is stale, publishing each table when it is whole.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use super::{
     Error, Result, Sources, Store,
@@ -8,9 +11,8 @@ use super::{
     event::{Event, Logged, now_ms},
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Pending, Planner, View, Views, Work, published},
-    reason::pipeline_digest,
-    store::{Entry, Manifest},
-    sweep::table_of,
+    select::is_called,
+    store::{Entry, Manifest, state_name},
     task::{Executor, Report, Task},
 };
 
@@ -34,6 +36,8 @@ pub struct Options {
     pub device: String,
     /// Rows per task.
     pub task_rows: usize,
+    /// How often training saves its state.
+    pub save_every: Duration,
     /// The tables to bring up to date, by name.
     pub tables: BTreeSet<String>,
     /// What not to take for fresh.
@@ -71,17 +75,21 @@ pub fn run(
         run: run.clone(),
         pipeline: pipeline.name.clone(),
         store: store.url.clone(),
-        pipeline_digest: pipeline_digest(&pipeline.tables).to_string(),
+        pipeline_digest: pipeline.digest.to_string(),
         git_commit: options.git_commit.clone(),
         host: options.host.clone(),
     });
     log.save()?;
+    let mut doubts = options.doubts.clone();
+    // By their full names: of a swept table each instance is forced once.
+    let forced = |table: &&Table| options.doubts.force.iter().any(|name| is_called(table, name));
+    doubts.force = pipeline.tables.iter().filter(forced).map(|table| table.name.clone()).collect();
     let mut driver = Driver {
         pipeline,
         store,
         sources,
         options,
-        doubts: options.doubts.clone(),
+        doubts,
         remote,
         executor: Executor::new(store.clone()),
         run: run.clone(),
@@ -131,15 +139,12 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Takes instances of swept tables out of SQL's view that the pipeline no longer declares.
+    /// Takes tables out of SQL's view that the pipeline no longer declares.
     fn retire(&self, log: &mut Log<'_>) -> Result<()> {
-        let Pipeline { name: pipeline, tables, .. } = self.pipeline;
-        let instances: BTreeSet<String> = tables.iter().map(Table::slot).collect();
-        let declared: BTreeSet<&str> = tables.iter().map(|table| table.declared.as_str()).collect();
-        let versions = self.store.versions(pipeline)?;
-        for slot in versions.keys().filter(|slot| declared.contains(table_of(slot)) && !instances.contains(*slot)) {
+        let pipeline = &self.pipeline.name;
+        for slot in self.store.versions(pipeline)?.keys().filter(|slot| !self.pipeline.declares(slot)) {
             let Some((_, manifest)) = self.store.published(pipeline, slot)? else { continue };
-            if manifest.retired || self.pipeline.declares(&manifest.table, &manifest.variant) != Some(false) {
+            if manifest.retired {
                 continue;
             }
             let message = "the pipeline no longer declares it; its rows are kept for when it does".into();
@@ -245,13 +250,20 @@ impl Driver<'_> {
         let mut work = draft.complete(&planner, views.get(&name))?;
         log.add(Event::TableStarted {
             table: name.clone(),
+            stage: table.kind.name.to_owned(),
+            slot: slot.clone(),
             stale: work.stale.len() as u64,
             rows: work.total(),
             reasons: work.causes.iter().take(CAUSES).map(ToString::to_string).collect(),
         });
+        // A clean-up that begins now sees what this run has found.
+        log.save()?;
+        if work.forced {
+            self.store.delete(&state_name(work.stage_key))?;
+        }
         let (mut computed, mut bytes) = (0, 0);
         if !work.stale.is_empty() {
-            let entries = self.compute(&work, views, log).map_err(|e| in_table(&name, e))?;
+            let entries = self.compute(&work, views, log).map_err(|e| e.in_table(&name))?;
             computed = entries.iter().map(|entry| entry.contents.len() as u64).sum();
             bytes = entries.iter().map(|entry| entry.bytes).sum();
             let failures: Vec<_> = entries.iter().flat_map(|entry| &entry.errors).collect();
@@ -314,14 +326,5 @@ impl Driver<'_> {
             before += rows;
         }
         Ok(entries)
-    }
-}
-
-fn in_table(table: &str, error: Error) -> Error {
-    match error {
-        Error::Input(message) => Error::Input(format!("table `{table}`: {message}")),
-        Error::Stage(message) => Error::Stage(format!("table `{table}`: {message}")),
-        Error::Worker(message) => Error::Worker(format!("table `{table}`: {message}")),
-        other => other,
     }
 }

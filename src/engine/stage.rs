@@ -108,8 +108,8 @@ impl Schemas {
     }
 }
 
-/// The describing half of a stage: its parameters, as people write them below `with:`. Cheap to build and to ask; never
-/// touches a device, weights or the network.
+/// The describing half of a stage: its parameters, as people write them below `with:`. Cheap to build and to ask: never
+/// touches a device or weights, and files or the network only to ask for the schema of rows that lie there.
 pub trait Stage:
     Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static
 {
@@ -171,7 +171,7 @@ pub struct Context {
     pub output: SchemaRef,
     /// The declared schemas of all inputs, as [`Stage::output`] saw them.
     pub schemas: Schemas,
-    /// Every `Table` input, whole, in the order written.
+    /// Every `Table` input, whole, by port.
     pub tables: BTreeMap<String, RecordBatch>,
     /// Blobs that tables name.
     pub store: super::Store,

@@ -229,6 +229,11 @@ impl Manifest {
     }
 }
 
+/// The name of the saved state of a stage that is not done.
+pub fn state_name(stage: Digest) -> String {
+    format!("state/{stage}.bin")
+}
+
 /// The name of a version of a published table.
 pub fn version_name(pipeline: &str, slot: &str, version: u64) -> String {
     format!("published/{pipeline}/{slot}/{version:010}.json")
@@ -366,6 +371,15 @@ impl Store {
         Ok(objects)
     }
 
+    /// When an object was written, in milliseconds since 1970.
+    pub fn modified_ms(&self, name: &str) -> Result<Option<u64>> {
+        match self.runtime.block_on(self.objects.head(&self.path(name))) {
+            Ok(meta) => Ok(Some(meta.last_modified.timestamp_millis().max(0) as u64)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// The names of the objects below a folder, sorted, relative to it.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let relative = |object: Object| object.name[folder.len() + 1..].to_owned();
@@ -427,10 +441,14 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Removes a part or a blob that is damaged.
+    /// Removes a part or a blob, if it is damaged.
     pub fn discard(&self, digest: Digest) -> Result<()> {
-        self.delete(&format!("parts/{digest}.parquet"))?;
-        self.delete(&format!("blobs/{digest}"))
+        for name in [format!("parts/{digest}.parquet"), format!("blobs/{digest}")] {
+            if self.get(&name)?.is_some_and(|bytes| Digest::of(&bytes) != digest) {
+                self.delete(&name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Records what a stage has computed.

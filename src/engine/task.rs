@@ -2,7 +2,7 @@
 //! descriptions, never data. It runs in the driver or in a worker alike.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -19,9 +19,10 @@ use super::{
     Digest, Error, Result, Sources, Store,
     columns::seal,
     event::now_ms,
+    join::in_order,
     parts,
     stage::{Context, OpenFn, Operator, Output, Schemas},
-    store::{Entry, PartRef, RowError, decode_schema},
+    store::{Entry, PartRef, RowError, decode_schema, state_name},
 };
 
 /// Rows read from the store at a time.
@@ -40,6 +41,8 @@ pub struct Task {
     pub stage_key: Digest,
     /// The run that it belongs to.
     pub run: String,
+    /// When the stage's last result was recorded: this one is recorded later.
+    pub after: u64,
     /// The rows' ids.
     pub ids: Vec<String>,
     /// The rows' keys; empty for a whole table.
@@ -67,8 +70,12 @@ pub struct Job {
     pub schemas: Vec<(String, String)>,
     /// Inputs read whole.
     pub tables: Vec<TableInput>,
+    /// Files that parameters name, and their digests.
+    pub files: Vec<(String, Digest)>,
     /// Where to compute.
     pub device: String,
+    /// How often work that takes long saves its state.
+    pub save_every: Duration,
 }
 
 /// An input read whole.
@@ -80,6 +87,8 @@ pub struct TableInput {
     pub schema: String,
     /// The rows.
     pub parts: Vec<PartRef>,
+    /// Whether the rows are cached one by one and so lie in no order.
+    pub keyed: bool,
 }
 
 /// Where a task's rows lie in one input.
@@ -162,7 +171,13 @@ impl Executor {
         if self.opened.as_ref().is_none_or(|(job, _)| *job != task.job) {
             self.opened = None;
             let context = self.context(&task.job)?;
-            self.opened = Some((task.job.clone(), open(&task.job.params, &context)?));
+            let operator = open(&task.job.params, &context)?;
+            for (address, digest) in &task.job.files {
+                if context.sources.digest(address)? != *digest {
+                    return Err(Error::Input(format!("{address} has changed since the run began; run again")));
+                }
+            }
+            self.opened = Some((task.job.clone(), operator));
         }
         let Some((_, operator)) = &mut self.opened else { return Ok(Vec::new()) };
         let task = Arc::new(task);
@@ -173,18 +188,22 @@ impl Executor {
     }
 
     fn context(&self, job: &Job) -> Result<Context> {
+        let all = job.inputs.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        let all: BTreeMap<String, SchemaRef> = all.collect::<Result<_>>()?;
         let tables = job.tables.iter().map(|input| {
             let schema = decode_schema(&input.schema)?;
             let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
-            Ok((input.port.clone(), parts::read_table(&self.store, &input.parts, &columns, &schema)?))
+            let declared = all.get(&input.port).unwrap_or(&schema);
+            let read =
+                |columns: &[String], schema: &SchemaRef| parts::read_table(&self.store, &input.parts, columns, schema);
+            Ok((input.port.clone(), in_order(input.keyed, declared, &columns, read)?))
         });
-        let all = job.inputs.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
         let by_row = job.schemas.iter().map(|(port, _)| port.clone()).collect();
         Ok(Context {
             device: job.device.clone(),
             output: decode_schema(&job.output)?,
-            schemas: Schemas { all: all.collect::<Result<_>>()?, by_row },
             tables: tables.collect::<Result<_>>()?,
+            schemas: Schemas { all, by_row },
             store: self.store.clone(),
             sources: Sources::default(),
         })
@@ -194,6 +213,7 @@ impl Executor {
 /// A task's input rows, read ahead of the operator.
 pub struct Rows {
     total: usize,
+    given: usize,
     chunks: mpsc::Receiver<Result<Batch>>,
     current: Option<Batch>,
 }
@@ -272,7 +292,7 @@ impl Rows {
                 }
             }
         });
-        Ok(Self { total, chunks, current: None })
+        Ok(Self { total, given: 0, chunks, current: None })
     }
 
     /// Rows in the task.
@@ -291,13 +311,16 @@ impl Rows {
             Some(batch) => batch,
             None => match self.chunks.recv() {
                 Ok(batch) => batch?,
-                Err(mpsc::RecvError) => return Ok(None),
+                Err(mpsc::RecvError) if self.given == self.total => return Ok(None),
+                // An end that is none must not look like one: the rows so far would count as all.
+                Err(mpsc::RecvError) => return Err(Error::Worker("the rows could not be read to their end".into())),
             },
         };
         let take = max.clamp(1, batch.len());
         if take < batch.len() {
             self.current = Some(batch.slice(take, batch.len() - take));
         }
+        self.given += take;
         Ok(Some(batch.slice(0, take)))
     }
 }
@@ -368,13 +391,17 @@ impl<'a> Sink<'a> {
     /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read, of a
     /// table with ids each id once.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        if self.keyed() && batch.num_rows() == 0 {
+            return Ok(());
+        }
         let mut keys = self.keyed().then(Vec::new);
         if self.task.job.makes.has_ids() {
             let ids = batch
                 .column(0)
                 .as_string_opt::<i32>()
                 .ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
-            for id in ids.iter().map(Option::unwrap_or_default) {
+            for id in ids {
+                let id = id.ok_or_else(|| Error::Stage("a row has no id; the first column identifies a row".into()))?;
                 match &mut keys {
                     Some(keys) => keys.push(self.claim(id)?),
                     None if !self.ids.insert(id.to_owned()) => {
@@ -434,18 +461,19 @@ impl<'a> Sink<'a> {
         Ok(digest)
     }
 
-    fn state_name(&self) -> String {
-        format!("state/{}.bin", self.task.stage_key)
+    /// How long to work between two saved states.
+    pub fn save_every(&self) -> Duration {
+        self.task.job.save_every
     }
 
     /// Saves the state of work that is not done, replacing what was saved before.
     pub fn save(&mut self, state: &[u8]) -> Result<()> {
-        self.store.put(&self.state_name(), [Digest::of(state).as_bytes().as_slice(), state].concat())
+        self.store.put(&state_name(self.task.stage_key), [Digest::of(state).as_bytes().as_slice(), state].concat())
     }
 
     /// The state that an earlier, interrupted run of the same work saved.
     pub fn saved(&self) -> Result<Option<Vec<u8>>> {
-        let saved = self.store.get(&self.state_name())?.filter(|bytes| bytes.len() >= Digest::LEN);
+        let saved = self.store.get(&state_name(self.task.stage_key))?.filter(|bytes| bytes.len() >= Digest::LEN);
         // A state that does not match its digest is as good as none: the work starts over.
         Ok(saved
             .filter(|b| Digest::of(&b[Digest::LEN..]).as_bytes() == &b[..Digest::LEN])
@@ -463,7 +491,7 @@ impl<'a> Sink<'a> {
             entry.part = Some(self.store.put_part(bytes)?);
         }
         if entry.part.is_some() || !entry.errors.is_empty() {
-            entry.recorded_ms = now_ms();
+            entry.recorded_ms = now_ms().max(self.task.after + 1);
             self.store.record(self.task.stage_key, &entry)?;
             (self.report)(Report::Committed { rows: entry.contents.len() as u64, bytes: entry.bytes });
             self.entries.push(entry);
@@ -484,7 +512,7 @@ impl<'a> Sink<'a> {
         }
         self.commit()?;
         if !self.keyed() {
-            self.store.delete(&self.state_name())?;
+            self.store.delete(&state_name(self.task.stage_key))?;
         }
         Ok(self.entries)
     }

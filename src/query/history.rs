@@ -10,7 +10,7 @@ use arrow::{
 use super::manifests;
 use crate::engine::{
     Result, Store,
-    history::{self, Run, TableRun},
+    history::{self, Failure, Run, TableRun},
 };
 
 const TEXT: DataType = DataType::Utf8;
@@ -134,9 +134,10 @@ pub(super) fn errors(store: &Store) -> Result<RecordBatch> {
     let is_last = |i: usize, run: &Run| !runs[i + 1..].iter().any(|later| later.pipeline == run.pipeline);
     for (_, run) in runs.iter().enumerate().filter(|(i, run)| is_last(*i, run)) {
         let published = |table: &str| run.tables.iter().any(|t| t.table == table && t.version > 0);
-        for (table, id, message, chain) in run.failures.iter().filter(|(table, ..)| !published(table)) {
+        for failure in run.failures.iter().filter(|failure| !published(&failure.table)) {
             let (run, pipeline) = (run.run.clone(), run.pipeline.clone());
-            rows.push([run, pipeline, table.clone(), id.clone(), message.clone(), chain.join(": ")]);
+            let Failure { table, id, message, chain } = failure.clone();
+            rows.push([run, pipeline, table, id, message, chain.join(": ")]);
         }
     }
     let columns = (0..6).map(|i| text(&rows, |row| Some(row[i].clone()))).collect();

@@ -14,7 +14,7 @@ use datafusion::{
     },
     error::DataFusionError,
     execution::{SendableRecordBatchStream, TaskContext, context::SQLOptions},
-    logical_expr::{Expr, LogicalPlan, TableType, Volatility},
+    logical_expr::{Expr, LogicalPlan, TableType},
     physical_plan::{
         ExecutionPlan, collect,
         execution_plan::reset_plan_states,
@@ -24,7 +24,7 @@ use datafusion::{
     prelude::SessionContext,
 };
 
-use crate::engine::filter::session;
+use crate::engine::filter::{session, unrepeatable};
 
 /// Rows that DataFusion works on at a time.
 const BATCH_ROWS: usize = 8192;
@@ -118,6 +118,21 @@ impl Statement {
             Ok(TreeNodeRecursion::Continue)
         };
         self.plan.apply_with_subqueries(visit).map_err(message)?;
+        let ids: Vec<&str> =
+            tables.iter().filter_map(|table| Some(self.tables.get(table)?.schema.field(0).name().as_str())).collect();
+        // Rows of two tables come together by their ids, and other rows of them are not there.
+        let visit = |node: &LogicalPlan| match node {
+            LogicalPlan::Join(join)
+                if reads(&join.left)?
+                    && reads(&join.right)?
+                    && !join.on.iter().any(|(a, b)| is_id(a, &join.left, &ids) && is_id(b, &join.right, &ids)) =>
+            {
+                found = Some("`join` but on their ids");
+                Ok(TreeNodeRecursion::Stop)
+            }
+            _ => Ok(TreeNodeRecursion::Continue),
+        };
+        self.optimized()?.apply_with_subqueries(visit).map_err(message)?;
         found.map_or(Ok(()), |across| {
             let rows = tables.join(", ");
             Err(format!("no {across} where the rows of {rows} are read one by one"))
@@ -144,18 +159,26 @@ impl Statement {
     }
 }
 
+/// Whether a side of a join is the id of its rows: a column called so, and never another one under that name.
+fn is_id(side: &Expr, plan: &LogicalPlan, ids: &[&str]) -> bool {
+    let Expr::Column(column) = side else { return false };
+    let renamed = |node: &LogicalPlan| match node {
+        LogicalPlan::Projection(projection) => Ok(projection.expr.iter().any(|expression| match expression {
+            Expr::Alias(alias) => alias.name == column.name,
+            _ => false,
+        })),
+        _ => Ok(false),
+    };
+    ids.contains(&column.name.as_str()) && !plan.exists(renamed).unwrap_or(true)
+}
+
 /// Refuses functions that answer differently each time: a table is computed once and kept.
 fn check_repeatable(plan: &LogicalPlan) -> Result<(), String> {
     let mut found = None;
     let visit = |node: &LogicalPlan| {
         node.apply_expressions(|expression| {
-            expression.apply(|expression| match expression {
-                Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
-                    found = Some(call.func.name().to_owned());
-                    Ok(TreeNodeRecursion::Stop)
-                }
-                _ => Ok(TreeNodeRecursion::Continue),
-            })
+            found = found.take().or(unrepeatable(expression)?);
+            Ok(TreeNodeRecursion::Continue)
         })
     };
     plan.apply_with_subqueries(visit).map_err(message)?;
@@ -298,6 +321,8 @@ mod tests {
         let check = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned()]);
         assert_eq!(check("select id, x + 1 from a"), Ok(()));
         assert_eq!(check("select id, x / (select max(z) from b) from a"), Ok(()));
+        assert_eq!(check("select a.id, b.z from a join b on a.x = b.z"), Ok(()));
+        assert_eq!(check("select p.id, q.x from a p join a q on p.id = q.id where q.x > 1"), Ok(()));
         for (sql, what) in [
             ("select id, sum(x) from a group by id", "aggregates"),
             ("select id from a limit 3", "`limit`"),
@@ -305,6 +330,10 @@ mod tests {
             ("select id, row_number() over (order by x) from a", "window functions"),
             ("select distinct id from a", "`distinct`"),
             ("select z from b where z = (select max(x) from a)", "aggregates"),
+            ("select p.id, q.x from a p left join a q on q.id = 'one'", "`join` but on their ids"),
+            ("select p.id, q.x from a p join a q on p.x = q.y", "`join` but on their ids"),
+            ("select p.id, q.x from a p, a q", "`join` but on their ids"),
+            ("select a.id, q.y from a join (select y as id, y from a) q on a.id = q.id", "`join` but on their ids"),
         ] {
             let message = check(sql).unwrap_err();
             assert!(message.starts_with(&format!("no {what} where")), "{sql}: {message}");

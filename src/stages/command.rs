@@ -41,7 +41,7 @@ pub struct Command {
     /// The program and its arguments: a list, or a line that is split as a shell does it. No shell is started.
     #[garde(skip)]
     pub run: Words,
-    /// Files whose change reruns the stage: the program itself, what it imports, its weights. Where they lie is no identity.
+    /// Files whose change reruns the stage beside those that `run` names: what the program imports, its weights.
     #[garde(skip)]
     #[serde(default)]
     pub files: Vec<String>,
@@ -218,8 +218,15 @@ impl Stage for Command {
         Ok(columns)
     }
 
+    /// What `files` names, and every word of `run` that is a file: the program's change is a change of the stage.
     fn files(&self) -> Vec<String> {
-        self.files.clone()
+        let mut files = self.files.clone();
+        for word in &self.run.0 {
+            if !files.contains(word) && std::path::Path::new(word).is_file() {
+                files.push(word.clone());
+            }
+        }
+        files
     }
 }
 

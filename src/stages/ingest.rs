@@ -432,12 +432,14 @@ mod tests {
             inputs: Vec::new(),
             schemas: Vec::new(),
             tables: Vec::new(),
+            files: Vec::new(),
             device: "cpu".into(),
+            save_every: std::time::Duration::MAX,
         };
         let stage_key = Digest::of(b"stage");
         let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
         let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
-        let task = Task { job, stage_key, run, ids, keys, rows: Vec::new(), listed };
+        let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
         let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
         executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
     }

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use arrow::{
@@ -24,9 +24,6 @@ use crate::{
     engine::{Digest, Error, Result, columns::volatile, task::Sink},
     models::checkpoint::{Checkpoint, to_safetensors},
 };
-
-/// How long training runs between two saved states.
-const SAVE_EVERY: Duration = Duration::from_secs(20);
 
 /// How a network is trained: AdamW over shuffled epochs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
@@ -227,7 +224,7 @@ impl Training {
                 });
                 (logged, since) = (Instant::now(), 0);
             }
-            if saved.elapsed() > SAVE_EVERY && step < self.steps {
+            if saved.elapsed() >= out.save_every() && step < self.steps {
                 out.save(&self.state(step, vs, &optimizer, ema.as_ref(), &log)?)?;
                 saved = Instant::now();
             }

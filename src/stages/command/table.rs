@@ -85,6 +85,8 @@ impl Whole {
 
 impl Operator for Whole {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        // What an earlier run of the program wrote is not its answer now.
+        let _ = fs::remove_file(&self.result);
         let (mut program, _) = Program::start(&self.words, Stdio::null(), lines)?;
         program.finish(out)?;
         let unreadable = |e: &dyn std::fmt::Display| format!("wrote no Parquet file to `{{{OUTPUT}}}`: {e}");
