@@ -17,7 +17,6 @@ tables:
     from: [images, captions]
     with:
       run: python3 program.py well
-      files: [program.py]
       columns: [class, images.caption, captions.caption]
       output: { n: int64 }
     on_error: skip
@@ -75,7 +74,7 @@ fn run(lab: &Lab, how: &str) -> Ended {
 fn the_example_extracts_features() {
     let pipeline = PIPELINE.split("  captions:").next().unwrap();
     let lab = lab(&format!(
-        "{pipeline}  features: {{ stage: command, from: [images], with: {{ run: python3 histogram.py, files: [histogram.py], \
+        "{pipeline}  features: {{ stage: command, from: [images], with: {{ run: python3 histogram.py, \
          columns: [pixels], output: {{ histogram: \"float32[16]\" }} }} }}\n"
     ));
     let example = fs::read_to_string(project().join("pipelines/examples/histogram.py")).unwrap();
