@@ -30,7 +30,7 @@ Examples:
   vlmdiff sql                      a prompt; statements end with `;`
   vlmdiff sql \"show tables\"
 
-The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among
+The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
 them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.")]
 pub(super) struct Sql {
     /// The query; without one, a prompt opens (or standard input is read).

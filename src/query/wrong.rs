@@ -1,5 +1,6 @@
 //! What is wrong with a statement, as a person would say it.
 
+use arrow::error::ArrowError;
 use datafusion::{
     common::{Column, SchemaError},
     error::DataFusionError,
@@ -47,7 +48,10 @@ fn message(error: &DataFusionError) -> String {
             SchemaError::FieldNotFound { field, valid_fields } => no_column(field, valid_fields),
             other => other.to_string(),
         },
-        DataFusionError::ArrowError(error, _) => error.to_string(),
+        DataFusionError::ArrowError(error, _) => match error.as_ref() {
+            ArrowError::CastError(text) => text.clone(),
+            other => other.to_string(),
+        },
         DataFusionError::Shared(error) => message(error),
         other => other.message().into_owned(),
     }
@@ -78,11 +82,14 @@ fn lower_case(text: &str) -> String {
     }
 }
 
+/// Columns go by their bare names where these tell them apart and the statement does not name another table.
 fn no_column(field: &Column, known: &[Column]) -> String {
-    let of_one = known.iter().all(|column| column.relation == known[0].relation);
+    let table = known.first().and_then(|column| column.relation.as_ref());
+    let of_one = known.iter().all(|column| column.relation.as_ref() == table)
+        && field.relation.as_ref().is_none_or(|named| Some(named) == table);
     let name = |column: &Column| if of_one { column.name.clone() } else { column.flat_name() };
     let known: Vec<String> = known.iter().map(name).collect();
-    listed("column", &field.flat_name(), &known.iter().map(String::as_str).collect::<Vec<_>>())
+    listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The table that DataFusion did not find: `vlmdiff.PIPELINE.TABLE`.
@@ -111,6 +118,7 @@ fn listed(what: &str, name: &str, known: &[&str]) -> String {
     match (known, meant.is_empty()) {
         ([], _) => format!("there is no {what} `{name}`"),
         (_, true) => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
+        ([_], false) => format!("there is no {what} `{name}`{meant}"),
         (_, false) => format!("there is no {what} `{name}`{meant} There are {}", known.join(", ")),
     }
 }
