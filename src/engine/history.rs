@@ -196,7 +196,7 @@ fn begins_with(runs: &[Run], start: &str) -> Result<Option<usize>> {
     Ok(all.first().copied())
 }
 
-/// A tag as it may be.
+/// A tag, if it may be one.
 pub fn check_tag(tag: &str) -> Result<String> {
     let good = tag.starts_with(|c: char| c.is_ascii_alphabetic())
         && tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
