@@ -27,7 +27,9 @@ fn check(name: &str, lab: &Lab, arguments: &[&str]) {
 fn help_reads_well() {
     let lab = Lab::new(LIGHT);
     check("help", &lab, &["--help"]);
-    check("help_run", &lab, &["run", "--help"]);
+    for command in ["run", "plan", "status", "sql", "runs", "diff", "gc"] {
+        check(&format!("help_{command}"), &lab, &[command, "--help"]);
+    }
     check("no_command", &lab, &["rum"]);
 }
 
@@ -107,17 +109,131 @@ fn tables_are_shown_in_every_format() {
         &["sql", "select image_id, caption from captions order by image_id limit 2", "--format", "csv"],
     );
     check("sql_json", &lab, &["sql", "select * from counts", "--format", "json"]);
-    check("sql_wrong", &lab, &["sql", "select nothing from images"]);
-    check("sql_read_only", &lab, &["sql", "create table x as select 1"]);
     check(
         "sql_paper",
         &lab,
         &[
             "sql",
-            "select method, value from paper_results where \"table\" = 2 and metric = 'PRO' order by value desc limit 3",
+            "select method, value from paper_results where \"table\" = '2' and metric = 'PRO' order by value desc limit 3",
         ],
     );
     let ended = lab.vlmdiff(&["sql", "select * from images", "--format", "parquet", "-o", "images.parquet"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(&fs::read(lab.path("images.parquet")).unwrap()[..4], b"PAR1");
+}
+
+#[test]
+fn a_wrong_statement_is_told_what_there_is() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let statements = [
+        "selct 1",
+        "select 'open",
+        "select * from",
+        "select * from capptions",
+        "select * from lihgt.images",
+        "select imageid from images",
+        "select i.imageid from images i",
+        "select images.caption from captions c",
+        "select nothing from images i, counts c",
+        "select cast('a' as int)",
+        "create table x as select 1",
+    ];
+    let told = statements.map(|statement| {
+        let ended = lab.vlmdiff(&["sql", statement]);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{statement}");
+        format!("{statement}\n  {}", ended.stderr)
+    });
+    settings().bind(|| insta::assert_snapshot!("sql_wrong", told.concat()));
+}
+
+#[test]
+fn a_drawn_table_has_a_line_per_row() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let long = "select 'one' || chr(10) || repeat('ä', 100) as text, null as nothing";
+    let drawn = lab.vlmdiff(&["sql", long]).stdout;
+    let row: Vec<&str> = drawn.lines().nth(3).unwrap().split('|').map(str::trim).collect();
+    assert_eq!(row[1], format!("one {}…", "ä".repeat(55)), "{drawn}");
+    assert_eq!(lab.sql(".vlmdiff", long).join("\n"), format!("\"one\n{}\",", "ä".repeat(100)));
+    let plan = lab.vlmdiff(&["sql", "explain select class, split, label, defect, width, height from images"]).stdout;
+    assert!(plan.contains("projection=[class, split, label, defect, width, height]"), "{plan}");
+}
+
+#[test]
+fn columns_are_as_wide_as_the_names_of_a_sweep() {
+    let lab = Lab::new(&format!("{LIGHT}sweep: {{ size: [100, 32, 16], default: [something, nothing] }}\n"));
+    let lines = |arguments: &[&str]| -> Vec<String> {
+        let ended = lab.vlmdiff(arguments);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        (ended.stdout + &ended.stderr).lines().map(str::to_owned).collect()
+    };
+    let longest = "captions[size=100,default=something]".len();
+    let is_column = |line: &&String| line.is_char_boundary(longest + 2) && &line[longest..longest + 2] == "  ";
+    assert_eq!(lines(&["plan", "pipeline.yaml"]).iter().filter(is_column).count(), 3 + 6 + 6);
+    // Each is begun and published.
+    assert_eq!(lines(&["run", "pipeline.yaml"]).iter().filter(is_column).count(), 2 * (3 + 6 + 6));
+    assert_eq!(lines(&["runs", "show"]).iter().filter(is_column).count(), 3 + 6 + 6);
+    let status: Vec<String> = lines(&["status"]).into_iter().filter(|line| line.starts_with("  ")).collect();
+    let names: Vec<&str> = status.iter().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(
+        names[..3],
+        [
+            "captions[size=16,default=nothing]",
+            "captions[size=16,default=something]",
+            "captions[size=32,default=nothing]"
+        ]
+    );
+    assert_eq!(names[12..], ["images[size=16]", "images[size=32]", "images[size=100]"]);
+    let stages = status.iter().map(|line| line.find(" in ").unwrap());
+    assert_eq!(stages.collect::<std::collections::BTreeSet<_>>().len(), 1, "{status:?}");
+}
+
+#[test]
+fn a_closed_pipe_ends_a_command_quietly() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    lab.run(&["--tag", "again"]);
+    let query = "select * from images, captions";
+    for arguments in [
+        &["runs"][..],
+        &["runs", "show"],
+        &["plan", "pipeline.yaml"],
+        &["run", "pipeline.yaml", "--dry-run", "--json"],
+        &["status"],
+        &["diff"],
+        &["gc", "--dry-run"],
+        &["graph", "pipeline.yaml"],
+        &["sql", query],
+        &["sql", query, "--format", "csv"],
+        &["sql", query, "--format", "json"],
+        &["sql", query, "--format", "parquet"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = lab.command(arguments).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{arguments:?}");
+    }
+    // Nobody listens to a run, which goes on.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = lab.command(&["run", "pipeline.yaml", "--set", "images.size=16"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(lab.sql(".vlmdiff", "select computed from runs order by run")[2], "14");
+}
+
+#[test]
+fn wrong_arguments_are_refused_before_anything_runs() {
+    let lab = Lab::new(LIGHT);
+    for (arguments, expected) in [
+        (&["--tag", "last"][..], "`last` is no tag; tags are letters"),
+        (&["--json"], "--dry-run"),
+        (&["--until", "images", "--until", "counts"], "cannot be used multiple times"),
+    ] {
+        let ended = lab.vlmdiff(&[&["run", "pipeline.yaml"], arguments].concat());
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    }
+    assert!(!lab.path(".vlmdiff").exists());
 }

@@ -4,6 +4,9 @@ use std::fs;
 
 use crate::lab::{LIGHT, Lab, computed};
 
+/// Ids differ from run to run.
+const RUN_IDS: [(&str, &str); 1] = [(r"\d{13}-\d+", "[run]")];
+
 /// The light pipeline with something to change that costs nothing.
 fn changed() -> String {
     LIGHT.replace("count(*) as n from captions", "count(*) * 1.5 as n from captions")
@@ -25,24 +28,71 @@ fn runs_are_recorded_and_compared() {
     let shown = lab.vlmdiff(&["runs", "show"]).stdout;
     assert!(shown.contains("captions") && shown.contains("(1 removed: gear/train/good/001.png)"), "{shown}");
     let diff = lab.vlmdiff(&["diff", "first"]);
-    insta::with_settings!({ prepend_module_to_snapshot => false }, { insta::assert_snapshot!("diff", diff.stdout) });
+    insta::with_settings!({ prepend_module_to_snapshot => false, filters => RUN_IDS }, {
+        insta::assert_snapshot!("diff", diff.stdout)
+    });
     let unknown = lab.vlmdiff(&["diff", "second"]);
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.stderr.contains("no run `second`; it has the tags first"), "{}", unknown.stderr);
 }
 
+/// The light pipeline with a query that fails.
+fn failing() -> String {
+    LIGHT.replace("count(*) as n from captions", "cast(max(caption) as int) as n from captions")
+}
+
+#[test]
+fn a_difference_says_what_is_compared() {
+    let lab = Lab::new(LIGHT);
+    let ids = || lab.sql(".vlmdiff", "select run from runs order by run");
+    let refused = |arguments: &[&str], expected: &str| {
+        let ended = lab.vlmdiff(&[&["diff"], arguments].concat());
+        assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    };
+    lab.run(&["--tag", "first"]);
+    refused(&[], "there is only one done run of `light`");
+    refused(&["first"], "is itself the last done run of `light`");
+    lab.run(&[]);
+    lab.write("failing.yaml", &failing());
+    assert_eq!(lab.vlmdiff(&["run", "failing.yaml"]).code, Some(1));
+    let [one, two, three] = &ids()[..] else { panic!("{:?}", ids()) };
+    let compared = |arguments: &[&str]| {
+        let ended = lab.vlmdiff(&[&["diff"], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    let done = format!("first {one} (light, done) -> {two} (light, done)\nnothing differs\n");
+    assert_eq!(compared(&[]), done);
+    assert_eq!(compared(&["first"]), done);
+    assert_eq!(compared(&["last~2", two]), done);
+    let failed = compared(&["last"]);
+    assert!(failed.starts_with(&format!("{two} (light, done) -> {three} (light, failed)\nimages")), "{failed}");
+    assert!(failed.contains("\ncounts    not reached by the second run, which failed\n"), "{failed}");
+    let start = |id: &str, other: &str| {
+        let shared = id.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        id[..=shared].to_owned()
+    };
+    let closest = |id: &str| ids().iter().filter(|other| *other != id).map(|other| start(id, other)).max().unwrap();
+    assert_eq!(compared(&["first", &closest(three)]), compared(&["first", "last"]));
+    refused(&["1", "last"], "the ids of 3 runs begin with `1`");
+    refused(&["last~3", "last"], "no run `last~3`");
+    lab.write("other.yaml", &LIGHT.replace("name: light", "name: other"));
+    assert_eq!(lab.vlmdiff(&["run", "other.yaml"]).code, Some(0));
+    refused(&["first", "last"], "diff compares runs of one pipeline");
+    refused(&[], "there is only one done run of `other`");
+}
+
 #[test]
 fn a_killed_or_failed_run_is_in_the_history() {
     let lab = Lab::new(LIGHT);
-    lab.write(
-        "pipeline.yaml",
-        &LIGHT.replace("count(*) as n from captions", "cast(max(caption) as int) as n from captions"),
-    );
+    lab.write("pipeline.yaml", &failing());
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let runs = lab.vlmdiff(&["runs"]).stdout;
     assert!(runs.contains("failed"), "{runs}");
-    let shown = lab.vlmdiff(&["runs", "show"]).stdout;
+    let shown = lab.vlmdiff(&["runs", "show", "--store", ".vlmdiff"]).stdout;
+    assert!(shown.lines().nth(1).unwrap().ends_with("  failed"), "{shown}");
     assert!(shown.contains("table `counts`"), "{shown}");
 }
 
@@ -78,7 +128,13 @@ fn what_an_interrupted_run_computed_is_kept() {
     let whole = fs::read(&image).unwrap();
     fs::write(&image, b"broken").unwrap();
     assert_eq!(lab.vlmdiff(&["run", "pipeline.yaml"]).code, Some(2));
-    lab.vlmdiff(&["gc"]);
+    let cleaned = lab.vlmdiff(&["gc"]).stdout;
+    assert!(cleaned.starts_with("nothing to delete\nkept 1 object that nothing reaches: a failed"), "{cleaned}");
+    // What failed says its cause once.
+    assert_eq!(lab.sql(".vlmdiff", "select chain is null from errors where message like '%not an image%'"), ["true"]);
+    // Further lines of an error stand below its first.
+    let shown = lab.vlmdiff(&["runs", "show"]).stdout;
+    assert!(shown.contains("\n            gear/train/good/001.png: "), "{shown}");
     fs::write(&image, whole).unwrap();
     assert_eq!(computed(&lab.run(&[]))[0], ("images", 1));
 }

@@ -4,14 +4,17 @@ use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
 
-use super::{EXIT_DONE, StoreArgs, progress::count};
+use super::{
+    EXIT_DONE, StoreArgs,
+    text::{count, print},
+};
 use crate::engine::gc::{Garbage, Heap, collect};
 
 /// Delete what no published table, no tag and none of the last runs reaches.
 #[derive(Args)]
-#[command(after_help = "Example:\n  vlmdiff gc --dry-run\n  vlmdiff gc --keep 3")]
+#[command(after_help = "Examples:\n  vlmdiff gc --dry-run\n  vlmdiff gc --keep 3")]
 pub(super) struct Gc {
-    /// Keep the tables of so many last runs of each pipeline. Published tables and tagged runs are always kept.
+    /// Keep the tables of each pipeline's last N runs. Published tables and tagged runs are always kept.
     #[arg(long, default_value_t = 10, value_name = "N")]
     keep: usize,
     /// Only say what would be deleted.
@@ -23,20 +26,28 @@ pub(super) struct Gc {
 
 impl Gc {
     pub(super) fn run(self) -> Result<u8> {
-        let garbage = collect(&self.store.open()?, self.keep, self.dry_run)?;
-        let Garbage { versions, records, parts, blobs, states, in_use } = garbage;
+        let store = self.store.open()?;
+        let garbage = collect(&store, self.keep, self.dry_run)?;
+        let Garbage { versions, records, parts, blobs, states, in_use, young } = garbage;
         let heaps =
             [(versions, "version"), (records, "record"), (parts, "part"), (blobs, "blob"), (states, "saved state")];
         let bytes: u64 = heaps.iter().map(|(Heap { bytes, .. }, _)| bytes).sum();
         let what: Vec<String> =
             heaps.iter().filter(|(heap, _)| heap.count > 0).map(|(heap, what)| count(heap.count, what)).collect();
-        match (what.is_empty(), self.dry_run) {
-            (true, _) => println!("nothing to delete"),
-            (false, true) => println!("would delete {}: {}", what.join(", "), HumanBytes(bytes)),
-            (false, false) => println!("deleted {}: {}", what.join(", "), HumanBytes(bytes)),
-        }
+        print(match (what.is_empty(), self.dry_run) {
+            (true, _) => "nothing to delete".into(),
+            (false, true) => format!("would delete {}: {}", what.join(", "), HumanBytes(bytes)),
+            (false, false) => format!("deleted {}: {}", what.join(", "), HumanBytes(bytes)),
+        })?;
         if in_use > 0 {
-            println!("kept what running runs work on ({})", count(in_use as u64, "stage"));
+            print(format!("kept what running runs work on ({})", count(in_use as u64, "stage")))?;
+        }
+        if young > 0 {
+            let why = match store.has_locks() {
+                true => "a failed, killed or running run wrote them, and may go on from them",
+                false => "a remote store does not tell what running runs work on, so a day is waited",
+            };
+            print(format!("kept {} that nothing reaches: {why}", count(young, "object")))?;
         }
         Ok(EXIT_DONE)
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::{EXIT_DONE, PipelineArgs};
+use super::{EXIT_DONE, PipelineArgs, text::print};
 use crate::engine::{pipeline::Pipeline, stage::Reads};
 
 /// Draw the tables of a pipeline and what they are made from.
@@ -28,13 +28,11 @@ enum Language {
 impl Graph {
     pub(super) fn run(self) -> Result<u8> {
         let pipeline = self.pipeline.load()?;
-        print!(
-            "{}",
-            match self.format {
-                Language::Mermaid => mermaid(&pipeline),
-                Language::Dot => dot(&pipeline),
-            }
-        );
+        let drawing = match self.format {
+            Language::Mermaid => mermaid(&pipeline),
+            Language::Dot => dot(&pipeline),
+        };
+        print(drawing.trim_end())?;
         Ok(EXIT_DONE)
     }
 }

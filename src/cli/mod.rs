@@ -12,6 +12,7 @@ mod schema;
 mod sql;
 mod status;
 mod synth;
+mod text;
 
 use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
@@ -46,9 +47,14 @@ const DEFAULT_STORE: &str = ".vlmdiff";
     propagate_version = true,
     after_help = "\
 Start with:
-  vlmdiff run pipelines/quickstart.yaml
+  vlmdiff run pipelines/quickstart.yaml --tag baseline
   vlmdiff sql \"select class, pixel_auroc from metrics\"
   vlmdiff report -o report.html
+
+Then change something and see what it does:
+  vlmdiff plan pipelines/quickstart.yaml --set anomaly_maps.sigma=3
+  vlmdiff run pipelines/quickstart.yaml --set anomaly_maps.sigma=3
+  vlmdiff diff baseline
 
 Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped."
 )]
@@ -67,14 +73,14 @@ enum Command {
     Status(status::Status),
     /// Query the published tables.
     Sql(sql::Sql),
+    /// Write an HTML page of metrics, curves and pictures.
+    Report(report::Report),
     /// List what runs did, and name runs.
     Runs(runs::Runs),
     /// Say what changed from one run to another.
     Diff(diff::Diff),
     /// Delete what nothing reaches any more.
     Gc(gc::Gc),
-    /// Write an HTML page of metrics, curves and pictures.
-    Report(report::Report),
     /// Draw the tables of a pipeline and what they are made from.
     Graph(graph::Graph),
     /// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
@@ -123,21 +129,18 @@ struct SelectionArgs {
     targets: Vec<String>,
     /// Only the tables from the top of the pipeline down to this one.
     #[arg(long, value_name = "TABLE")]
-    until: Vec<String>,
+    until: Option<String>,
     /// Compute this table again although it is fresh. May be given several times.
     #[arg(long, value_name = "TABLE")]
     force: Vec<String>,
     /// Compute rows again that failed and were left out (`on_error: skip`).
     #[arg(long)]
     retry_errors: bool,
-    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part.
-    #[arg(long)]
-    verify: bool,
 }
 
 impl SelectionArgs {
     fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Doubts)> {
-        let selection = Selection { targets: self.targets.clone(), until: self.until.clone() };
+        let selection = Selection { targets: self.targets.clone(), until: self.until.iter().cloned().collect() };
         select::check(pipeline, self.force.iter())?;
         let doubts = Doubts { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
         Ok((selection.of(pipeline)?, doubts))
@@ -148,7 +151,7 @@ impl SelectionArgs {
 #[derive(Args)]
 struct StoreArgs {
     /// Where tables are kept: a folder or a URL.
-    #[arg(long, env = "VLMDIFF_STORE", default_value = DEFAULT_STORE)]
+    #[arg(long, global = true, env = "VLMDIFF_STORE", default_value = DEFAULT_STORE)]
     store: String,
 }
 
@@ -186,13 +189,13 @@ pub fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             let closed = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-            if error.downcast_ref::<std::io::Error>().is_some_and(closed) {
+            if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
                 return EXIT_DONE.into();
             }
             // The engine's messages name their causes; others are chains.
             match error.downcast_ref::<Error>() {
-                Some(error) => eprintln!("error: {error}"),
-                None => eprintln!("error: {error:#}"),
+                Some(error) => text::say(format!("error: {error}")),
+                None => text::say(format!("error: {error:#}")),
             }
             let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
             if input { EXIT_INPUT } else { EXIT_FAILED }.into()

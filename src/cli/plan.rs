@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use clap::Args;
 
-use super::{EXIT_DONE, PipelineArgs, SelectionArgs, progress::count};
+use super::{
+    EXIT_DONE, PipelineArgs, SelectionArgs,
+    text::{count, print, width},
+};
 use crate::engine::{
     Sources, Store,
     pipeline::Pipeline,
-    plan::{Doubts, Planner, State, TablePlan, plan},
+    plan::{Doubts, Planner, State, plan},
     reason::Cause,
 };
 
@@ -21,6 +24,9 @@ pub(super) struct Plan {
     pipeline: PipelineArgs,
     #[command(flatten)]
     selection: SelectionArgs,
+    /// Hash every source file, also those whose size, time and inode have not changed.
+    #[arg(long)]
+    verify: bool,
     /// Print one JSON object per table.
     #[arg(long)]
     json: bool,
@@ -30,7 +36,7 @@ impl Plan {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
         let (tables, doubts) = self.selection.resolve(&pipeline)?;
-        let sources = Sources::new(self.selection.verify);
+        let sources = Sources::new(self.verify);
         show(&pipeline, &store, &sources, &tables, &doubts, self.json)
     }
 }
@@ -45,19 +51,20 @@ pub(super) fn show(
     json: bool,
 ) -> Result<u8> {
     let planner = Planner { store, sources, doubts };
+    let width = width(tables);
     for table in plan(&planner, pipeline, tables)? {
         if json {
-            println!("{}", serde_json::to_string(&table)?);
+            print(serde_json::to_string(&table)?)?;
         } else {
-            println!("{}", describe(&table));
+            print(format!("{:<width$}  {}", table.table, describe(&table.state)))?;
         }
     }
     Ok(EXIT_DONE)
 }
 
-fn describe(plan: &TablePlan) -> String {
+fn describe(state: &State) -> String {
     let why = |causes: &[Cause]| causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let state = match &plan.state {
+    match state {
         State::Fresh { rows } => format!("fresh, {}", count(*rows, "row")),
         State::Blocked { on } => format!("waits for {on}"),
         State::Stale { stale: 0, causes, .. } => format!("to publish: {}", why(causes)),
@@ -66,6 +73,5 @@ fn describe(plan: &TablePlan) -> String {
             let at_most = if *at_most { "at most " } else { "" };
             format!("{at_most}{stale} of {} to compute: {}", count(*rows, "row"), why(causes))
         }
-    };
-    format!("{:<16} {state}", plan.table)
+    }
 }

@@ -1,12 +1,14 @@
 //! Events as progress bars on a terminal, as plain lines elsewhere.
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal,
     time::{Duration, Instant},
 };
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 
+use super::text::{count, say, width};
 use crate::engine::event::Event;
 
 /// Where there are no bars, a long table says how far it is this often.
@@ -15,6 +17,8 @@ const SAY_EVERY: Duration = Duration::from_secs(15);
 /// Shows the events of a run on standard error.
 pub(super) struct Progress {
     quiet: bool,
+    /// Of the tables' names.
+    width: usize,
     terminal: bool,
     bar: Option<ProgressBar>,
     bytes: u64,
@@ -22,14 +26,17 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(quiet: bool) -> Self {
-        Self { quiet, terminal: std::io::stderr().is_terminal(), bar: None, bytes: 0, said: Instant::now() }
+    /// Shows what is done to these tables.
+    pub(super) fn new(tables: &BTreeSet<String>, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self { quiet, width: width(tables), terminal, bar: None, bytes: 0, said: Instant::now() }
     }
 
-    fn line(&self, text: &str) {
+    fn line(&self, table: &str, text: &str) {
+        let line = format!("{table:<width$}  {text}", width = self.width);
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.println(line),
+            None => say(line),
         }
     }
 
@@ -41,23 +48,22 @@ impl Progress {
             Event::RunStarted { .. } | Event::RunFinished { error: Some(_), .. } => {
                 self.bar.take().inspect(ProgressBar::abandon);
             }
-            Event::TableFresh { table, rows, .. } => self.line(&format!("{table:<16} fresh, {}", count(*rows, "row"))),
+            Event::TableFresh { table, rows, .. } => self.line(table, &format!("fresh, {}", count(*rows, "row"))),
             Event::TableStarted { table, stale, rows, reasons, .. } => {
                 self.bytes = 0;
                 self.said = Instant::now();
                 let why = reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default();
                 let what = if *stale == 0 {
-                    "all rows known".into()
+                    "to publish".into()
                 } else if *rows > 0 {
                     format!("{stale} of {} to compute", count(*rows, "row"))
                 } else {
                     "to compute".to_owned()
                 };
-                self.line(&format!("{table:<16} {what}{why}"));
+                self.line(table, &format!("{what}{why}"));
                 if self.terminal && *stale > 0 {
-                    let style = ProgressStyle::with_template(
-                        "{prefix:<16} {bar:32.cyan/blue} {pos}/{len} {msg} {per_sec} {eta} left",
-                    );
+                    let bar = "{bar:32.cyan/blue} {pos}/{len} {msg} {per_sec} {eta} left";
+                    let style = ProgressStyle::with_template(&format!("{{prefix:<{}}}  {bar}", self.width));
                     let bar = ProgressBar::new(*stale).with_prefix(table.clone());
                     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                     bar.enable_steady_tick(Duration::from_millis(200));
@@ -71,12 +77,12 @@ impl Progress {
                     bar.set_position(*done);
                 } else if self.said.elapsed() > SAY_EVERY {
                     self.said = Instant::now();
-                    self.line(&format!("{table:<16} {done}/{total} {unit}"));
+                    self.line(table, &format!("{done}/{total} {unit}"));
                 }
             }
             Event::PartCommitted { bytes, .. } => self.bytes += bytes,
-            Event::RowFailed { table, id, message, .. } => self.line(&format!("{table:<16} {id} failed: {message}")),
-            Event::Log { table, message } => self.line(&format!("{table:<16} {message}")),
+            Event::RowFailed { table, id, message, .. } => self.line(table, &format!("{id} failed: {message}")),
+            Event::Log { table, message } => self.line(table, message),
             Event::TablePublished { table, rows, computed, errors, seconds, .. } => {
                 self.bar.take().inspect(ProgressBar::finish_and_clear);
                 let speed = if *computed > 1 {
@@ -86,10 +92,8 @@ impl Progress {
                 };
                 let size = if self.bytes > 0 { format!(", {}", HumanBytes(self.bytes)) } else { String::new() };
                 let failed = if *errors > 0 { format!(", {errors} failed and left out") } else { String::new() };
-                eprintln!(
-                    "{table:<16} {}, {computed} computed in {seconds:.1} s{speed}{size}{failed}",
-                    count(*rows, "row")
-                );
+                let rows = count(*rows, "row");
+                self.line(table, &format!("{rows}, {computed} computed in {seconds:.1} s{speed}{size}{failed}"));
             }
             Event::RunFinished { seconds, error: None } => {
                 let time = if *seconds < 60. {
@@ -97,13 +101,8 @@ impl Progress {
                 } else {
                     HumanDuration(Duration::from_secs_f64(*seconds)).to_string()
                 };
-                eprintln!("done in {time}");
+                say(format!("done in {time}"));
             }
         }
     }
-}
-
-/// `1 row`, `12 rows`.
-pub(super) fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::HumanBytes;
 
-use super::{EXIT_DONE, StoreArgs};
+use super::{EXIT_DONE, StoreArgs, text::print};
 use crate::{
     report::{self, Source},
     stages::KINDS,
@@ -40,7 +40,7 @@ impl Report {
         let source = Source::open(&self.store.open()?, self.pipeline.as_deref(), KINDS)?;
         let page = report::html(&source, report::Options { per_kind: self.per_kind, images: self.images })?;
         std::fs::write(&self.output, &page).with_context(|| format!("cannot write {}", self.output.display()))?;
-        println!("{} ({}): open it in a browser", self.output.display(), HumanBytes(page.len() as u64));
+        print(format!("{} ({}): open it in a browser", self.output.display(), HumanBytes(page.len() as u64)))?;
         Ok(EXIT_DONE)
     }
 }

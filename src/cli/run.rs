@@ -15,7 +15,7 @@ use crate::engine::{Sources, history, run, worker::Worker};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  vlmdiff run pipelines/folder.yaml --set images.root=photos
+  vlmdiff run pipelines/folder.yaml --set images.root=photos --tag baseline
   vlmdiff run pipelines/quickstart.yaml --target latents --dry-run")]
 pub(super) struct Run {
     #[command(flatten)]
@@ -31,11 +31,18 @@ pub(super) struct Run {
     /// Seconds between two saved states of a training: what is trained again, at most, after a crash.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     save_every: u64,
+    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part (with
+    /// --dry-run: only hash).
+    #[arg(long)]
+    verify: bool,
     /// Say what would be computed, and why, and stop.
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: print one JSON object per table.
+    #[arg(long, requires = "dry_run")]
+    json: bool,
     /// Name the run, so that its tables can be read later: select * from metrics@TAG
-    #[arg(long)]
+    #[arg(long, value_parser = history::check_tag)]
     tag: Option<String>,
     /// Print only errors.
     #[arg(short, long)]
@@ -46,22 +53,22 @@ impl Run {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
         let (tables, doubts) = self.selection.resolve(&pipeline)?;
-        let sources = Sources::new(self.selection.verify);
+        let sources = Sources::new(self.verify);
         if self.dry_run {
-            return plan::show(&pipeline, &store, &sources, &tables, &doubts, false);
+            return plan::show(&pipeline, &store, &sources, &tables, &doubts, self.json);
         }
+        let mut progress = Progress::new(&tables, self.quiet);
         let options = run::Options {
             device: self.device,
             task_rows: self.task_rows as usize,
             save_every: Duration::from_secs(self.save_every),
             tables,
             doubts,
-            verify: self.selection.verify,
+            verify: self.verify,
             git_commit: git_commit(&self.pipeline.pipeline),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
         };
         let mut worker = Worker::new(&store, worker_program()?);
-        let mut progress = Progress::new(self.quiet);
         let summary = run::run(&pipeline, &store, &sources, &options, &mut worker, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
             history::tag(&store, tag, &summary.run)?;

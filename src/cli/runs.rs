@@ -5,10 +5,13 @@ use chrono::{DateTime, Local};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
-use super::{EXIT_DONE, StoreArgs, progress::count};
+use super::{
+    EXIT_DONE, StoreArgs,
+    text::{count, print, width},
+};
 use crate::engine::{
     Store,
-    history::{self, Run},
+    history::{self, Run, TableRun},
 };
 
 /// List what runs did, and name runs.
@@ -17,8 +20,11 @@ use crate::engine::{
 Examples:
   vlmdiff runs
   vlmdiff runs tag baseline          names the last run
+  vlmdiff runs show last~1           what the run before it did with each table
   vlmdiff sql \"select * from metrics@baseline\"
-  vlmdiff sql \"select * from stage_runs where computed > 0\"")]
+  vlmdiff sql \"select * from stage_runs where computed > 0\"
+
+A run is named by a tag, its id or the beginning of one, `last`, or `last~1` for the one before.")]
 pub(super) struct Runs {
     #[command(subcommand)]
     command: Option<Command>,
@@ -34,8 +40,9 @@ enum Command {
     /// Name a run, so that its tables stay and can be read as TABLE@TAG.
     Tag {
         /// The name.
+        #[arg(value_parser = history::check_tag)]
         tag: String,
-        /// The run, by id or tag.
+        /// The run.
         #[arg(default_value = "last")]
         run: String,
     },
@@ -46,7 +53,7 @@ enum Command {
     },
     /// Say what one run did with each table.
     Show {
-        /// The run, by id or tag.
+        /// The run.
         #[arg(default_value = "last")]
         run: String,
     },
@@ -57,12 +64,12 @@ impl Runs {
         let store = self.store.open()?;
         match self.command {
             None => list(&store, self.number)?,
-            Some(Command::Show { run }) => show(&history::find(&store, &run)?),
+            Some(Command::Show { run }) => show(&history::find(&store, &run)?)?,
             Some(Command::Tag { tag, run }) => {
                 let run = history::find(&store, &run)?.run;
                 match history::tag(&store, &tag, &run)?.filter(|before| *before != run) {
-                    Some(before) => println!("{tag}: {run} (before: {before})"),
-                    None => println!("{tag}: {run}"),
+                    Some(before) => print(format!("{tag}: {run} (before: {before})"))?,
+                    None => print(format!("{tag}: {run}"))?,
                 }
             }
             Some(Command::Untag { tag }) => history::untag(&store, &tag)?,
@@ -72,57 +79,56 @@ impl Runs {
 }
 
 fn list(store: &Store, number: usize) -> Result<()> {
-    let runs = history::runs(store)?;
-    println!(
-        "{:<22} {:<16} {:<16} {:<10} {:>9} {:>9}  {}",
-        "run", "began", "pipeline", "status", "computed", "seconds", "tags"
-    );
-    for run in runs.iter().rev().take(number).rev() {
+    let all = history::runs(store)?;
+    let runs = &all[all.len().saturating_sub(number)..];
+    let runs_width = width(runs.iter().map(|run| run.run.as_str()).chain(["run"]));
+    let pipelines = width(runs.iter().map(|run| run.pipeline.as_str()).chain(["pipeline"]));
+    let line = |[run, started, pipeline, status, computed, seconds, tags]: [&str; 7]| {
+        let line = format!(
+            "{run:<runs_width$}  {started:<16}  {pipeline:<pipelines$}  {status:<10} {computed:>9} {seconds:>9}  {tags}"
+        );
+        print(line.trim_end())
+    };
+    line(["run", "started", "pipeline", "status", "computed", "seconds", "tags"])?;
+    for run in runs {
         let computed: u64 = run.tables.iter().map(|table| table.computed).sum();
         let seconds = run.seconds.map_or_else(String::new, |seconds| format!("{seconds:.1}"));
-        let line = format!(
-            "{:<22} {:<16} {:<16} {:<10} {computed:>9} {seconds:>9}  {}",
-            run.run,
-            when(run.started_ms),
-            run.pipeline,
-            run.status(),
-            run.tags.join(" ")
-        );
-        println!("{}", line.trim_end());
+        let (started, computed, tags) = (when(run.started_ms), computed.to_string(), run.tags.join(" "));
+        line([&run.run, &started, &run.pipeline, run.status(), &computed, &seconds, &tags])?;
     }
     Ok(())
 }
 
-fn show(run: &Run) {
-    println!("run       {}", run.run);
-    println!("began     {} on {}", when(run.started_ms), run.host);
-    println!("pipeline  {} ({})", run.pipeline, run.pipeline_digest);
-    let more = [
+fn show(run: &Run) -> Result<()> {
+    let facts = [
+        ("run", Some(run.run.clone())),
+        ("status", Some(run.status().to_owned())),
+        ("started", Some(format!("{} on {}", when(run.started_ms), run.host))),
+        ("pipeline", Some(format!("{} ({})", run.pipeline, run.pipeline_digest))),
         ("commit", run.git_commit.clone()),
-        ("error", run.error.clone()),
         ("tags", (!run.tags.is_empty()).then(|| run.tags.join(" "))),
+        ("error", run.error.as_ref().map(|error| error.replace('\n', "\n          "))),
     ];
-    more.iter().for_each(|(name, text)| {
-        if let Some(text) = text {
-            println!("{name:<9} {text}");
-        }
-    });
-    println!("status    {}\n", run.status());
-    for table in &run.tables {
-        let what = if table.reasons.is_empty() {
-            "fresh".to_owned()
-        } else {
-            let written = if table.bytes > 0 { format!(", {}", HumanBytes(table.bytes)) } else { String::new() };
-            let failed = if table.errors > 0 { format!(", {} failed", table.errors) } else { String::new() };
-            format!(
-                "{} computed in {:.1} s{written}{failed}: {}",
-                table.computed,
-                table.seconds,
-                table.reasons.join("; ")
-            )
-        };
-        println!("{:<16} {:>12}, {what}", table.table, count(table.rows, "row"));
+    for (name, text) in facts {
+        text.map_or(Ok(()), |text| print(format!("{name:<8}  {text}")))?;
     }
+    print("")?;
+    let names = width(run.tables.iter().map(|table| &table.table));
+    for table in &run.tables {
+        print(format!("{:<names$}  {:>12}, {}", table.table, count(table.rows, "row"), done(table)))?;
+    }
+    Ok(())
+}
+
+/// What a run did with a table.
+fn done(table: &TableRun) -> String {
+    if table.reasons.is_empty() {
+        return "fresh".into();
+    }
+    let written = if table.bytes > 0 { format!(", {}", HumanBytes(table.bytes)) } else { String::new() };
+    let failed = if table.errors > 0 { format!(", {} failed", table.errors) } else { String::new() };
+    let why = table.reasons.join("; ");
+    format!("{} computed in {:.1} s{written}{failed}: {why}", table.computed, table.seconds)
 }
 
 /// A time in the zone of this machine.

@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
-use super::{EXIT_DONE, StoreArgs};
+use super::{
+    EXIT_DONE, StoreArgs,
+    text::{print, say},
+};
 use crate::query::{
     Session,
     output::{self, Format},
@@ -25,7 +28,10 @@ Examples:
   vlmdiff sql \"select * from latents\" --format parquet -o latents.parquet
   vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
   vlmdiff sql                      a prompt; statements end with `;`
-  vlmdiff sql \"show tables\"")]
+  vlmdiff sql \"show tables\"
+
+The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
+them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.")]
 pub(super) struct Sql {
     /// The query; without one, a prompt opens (or standard input is read).
     query: Option<String>,
@@ -90,7 +96,7 @@ impl Sql {
             // The first time there is none.
             let _ = editor.load_history(history);
         }
-        println!("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.");
+        print("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.")?;
         let mut statement = String::new();
         loop {
             match editor.readline(if statement.is_empty() { "vlmdiff> " } else { "     ... " }) {
@@ -102,7 +108,7 @@ impl Sql {
                         if !query.trim().is_empty() {
                             editor.add_history_entry(statement.trim())?;
                             if let Err(error) = self.answer(session, query) {
-                                eprintln!("error: {error:#}");
+                                say(format!("error: {error:#}"));
                             }
                         }
                         statement.clear();

@@ -1,13 +1,20 @@
 //! `vlmdiff status`
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
+use serde_json::Value;
 
-use super::{EXIT_DONE, StoreArgs, progress::count};
-use crate::engine::store::Manifest;
+use super::{
+    EXIT_DONE, StoreArgs,
+    text::{count, print, width},
+};
+use crate::engine::{
+    store::Manifest,
+    sweep::{Variant, text},
+};
 
 /// List the published tables and what the store holds for each.
 #[derive(Args)]
@@ -20,32 +27,51 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> Result<u8> {
         let store = self.store.open()?;
-        println!("store {}", store.url);
+        print(format!("store {}", store.url))?;
         for pipeline in store.pipelines()? {
-            println!("\n{pipeline}");
-            for (slot, versions) in store.versions(&pipeline)? {
-                let manifests = store.manifests(&pipeline, &slot, &versions)?;
-                if let Some(current) = manifests.last().filter(|manifest| !manifest.retired) {
-                    println!("  {}", describe(current, &manifests));
-                }
-            }
+            print(format!("\n{pipeline}"))?;
+            let versions = store.versions(&pipeline)?.into_iter();
+            let tables = versions.map(|(slot, versions)| store.manifests(&pipeline, &slot, &versions));
+            list(tables.collect::<Result<_, _>>()?)?;
         }
         let size = |folder| Ok::<_, anyhow::Error>(HumanBytes(store.size(folder)?));
-        println!("\nparts {}, blobs {}, saved states {}", size("parts")?, size("blobs")?, size("state")?);
-        println!("`vlmdiff gc --dry-run` says how much of it nothing needs");
+        print(format!("\nparts {}, blobs {}, saved states {}", size("parts")?, size("blobs")?, size("state")?))?;
+        print("`vlmdiff gc --dry-run` says how much of it nothing needs")?;
         Ok(EXIT_DONE)
     }
 }
 
-fn describe(current: &Manifest, versions: &[Manifest]) -> String {
+/// Lists the tables of a pipeline from the versions of each, of which the newest is last.
+fn list(tables: Vec<Vec<Manifest>>) -> Result<()> {
+    let current = |versions: Vec<Manifest>| Some((versions.last().filter(|now| !now.retired)?.clone(), versions));
+    let mut tables: Vec<(Manifest, Vec<Manifest>)> = tables.into_iter().filter_map(current).collect();
+    tables.sort_by(|(a, _), (b, _)| a.table.cmp(&b.table).then_with(|| by_values(&a.variant, &b.variant)));
+    let names = || tables.iter().map(|(now, _)| now.variant.name(&now.table));
+    let widths = [width(names()), width(tables.iter().map(|(now, _)| &now.made.stage))];
+    tables.iter().zip(names()).try_for_each(|((now, versions), name)| {
+        print(format!("  {}", describe(&name, now, versions, widths)))?;
+        Ok(())
+    })
+}
+
+/// The order of the instances of a swept table: numbers by size.
+fn by_values(a: &Variant, b: &Variant) -> Ordering {
+    let order = |(a, b): (&Value, &Value)| match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        _ => text(a).cmp(&text(b)),
+    };
+    let values = a.0.iter().map(|(_, value)| value).zip(b.0.iter().map(|(_, value)| value));
+    values.map(order).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+}
+
+fn describe(name: &str, current: &Manifest, versions: &[Manifest], [names, stages]: [usize; 2]) -> String {
     let bytes = |manifests: &[Manifest]| {
         let parts = manifests.iter().flat_map(|manifest| &manifest.parts).map(|part| (part.part, part.bytes));
         parts.collect::<BTreeMap<_, _>>().values().sum::<u64>()
     };
     let (now, all) = (bytes(std::slice::from_ref(current)), bytes(versions));
     let mut text = format!(
-        "{:<24} {:<18} {:>12} {:>12} in {}",
-        current.variant.name(&current.table),
+        "{name:<names$}  {:<stages$} {:>12} {:>12} in {}",
         current.made.stage,
         count(current.rows, "row"),
         HumanBytes(now).to_string(),

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::{EXIT_DONE, progress::count};
+use super::{
+    EXIT_DONE,
+    text::{count, say},
+};
 use crate::{datasets::synthetic, engine::Error, stages::ingest::Synthetic};
 
 /// Generate a dataset of pictures in MVTec layout.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products"
+    after_help = "Examples:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products"
 )]
 pub(super) struct Synth {
     /// The folder to write.
@@ -50,7 +53,7 @@ impl Synth {
         }
         let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
         synthetic::write_mvtec(&self.dir, &items, self.seed, self.size).map_err(|e| Error::Input(e.to_string()))?;
-        eprintln!("{} in {}", count(items.len() as u64, "picture"), self.dir.display());
+        say(format!("{} in {}", count(items.len() as u64, "picture"), self.dir.display()));
         Ok(EXIT_DONE)
     }
 }

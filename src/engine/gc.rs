@@ -35,6 +35,8 @@ pub struct Garbage {
     pub states: Heap,
     /// Stages whose results were kept because a run works on them.
     pub in_use: usize,
+    /// Objects that nothing reaches, kept because they are young: a failed, killed or running run may go on from them.
+    pub young: u64,
 }
 
 /// Objects of one kind.
@@ -107,6 +109,13 @@ impl Collector<'_> {
         if self.dry_run { Ok(()) } else { self.store.delete(&object.name) }
     }
 
+    /// Whether an object that nothing reaches stays nevertheless.
+    fn is_young(&mut self, object: &Object) -> bool {
+        let young = object.modified_ms >= self.keep_since;
+        self.garbage.young += u64::from(young);
+        young
+    }
+
     fn versions(&mut self, kept: &[&Run]) -> Result<()> {
         let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
         let mut folder_of_current = None;
@@ -165,12 +174,12 @@ impl Collector<'_> {
             let mut is_caught_up = false;
             for (object, entry) in objects.iter().zip(entries) {
                 let Some(entry) = entry else { continue };
-                let mut is_kept = lock.is_none() || object.modified_ms >= self.keep_since;
-                if !is_kept && !self.reaches(stage, &entry) && !std::mem::replace(&mut is_caught_up, true) {
+                let mut is_kept = lock.is_none() || self.reaches(stage, &entry);
+                if !is_kept && !std::mem::replace(&mut is_caught_up, true) {
                     self.catch_up()?;
+                    is_kept = self.reaches(stage, &entry);
                 }
-                is_kept |= self.reaches(stage, &entry);
-                if is_kept {
+                if is_kept || self.is_young(object) {
                     self.reached.extend(entry.part.into_iter().chain(entry.blobs));
                 } else {
                     self.delete(object, |garbage| &mut garbage.records)?;
@@ -191,7 +200,7 @@ impl Collector<'_> {
     fn states(&mut self) -> Result<()> {
         for object in self.store.objects_in("state")? {
             let stage = object.digest();
-            if object.modified_ms < self.keep_since && stage.is_none_or(|stage| !self.in_use.contains(&stage)) {
+            if stage.is_none_or(|stage| !self.in_use.contains(&stage)) && !self.is_young(&object) {
                 self.delete(&object, |garbage| &mut garbage.states)?;
             }
         }
@@ -205,11 +214,11 @@ impl Collector<'_> {
         for (folder, heap) in kinds {
             for object in self.store.objects_in(folder)? {
                 let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
-                if is_reached || object.modified_ms >= self.keep_since {
-                    continue;
-                }
                 // A run may have written it again since it was listed.
-                if self.store.modified_ms(&object.name)? == Some(object.modified_ms) {
+                if !is_reached
+                    && !self.is_young(&object)
+                    && self.store.modified_ms(&object.name)? == Some(object.modified_ms)
+                {
                     self.delete(&object, heap)?;
                 }
             }

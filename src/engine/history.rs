@@ -192,34 +192,54 @@ pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     names.into_iter().filter_map(|name| tag(name).transpose()).collect()
 }
 
-/// The run that a tag or an id names; `last` is the newest.
+/// The run that a name means: a tag, an id or the beginning of one, `last` for the newest or `last~1` for the one before.
 pub fn find(store: &Store, name: &str) -> Result<Run> {
     let mut runs = runs(store)?;
+    let back = if name == "last" { Some(0) } else { name.strip_prefix("last~").and_then(|n| n.parse::<usize>().ok()) };
     let named = |run: &Run| run.run == name || run.tags.iter().any(|tag| tag == name);
-    let at = if name == "last" { runs.len().checked_sub(1) } else { runs.iter().position(named) };
+    let at = match back {
+        Some(back) => runs.len().checked_sub(back + 1),
+        None => runs.iter().position(named).map_or_else(|| begins_with(&runs, name), |at| Ok(Some(at)))?,
+    };
     match at {
         Some(at) => Ok(runs.swap_remove(at)),
         None => {
             let tags: Vec<String> = tags(store)?.into_keys().collect();
             let tags = if tags.is_empty() { "no tags".into() } else { format!("the tags {}", tags.join(", ")) };
+            let s = if runs.len() == 1 { "" } else { "s" };
             Err(Error::Input(format!(
-                "the store has no run `{name}`; it has {tags} and {} runs (vlmdiff runs)",
+                "the store has no run `{name}`; it has {tags} and {} run{s} (vlmdiff runs)",
                 runs.len()
             )))
         }
     }
 }
 
-/// Names a run, so that its tables stay and can be read as `TABLE@TAG`. Returns the run that had the tag before.
-pub fn tag(store: &Store, tag: &str, run: &str) -> Result<Option<String>> {
+/// The only run whose id begins so, if one does.
+fn begins_with(runs: &[Run], start: &str) -> Result<Option<usize>> {
+    let all: Vec<usize> = (0..runs.len()).filter(|at| !start.is_empty() && runs[*at].run.starts_with(start)).collect();
+    if all.len() > 1 {
+        return Err(Error::Input(format!("the ids of {} runs begin with `{start}`; write more of it", all.len())));
+    }
+    Ok(all.first().copied())
+}
+
+/// A tag, if it may be one.
+pub fn check_tag(tag: &str) -> Result<String> {
     let good = tag.starts_with(|c: char| c.is_ascii_alphabetic())
         && tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
         && tag != "last";
-    if !good {
-        return Err(Error::Input(format!(
-            "`{tag}` is no tag; tags are letters, digits, `_`, `-` and `.`, a letter first, and not `last`"
-        )));
+    if good {
+        return Ok(tag.to_owned());
     }
+    Err(Error::Input(format!(
+        "`{tag}` is no tag; tags are letters, digits, `_`, `-` and `.`, a letter first, and not `last`"
+    )))
+}
+
+/// Names a run, so that its tables stay and can be read as `TABLE@TAG`. Returns the run that had the tag before.
+pub fn tag(store: &Store, tag: &str, run: &str) -> Result<Option<String>> {
+    check_tag(tag)?;
     let before = tags(store)?.remove(tag);
     let json = serde_json::to_vec(&Tag { run: run.to_owned() }).map_err(std::io::Error::from)?;
     store.put(&format!("tags/{tag}.json"), json)?;

@@ -139,7 +139,7 @@ impl fmt::Display for Cause {
         };
         match self {
             Self::New { known: false } => f.write_str("not computed yet"),
-            Self::New { known: true } => f.write_str("not published yet; all rows are known"),
+            Self::New { known: true } => f.write_str("all rows are known"),
             Self::Forced => f.write_str("forced"),
             Self::Damaged => f.write_str("a part of it is damaged or missing"),
             Self::Stage { from, to } => write!(f, "stage: {from} -> {to}"),

@@ -123,11 +123,16 @@ pub(super) fn errors_schema() -> SchemaRef {
 
 /// Rows that failed: those that the current tables leave out, and those that stopped the last run of a pipeline.
 pub(super) fn errors(store: &Store) -> Result<RecordBatch> {
+    // A message names the row and often repeats the causes; the chain adds the others.
+    let beyond = |message: &str, chain: &[String]| {
+        chain.iter().filter(|cause| !message.contains(*cause)).cloned().collect::<Vec<_>>().join(": ")
+    };
     let mut rows: Vec<[String; 6]> = Vec::new();
     for (pipeline, manifest) in manifests(store)? {
         let table = manifest.variant.name(&manifest.table);
         rows.extend(manifest.errors.into_iter().map(|error| {
-            [error.run, pipeline.clone(), table.clone(), error.id, error.message, error.chain.join(": ")]
+            let chain = beyond(&error.message, &error.chain);
+            [error.run, pipeline.clone(), table.clone(), error.id, error.message, chain]
         }));
     }
     let runs = history::runs(store)?;
@@ -136,10 +141,10 @@ pub(super) fn errors(store: &Store) -> Result<RecordBatch> {
         let published = |table: &str| run.tables.iter().any(|t| t.table == table && t.version > 0);
         for failure in run.failures.iter().filter(|failure| !published(&failure.table)) {
             let (run, pipeline) = (run.run.clone(), run.pipeline.clone());
-            let Failure { table, id, message, chain } = failure.clone();
-            rows.push([run, pipeline, table, id, message, chain.join(": ")]);
+            let Failure { table, id, message, chain } = failure;
+            rows.push([run, pipeline, table.clone(), id.clone(), message.clone(), beyond(message, chain)]);
         }
     }
-    let columns = (0..6).map(|i| text(&rows, |row| Some(row[i].clone()))).collect();
+    let columns = (0..6).map(|i| text(&rows, |row| (!row[i].is_empty()).then(|| row[i].clone()))).collect();
     Ok(RecordBatch::try_new(errors_schema(), columns)?)
 }

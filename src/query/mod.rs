@@ -10,18 +10,21 @@ mod history;
 pub mod output;
 pub mod statement;
 mod table;
+mod wrong;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
-    error::DataFusionError,
     execution::{context::SQLOptions, object_store::ObjectStoreUrl},
     prelude::{SessionConfig, SessionContext},
 };
 
-use self::catalog::{Lazy, Tables};
+use self::{
+    catalog::{Lazy, Tables},
+    wrong::{query_error, statement_error},
+};
 use crate::engine::{
     Error, Result, Store,
     event::{Event, Logged},
@@ -29,6 +32,9 @@ use crate::engine::{
 };
 
 const CATALOG: &str = "vlmdiff";
+/// What `show tables` means: without the catalogue of the catalogue.
+const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \
+                           where table_schema <> 'information_schema' order by 1, 2";
 const PAPER_RESULTS: &str = include_str!("../../data/paper_results.csv");
 const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
 
@@ -84,18 +90,13 @@ impl Session {
     /// Runs one statement.
     pub fn query(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
-        let refused = |error: DataFusionError| match query_error(error) {
-            Error::Input(message) if message.contains("DDL not supported") || message.contains("DML not supported") => {
-                Error::Input(format!(
-                    "{message}; statements only read, unless the session is opened with --allow-write"
-                ))
-            }
-            other => other,
-        };
+        let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
+        let sql = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
+        let wrong = |error| statement_error(error, &self.context);
         self.store.runtime().block_on(async {
-            let frame = self.context.sql_with_options(sql, options).await.map_err(refused)?;
+            let frame = self.context.sql_with_options(sql, options).await.map_err(wrong)?;
             let schema = Arc::new(frame.schema().as_arrow().clone());
-            Ok((schema, frame.collect().await.map_err(query_error)?))
+            Ok((schema, frame.collect().await.map_err(wrong)?))
         })
     }
 }
@@ -127,18 +128,6 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
         manifests.extend(current.filter(|(_, manifest)| !manifest.retired));
     }
     Ok(manifests)
-}
-
-/// The engine's own errors as they are, all others as the user's.
-fn query_error(error: DataFusionError) -> Error {
-    match error {
-        DataFusionError::External(inner) => match inner.downcast::<Error>() {
-            Ok(own) => *own,
-            Err(other) => Error::Input(other.to_string()),
-        },
-        DataFusionError::Context(_, inner) => query_error(*inner),
-        other => Error::Input(other.strip_backtrace()),
-    }
 }
 
 /// The tables that every store has; a pipeline's own of the same name win.

@@ -1,0 +1,142 @@
+//! What is wrong with a statement, as a person would say it.
+
+use arrow::error::ArrowError;
+use datafusion::{
+    common::{Column, SchemaError},
+    error::DataFusionError,
+    prelude::SessionContext,
+    sql::sqlparser::parser::ParserError,
+};
+
+use super::CATALOG;
+use crate::engine::{Error, pipeline::suggestion};
+
+/// The engine's own errors as they are, all others as the user's.
+pub(super) fn query_error(error: DataFusionError) -> Error {
+    match error {
+        DataFusionError::External(inner) => match inner.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(other) => Error::Input(other.to_string()),
+        },
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => query_error(*inner),
+        other => Error::Input(lower_case(&message(&other))),
+    }
+}
+
+/// The same for a statement of a session, whose tables are known.
+pub(super) fn statement_error(error: DataFusionError, context: &SessionContext) -> Error {
+    match query_error(error) {
+        Error::Input(message) => Error::Input(match unknown_table(&message) {
+            Some(reference) => no_table(reference, context),
+            None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
+                format!("{message}; statements only read, unless the session is opened with --allow-write")
+            }
+            None => message,
+        }),
+        other => other,
+    }
+}
+
+/// Without the name of the layer that found it.
+fn message(error: &DataFusionError) -> String {
+    match error {
+        DataFusionError::SQL(error, _) => match error.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => syntax(text),
+            ParserError::RecursionLimitExceeded => "the statement is nested too deeply".into(),
+        },
+        DataFusionError::SchemaError(error, _) => match error.as_ref() {
+            SchemaError::FieldNotFound { field, valid_fields } => no_column(field, valid_fields),
+            other => other.to_string(),
+        },
+        DataFusionError::ArrowError(error, _) => match error.as_ref() {
+            ArrowError::CastError(text) => text.clone(),
+            other => other.to_string(),
+        },
+        DataFusionError::Shared(error) => message(error),
+        other => other.message().into_owned(),
+    }
+}
+
+/// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.
+fn syntax(text: &str) -> String {
+    let (what, place) = text.split_once(" at Line: ").unwrap_or((text, ""));
+    let what = match what.strip_prefix("Expected: ").and_then(|what| what.split_once(", found: ")) {
+        Some((expected, "EOF")) => format!("expected {expected}, found the end of the statement"),
+        Some((expected, found)) => format!("expected {expected}, found `{found}`"),
+        None => lower_case(what),
+    };
+    match place.split_once(", Column: ") {
+        Some((line, column)) => format!("line {line}, column {column}: {what}"),
+        None => what,
+    }
+}
+
+/// As messages begin here; abbreviations stay.
+fn lower_case(text: &str) -> String {
+    let mut rest = text.chars();
+    match rest.next() {
+        Some(first) if rest.clone().next().is_some_and(char::is_lowercase) => {
+            first.to_lowercase().chain(rest).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Columns go by their bare names where these tell them apart and the statement does not name another table.
+fn no_column(field: &Column, known: &[Column]) -> String {
+    let table = known.first().and_then(|column| column.relation.as_ref());
+    let of_one = known.iter().all(|column| column.relation.as_ref() == table)
+        && field.relation.as_ref().is_none_or(|named| Some(named) == table);
+    let name = |column: &Column| if of_one { column.name.clone() } else { column.flat_name() };
+    let known: Vec<String> = known.iter().map(name).collect();
+    listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The table that DataFusion did not find: `vlmdiff.PIPELINE.TABLE`.
+fn unknown_table(message: &str) -> Option<&str> {
+    message.strip_prefix("table '")?.strip_suffix("' not found")
+}
+
+fn no_table(reference: &str, context: &SessionContext) -> String {
+    let steps: Vec<&str> = reference.splitn(3, '.').collect();
+    let &[catalog, pipeline, table] = steps.as_slice() else { return format!("there is no table `{reference}`") };
+    let catalog = context.catalog(catalog).or_else(|| context.catalog(CATALOG));
+    let schema = catalog.as_ref().and_then(|catalog| catalog.schema(pipeline));
+    let known = |names: Vec<String>, what: &str, name: &str| {
+        let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
+        listed(what, name, &others)
+    };
+    match schema {
+        Some(schema) => known(schema.table_names(), "table", table),
+        None => known(catalog.map(|catalog| catalog.schema_names()).unwrap_or_default(), "pipeline", pipeline),
+    }
+}
+
+/// `there is no table X; did you mean Y? There are …`
+fn listed(what: &str, name: &str, known: &[&str]) -> String {
+    let meant = suggestion(name, known);
+    match (known, meant.is_empty()) {
+        ([], _) => format!("there is no {what} `{name}`"),
+        (_, true) => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
+        ([_], false) => format!("there is no {what} `{name}`{meant}"),
+        (_, false) => format!("there is no {what} `{name}`{meant} There are {}", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::syntax;
+
+    #[test]
+    fn a_place_comes_first() {
+        assert_eq!(
+            syntax("Expected: an SQL statement, found: selct at Line: 1, Column: 1"),
+            "line 1, column 1: expected an SQL statement, found `selct`"
+        );
+        assert_eq!(syntax("Expected: identifier, found: EOF"), "expected identifier, found the end of the statement");
+        assert_eq!(
+            syntax("Unterminated string literal at Line: 1, Column: 8"),
+            "line 1, column 8: unterminated string literal"
+        );
+    }
+}
