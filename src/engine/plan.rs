@@ -245,7 +245,8 @@ impl<'a> Planner<'a> {
         Ok(Some(Draft { table, stage_key, made, joined, listed, keys, pending }))
     }
 
-    fn trusts(&self, table: &Table, previous: &Manifest) -> bool {
+    /// Whether a table that is made from the right things may be taken as it is.
+    pub fn trusts(&self, table: &Table, previous: &Manifest) -> bool {
         let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.doubts.retry_errors);
         settled && !self.forces(table) && !self.has_lost(previous)
     }

@@ -216,8 +216,6 @@ impl Driver<'_> {
 
     /// Brings one table up to date.
     fn table(&mut self, table: &Table, views: &Views, log: &mut Log<'_>) -> Result<View> {
-        let started = Instant::now();
-        let (name, slot) = (table.name.clone(), table.slot());
         let doubts = self.doubts.clone();
         let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts };
         let fresh = |view: &View| Event::TableFresh {
@@ -228,29 +226,36 @@ impl Driver<'_> {
             rows: view.manifest.rows,
         };
         let Some(draft) = planner.identify(table, views)? else {
-            let view = views[&name].clone();
+            let view = views[&table.name].clone();
             log.add(fresh(&view));
             return Ok(view);
         };
         let wait = &mut || {
-            log.add(Event::Log {
-                table: table.name.clone(),
-                message: "another run computes it; waiting for that".into(),
-            });
+            let message = "another run computes it; waiting for that".into();
+            log.add(Event::Log { table: table.name.clone(), message });
         };
         let _lock = self.store.lock(draft.stage_key, wait)?;
         // Another run may have published the same meanwhile.
-        if let Some((version, manifest)) = self.store.published(&self.pipeline.name, &slot)? {
+        if let Some((version, manifest)) = self.store.published(&self.pipeline.name, &table.slot())? {
             let view = View { version, manifest, pending: Pending::Nothing };
-            if views.get(&name).is_none_or(|before| before.version != version) && draft.is(&view.manifest) {
+            let is_new = views.get(&table.name).is_none_or(|before| before.version != version);
+            if is_new && draft.is(&view.manifest) && planner.trusts(table, &view.manifest) {
                 log.add(fresh(&view));
                 return Ok(view);
             }
         }
-        let mut work = draft.complete(&planner, views.get(&name))?;
+        let work = draft.complete(&planner, views.get(&table.name))?;
+        self.make(work, views, log)
+    }
+
+    /// Computes what is stale of a table and publishes it. The caller holds the lock on the stage's results.
+    fn make(&mut self, mut work: Work<'_>, views: &Views, log: &mut Log<'_>) -> Result<View> {
+        let started = Instant::now();
+        let table = work.table;
+        let (name, stage, slot) = (table.name.clone(), table.kind.name.to_owned(), table.slot());
         log.add(Event::TableStarted {
             table: name.clone(),
-            stage: table.kind.name.to_owned(),
+            stage: stage.clone(),
             slot: slot.clone(),
             stale: work.stale.len() as u64,
             rows: work.total(),
@@ -277,7 +282,7 @@ impl Driver<'_> {
         let version = self.store.publish(&self.pipeline.name, &manifest)?;
         log.add(Event::TablePublished {
             table: name,
-            stage: table.kind.name.to_owned(),
+            stage,
             slot,
             version,
             rows: manifest.rows,
