@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 
 use super::{EXIT_DONE, StoreArgs, progress::count};
-use crate::engine::store::Manifest;
+use crate::engine::manifest::Manifest;
 
 /// List the published tables and what the store holds for each.
 #[derive(Args)]

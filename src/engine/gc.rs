@@ -11,7 +11,8 @@ use super::{
     Digest, Result, Store,
     event::now_ms,
     history::{self, Run},
-    store::{Entry, Manifest, Object},
+    manifest::{Entry, Manifest},
+    store::Object,
 };
 
 /// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
@@ -121,7 +122,7 @@ impl Collector<'_> {
             let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
             for manifest in manifest.iter().filter(|manifest| *is_wanted || !manifest.retired) {
                 self.stages.insert(manifest.made.fingerprint);
-                self.reached.extend(manifest.parts.iter().map(|part| part.part).chain(manifest.blobs.iter().copied()));
+                self.reached.extend(manifest.objects());
             }
         }
         Ok(())

@@ -6,10 +6,10 @@ use super::{
     Error, Result, Sources, Store,
     cut::Tasks,
     event::{Event, Logged, now_ms},
+    manifest::{Entry, Manifest},
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Pending, Planner, View, Views, Work, published},
     reason::pipeline_digest,
-    store::{Entry, Manifest},
     sweep::table_of,
     task::{Executor, Report, Task},
 };
@@ -201,8 +201,8 @@ impl Driver<'_> {
             errors += view.manifest.errors.len() as u64;
             // What is made now is neither forced nor lost any more.
             self.doubts.force.retain(|name| *name != table.name);
-            view.manifest.parts.iter().for_each(|part| {
-                self.doubts.lost.remove(&part.part);
+            view.manifest.objects().for_each(|digest| {
+                self.doubts.lost.remove(&digest);
             });
             views.insert(table.name.clone(), view);
         }

@@ -19,9 +19,9 @@ use super::{
     Digest, Error, Result, Sources, Store,
     columns::seal,
     event::now_ms,
+    manifest::{Entry, PartRef, RowError, decode_schema},
     parts,
     stage::{Context, OpenFn, Operator, Output, Schemas},
-    store::{Entry, PartRef, RowError, decode_schema},
 };
 
 /// Rows read from the store at a time.
