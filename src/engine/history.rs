@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result, Store,
     event::{Event, Logged},
-    store::version_name,
+    store::from_json,
+    versions::version_name,
 };
 
 /// A run, from its events.
@@ -156,12 +157,12 @@ fn run_of(name: &str) -> &str {
 
 /// The tags of a store: tag -> run.
 pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
-    let names = store.list("tags")?;
-    let tag = |name: String| {
-        let found = store.get_json::<Tag>(&format!("tags/{name}"))?;
-        Ok(found.map(|tag| (name.trim_end_matches(".json").to_owned(), tag.run)))
+    let names: Vec<String> = store.list("tags")?.iter().map(|name| format!("tags/{name}")).collect();
+    let tag = |(name, bytes): (&String, Option<bytes::Bytes>)| {
+        let run = from_json::<Tag>(name, &bytes?).map(|tag| tag.run);
+        Some(run.map(|run| (name.trim_start_matches("tags/").trim_end_matches(".json").to_owned(), run)))
     };
-    names.into_iter().filter_map(|name| tag(name).transpose()).collect()
+    names.iter().zip(store.get_all(&names)?).filter_map(tag).collect()
 }
 
 /// The run that a tag or an id names; `last` is the newest.
