@@ -82,7 +82,7 @@ fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatype
 }
 
 /// The rows at `(part, row)` places, in that order.
-pub fn gather(
+pub(super) fn gather(
     store: &Store,
     parts: &[Digest],
     places: &[(u32, u64)],
@@ -145,7 +145,7 @@ fn in_part<T>(part: Digest, result: Result<T>) -> Result<T> {
 }
 
 /// The fields of `schema` named by `columns`, in that order.
-pub fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
+pub(super) fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
     let fields = columns.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::new(Schema::new(fields)))
 }

@@ -37,7 +37,7 @@ const DELETES: usize = 32;
 /// Bytes asked for at a time: more would not come within the time of a request.
 const PIECE: u64 = 32 << 20;
 /// Where a store may be.
-pub(super) const PLACES: &str = "a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
+pub(super) const PLACES: &str = "a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX would work";
 
 /// The server of a URL, and where on it the URL lies.
 pub(super) fn connect(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
@@ -59,8 +59,8 @@ fn settings() -> impl Iterator<Item = (String, String)> {
 }
 
 /// What to set for a kind of URL.
-fn hint(url: &Url) -> String {
-    let hint = match ObjectStoreScheme::parse(url) {
+fn hint(url: &Url) -> &'static str {
+    match ObjectStoreScheme::parse(url) {
         Ok((ObjectStoreScheme::AmazonS3, _)) => {
             "the bucket must exist; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and for a server other \
              than Amazon's AWS_ENDPOINT (with AWS_ALLOW_HTTP=true where that is http://)"
@@ -72,9 +72,8 @@ fn hint(url: &Url) -> String {
             "the container must exist; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
         }
         Ok((ObjectStoreScheme::Http, _)) => "look at the address, and whether this machine reaches the server",
-        _ => return format!("{PLACES} would work"),
-    };
-    hint.to_owned()
+        _ => PLACES,
+    }
 }
 
 /// Objects on a network: an answer that is cut short, late or lost is asked for again, and errors say what to set.
@@ -107,7 +106,7 @@ impl Steady {
         match error {
             Fault::AlreadyExists { .. } | Fault::Precondition { .. } | Fault::NotModified { .. } => error,
             _ => {
-                let hint = Url::parse(&self.url).map_or_else(|_| String::new(), |url| hint(&url));
+                let hint = Url::parse(&self.url).map_or("", |url| hint(&url));
                 Fault::Generic { store: "remote", source: format!("{}: {error}; {hint}", self.url).into() }
             }
         }

@@ -60,14 +60,9 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// What an object says in JSON.
-pub(super) fn from_json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Damaged(format!("{name}: {e}")))
-}
-
 /// An object of a store.
 #[derive(Clone, Debug)]
-pub struct Object {
+pub(super) struct Object {
     /// Its name.
     pub name: String,
     /// Its bytes.
@@ -78,9 +73,14 @@ pub struct Object {
 
 impl Object {
     /// The digest that its file name is.
-    pub fn digest(&self) -> Option<Digest> {
+    pub(super) fn digest(&self) -> Option<Digest> {
         self.name.rsplit('/').next()?.split('.').next()?.parse().ok()
     }
+}
+
+/// What an object says in JSON.
+pub(super) fn from_json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| Error::Damaged(format!("{name}: {e}")))
 }
 
 /// The objects at a URL, with copies of the immutable ones on this machine, and the prefix of the store.
@@ -88,7 +88,7 @@ fn remote_objects(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
     let (objects, prefix) = connect(url)?;
     if let Ok((ObjectStoreScheme::Http, _)) = ObjectStoreScheme::parse(url) {
         return Err(Error::Input(format!(
-            "store {url}: a plain web server cannot publish a table atomically; {PLACES} would work"
+            "store {url}: a plain web server cannot publish a table atomically; {PLACES}"
         )));
     }
     let cached = Cached::new(objects, prefix.clone()).map_err(|e| Error::Input(format!("store {url}: {e}")))?;
@@ -136,7 +136,7 @@ impl Store {
     }
 
     /// Writes an object unless one of that name is there; says whether it was written.
-    pub fn put_if_absent(&self, name: &str, bytes: impl Into<Bytes>) -> Result<bool> {
+    pub(super) fn put_if_absent(&self, name: &str, bytes: impl Into<Bytes>) -> Result<bool> {
         let payload = PutPayload::from_bytes(bytes.into());
         let options = PutOptions::from(PutMode::Create);
         match self.runtime.block_on(self.objects.put_opts(&self.path(name), payload, options)) {
@@ -158,7 +158,7 @@ impl Store {
     }
 
     /// The bytes of several objects, read side by side; `None` where there is none.
-    pub fn get_all(&self, names: &[String]) -> Result<Vec<Option<Bytes>>> {
+    pub(super) fn get_all(&self, names: &[String]) -> Result<Vec<Option<Bytes>>> {
         let reads = futures::stream::iter(names.iter().map(|name| self.fetch(name)));
         self.runtime.block_on(reads.buffered(READS).try_collect())
     }
@@ -172,7 +172,7 @@ impl Store {
     }
 
     /// Removes an object, if it is there.
-    pub fn delete(&self, name: &str) -> Result<()> {
+    pub(super) fn delete(&self, name: &str) -> Result<()> {
         match self.runtime.block_on(self.objects.delete(&self.path(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(e.into()),
@@ -180,12 +180,12 @@ impl Store {
     }
 
     /// An object read as JSON.
-    pub fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+    pub(super) fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         self.get(name)?.map(|bytes| from_json(name, &bytes)).transpose()
     }
 
     /// The objects below a folder, sorted by name.
-    pub fn objects_in(&self, folder: &str) -> Result<Vec<Object>> {
+    pub(super) fn objects_in(&self, folder: &str) -> Result<Vec<Object>> {
         let base = self.path(folder);
         let found: Vec<_> = self.runtime.block_on(self.objects.list(Some(&base)).try_collect())?;
         let object = |meta: object_store::ObjectMeta| {
@@ -211,7 +211,7 @@ impl Store {
 
     /// Keeps bytes under their digest. What is there already is replaced by the same bytes: a damaged object is mended so, and
     /// one that a clean-up would take for old is new again.
-    pub fn put_blob(&self, bytes: impl Into<Bytes>) -> Result<Digest> {
+    pub(super) fn put_blob(&self, bytes: impl Into<Bytes>) -> Result<Digest> {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
         self.put(&format!("blobs/{digest}"), bytes)?;
@@ -231,12 +231,12 @@ impl Store {
     }
 
     /// A part's bytes, checked against its digest the first time this process reads it.
-    pub fn part(&self, digest: Digest) -> Result<Bytes> {
+    pub(super) fn part(&self, digest: Digest) -> Result<Bytes> {
         self.checked(digest, &format!("parts/{digest}.parquet"), "part")
     }
 
     /// The file of a part, in a store on this machine's disk.
-    pub fn part_file(&self, part: Digest) -> Result<Option<std::fs::File>> {
+    pub(super) fn part_file(&self, part: Digest) -> Result<Option<std::fs::File>> {
         let Some(folder) = &self.folder else { return Ok(None) };
         match std::fs::File::open(folder.join(format!("parts/{part}.parquet"))) {
             Ok(file) => Ok(Some(file)),
@@ -260,7 +260,7 @@ impl Store {
     }
 
     /// Removes a part or a blob that is damaged.
-    pub fn discard(&self, digest: Digest) -> Result<()> {
+    pub(super) fn discard(&self, digest: Digest) -> Result<()> {
         self.delete(&format!("parts/{digest}.parquet"))?;
         self.delete(&format!("blobs/{digest}"))
     }

@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Publishes a table as a new version, atomically: of two racing runs both versions stand, in turn. Returns its number.
-    pub fn publish(&self, pipeline: &str, manifest: &Manifest) -> Result<u64> {
+    pub(super) fn publish(&self, pipeline: &str, manifest: &Manifest) -> Result<u64> {
         let json = Bytes::from(serde_json::to_vec(manifest).map_err(std::io::Error::from)?);
         let slot = manifest.variant.slot(&manifest.table);
         let mut version = self.versions_of(pipeline, &slot)?.last().copied().unwrap_or(0);
