@@ -9,8 +9,9 @@ use arrow::{
 use proptest::prelude::*;
 use vlmdiff::{
     engine::{
-        Digest, Error, Store, gc, parts, pipeline,
-        store::{Entry, PartRef},
+        Digest, Error, Store, gc,
+        manifest::{Entry, PartRef},
+        parts, pipeline,
     },
     stages::KINDS,
 };

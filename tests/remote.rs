@@ -6,16 +6,19 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use futures::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder};
+use object_store::{
+    ObjectStore, ObjectStoreExt,
+    aws::{AmazonS3, AmazonS3Builder},
+};
 use vlmdiff::engine::{
     event::{Event, Logged},
-    store::Manifest,
+    manifest::Manifest,
 };
 
 use crate::{
@@ -39,6 +42,11 @@ pub(crate) fn python() -> Command {
     let mut command = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
     command.env("PYTHONPATH", packages).stdin(Stdio::null());
     command
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// An S3 server with one empty bucket.
@@ -73,9 +81,9 @@ impl Server {
         }
     }
 
-    /// The objects below a folder of the store, read without the proxy.
-    fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
-        let objects = AmazonS3Builder::new()
+    /// Does something with the bucket, without the proxy.
+    fn with_bucket<T>(&self, work: impl AsyncFnOnce(AmazonS3) -> T) -> T {
+        let bucket = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.address))
             .with_allow_http(true)
             .with_bucket_name("bucket")
@@ -83,8 +91,23 @@ impl Server {
             .with_secret_access_key("test")
             .build()
             .unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work(bucket))
+    }
+
+    /// Puts the files below a folder under the same names.
+    fn upload(&self, folder: &Path) {
+        let parent = folder.parent().unwrap();
+        self.with_bucket(async |bucket| {
+            for file in files(folder) {
+                let name = file.strip_prefix(parent).unwrap().to_str().unwrap();
+                bucket.put(&name.into(), fs::read(&file).unwrap().into()).await.unwrap();
+            }
+        });
+    }
+
+    /// The objects below a folder of the store.
+    fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+        self.with_bucket(async |objects| {
             let below = format!("some/prefix/{folder}").into();
             let mut found = Vec::new();
             for meta in objects.list(Some(&below)).try_collect::<Vec<_>>().await.unwrap() {
@@ -269,6 +292,26 @@ fn two_runs_at_once_lose_no_publication() {
 }
 
 #[test]
+fn images_behind_a_failing_network_make_the_same_tables() {
+    let remote = Remote::new(seeded(4, 6));
+    remote.server.upload(&remote.lab.path("data"));
+    // A file that changed just now is read again by the next run.
+    std::thread::sleep(Duration::from_secs(4));
+    let run = || remote.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "images.root=s3://bucket/data"]);
+    run();
+    let tables: Vec<String> = remote.tables().iter().map(|table| table.replace("s3://bucket/data", "data")).collect();
+    assert_eq!(tables, remote.expected());
+    let fetched = || remote.proxy.count("GET", ".png");
+    let first = fetched();
+    let images = files(&remote.lab.path("data")).iter().filter(|file| file.extension() == Some("png".as_ref())).count();
+    assert!(first >= 2 * images, "{first} requests to hash {images} images and to read them");
+    let faults = remote.proxy.faults();
+    assert!(faults.iter().any(|fault| fault.client == Client::Half), "{faults:?}");
+    run();
+    assert_eq!(fetched(), first, "the second run fetches no image again");
+}
+
+#[test]
 fn a_store_that_cannot_be_reached_says_what_to_set() {
     let remote = Remote::new(|_, _| None);
     let failed = |command: &mut Command| {
@@ -282,4 +325,9 @@ fn a_store_that_cannot_be_reached_says_what_to_set() {
     assert!(stderr.contains(STORE) && stderr.contains("AWS_ALLOW_HTTP"), "{stderr}");
     let stderr = failed(remote.command(&["sql", "select 1"]).env("VLMDIFF_STORE", "https://example.invalid/x"));
     assert!(stderr.contains("https://example.invalid/x") && stderr.contains("s3://BUCKET/PREFIX"), "{stderr}");
+    for place in ["nowhere", &format!("file://{}", remote.lab.path("nowhere").display())] {
+        let stderr = failed(remote.command(&["sql", "select 1"]).env("VLMDIFF_STORE", place));
+        assert!(stderr.contains(&format!("there is no store at {place}; run a pipeline here first")), "{stderr}");
+    }
+    assert!(!remote.lab.path("nowhere").exists());
 }

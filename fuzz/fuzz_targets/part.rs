@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema};
-use vlmdiff::engine::{Store, parts, store::PartRef};
+use vlmdiff::engine::{Store, manifest::PartRef, parts};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let folder = tempfile::tempdir().expect("a folder");

@@ -25,6 +25,7 @@ use crate::{
         pipeline::{self, Pipeline},
         plan::Doubts,
         select::{self, Selection},
+        source::{is_url, local_path},
     },
     stages,
 };
@@ -157,8 +158,7 @@ struct StoreArgs {
 
 impl StoreArgs {
     fn open(&self) -> Result<Store> {
-        let is_url = self.store.contains("://");
-        if !is_url && !std::path::Path::new(&self.store).is_dir() {
+        if !is_url(&self.store) && !local_path(&self.store).is_dir() {
             return Err(Error::Input(format!(
                 "there is no store at {}; run a pipeline here first, or name one with --store",
                 self.store

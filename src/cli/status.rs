@@ -12,7 +12,7 @@ use super::{
     text::{count, print, width},
 };
 use crate::engine::{
-    store::Manifest,
+    manifest::Manifest,
     sweep::{Variant, text},
 };
 

@@ -11,10 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, memory::InMemory,
+    path::Path,
 };
 use tokio::sync::OnceCell;
 
@@ -30,7 +32,7 @@ pub(super) struct Cached {
     prefix: Path,
     local: LocalFileSystem,
     /// The sizes of the copies that this process has fetched or checked.
-    checked: Mutex<HashMap<Path, Arc<OnceCell<u64>>>>,
+    sizes: Mutex<HashMap<Path, Arc<OnceCell<u64>>>>,
 }
 
 /// An immutable object: its place in the store, in the folder of copies, and what its bytes must be.
@@ -38,6 +40,14 @@ struct Immutable<'a> {
     location: &'a Path,
     copy: Path,
     digest: Digest,
+}
+
+/// Where an object is, once it was fetched.
+enum Fetched {
+    /// In a copy of this size.
+    Copy(u64),
+    /// Here alone: no copy could be written.
+    Bytes(Bytes),
 }
 
 /// An object whose bytes are not those that its name promises.
@@ -61,7 +71,7 @@ impl Cached {
         };
         std::fs::create_dir_all(&folder).map_err(|e| named(&e))?;
         let local = LocalFileSystem::new_with_prefix(&folder).map_err(|e| named(&e))?;
-        Ok(Self { remote, prefix, local, checked: Mutex::default() })
+        Ok(Self { remote, prefix, local, sizes: Mutex::default() })
     }
 
     fn immutable<'a>(&self, location: &'a Path) -> Option<Immutable<'a>> {
@@ -72,11 +82,11 @@ impl Cached {
     }
 
     fn checked(&self) -> MutexGuard<'_, HashMap<Path, Arc<OnceCell<u64>>>> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that there is a copy, at its first use in this process a checked one; returns its size.
-    async fn fetch(&self, object: &Immutable<'_>) -> Result<u64> {
+    /// Sees to it that there is a copy, at its first use in this process a checked one. A full disk loses it and nothing else.
+    async fn fetch(&self, object: &Immutable<'_>) -> Result<Fetched> {
         let cell = self.checked().entry(object.copy.clone()).or_default().clone();
         let fetch = async || {
             if let Ok(found) = self.local.get(&object.copy).await
@@ -85,20 +95,36 @@ impl Cached {
             {
                 return Ok(bytes.len() as u64);
             }
-            let bytes = self.remote.get(object.location).await?.bytes().await?;
-            if Digest::of(&bytes) != object.digest {
-                let mismatch = Mismatch { location: object.location.clone(), digest: object.digest };
-                return Err(Error::Generic { store: "remote", source: Box::new(mismatch) });
+            let bytes = self.download(object).await.map_err(Err)?;
+            match self.local.put(&object.copy, bytes.clone().into()).await {
+                Ok(_) => Ok(bytes.len() as u64),
+                Err(_) => Err(Ok(bytes)),
             }
-            let size = bytes.len() as u64;
-            self.local.put(&object.copy, bytes.into()).await?;
-            Ok(size)
         };
-        cell.get_or_try_init(fetch).await.copied()
+        let copy: Result<&u64, Result<Bytes>> = cell.get_or_try_init(fetch).await;
+        copy.map_or_else(|bytes| bytes.map(Fetched::Bytes), |size| Ok(Fetched::Copy(*size)))
     }
 
-    /// Reads the copy, unless it is no longer what was checked.
-    async fn read(&self, object: &Immutable<'_>, size: u64, options: GetOptions) -> Result<GetResult> {
+    /// The bytes as the remote store has them, checked.
+    async fn download(&self, object: &Immutable<'_>) -> Result<Bytes> {
+        let bytes = self.remote.get(object.location).await?.bytes().await?;
+        if Digest::of(&bytes) == object.digest {
+            return Ok(bytes);
+        }
+        let mismatch = Mismatch { location: object.location.clone(), digest: object.digest };
+        Err(Error::Generic { store: "remote", source: Box::new(mismatch) })
+    }
+
+    /// Reads what was fetched, unless the copy is no longer what was checked.
+    async fn read(&self, object: &Immutable<'_>, fetched: Fetched, options: GetOptions) -> Result<GetResult> {
+        let size = match fetched {
+            Fetched::Copy(size) => size,
+            Fetched::Bytes(bytes) => {
+                let memory = InMemory::new();
+                memory.put(object.location, bytes.into()).await?;
+                return memory.get_opts(object.location, options).await;
+            }
+        };
         let found = self.local.get_opts(&object.copy, options).await?;
         if found.meta.size != size {
             let source = format!("the copy of {} has another size", object.location);
@@ -120,20 +146,21 @@ impl ObjectStore for Cached {
         let Some(object) = self.immutable(location).filter(|_| !options.head) else {
             return self.remote.get_opts(location, options).await;
         };
-        let size = self.fetch(&object).await?;
-        if let Ok(found) = self.read(&object, size, options.clone()).await {
+        let fetched = self.fetch(&object).await?;
+        if let Ok(found) = self.read(&object, fetched, options.clone()).await {
             return Ok(found);
         }
         // Somebody deleted or changed the copy since this process checked it.
         self.checked().remove(&object.copy);
-        let size = self.fetch(&object).await?;
-        self.read(&object, size, options).await
+        let fetched = self.fetch(&object).await?;
+        self.read(&object, fetched, options).await
     }
 
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let put = self.remote.put_opts(location, payload.clone(), options).await?;
         if let Some(object) = self.immutable(location) {
-            self.local.put(&object.copy, payload).await?;
+            // Without a copy it is fetched when it is read.
+            self.local.put(&object.copy, payload).await.ok();
         }
         Ok(put)
     }
@@ -166,7 +193,6 @@ impl ObjectStore for Cached {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use object_store::memory::InMemory;
 
     struct Fixture {
         folder: tempfile::TempDir,
@@ -229,6 +255,20 @@ mod tests {
         assert_eq!(cached.get_range(&at.part, 6..8).await.unwrap(), "of");
         std::fs::write(&at.copy, b"BYTES of a part").unwrap();
         assert_eq!(at.open().get(&at.part).await.unwrap().bytes().await.unwrap(), BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_costs_time_alone() {
+        let at = fixture().await;
+        let cached = at.open();
+        ["parts", "blobs"].iter().for_each(|name| std::fs::write(at.folder.path().join(name), "no folder").unwrap());
+        for _ in 0..2 {
+            assert_eq!(cached.get(&at.part).await.unwrap().bytes().await.unwrap(), BYTES);
+            assert_eq!(cached.get_range(&at.part, 6..8).await.unwrap(), "of");
+        }
+        let blob = Path::from(format!("a/b/blobs/{}", Digest::of(b"weights")));
+        cached.put(&blob, "weights".into()).await.unwrap();
+        assert_eq!(cached.get(&blob).await.unwrap().bytes().await.unwrap(), "weights");
     }
 
     #[tokio::test]

@@ -130,6 +130,16 @@ pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
     Ok((0..batch.num_rows()).into_par_iter().map(row).collect())
 }
 
+/// A type as tables keep it: the value itself, no view or dictionary of it.
+pub fn plain(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
+        DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
+        DataType::Dictionary(_, value) => plain(value),
+        other => other.clone(),
+    }
+}
+
 /// An array of digests.
 pub fn digest_array(digests: impl ExactSizeIterator<Item = Option<Digest>>) -> ArrayRef {
     let mut builder = arrow::array::FixedSizeBinaryBuilder::with_capacity(digests.len(), Digest::LEN as i32);
@@ -156,7 +166,7 @@ fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
         })?;
         let column = match (column.data_type(), field.data_type()) {
             (have, want) if have == want || have.equals_datatype(want) => column.clone(),
-            (DataType::Utf8View | DataType::LargeUtf8, DataType::Utf8) => cast(column, field.data_type())?,
+            (have, want) if plain(have) == *want => cast(column, want)?,
             (have, want) => {
                 return Err(Error::Stage(format!(
                     "column `{}` is {have} where the schema declares {want}",
@@ -245,9 +255,7 @@ fn values(array: &ArrayRef) -> Result<Values> {
         DataType::Boolean => Values::Bits(array.clone()),
         DataType::Utf8 => Values::Text(array.clone()),
         DataType::Binary => Values::Bytes(array.clone()),
-        DataType::LargeUtf8 | DataType::Utf8View => values(&cast(array, &DataType::Utf8)?)?,
-        DataType::LargeBinary | DataType::BinaryView => values(&cast(array, &DataType::Binary)?)?,
-        DataType::Dictionary(_, value) => values(&cast(array, value)?)?,
+        other if plain(other) != *other => values(&cast(array, &plain(other))?)?,
         DataType::List(_) => Values::List(array.clone(), Box::new(values(array.as_list::<i32>().values())?)),
         DataType::FixedSizeList(_, size) => {
             let list = array.as_fixed_size_list();

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Cuts the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
-pub struct Tasks<'a> {
+pub(super) struct Tasks<'a> {
     work: &'a Work<'a>,
     run: &'a str,
     job: Job,
@@ -29,7 +29,7 @@ pub struct Tasks<'a> {
 
 impl<'a> Tasks<'a> {
     /// The tasks of a table; `views` holds its inputs.
-    pub fn new(work: &'a Work<'a>, views: &Views, options: &Options, run: &'a str) -> Result<Self> {
+    pub(super) fn new(work: &'a Work<'a>, views: &Views, options: &Options, run: &'a str) -> Result<Self> {
         let chunks: Vec<Vec<usize>> = if work.table.is_keyed() {
             work.stale.chunks(options.task_rows.max(1)).map(<[usize]>::to_vec).collect()
         } else {

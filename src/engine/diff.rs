@@ -14,9 +14,9 @@ use super::{
     columns::{light_schema, row_digests},
     history::Run,
     join::ids_of,
+    manifest::Manifest,
     parts::{project, read_light},
     reason::{Cause, RowChanges, compare},
-    store::Manifest,
 };
 
 /// Tables with more rows are compared by content alone.

@@ -12,7 +12,8 @@ use super::{
     Digest, Result, Store,
     event::now_ms,
     history::{self, Run},
-    store::{Entry, Manifest, Object},
+    manifest::{Entry, Manifest},
+    store::Object,
 };
 
 /// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
@@ -142,7 +143,7 @@ impl Collector<'_> {
 
     fn reach(&mut self, manifest: &Manifest) {
         self.stages.insert(manifest.made.fingerprint);
-        self.reached.extend(manifest.parts.iter().map(|part| part.part).chain(manifest.blobs.iter().copied()));
+        self.reached.extend(manifest.objects());
     }
 
     /// Reaches what was published since this clean-up began.

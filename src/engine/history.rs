@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result, Store,
     event::{Event, Logged},
-    store::version_name,
+    versions::version_name,
 };
 
 /// A run, from its events.
@@ -183,13 +183,13 @@ fn run_of(name: &str) -> &str {
 
 /// The tags of a store: tag -> run.
 pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
-    let names = store.list("tags")?;
-    let tag = |name: String| {
-        // A tag that a failing disk cut short names nothing.
-        let found = store.get(&format!("tags/{name}"))?.and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
-        Ok(found.map(|tag| (name.trim_end_matches(".json").to_owned(), tag.run)))
+    let names: Vec<String> = store.list("tags")?.iter().map(|name| format!("tags/{name}")).collect();
+    // A tag that a failing disk cut short names nothing.
+    let tag = |(name, bytes): (&String, Option<bytes::Bytes>)| {
+        let Tag { run } = serde_json::from_slice(&bytes?).ok()?;
+        Some((name.trim_start_matches("tags/").trim_end_matches(".json").to_owned(), run))
     };
-    names.into_iter().filter_map(|name| tag(name).transpose()).collect()
+    Ok(names.iter().zip(store.get_all(&names)?).filter_map(tag).collect())
 }
 
 /// The run that a name means: a tag, an id or the beginning of one, `last` for the newest or `last~1` for the one before.

@@ -14,11 +14,11 @@ use super::{
     encode_schema,
     filter::Filter,
     known::content,
+    manifest::Manifest,
     parts::{project, read_light},
     pipeline::{Input, Table},
     plan::{Pending, View, Views},
     stage::Reads,
-    store::Manifest,
 };
 
 /// Joined rows, ascending by id.
@@ -82,7 +82,7 @@ impl View {
 }
 
 /// What a stage reads of an input beside the rows: at which port, and the columns with their names and types.
-pub fn shape(view: &View, input: &Input) -> Result<Digest> {
+pub(super) fn shape(view: &View, input: &Input) -> Result<Digest> {
     let mut hasher = Hasher::new("input");
     let schema = project(&*view.manifest.schema()?, &input.columns)?;
     hasher.field(input.port.as_bytes()).field(encode_schema(&schema).as_bytes());
@@ -90,7 +90,7 @@ pub fn shape(view: &View, input: &Input) -> Result<Digest> {
 }
 
 /// The content of chosen columns of a table.
-pub fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
+pub(super) fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
     if view.pending != Pending::Nothing {
         return Ok(view.content());
     }
@@ -102,7 +102,7 @@ pub fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<D
 
 /// Chosen columns of a whole table. Rows that are cached one by one lie in the order in which they were computed, which says
 /// nothing: they are read in the order of their ids.
-pub fn in_order(
+pub(super) fn in_order(
     keyed: bool,
     schema: &Schema,
     columns: &[String],
@@ -120,7 +120,7 @@ pub fn in_order(
 }
 
 /// A batch in the order of its first column, the ids.
-pub fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
+pub(super) fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
     let ids = ids_of(&batch)?;
     if (1..ids.len()).all(|row| ids.value(row - 1) <= ids.value(row)) {
         return Ok(batch);
@@ -130,7 +130,7 @@ pub fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
 }
 
 /// Joins the inputs read row by row on their ids, ascending, after `where:`.
-pub fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
+pub(super) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
     let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
     let Some((first, others)) = inputs.split_first() else {
         return Ok(Joined { ids: StringArray::new_null(0), digests: Vec::new(), places: Vec::new() });
@@ -207,12 +207,12 @@ impl Light {
 /// Where each row of a table lies: part and row.
 fn places(manifest: &Manifest) -> Vec<(u32, u64)> {
     let rows =
-        |(part, number): (&super::store::PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
+        |(part, number): (&super::manifest::PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
     manifest.parts.iter().zip(0..).flat_map(rows).collect()
 }
 
 /// The ids of rows: the text in the first column.
-pub fn ids_of(batch: &RecordBatch) -> Result<StringArray> {
+pub(super) fn ids_of(batch: &RecordBatch) -> Result<StringArray> {
     let ids = batch.column(0).as_string_opt::<i32>();
     ids.cloned().ok_or_else(|| Error::Damaged("the first column of a table with ids is not text".into()))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     Digest, Hasher,
-    store::{Entry, PartRef, RowError},
+    manifest::{Entry, PartRef, RowError, runs},
 };
 
 /// What a stage has computed before, by key. Of two results for one key the later counts.
@@ -107,21 +107,10 @@ impl Known {
 }
 
 /// The digest of rows' digests.
-pub fn content(rows: &[Digest]) -> Digest {
+pub(super) fn content(rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("table");
     rows.iter().for_each(|row| {
         hasher.field(row.as_bytes());
     });
     hasher.finish()
-}
-
-fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for &row in rows {
-        match runs.last_mut() {
-            Some((first, count)) if *first + *count == row => *count += 1,
-            _ => runs.push((row, 1)),
-        }
-    }
-    runs
 }

@@ -10,14 +10,14 @@ use super::{Digest, Result, Store};
 
 /// What a lock is held on: the results recorded under a stage's key.
 #[derive(Debug)]
-pub struct Lock {
+pub(super) struct Lock {
     /// Locked until it is closed; `None` in a remote store, which has no locks.
     file: Option<(File, PathBuf)>,
 }
 
 impl Store {
     /// Takes the lock on a stage's results; `wait` is called once where another process holds it.
-    pub fn lock(&self, stage: Digest, wait: &mut dyn FnMut()) -> Result<Lock> {
+    pub(super) fn lock(&self, stage: Digest, wait: &mut dyn FnMut()) -> Result<Lock> {
         let Some(path) = self.lock_path(stage) else { return Ok(Lock { file: None }) };
         let mut waits = false;
         loop {
@@ -39,7 +39,7 @@ impl Store {
     }
 
     /// The lock, or `None` where another process holds it.
-    pub fn try_lock(&self, stage: Digest) -> Result<Option<Lock>> {
+    pub(super) fn try_lock(&self, stage: Digest) -> Result<Option<Lock>> {
         let Some(path) = self.lock_path(stage) else { return Ok(Some(Lock { file: None })) };
         let file = open(&path)?;
         match file.try_lock() {
@@ -55,7 +55,7 @@ impl Store {
     }
 
     /// The stages whose results some process works on.
-    pub fn locked(&self) -> Result<Vec<Digest>> {
+    pub(super) fn locked(&self) -> Result<Vec<Digest>> {
         let Some(folder) = self.folder.as_ref().map(|folder| folder.join("locks")).filter(|f| f.is_dir()) else {
             return Ok(Vec::new());
         };

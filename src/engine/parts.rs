@@ -9,10 +9,7 @@ use arrow::{
 };
 use bytes::Bytes;
 use parquet::{
-    arrow::{
-        ArrowWriter, ProjectionMask,
-        arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
-    },
+    arrow::{ArrowWriter, ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
     file::{
         properties::{EnabledStatistics, WriterProperties},
@@ -23,7 +20,11 @@ use parquet::{
 
 use rayon::prelude::*;
 
-use super::{Digest, Error, Result, Store, columns::is_heavy, store::PartRef};
+use super::{
+    Digest, Error, Result, Store,
+    columns::is_heavy,
+    manifest::{PartRef, runs, selection},
+};
 
 /// A batch as the bytes of a Parquet file, all rows in one row group.
 pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
@@ -50,16 +51,16 @@ pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// Chosen rows and columns of a part, rows ascending, columns in the order asked for.
-fn decode(part: impl ChunkReader + 'static, columns: &[String], rows: Option<&[u64]>) -> Result<RecordBatch> {
+/// Chosen columns of a part in the order asked for, and of its rows these runs, or all.
+fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(part)?;
     let schema = builder.schema().clone();
     let total = builder.metadata().file_metadata().num_rows() as usize;
     let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
     builder = builder.with_projection(mask).with_batch_size(total.max(1));
-    if let Some(rows) = rows {
-        builder = builder.with_row_selection(selection(rows, total));
+    if let Some(runs) = chosen {
+        builder = builder.with_row_selection(selection(runs, total as u64));
     }
     let reader = builder.build()?;
     let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
@@ -80,25 +81,8 @@ fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatype
     roots.into_iter().map(|i| schema.fields()[i].clone()).collect()
 }
 
-fn selection(rows: &[u64], total: usize) -> RowSelection {
-    let mut selectors = Vec::new();
-    let mut next = 0;
-    for &row in rows {
-        let row = row as usize;
-        if row > next {
-            selectors.push(RowSelector::skip(row - next));
-        }
-        selectors.push(RowSelector::select(1));
-        next = row + 1;
-    }
-    if next < total {
-        selectors.push(RowSelector::skip(total - next));
-    }
-    selectors.into()
-}
-
 /// The rows at `(part, row)` places, in that order.
-pub fn gather(
+pub(super) fn gather(
     store: &Store,
     parts: &[Digest],
     places: &[(u32, u64)],
@@ -114,7 +98,8 @@ pub fn gather(
         rows.dedup();
         found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
         let part = parts[part as usize];
-        batches.push(in_part(part, decode(store.part(part)?, columns, Some(&rows)))?.with_schema(schema.clone())?);
+        batches
+            .push(in_part(part, decode(store.part(part)?, columns, Some(&runs(&rows))))?.with_schema(schema.clone())?);
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
@@ -129,26 +114,23 @@ pub fn gather(
 
 /// All chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    collect(parts, schema, |part, rows| in_part(part, decode(store.part(part)?, columns, rows)))
+    collect(parts, schema, |part, chosen| in_part(part, decode(store.part(part)?, columns, chosen)))
 }
 
 /// [`read_table`] of light columns: the bytes of the others are not read, so the part's digest is not checked.
 pub fn read_light(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    collect(parts, schema, |part, rows| match store.part_file(part)? {
-        Some(file) => in_part(part, decode(file, columns, rows)),
-        None => in_part(part, decode(store.part(part)?, columns, rows)),
+    collect(parts, schema, |part, chosen| match store.part_file(part)? {
+        Some(file) => in_part(part, decode(file, columns, chosen)),
+        None => in_part(part, decode(store.part(part)?, columns, chosen)),
     })
 }
 
 fn collect(
     parts: &[PartRef],
     schema: &SchemaRef,
-    read: impl Fn(Digest, Option<&[u64]>) -> Result<RecordBatch> + Sync,
+    read: impl Fn(Digest, Option<&[(u64, u64)]>) -> Result<RecordBatch> + Sync,
 ) -> Result<RecordBatch> {
-    let read = |part: &PartRef| {
-        let rows = part.chosen.as_ref().map(|_| part.row_numbers());
-        Ok(read(part.part, rows.as_deref())?.with_schema(schema.clone())?)
-    };
+    let read = |part: &PartRef| Ok(read(part.part, part.chosen.as_deref())?.with_schema(schema.clone())?);
     let batches = parts.par_iter().map(read).collect::<Result<Vec<_>>>()?;
     Ok(concat_batches(schema, &batches)?)
 }
@@ -168,7 +150,7 @@ fn in_part<T>(part: Digest, result: Result<T>) -> Result<T> {
 }
 
 /// The fields of `schema` named by `columns`, in that order.
-pub fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
+pub(super) fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
     let fields = columns.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::new(Schema::new(fields)))
 }

@@ -159,7 +159,7 @@ pub fn parse(
 }
 
 /// Names for a message.
-pub(super) fn or_none(names: &[&str]) -> String {
+pub fn or_none(names: &[&str]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 

@@ -12,11 +12,11 @@ use super::{
     event::now_ms,
     join::{Joined, join, shape, sort_by_id, table_content},
     known::{Known, content},
+    manifest::{Made, Manifest, PartRef},
     pipeline::{OnError, Pipeline, Table},
     reason::{self, Cause},
     select::is_called,
     stage::{Reads, fingerprint},
-    store::{Made, Manifest, PartRef},
     task::SOURCE,
 };
 
@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a table holds a part that is damaged or missing.
     pub fn has_lost(&self, manifest: &Manifest) -> bool {
-        manifest.parts.iter().map(|part| &part.part).chain(&manifest.blobs).any(|d| self.doubts.lost.contains(d))
+        manifest.objects().any(|digest| self.doubts.lost.contains(&digest))
     }
 
     fn forces(&self, table: &Table) -> bool {

@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::{
     KEY, Result, Store,
     join::ids_of,
+    manifest::{Made, Manifest},
     parts::{project, read_light},
     pipeline::Table,
     plan::{Pending, Planner, View, Views, Work},
-    store::{Made, Manifest},
     task::SOURCE,
 };
 

@@ -1,9 +1,10 @@
-//! A store behind a URL: who asks and where, from the usual environment, and what a network takes beyond `object_store`'s
-//! own retries.
+//! Servers, of stores and of sources: who asks and where, from the usual environment, and what a network takes beyond
+//! `object_store`'s own retries.
 
 use std::{
     fmt,
     future::Future,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use object_store::{
 };
 use url::Url;
 
-use super::{Error, Result, cache::Cached};
+use super::{Error, Result};
 
 /// A request that takes longer is given up and sent again; `AWS_TIMEOUT` and its like change it.
 const TIMEOUT: &str = "2 minutes";
@@ -33,27 +34,28 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Objects deleted at the same time.
 const DELETES: usize = 32;
+/// Bytes asked for at a time: more would not come within the time of a request.
+const PIECE: u64 = 32 << 20;
+/// Where a store may be.
+pub(super) const PLACES: &str = "a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX would work";
 
-/// The objects at a URL, with what is immutable kept below a local folder, and the prefix of the store.
-pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
-    let wrong = |e: &dyn fmt::Display| Error::Input(format!("store `{url}`: {e}; {}", hint(url)));
-    if let Ok((ObjectStoreScheme::Http, _)) = ObjectStoreScheme::parse(url) {
-        return Err(wrong(&"a plain web server cannot publish a table atomically"));
-    }
-    let (objects, prefix) = object_store::parse_url_opts(url, settings()).map_err(|e| wrong(&e))?;
-    let steady = Steady { objects: objects.into(), url: url.as_str().into() };
-    let cached = Cached::new(Arc::new(steady), prefix.clone()).map_err(|e| wrong(&e))?;
-    Ok((Arc::new(cached), prefix))
+/// The server of a URL, and where on it the URL lies.
+pub(super) fn connect(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    // Who writes http:// means it.
+    let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
+    let (objects, path) = object_store::parse_url_opts(url, settings().chain(plain))
+        .map_err(|e| Error::Input(format!("cannot reach {url}: {e}; {}", hint(url))))?;
+    Ok((Arc::new(Steady { objects: objects.into(), url: url.as_str().into() }), path))
 }
 
 /// What the environment says about clouds: `AWS_*`, `GOOGLE_*` and `AZURE_*`, nothing that only looks like a setting.
-fn settings() -> Vec<(String, String)> {
+fn settings() -> impl Iterator<Item = (String, String)> {
     let text = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((key.to_str()?.to_ascii_lowercase(), value.into_string().ok()?))
     };
     let cloud = |(key, _): &(String, String)| ["aws_", "google_", "azure_"].iter().any(|c| key.starts_with(c));
     let default = ("timeout".to_owned(), TIMEOUT.to_owned());
-    std::iter::once(default).chain(std::env::vars_os().filter_map(text).filter(cloud)).collect()
+    std::iter::once(default).chain(std::env::vars_os().filter_map(text).filter(cloud))
 }
 
 /// What to set for a kind of URL.
@@ -69,7 +71,8 @@ fn hint(url: &Url) -> &'static str {
         Ok((ObjectStoreScheme::MicrosoftAzure, _)) => {
             "the container must exist; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
         }
-        _ => "name a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX",
+        Ok((ObjectStoreScheme::Http, _)) => "look at the address, and whether this machine reaches the server",
+        _ => PLACES,
     }
 }
 
@@ -107,6 +110,19 @@ impl Steady {
                 Fault::Generic { store: "remote", source: format!("{}: {error}; {hint}", self.url).into() }
             }
         }
+    }
+
+    /// A large body piece by piece, so that what breaks off costs one piece.
+    fn pieces(&self, object: ObjectMeta, range: Range<u64>, options: GetOptions) -> BoxStream<'static, Answer<Bytes>> {
+        let this = self.clone();
+        let same = object.e_tag.filter(|tag| !tag.starts_with("W/"));
+        let piece = move |start: u64| {
+            let part = start..range.end.min(start + PIECE);
+            let options = GetOptions { range: Some(part.into()), if_match: same.clone(), ..options.clone() };
+            let (this, location) = (this.clone(), object.location.clone());
+            async move { this.get_opts(&location, options).await?.bytes().await }
+        };
+        stream::iter((range.start..range.end).step_by(PIECE as usize)).then(piece).boxed()
     }
 
     /// Creates an object. A server may have done so at an attempt whose answer was lost: an equal object counts as created.
@@ -168,14 +184,18 @@ impl ObjectStore for Steady {
         self.objects.put_multipart_opts(location, options).await
     }
 
-    /// Reads the whole body within the attempt: one that ends early is asked for again.
+    /// Reads the whole body within the attempt, or pieces each in its own: what ends early is asked for again.
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Answer<GetResult> {
         let get = || async {
             let found = self.objects.get_opts(location, options.clone()).await?;
             let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
-            let bytes = if options.head { Bytes::new() } else { found.bytes().await? };
-            let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
-            Ok(GetResult { payload, meta, range, attributes })
+            let body = if !options.head && range.end - range.start > PIECE {
+                self.pieces(meta.clone(), range.clone(), options.clone())
+            } else {
+                let bytes = if options.head { Bytes::new() } else { found.bytes().await? };
+                stream::once(async { Ok(bytes) }).boxed()
+            };
+            Ok(GetResult { payload: GetResultPayload::Stream(body), meta, range, attributes })
         };
         self.steadily(async || or_absent(get().await)).await?
     }
@@ -208,5 +228,24 @@ impl ObjectStore for Steady {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Answer<()> {
         self.steadily(|| self.objects.copy_opts(from, to, options.clone())).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn a_large_object_comes_in_pieces() {
+        let steady = Steady { objects: Arc::new(InMemory::new()), url: "memory:///".into() };
+        let (path, end) = (Path::from("weights"), 2 * PIECE as usize + 5);
+        let bytes: Vec<u8> = (0..end).map(|i| (i % 251) as u8).collect();
+        steady.put(&path, bytes.clone().into()).await.unwrap();
+        let pieces: Vec<Bytes> = steady.get(&path).await.unwrap().into_stream().try_collect().await.unwrap();
+        assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE as usize, PIECE as usize, 5]);
+        assert!(pieces.concat() == bytes);
+        let range = 7..end as u64 - 1;
+        assert!(steady.get_range(&path, range).await.unwrap() == bytes[7..end - 1]);
     }
 }

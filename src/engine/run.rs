@@ -9,10 +9,11 @@ use super::{
     Error, Result, Sources, Store,
     cut::Tasks,
     event::{Event, Logged, now_ms},
+    manifest::{Entry, Manifest},
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Pending, Planner, View, Views, Work, published},
     select::is_called,
-    store::{Entry, Manifest, state_name},
+    store::state_name,
     task::{Executor, Report, Task},
 };
 
@@ -206,8 +207,8 @@ impl Driver<'_> {
             errors += view.manifest.errors.len() as u64;
             // What is made now is neither forced nor lost any more.
             self.doubts.force.retain(|name| *name != table.name);
-            view.manifest.parts.iter().for_each(|part| {
-                self.doubts.lost.remove(&part.part);
+            view.manifest.objects().for_each(|digest| {
+                self.doubts.lost.remove(&digest);
             });
             views.insert(table.name.clone(), view);
         }

@@ -4,7 +4,7 @@
 //! known again by what the file system or the server says of the file; see [`tree`] for what that trusts.
 
 mod fetch;
-mod known;
+mod memory;
 mod remote;
 mod tree;
 
@@ -20,8 +20,9 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{Digest, Error, Hasher, Result};
-use known::Known;
-use remote::{Remote, url_of};
+use memory::Memory;
+use remote::Remote;
+pub(super) use remote::url_of;
 pub use tree::Tree;
 use tree::{Found, Stamp};
 
@@ -45,7 +46,7 @@ impl Default for Sources {
 }
 
 /// The user's cache folder: `VLMDIFF_CACHE`, else `vlmdiff` in `XDG_CACHE_HOME` or in `~/.cache`.
-pub fn cache_folder() -> PathBuf {
+pub(super) fn cache_folder() -> PathBuf {
     let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || std::env::home_dir().unwrap_or_default().join(".cache");
     named("VLMDIFF_CACHE").unwrap_or_else(|| named("XDG_CACHE_HOME").unwrap_or_else(home).join("vlmdiff"))
@@ -143,7 +144,7 @@ impl Sources {
         hash: impl FnOnce(&[&Found]) -> Result<Vec<Digest>>,
     ) -> Result<Vec<Digest>> {
         let file = self.memory(root);
-        let known = Known::load(&file);
+        let known = Memory::load(&file);
         let recall = |found: &&Found| found.stamp.as_ref().and_then(|stamp| known.get(stamp)).filter(|_| !self.verify);
         let recalled: Vec<Option<Digest>> = wanted.par_iter().map(recall).collect();
         let missing: Vec<&Found> =
@@ -163,7 +164,7 @@ impl Sources {
 }
 
 /// The path of an address that is no URL of a server.
-fn local_path(address: &str) -> PathBuf {
+pub fn local_path(address: &str) -> PathBuf {
     let file = address.starts_with("file://").then(|| url::Url::parse(address).ok()?.to_file_path().ok()).flatten();
     file.unwrap_or_else(|| address.into())
 }

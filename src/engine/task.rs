@@ -20,9 +20,10 @@ use super::{
     columns::seal,
     event::now_ms,
     join::in_order,
+    manifest::{Entry, PartRef, RowError, decode_schema},
     parts,
     stage::{Context, OpenFn, Operator, Output, Schemas},
-    store::{Entry, PartRef, RowError, decode_schema, state_name},
+    store::state_name,
 };
 
 /// Rows read from the store at a time.

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Digest, Error, Result, Store,
+    manifest::Entry,
     run::Remote,
     stage::OpenFn,
-    store::Entry,
     task::{Executor, Report, Task},
 };
 

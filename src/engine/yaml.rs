@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 
 /// A place in a file, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub(super) struct Place {
     /// Line, from 1.
     pub line: u64,
     /// Column, from 1.
@@ -17,7 +17,7 @@ pub struct Place {
 
 /// A YAML node and its place.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub(super) struct Node {
     /// Where the node begins.
     pub place: Place,
     /// What it is.
@@ -26,7 +26,7 @@ pub struct Node {
 
 /// What a YAML node is.
 #[derive(Clone, Debug)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Null, boolean, number or text.
     Scalar(Value),
     /// A sequence.
@@ -37,7 +37,7 @@ pub enum Kind {
 
 /// A key of a mapping and its place.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub(super) struct Key {
     /// The text.
     pub name: String,
     /// Where it stands.
@@ -46,7 +46,7 @@ pub struct Key {
 
 impl Node {
     /// Parses one YAML document; an error has its place where the parser knows it.
-    pub fn parse(text: &str) -> Result<Self, (Place, String)> {
+    pub(super) fn parse(text: &str) -> Result<Self, (Place, String)> {
         serde_saphyr::from_str(text).map_err(|error| {
             let place = error
                 .location()
@@ -62,12 +62,12 @@ impl Node {
     }
 
     /// The value below a key.
-    pub fn get(&self, key: &str) -> Option<&Self> {
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
         self.entries().iter().find(|(k, _)| k.name == key).map(|(_, node)| node)
     }
 
     /// The entries of a mapping; none for anything else.
-    pub fn entries(&self) -> &[(Key, Self)] {
+    pub(super) fn entries(&self) -> &[(Key, Self)] {
         match &self.kind {
             Kind::Map(entries) => entries,
             _ => &[],
@@ -75,7 +75,7 @@ impl Node {
     }
 
     /// A text scalar's text.
-    pub fn as_text(&self) -> Option<&str> {
+    pub(super) fn as_text(&self) -> Option<&str> {
         match &self.kind {
             Kind::Scalar(Value::String(text)) => Some(text),
             _ => None,
@@ -83,7 +83,7 @@ impl Node {
     }
 
     /// The tree as JSON.
-    pub fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         match &self.kind {
             Kind::Scalar(value) => value.clone(),
             Kind::List(items) => items.iter().map(Self::to_json).collect(),
@@ -92,7 +92,7 @@ impl Node {
     }
 
     /// The place of what a path such as `config.layers[2].size` names, or of the deepest part of it that is written.
-    pub fn place_of(&self, path: &str) -> Place {
+    pub(super) fn place_of(&self, path: &str) -> Place {
         let mut node = self;
         let mut place = self.place;
         for step in path.split(['.', '[', ']']).filter(|s| !s.is_empty()) {
@@ -118,7 +118,10 @@ impl Node {
     }
 
     /// Replaces every text scalar by what `f` makes of it; structure cannot change.
-    pub fn map_text(&mut self, f: &mut impl FnMut(&str) -> Result<String, String>) -> Result<(), (Place, String)> {
+    pub(super) fn map_text(
+        &mut self,
+        f: &mut impl FnMut(&str) -> Result<String, String>,
+    ) -> Result<(), (Place, String)> {
         match &mut self.kind {
             Kind::Scalar(Value::String(text)) => *text = f(text).map_err(|message| (self.place, message))?,
             Kind::Scalar(_) => {}
@@ -129,7 +132,7 @@ impl Node {
     }
 
     /// Sets what a dotted path names, making mappings on the way.
-    pub fn set(&mut self, path: &[&str], value: Self) {
+    pub(super) fn set(&mut self, path: &[&str], value: Self) {
         let Some((first, rest)) = path.split_first() else {
             *self = value;
             return;

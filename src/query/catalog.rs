@@ -15,7 +15,7 @@ use datafusion::{
 };
 
 use super::table::Published;
-use crate::engine::{Error, Store, history, store::Manifest, sweep::table_of};
+use crate::engine::{Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
 
 /// A pipeline's published tables; beside them those that a session made itself.
 #[derive(Debug)]
@@ -55,10 +55,9 @@ impl Names {
     }
 
     fn current(&self, table: &str) -> Result<Vec<Manifest>, Error> {
-        let slots = self.slots.get(table).into_iter().flatten();
-        let newest = slots.map(|slot| Ok(self.store.published(&self.pipeline, slot)?.map(|(_, manifest)| manifest)));
-        let found = newest.filter_map(Result::transpose).collect::<Result<Vec<_>, Error>>()?;
-        Ok(found.into_iter().filter(|manifest| !manifest.retired).collect())
+        let Some(slots) = self.slots.get(table) else { return Ok(Vec::new()) };
+        let current = self.store.current(&self.pipeline, slots)?.into_iter().flatten();
+        Ok(current.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired).collect())
     }
 
     fn of_run(&self, table: &str, name: &str) -> Result<Vec<Manifest>, Error> {
@@ -80,8 +79,7 @@ impl Names {
         if manifests.is_empty() {
             let mut tables: Vec<&str> = versions.keys().map(|slot| table_of(slot)).collect();
             tables.dedup();
-            let tables = if tables.is_empty() { "none".into() } else { tables.join(", ") };
-            return Err(Error::Input(format!("run `{name}` has no table `{table}`; it has {tables}")));
+            return Err(Error::Input(format!("run `{name}` has no table `{table}`; it has {}", or_none(&tables))));
         }
         Ok(manifests)
     }

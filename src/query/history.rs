@@ -2,21 +2,36 @@
 
 use std::sync::Arc;
 
-use arrow::{
-    array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray},
-    datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
-};
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
 
-use super::manifests;
+use super::{catalog::Lazy, manifests};
 use crate::engine::{
     Result, Store,
-    history::{self, Failure, Run, TableRun},
+    history::{self, Run, TableRun},
 };
 
-const TEXT: DataType = DataType::Utf8;
+/// The tables of what a store's runs did, by name.
+pub(super) fn tables(store: &Store) -> Result<[(&'static str, Lazy); 3]> {
+    Ok([
+        ("runs", lazy(store, history::runs, runs)?),
+        ("stage_runs", lazy(store, table_runs, stage_runs)?),
+        ("errors", lazy(store, failures, errors)?),
+    ])
+}
 
-fn schema(fields: &[(&str, DataType)]) -> SchemaRef {
-    Arc::new(Schema::new(fields.iter().map(|(name, kind)| Field::new(*name, kind.clone(), true)).collect::<Vec<_>>()))
+fn lazy<T: 'static>(
+    store: &Store,
+    rows: fn(&Store) -> Result<Vec<T>>,
+    table: fn(&[T]) -> Result<RecordBatch>,
+) -> Result<Lazy> {
+    let store = store.clone();
+    // No rows have the columns of all.
+    Ok(Lazy::new(table(&[])?.schema(), move || table(&rows(&store)?)))
+}
+
+fn batch<const N: usize>(columns: [(&str, ArrayRef); N]) -> Result<RecordBatch> {
+    let columns = columns.into_iter().map(|(name, values)| (name, values, true));
+    Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
 }
 
 fn text<T>(rows: &[T], of: impl Fn(&T) -> Option<String>) -> ArrayRef {
@@ -31,120 +46,108 @@ fn float<T>(rows: &[T], of: impl Fn(&T) -> Option<f64>) -> ArrayRef {
     Arc::new(Float64Array::from_iter(rows.iter().map(of)))
 }
 
-fn started() -> DataType {
-    DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
-}
-
-/// The columns of `runs`.
-pub(super) fn runs_schema() -> SchemaRef {
-    schema(&[
-        ("run", TEXT),
-        ("tags", TEXT),
-        ("pipeline", TEXT),
-        ("started", started()),
-        ("seconds", DataType::Float64),
-        ("status", TEXT),
-        ("error", TEXT),
-        ("computed", DataType::Int64),
-        ("errors", DataType::Int64),
-        ("bytes", DataType::Int64),
-        ("pipeline_digest", TEXT),
-        ("git_commit", TEXT),
-        ("host", TEXT),
-    ])
+fn time<T>(rows: &[T], of: impl Fn(&T) -> u64) -> ArrayRef {
+    let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| of(row) as i64));
+    Arc::new(times.with_timezone("UTC"))
 }
 
 /// A row per run, oldest first.
-pub(super) fn runs(store: &Store) -> Result<RecordBatch> {
-    let runs = history::runs(store)?;
+fn runs(runs: &[Run]) -> Result<RecordBatch> {
     let sum = |of: fn(&TableRun) -> u64| move |run: &Run| run.tables.iter().map(of).sum();
-    let began = TimestampMillisecondArray::from_iter_values(runs.iter().map(|run| run.started_ms as i64));
-    let columns = vec![
-        text(&runs, |run| Some(run.run.clone())),
-        text(&runs, |run| (!run.tags.is_empty()).then(|| run.tags.join(" "))),
-        text(&runs, |run| Some(run.pipeline.clone())),
-        Arc::new(began.with_timezone("UTC")),
-        float(&runs, |run| run.seconds),
-        text(&runs, |run| Some(run.status().to_owned())),
-        text(&runs, |run| run.error.clone()),
-        int(&runs, sum(|table| table.computed)),
-        int(&runs, sum(|table| table.errors)),
-        int(&runs, sum(|table| table.bytes)),
-        text(&runs, |run| Some(run.pipeline_digest.clone())),
-        text(&runs, |run| run.git_commit.clone()),
-        text(&runs, |run| Some(run.host.clone())),
-    ];
-    Ok(RecordBatch::try_new(runs_schema(), columns)?)
-}
-
-/// The columns of `stage_runs`.
-pub(super) fn stage_runs_schema() -> SchemaRef {
-    schema(&[
-        ("run", TEXT),
-        ("pipeline", TEXT),
-        ("table", TEXT),
-        ("stage", TEXT),
-        ("version", DataType::Int64),
-        ("rows", DataType::Int64),
-        ("computed", DataType::Int64),
-        ("reused", DataType::Int64),
-        ("errors", DataType::Int64),
-        ("bytes", DataType::Int64),
-        ("seconds", DataType::Float64),
-        ("reasons", TEXT),
+    batch([
+        ("run", text(runs, |run| Some(run.run.clone()))),
+        ("tags", text(runs, |run| (!run.tags.is_empty()).then(|| run.tags.join(" ")))),
+        ("pipeline", text(runs, |run| Some(run.pipeline.clone()))),
+        ("started", time(runs, |run| run.started_ms)),
+        ("seconds", float(runs, |run| run.seconds)),
+        ("status", text(runs, |run| Some(run.status().to_owned()))),
+        ("error", text(runs, |run| run.error.clone())),
+        ("computed", int(runs, sum(|table| table.computed))),
+        ("errors", int(runs, sum(|table| table.errors))),
+        ("bytes", int(runs, sum(|table| table.bytes))),
+        ("pipeline_digest", text(runs, |run| Some(run.pipeline_digest.clone()))),
+        ("git_commit", text(runs, |run| run.git_commit.clone())),
+        ("host", text(runs, |run| Some(run.host.clone()))),
     ])
 }
 
-/// A row per run and table.
-pub(super) fn stage_runs(store: &Store) -> Result<RecordBatch> {
-    let runs = history::runs(store)?;
-    let rows: Vec<(&Run, &TableRun)> = runs.iter().flat_map(|run| run.tables.iter().map(move |t| (run, t))).collect();
-    let columns = vec![
-        text(&rows, |(run, _)| Some(run.run.clone())),
-        text(&rows, |(run, _)| Some(run.pipeline.clone())),
-        text(&rows, |(_, table)| Some(table.table.clone())),
-        text(&rows, |(_, table)| Some(table.stage.clone())),
-        int(&rows, |(_, table)| table.version),
-        int(&rows, |(_, table)| table.rows),
-        int(&rows, |(_, table)| table.computed),
-        int(&rows, |(_, table)| table.rows.saturating_sub(table.computed)),
-        int(&rows, |(_, table)| table.errors),
-        int(&rows, |(_, table)| table.bytes),
-        float(&rows, |(_, table)| Some(table.seconds)),
-        text(&rows, |(_, table)| (!table.reasons.is_empty()).then(|| table.reasons.join("; "))),
-    ];
-    Ok(RecordBatch::try_new(stage_runs_schema(), columns)?)
+/// What each run did with each table.
+fn table_runs(store: &Store) -> Result<Vec<(Run, TableRun)>> {
+    let of_run = |mut run: Run| {
+        let tables = std::mem::take(&mut run.tables);
+        tables.into_iter().map(move |table| (run.clone(), table))
+    };
+    Ok(history::runs(store)?.into_iter().flat_map(of_run).collect())
 }
 
-/// The columns of `errors`.
-pub(super) fn errors_schema() -> SchemaRef {
-    schema(&[("run", TEXT), ("pipeline", TEXT), ("table", TEXT), ("id", TEXT), ("message", TEXT), ("chain", TEXT)])
+/// A row per run and table.
+fn stage_runs(rows: &[(Run, TableRun)]) -> Result<RecordBatch> {
+    batch([
+        ("run", text(rows, |(run, _)| Some(run.run.clone()))),
+        ("pipeline", text(rows, |(run, _)| Some(run.pipeline.clone()))),
+        ("table", text(rows, |(_, table)| Some(table.table.clone()))),
+        ("stage", text(rows, |(_, table)| Some(table.stage.clone()))),
+        ("version", int(rows, |(_, table)| table.version)),
+        ("rows", int(rows, |(_, table)| table.rows)),
+        ("computed", int(rows, |(_, table)| table.computed)),
+        ("reused", int(rows, |(_, table)| table.rows.saturating_sub(table.computed))),
+        ("errors", int(rows, |(_, table)| table.errors)),
+        ("bytes", int(rows, |(_, table)| table.bytes)),
+        ("seconds", float(rows, |(_, table)| Some(table.seconds))),
+        ("reasons", text(rows, |(_, table)| (!table.reasons.is_empty()).then(|| table.reasons.join("; ")))),
+    ])
+}
+
+/// A row that failed.
+struct Failure {
+    run: String,
+    pipeline: String,
+    table: String,
+    id: String,
+    message: String,
+    chain: Vec<String>,
 }
 
 /// Rows that failed: those that the current tables leave out, and those that stopped the last run of a pipeline.
-pub(super) fn errors(store: &Store) -> Result<RecordBatch> {
-    // A message names the row and often repeats the causes; the chain adds the others.
-    let beyond = |message: &str, chain: &[String]| {
-        chain.iter().filter(|cause| !message.contains(*cause)).cloned().collect::<Vec<_>>().join(": ")
-    };
-    let mut rows: Vec<[String; 6]> = Vec::new();
+fn failures(store: &Store) -> Result<Vec<Failure>> {
+    let mut failures = Vec::new();
     for (pipeline, manifest) in manifests(store)? {
         let table = manifest.variant.name(&manifest.table);
-        rows.extend(manifest.errors.into_iter().map(|error| {
-            let chain = beyond(&error.message, &error.chain);
-            [error.run, pipeline.clone(), table.clone(), error.id, error.message, chain]
+        failures.extend(manifest.errors.into_iter().map(|error| {
+            let (pipeline, table) = (pipeline.clone(), table.clone());
+            Failure { run: error.run, pipeline, table, id: error.id, message: error.message, chain: error.chain }
         }));
     }
     let runs = history::runs(store)?;
     let is_last = |i: usize, run: &Run| !runs[i + 1..].iter().any(|later| later.pipeline == run.pipeline);
     for (_, run) in runs.iter().enumerate().filter(|(i, run)| is_last(*i, run)) {
         let published = |table: &str| run.tables.iter().any(|t| t.table == table && t.version > 0);
-        for failure in run.failures.iter().filter(|failure| !published(&failure.table)) {
-            let (run, pipeline) = (run.run.clone(), run.pipeline.clone());
-            let Failure { table, id, message, chain } = failure;
-            rows.push([run, pipeline, table.clone(), id.clone(), message.clone(), beyond(message, chain)]);
-        }
+        let unpublished = run.failures.iter().filter(|failure| !published(&failure.table)).cloned();
+        failures.extend(unpublished.map(|history::Failure { table, id, message, chain }| Failure {
+            run: run.run.clone(),
+            pipeline: run.pipeline.clone(),
+            table,
+            id,
+            message,
+            chain,
+        }));
     }
-    let columns = (0..6).map(|i| text(&rows, |row| (!row[i].is_empty()).then(|| row[i].clone()))).collect();
-    Ok(RecordBatch::try_new(errors_schema(), columns)?)
+    Ok(failures)
+}
+
+fn errors(rows: &[Failure]) -> Result<RecordBatch> {
+    // A message names the row and often repeats the causes; the chain adds the others.
+    let beyond = |row: &Failure| {
+        let causes: Vec<&str> =
+            row.chain.iter().map(String::as_str).filter(|cause| !row.message.contains(cause)).collect();
+        (!causes.is_empty()).then(|| causes.join(": "))
+    };
+    batch([
+        ("run", text(rows, |row| Some(row.run.clone()))),
+        ("pipeline", text(rows, |row| Some(row.pipeline.clone()))),
+        ("table", text(rows, |row| Some(row.table.clone()))),
+        ("id", text(rows, |row| Some(row.id.clone()))),
+        ("message", text(rows, |row| Some(row.message.clone()))),
+        ("chain", text(rows, beyond)),
+    ])
 }

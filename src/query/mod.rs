@@ -28,7 +28,8 @@ use self::{
 use crate::engine::{
     Error, Result, Store,
     event::{Event, Logged},
-    store::Manifest,
+    manifest::Manifest,
+    pipeline::or_none,
 };
 
 const CATALOG: &str = "vlmdiff";
@@ -59,8 +60,11 @@ impl Session {
         let default = match pipeline {
             Some(name) if !pipelines.contains(name) => {
                 let names: Vec<&str> = pipelines.into_iter().collect();
-                let names = if names.is_empty() { "none".into() } else { names.join(", ") };
-                return Err(Error::Input(format!("the store {} has no pipeline `{name}`; it has {names}", store.url)));
+                return Err(Error::Input(format!(
+                    "the store {} has no pipeline `{name}`; it has {}",
+                    store.url,
+                    or_none(&names)
+                )));
             }
             Some(name) => name.to_owned(),
             None => latest(store, &pipelines)?.unwrap_or_else(|| "public".to_owned()),
@@ -123,27 +127,18 @@ fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
 /// The current manifest of every published table that its pipeline still declares.
 pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     let mut manifests = Vec::new();
-    for (pipeline, slot) in store.tables()? {
-        let current = store.published(&pipeline, &slot)?.map(|(_, manifest)| (pipeline, manifest));
-        manifests.extend(current.filter(|(_, manifest)| !manifest.retired));
+    for tables in store.tables()?.chunk_by(|a, b| a.0 == b.0) {
+        let (pipelines, slots): (Vec<String>, Vec<String>) = tables.iter().cloned().unzip();
+        let current = store.current(&pipelines[0], &slots)?.into_iter().flatten().map(|(_, manifest)| manifest);
+        manifests.extend(pipelines.into_iter().zip(current.filter(|manifest| !manifest.retired)));
     }
     Ok(manifests)
 }
 
 /// The tables that every store has; a pipeline's own of the same name win.
 fn common(store: &Store, tables: &Tables) -> Result<()> {
-    let lazy = |schema, make: fn(&Store) -> Result<RecordBatch>| {
-        let store = store.clone();
-        Lazy::new(schema, move || make(&store))
-    };
-    let extra = [
-        ("runs", lazy(history::runs_schema(), history::runs)),
-        ("stage_runs", lazy(history::stage_runs_schema(), history::stage_runs)),
-        ("errors", lazy(history::errors_schema(), history::errors)),
-        ("paper_results", csv(PAPER_RESULTS)?),
-        ("paper_datasets", csv(PAPER_DATASETS)?),
-    ];
-    for (name, table) in extra {
+    let paper = [("paper_results", csv(PAPER_RESULTS)?), ("paper_datasets", csv(PAPER_DATASETS)?)];
+    for (name, table) in history::tables(store)?.into_iter().chain(paper) {
         if !tables.table_exist(name) {
             tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
         }

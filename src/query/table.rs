@@ -19,12 +19,11 @@ use datafusion::{
     logical_expr::{Expr, TableType},
     physical_plan::ExecutionPlan,
 };
-use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use serde_json::Value;
 
 use crate::engine::{
     Error, KEY, Store, digest_name,
-    store::{Manifest, PartRef},
+    manifest::{Manifest, PartRef},
     sweep, tensor_shape,
 };
 
@@ -115,16 +114,10 @@ fn axes(instances: &[Manifest]) -> Vec<Axis> {
 
 fn file(store: &Store, part: &PartRef) -> PartitionedFile {
     let file = PartitionedFile::new(store.part_path(part.part).to_string(), part.bytes);
-    let Some(runs) = &part.chosen else { return file };
-    let mut selectors = Vec::new();
-    let mut next = 0;
-    for &(first, count) in runs {
-        selectors.extend((first > next).then(|| RowSelector::skip((first - next) as usize)));
-        selectors.push(RowSelector::select(count as usize));
-        next = first + count;
+    match part.selection() {
+        Some(rows) => file.with_extension(ParquetRowSelection::new(rows)),
+        None => file,
     }
-    selectors.extend((part.rows > next).then(|| RowSelector::skip((part.rows - next) as usize)));
-    file.with_extension(ParquetRowSelection::new(RowSelection::from(selectors)))
 }
 
 #[async_trait::async_trait]

@@ -9,7 +9,7 @@ use arrow::{
 };
 
 use crate::{
-    engine::{Error, Result, Store, stage::StageKind, store::Manifest, tensor_shape},
+    engine::{Error, Result, Store, manifest::Manifest, stage::StageKind, tensor_shape},
     query::{self, Session},
 };
 
@@ -62,8 +62,9 @@ impl Source {
 
     /// The stage's table that one of `below` was made from; else the one published last.
     pub(super) fn table<'a>(&'a self, stage: &'a str, below: &[Option<&Manifest>]) -> Option<&'a Manifest> {
-        let is_input =
-            |table: &&Manifest| below.iter().flatten().any(|b| b.made.inputs.iter().any(|(name, _)| *name == table.table));
+        let is_input = |table: &&Manifest| {
+            below.iter().flatten().any(|b| b.made.inputs.iter().any(|(name, _)| *name == table.table))
+        };
         self.of_stage(stage).find(is_input).or_else(|| self.of_stage(stage).max_by_key(|table| table.published_ms))
     }
 

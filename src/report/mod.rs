@@ -11,7 +11,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 
-use crate::engine::{Error, Result, store::Manifest};
+use crate::engine::{Error, Result, manifest::Manifest};
 use data::TestImage;
 use pictures::{GroundTruth, Pictures, Scale};
 

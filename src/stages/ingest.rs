@@ -407,8 +407,9 @@ mod tests {
 
     use super::*;
     use crate::engine::{
-        Store, encode_schema, stage,
-        store::Entry,
+        Store, encode_schema,
+        manifest::Entry,
+        stage,
         task::{Executor, Job, Listed, Task},
     };
 

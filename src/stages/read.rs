@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use super::types;
 use crate::engine::{
     Error, Result, Sources,
+    columns::plain,
     stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
     task::{Rows, SOURCE, Sink},
 };
@@ -160,15 +161,6 @@ impl Read {
         });
         let rows = rows.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         concat_batches(&schema, &rows).map_err(failed)
-    }
-}
-
-fn plain(data_type: &DataType) -> DataType {
-    match data_type {
-        DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
-        DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
-        DataType::Dictionary(_, value) => plain(value),
-        other => other.clone(),
     }
 }
 

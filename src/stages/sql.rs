@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Error, Result, is_heavy,
+        Error, Result,
+        columns::plain,
+        is_heavy,
         stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
@@ -63,14 +65,12 @@ impl Stage for Sql {
             return Err("`makes`: a row per row needs a table with row ids in `from:`".into());
         }
         let schema = self.statement(inputs)?.schema();
-        // Views are how DataFusion computes text, not how tables keep it.
-        let plain = schema.fields().iter().map(|field| match field.data_type() {
-            DataType::Utf8View | DataType::LargeUtf8 => {
-                Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable()))
-            }
-            _ => field.clone(),
+        // Views are how DataFusion computes, not how tables keep what it computed.
+        let fields = schema.fields().iter().map(|field| match plain(field.data_type()) {
+            same if same == *field.data_type() => field.clone(),
+            kept => Arc::new(Field::new(field.name(), kept, field.is_nullable())),
         });
-        Ok(Arc::new(Schema::new(plain.collect::<Vec<_>>())))
+        Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
     }
 
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {

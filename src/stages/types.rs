@@ -9,7 +9,7 @@ use arrow::{
 };
 use serde_json::{Map, Value};
 
-use crate::engine::{tensor_field, tensor_shape};
+use crate::engine::{columns::plain, tensor_field, tensor_shape};
 
 const NAMES: &[(&str, DataType)] = &[
     ("utf8", DataType::Utf8),
@@ -115,10 +115,7 @@ pub(super) fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<Recor
 
 /// The same values in the declared layout.
 fn adopt(field: &Field, column: &ArrayRef) -> Result<ArrayRef, String> {
-    use DataType::{
-        Binary, BinaryView, Dictionary, FixedSizeList, LargeBinary, LargeList, LargeUtf8, List, Null, Timestamp, Utf8,
-        Utf8View,
-    };
+    use DataType::{FixedSizeList, LargeList, List, Null, Timestamp};
     let cast = |to: &DataType| {
         let options = CastOptions { safe: false, ..CastOptions::default() };
         cast_with_options(column, to, &options).map_err(|e| format!(": {e}"))
@@ -126,9 +123,8 @@ fn adopt(field: &Field, column: &ArrayRef) -> Result<ArrayRef, String> {
     match (column.data_type(), field.data_type()) {
         (have, want) if have == want => Ok(column.clone()),
         (Null, want) => Ok(new_null_array(want, column.len())),
-        (LargeUtf8 | Utf8View, want @ Utf8) | (LargeBinary | BinaryView, want @ Binary) => cast(want),
         (Timestamp(_, None), want @ Timestamp(_, None)) => cast(want),
-        (Dictionary(_, value), want) if **value == *want => cast(want),
+        (have, want) if plain(have) == *want => cast(want),
         (FixedSizeList(have, size), FixedSizeList(want, n)) if (have.data_type(), size) == (want.data_type(), n) => {
             let list = column.as_fixed_size_list();
             let same = FixedSizeListArray::try_new(want.clone(), *n, list.values().clone(), list.nulls().cloned());

@@ -1,4 +1,4 @@
-//! Servers: the one place that knows `object_store` outside the store. It tries again after 5xx, timeouts and cut bodies.
+//! Sources on servers, read side by side.
 
 use std::{
     collections::HashMap,
@@ -11,18 +11,19 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, path::Path};
 use tokio::runtime::{Builder, Runtime};
-use url::{Position, Url};
+use url::Url;
 
 use super::{
     Digest, Error, Hasher, Result, cannot_read, is_url,
     tree::{Found, Stamp, cannot_list, remote_stamp},
 };
+use crate::engine::remote::connect;
 
 /// Objects read at the same time.
 const READS: usize = 32;
 
 /// The URL that an address is, or `None` for a path.
-pub(super) fn url_of(address: &str) -> Result<Option<Url>> {
+pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
     if !is_url(address) {
         return Ok(None);
     }
@@ -56,7 +57,7 @@ pub(super) fn name_of(url: &Url) -> String {
 #[derive(Default)]
 pub(super) struct Remote {
     runtime: OnceLock<Runtime>,
-    stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    servers: Mutex<HashMap<Url, Arc<dyn ObjectStore>>>,
 }
 
 impl fmt::Debug for Remote {
@@ -76,24 +77,19 @@ impl Remote {
 
     /// The server of a URL, and where on it the URL lies.
     pub(super) fn open(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
-        let wrong = |e: object_store::Error| cannot_read(url.as_str(), e);
-        let (_, path) = ObjectStoreScheme::parse(url).map_err(|e| wrong(e.into()))?;
-        // Some URLs name a bucket before the path: another bucket is another store.
+        let (_, path) = ObjectStoreScheme::parse(url).map_err(|e| cannot_read(url.as_str(), e))?;
+        // Some URLs name a bucket before the path: another bucket is another server.
         let segments: Vec<&str> = url.path().split('/').filter(|segment| !segment.is_empty()).collect();
         let bucket = segments.len().saturating_sub(path.parts().count());
-        let key = [&[&url[..Position::BeforePath]], &segments[..bucket]].concat().join("/");
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = stores.get(&key) {
-            return Ok((store.clone(), path));
+        let mut server = url.clone();
+        server.set_path(&segments[..bucket].join("/"));
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(objects) = servers.get(&server) {
+            return Ok((objects.clone(), path));
         }
-        let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        let options = environment.map(|(key, value)| (key.to_ascii_lowercase(), value));
-        // Who writes http:// means it.
-        let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
-        let (store, _) = object_store::parse_url_opts(url, options.chain(plain)).map_err(wrong)?;
-        let store: Arc<dyn ObjectStore> = store.into();
-        stores.insert(key, store.clone());
-        Ok((store, path))
+        let (objects, _) = connect(&server)?;
+        servers.insert(server, objects.clone());
+        Ok((objects, path))
     }
 
     pub(super) fn list(&self, url: &Url) -> Result<Vec<Found>> {

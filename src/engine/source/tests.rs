@@ -167,7 +167,7 @@ fn verifying_reads_all_and_mends_what_is_remembered() {
     let tree = place.later().tree(&place.root).unwrap();
     let file = place.later().memory(&place.root);
     let wrong = tree.stamps().map(|stamp| (stamp, Digest::of(b"wrong")));
-    Known::load(&file).replace(&file, tree.stamps(), wrong).unwrap();
+    Memory::load(&file).replace(&file, tree.stamps(), wrong).unwrap();
     assert_eq!(place.later().digests(&tree, &["a"]).unwrap(), of(&["wrong"]));
     let verifying = Sources { verify: true, ..place.later() };
     assert_eq!(verifying.digests(&tree, &["a", "b"]).unwrap(), of(&["a", "b"]));

@@ -13,9 +13,9 @@ const HEADER: usize = MAGIC.len() + Digest::LEN;
 const PAIR: usize = 2 * Digest::LEN;
 
 /// What is remembered. A file that is missing or broken remembers nothing.
-pub(super) struct Known(Vec<u8>);
+pub(super) struct Memory(Vec<u8>);
 
-impl Known {
+impl Memory {
     pub(super) fn load(file: &Path) -> Self {
         let whole = |bytes: &Vec<u8>| {
             let (header, body) = bytes.split_at_checked(HEADER)?;
