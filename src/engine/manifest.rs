@@ -219,7 +219,9 @@ pub fn decode_schema(text: &str) -> Result<SchemaRef> {
     let message =
         arrow::ipc::root_as_message(body).map_err(|e| Error::Damaged(format!("a schema is not Arrow IPC: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::Damaged("a schema holds another message".into()))?;
-    Ok(Arc::new(arrow::ipc::convert::fb_to_schema(schema)))
+    // It panics at types that no writer names.
+    let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema));
+    schema.map(Arc::new).map_err(|_| Error::Damaged("a schema names a type that there is not".into()))
 }
 
 #[cfg(test)]

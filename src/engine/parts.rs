@@ -1,6 +1,10 @@
 //! Rows in and out of Parquet parts.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use arrow::{
     array::RecordBatch,
@@ -11,6 +15,7 @@ use bytes::Bytes;
 use parquet::{
     arrow::{ArrowWriter, ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
+    errors::ParquetError,
     file::{
         properties::{EnabledStatistics, WriterProperties},
         reader::ChunkReader,
@@ -98,8 +103,9 @@ pub(super) fn gather(
         rows.dedup();
         found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
         let part = parts[part as usize];
-        batches
-            .push(in_part(part, decode(store.part(part)?, columns, Some(&runs(&rows))))?.with_schema(schema.clone())?);
+        batches.push(
+            in_part(part, || decode(store.part(part)?, columns, Some(&runs(&rows))))?.with_schema(schema.clone())?,
+        );
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
@@ -114,14 +120,14 @@ pub(super) fn gather(
 
 /// All chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    collect(parts, schema, |part, chosen| in_part(part, decode(store.part(part)?, columns, chosen)))
+    collect(parts, schema, |part, chosen| in_part(part, || decode(store.part(part)?, columns, chosen)))
 }
 
 /// [`read_table`] of light columns: the bytes of the others are not read, so the part's digest is not checked.
 pub fn read_light(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
     collect(parts, schema, |part, chosen| match store.part_file(part)? {
-        Some(file) => in_part(part, decode(file, columns, chosen)),
-        None => in_part(part, decode(store.part(part)?, columns, chosen)),
+        Some(file) => in_part(part, || decode(file, columns, chosen)),
+        None => in_part(part, || decode(store.part(part)?, columns, chosen)),
     })
 }
 
@@ -135,10 +141,10 @@ fn collect(
     Ok(concat_batches(schema, &batches)?)
 }
 
-/// A part that Parquet cannot read is damaged.
-fn in_part<T>(part: Digest, result: Result<T>) -> Result<T> {
-    use parquet::errors::ParquetError;
-    result.map_err(|error| match error {
+/// A part that Parquet cannot read is damaged. It says so by an error, or by a panic at bytes that it never writes.
+fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
         // The disk's trouble is not the part's.
         Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
             Error::Stage(format!("part {part} cannot be read: {e}"))
