@@ -76,7 +76,7 @@ class Bar:
             self.seconds and f"≤ {duration(self.seconds)}",
             self.share and f"≤ 1/{1 / self.share:.0f}",
             self.peak and f"≤ {self.peak} MiB",
-            self.count and f"{self.count} {unit}",
+            self.count and many(self.count, unit),
             self.at_most and f"≤ {self.at_most} {unit}",
         ]))
 
@@ -116,13 +116,17 @@ class Scenario:
         counts = sorted({run.count for run in system.runs if run.count is not None})
         if not counts:
             return ""
-        return f", {counts[0]:,} {self.unit}" if len(counts) == 1 else f", {counts[0]:,} to {counts[-1]:,} {self.unit}"
+        return f", {many(counts[0], self.unit)}" if len(counts) == 1 else f", {counts[0]:,} to {many(counts[-1], self.unit)}"
 
 
 def environment() -> dict:
     """The caller's, without a store of theirs, and with peers that ask nobody outside."""
     silent = dict(DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
     return {**{name: value for name, value in os.environ.items() if name != "VLMDIFF_STORE"}, **silent}
+
+
+def many(count: int, unit: str) -> str:
+    return f"{count:,} {unit.replace('rows', 'row') if count == 1 else unit}"
 
 
 def duration(seconds: float) -> str:
