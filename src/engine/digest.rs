@@ -1,12 +1,41 @@
 //! Content digests: 128 bits of BLAKE3, written as 32 hexadecimal digits.
 
-use std::{fmt, str::FromStr};
+use std::{collections::HashMap, fmt, hash::BuildHasherDefault, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Names a content: equal digests mean equal bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 16]);
+
+impl std::hash::Hash for Digest {
+    /// A digest is a hash already: some of its bytes tell it from others as well as all.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
+
+/// A map by digests, which are not hashed again.
+pub(super) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<AsIs>>;
+
+/// The hash of a digest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AsIs(u64);
+
+impl std::hash::Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+}
 
 impl Digest {
     /// Bytes of a digest, the width of a digest column.

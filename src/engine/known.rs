@@ -1,9 +1,10 @@
 //! What a stage has computed before, by key, and the tables that are made of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::{
     Digest, Hasher,
+    digest::DigestMap,
     manifest::{Entry, PartRef, RowError, runs},
 };
 
@@ -11,8 +12,8 @@ use super::{
 #[derive(Default)]
 pub struct Known {
     entries: Vec<Entry>,
-    rows: HashMap<Digest, (u32, u32)>,
-    failed: HashMap<Digest, (u32, u32)>,
+    rows: DigestMap<(u32, u32)>,
+    failed: DigestMap<(u32, u32)>,
 }
 
 /// The rows that make a table: what a manifest says of them.
@@ -43,6 +44,9 @@ impl Known {
 
     /// What remains when parts are lost.
     pub fn without(self, lost: &BTreeSet<Digest>) -> Self {
+        if lost.is_empty() {
+            return self;
+        }
         let is_lost = |entry: &Entry| entry.part.iter().chain(&entry.blobs).any(|digest| lost.contains(digest));
         let mut known = Self::default();
         known.extend(self.entries.into_iter().filter(|entry| !is_lost(entry)));
@@ -66,12 +70,12 @@ impl Known {
 
     /// The table made of the rows with these keys, the failures among the keys beside it.
     pub fn choose(&self, keys: &[Digest]) -> Chosen {
-        let mut rows: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        let mut rows: Vec<Vec<u64>> = vec![Vec::new(); self.entries.len()];
         let mut contents = Vec::with_capacity(keys.len());
         let mut errors = Vec::new();
         for key in keys {
             if let Some((entry, row)) = self.rows.get(key) {
-                rows.entry(*entry).or_default().push(u64::from(*row));
+                rows[*entry as usize].push(u64::from(*row));
                 contents.push(self.entries[*entry as usize].contents[*row as usize]);
             } else if let Some(error) = self.failure(key) {
                 errors.push(error.clone());
@@ -79,8 +83,8 @@ impl Known {
         }
         contents.sort_unstable();
         let mut blobs = BTreeSet::new();
-        let parts = rows.into_iter().filter_map(|(entry, mut rows)| {
-            let entry = &self.entries[entry as usize];
+        let chosen = self.entries.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
+        let parts = chosen.filter_map(|(entry, mut rows)| {
             blobs.extend(&entry.blobs);
             rows.sort_unstable();
             let total = entry.contents.len() as u64;
