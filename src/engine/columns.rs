@@ -95,10 +95,9 @@ pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) 
     let mut rows: Vec<Hasher> = (0..batch.num_rows()).map(|_| Hasher::new("row")).collect();
     for (field, column) in declared.fields().iter().zip(batch.columns()) {
         if is_heavy(field) {
-            let digests: Vec<Option<Digest>> = values(column)?
-                .iter_rows(column.len())
-                .map(|(row, hash)| column.is_valid(row).then_some(hash))
-                .collect();
+            let value = values(column)?;
+            let digest = |row| column.is_valid(row).then(|| value.digest(row));
+            let digests: Vec<Option<Digest>> = (0..column.len()).into_par_iter().map(digest).collect();
             if !is_volatile(field) {
                 for (row, digest) in rows.iter_mut().zip(&digests) {
                     row.field(digest.as_ref().map_or(&[][..], |d| d.as_bytes()));
@@ -241,12 +240,10 @@ impl Values {
         }
     }
 
-    fn iter_rows(&self, len: usize) -> impl ExactSizeIterator<Item = (usize, Digest)> {
-        (0..len).map(|row| {
-            let mut hasher = Hasher::new("value");
-            self.hash(row, &mut hasher);
-            (row, hasher.finish())
-        })
+    fn digest(&self, row: usize) -> Digest {
+        let mut hasher = Hasher::new("value");
+        self.hash(row, &mut hasher);
+        hasher.finish()
     }
 }
 

@@ -274,7 +274,7 @@ struct Image {
 
 impl Operator for Reader {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        while let Some(batch) = rows.next(32)? {
+        while let Some(batch) = rows.next(64)? {
             let images: Vec<Result<Image, Failure>> = match self.stage.dataset {
                 Dataset::Folder => {
                     let decode = |(row, (image, mask))| self.photograph(&batch, row, image, mask);
