@@ -6,7 +6,7 @@ use super::{
     Result,
     loader::Loader,
     pipeline::{Input, Table, or_none, suggestion},
-    stage::{Output, Ports, Reads, Schemas, StageKind},
+    stage::{Output, Port, Ports, Reads, Schemas, StageKind},
     yaml::{Key, Kind, Node, Place},
 };
 
@@ -38,17 +38,7 @@ impl Loader<'_> {
             let table = self
                 .text(Some(item), "an entry of `from:`")?
                 .ok_or_else(|| self.error(item.place, "an entry of `from:` names a table"))?;
-            let source = above.iter().find(|t| t.declared == table).ok_or_else(|| {
-                let names: Vec<&str> = above.iter().map(|t| t.declared.as_str()).collect();
-                let why = if table == key.name {
-                    "a table cannot read itself".to_owned()
-                } else if all.contains(&table) {
-                    format!("`{table}` is declared below; a table may use only tables above it")
-                } else {
-                    format!("there is no table `{table}`{}", suggestion(table, &names))
-                };
-                self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
-            })?;
+            let source = self.source(key, item, table, above, all)?;
             let Some(ports) = ports else {
                 let by_row = makes == Output::RowPerRow && source.makes().has_ids();
                 let port = name.map_or(table, |key| &key.name).to_owned();
@@ -74,24 +64,7 @@ impl Loader<'_> {
                 );
                 self.error(name.map_or(item.place, |name| name.place), message)
             })?;
-            if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
-                let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
-                let message = format!(
-                    "`{table}` does not fit as `{}` of stage `{}`: it has no column `{column}`; it has {} where {} are read",
-                    port.name,
-                    kind.name,
-                    has.join(", "),
-                    port.columns.join(", ")
-                );
-                return Err(self.error(item.place, message));
-            }
-            if port.reads == Reads::Rows && !source.makes().has_ids() {
-                let message = format!(
-                    "`{table}` has no row ids, so stage `{}` cannot read it row by row as `{}`",
-                    kind.name, port.name
-                );
-                return Err(self.error(item.place, message));
-            }
+            fits(port, kind, source).map_err(|message| self.error(item.place, message))?;
             let columns = port.columns.iter().map(|c| (*c).to_owned()).collect();
             let input = Input { port: port.name.into(), table: source.name.clone(), columns, reads: port.reads };
             inputs.push((item.place, input));
@@ -112,6 +85,42 @@ impl Loader<'_> {
         }
         Ok(inputs)
     }
+
+    /// The table that an entry names.
+    fn source<'t>(&self, key: &Key, item: &Node, table: &str, above: &[&'t Table], all: &[&str]) -> Result<&'t Table> {
+        above.iter().copied().find(|t| t.declared == table).ok_or_else(|| {
+            let names: Vec<&str> = above.iter().map(|t| t.declared.as_str()).collect();
+            let why = if table == key.name {
+                "a table cannot read itself".to_owned()
+            } else if all.contains(&table) {
+                format!("`{table}` is declared below; a table may use only tables above it")
+            } else {
+                format!("there is no table `{table}`{}", suggestion(table, &names))
+            };
+            self.error(item.place, format!("table `{}`: {why}; tables above are {}", key.name, or_none(&names)))
+        })
+    }
+}
+
+/// Whether a table has what a stage reads at a port.
+fn fits(port: &Port, kind: &StageKind, source: &Table) -> Result<(), String> {
+    let (table, stage) = (&source.declared, kind.name);
+    if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
+        let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
+        return Err(format!(
+            "`{table}` does not fit as `{}` of stage `{stage}`: it has no column `{column}`; it has {} where {} are read",
+            port.name,
+            has.join(", "),
+            port.columns.join(", ")
+        ));
+    }
+    if port.reads == Reads::Rows && !source.makes().has_ids() {
+        return Err(format!(
+            "`{table}` has no row ids, so stage `{stage}` cannot read it row by row as `{}`",
+            port.name
+        ));
+    }
+    Ok(())
 }
 
 /// The entries of `from:`, with the port where it is a mapping.

@@ -17,7 +17,7 @@
 use std::{
     collections::HashSet,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
@@ -204,7 +204,7 @@ impl Store {
     }
 
     /// When an object was written, in milliseconds since 1970.
-    pub fn modified_ms(&self, name: &str) -> Result<Option<u64>> {
+    pub(super) fn modified_ms(&self, name: &str) -> Result<Option<u64>> {
         match self.runtime.block_on(self.objects.head(&self.path(name))) {
             Ok(meta) => Ok(Some(meta.last_modified.timestamp_millis().max(0) as u64)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -263,12 +263,13 @@ impl Store {
 
     fn checked(&self, digest: Digest, name: &str, what: &str) -> Result<Bytes> {
         let bytes = self.get(name)?.ok_or_else(|| Error::lost(digest, format!("{what} {digest} is missing")))?;
-        let mut verified = self.verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !verified.contains(&digest) {
+        // Not held while hashing: parts are read side by side.
+        let verified = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if !verified().contains(&digest) {
             if Digest::of(&bytes) != digest {
                 return Err(Error::lost(digest, format!("{what} {digest} does not match its digest")));
             }
-            verified.insert(digest);
+            verified().insert(digest);
         }
         Ok(bytes)
     }
