@@ -3,6 +3,7 @@
 mod cli;
 mod command;
 mod concurrent;
+mod golden;
 mod history;
 mod incremental;
 mod lab;
