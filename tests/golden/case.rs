@@ -14,7 +14,7 @@ use vlmdiff::models::checkpoint::Checkpoint;
 
 /// A case `models/NAME`, a folder with `inputs`, `expected` and `meta.json`; or `reference/NAME`, whose files are
 /// `NAME.safetensors` and `NAME.json` in the folder `reference`.
-pub struct Case {
+pub(crate) struct Case {
     folder: PathBuf,
     name: String,
     record: RefCell<Record>,
@@ -30,16 +30,16 @@ struct Record {
 }
 
 /// What came of a case.
-pub struct Outcome {
-    pub compared: usize,
+pub(crate) struct Outcome {
+    pub(crate) compared: usize,
     /// What came nearest to its tolerance, and how near: 1 is at it.
-    pub worst: Option<(String, f64)>,
-    pub absent: Vec<String>,
-    pub failures: Vec<String>,
+    pub(crate) worst: Option<(String, f64)>,
+    pub(crate) absent: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// The tensors of a file. Each must be asked for: what is in a set and not compared is a failure.
-pub struct Tensors {
+pub(crate) struct Tensors {
     file: String,
     tensors: BTreeMap<String, Tensor>,
     used: RefCell<BTreeSet<String>>,
@@ -47,22 +47,22 @@ pub struct Tensors {
 
 impl Tensors {
     /// Half precision is widened: it is how values that it holds exactly are stored.
-    pub fn find(&self, name: &str) -> Option<Tensor> {
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
         let tensor = self.tensors.get(name)?;
         self.used.borrow_mut().insert(name.to_owned());
         Some(if tensor.kind() == Kind::Half { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() })
     }
 
-    pub fn get(&self, name: &str) -> Tensor {
+    pub(crate) fn get(&self, name: &str) -> Tensor {
         self.find(name).unwrap_or_else(|| panic!("{} has no tensor {name}", self.file))
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// Counts what begins with `prefix` as used: it is compared elsewhere.
-    pub fn skip(&self, prefix: &str) {
+    pub(crate) fn skip(&self, prefix: &str) {
         self.used.borrow_mut().extend(self.tensors.keys().filter(|name| name.starts_with(prefix)).cloned());
     }
 }
@@ -79,12 +79,12 @@ impl Case {
         self.folder.is_dir() && (!self.folder.ends_with("reference") || own(".safetensors") || own(".json"))
     }
 
-    pub fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 
     /// Whether the set has a file; if not, it is listed as not compared.
-    pub fn has(&self, file: &str) -> bool {
+    pub(crate) fn has(&self, file: &str) -> bool {
         let there = self.path(file).exists();
         if !there {
             self.absent(file);
@@ -93,15 +93,15 @@ impl Case {
     }
 
     /// Lists something as not compared.
-    pub fn absent(&self, what: &str) {
+    pub(crate) fn absent(&self, what: &str) {
         self.record.borrow_mut().absent.push(what.to_owned());
     }
 
-    pub fn fail(&self, failure: String) {
+    pub(crate) fn fail(&self, failure: String) {
         self.record.borrow_mut().failures.push(failure);
     }
 
-    pub fn tensors(&self, file: &str) -> Rc<Tensors> {
+    pub(crate) fn tensors(&self, file: &str) -> Rc<Tensors> {
         let mut opened = self.opened.borrow_mut();
         let open = || {
             let tensors = Tensor::read_safetensors(self.path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
@@ -112,11 +112,11 @@ impl Case {
     }
 
     /// A tensor of `inputs.safetensors`.
-    pub fn input(&self, name: &str) -> Tensor {
+    pub(crate) fn input(&self, name: &str) -> Tensor {
         self.tensors("inputs.safetensors").get(name)
     }
 
-    pub fn json<T: DeserializeOwned>(&self, file: &str) -> T {
+    pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> T {
         let bytes = std::fs::read(self.path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         let bytes = if file.ends_with(".gz") {
             let mut text = Vec::new();
@@ -128,23 +128,23 @@ impl Case {
         serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{file}: {e}"))
     }
 
-    pub fn config<T: DeserializeOwned>(&self) -> T {
+    pub(crate) fn config<T: DeserializeOwned>(&self) -> T {
         self.json("config.json")
     }
 
-    pub fn checkpoint(&self, file: &str) -> Checkpoint {
+    pub(crate) fn checkpoint(&self, file: &str) -> Checkpoint {
         Checkpoint::open(self.path(file)).unwrap_or_else(|e| panic!("{e}")).state_dict()
     }
 
     /// Weights of a reference case, from `NAME_i8.safetensors` and `NAME_scale.json`; where the former is absent, from the
     /// formula.
-    pub fn weights(&self, name: &str) -> Checkpoint {
+    pub(crate) fn weights(&self, name: &str) -> Checkpoint {
         super::weights::read(self, name)
     }
 
     /// Compares with `expected.safetensors`, within `slack` times what two correct f32 implementations differ by
     /// according to `meta.json`.
-    pub fn close(&self, name: &str, got: &Tensor, slack: f64) {
+    pub(crate) fn close(&self, name: &str, got: &Tensor, slack: f64) {
         let meta: Value = self.json("meta.json");
         let of = |what: &str| meta[what][name].as_f64().unwrap_or_default();
         let bound = slack * f64::max(1e-5, f64::max(2e-5 * of("scale_max_abs"), 10. * of("noise_max_abs")));
@@ -152,12 +152,12 @@ impl Case {
     }
 
     /// Compares with a tensor of `NAME.safetensors`, within `tolerance` times its largest absolute value.
-    pub fn near(&self, name: &str, got: &Tensor, tolerance: f64) {
+    pub(crate) fn near(&self, name: &str, got: &Tensor, tolerance: f64) {
         self.compare(&format!("{}.safetensors", self.name), name, got, |want| tolerance * largest(want));
     }
 
     /// Compares with a tensor of a file, within what `bound` makes of the expected values.
-    pub fn compare(&self, file: &str, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> f64) {
+    pub(crate) fn compare(&self, file: &str, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> f64) {
         let Some(want) = self.tensors(file).find(name) else { return self.absent(name) };
         let got = if want.dim() == 1 && got.dim() == 0 { got.unsqueeze(0) } else { got.shallow_clone() };
         if got.size() != want.size() {
@@ -168,12 +168,12 @@ impl Case {
     }
 
     /// Compares one number, within an absolute tolerance.
-    pub fn number(&self, name: &str, got: f64, want: f64, tolerance: f64) {
+    pub(crate) fn number(&self, name: &str, got: f64, want: f64, tolerance: f64) {
         self.judge(name, (got - want).abs(), tolerance);
     }
 
     /// Compares anything that has to be equal.
-    pub fn equal<T: PartialEq + std::fmt::Debug>(&self, name: &str, got: &T, want: &T) {
+    pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&self, name: &str, got: &T, want: &T) {
         self.record.borrow_mut().compared += 1;
         if got != want {
             self.fail(format!("{name} is {got:?}, not {want:?}"));

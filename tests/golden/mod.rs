@@ -6,7 +6,7 @@
 mod case;
 mod weights;
 
-pub use case::{Case, Tensors};
+pub(crate) use case::Case;
 
 use std::{
     io::Write,
@@ -46,7 +46,9 @@ fn networks_equal_their_reference_implementations() {
         }
         let outcome = case.finish();
         report += &format!("  {name:28} {:4} compared", outcome.compared);
-        report += &outcome.worst.map_or(String::new(), |(name, share)| format!(", worst {share:.0e} of what is allowed: {name}"));
+        report += &outcome
+            .worst
+            .map_or(String::new(), |(name, share)| format!(", worst {share:.0e} of what is allowed: {name}"));
         report += "\n";
         report.extend(outcome.absent.iter().map(|absent| format!("  {:28} not compared: {absent}\n", "")));
         failed.extend(outcome.failures.iter().map(|failure| format!("{name}: {failure}")));

@@ -22,7 +22,7 @@ fn hash(key: &str) -> u64 {
 }
 
 /// The integers of a tensor before norms are moved: sums of four uniform 16-bit numbers, within -127..=127 (SplitMix64).
-pub fn integers(key: &str, set_seed: u64, count: usize) -> impl Iterator<Item = i8> {
+pub(crate) fn integers(key: &str, set_seed: u64, count: usize) -> impl Iterator<Item = i8> {
     let base = hash(key) ^ set_seed.wrapping_mul(GOLDEN_RATIO);
     (1..=count as u64).map(move |i| {
         let mut z = base.wrapping_add(i.wrapping_mul(GOLDEN_RATIO));
@@ -38,11 +38,8 @@ pub fn integers(key: &str, set_seed: u64, count: usize) -> impl Iterator<Item = 
 pub(super) fn read(case: &Case, name: &str) -> Checkpoint {
     let scale: Scale = case.json(&format!("{name}_scale.json"));
     let stored = case.path(&format!("{name}_i8.safetensors"));
-    let stored: HashMap<String, Tensor> = if stored.exists() {
-        Tensor::read_safetensors(stored).unwrap().into_iter().collect()
-    } else {
-        HashMap::new()
-    };
+    let stored: HashMap<String, Tensor> =
+        if stored.exists() { Tensor::read_safetensors(stored).unwrap().into_iter().collect() } else { HashMap::new() };
     let tensors = scale.shape.iter().filter_map(|(key, shape)| {
         let Some(exponent) = scale.exponent.get(key) else {
             return Some((key.clone(), stored.get(key)?.shallow_clone()));
