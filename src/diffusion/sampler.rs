@@ -3,7 +3,7 @@
 use super::schedule::{Schedule, ScheduleError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 /// Which of the schedule's timesteps are visited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -201,35 +201,6 @@ impl Ddim {
     }
 }
 
-/// Classifier-free guidance (Ho and Salimans 2022): `unconditional` + `scale` · (`conditional` − `unconditional`).
-pub fn guide(unconditional: &Tensor, conditional: &Tensor, scale: f64) -> Tensor {
-    unconditional + (conditional - unconditional) * scale
-}
-
-/// The guided output of `model`, a function of (x, context), in one pass over the doubled batch, unconditional half first;
-/// with scale 1, or where both contexts are equal, guidance changes nothing and one plain pass is enough. `context` and
-/// `unconditional` are [B or 1, …].
-pub fn guided(
-    x: &Tensor,
-    context: &Tensor,
-    unconditional: &Tensor,
-    scale: f64,
-    mut model: impl FnMut(&Tensor, &Tensor) -> Result<Tensor, TchError>,
-) -> Result<Tensor, TchError> {
-    if scale == 1. || context == unconditional {
-        return model(x, context);
-    }
-    let rows = x.size()[0];
-    let per_row = |context: &Tensor| {
-        let mut shape = context.size();
-        shape[0] = rows;
-        context.expand(shape, false)
-    };
-    let contexts = Tensor::f_cat(&[per_row(unconditional), per_row(context)], 0)?;
-    let output = model(&Tensor::f_cat(&[x, x], 0)?, &contexts)?;
-    Ok(guide(&output.narrow(0, 0, rows), &output.narrow(0, rows, rows), scale))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Noise, schedule::ScheduleConfig};
@@ -275,22 +246,6 @@ mod tests {
         let ddim = DdimConfig::default().build(&schedule()).unwrap();
         let end = ddim.sample(Tensor::from_slice(&[1_f32]), model, |_| unreachable!("eta is 0"));
         assert_eq!((end.unwrap_err(), calls), (801, 2));
-    }
-
-    #[test]
-    fn guidance_costs_a_second_pass_only_where_it_matters() {
-        let x = Noise::new(1, "x").normal(&[2, 1]).unwrap();
-        let mut rows = vec![];
-        let mut model = |x: &Tensor, context: &Tensor| {
-            rows.push(x.size()[0]);
-            Ok(x * context)
-        };
-        let (one, two) = (Tensor::from_slice(&[1_f32]).view([1, 1]), Tensor::from_slice(&[2_f32]).view([1, 1]));
-        let plain = guided(&x, &two, &two, 9., &mut model).unwrap();
-        let strong = guided(&x, &two, &one, 9., &mut model).unwrap();
-        assert_eq!(rows, [2, 4]);
-        assert_eq!(plain, &x * 2.);
-        assert!((strong - x * 10.).abs().max().double_value(&[]) < 1e-5);
     }
 
     #[test]
