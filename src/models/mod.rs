@@ -8,6 +8,7 @@ pub mod dinov2;
 pub mod efficientnet;
 pub mod extractor;
 pub mod image_tower;
+pub mod latent_diffusion;
 pub mod nn;
 pub mod tokenizer;
 pub mod unet;

@@ -5,6 +5,8 @@
 
 mod case;
 mod diffusion;
+mod control;
+mod networks;
 mod weights;
 
 pub(crate) use case::Case;
@@ -21,6 +23,8 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
+    ("models/controlnet", control::controlnet),
+    ("reference/network", control::reference),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
