@@ -26,6 +26,7 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
+    ("reference/sampling", diffusion::reference_sampling),
     ("models/controlnet", control::controlnet),
     ("reference/network", control::reference),
     ("models/pos_embed", vit::positions),
