@@ -10,6 +10,7 @@ pub mod extractor;
 pub mod image_tower;
 pub mod latent_diffusion;
 pub mod nn;
+pub mod recompute;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
