@@ -360,15 +360,15 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Mismatch`] lists every name that does not fit.
     pub fn load_into(&self, vs: &nn::VarStore) -> Result<(), CheckpointError> {
-        self.fill(vs.variables())
+        self.fill(&vs.variables())
     }
 
     /// As [`load_into`](Self::load_into), for variables that are not all of a store.
     ///
     /// # Errors
     /// As [`load_into`](Self::load_into).
-    pub fn fill(&self, variables: HashMap<String, Tensor>) -> Result<(), CheckpointError> {
-        let variables: BTreeMap<String, Tensor> = variables.into_iter().collect();
+    pub fn fill(&self, variables: &HashMap<String, Tensor>) -> Result<(), CheckpointError> {
+        let variables: BTreeMap<_, _> = variables.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect();
         let mut mismatch = Mismatch {
             missing: variables.keys().filter(|name| !self.contains(name)).cloned().collect(),
             unexpected: self.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect(),

@@ -116,7 +116,8 @@ impl ClipTextConfig {
     pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        names::part(published, "cond_stage_model.transformer").rename(|name| own(name).then(|| name.to_owned()))
+        let published = names::part(names::part(published, "cond_stage_model"), "transformer");
+        published.rename(|name| own(name).then(|| name.to_owned()))
     }
 }
 

@@ -122,11 +122,10 @@ pub fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {
 pub fn start_weights(
     published: Checkpoint,
     config: &UNet2DConditionConfig,
-    unet: HashMap<String, Tensor>,
+    unet: &HashMap<String, Tensor>,
     control: &HashMap<String, Tensor>,
 ) -> Result<(), CheckpointError> {
-    let copies = unet.iter().map(|(name, variable)| (name.clone(), variable.shallow_clone())).collect();
-    config.canonical(published)?.fill(copies)?;
-    copy_encoder(&unet, control);
+    config.canonical(published)?.fill(unet)?;
+    copy_encoder(unet, control);
     Ok(())
 }

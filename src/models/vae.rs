@@ -316,6 +316,7 @@ impl AutoencoderKl {
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments);
         }
+        show("moments", &moments);
         let [mean, logvar]: [Tensor; 2] = moments.chunk(2, 1).try_into().unwrap();
         Posterior { mean, logvar: logvar.clamp(-30., 20.) }
     }

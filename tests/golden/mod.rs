@@ -3,9 +3,17 @@
 //! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values; without it `data/golden` is
 //! compared, where nothing may be missing. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
 
+mod anomaly;
 mod case;
+mod clip;
 mod control;
+mod diffusion;
+mod latent_diffusion;
 mod networks;
+mod resnet;
+mod unet;
+mod vae;
+mod vit;
 mod weights;
 
 pub(crate) use case::Case;
@@ -19,8 +27,31 @@ use std::{
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
 const CASES: &[(&str, fn(&Case))] = &[
     ("reference/weight_generator_vectors", weights::compare),
+    ("models/clip_text", clip::text),
+    ("models/clip_full", clip::full),
+    ("models/manifests", clip::published_shapes),
+    ("reference/text", clip::reference),
+    ("models/vae", vae::vae),
+    ("models/manifests", vae::published_shapes),
+    ("reference/autoencoder", vae::reference),
+    ("models/unet", unet::unet),
+    ("models/manifests", unet::published_shapes),
     ("models/controlnet", control::controlnet),
+    ("models/manifests", control::published_shapes),
     ("reference/network", control::reference),
+    ("reference/full_manifest", latent_diffusion::full_manifest),
+    ("models/schedules", diffusion::schedules),
+    ("reference/schedule", diffusion::reference_schedule),
+    ("models/sd_ddim_loop", diffusion::loops),
+    ("models/sd_ddim_loop", latent_diffusion::single_file),
+    ("models/pos_embed", vit::positions),
+    ("models/dino_vit", vit::dino),
+    ("reference/dino", vit::reference),
+    ("models/dinov2", vit::dinov2),
+    ("models/resnet50", resnet::resnet50),
+    ("models/manifests", vit::manifests),
+    ("models/manifests", resnet::manifest),
+    ("reference/anomaly", anomaly::maps),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
