@@ -360,7 +360,15 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Mismatch`] lists every name that does not fit.
     pub fn load_into(&self, vs: &nn::VarStore) -> Result<(), CheckpointError> {
-        let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+        self.fill(&vs.variables())
+    }
+
+    /// As [`load_into`](Self::load_into), for variables that are not all of a store.
+    ///
+    /// # Errors
+    /// As [`load_into`](Self::load_into).
+    pub fn fill(&self, variables: &HashMap<String, Tensor>) -> Result<(), CheckpointError> {
+        let variables: BTreeMap<_, _> = variables.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect();
         let mut mismatch = Mismatch {
             missing: variables.keys().filter(|name| !self.contains(name)).cloned().collect(),
             unexpected: self.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect(),
@@ -368,7 +376,8 @@ impl Checkpoint {
         };
         for (name, variable) in &variables {
             match self.shape(name) {
-                Some(shape) if shape != variable.size() => {
+                // a 1×1 convolution is a matrix
+                Some(shape) if !same_shape(shape, &variable.size()) => {
                     mismatch.shapes.push((name.clone(), shape.to_vec(), variable.size()));
                 }
                 _ => (),
@@ -380,7 +389,7 @@ impl Checkpoint {
         let _no_grad = tch::no_grad_guard();
         for (name, mut variable) in variables {
             let tensor = self.tensor(&name)?;
-            variable.f_copy_(&tensor).map_err(|source| self.torch_error(&name, source))?;
+            variable.f_copy_(&tensor.reshape(variable.size())).map_err(|source| self.torch_error(&name, source))?;
         }
         Ok(())
     }
@@ -388,6 +397,12 @@ impl Checkpoint {
     fn torch_error(&self, name: &str, source: TchError) -> CheckpointError {
         CheckpointError::Torch { path: self.path.clone(), name: name.to_owned(), source }
     }
+}
+
+/// Whether two shapes are equal up to dimensions of 1 at their ends.
+fn same_shape(a: &[i64], b: &[i64]) -> bool {
+    let significant = |shape: &[i64]| shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);
+    a[..significant(a)] == b[..significant(b)]
 }
 
 fn format_error(path: &Path, reason: String) -> CheckpointError {

@@ -11,6 +11,7 @@ pub mod extractor;
 pub mod image_tower;
 pub mod latent_diffusion;
 pub mod nn;
+pub mod recompute;
 pub mod resnet;
 pub mod tokenizer;
 pub mod unet;

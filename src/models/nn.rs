@@ -3,13 +3,18 @@
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt::Display};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt::Display,
+};
 use tch::{
     Tensor,
     nn::{self, Init, Module},
 };
 
 thread_local! {
+    static SKIP_INIT: Cell<bool> = const { Cell::new(false) };
     static OBSERVED: RefCell<Option<BTreeMap<String, Tensor>>> = const { RefCell::new(None) };
 }
 
@@ -55,20 +60,39 @@ pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64)
     })
 }
 
+/// Builds a network that is filled from a file: its parameters start at zero, since numbers drawn at random would only cost
+/// time.
+pub fn skip_init<T>(build: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SKIP_INIT.set(self.0);
+        }
+    }
+    let _restore = Restore(SKIP_INIT.replace(true));
+    build()
+}
+
+/// The initialisation `random`, or zero inside of [`skip_init`].
+pub(crate) fn init(random: Init) -> Init {
+    if SKIP_INIT.get() { Init::Const(0.) } else { random }
+}
+
 /// PyTorch's default for weights and biases: uniform within 1/sqrt(fan_in).
-fn uniform(fan_in: i64) -> Init {
+pub(crate) fn uniform(fan_in: i64) -> Init {
     let bound = (fan_in as f64).sqrt().recip();
-    Init::Uniform { lo: -bound, up: bound }
+    init(Init::Uniform { lo: -bound, up: bound })
 }
 
 /// A fully connected layer: `weight` [out, in], `bias` [out].
 pub(crate) fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
-    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), ..Default::default() })
+    let init = uniform(inputs);
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias: true })
 }
 
 /// A fully connected layer without bias.
 pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
-    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bias: false, ..Default::default() })
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bs_init: None, bias: false })
 }
 
 /// A `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out].

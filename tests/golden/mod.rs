@@ -5,10 +5,14 @@
 
 mod anomaly;
 mod case;
-mod diffusion;
+mod clip;
 mod control;
+mod diffusion;
+mod latent_diffusion;
 mod networks;
 mod resnet;
+mod unet;
+mod vae;
 mod vit;
 mod weights;
 
@@ -23,12 +27,26 @@ use std::{
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
 const CASES: &[(&str, fn(&Case))] = &[
     ("reference/weight_generator_vectors", weights::compare),
+    ("models/clip_text", clip::text),
+    ("models/clip_full", clip::full),
+    ("models/manifests", clip::published_shapes),
+    ("reference/text", clip::reference),
+    ("models/vae", vae::vae),
+    ("models/manifests", vae::published_shapes),
+    ("reference/autoencoder", vae::reference),
+    ("models/unet", unet::unet),
+    ("models/manifests", unet::published_shapes),
+    ("models/controlnet", control::controlnet),
+    ("models/manifests", control::published_shapes),
+    ("reference/network", control::reference),
+    ("reference/full_manifest", latent_diffusion::full_manifest),
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
     ("reference/sampling", diffusion::reference_sampling),
     ("models/controlnet", control::controlnet),
     ("reference/network", control::reference),
+    ("models/sd_ddim_loop", latent_diffusion::single_file),
     ("models/pos_embed", vit::positions),
     ("models/dino_vit", vit::dino),
     ("reference/dino", vit::reference),
