@@ -8,23 +8,34 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    tensors::{device, normalise, save_weights, tensor, torch},
-    training::{self, Loss, Training},
+    published::{self, Published},
+    tensors::{Column, checkpoint, device, normalise, save_weights, torch},
+    training::{self, Batch, Loss, Subject, Training},
 };
 use crate::{
-    diffusion::{Noise, optim::train_only},
+    diffusion::{
+        Noise,
+        optim::{Named, train_only},
+        vae_gan::{self, Adversary, AdversarialLoss, Reduction, Terms, Weights},
+    },
     engine::{
-        Error, Result,
+        Error, Result, Sources,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
-    models::vae::{AutoencoderKl, AutoencoderKlConfig},
+    models::{
+        lpips::Lpips,
+        patchgan::{PatchGan, PatchGanConfig},
+        vae::{AutoencoderKl, AutoencoderKlConfig},
+    },
 };
 
-/// Trains an AutoencoderKL on images: absolute error plus a small pull of the latents towards a normal distribution.
+/// Trains an AutoencoderKL on images, from nothing or on from published weights: absolute error, looks (LPIPS), a small pull of
+/// the latents towards a normal distribution, and a discriminator.
 ///
-/// Afterwards `scaling_factor` is set to one over the standard deviation of the training images' latents, so that the
-/// denoiser sees about unit variance (latent diffusion's `scale_by_std`).
+/// The loss is latent diffusion's, of which `perceptual` and `discriminator` may be left out. The authors fine-tune for each
+/// dataset, with both, by `training: { optimizer: adam, betas: [0.5, 0.9], weight_decay: 0, lr: 4.5e-5, accumulate: 8 }`; a
+/// small network that starts from nothing learns faster by `reduction: mean` and AdamW.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct TrainAutoencoder {
@@ -32,19 +43,45 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
+    /// Weights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
+    /// or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Whether the error of an image is the sum or the mean over its values.
+    #[garde(skip)]
+    #[serde(default)]
+    pub reduction: Reduction,
     /// Weight of the Kullback-Leibler term, per image summed over the latent as the absolute error is over the pixels.
     #[garde(range(min = 0.))]
     #[serde(default = "default_kl_weight")]
     pub kl_weight: f64,
-    /// Weight of the mean squared error beside the mean absolute error: it makes a short training learn strong colours first.
+    /// Weight of the squared error beside the absolute error: it makes a short training learn strong colours first.
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub mse_weight: f64,
+    /// The perceptual term's weights: VGG16 as torchvision publishes it and the linear layers of LPIPS (`vgg.pth`), or one file
+    /// with both, such as an autoencoder of latent diffusion. Absent: no perceptual term.
+    #[garde(length(max = 2))]
+    #[serde(default)]
+    pub perceptual: Vec<String>,
+    /// Weight of the perceptual term.
+    #[garde(range(min = 0.))]
+    #[serde(default = "default_perceptual_weight")]
+    pub perceptual_weight: f64,
+    /// What tells reconstructions from pictures, and is trained beside the autoencoder; absent: nothing does.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discriminator: Option<Discriminator>,
     /// Side of the random square that each step sees of an image; absent: all of it. The network is convolutional, so small
     /// squares teach it as much per pixel, in more steps.
     #[garde(inner(range(min = 8)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<u32>,
+    /// What the denoiser will multiply latents with. Absent: as `config` says with `init`, else measured.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling_factor: Option<ScalingFactor>,
     /// How to train.
     #[garde(dive)]
     #[serde(default)]
@@ -55,15 +92,99 @@ fn default_kl_weight() -> f64 {
     1e-6
 }
 
-/// Log-variance of the latents before the first step.
+fn default_perceptual_weight() -> f64 {
+    1.
+}
+
+/// A PatchGAN and its part in the loss.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discriminator {
+    /// The step from which it takes part and is trained.
+    #[garde(skip)]
+    pub start: u64,
+    /// Its weight, where its gradients at the decoder's last layer are as strong as those of the reconstruction.
+    #[garde(range(min = 0.))]
+    pub weight: f64,
+    /// What it is asked to tell apart.
+    #[garde(skip)]
+    pub loss: AdversarialLoss,
+    /// Which statistics its batch normalisations use.
+    #[garde(skip)]
+    pub batch_norm: Statistics,
+    /// The network.
+    #[garde(skip)]
+    pub config: PatchGanConfig,
+}
+
+impl Default for Discriminator {
+    fn default() -> Self {
+        Self {
+            start: 50_001,
+            weight: 0.5,
+            loss: AdversarialLoss::Hinge,
+            batch_norm: Statistics::Eval,
+            config: PatchGanConfig::default(),
+        }
+    }
+}
+
+/// The statistics of a batch normalisation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistics {
+    /// Those it starts with, which stay: what the authors' program does, because its picture logger leaves the network in this
+    /// mode.
+    #[default]
+    Eval,
+    /// Those of the batch.
+    Train,
+}
+
+/// What latents are multiplied with before noise is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScalingFactor {
+    /// `config.scaling_factor`.
+    Config,
+    /// One over the standard deviation of the training images' latents, so that the denoiser sees about unit variance (latent
+    /// diffusion's `scale_by_std`).
+    Measured,
+}
+
+/// Log-variance of the latents before the first step from nothing.
 const FIRST_LOGVAR: f64 = -6.;
-const PARTS: &[&str] = &["reconstruction_loss", "kl_loss"];
+/// Images of which the scaling factor is measured.
+const MEASURED: i64 = 128;
+/// Names of the discriminator's variables in a saved state begin so.
+const DISCRIMINATOR: &str = "discriminator.";
+
+impl TrainAutoencoder {
+    /// The names of the loss's parts in the table.
+    fn parts(&self) -> Vec<&'static str> {
+        let perceptual = (!self.perceptual.is_empty()).then_some("perceptual_loss");
+        let adversarial = ["g_loss", "d_weight", "disc_loss", "logits_real", "logits_fake"];
+        let adversarial = self.discriminator.iter().flat_map(|_| adversarial);
+        ["reconstruction_loss", "kl_loss"].into_iter().chain(perceptual).chain(adversarial).collect()
+    }
+
+    fn weights(&self) -> Weights {
+        let Self { reduction, mse_weight: mse, perceptual_weight: perceptual, kl_weight: kl, .. } = *self;
+        Weights { reduction, mse, perceptual, kl }
+    }
+
+    fn published(&self) -> impl Iterator<Item = Published<'_>> {
+        self.init.iter().chain(&self.perceptual).map(|place| Published(place))
+    }
+}
 
 impl Stage for TrainAutoencoder {
     const NAME: &'static str = "train_autoencoder";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const LOCATIONS: &'static [&'static str] = &["init", "perceptual"];
+    const MEMORY: &'static str = training::MEMORY;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;
@@ -82,74 +203,147 @@ impl Stage for TrainAutoencoder {
                 "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
             ));
         }
-        Ok(training::schema(PARTS, &self.config))
+        if let Some(discriminator) = &self.discriminator {
+            discriminator.config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+        }
+        Ok(training::schema(&self.parts(), &self.config))
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.published().flat_map(|weights| weights.files()).collect()
     }
 }
 
 impl Open for TrainAutoencoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
-        Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
+        let (device, sources) = (device(context)?, context.sources.clone());
+        Ok(Box::new(Trainer { stage: self, device, sources, shape, output: context.output.clone() }))
+    }
+}
+
+/// An autoencoder in training, and what judges it.
+pub struct Objective {
+    /// The autoencoder.
+    pub network: AutoencoderKl,
+    /// What sees how different two pictures look.
+    pub perceptual: Option<Lpips>,
+    /// What tells reconstructions from pictures.
+    pub discriminator: Option<PatchGan>,
+    /// The weights of the autoencoder's terms.
+    pub weights: Weights,
+    /// The discriminator's part; its `config` is that of the network.
+    pub adversary: Discriminator,
+}
+
+/// The terms of the discriminator's loss, scalars.
+#[derive(Debug)]
+pub struct Judgement {
+    /// What the discriminator minimises.
+    pub total: Tensor,
+    /// The mean logit of pictures.
+    pub real: Tensor,
+    /// The mean logit of reconstructions.
+    pub fake: Tensor,
+}
+
+impl Objective {
+    /// The autoencoder's loss on images `x` [B, 3, H, W], with `noise` of the latent's shape. The discriminator's term counts
+    /// `factor` times; with none it is not computed.
+    pub fn autoencoder_loss(&self, x: &Tensor, noise: &Tensor, factor: Option<f64>) -> Result<Terms, tch::TchError> {
+        let posterior = self.network.encode(x);
+        let y = self.network.decode(&posterior.sample(noise)); // [B, 3, H, W]
+        let perceptual = self.perceptual.as_ref().map(|lpips| lpips.forward(x, &y)); // [B]
+        let adversary = factor.zip(self.judge(&y)).map(|(factor, fake)| Adversary {
+            fake,
+            last_layer: self.network.last_layer(),
+            weight: self.adversary.weight,
+            factor,
+        });
+        vae_gan::autoencoder_loss(x, &y, &posterior.kl(), perceptual.as_ref(), adversary.as_ref(), &self.weights)
+    }
+
+    /// The discriminator's loss on the same, times `factor`; none without a discriminator. The reconstructions are made anew.
+    pub fn discriminator_loss(&self, x: &Tensor, noise: &Tensor, factor: f64) -> Option<Judgement> {
+        let y = no_grad(|| self.network.decode(&self.network.encode(x).sample(noise)));
+        let (real, fake) = (self.judge(x)?, self.judge(&y)?);
+        let total = vae_gan::discriminator_loss(&real, &fake, self.adversary.loss) * factor;
+        let mean = |logits: &Tensor| logits.detach().mean(Kind::Float);
+        Some(Judgement { total, real: mean(&real), fake: mean(&fake) })
+    }
+
+    /// The discriminator's logits of pictures [B, 3, H, W] -> [B, 1, h, w].
+    fn judge(&self, x: &Tensor) -> Option<Tensor> {
+        let train = self.adversary.batch_norm == Statistics::Train;
+        Some(self.discriminator.as_ref()?.forward(x, train))
     }
 }
 
 struct Trainer {
     stage: TrainAutoencoder,
     device: Device,
+    sources: Sources,
     shape: [usize; 3],
     output: SchemaRef,
 }
 
-impl Trainer {
-    /// The same random square of every image of a batch.
-    fn cropped(&self, x: Tensor, random: &mut Noise) -> Tensor {
-        let Some(side) = self.stage.crop.map(i64::from) else { return x };
-        let offset = |size: i64, random: &mut Noise| random.timesteps(1, (size - side + 1) as u32).int64_value(&[0]);
-        let (top, left) = (offset(x.size()[2], random), offset(x.size()[3], random));
-        x.narrow(2, top, side).narrow(3, left, side)
-    }
-}
-
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Vec::new();
+        let TrainAutoencoder { mut config, training, .. } = self.stage.clone();
+        let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
+            pixels.push(batch.column("images", "pixels")?)?;
         }
-        let count = pixels.iter().map(|p| p.size()[0] as usize).sum();
-        let pixels = if pixels.is_empty() {
-            Tensor::zeros([0], (Kind::Uint8, Device::Cpu))
-        } else {
-            Tensor::f_cat(&pixels, 0).map_err(torch)?
-        };
-        let TrainAutoencoder { mut config, kl_weight, mse_weight, training, .. } = self.stage.clone();
+        let (pixels, count) = (pixels.done(), rows.len());
+        if self.stage.perceptual.is_empty() && self.stage.perceptual_weight > 0. {
+            out.log("no perceptual term: `perceptual` names no weights");
+        }
         tch::manual_seed(training.seed as i64);
-        let vs = VarStore::new(self.device);
-        let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
-        // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
-        no_grad(|| {
-            if let Some(bias) = vs.variables().get("quant_conv.bias") {
-                let _ = bias.narrow(0, config.latent_channels, config.latent_channels).fill_(FIRST_LOGVAR);
+        let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(self.device));
+        let objective = self.objective(&vs, &judge_vs)?;
+        let network = &objective.network;
+        let images = |rows: &[i64]| {
+            normalise(&pixels.index_select(0, &Tensor::from_slice(rows)).to_device(self.device)) // [B, 3, H, W]
+        };
+        let parameters = train_only(&vs, |_| true);
+        let judge_parameters = train_only(&judge_vs, PatchGan::is_parameter);
+        let judge_variables = judge_vs.variables().into_iter().map(|(name, x)| (format!("{DISCRIMINATOR}{name}"), x));
+        let variables = vs.variables().into_iter().chain(judge_variables).collect();
+        let mut trainers = vec![training.trainer(parameters)];
+        if objective.discriminator.is_some() {
+            trainers.push(train::Trainer { ema: None, ..training.trainer(clone(&judge_parameters)) });
+        }
+        let loss = |trainer: usize, batch: &Batch| {
+            let mut random = batch.noise(training.seed);
+            let x = self.cropped(images(&batch.rows), &mut random);
+            let started = batch.step >= objective.adversary.start;
+            if trainer > 0 {
+                return self.judge(&objective, &judge_parameters, &x, batch, started);
             }
-        });
-        let images =
-            |indices: &[i64]| normalise(&pixels.index_select(0, &Tensor::from_slice(indices)).to_device(self.device));
-        let log = training.run(&vs, train_only(&vs, |_| true), count, out, |step, indices| {
-            let mut random = Noise::new(training.seed, step.to_le_bytes());
-            let x = self.cropped(images(indices), &mut random); // [B, 3, H, W]
-            let per_image = (x.numel() as i64 / x.size()[0]) as f64;
-            let posterior = network.encode(&x);
-            let noise = random.normal(&posterior.mean.size()).map_err(torch)?.to_device(self.device);
-            let y = network.decode(&posterior.sample(&noise));
-            let error = &y - &x;
-            let reconstruction = error.abs().mean(Kind::Float) + error.square().mean(Kind::Float) * mse_weight;
-            let kl = posterior.kl().mean(Kind::Float) / per_image;
-            Ok(Loss { total: &reconstruction + &kl * kl_weight, parts: vec![reconstruction, kl] })
-        })?;
-        let some: Vec<i64> = (0..count as i64).step_by((count / 128).max(1)).collect();
-        let std = no_grad(|| some.chunks(32).map(|chunk| network.encode(&images(chunk)).mean).collect::<Vec<_>>());
-        config.scaling_factor = 1. / Tensor::cat(&std, 0).std(true).double_value(&[]);
-        let weights = out.blob(save_weights(vs.variables(), &config, &[])?)?;
-        out.write(&log.batch(&self.output, weights)?)
+            let noise = self.noise(&x, &mut random)?;
+            let terms = objective.autoencoder_loss(&x, &noise, started.then_some(1.)).map_err(torch)?;
+            let mut parts = vec![terms.reconstruction, terms.kl];
+            parts.extend(terms.perceptual);
+            match terms.adversarial {
+                Some((g, weight)) => parts.extend([g, weight]),
+                None if objective.discriminator.is_some() => parts.extend([(); 2].map(|()| Tensor::from(0_f32))),
+                None => {}
+            }
+            Ok(Loss { total: terms.total, parts })
+        };
+        let measured = self.stage.scaling_factor.unwrap_or(match self.stage.init {
+            Some(_) => ScalingFactor::Config,
+            None => ScalingFactor::Measured,
+        }) == ScalingFactor::Measured;
+        let weights = || {
+            let mut config = config.clone();
+            if measured {
+                let some: Vec<i64> = (0..count as i64).step_by((count / MEASURED as usize).max(1)).collect();
+                let means = no_grad(|| some.chunks(32).map(|rows| network.encode(&images(rows)).mean).collect::<Vec<_>>());
+                config.scaling_factor = 1. / Tensor::cat(&means, 0).std(true).double_value(&[]);
+            }
+            save_weights(vs.variables(), &config, &[])
+        };
+        training.run(Subject { trainers, variables, rows: count, loss, weights }, out, &self.output)
     }
 }
