@@ -167,6 +167,8 @@ pub trait Operator: Send {
 pub struct Context {
     /// The device to compute on: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// How many rows a network sees at once, where the run says so. No part of the result.
+    pub batch_size: Option<usize>,
     /// The schema to write.
     pub output: SchemaRef,
     /// The declared schemas of all inputs, as [`Stage::output`] saw them.

@@ -4,6 +4,7 @@
 //! compared, where nothing may be missing. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
 
 mod case;
+mod diffusion;
 mod weights;
 
 pub(crate) use case::Case;
@@ -15,7 +16,12 @@ use std::{
 };
 
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
-const CASES: &[(&str, fn(&Case))] = &[("reference/weight_generator_vectors", weights::compare)];
+const CASES: &[(&str, fn(&Case))] = &[
+    ("reference/weight_generator_vectors", weights::compare),
+    ("models/schedules", diffusion::schedules),
+    ("reference/schedule", diffusion::reference_schedule),
+    ("models/sd_ddim_loop", diffusion::loops),
+];
 
 /// The folder of the set, and whether it is the one of this repository.
 fn set() -> (PathBuf, bool) {
