@@ -36,6 +36,16 @@ impl Default for PatchGanConfig {
     }
 }
 
+impl PatchGanConfig {
+    /// Whether a network can be built from these values.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Self { input_nc, ndf, n_layers } = *self;
+        require([input_nc, ndf, n_layers].iter().all(|count| *count > 0) && n_layers < 16, NAME, || {
+            "input_nc and ndf have to be at least 1, and n_layers 1 to 15".into()
+        })
+    }
+}
+
 /// A convolution, then a batch normalisation but in the first and the last layer.
 #[derive(Debug)]
 struct Layer {
@@ -53,10 +63,8 @@ impl PatchGan {
     /// Declares the parameters under `vs` by their published names (`main.0.weight`), drawn as pix2pix draws them; fails if the
     /// config describes no network.
     pub fn new(vs: nn::Path, config: &PatchGanConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
         let PatchGanConfig { input_nc, ndf, n_layers } = *config;
-        require([input_nc, ndf, n_layers].iter().all(|count| *count > 0) && n_layers < 16, NAME, || {
-            "input_nc and ndf have to be at least 1, and n_layers 1 to 15".into()
-        })?;
         let draw = |mean| Init::Randn { mean, stdev: 0.02 };
         let width = |layer: i64| ndf * (1 << layer).min(WIDEST);
         let conv = |index: i64, inputs, outputs, stride, bias| {

@@ -1,5 +1,6 @@
 //! The image autoencoder of latent diffusion: diffusers' `AutoencoderKL`.
 
+use super::checkpoint::{Checkpoint, CheckpointError};
 use super::nn::{
     ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, linear, require,
     require_widths, to_image, to_tokens,
@@ -113,6 +114,21 @@ impl AutoencoderKlConfig {
             key = key.replace(published, ours);
         }
         key
+    }
+}
+
+impl AutoencoderKlConfig {
+    /// The same weights under the names of this network from any layout that they are published in: diffusers', or
+    /// latent-diffusion's, alone or beside other parts of a model, which are dropped.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] if two tensors would get one name.
+    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        let parts = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+        published.rename(|name| {
+            let own = name.strip_prefix("first_stage_model.").unwrap_or(name);
+            parts.iter().any(|part| own.starts_with(part)).then(|| self.rename(own))
+        })
     }
 }
 

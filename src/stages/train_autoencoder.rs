@@ -8,14 +8,15 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    published::{self, Published},
-    tensors::{Column, checkpoint, device, normalise, save_weights, torch},
+    published::Published,
+    tensors::{Column, device, input, normalise, save_weights},
     training::{self, Batch, Loss, Subject, Training},
 };
 use crate::{
     diffusion::{
         Noise,
         optim::{Named, train_only},
+        train,
         vae_gan::{self, Adversary, AdversarialLoss, Reduction, Terms, Weights},
     },
     engine::{
@@ -25,6 +26,7 @@ use crate::{
     },
     models::{
         lpips::Lpips,
+        nn::ConfigError,
         patchgan::{PatchGan, PatchGanConfig},
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
@@ -155,7 +157,7 @@ pub enum ScalingFactor {
 /// Log-variance of the latents before the first step from nothing.
 const FIRST_LOGVAR: f64 = -6.;
 /// Images of which the scaling factor is measured.
-const MEASURED: i64 = 128;
+const MEASURED: usize = 128;
 /// Names of the discriminator's variables in a saved state begin so.
 const DISCRIMINATOR: &str = "discriminator.";
 
@@ -173,8 +175,50 @@ impl TrainAutoencoder {
         Weights { reduction, mse, perceptual, kl }
     }
 
-    fn published(&self) -> impl Iterator<Item = Published<'_>> {
-        self.init.iter().chain(&self.perceptual).map(|place| Published(place))
+    /// Whether the scaling factor is measured.
+    fn measures(&self) -> bool {
+        let default = if self.init.is_some() { ScalingFactor::Config } else { ScalingFactor::Measured };
+        self.scaling_factor.unwrap_or(default) == ScalingFactor::Measured
+    }
+
+    /// The networks with their start weights; the discriminator's variables in a store of their own.
+    fn objective(&self, vs: &VarStore, judge_vs: &VarStore, sources: &Sources, out: &mut Sink<'_>) -> Result<Objective> {
+        let wrong = |e: ConfigError| Error::Input(e.to_string());
+        let network = AutoencoderKl::new(vs.root(), &self.config).map_err(wrong)?;
+        let adversary = self.discriminator.clone().unwrap_or_default();
+        let judge = |_: &Discriminator| PatchGan::new(judge_vs.root(), &adversary.config);
+        let discriminator = self.discriminator.as_ref().map(judge).transpose().map_err(wrong)?;
+        match &self.init {
+            Some(place) => {
+                let published = Published(place).open(sources)?;
+                let own = self.config.canonical(published.clone()).and_then(|own| own.load_into(vs));
+                own.map_err(input)?;
+                let judge = PatchGan::canonical(published).map_err(input)?;
+                if discriminator.is_some() && judge.is_empty() {
+                    out.log(format!("the discriminator starts from random weights: {place} has none"));
+                } else if discriminator.is_some() {
+                    judge.load_into(judge_vs).map_err(input)?;
+                }
+            }
+            // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
+            None => no_grad(|| {
+                if let Some(bias) = vs.variables().get("quant_conv.bias") {
+                    let latent = self.config.latent_channels;
+                    let _ = bias.narrow(0, latent, latent).fill_(FIRST_LOGVAR);
+                }
+            }),
+        }
+        let perceptual = match self.perceptual.as_slice() {
+            [] => {
+                out.log("no perceptual term: `perceptual` names no weights");
+                None
+            }
+            [vgg, .., lin] | [vgg @ lin] => {
+                let open = |place: &String| Published(place).open(sources);
+                Some(Lpips::load(open(vgg)?, open(lin)?, vs.device()).map_err(input)?)
+            }
+        };
+        Ok(Objective { network, perceptual, discriminator, weights: self.weights(), adversary })
     }
 }
 
@@ -210,7 +254,7 @@ impl Stage for TrainAutoencoder {
     }
 
     fn files(&self) -> Vec<String> {
-        self.published().flat_map(|weights| weights.files()).collect()
+        self.init.iter().chain(&self.perceptual).flat_map(|place| Published(place).files()).collect()
     }
 }
 
@@ -263,6 +307,11 @@ impl Objective {
         vae_gan::autoencoder_loss(x, &y, &posterior.kl(), perceptual.as_ref(), adversary.as_ref(), &self.weights)
     }
 
+    /// Whether the discriminator takes part in a step, from 0.
+    fn takes_part(&self, step: u64) -> bool {
+        self.discriminator.is_some() && step >= self.adversary.start
+    }
+
     /// The discriminator's loss on the same, times `factor`; none without a discriminator. The reconstructions are made anew.
     pub fn discriminator_loss(&self, x: &Tensor, noise: &Tensor, factor: f64) -> Option<Judgement> {
         let y = no_grad(|| self.network.decode(&self.network.encode(x).sample(noise)));
@@ -289,61 +338,94 @@ struct Trainer {
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let TrainAutoencoder { mut config, training, .. } = self.stage.clone();
         let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
         while let Some(batch) = rows.next(256)? {
             pixels.push(batch.column("images", "pixels")?)?;
         }
         let (pixels, count) = (pixels.done(), rows.len());
-        if self.stage.perceptual.is_empty() && self.stage.perceptual_weight > 0. {
-            out.log("no perceptual term: `perceptual` names no weights");
-        }
+        let training = &self.stage.training;
         tch::manual_seed(training.seed as i64);
         let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(self.device));
-        let objective = self.objective(&vs, &judge_vs)?;
-        let network = &objective.network;
+        let objective = self.stage.objective(&vs, &judge_vs, &self.sources, out)?;
+        let mut trainers = vec![training.trainer(train_only(&vs, |_| true))];
+        let mut variables: Named = vs.variables().into_iter().collect();
+        let judge_parameters = train_only(&judge_vs, PatchGan::is_parameter);
+        if objective.discriminator.is_some() {
+            let parameters = judge_parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+            trainers.push(train::Trainer { ema: None, ..training.trainer(parameters.collect()) });
+            let named = |(name, tensor)| (format!("{DISCRIMINATOR}{name}"), tensor);
+            variables.extend(judge_vs.variables().into_iter().map(named));
+        }
         let images = |rows: &[i64]| {
             normalise(&pixels.index_select(0, &Tensor::from_slice(rows)).to_device(self.device)) // [B, 3, H, W]
         };
-        let parameters = train_only(&vs, |_| true);
-        let judge_parameters = train_only(&judge_vs, PatchGan::is_parameter);
-        let judge_variables = judge_vs.variables().into_iter().map(|(name, x)| (format!("{DISCRIMINATOR}{name}"), x));
-        let variables = vs.variables().into_iter().chain(judge_variables).collect();
-        let mut trainers = vec![training.trainer(parameters)];
-        if objective.discriminator.is_some() {
-            trainers.push(train::Trainer { ema: None, ..training.trainer(clone(&judge_parameters)) });
-        }
         let loss = |trainer: usize, batch: &Batch| {
-            let mut random = batch.noise(training.seed);
-            let x = self.cropped(images(&batch.rows), &mut random);
-            let started = batch.step >= objective.adversary.start;
-            if trainer > 0 {
-                return self.judge(&objective, &judge_parameters, &x, batch, started);
+            let x = images(&batch.rows);
+            match trainer {
+                0 => self.autoencoder_loss(&objective, x, batch),
+                _ if objective.takes_part(batch.step) => self.discriminator_loss(&objective, x, batch),
+                // Gradients of zero, and not none: Adam counts the step, as the authors' does.
+                _ => {
+                    let total = judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
+                    Ok(Loss { total, parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
+                }
             }
-            let noise = self.noise(&x, &mut random)?;
-            let terms = objective.autoencoder_loss(&x, &noise, started.then_some(1.)).map_err(torch)?;
-            let mut parts = vec![terms.reconstruction, terms.kl];
-            parts.extend(terms.perceptual);
-            match terms.adversarial {
-                Some((g, weight)) => parts.extend([g, weight]),
-                None if objective.discriminator.is_some() => parts.extend([(); 2].map(|()| Tensor::from(0_f32))),
-                None => {}
-            }
-            Ok(Loss { total: terms.total, parts })
         };
-        let measured = self.stage.scaling_factor.unwrap_or(match self.stage.init {
-            Some(_) => ScalingFactor::Config,
-            None => ScalingFactor::Measured,
-        }) == ScalingFactor::Measured;
         let weights = || {
-            let mut config = config.clone();
-            if measured {
-                let some: Vec<i64> = (0..count as i64).step_by((count / MEASURED as usize).max(1)).collect();
-                let means = no_grad(|| some.chunks(32).map(|rows| network.encode(&images(rows)).mean).collect::<Vec<_>>());
+            let mut config = self.stage.config.clone();
+            if self.stage.measures() {
+                let some: Vec<i64> = (0..count as i64).step_by((count / MEASURED).max(1)).collect();
+                let encode = |rows| objective.network.encode(&images(rows)).mean;
+                let means: Vec<Tensor> = no_grad(|| some.chunks(32).map(encode).collect());
                 config.scaling_factor = 1. / Tensor::cat(&means, 0).std(true).double_value(&[]);
             }
             save_weights(vs.variables(), &config, &[])
         };
         training.run(Subject { trainers, variables, rows: count, loss, weights }, out, &self.output)
+    }
+}
+
+impl Trainer {
+    /// The same random square of every image of a batch.
+    fn cropped(&self, x: Tensor, random: &mut Noise) -> Tensor {
+        let Some(side) = self.stage.crop.map(i64::from) else { return x };
+        let offset = |size: i64, random: &mut Noise| random.timesteps(1, (size - side + 1) as u32).int64_value(&[0]);
+        let (top, left) = (offset(x.size()[2], random), offset(x.size()[3], random));
+        x.narrow(2, top, side).narrow(3, left, side)
+    }
+
+    /// Noise for the latents of images [B, 3, H, W].
+    fn noise(&self, x: &Tensor, random: &mut Noise) -> Result<Tensor> {
+        let (config, size) = (&self.stage.config, x.size());
+        let shape = [size[0], config.latent_channels, size[2] / config.factor(), size[3] / config.factor()];
+        Ok(random.normal(&shape)?.to_device(self.device))
+    }
+
+    fn autoencoder_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss> {
+        let mut random = batch.noise(self.stage.training.seed);
+        let x = self.cropped(x, &mut random);
+        let noise = self.noise(&x, &mut random)?;
+        let factor = objective.takes_part(batch.step).then_some(1.);
+        let terms = objective.autoencoder_loss(&x, &noise, factor)?;
+        let mut parts = vec![terms.reconstruction, terms.kl];
+        parts.extend(terms.perceptual);
+        if objective.discriminator.is_some() {
+            let nothing = || Tensor::from(0_f32);
+            let (g, weight) = terms.adversarial.unwrap_or_else(|| (nothing(), nothing()));
+            parts.extend([g, weight]);
+        }
+        Ok(Loss { total: terms.total, parts })
+    }
+
+    fn discriminator_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss> {
+        // The authors' program computes both halves anew, from noise of their own.
+        let mut random = batch.noise_of(self.stage.training.seed, "discriminator");
+        let x = self.cropped(x, &mut random);
+        let noise = self.noise(&x, &mut random)?;
+        let Judgement { total, real, fake } = objective
+            .discriminator_loss(&x, &noise, 1.)
+            .ok_or_else(|| Error::Stage("there is no discriminator to train".into()))?;
+        let value = total.detach();
+        Ok(Loss { total, parts: vec![value, real, fake] })
     }
 }

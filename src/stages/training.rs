@@ -11,6 +11,7 @@ use arrow::{
     array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
+use bytes::Bytes;
 use garde::Validate;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +30,8 @@ use crate::{
     models::checkpoint::{Checkpoint, to_safetensors},
 };
 
+/// What helps where memory runs out.
+pub(super) const MEMORY: &str = "lower `training.batch_size` and raise `training.accumulate` as much";
 /// Saving may take one part in so many of a training's time.
 const SAVING: u32 = 20;
 
@@ -131,7 +134,12 @@ pub(super) struct Batch {
 impl Batch {
     /// The random numbers of this batch.
     pub(super) fn noise(&self, seed: u64) -> Noise {
-        Noise::new(seed, self.number.to_le_bytes())
+        self.noise_of(seed, "")
+    }
+
+    /// Others, for another purpose.
+    pub(super) fn noise_of(&self, seed: u64, purpose: &str) -> Noise {
+        Noise::new(seed, [&self.number.to_le_bytes(), purpose.as_bytes()].concat())
     }
 
     /// Its rows of a tensor [N, …], on a device: [B, …].
@@ -255,8 +263,7 @@ impl Training {
         let steps = self.length(rows);
         let mut state = State { step: 0, trainers, variables, log: Log::default() };
         if let Some(saved) = out.saved()? {
-            state.restore(&saved, out)?;
-            out.log(format!("goes on from step {}", state.step));
+            state.restore(saved, out)?;
         }
         let mut order = None;
         let mut saves = Saves::new(out.save_every());
@@ -292,6 +299,7 @@ impl Training {
                         "the loss is {loss} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
                     )));
                 }
+                let kept = if is_kept { Some(out.blob(state.averaged(&weights)?)?) } else { None };
                 state.log.0.push(LogRow {
                     step,
                     epoch: step / self.per_epoch(rows),
@@ -300,7 +308,7 @@ impl Training {
                     lr: lr as f32,
                     grad_norm: norms.first().copied().unwrap_or_default() as f32,
                     rows_per_s: seen as f32 / logged.elapsed().as_secs_f32().max(1e-6),
-                    weights: if is_kept { Some(out.blob(state.averaged(&weights)?)?) } else { None },
+                    weights: kept,
                 });
                 (logged, seen) = (Instant::now(), 0);
                 out.show(|| state.log.batch(schema))?;
@@ -308,9 +316,10 @@ impl Training {
             let is_interrupted = out.is_interrupted();
             if !is_last && (is_interrupted || saves.is_due()) {
                 saves.time(|| out.save(state.bytes()?))?;
-            }
-            if !is_last && is_interrupted {
-                return Err(Error::Interrupted);
+                if is_interrupted {
+                    out.log(format!("stopped at step {step}"));
+                    return Err(Error::Interrupted);
+                }
             }
         }
         let blob = out.blob(state.averaged(&weights)?)?;
@@ -388,14 +397,22 @@ impl State {
         to_safetensors(tensors, metadata).map_err(torch)
     }
 
-    fn restore(&mut self, bytes: &[u8], out: &mut Sink<'_>) -> Result<()> {
-        let saved = Checkpoint::from_safetensors(bytes.to_vec()).map_err(checkpoint)?;
+    fn restore(&mut self, bytes: Bytes, out: &mut Sink<'_>) -> Result<()> {
+        let saved = Checkpoint::from_safetensors(bytes).map_err(checkpoint)?;
         let part = |prefix: String| -> Result<Named> {
             let names = saved.names().filter_map(|name| name.strip_prefix(&prefix)?.strip_prefix('/'));
             let read = |name: &str| saved.tensor(&format!("{prefix}/{name}")).map_err(checkpoint);
             names.map(|name| Ok((name.to_owned(), read(name)?))).collect()
         };
         let damaged = |what: &str| Error::Damaged(format!("a saved training state: {what}"));
+        let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
+        let rows: Vec<LogRow> = serde_json::from_str(field("log")).map_err(|e| damaged(&e.to_string()))?;
+        let step = field("step").parse().map_err(|_| damaged("it has no step"))?;
+        let kept: Vec<Digest> = rows.iter().filter_map(|row| row.weights).collect();
+        if !out.keep(&kept)? {
+            out.log("weights that were kept on the way are gone; starts over");
+            return Ok(());
+        }
         let weights = part("weights".into())?;
         for (name, variable) in &self.variables {
             let value = weights.get(name).ok_or_else(|| damaged(&format!("{name} is missing")))?;
@@ -409,10 +426,9 @@ impl State {
                 ema.load(&part(format!("ema.{i}"))?).map_err(wrong)?;
             }
         }
-        let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
-        self.log.0 = serde_json::from_str(field("log")).map_err(|e| damaged(&e.to_string()))?;
-        self.step = field("step").parse().map_err(|_| damaged("it has no step"))?;
-        self.log.0.iter().filter_map(|row| row.weights).try_for_each(|blob| out.keep(blob))
+        (self.step, self.log) = (step, Log(rows));
+        out.log(format!("goes on from step {step}"));
+        Ok(())
     }
 }
 

@@ -5,9 +5,14 @@
 
 mod case;
 mod diffusion;
+mod lpips;
+mod manifest;
+mod patchgan;
+mod training;
 mod weights;
 
 pub(crate) use case::Case;
+use manifest::manifest;
 
 use std::{
     io::Write,
@@ -21,6 +26,12 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
+    ("models/lpips_vgg", lpips::compare),
+    ("models/manifests", lpips::vgg16),
+    ("models/patchgan", patchgan::compare),
+    ("models/manifests", patchgan::real),
+    ("models/training", training::steps),
+    ("reference/ae_loss", training::autoencoder),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
