@@ -53,6 +53,7 @@ tables:
     with:
       config: { block_out_channels: [8, 16], down_block_types: [DownBlock2D, CrossAttnDownBlock2D], layers_per_block: 1, attention_head_dim: 2, cross_attention_dim: 16, norm_num_groups: 4 }
       control: { conditioning_embedding_out_channels: [4, 8, 8] }
+      trainable: all
       training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
   reconstructions:
     stage: reconstruct

@@ -43,6 +43,9 @@ pub enum Error {
     /// A stage failed.
     #[error("{0}")]
     Stage(String),
+    /// Somebody asked the run to stop.
+    #[error("interrupted; what is done is kept, and the next run goes on from there")]
+    Interrupted,
     /// A worker process ended before its task did.
     #[error("{0}")]
     Worker(String),
@@ -96,6 +99,21 @@ impl Error {
             Self::Input(message) => Self::Input(format!("table `{table}`: {message}")),
             Self::Stage(message) => Self::Stage(format!("table `{table}`: {message}")),
             Self::Worker(message) => Self::Worker(format!("table `{table}`: {message}")),
+            other => other,
+        }
+    }
+
+    /// Says what helps, where memory ran out: libtorch, the allocator and the system that kills a process each say so in
+    /// words of their own.
+    pub(super) fn advised(self, help: &str) -> Self {
+        const SIGNS: [&str; 4] = ["out of memory", "can't allocate memory", "bad_alloc", "signal: 9"];
+        let advise = |message: String| {
+            let ran_out = SIGNS.iter().any(|sign| message.contains(sign));
+            if ran_out { format!("memory ran out: {message}; {help}") } else { message }
+        };
+        match self {
+            Self::Stage(message) => Self::Stage(advise(message)),
+            Self::Worker(message) => Self::Worker(advise(message)),
             other => other,
         }
     }

@@ -13,6 +13,8 @@ pub mod latent_diffusion;
 pub mod nn;
 pub mod recompute;
 pub mod resnet;
+pub mod lpips;
+pub mod patchgan;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

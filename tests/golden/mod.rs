@@ -14,9 +14,14 @@ mod resnet;
 mod unet;
 mod vae;
 mod vit;
+mod lpips;
+mod manifest;
+mod patchgan;
+mod training;
 mod weights;
 
 pub(crate) use case::Case;
+use manifest::manifest;
 
 use std::{
     io::Write,
@@ -55,6 +60,12 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/manifests", vit::manifests),
     ("models/manifests", resnet::manifest),
     ("reference/anomaly", anomaly::maps),
+    ("models/lpips_vgg", lpips::compare),
+    ("models/manifests", lpips::vgg16),
+    ("models/patchgan", patchgan::compare),
+    ("models/manifests", patchgan::real),
+    ("models/training", training::steps),
+    ("reference/ae_loss", training::autoencoder),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
