@@ -25,6 +25,9 @@ pub(super) struct Run {
     /// Where to compute: auto, cpu, cuda or cuda:N. Results of different devices differ in the last digits.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
     /// Rows per task: what is computed again, at most, after a crash.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: u32,
@@ -61,6 +64,7 @@ impl Run {
         let options = run::Options {
             device: self.device,
             task_rows: self.task_rows as usize,
+            batch_size: self.batch_size.map(|rows| rows as usize),
             save_every: Duration::from_secs(self.save_every),
             tables,
             doubts,

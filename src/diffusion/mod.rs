@@ -2,6 +2,7 @@
 //!
 //! A network is any function of a noisy latent and a timestep; nothing here knows which.
 
+pub mod guidance;
 pub mod loss;
 pub mod optim;
 pub mod sampler;

@@ -113,6 +113,7 @@ fn job(work: &Work<'_>, views: &Views, options: &Options) -> Result<Job> {
         tables,
         files: work.made.files.clone(),
         device: options.device.clone(),
+        batch_size: options.batch_size,
         save_every: options.save_every,
     })
 }

@@ -35,6 +35,8 @@ pub trait Remote {
 pub struct Options {
     /// Where operators compute: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Rows that a network sees at once; absent: what the stage takes.
+    pub batch_size: Option<usize>,
     /// Rows per task.
     pub task_rows: usize,
     /// How often training saves its state.

@@ -138,9 +138,10 @@ pub trait Stage:
         Ok(inputs.all.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
     }
 
-    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights.
-    fn files(&self) -> Vec<String> {
-        Vec::new()
+    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights. An error says
+    /// which file is needed and not there, and what brings it.
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
     }
 
     /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
@@ -167,6 +168,8 @@ pub trait Operator: Send {
 pub struct Context {
     /// The device to compute on: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// How many rows a network sees at once, where the run says so. No part of the result.
+    pub batch_size: Option<usize>,
     /// The schema to write.
     pub output: SchemaRef,
     /// The declared schemas of all inputs, as [`Stage::output`] saw them.
@@ -290,7 +293,7 @@ pub trait Described: Debug + Send + Sync {
     /// See [`Stage::columns`].
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String>;
     /// See [`Stage::files`].
-    fn files(&self) -> Vec<String>;
+    fn files(&self) -> Result<Vec<String>, String>;
     /// See [`Stage::list`].
     fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>>;
 }
@@ -308,7 +311,7 @@ impl<S: Stage> Described for S {
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
         Stage::columns(self, inputs)
     }
-    fn files(&self) -> Vec<String> {
+    fn files(&self) -> Result<Vec<String>, String> {
         Stage::files(self)
     }
     fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {

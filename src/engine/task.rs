@@ -75,6 +75,8 @@ pub struct Job {
     pub files: Vec<(String, Digest)>,
     /// Where to compute.
     pub device: String,
+    /// Rows at once.
+    pub batch_size: Option<usize>,
     /// How often work that takes long saves its state.
     pub save_every: Duration,
 }
@@ -202,6 +204,7 @@ impl Executor {
         let by_row = job.schemas.iter().map(|(port, _)| port.clone()).collect();
         Ok(Context {
             device: job.device.clone(),
+            batch_size: job.batch_size,
             output: decode_schema(&job.output)?,
             tables: tables.collect::<Result<_>>()?,
             schemas: Schemas { all, by_row },

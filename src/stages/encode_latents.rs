@@ -55,20 +55,22 @@ impl Open for EncodeLatents {
         let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
-        Ok(Box::new(Encoder { network, device, shape, output: context.output.clone() }))
+        let batch_size = context.batch_size.unwrap_or(16);
+        Ok(Box::new(Encoder { network, device, batch_size, shape, output: context.output.clone() }))
     }
 }
 
 struct Encoder {
     network: AutoencoderKl,
     device: Device,
+    batch_size: usize,
     shape: [usize; 3],
     output: SchemaRef,
 }
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        while let Some(batch) = rows.next(16)? {
+        while let Some(batch) = rows.next(self.batch_size)? {
             let pixels = tensor(batch.column("images", "pixels")?, &self.shape)?.to_device(self.device);
             let posterior = no_grad(|| self.network.encode(&normalise(&pixels)));
             let (mean, logvar) = (floats(&posterior.mean)?, floats(&posterior.logvar)?);

@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// How many encoded captions are kept for later rows: of CLIP ViT-L, 0.24 MB each.
+const KEPT: usize = 1024;
+
 /// Encodes captions by CLIP's text transformer: the hidden states of all tokens after the final normalisation, which is the
 /// context of Stable Diffusion. Equal captions are encoded once.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
@@ -68,6 +71,7 @@ impl Open for EncodeText {
             network,
             device,
             length,
+            batch_size: context.batch_size.unwrap_or(64),
             encoded: HashMap::new(),
             output: context.output.clone(),
         }))
@@ -79,13 +83,15 @@ struct Encoder {
     network: ClipTextModel,
     device: Device,
     length: usize,
+    batch_size: usize,
+    /// What was encoded last, by caption; the empty caption of a test set is mostly all there is.
     encoded: HashMap<String, Vec<f32>>,
     output: SchemaRef,
 }
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        while let Some(batch) = rows.next(64)? {
+        while let Some(batch) = rows.next(self.batch_size)? {
             let captions: Vec<&str> =
                 batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
@@ -104,6 +110,9 @@ impl Operator for Encoder {
 impl Encoder {
     /// Encodes the captions that are new.
     fn encode(&mut self, captions: &[&str]) -> Result<()> {
+        if self.encoded.len() > KEPT {
+            self.encoded.retain(|caption, _| captions.contains(&caption.as_str()));
+        }
         let mut new: Vec<&str> =
             captions.iter().copied().filter(|caption| !self.encoded.contains_key(*caption)).collect();
         new.sort_unstable();

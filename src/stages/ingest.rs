@@ -435,6 +435,7 @@ mod tests {
             tables: Vec::new(),
             files: Vec::new(),
             device: "cpu".into(),
+            batch_size: None,
             save_every: std::time::Duration::MAX,
         };
         let stage_key = Digest::of(b"stage");

@@ -17,6 +17,7 @@ pub mod train_denoiser;
 pub mod train_text_encoder;
 mod training;
 mod types;
+mod weights;
 
 use crate::engine::stage::{OpenFn, Stage, StageKind, open};
 

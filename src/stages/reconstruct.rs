@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, StringArray},
+    array::{ArrayRef, RecordBatch, StringArray, new_null_array},
     datatypes::{DataType, Float16Type, Float32Type, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     diffusion::{
+        guidance::Guidance,
         noise_per_key,
         sampler::{Ddim, DdimConfig},
     },
@@ -31,9 +32,11 @@ use crate::{
     models::vae::{AutoencoderKl, AutoencoderKlConfig, Posterior},
 };
 
-/// Noises the latent of each image and denoises it by DDIM, guided by the caption and by the image itself.
+/// Noises the latent of each image and denoises it by DDIM, conditioned on the caption and on the image itself.
 ///
-/// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine.
+/// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine. With
+/// `guidance_scale` other than 1 the first row of the input `unconditional` is the caption to lead away from, as a rule the empty
+/// one; images whose own caption equals it are not computed twice.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Reconstruct {
@@ -41,6 +44,15 @@ pub struct Reconstruct {
     #[garde(skip)]
     #[serde(default)]
     pub sampler: DdimConfig,
+    /// Classifier-free guidance: what the caption changes, times this. 1: no guidance. The authors have 9, which changes nothing
+    /// where the caption is empty, as it is in their industrial tests.
+    #[garde(range(min = 0., max = 100.))]
+    #[serde(default = "default_guidance_scale")]
+    pub guidance_scale: f64,
+    /// Whether to also show each image after the autoencoder alone, as `autoencoded`: one more decoding.
+    #[garde(skip)]
+    #[serde(default)]
+    pub autoencoded: bool,
     /// Whether the latent is drawn from its moments or is their mean.
     #[garde(skip)]
     #[serde(default)]
@@ -49,6 +61,10 @@ pub struct Reconstruct {
     #[garde(skip)]
     #[serde(default)]
     pub seed: u64,
+}
+
+fn default_guidance_scale() -> f64 {
+    9.
 }
 
 /// Which latent stands for an image.
@@ -64,13 +80,14 @@ pub enum Latent {
 
 impl Stage for Reconstruct {
     const NAME: &'static str = "reconstruct";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["pixels"]),
         Port::rows("latents", &["mean", "logvar"]),
         Port::rows("text_embeddings", &["embedding"]),
         Port::table("autoencoder", &["weights"]),
         Port::table("denoiser", &["weights"]),
+        Port::table("unconditional", &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
@@ -83,11 +100,24 @@ impl Stage for Reconstruct {
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| format!("`sampler`: {e}"))?;
+        if inputs.get("unconditional").is_some() {
+            let shape = |port| column::shape::<2>(inputs.field(port, "embedding")?, &DataType::Float32, "[77, D]");
+            let (with, without) = (shape("text_embeddings")?, shape("unconditional")?);
+            if with != without {
+                return Err(format!("`text_embeddings` are {with:?} and `unconditional` is {without:?}"));
+            }
+        } else if self.guidance_scale != 1. {
+            return Err(format!(
+                "`guidance_scale` {} leads away from the empty caption: add `unconditional: TABLE` to `from:`, a table of encode_text \
+                 whose first row is that caption, or write `guidance_scale: 1`",
+                self.guidance_scale
+            ));
+        }
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
             tensor_field("latent", DataType::Float32, &latent, false),
             tensor_field("pixels", DataType::Float16, &[3, height, width], false),
-            tensor_field("autoencoded", DataType::Float16, &[3, height, width], false),
+            tensor_field("autoencoded", DataType::Float16, &[3, height, width], !self.autoencoded),
         ])))
     }
 }
@@ -106,11 +136,21 @@ impl Open for Reconstruct {
         let schedule = config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
         let sampler = self.sampler.build(&schedule).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
+        let text = column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
+            .map_err(Error::Stage)?;
+        let unconditional = match context.tables.get("unconditional") {
+            Some(table) if table.num_rows() == 0 => {
+                return Err(Error::Input("the table at `unconditional` has no row".into()));
+            }
+            Some(table) => Some(tensor(table.slice(0, 1).column(0), &text)?.to_device(device)),
+            None => None,
+        };
         Ok(Box::new(Reconstructor {
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             moments: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
-            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
-                .map_err(Error::Stage)?,
+            text,
+            unconditional,
+            batch_size: context.batch_size.unwrap_or(16),
             stage: self,
             denoiser,
             vae,
@@ -132,21 +172,28 @@ struct Reconstructor {
     pixels: [usize; 3],
     moments: [usize; 3],
     text: [usize; 2],
+    /// [1, 77, D].
+    unconditional: Option<Tensor>,
+    batch_size: usize,
     output: SchemaRef,
 }
 
 impl Operator for Reconstructor {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        while let Some(batch) = rows.next(16)? {
-            let [latent, pixels, autoencoded] = no_grad(|| self.reconstruct(&batch))?;
-            let (latent, pixels, autoencoded) = (floats(&latent)?, halves(&pixels)?, halves(&autoencoded)?);
+        while let Some(batch) = rows.next(self.batch_size)? {
+            let Reconstruction { latent, pixels, autoencoded } = no_grad(|| self.reconstruct(&batch))?;
+            let (latent, pixels) = (floats(&latent)?, halves(&pixels)?);
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             let (a, b) = (latent.len() / batch.len(), pixels.len() / batch.len());
+            let autoencoded = match autoencoded {
+                Some(shown) => column::tensors::<Float16Type>(halves(&shown)?, b, None)?,
+                None => new_null_array(self.output.field(3).data_type(), batch.len()),
+            };
             let columns = vec![
                 ids,
                 column::tensors::<Float32Type>(latent, a, None)?,
                 column::tensors::<Float16Type>(pixels, b, None)?,
-                column::tensors::<Float16Type>(autoencoded, b, None)?,
+                autoencoded,
             ];
             out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
@@ -154,10 +201,18 @@ impl Operator for Reconstructor {
     }
 }
 
+/// What comes of a batch; pictures are [B, 3, H, W] in the space of [`normalise`].
+struct Reconstruction {
+    /// The latent without its defect, [B, 4, h, w].
+    latent: Tensor,
+    /// Its picture.
+    pixels: Tensor,
+    /// The picture of the latent as it was.
+    autoencoded: Option<Tensor>,
+}
+
 impl Reconstructor {
-    /// The latent without its defect [B, 4, h, w]; its picture, and the picture of the latent as it was, [B, 3, H, W] in the
-    /// space of [`normalise`].
-    fn reconstruct(&self, batch: &Batch) -> Result<[Tensor; 3]> {
+    fn reconstruct(&self, batch: &Batch) -> Result<Reconstruction> {
         let read = |port, name, shape: &[usize]| {
             Ok::<_, Error>(tensor(batch.column(port, name)?, shape)?.to_device(self.device))
         };
@@ -176,15 +231,22 @@ impl Reconstructor {
             Latent::Sample => posterior.sample(&noise("posterior")?),
             Latent::Mode => posterior.mean,
         };
-        let autoencoded = self.vae.decode(&z);
+        let autoencoded = self.stage.autoencoded.then(|| self.vae.decode(&z));
         let x = self.sampler.start(&(z * self.scale), &noise("start")?);
-        let hint = self.denoiser.hint(&image);
-        let rows = batch.len() as i64;
-        let model = |x: &Tensor, t: i64| {
-            Ok(self.denoiser.forward(x, &Tensor::full([rows], t, (Kind::Int64, self.device)), &context, &hint))
+        let guidance = match &self.unconditional {
+            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale).map_err(torch)?,
+            None => Guidance::none(&context),
         };
-        let z = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
-        let pixels = self.vae.decode(&z);
-        Ok([z, pixels, autoencoded])
+        let hint = guidance.extend(&self.denoiser.hint(&image)).map_err(torch)?;
+        let model = |x: &Tensor, t: i64| {
+            let model = |x: &Tensor, contexts: &Tensor| {
+                let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
+                Ok(self.denoiser.forward(x, &t, contexts, &hint))
+            };
+            guidance.predict(x, model).map_err(torch)
+        };
+        let latent = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
+        let pixels = self.vae.decode(&latent);
+        Ok(Reconstruction { latent, pixels, autoencoded })
     }
 }

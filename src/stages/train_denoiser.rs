@@ -22,7 +22,7 @@ use crate::{
         task::{Rows, Sink},
     },
     models::{
-        control::{ControlNet, ControlNetConfig, Residuals},
+        control::{ControlForm, ControlNet, ControlNetConfig},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
@@ -68,14 +68,26 @@ pub struct Control {
     /// Widths of the hint encoder, which halves the image between two of them: as often as the autoencoder does.
     #[garde(length(min = 1))]
     pub conditioning_embedding_out_channels: Vec<i64>,
-    /// Which of the branch's maps reach the U-Net.
+    /// How the branch's maps are brought to the U-Net: as they are, or those of the deepest level through a SiLU.
     #[garde(skip)]
-    pub residuals: Residuals,
+    pub form: ControlForm,
+    /// Whether a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it starts, without
+    /// effect: it multiplies maps and weights that are both zero at first, so that neither ever receives a gradient.
+    #[garde(skip)]
+    pub fusion: bool,
+    /// Whether only the middle reaches the U-Net and, of a semantic-guided branch, the deepest level; else all levels.
+    #[garde(skip)]
+    pub only_mid_control: bool,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { conditioning_embedding_out_channels: vec![16, 32, 96, 256], residuals: Residuals::DeepAndMid }
+        Self {
+            conditioning_embedding_out_channels: vec![16, 32, 96, 256],
+            form: ControlForm::SemanticGuided,
+            fusion: false,
+            only_mid_control: true,
+        }
     }
 }
 
@@ -120,7 +132,9 @@ impl TrainDenoiser {
             unet: self.config.clone(),
             conditioning_channels: 3,
             conditioning_embedding_out_channels: self.control.conditioning_embedding_out_channels.clone(),
-            residuals: self.control.residuals,
+            form: self.control.form,
+            fusion: self.control.fusion,
+            only_mid_control: self.control.only_mid_control,
         };
         DenoiserConfig { unet: self.config.clone(), control, schedule: self.schedule.clone(), scaling_factor }
     }

@@ -3,7 +3,13 @@
 //! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values; without it `data/golden` is
 //! compared, where nothing may be missing. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
 
+mod anomaly;
 mod case;
+mod diffusion;
+mod control;
+mod networks;
+mod resnet;
+mod vit;
 mod weights;
 
 pub(crate) use case::Case;
@@ -15,7 +21,22 @@ use std::{
 };
 
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
-const CASES: &[(&str, fn(&Case))] = &[("reference/weight_generator_vectors", weights::compare)];
+const CASES: &[(&str, fn(&Case))] = &[
+    ("reference/weight_generator_vectors", weights::compare),
+    ("models/schedules", diffusion::schedules),
+    ("reference/schedule", diffusion::reference_schedule),
+    ("models/sd_ddim_loop", diffusion::loops),
+    ("models/controlnet", control::controlnet),
+    ("reference/network", control::reference),
+    ("models/pos_embed", vit::positions),
+    ("models/dino_vit", vit::dino),
+    ("reference/dino", vit::reference),
+    ("models/dinov2", vit::dinov2),
+    ("models/resnet50", resnet::resnet50),
+    ("models/manifests", vit::manifests),
+    ("models/manifests", resnet::manifest),
+    ("reference/anomaly", anomaly::maps),
+];
 
 /// The folder of the set, and whether it is the one of this repository.
 fn set() -> (PathBuf, bool) {
