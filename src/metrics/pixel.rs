@@ -318,7 +318,7 @@ mod tests {
             .iter()
             .flat_map(|(map, mask)| {
                 let found = flood_fill(mask, WIDTH);
-                (1..=found.areas.len())
+                (1..=found.areas.len() as u32)
                     .map(|n| map.iter().zip(&found.labels).filter(|(_, label)| **label == n).map(|(s, _)| *s).collect())
                     .collect::<Vec<_>>()
             })

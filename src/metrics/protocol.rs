@@ -49,6 +49,17 @@ impl Protocol {
         }
     }
 
+    /// Whether an image with a mask is anomalous where the mask has a pixel, whatever the dataset says.
+    pub fn labels_by_mask(self) -> bool {
+        self != Self::Exact
+    }
+
+    /// Whether a pixel is anomalous where anything is left of the mask's grey levels after resampling, and not where more than
+    /// half of it is.
+    pub fn reads_grey_masks(self) -> bool {
+        self == Self::Reference
+    }
+
     /// AUROC, average precision and largest F1 of images.
     pub fn image_metrics(self, images: &Ranking) -> [Option<f64>; 3] {
         let auroc = images.auroc();

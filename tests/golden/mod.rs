@@ -6,6 +6,8 @@
 mod anomaly;
 mod case;
 mod diffusion;
+mod images;
+mod metrics;
 mod control;
 mod networks;
 mod resnet;
@@ -23,6 +25,8 @@ use std::{
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
 const CASES: &[(&str, fn(&Case))] = &[
     ("reference/weight_generator_vectors", weights::compare),
+    ("models/pil_resize", images::pillow),
+    ("reference/transforms", images::transforms),
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
@@ -36,6 +40,8 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/manifests", vit::manifests),
     ("models/manifests", resnet::manifest),
     ("reference/anomaly", anomaly::maps),
+    ("models/metrics", metrics::metrics),
+    ("reference/metrics", metrics::reference),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
