@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("models", &[]),
     ("diffusion", &[]),
     ("datasets", &["vision"]),
-    ("query", &["engine"]),
+    ("query", &["engine", "metrics"]),
     ("report", &["engine", "query", "vision"]),
     ("stages", &["engine", "query", "datasets", "vision", "models", "diffusion", "metrics"]),
     ("cli", &["engine", "query", "datasets", "vision", "stages", "report"]),

@@ -9,6 +9,7 @@ mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod metrics;
 mod properties;
 mod proxy;
 mod python;

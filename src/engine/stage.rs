@@ -49,6 +49,8 @@ pub struct Port {
     pub name: &'static str,
     /// The columns that the stage reads. Nothing else of the table can change its output.
     pub columns: &'static [&'static str],
+    /// Columns that it reads too where the table has them.
+    pub also: &'static [&'static str],
     /// Row by row or as a whole.
     pub reads: Reads,
     /// Whether `from:` may leave it out. Optional ports come last.
@@ -58,12 +60,17 @@ pub struct Port {
 impl Port {
     /// An input read row by row.
     pub const fn rows(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, reads: Reads::Rows, optional: false }
+        Self { name, columns, also: &[], reads: Reads::Rows, optional: false }
     }
 
     /// An input read as a whole.
     pub const fn table(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, reads: Reads::Table, optional: false }
+        Self { name, columns, also: &[], reads: Reads::Table, optional: false }
+    }
+
+    /// The same input, of which more columns are read where the table has them.
+    pub const fn also(self, also: &'static [&'static str]) -> Self {
+        Self { also, ..self }
     }
 
     /// The same input, where `from:` may leave it out.

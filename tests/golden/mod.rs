@@ -6,6 +6,9 @@
 mod anomaly;
 mod case;
 mod clip;
+mod diffusion;
+mod images;
+mod metrics;
 mod control;
 mod diffusion;
 mod latent_diffusion;
@@ -45,6 +48,8 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/manifests", control::published_shapes),
     ("reference/network", control::reference),
     ("reference/full_manifest", latent_diffusion::full_manifest),
+    ("models/pil_resize", images::pillow),
+    ("reference/transforms", images::transforms),
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
@@ -66,6 +71,8 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/manifests", patchgan::real),
     ("models/training", training::steps),
     ("reference/ae_loss", training::autoencoder),
+    ("models/metrics", metrics::metrics),
+    ("reference/metrics", metrics::reference),
 ];
 
 /// The folder of the set, and whether it is the one of this repository.
