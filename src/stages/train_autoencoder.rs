@@ -253,8 +253,8 @@ impl Stage for TrainAutoencoder {
         Ok(training::schema(&self.parts(), &self.config))
     }
 
-    fn files(&self) -> Vec<String> {
-        self.init.iter().chain(&self.perceptual).flat_map(|place| Published(place).files()).collect()
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(self.init.iter().chain(&self.perceptual).flat_map(|place| Published(place).files()).collect())
     }
 }
 

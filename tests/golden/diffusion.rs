@@ -3,6 +3,7 @@
 use super::{
     Case,
     networks::{filled, unet_of_yaml},
+    vae,
 };
 use serde_json::Value;
 use std::convert::Infallible;
@@ -228,7 +229,7 @@ impl Authors {
             only_mid_control: true,
             ..Default::default()
         };
-        let vae_config = autoencoder_of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
+        let vae_config = vae::of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
         let weights = case.weights("weights");
         let [unet, control, vae] = [
             unet_config.canonical(weights.clone()),

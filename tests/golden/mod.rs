@@ -6,21 +6,20 @@
 mod anomaly;
 mod case;
 mod clip;
-mod diffusion;
-mod images;
-mod metrics;
 mod control;
 mod diffusion;
+mod images;
 mod latent_diffusion;
+mod lpips;
+mod manifest;
+mod metrics;
 mod networks;
+mod patchgan;
 mod resnet;
+mod training;
 mod unet;
 mod vae;
 mod vit;
-mod lpips;
-mod manifest;
-mod patchgan;
-mod training;
 mod weights;
 
 pub(crate) use case::Case;
@@ -54,8 +53,6 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
     ("reference/sampling", diffusion::reference_sampling),
-    ("models/controlnet", control::controlnet),
-    ("reference/network", control::reference),
     ("models/sd_ddim_loop", latent_diffusion::single_file),
     ("models/pos_embed", vit::positions),
     ("models/dino_vit", vit::dino),
