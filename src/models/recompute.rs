@@ -75,3 +75,97 @@ pub(crate) fn segment<'a>(pass: Pass<'_, 'a>, inputs: &[&Tensor], run: impl Fn(&
         None => run(&inputs.iter().map(|input| input.shallow_clone()).collect::<Vec<_>>()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        control::{ControlNet, ControlNetConfig},
+        unet::UNet2DConditionModel,
+    };
+    use super::*;
+    use std::collections::BTreeMap;
+    use tch::{Device, Kind, nn::VarStore};
+
+    fn config(form: &str, fusion: bool, only_mid_control: bool) -> ControlNetConfig {
+        serde_json::from_value(serde_json::json!({
+            "block_out_channels": [8, 8, 16], "layers_per_block": 1, "cross_attention_dim": 12, "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 2,
+            "conditioning_embedding_out_channels": [4, 8, 8], "form": form, "fusion": fusion,
+            "only_mid_control": only_mid_control,
+        }))
+        .unwrap()
+    }
+
+    /// The gradients of all that is trained, after one step; how many segments there were.
+    fn gradients(
+        networks: (&UNet2DConditionModel, &ControlNet),
+        trained: &BTreeMap<String, Tensor>,
+        recompute: bool,
+    ) -> (BTreeMap<String, Option<Tensor>>, usize) {
+        tch::manual_seed(7);
+        let of = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        let (x, t, context, image) =
+            (of(&[2, 4, 8, 8]), Tensor::from_slice(&[1_i64, 901]), of(&[2, 5, 12]), of(&[2, 3, 32, 32]));
+        trained.values().for_each(|variable| variable.shallow_clone().zero_grad());
+        let pass = recompute.then(Recompute::new);
+        let (unet, control) = networks;
+        let hint = control.hint_with(pass.as_ref(), &image);
+        let residuals = control.forward_with(pass.as_ref(), &x, &t, &context, &hint);
+        let prediction = unet.forward_with(pass.as_ref(), &x, &t, &context, Some(&residuals));
+        let loss = (prediction - &x).square().mean(Kind::Double);
+        let segments = pass.as_ref().map_or(0, |pass| pass.segments.borrow().len());
+        match pass {
+            Some(pass) => pass.backward(&loss),
+            None => loss.backward(),
+        }
+        let gradient =
+            |variable: &Tensor| Some(variable.grad()).filter(Tensor::defined).map(|gradient| gradient.copy());
+        (trained.iter().map(|(name, variable)| (name.clone(), gradient(variable))).collect(), segments)
+    }
+
+    #[test]
+    fn gradients_are_those_of_a_plain_backward_pass() {
+        tch::set_num_threads(1);
+        for (form, fusion, only_mid, decoder_alone) in [
+            ("controlnet", false, false, false),
+            ("semantic_guided", false, true, true),
+            ("semantic_guided", true, false, true),
+            ("semantic_guided", true, true, false),
+        ] {
+            let config = config(form, fusion, only_mid);
+            // in f64, so that sums in another order differ by nothing that matters
+            let [mut unet_vs, mut control_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+            let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
+            let control = ControlNet::new(control_vs.root(), &config).unwrap();
+            unet_vs.double();
+            control_vs.double();
+            let mut trained: BTreeMap<_, _> = unet_vs.variables().into_iter().collect();
+            for (name, variable) in &mut trained {
+                let freeze = decoder_alone && !UNet2DConditionModel::is_decoder(name);
+                *variable = variable.set_requires_grad(!freeze);
+            }
+            let branch =
+                control_vs.variables().into_iter().map(|(name, variable)| (format!("control.{name}"), variable));
+            trained.extend(branch);
+            tch::no_grad(|| trained.values_mut().for_each(|variable| _ = variable.uniform_(-0.3, 0.3)));
+            let (plain, _) = gradients((&unet, &control), &trained, false);
+            let (again, segments) = gradients((&unet, &control), &trained, true);
+            assert!(segments > 20, "{segments}");
+            let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+            let mut moved = 0;
+            for (name, plain) in &plain {
+                let again = &again[name];
+                assert_eq!(plain.is_some(), again.is_some(), "{name}");
+                let Some((plain, again)) = plain.as_ref().zip(again.as_ref()) else { continue };
+                moved += usize::from(largest(plain) > 0.);
+                let difference = largest(&(plain - again));
+                assert!(
+                    difference <= 1e-6 * largest(plain),
+                    "{name} differs by {difference:e} of {:e}",
+                    largest(plain)
+                );
+            }
+            assert!(moved > trained.len() / 2);
+        }
+    }
+}

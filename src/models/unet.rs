@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 
+pub use blocks::timestep_embedding;
 pub use config::{DownBlockType, PerLevel, UNet2DConditionConfig, UpBlockType};
 
 use super::{

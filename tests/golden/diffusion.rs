@@ -44,6 +44,7 @@ fn step_at(config: &DdimConfig, schedule: &Schedule, t: i64) -> (Ddim, usize) {
 
 /// `models/schedules`: diffusers' tables, timesteps and single steps.
 pub(super) fn schedules(case: &Case) {
+    super::unet::timestep_embeddings(case);
     let meta: Value = case.json("meta.json");
     let (x, noise, eps) = (case.input("x"), case.input("noise"), case.input("eps"));
     let build = |name: &str, prediction_type| {

@@ -5,10 +5,11 @@ use super::{
     networks::{compare_shapes, filled, manifest, shapes},
 };
 use std::collections::BTreeMap;
+use tch::Tensor;
 use vlmdiff::models::{
     checkpoint::{Checkpoint, CheckpointError},
     nn::observe,
-    unet::{UNet2DConditionConfig, UNet2DConditionModel},
+    unet::{UNet2DConditionConfig, UNet2DConditionModel, timestep_embedding},
 };
 
 /// `models/unet`.
@@ -38,6 +39,18 @@ pub(crate) fn unet(case: &Case) {
     let (x, t) = (case.input("sample_odd"), case.input("timestep_odd"));
     case.close("sample_odd", &unet.forward(&x, &t, &context.narrow(0, 0, 1), None), 1.);
     ldm_names(case, |file| config.canonical(file));
+}
+
+/// `timestep_embedding.320.flip`, `timestep_embedding.32.noflip_shift1` of `models/schedules`: sinusoids of four timesteps.
+pub(crate) fn timestep_embeddings(case: &Case) {
+    let t = Tensor::from_slice(&[0_i64, 1, 10, 999]);
+    let file = case.tensors("expected.safetensors");
+    for name in file.names().filter(|name| name.starts_with("timestep_embedding.")) {
+        let [_, width, options] = *name.split('.').collect::<Vec<_>>() else { panic!("{name}") };
+        let shift = options.split_once("_shift").map_or(0., |(_, shift)| shift.parse().unwrap());
+        let got = timestep_embedding(&t, width.parse().unwrap(), options.starts_with("flip"), shift);
+        case.close(name, &got, 1.);
+    }
 }
 
 /// The names of latent-diffusion, in a file with all parts: each tensor is numbered, and has to come to its name with its

@@ -5,49 +5,52 @@ use super::{
     networks::{compare_shapes, filled, manifest},
 };
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use vlmdiff::models::{
     nn::observe,
     vae::{AutoencoderKl, AutoencoderKlConfig},
 };
 
-/// `models/vae`: three files of the same weights, of which two are rounded to half precision.
+/// `models/vae`: the network, and its weights rounded to half precision under older names.
 pub(crate) fn vae(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config: AutoencoderKlConfig = case.config();
-    for (file, slack) in [
-        ("diffusion_pytorch_model.safetensors", 1.),
-        ("diffusion_pytorch_model.oldkeys.safetensors", 100.),
-        ("ldm.safetensors", 100.),
-    ] {
+    let weights = config.canonical(case.checkpoint("diffusion_pytorch_model.safetensors")).unwrap();
+    for file in ["diffusion_pytorch_model.oldkeys.safetensors", "ldm.safetensors"] {
         if !case.has(file) {
             continue;
         }
-        let weights = config.canonical(case.checkpoint(file)).unwrap();
-        let vae = filled(&weights, |vs| AutoencoderKl::new(vs, &config));
-        let (posterior, maps) = observe(|| vae.encode(&case.input("image")));
-        let close = |name: &str, got: &Tensor| case.close(name, got, slack);
-        for (name, ours) in [
-            ("enc.conv_in", "conv_in"),
-            ("enc.down0", "down_blocks.0"),
-            ("enc.mid_attn", "mid_block.attentions.0"),
-            ("enc.mid", "mid_block"),
-        ] {
-            close(name, &maps[ours]);
+        let older = config.canonical(case.checkpoint(file)).unwrap();
+        let _fits = filled(&older, |vs| AutoencoderKl::new(vs, &config));
+        for name in weights.names() {
+            let [got, want] =
+                [&older, &weights].map(|file| file.tensor(name).unwrap().to_kind(Kind::Half).flatten(0, -1));
+            case.equal(&format!("{file}: {name}"), &(got == want), &true);
         }
-        close("mean", &posterior.mean);
-        close("logvar", &posterior.logvar);
-        close("std", &posterior.std());
-        let sample = posterior.sample(&case.input("noise"));
-        close("sample", &sample);
-        close("latent_scaled", &(sample * config.scaling_factor));
-        close("kl", &posterior.kl());
-        close("decode_z", &vae.decode(&(case.input("z") / config.scaling_factor)));
-        let (reconstruction, maps) = observe(|| vae.decode(&posterior.mean));
-        close("dec.conv_in(mean)", &maps["conv_in"]);
-        close("dec.mid(mean)", &maps["mid_block"]);
-        close("reconstruction", &reconstruction);
     }
+    let vae = filled(&weights, |vs| AutoencoderKl::new(vs, &config));
+    let (posterior, maps) = observe(|| vae.encode(&case.input("image")));
+    let close = |name: &str, got: &Tensor| case.close(name, got, 1.);
+    for (name, ours) in [
+        ("enc.conv_in", "conv_in"),
+        ("enc.down0", "down_blocks.0"),
+        ("enc.mid_attn", "mid_block.attentions.0"),
+        ("enc.mid", "mid_block"),
+    ] {
+        close(name, &maps[ours]);
+    }
+    close("mean", &posterior.mean);
+    close("logvar", &posterior.logvar);
+    close("std", &posterior.std());
+    let sample = posterior.sample(&case.input("noise"));
+    close("sample", &sample);
+    close("latent_scaled", &(sample * config.scaling_factor));
+    close("kl", &posterior.kl());
+    close("decode_z", &vae.decode(&(case.input("z") / config.scaling_factor)));
+    let (reconstruction, maps) = observe(|| vae.decode(&posterior.mean));
+    close("dec.conv_in(mean)", &maps["conv_in"]);
+    close("dec.mid(mean)", &maps["mid_block"]);
+    close("reconstruction", &reconstruction);
 }
 
 /// The autoencoder of a latent-diffusion yaml, `first_stage_config.params.ddconfig`.

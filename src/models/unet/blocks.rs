@@ -164,6 +164,17 @@ impl Layer {
     }
 }
 
+/// Sinusoids of timesteps `t` [B], of any kind -> [B, `width`] f32: half of them sines, half cosines, with frequencies that
+/// fall from 1 to 1/10000. `flip_sin_to_cos` puts the cosines first; `freq_shift` 1 makes the last frequency exact.
+pub fn timestep_embedding(t: &Tensor, width: i64, flip_sin_to_cos: bool, freq_shift: f64) -> Tensor {
+    let half = width / 2;
+    let i = Tensor::arange(half, (Kind::Float, t.device()));
+    let frequencies = (i * -(1e4_f64.ln() / (half as f64 - freq_shift))).exp();
+    let angles = t.to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [B, half]
+    let (sin, cos) = (angles.sin(), angles.cos());
+    if flip_sin_to_cos { Tensor::cat(&[cos, sin], -1) } else { Tensor::cat(&[sin, cos], -1) }
+}
+
 /// Sinusoids of the timestep through two linear layers.
 #[derive(Debug)]
 pub(super) struct TimeEmbedding {
@@ -186,19 +197,10 @@ impl TimeEmbedding {
         }
     }
 
-    /// [B] -> [B, width].
-    fn sinusoids(&self, t: &Tensor) -> Tensor {
-        let half = self.width / 2;
-        let i = Tensor::arange(half, (Kind::Float, t.device()));
-        let frequencies = (i * -(1e4_f64.ln() / (half as f64 - self.freq_shift))).exp();
-        let angles = t.to_kind(Kind::Float).unsqueeze(-1) * frequencies;
-        let (sin, cos) = (angles.sin(), angles.cos());
-        if self.flip_sin_to_cos { Tensor::cat(&[cos, sin], -1) } else { Tensor::cat(&[sin, cos], -1) }
-    }
-
     /// [B] -> [B, 4·width], with the SiLU that every residual block would apply first.
     pub(super) fn forward(&self, t: &Tensor) -> Tensor {
-        let sinusoids = self.sinusoids(t).to_kind(self.linear_1.ws.kind());
+        let sinusoids = timestep_embedding(t, self.width, self.flip_sin_to_cos, self.freq_shift);
+        let sinusoids = sinusoids.to_kind(self.linear_1.ws.kind());
         let emb = self.linear_2.forward(&self.linear_1.forward(&sinusoids).silu());
         show("time_proj", &sinusoids);
         show("time_embedding", &emb);
