@@ -169,7 +169,7 @@ fn a_new_revision_of_a_stage_reruns_it() {
 #[test]
 fn weights_are_known_by_content() {
     let lab = Lab::new(TOY);
-    let fetched = vlmdiff::models::extractor::default_weights();
+    let fetched = vlmdiff::models::extractor::efficientnet_weights();
     let weights = lab.path("weights.pth");
     fs::copy(&fetched, &weights).unwrap_or_else(|e| panic!("{}: {e}; run `make weights`", fetched.display()));
     let with = ["--set", "anomaly_maps.weights=weights.pth"];

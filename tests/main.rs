@@ -17,3 +17,4 @@ mod read;
 mod resume;
 mod sql;
 mod sweep;
+mod training;

@@ -197,7 +197,8 @@ impl<'a> Planner<'a> {
     pub fn identify(&self, table: &'a Table, views: &Views) -> Result<Option<Draft<'a>>> {
         let named = |error: Error| error.in_table(&table.name);
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
-        let files: Vec<_> = table.stage.files().into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
+        let files = table.stage.files().map_err(|e| named(Error::Input(e)))?;
+        let files: Vec<_> = files.into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
         let params = table.kind.identity(&*table.stage);
         let fingerprint = fingerprint(&table.kind, &params, &files, &table.output);
         let listed = table.stage.list(self.sources).map_err(named)?.map(sort_by_id).transpose()?;

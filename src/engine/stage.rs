@@ -140,9 +140,10 @@ pub trait Stage:
         Ok(inputs.all.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
     }
 
-    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights.
-    fn files(&self) -> Vec<String> {
-        Vec::new()
+    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights. An error says
+    /// which file is needed and not there, and what brings it.
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
     }
 
     /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
@@ -297,7 +298,7 @@ pub trait Described: Debug + Send + Sync {
     /// See [`Stage::columns`].
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String>;
     /// See [`Stage::files`].
-    fn files(&self) -> Vec<String>;
+    fn files(&self) -> Result<Vec<String>, String>;
     /// See [`Stage::list`].
     fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>>;
 }
@@ -315,7 +316,7 @@ impl<S: Stage> Described for S {
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
         Stage::columns(self, inputs)
     }
-    fn files(&self) -> Vec<String> {
+    fn files(&self) -> Result<Vec<String>, String> {
         Stage::files(self)
     }
     fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {

@@ -1,32 +1,33 @@
 //! Image conditions for the denoiser: ControlNet (Zhang et al. 2023) and the semantic-guided network of DiAD and VLMDiff.
 //!
 //! Both run a trainable copy of the UNet's way down on the noisy latent plus an encoded condition image, and hand what it
-//! finds through zero-initialised 1×1 convolutions to the UNet. They differ in which of its maps they use.
+//! finds through zero-initialised 1×1 convolutions to the UNet. They differ in what becomes of these maps.
 
 use super::{
-    nn::{ConfigError, channels_last, conv2d, conv3x3, require, zero_conv},
+    checkpoint::{Checkpoint, CheckpointError},
+    latent_diffusion::names::{self, Names},
+    nn::{ConfigError, channels_last, conv2d, conv3x3, require, show, zero_conv},
     unet::{Encoder, UNet2DConditionConfig},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{
     Tensor,
-    nn::{self, Module},
+    nn::{self, Init, Module},
 };
 
 const NAME: &str = "ControlNetModel";
 
-/// Which maps of the copy reach the UNet.
+/// How what the copy finds is brought to the UNet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Residuals {
-    /// Every skip and the middle: ControlNet.
+pub enum ControlForm {
+    /// Each map as its 1×1 convolution leaves it (Zhang et al. 2023).
     #[default]
-    All,
-    /// The middle, and the skips at the deepest resolution through a SiLU: the semantic-guided network. The published code
-    /// calls it `only_mid_control`; its spatial feature fusion is left out, because it multiplies two factors that are both
-    /// initialised to zero, so that neither ever receives a gradient.
-    DeepAndMid,
+    #[serde(rename = "controlnet")]
+    ControlNet,
+    /// The maps of the deepest level through a SiLU, after the spatial feature fusion where there is one (DiAD, VLMDiff).
+    SemanticGuided,
 }
 
 /// `config.json` of a ControlNet; the defaults fit Stable Diffusion 1.5.
@@ -41,8 +42,14 @@ pub struct ControlNetConfig {
     /// Widths of the condition's encoder, which halves the image between two of them: n widths for an image 2^(n − 1) times
     /// as large as the latent.
     pub conditioning_embedding_out_channels: Vec<i64>,
-    /// Which maps reach the UNet; not a published key, because a published ControlNet uses all.
-    pub residuals: Residuals,
+    /// How the maps are brought to the UNet. This and what follows are no published keys: a published ControlNet is of the
+    /// form `controlnet` and sends all maps.
+    pub form: ControlForm,
+    /// Whether the semantic-guided network has its spatial feature fusion, which adds the maps of the level above the deepest
+    /// to those of the deepest.
+    pub fusion: bool,
+    /// Whether only the middle reaches the UNet and, in the semantic-guided network, the maps of the deepest level; else all.
+    pub only_mid_control: bool,
 }
 
 impl Default for ControlNetConfig {
@@ -51,7 +58,9 @@ impl Default for ControlNetConfig {
             unet: UNet2DConditionConfig::default(),
             conditioning_channels: 3,
             conditioning_embedding_out_channels: vec![16, 32, 96, 256],
-            residuals: Residuals::All,
+            form: ControlForm::ControlNet,
+            fusion: false,
+            only_mid_control: false,
         }
     }
 }
@@ -69,7 +78,51 @@ impl ControlNetConfig {
         require(!widths.is_empty() && widths.iter().all(|width| *width > 0), NAME, || {
             "conditioning_embedding_out_channels needs one positive width per resolution of the condition".into()
         })?;
-        require(self.conditioning_channels > 0, NAME, || "conditioning_channels has to be at least 1".into())
+        require(self.conditioning_channels > 0, NAME, || "conditioning_channels has to be at least 1".into())?;
+        require(!self.fusion || self.form == ControlForm::SemanticGuided, NAME, || {
+            "fusion is a part of form semantic_guided; a controlnet has none".into()
+        })?;
+        require(!self.fusion || self.unet.block_out_channels.len() > 1, NAME, || {
+            "fusion joins two levels, and block_out_channels has one".into()
+        })
+    }
+
+    /// How many of the skips are at the deepest resolution: the layers there, and the downsampling that led to it.
+    fn deepest(&self) -> usize {
+        self.unet.layers_per_block as usize + 1
+    }
+
+    /// The convolutions of the fusion as the published code counts them: from one map of the level above the deepest, to
+    /// one of the deepest.
+    pub(super) fn fusion_pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        let deepest = self.deepest();
+        (1..=deepest).flat_map(move |from| (1..=deepest).map(move |to| (from, to)))
+    }
+
+    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
+    /// in: diffusers', or latent-diffusion's, alone or below `control_model.` of a file with all parts.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] if two tensors would get one name.
+    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        names::canonical(published, "control_model", &Names::control(self))
+    }
+
+    /// Sets `fusion` to what `weights`, under the names of this network, need, and returns them without a fusion that adds
+    /// nothing: where its weights are all zero, so are its normalised maps and their SiLU. That is so in every network that
+    /// was trained with `only_mid_control` from a fresh start: the maps that enter the fusion come from convolutions that
+    /// are zero too, so that neither factor ever receives a gradient.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn fit_fusion(&mut self, weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        let adds = |name: &str| Ok(weights.tensor(name)?.any().int64_value(&[]) != 0);
+        let fusion: Vec<_> = weights.names().filter(|name| name.starts_with("fusion.")).collect();
+        self.fusion = fusion.into_iter().try_fold(false, |found, name| Ok(found || adds(name)?))?;
+        if self.fusion {
+            return Ok(weights);
+        }
+        weights.rename(|name| (!name.starts_with("fusion.")).then(|| name.to_owned()))
     }
 }
 
@@ -114,6 +167,36 @@ impl ConditioningEmbedding {
     }
 }
 
+/// Adds to each map of the deepest level what 3×3 convolutions with stride 2 make of each map of the level above (DiAD,
+/// spatial-aware feature fusion).
+#[derive(Debug)]
+struct Fusion {
+    /// By the map that is added to, then by the map that is read.
+    down: Vec<Vec<nn::Conv2D>>,
+}
+
+impl Fusion {
+    fn new(vs: nn::Path, config: &ControlNetConfig) -> Self {
+        let (skips, deepest) = (config.unet.skip_channels(), config.deepest());
+        let (sources, targets) = skips[skips.len() - 2 * deepest..].split_at(deepest);
+        let zero = Init::Const(0.);
+        let options = nn::ConvConfig { stride: 2, padding: 1, bias: false, ws_init: zero, ..Default::default() };
+        let conv = |from: usize, to: usize| {
+            let name = format!("down{}{}", from + 1, to + 1);
+            nn::conv2d(&vs / name, sources[from], targets[to], 3, options)
+        };
+        Self { down: (0..deepest).map(|to| (0..deepest).map(|from| conv(from, to)).collect()).collect() }
+    }
+
+    /// `x` [B, C, h, w] of the deepest level, its `to`-th, with what the `sources` [B, Ci, 2h, 2w] add to it.
+    fn forward(&self, to: usize, x: &Tensor, sources: &[Tensor]) -> Tensor {
+        let none = None::<&Tensor>;
+        let norm = |x: Tensor| x.instance_norm(none, none, none, none, true, 0., 1e-5, false);
+        let add = |sum: Tensor, (conv, source): (&nn::Conv2D, &Tensor)| sum + norm(conv.forward(source)).silu();
+        self.down[to].iter().zip(sources).fold(x.shallow_clone(), add)
+    }
+}
+
 /// A control network in the published layout of diffusers.
 #[derive(Debug)]
 pub struct ControlNet {
@@ -121,9 +204,12 @@ pub struct ControlNet {
     controlnet_cond_embedding: ConditioningEmbedding,
     controlnet_down_blocks: Vec<nn::Conv2D>,
     controlnet_mid_block: nn::Conv2D,
-    residuals: Residuals,
-    /// How many of the deepest skips are used.
-    used: usize,
+    form: ControlForm,
+    fusion: Option<Fusion>,
+    /// How many skips are at the deepest resolution.
+    deepest: usize,
+    /// How many skips, the last ones, reach the UNet.
+    sent: usize,
 }
 
 impl ControlNet {
@@ -133,17 +219,19 @@ impl ControlNet {
         config.validate()?;
         let skips = config.unet.skip_channels();
         let pointwise = |(i, width): (usize, &i64)| zero_conv(&vs / "controlnet_down_blocks" / i, *width, *width, 1);
-        let deepest = config.unet.block_out_channels[config.unet.block_out_channels.len() - 1];
+        let width = skips[skips.len() - 1];
         Ok(Self {
             encoder: Encoder::new(&vs, &config.unet),
             controlnet_cond_embedding: ConditioningEmbedding::new(&vs / "controlnet_cond_embedding", config),
             controlnet_down_blocks: skips.iter().enumerate().map(pointwise).collect(),
-            controlnet_mid_block: zero_conv(&vs / "controlnet_mid_block", deepest, deepest, 1),
-            residuals: config.residuals,
-            used: match config.residuals {
-                Residuals::All => skips.len(),
-                // the deepest level's layers, and the downsampling that led to it
-                Residuals::DeepAndMid => config.unet.layers_per_block as usize + 1,
+            controlnet_mid_block: zero_conv(&vs / "controlnet_mid_block", width, width, 1),
+            form: config.form,
+            fusion: config.fusion.then(|| Fusion::new(&vs / "fusion", config)),
+            deepest: config.deepest(),
+            sent: match (config.only_mid_control, config.form) {
+                (false, _) => skips.len(),
+                (true, ControlForm::SemanticGuided) => config.deepest(),
+                (true, ControlForm::ControlNet) => 0,
             },
         })
     }
@@ -162,13 +250,28 @@ impl ControlNet {
     /// [`ControlNet::forward`] from a `hint` that is already encoded.
     pub fn forward_hint(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
         let encoded = self.encoder.forward(x, t, context, Some(hint));
-        let first = encoded.skips.len() - self.used;
-        let project = |(conv, skip): (&nn::Conv2D, &Tensor)| match self.residuals {
-            Residuals::All => conv.forward(skip),
-            Residuals::DeepAndMid => conv.forward(skip).silu(),
-        };
-        let skips = self.controlnet_down_blocks.iter().zip(&encoded.skips).skip(first).map(project).collect();
-        ControlResiduals { skips, mid: self.controlnet_mid_block.forward(&encoded.mid) }
+        // maps that neither the UNet nor the fusion sees are not projected, and their convolutions receive no gradient
+        let used = if self.fusion.is_some() { self.sent.max(2 * self.deepest) } else { self.sent };
+        let first = encoded.skips.len() - used;
+        let mut skips = Vec::with_capacity(used);
+        for (i, (conv, skip)) in self.controlnet_down_blocks.iter().zip(&encoded.skips).enumerate().skip(first) {
+            let projected = conv.forward(skip);
+            show(format_args!("controlnet_down_blocks.{i}"), &projected);
+            skips.push(projected);
+        }
+        if self.form == ControlForm::SemanticGuided {
+            let (above, deep) = skips.split_at_mut(used - self.deepest);
+            for (i, map) in deep.iter_mut().enumerate() {
+                if let Some(fusion) = &self.fusion {
+                    *map = fusion.forward(i, map, &above[above.len() - self.deepest..]);
+                }
+                *map = map.silu();
+            }
+        }
+        ControlResiduals {
+            skips: skips.split_off(used - self.sent),
+            mid: self.controlnet_mid_block.forward(&encoded.mid),
+        }
     }
 }
 
@@ -183,38 +286,16 @@ pub fn copy_encoder(unet: &nn::VarStore, control: &nn::VarStore) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        nn::golden::{Case, quietly},
-        unet::UNet2DConditionModel,
-    };
+    use super::super::{checkpoint::to_safetensors, nn::golden::quietly, unet::UNet2DConditionModel};
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 
-    #[test]
-    fn equals_diffusers() {
-        let (Some(case), Some(unet_case)) = (Case::open("controlnet"), Case::open("unet")) else { return };
-        let [vs, unet_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-        let control = ControlNet::new(vs.root(), &case.config()).unwrap();
-        let unet = UNet2DConditionModel::new(unet_vs.root(), &unet_case.config()).unwrap();
-        case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(key.to_owned()));
-        unet_case.load("diffusion_pytorch_model.safetensors", &unet_vs, |key| Some(key.to_owned()));
-        quietly(|| {
-            let [x, t, context] = ["sample", "timestep", "encoder_hidden_states"].map(|name| case.input(name));
-            let condition = case.input("controlnet_cond");
-            case.assert_close("cond_embedding", &control.hint(condition), 1.);
-            let residuals = control.forward(x, t, context, condition).scale(0.7);
-            assert_eq!(residuals.skips.len(), 12);
-            residuals.skips.iter().enumerate().for_each(|(i, skip)| case.assert_close(&format!("down.{i}"), skip, 1.));
-            case.assert_close("mid", &residuals.mid, 1.);
-            case.assert_close("unet_sample", &unet.forward(x, t, context, Some(&residuals)), 1.);
-        });
-    }
-
-    fn small(residuals: &str) -> ControlNetConfig {
+    fn small(form: ControlForm, fusion: bool, only_mid_control: bool) -> ControlNetConfig {
         serde_json::from_value(serde_json::json!({
             "block_out_channels": [8, 8, 16], "layers_per_block": 1, "cross_attention_dim": 12, "norm_num_groups": 4,
             "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 2,
-            "conditioning_embedding_out_channels": [4, 8, 8], "residuals": residuals,
+            "conditioning_embedding_out_channels": [4, 8, 8],
+            "form": form, "fusion": fusion, "only_mid_control": only_mid_control,
         }))
         .unwrap()
     }
@@ -224,48 +305,78 @@ mod tests {
         (of(&[2, 4, 8, 8]), Tensor::from_slice(&[1_i64, 901]), of(&[2, 5, 12]), of(&[2, 3, 32, 32]))
     }
 
-    #[test]
-    fn a_new_control_network_changes_nothing() {
-        let config = small("all");
-        assert_eq!(config.factor(), 4);
-        let [vs, unet_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-        let control = ControlNet::new(vs.root(), &config).unwrap();
-        let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
-        quietly(|| {
-            let (x, t, context, condition) = inputs();
-            let residuals = control.forward(&x, &t, &context, &condition);
-            assert_eq!(unet.forward(&x, &t, &context, Some(&residuals)), unet.forward(&x, &t, &context, None));
-        });
-        let copied = copy_encoder(&unet_vs, &vs);
-        let shared = vs.variables().keys().filter(|name| !name.starts_with("controlnet_")).count();
-        assert_eq!(copied, shared);
-        let name = "mid_block.resnets.0.conv1.weight";
-        assert_eq!(vs.variables()[name], unet_vs.variables()[name]);
+    use ControlForm::{ControlNet as Plain, SemanticGuided};
+
+    /// A network of this config whose weights are drawn at random, zero convolutions too.
+    fn random(config: &ControlNetConfig) -> (VarStore, ControlNet) {
+        let vs = VarStore::new(Device::Cpu);
+        let network = ControlNet::new(vs.root(), config).unwrap();
+        tch::no_grad(|| vs.variables().into_values().for_each(|mut variable| _ = variable.uniform_(-0.3, 0.3)));
+        (vs, network)
+    }
+
+    /// The same weights in another form; a fusion that `from` has and the form lacks is left out.
+    fn with_weights_of(from: &VarStore, config: &ControlNetConfig) -> ControlNet {
+        let vs = VarStore::new(Device::Cpu);
+        let network = ControlNet::new(vs.root(), config).unwrap();
+        let weights = from.variables();
+        tch::no_grad(|| vs.variables().into_iter().for_each(|(name, mut variable)| variable.copy_(&weights[&name])));
+        network
     }
 
     #[test]
-    fn the_semantic_guided_network_reaches_the_deepest_skips_and_the_middle() {
-        let [vs, all_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-        let deep = ControlNet::new(vs.root(), &small("deep_and_mid")).unwrap();
-        let mut all_store = all_vs;
-        let all = ControlNet::new(all_store.root(), &small("all")).unwrap();
-        // give the zero convolutions something to say
-        tch::no_grad(|| vs.variables().into_values().for_each(|mut variable| _ = variable.uniform_(-0.3, 0.3)));
-        all_store.copy(&vs).unwrap();
+    fn a_new_control_network_changes_nothing() {
+        for config in [small(Plain, false, false), small(SemanticGuided, true, false)] {
+            assert_eq!(config.factor(), 4);
+            let [vs, unet_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+            let control = ControlNet::new(vs.root(), &config).unwrap();
+            let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
+            quietly(|| {
+                let (x, t, context, condition) = inputs();
+                let residuals = control.forward(&x, &t, &context, &condition);
+                assert_eq!(unet.forward(&x, &t, &context, Some(&residuals)), unet.forward(&x, &t, &context, None));
+            });
+            let copied = copy_encoder(&unet_vs, &vs);
+            let new = |name: &&String| name.starts_with("controlnet_") || name.starts_with("fusion.");
+            assert_eq!(copied, vs.variables().keys().filter(|name| !new(name)).count());
+            let name = "mid_block.resnets.0.conv1.weight";
+            assert_eq!(vs.variables()[name], unet_vs.variables()[name]);
+        }
+    }
+
+    #[test]
+    fn each_form_reaches_its_maps() {
+        let (vs, fused) = random(&small(SemanticGuided, true, false));
+        let of = |form, fusion, only_mid_control| with_weights_of(&vs, &small(form, fusion, only_mid_control));
         quietly(|| {
             let (x, t, context, condition) = inputs();
-            let deep = deep.forward(&x, &t, &context, &condition);
-            let all = all.forward(&x, &t, &context, &condition);
-            assert_eq!(all.skips.len(), 6);
-            assert_eq!(deep.skips.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, 8, 2, 2], [2, 16, 2, 2]]);
-            assert_eq!(deep.mid, all.mid);
-            for (deep, all) in deep.skips.iter().zip(&all.skips[4..]) {
-                assert_eq!(*deep, all.silu());
+            let run = |network: &ControlNet| network.forward(&x, &t, &context, &condition);
+            let plain = run(&of(Plain, false, false));
+            assert_eq!(plain.skips.len(), 6);
+            assert!(run(&of(Plain, false, true)).skips.is_empty());
+
+            let guided = run(&of(SemanticGuided, false, false));
+            assert_eq!(guided.mid, plain.mid);
+            assert_eq!(guided.skips[..4], plain.skips[..4]);
+            assert_eq!(guided.skips[4..], [plain.skips[4].silu(), plain.skips[5].silu()]);
+
+            let fused = run(&fused);
+            assert_eq!(fused.skips[..4], plain.skips[..4]);
+            assert_ne!(fused.skips[4..], guided.skips[4..]);
+
+            for (all, deep) in [(&guided, of(SemanticGuided, false, true)), (&fused, of(SemanticGuided, true, true))] {
+                let deep = run(&deep);
+                assert_eq!(deep.skips.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, 8, 2, 2], [2, 16, 2, 2]]);
+                assert_eq!(deep.skips, all.skips[4..]);
             }
         });
-        // of the zero convolutions that are not used no gradient exists, so that an optimiser leaves them alone
+    }
+
+    #[test]
+    fn what_is_not_sent_is_not_trained() {
+        let (vs, network) = random(&small(SemanticGuided, false, true));
         let (x, t, context, condition) = inputs();
-        let residuals = deep.forward(&x, &t, &context, &condition);
+        let residuals = network.forward(&x, &t, &context, &condition);
         (residuals.mid.square().mean(Kind::Float) + residuals.skips[1].square().mean(Kind::Float)).backward();
         let variables = vs.variables();
         assert!(!variables["controlnet_down_blocks.3.weight"].grad().defined());
@@ -274,10 +385,39 @@ mod tests {
     }
 
     #[test]
-    fn a_config_survives_serde() {
-        let config = small("deep_and_mid");
+    fn a_fusion_that_adds_nothing_is_left_out() {
+        let mut config = small(SemanticGuided, true, true);
+        let (vs, network) = random(&config);
+        let fusion = |vs: &VarStore| {
+            let weights = vs.variables().into_iter();
+            let weights = weights.map(|(name, tensor)| (name, tensor.detach())).collect::<Vec<_>>();
+            Checkpoint::from_safetensors(to_safetensors(weights, Default::default()).unwrap()).unwrap()
+        };
+        let kept = config.fit_fusion(fusion(&vs)).unwrap();
+        assert!(config.fusion && kept.contains("fusion.down22.weight"));
+        for (name, mut variable) in vs.variables() {
+            if name.starts_with("fusion.") {
+                tch::no_grad(|| _ = variable.zero_());
+            }
+        }
+        let rest = config.fit_fusion(fusion(&vs)).unwrap();
+        assert!(!config.fusion && rest.len() == kept.len() - 4);
+        quietly(|| {
+            let (x, t, context, condition) = inputs();
+            let [with, without] =
+                [&network, &with_weights_of(&vs, &config)].map(|network| network.forward(&x, &t, &context, &condition));
+            assert_eq!(with.skips, without.skips);
+        });
+    }
+
+    #[test]
+    fn a_config_survives_serde_and_is_checked() {
+        let config = small(SemanticGuided, true, true);
         let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""form":"semantic_guided""#), "{text}");
         assert_eq!(serde_json::from_str::<ControlNetConfig>(&text).unwrap(), config);
+        let refused = ControlNetConfig { form: Plain, ..config.clone() }.validate().unwrap_err().to_string();
+        assert!(refused.contains("a controlnet has none"), "{refused}");
         assert!(ControlNetConfig { conditioning_embedding_out_channels: vec![], ..config }.validate().is_err());
     }
 }

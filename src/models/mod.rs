@@ -1,16 +1,20 @@
 //! Networks with their published key names: tensors in, tensors out.
 
+pub mod anomaly_map;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
+mod conv_norm;
 pub mod device;
-pub mod dinov2;
 pub mod efficientnet;
 pub mod extractor;
 pub mod image_tower;
+pub mod latent_diffusion;
 pub mod lpips;
 pub mod nn;
 pub mod patchgan;
+pub mod resnet;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+pub mod vit;

@@ -3,10 +3,32 @@
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
 
+use std::{cell::RefCell, collections::BTreeMap, fmt::Display};
 use tch::{
     Tensor,
     nn::{self, Init, Module},
 };
+
+thread_local! {
+    static OBSERVED: RefCell<Option<BTreeMap<String, Tensor>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, and returns beside its result the maps inside of the networks that it ran, by the names of the modules that
+/// made them: what a forward hook sees in PyTorch.
+pub fn observe<T>(f: impl FnOnce() -> T) -> (T, BTreeMap<String, Tensor>) {
+    OBSERVED.set(Some(BTreeMap::new()));
+    let result = f();
+    (result, OBSERVED.take().unwrap_or_default())
+}
+
+/// Shows a map to [`observe`].
+pub(crate) fn show(name: impl Display, map: &Tensor) {
+    OBSERVED.with_borrow_mut(|observed| {
+        if let Some(observed) = observed {
+            observed.insert(name.to_string(), map.shallow_clone());
+        }
+    });
+}
 
 /// A configuration that describes no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,10 +1,12 @@
 //! The denoiser of latent diffusion: diffusers' `UNet2DConditionModel` in the forms of Stable Diffusion 1.x and 2.x.
 
 use super::{
+    checkpoint::{Checkpoint, CheckpointError},
     control::ControlResiduals,
+    latent_diffusion::names::{self, Names},
     nn::{
         ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, layer_norm,
-        linear, linear_no_bias, require, require_widths, to_image, to_tokens,
+        linear, linear_no_bias, require, require_widths, show, to_image, to_tokens,
     },
 };
 use schemars::JsonSchema;
@@ -122,7 +124,7 @@ impl UNet2DConditionConfig {
     }
 
     /// Whether each level on the way up attends, deepest first.
-    fn up_attends(&self) -> Vec<bool> {
+    pub(super) fn up_attends(&self) -> Vec<bool> {
         match &self.up_block_types {
             Some(types) => types.iter().map(|kind| *kind == UpBlockType::CrossAttnUpBlock2D).collect(),
             None => {
@@ -145,6 +147,15 @@ impl UNet2DConditionConfig {
             vec![*width; self.layers_per_block as usize + downsample]
         };
         std::iter::once(widths[0]).chain(widths.iter().enumerate().flat_map(per_level)).collect()
+    }
+
+    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
+    /// in: diffusers', or latent-diffusion's, alone or below `model.diffusion_model.` of a file with all parts.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] if two tensors would get one name.
+    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        names::canonical(published, "model.diffusion_model", &Names::unet(self))
     }
 
     /// Whether a network can be built from these values.
@@ -341,7 +352,10 @@ impl TimeEmbedding {
     /// [B] -> [B, 4·width], with the SiLU that every residual block would apply first.
     fn forward(&self, t: &Tensor) -> Tensor {
         let sinusoids = self.sinusoids(t).to_kind(self.linear_1.ws.kind());
-        self.linear_2.forward(&self.linear_1.forward(&sinusoids).silu()).silu()
+        let emb = self.linear_2.forward(&self.linear_1.forward(&sinusoids).silu());
+        show("time_proj", &sinusoids);
+        show("time_embedding", &emb);
+        emb.silu()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Images and their reconstructions -> anomaly maps.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, Float32Array, RecordBatch, StringArray},
@@ -15,34 +15,38 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
     column,
-    tensors::{denormalise, device, floats, normalise, tensor, torch},
+    tensors::{device, normalise, tensor, torch},
+    weights::Weights,
 };
 use crate::{
     engine::{
-        Error, Result, Sources,
-        source::is_url,
+        Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
         tensor_field,
     },
-    models::extractor::{self, Network},
-    vision::blur,
+    models::{
+        anomaly_map::{Combine, MapOrder, anomaly_map},
+        extractor::{Dinov2Resize, Extractor, Network, Options},
+    },
+    vision::{blur, pool},
 };
 
 /// Compares features of each image and of its reconstruction, patch by patch.
 ///
 /// At each chosen layer one minus the cosine similarity of the features, brought to the image's size and summed over layers;
-/// then a Gaussian blur. The image's score is the largest mean over a window of the map.
+/// then a Gaussian blur. The image's score is the largest mean over a window of the map. The defaults are those of the
+/// authors' code.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct AnomalyMaps {
-    /// The network whose features are compared. Absent: DINOv2 where `weights` is a folder or a URL that ends in `/`, else
-    /// EfficientNet-Lite0.
+    /// The network whose features are compared.
     #[garde(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub extractor: Option<Extractor>,
-    /// The network's weights: a file, or for DINOv2 a folder in Hugging Face layout; or a URL of either, a folder's ending in
-    /// `/` (config.json and model.safetensors are read). Identified by content, not by place.
+    #[serde(default)]
+    pub extractor: Extractor,
+    /// The network's weights: a published file, or a folder in Hugging Face layout; or a URL of either, a folder's ending in `/`
+    /// (config.json and model.safetensors are read). Identified by content, not by place. Needed but for
+    /// `efficientnet-lite0`, which `make setup` fetches.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -50,10 +54,27 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub reference: Reference,
-    /// Which layers: for EfficientNet-Lite0 strides (2, 4, 8, 16, 32), for DINOv2 blocks from 1. Absent: the extractor's own.
+    /// Which layers, counted as `extractor` says. Absent: the extractor's own.
     #[garde(inner(length(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
+    /// Of transformers: whether the final layer norm is applied to each layer, as DINO's `get_intermediate_layers` does. Absent: it
+    /// is.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_norm: Option<bool>,
+    /// Of `dinov2`: what becomes of an image before the network looks at it. Absent: `resample`.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dinov2_resize: Option<Dinov2Resize>,
+    /// Whether features are compared before or after they are brought to the image's size.
+    #[garde(skip)]
+    #[serde(default)]
+    pub map_order: MapOrder,
+    /// How the maps of several layers become one.
+    #[garde(skip)]
+    #[serde(default)]
+    pub combine: Combine,
     /// Standard deviation of the Gaussian blur, in pixels of the map; 0 for none.
     #[garde(range(min = 0., max = 64.))]
     #[serde(default = "default_sigma")]
@@ -66,16 +87,6 @@ pub struct AnomalyMaps {
 
 fn default_sigma() -> f64 {
     5.
-}
-
-/// A feature extractor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Extractor {
-    /// EfficientNet-Lite0 trained on ImageNet; without `weights` the file that `make setup` fetched.
-    EfficientnetLite0,
-    /// A DINOv2 vision transformer; `weights` is needed.
-    Dinov2,
 }
 
 /// What a reconstruction is compared with.
@@ -108,42 +119,26 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    /// The extractor with its weights at a path.
-    fn extractor_at(&self, weights: PathBuf) -> extractor::Extractor {
-        let folder = self.remote_folder().is_some() || weights.is_dir();
-        let guess = if folder { Extractor::Dinov2 } else { Extractor::EfficientnetLite0 };
-        match self.extractor.unwrap_or(guess) {
-            Extractor::EfficientnetLite0 => extractor::Extractor::EfficientNetLite0 { weights },
-            Extractor::Dinov2 => extractor::Extractor::Dinov2 { weights },
-        }
-    }
-
-    /// The extractor with its weights as they are named.
-    fn extractor(&self) -> extractor::Extractor {
-        self.extractor_at(self.weights.as_ref().map_or_else(extractor::default_weights, PathBuf::from))
-    }
-
-    fn remote_folder(&self) -> Option<&str> {
-        self.weights.as_deref().filter(|weights| is_url(weights) && weights.ends_with('/'))
-    }
-
-    /// The extractor with its weights fetched.
-    fn local_extractor(&self, sources: &Sources) -> Result<extractor::Extractor> {
-        Ok(match &self.weights {
-            Some(_) if self.remote_folder().is_some() => self.extractor_at(sources.local_folder(&self.files())?),
-            Some(weights) => self.extractor_at(sources.local(weights)?),
-            None => self.extractor(),
+    /// Where the weights lie: what `weights` says, or the extractor's own place.
+    fn address(&self) -> Result<String, String> {
+        let own = || self.extractor.default_weights().map(|path| path.to_string_lossy().into_owned());
+        self.weights.clone().or_else(own).ok_or_else(|| {
+            let name = self.extractor.name();
+            format!(
+                "the weights of {name} are needed: `weights` names a published file or a folder in Hugging Face layout \
+                 (--set TABLE.weights=PATH), or another `extractor` would work"
+            )
         })
     }
 
-    fn layers(&self) -> Vec<usize> {
-        self.layers.clone().unwrap_or_else(|| self.extractor().default_layers().to_vec())
+    fn options(&self) -> Options {
+        Options { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
     }
 }
 
 impl Stage for AnomalyMaps {
     const NAME: &'static str = "anomaly_maps";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports =
         Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
@@ -155,10 +150,12 @@ impl Stage for AnomalyMaps {
         if (height, width) != (h, w) {
             return Err(format!("images are {height}x{width} and reconstructions {h}x{w}"));
         }
-        if self.extractor == Some(Extractor::Dinov2) && self.weights.is_none() {
-            return Err("`weights` is missing: a DINOv2 in Hugging Face layout (config.json, model.safetensors)".into());
+        self.extractor.check(&self.options()).map_err(|(option, why)| format!("`{option}`: {why}"))?;
+        if self.dinov2_resize == Some(Dinov2Resize::Reinterpret) && height * width < 224 * 224 {
+            return Err(format!(
+                "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of 224x224; resample would work"
+            ));
         }
-        self.extractor().check_layers(&self.layers()).map_err(|e| format!("`layers`: {e}"))?;
         let Score { kernel_size, repeats } = self.score;
         if (kernel_size - 1) * repeats >= height.min(width) {
             return Err(format!(
@@ -172,21 +169,17 @@ impl Stage for AnomalyMaps {
         ])))
     }
 
-    fn files(&self) -> Vec<String> {
-        if let Some(folder) = self.remote_folder() {
-            return ["config.json", "model.safetensors"].map(|name| format!("{folder}{name}")).into();
-        }
-        self.extractor().files().iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(Weights(&self.address()?).files())
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let network = self
-            .local_extractor(&context.sources)?
-            .open(&self.layers(), device)
-            .map_err(|e| Error::Input(e.to_string()))?;
+        let weights = Weights(&self.address().map_err(Error::Input)?).local(&context.sources)?;
+        let network =
+            self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         Ok(Box::new(Comparer {
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
@@ -212,15 +205,17 @@ struct Comparer {
 impl Operator for Comparer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let [height, width, _] = self.pixels;
+        let AnomalyMaps { sigma, score, .. } = self.stage;
         while let Some(batch) = rows.next(16)? {
-            let raw = floats(&no_grad(|| self.difference(&batch))?)?;
-            let sigma = self.stage.sigma;
-            let maps: Vec<f16> = raw
-                .par_chunks(height * width)
-                .map(|map| if sigma > 0. { blur::gaussian(map, width, height, sigma) } else { map.to_vec() })
-                .flat_map_iter(|map| map.into_iter().map(f16::from_f32))
-                .collect();
-            let scores = scores(&maps, batch.len(), [height, width], self.stage.score)?;
+            let raw = Vec::<f64>::try_from(no_grad(|| self.difference(&batch))?.flatten(0, -1)).map_err(torch)?;
+            let finish = |map| -> (Vec<f16>, f32) {
+                let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();
+                // The score is that of the map as it is stored.
+                let stored: Vec<f64> = map.iter().copied().map(f64::from).collect();
+                (map, pool::largest_mean(&stored, width, height, score.kernel_size, score.repeats) as f32)
+            };
+            let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).map(finish).unzip();
+            let maps: Vec<f16> = maps.concat();
             let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             let columns = vec![
                 ids,
@@ -234,7 +229,7 @@ impl Operator for Comparer {
 }
 
 impl Comparer {
-    /// The unblurred maps [B, H, W].
+    /// The unblurred maps, f64 [B, H, W].
     fn difference(&self, batch: &Batch) -> Result<Tensor> {
         let decoded = |name| -> Result<Tensor> {
             let pixels = tensor(batch.column("reconstructions", name)?, &self.reconstruction)?;
@@ -246,49 +241,8 @@ impl Comparer {
             }
             Reference::Autoencoded => decoded("autoencoded")?,
         };
-        let features = |x: &Tensor| self.network.forward(&denormalise(x));
-        let (a, b) = (features(&reference), features(&decoded("pixels")?));
+        let (a, b) = (self.network.forward(&reference), self.network.forward(&decoded("pixels")?));
         let size = [self.pixels[0] as i64, self.pixels[1] as i64];
-        let layers = a.iter().zip(&b).map(|(a, b)| {
-            let distance: Tensor = 1. - Tensor::f_cosine_similarity(a, b, 1, 1e-8)?; // [B, h, w]
-            distance.f_unsqueeze(1)?.f_upsample_bilinear2d(size, true, None, None)
-        });
-        let sum = layers.reduce(|a, b| a?.f_add(&b?)).transpose().map_err(torch)?;
-        sum.map(|map| map.squeeze_dim(1)).ok_or_else(|| Error::Stage("no layer was compared".into()))
-    }
-}
-
-/// The score of each map, computed from the map as stored.
-fn scores(maps: &[f16], count: usize, [height, width]: [usize; 2], score: Score) -> Result<Vec<f32>> {
-    let x = Tensor::f_from_slice(maps)
-        .and_then(|x| x.f_to_kind(Kind::Double)?.f_view([count as i64, 1, height as i64, width as i64]))
-        .map_err(torch)?;
-    let side = score.kernel_size as i64;
-    let x = (0..score.repeats)
-        .try_fold(x, |x, _| x.f_avg_pool2d([side, side], [1, 1], [0, 0], false, true, None::<i64>))
-        .map_err(torch)?;
-    floats(&x.flatten(1, -1).amax([1].as_slice(), false))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn files(weights: &str) -> Vec<String> {
-        let stage: AnomalyMaps = serde_json::from_value(serde_json::json!({ "weights": weights })).unwrap();
-        stage.files()
-    }
-
-    #[test]
-    fn the_files_that_are_loaded_are_identity() {
-        assert_eq!(files("s3://b/w.pth"), ["s3://b/w.pth"]);
-        assert_eq!(files("s3://b/dino/"), ["s3://b/dino/config.json", "s3://b/dino/model.safetensors"]);
-        assert_eq!(files("w.pth"), ["w.pth"]);
-        let folder = tempfile::tempdir().unwrap();
-        let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        ["config.json", "pytorch_model.bin"].iter().for_each(|name| std::fs::write(place(name), "{}").unwrap());
-        assert_eq!(files(&place("")), [place("config.json"), place("pytorch_model.bin")]);
-        std::fs::write(place("model.safetensors"), "").unwrap();
-        assert_eq!(files(&place("")), [place("config.json"), place("model.safetensors")]);
+        Ok(anomaly_map(&a, &b, size, self.stage.map_order, self.stage.combine))
     }
 }

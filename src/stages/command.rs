@@ -219,14 +219,14 @@ impl Stage for Command {
     }
 
     /// What `files` names, and every word of `run` that is a file: the program's change is a change of the stage.
-    fn files(&self) -> Vec<String> {
+    fn files(&self) -> Result<Vec<String>, String> {
         let mut files = self.files.clone();
         for word in &self.run.0 {
             if !files.contains(word) && std::path::Path::new(word).is_file() {
                 files.push(word.clone());
             }
         }
-        files
+        Ok(files)
     }
 }
 

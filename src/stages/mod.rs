@@ -8,7 +8,6 @@ pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
-mod published;
 pub mod read;
 pub mod reconstruct;
 pub mod sql;
@@ -18,6 +17,7 @@ pub mod train_denoiser;
 pub mod train_text_encoder;
 mod training;
 mod types;
+mod weights;
 
 use crate::engine::stage::{OpenFn, Stage, StageKind, open};
 

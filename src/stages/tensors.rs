@@ -110,12 +110,6 @@ pub(super) fn normalise(pixels: &Tensor) -> Tensor {
     PIXELS.normalize(&(pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.))
 }
 
-/// [`normalise`]d pixels -> f32 [B, 3, H, W] of 1; what lies outside stays outside.
-pub(super) fn denormalise(x: &Tensor) -> Tensor {
-    let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]).to_device(x.device());
-    x * channels(PIXELS.std) + channels(PIXELS.mean)
-}
-
 /// A network's variables and configuration as a safetensors file.
 pub(super) fn save_weights(
     variables: impl IntoIterator<Item = (String, Tensor)>,

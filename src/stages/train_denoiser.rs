@@ -33,7 +33,7 @@ use crate::{
         task::{Rows, Sink},
     },
     models::{
-        control::{ControlNet, ControlNetConfig, Residuals},
+        control::{ControlForm, ControlNet, ControlNetConfig},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
@@ -120,14 +120,26 @@ pub struct Control {
     /// Widths of the hint encoder, which halves the image between two of them: as often as the autoencoder does.
     #[garde(length(min = 1))]
     pub conditioning_embedding_out_channels: Vec<i64>,
-    /// Which of the branch's maps reach the U-Net.
+    /// How the branch's maps are brought to the U-Net: as they are, or those of the deepest level through a SiLU.
     #[garde(skip)]
-    pub residuals: Residuals,
+    pub form: ControlForm,
+    /// Whether a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it starts, without
+    /// effect: it multiplies maps and weights that are both zero at first, so that neither ever receives a gradient.
+    #[garde(skip)]
+    pub fusion: bool,
+    /// Whether only the middle reaches the U-Net and, of a semantic-guided branch, the deepest level; else all levels.
+    #[garde(skip)]
+    pub only_mid_control: bool,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { conditioning_embedding_out_channels: vec![16, 32, 96, 256], residuals: Residuals::DeepAndMid }
+        Self {
+            conditioning_embedding_out_channels: vec![16, 32, 96, 256],
+            form: ControlForm::SemanticGuided,
+            fusion: false,
+            only_mid_control: true,
+        }
     }
 }
 
@@ -206,7 +218,9 @@ impl TrainDenoiser {
             unet: self.config.clone(),
             conditioning_channels: 3,
             conditioning_embedding_out_channels: self.control.conditioning_embedding_out_channels.clone(),
-            residuals: self.control.residuals,
+            form: self.control.form,
+            fusion: self.control.fusion,
+            only_mid_control: self.control.only_mid_control,
         };
         DenoiserConfig { unet: self.config.clone(), control, schedule: self.schedule.clone(), scaling_factor }
     }
@@ -238,7 +252,8 @@ impl Stage for TrainDenoiser {
         Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::Table];
-    const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set `dtype: bf16`";
+    const MEMORY: &'static str =
+        "lower `training.batch_size` and raise `training.accumulate` as much, or set `dtype: bf16`";
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config = self.denoiser(1.);
@@ -284,7 +299,8 @@ impl Open for TrainDenoiser {
         let tensor_of = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         let captions = captions(&context.schemas).map_err(Error::Stage)?;
         let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
-        let text = column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
+        let text =
+            column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
         let unconditional = match context.tables.get(UNCONDITIONAL) {
             Some(table) if table.num_rows() == 0 => {
                 return Err(Error::Input(format!("the table at `{UNCONDITIONAL}` has no row")));
@@ -296,7 +312,8 @@ impl Open for TrainDenoiser {
             config: self.denoiser(vae.scaling_factor),
             device: device(context)?,
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
+            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]")
+                .map_err(Error::Stage)?,
             text,
             unconditional,
             output: context.output.clone(),
@@ -405,7 +422,8 @@ impl Operator for Trainer {
             Ok(Loss { total, parts: Vec::new() })
         };
         let weights = || save_weights(vs.variables(), &self.config, &[]);
-        let subject = Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
+        let subject =
+            Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
         training.run(subject, out, &self.output)
     }
 }

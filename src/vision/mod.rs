@@ -5,6 +5,7 @@
 pub mod blur;
 pub mod colormap;
 pub mod decode;
+pub mod pool;
 pub mod resize;
 
 #[cfg(test)]

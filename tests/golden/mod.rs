@@ -3,16 +3,19 @@
 //! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values; without it `data/golden` is
 //! compared, where nothing may be missing. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
 
+mod anomaly;
 mod case;
+mod control;
 mod diffusion;
 mod lpips;
-mod manifest;
+mod networks;
 mod patchgan;
+mod resnet;
 mod training;
+mod vit;
 mod weights;
 
 pub(crate) use case::Case;
-use manifest::manifest;
 
 use std::{
     io::Write,
@@ -26,6 +29,16 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
+    ("models/controlnet", control::controlnet),
+    ("reference/network", control::reference),
+    ("models/pos_embed", vit::positions),
+    ("models/dino_vit", vit::dino),
+    ("reference/dino", vit::reference),
+    ("models/dinov2", vit::dinov2),
+    ("models/resnet50", resnet::resnet50),
+    ("models/manifests", vit::manifests),
+    ("models/manifests", resnet::manifest),
+    ("reference/anomaly", anomaly::maps),
     ("models/lpips_vgg", lpips::compare),
     ("models/manifests", lpips::vgg16),
     ("models/patchgan", patchgan::compare),

@@ -21,9 +21,19 @@ impl Preprocessing {
 
     /// `(x - mean) / std` of images \[B, 3, H, W\] with values 0 to 1, on the device and in the type of `x`.
     pub fn normalize(&self, x: &Tensor) -> Tensor {
-        let channels = |values: &[f32; 3]| Tensor::from_slice(values).to_device(x.device()).view([1, 3, 1, 1]);
-        ((x.to_kind(Kind::Float) - channels(&self.mean)) / channels(&self.std)).to_kind(x.kind())
+        let channels = |values| channels(values, x);
+        ((x.to_kind(Kind::Float) - channels(self.mean)) / channels(self.std)).to_kind(x.kind())
     }
+
+    /// The inverse of [`normalize`](Self::normalize), in f32; what lies outside of 0 to 1 stays outside.
+    pub fn denormalize(&self, x: &Tensor) -> Tensor {
+        x * channels(self.std, x) + channels(self.mean, x)
+    }
+}
+
+/// A value per channel on the device of `x`, \[1, 3, 1, 1\].
+fn channels(values: [f32; 3], x: &Tensor) -> Tensor {
+    Tensor::from_slice(&values).to_device(x.device()).view([1, 3, 1, 1])
 }
 
 #[cfg(test)]

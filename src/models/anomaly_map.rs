@@ -1,0 +1,129 @@
+//! How much the features of two images differ, place by place.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// What comes first at a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MapOrder {
+    /// Features are compared where they are, and the distances are brought to the image's size: the authors' code.
+    #[default]
+    CompareThenUpsample,
+    /// Features are brought to the image's size and compared there: the text of the paper. Slow.
+    UpsampleThenCompare,
+}
+
+/// How the maps of several layers become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their sum: the authors' code.
+    #[default]
+    Sum,
+    /// Their mean: the ADer benchmark.
+    Mean,
+    /// Their product.
+    Product,
+}
+
+/// Norms below this count as this: a vector of zeros is at a distance of 1 from any.
+const EPS: f64 = 1e-8;
+
+/// Channels that are brought to the image's size at once; all of a transformer's would take 100 MB an image.
+const CHANNELS: i64 = 32;
+
+/// One minus the cosine similarity of features \[B, C, h, w\] of one layer, at the image's size: f32 \[B, H, W\], from 0 to 2.
+pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tensor {
+    match order {
+        MapOrder::CompareThenUpsample => {
+            let distance: Tensor = 1. - Tensor::cosine_similarity(a, b, 1, EPS); // [B, h, w]
+            upsample(&distance.unsqueeze(1), size).squeeze_dim(1)
+        }
+        MapOrder::UpsampleThenCompare => {
+            let images: Vec<Tensor> = (0..a.size()[0])
+                .map(|image| upsampled_distance(&a.narrow(0, image, 1), &b.narrow(0, image, 1), size))
+                .collect();
+            Tensor::cat(&images, 0)
+        }
+    }
+}
+
+/// The map of several layers: f64 \[B, H, W\] on the CPU.
+///
+/// # Panics
+/// If there is no layer, or not as many of `a` as of `b`.
+pub fn anomaly_map(a: &[Tensor], b: &[Tensor], size: [i64; 2], order: MapOrder, combine: Combine) -> Tensor {
+    assert!(!a.is_empty() && a.len() == b.len(), "{} layers are compared with {}", a.len(), b.len());
+    let maps = a.iter().zip(b).map(|(a, b)| distance(a, b, size, order).to_device(Device::Cpu).to_kind(Kind::Double));
+    match combine {
+        Combine::Sum => maps.reduce(|a, b| a + b).unwrap(),
+        Combine::Mean => maps.reduce(|a, b| a + b).unwrap() / a.len() as f64,
+        Combine::Product => maps.reduce(|a, b| a * b).unwrap(),
+    }
+}
+
+/// \[B, C, h, w\] to \[B, C, H, W\], bilinear, corner on corner.
+pub fn upsample(x: &Tensor, size: [i64; 2]) -> Tensor {
+    x.upsample_bilinear2d(size, true, None, None)
+}
+
+/// The distance of features \[1, C, h, w\] after each channel was brought to the image's size: \[1, H, W\].
+fn upsampled_distance(a: &Tensor, b: &Tensor, size: [i64; 2]) -> Tensor {
+    let parts = a.split(CHANNELS, 1).into_iter().zip(b.split(CHANNELS, 1));
+    let sums = parts.map(|(a, b)| {
+        let (a, b) = (upsample(&a, size), upsample(&b, size)); // [1, CHANNELS, H, W]
+        [&a * &b, a.square(), b.square()].map(|x| x.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)) // [1, H, W]
+    });
+    let [dot, a, b] = sums.reduce(|[a, b, c], [d, e, f]| [a + d, b + e, c + f]).unwrap();
+    let norm = |squares: Tensor| squares.sqrt().clamp_min(EPS);
+    1. - dot / (norm(a) * norm(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(channels: i64, side: i64) -> [Tensor; 2] {
+        tch::manual_seed(channels);
+        [0, 1].map(|_| Tensor::randn([2, channels, side, side], tch::kind::FLOAT_CPU))
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).abs().max().double_value(&[])
+    }
+
+    #[test]
+    fn upsampling_first_gives_what_upsampling_all_channels_at_once_gives() {
+        let [a, b] = features(70, 4);
+        let got = distance(&a, &b, [9, 13], MapOrder::UpsampleThenCompare);
+        assert_eq!(got.size(), [2, 9, 13]);
+        let want = 1. - Tensor::cosine_similarity(&upsample(&a, [9, 13]), &upsample(&b, [9, 13]), 1, EPS);
+        assert!(difference(&got, &want) < 1e-6);
+        let other = distance(&a, &b, [9, 13], MapOrder::CompareThenUpsample);
+        assert!(difference(&got, &other) > 1e-2, "the orders differ between patches");
+        assert!(difference(&got.get(0).get(0).get(0), &other.get(0).get(0).get(0)) < 1e-6, "and agree on them");
+    }
+
+    #[test]
+    fn a_vector_of_zeros_is_at_a_distance_of_one() {
+        let [a, _] = features(8, 2);
+        for order in [MapOrder::CompareThenUpsample, MapOrder::UpsampleThenCompare] {
+            assert_eq!(difference(&distance(&a, &a.zeros_like(), [2, 2], order), &Tensor::from(1f32)), 0.);
+            assert!(distance(&a, &a, [2, 2], order).abs().max().double_value(&[]) < 1e-6);
+        }
+    }
+
+    #[test]
+    fn layers_are_summed_averaged_or_multiplied() {
+        let layers = [features(8, 2), features(6, 3)];
+        let (a, b) = ([0, 1].map(|i: usize| layers[i][0].copy()), [0, 1].map(|i: usize| layers[i][1].copy()));
+        let order = MapOrder::CompareThenUpsample;
+        let each = [0, 1].map(|i: usize| distance(&a[i], &b[i], [5, 5], order).to_kind(Kind::Double));
+        let map = |combine| anomaly_map(&a, &b, [5, 5], order, combine);
+        assert_eq!(map(Combine::Sum), &each[0] + &each[1]);
+        assert_eq!(map(Combine::Mean), (&each[0] + &each[1]) / 2.);
+        assert_eq!(map(Combine::Product), &each[0] * &each[1]);
+    }
+}

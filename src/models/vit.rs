@@ -1,0 +1,393 @@
+//! Vision transformers as DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) publish them: their patch tokens describe an
+//! image without further training. For inference.
+//!
+//! Variables have the names of the original files (`dino_deitsmall8_pretrain.pth`, `dinov2_vits14_pretrain.pth`), `attn.qkv` in
+//! thirds; files with Hugging Face's names (`facebook/dino-*`, `facebook/dinov2-*`) are brought to these.
+
+mod config;
+pub mod names;
+
+pub use config::VitConfig;
+
+use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    nn::attention,
+};
+use std::{cell::OnceCell, collections::BTreeMap, path::Path};
+use tch::{
+    Device, Kind, Tensor,
+    nn::{self, Init},
+};
+
+/// How the position table is resized to the grid of an image; the three give slightly different features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interpolation {
+    /// Bicubic to the exact size: Hugging Face without registers.
+    Exact,
+    /// Bicubic to the exact size with antialiasing: with registers.
+    Antialias,
+    /// Bicubic by the factor (size + 0.1) / table: the original code of the models without registers.
+    Offset,
+}
+
+/// The network.
+#[derive(Debug)]
+pub struct VisionTransformer {
+    config: VitConfig,
+    interpolation: Interpolation,
+    cls_token: Tensor,
+    register_tokens: Option<Tensor>,
+    pos_embed: Tensor,
+    proj: nn::Conv2D,
+    blocks: Vec<Block>,
+    norm: nn::LayerNorm,
+}
+
+impl VisionTransformer {
+    /// Declares the variables, which are zero until weights are loaded; they have to be loaded before the first image is
+    /// looked at.
+    pub fn new(vs: &nn::Path, config: &VitConfig, interpolation: Interpolation) -> Self {
+        let (width, patch, registers) = (config.hidden_size, config.patch_size, config.num_register_tokens);
+        let zero = |name: &str, tokens: i64| vs.var(name, &[1, tokens, width], Init::Const(0.));
+        let convolution =
+            nn::ConvConfig { stride: patch, ws_init: Init::Const(0.), bs_init: Init::Const(0.), ..Default::default() };
+        let blocks = vs / "blocks";
+        Self {
+            interpolation,
+            cls_token: zero("cls_token", 1),
+            register_tokens: (registers > 0).then(|| zero("register_tokens", registers)),
+            pos_embed: zero("pos_embed", 1 + config.grid() * config.grid()),
+            proj: nn::conv2d(vs / "patch_embed" / "proj", config.num_channels, width, patch, convolution),
+            blocks: (0..config.num_hidden_layers).map(|index| Block::new(&(&blocks / index), config)).collect(),
+            norm: layer_norm(vs / "norm", config),
+            config: config.clone(),
+        }
+    }
+
+    /// Opens a weight file, or a folder in Hugging Face layout. Sizes come from the folder's `config.json` where there is one,
+    /// else from the weights. The position table is resized, and variances are guarded, as by the code that published the
+    /// names in the file. The weights are frozen float32.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config and for
+    /// weights of another architecture.
+    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
+        let path = path.as_ref();
+        let weights = Checkpoint::open(path)?.state_dict();
+        let original = names::are_original(&weights);
+        let weights = names::original(weights)?;
+        let beside = path.join("config.json");
+        let mut config = if beside.is_file() {
+            let text = std::fs::read(&beside).map_err(|source| CheckpointError::Io { path: beside.clone(), source })?;
+            let format = |error: serde_json::Error| CheckpointError::Format { path: beside, reason: error.to_string() };
+            serde_json::from_slice(&text).map_err(format)?
+        } else {
+            let reason = "it is no vision transformer: it has no patch embedding, no position table or no blocks";
+            let format = || CheckpointError::Format { path: weights.path().to_owned(), reason: reason.to_owned() };
+            VitConfig::of(&weights).ok_or_else(format)?
+        };
+        if original {
+            config.layer_norm_eps = 1e-6;
+        }
+        let interpolation = match (config.num_register_tokens, original) {
+            (0, true) => Interpolation::Offset,
+            (0, false) => Interpolation::Exact,
+            _ => Interpolation::Antialias,
+        };
+        Self::load(&weights, &config, interpolation, device)
+    }
+
+    /// Builds the network and fills it from weights with its own names (see [`names::original`]).
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config.
+    pub fn load(
+        weights: &Checkpoint,
+        config: &VitConfig,
+        interpolation: Interpolation,
+        device: Device,
+    ) -> Result<Self, CheckpointError> {
+        let wrong = |error: super::nn::ConfigError| CheckpointError::Format {
+            path: weights.path().to_owned(),
+            reason: format!("its config is wrong: {}", error.problem),
+        };
+        config.check().map_err(wrong)?;
+        let mut vs = nn::VarStore::new(device);
+        let model = Self::new(&vs.root(), config, interpolation);
+        weights.load_into(&vs)?;
+        vs.freeze();
+        Ok(model)
+    }
+
+    /// The sizes of the network.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// Patch tokens of normalised images \[B, 3, H, W\] as maps: per entry of `blocks`, \[B, D, H/P, W/P\] with patches of P
+    /// pixels. What of an image fills no patch at its right and lower border is not seen.
+    ///
+    /// `blocks` counts as Hugging Face's `hidden_states` does: 0 is the embedding, n is after n blocks. `norm` applies the
+    /// final layer norm to each of them, as the original `get_intermediate_layers` does and Hugging Face does not.
+    ///
+    /// # Panics
+    /// If the image is smaller than a patch, or if there is no such block.
+    pub fn features(&self, x: &Tensor, blocks: &[usize], norm: bool) -> Vec<Tensor> {
+        let (b, _, height, width) = x.size4().unwrap();
+        let (h, w) = (height / self.config.patch_size, width / self.config.patch_size);
+        let first = 1 + self.config.num_register_tokens;
+        let map = |tokens: Tensor| tokens.narrow(1, first, h * w).transpose(1, 2).reshape([b, -1, h, w]);
+        self.tokens(x, blocks, norm).into_iter().map(map).collect()
+    }
+
+    /// As [`features`](Self::features), with every token in order: class, registers, patches, \[B, N, D\].
+    pub fn tokens(&self, x: &Tensor, blocks: &[usize], norm: bool) -> Vec<Tensor> {
+        let last = blocks.iter().copied().max().unwrap_or(0);
+        assert!(last <= self.blocks.len(), "there is no block {last}; the network has {}", self.blocks.len());
+        let mut x = self.embed(x);
+        let mut states = BTreeMap::new();
+        for block in 0..=last {
+            if block > 0 {
+                self.blocks[block - 1].forward(&mut x);
+            }
+            if blocks.contains(&block) {
+                states.insert(block, if norm { x.apply(&self.norm) } else { x.copy() });
+            }
+        }
+        blocks.iter().map(|block| states[block].shallow_clone()).collect()
+    }
+
+    /// Every token after the last block and norm, \[B, N, D\].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.tokens(x, &[self.blocks.len()], true).remove(0)
+    }
+
+    /// What each token of the last block attends to, \[B, heads, N, N\] (DINO's `get_last_selfattention`).
+    pub fn last_self_attention(&self, x: &Tensor) -> Tensor {
+        let before = self.tokens(x, &[self.blocks.len() - 1], false).remove(0);
+        self.blocks[self.blocks.len() - 1].attention_weights(&before)
+    }
+
+    /// \[B, 3, H, W\] to \[B, N, D\].
+    fn embed(&self, x: &Tensor) -> Tensor {
+        let (b, _, h, w) = x.size4().unwrap();
+        let patches = x.apply(&self.proj).flatten(2, 3).transpose(1, 2); // [B, h · w, D]
+        let cls = self.cls_token.expand([b, -1, -1], false); // [B, 1, D]
+        let mut tokens = Tensor::cat(&[cls, patches], 1);
+        let _ = tokens.g_add_(&self.positions(h, w)); // [B, 1 + h · w, D]
+        match &self.register_tokens {
+            None => tokens,
+            Some(registers) => {
+                let registers = registers.expand([b, -1, -1], false);
+                Tensor::cat(&[tokens.narrow(1, 0, 1), registers, tokens.narrow(1, 1, tokens.size()[1] - 1)], 1)
+            }
+        }
+    }
+
+    /// The position table for an image of `height`×`width` pixels: \[1, 1 + h · w, D\].
+    pub fn positions(&self, height: i64, width: i64) -> Tensor {
+        let (grid, patch) = (self.config.grid(), self.config.patch_size);
+        if height == width && height / patch == grid {
+            return self.pos_embed.shallow_clone();
+        }
+        interpolate(&self.pos_embed, [height / patch, width / patch], self.interpolation)
+    }
+}
+
+/// Resizes a square position table \[1, 1 + g · g, D\] to \[1, 1 + h · w, D\]; the first position, of the class token, stays.
+pub fn interpolate(positions: &Tensor, [h, w]: [i64; 2], interpolation: Interpolation) -> Tensor {
+    let (_, n, d) = positions.size3().unwrap();
+    let grid = (n - 1).isqrt();
+    let table = positions.narrow(1, 1, n - 1).reshape([1, grid, grid, d]).permute([0, 3, 1, 2]); // [1, D, g, g]
+    let table = table.to_kind(Kind::Float);
+    let table = match interpolation {
+        Interpolation::Exact => table.upsample_bicubic2d([h, w], false, None, None),
+        Interpolation::Antialias => table.internal_upsample_bicubic2d_aa([h, w], false, None, None),
+        Interpolation::Offset => {
+            let scale = |size: i64| Some((size as f64 + 0.1) / grid as f64);
+            table.upsample_bicubic2d([h, w], false, scale(h), scale(w))
+        }
+    };
+    let table = table.to_kind(positions.kind()).permute([0, 2, 3, 1]).reshape([1, h * w, d]);
+    Tensor::cat(&[positions.narrow(1, 0, 1), table], 1)
+}
+
+/// One transformer block.
+#[derive(Debug)]
+struct Block {
+    norm1: nn::LayerNorm,
+    /// Query, key and value, which the variables are thirds of: one product is faster than three.
+    qkv: nn::Linear,
+    proj: Residual,
+    norm2: nn::LayerNorm,
+    fc1: nn::Linear,
+    fc2: Residual,
+    gated: bool,
+    heads: i64,
+}
+
+impl Block {
+    fn new(vs: &nn::Path, config: &VitConfig) -> Self {
+        let (width, hidden, gated) = (config.hidden_size, config.hidden(), config.use_swiglu_ffn);
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (vs.kind(), vs.device()));
+        let qkv = nn::Linear { ws: zeros(&[3 * width, width]), bs: config.qkv_bias.then(|| zeros(&[3 * width])) };
+        let attn = vs / "attn";
+        for (third, name) in ["query", "key", "value"].iter().enumerate() {
+            for (part, whole) in [("weight", Some(&qkv.ws)), ("bias", qkv.bs.as_ref())] {
+                let view = whole.map(|whole| whole.narrow(0, third as i64 * width, width));
+                let _ = view.map(|view| (&attn / name).add(part, view, false));
+            }
+        }
+        let mlp = vs / "mlp";
+        let [first, second] = if gated { ["w12", "w3"] } else { ["fc1", "fc2"] };
+        let scale = |name: &str| config.layer_scale().then(|| (vs / name).var("gamma", &[width], Init::Const(0.)));
+        Self {
+            norm1: layer_norm(vs / "norm1", config),
+            qkv,
+            proj: Residual::new(&attn / "proj", [width, width], scale("ls1")),
+            norm2: layer_norm(vs / "norm2", config),
+            fc1: linear(&mlp / first, width, if gated { 2 * hidden } else { hidden }),
+            fc2: Residual::new(&mlp / second, [hidden, width], scale("ls2")),
+            gated,
+            heads: config.num_attention_heads,
+        }
+    }
+
+    /// \[B, N, D\], changed in place.
+    fn forward(&self, x: &mut Tensor) {
+        let [query, key, value] = self.query_key_value(x);
+        self.proj.add_to(x, &attention(&query, &key, &value, self.heads, false));
+        let mut hidden = x.apply(&self.norm2).apply(&self.fc1); // [B, N, hidden or twice of it]
+        if self.gated {
+            let halves = hidden.chunk(2, -1);
+            hidden = halves[0].silu() * &halves[1];
+        } else {
+            let _ = hidden.gelu_("none");
+        }
+        self.fc2.add_to(x, &hidden);
+    }
+
+    /// \[B, N, D\] to three of them.
+    fn query_key_value(&self, x: &Tensor) -> [Tensor; 3] {
+        let qkv = x.apply(&self.norm1).apply(&self.qkv); // [B, N, 3 · D]
+        let width = qkv.size()[2] / 3;
+        [0, 1, 2].map(|third| qkv.narrow(2, third * width, width))
+    }
+
+    /// \[B, N, D\] to \[B, heads, N, N\].
+    fn attention_weights(&self, x: &Tensor) -> Tensor {
+        let [query, key, _] = self.query_key_value(x);
+        let (b, n, d) = query.size3().unwrap();
+        let heads = |x: &Tensor| x.view([b, n, self.heads, -1]).transpose(1, 2); // [B, heads, N, d]
+        let scale = ((d / self.heads) as f64).sqrt();
+        (heads(&query).matmul(&heads(&key).transpose(2, 3)) / scale).softmax(-1, Kind::Float)
+    }
+}
+
+/// A linear layer whose output is scaled and added to the tokens.
+#[derive(Debug)]
+struct Residual {
+    linear: nn::Linear,
+    gamma: Option<Tensor>,
+    /// γW and γb, made of the loaded weights at first use.
+    folded: OnceCell<(Tensor, Tensor)>,
+}
+
+impl Residual {
+    fn new(vs: nn::Path, [inputs, outputs]: [i64; 2], gamma: Option<Tensor>) -> Self {
+        Self { linear: linear(vs, inputs, outputs), gamma, folded: OnceCell::new() }
+    }
+
+    /// x += γ(Wh + b) with \[B, N, D\] and \[B, N, inputs\], without a tensor in between.
+    fn add_to(&self, x: &mut Tensor, h: &Tensor) {
+        let (weight, bias) = self.folded.get_or_init(|| {
+            let (weight, bias) = (&self.linear.ws, self.linear.bs.as_ref().unwrap());
+            match &self.gamma {
+                Some(gamma) => (gamma.unsqueeze(1) * weight, gamma * bias),
+                None => (weight.shallow_clone(), bias.shallow_clone()),
+            }
+        });
+        let mut rows = x.view([-1, bias.size()[0]]);
+        let _ = rows.g_add_(bias).addmm_(&h.flatten(0, 1), &weight.tr());
+    }
+}
+
+fn layer_norm(vs: nn::Path, config: &VitConfig) -> nn::LayerNorm {
+    let eps = config.layer_norm_eps;
+    nn::layer_norm(vs, vec![config.hidden_size], nn::LayerNormConfig { eps, ..Default::default() })
+}
+
+/// Zeros: the weights are always loaded, and drawing random ones for a large model takes seconds.
+fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
+    let config = nn::LinearConfig { ws_init: Init::Const(0.), bs_init: Some(Init::Const(0.)), bias: true };
+    nn::linear(vs, inputs, outputs, config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::checkpoint::to_safetensors;
+
+    /// A small network with everything that the published small ones lack: registers, gated blocks, no biases.
+    fn giant_like() -> VitConfig {
+        VitConfig {
+            model_type: "dinov2".to_owned(),
+            hidden_size: 128,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            intermediate_size: Some(344),
+            layer_norm_eps: 1e-6,
+            image_size: 56,
+            patch_size: 14,
+            qkv_bias: false,
+            use_swiglu_ffn: true,
+            num_register_tokens: 4,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_off_the_weights() {
+        for config in [giant_like(), VitConfig { intermediate_size: Some(3072), ..Default::default() }] {
+            let vs = nn::VarStore::new(Device::Cpu);
+            VisionTransformer::new(&vs.root(), &config, Interpolation::Antialias);
+            let bytes = to_safetensors(vs.variables(), Default::default()).unwrap();
+            assert_eq!(VitConfig::of(&Checkpoint::from_safetensors(bytes).unwrap()), Some(config));
+        }
+    }
+
+    #[test]
+    fn the_hidden_width_is_published_in_one_of_two_ways() {
+        let config =
+            |hidden, gated| VitConfig { intermediate_size: hidden, use_swiglu_ffn: gated, ..Default::default() };
+        assert_eq!(config(None, false).hidden(), 3072);
+        assert_eq!(config(Some(100), false).hidden(), 100);
+        assert_eq!(config(None, true).hidden(), 2048);
+    }
+
+    #[test]
+    fn registers_are_not_returned_and_do_take_part() {
+        let mut vs = nn::VarStore::new(Device::Cpu);
+        let model = VisionTransformer::new(&vs.root(), &giant_like(), Interpolation::Antialias);
+        vs.freeze();
+        tch::manual_seed(0);
+        for (_, mut variable) in vs.variables() {
+            let _ = variable.normal_(0., 0.3);
+        }
+        let x = Tensor::randn([2, 3, 28, 70], tch::kind::FLOAT_CPU);
+        let before = model.features(&x, &[2], false).remove(0);
+        assert_eq!(before.size(), [2, 128, 2, 5]);
+        assert_eq!(model.forward(&x).size(), [2, 1 + 4 + 10, 128]);
+        let _ = vs.variables().remove("register_tokens").unwrap().zero_();
+        let after = model.features(&x, &[2], false).remove(0);
+        assert!((before - after).abs().max().double_value(&[]) > 1e-3);
+    }
+
+    #[test]
+    fn a_config_that_cannot_be_is_refused() {
+        let weights = Checkpoint::from_safetensors(to_safetensors([], Default::default()).unwrap()).unwrap();
+        let heads = VitConfig { num_attention_heads: 3, hidden_size: 128, ..Default::default() };
+        let error = VisionTransformer::load(&weights, &heads, Interpolation::Exact, Device::Cpu).unwrap_err();
+        assert!(error.to_string().ends_with("hidden_size 128 is no multiple of num_attention_heads 3"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! The sizes of a vision transformer: from the published `config.json`, or read off the weights.
+
+use crate::models::checkpoint::Checkpoint;
+use crate::models::nn::{ConfigError, require};
+use serde::Deserialize;
+
+/// The published `config.json` of Hugging Face's `ViTModel`, `Dinov2Model` and `Dinov2WithRegistersModel`; keys that do not
+/// change the computation are ignored.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct VitConfig {
+    /// `vit`, as DINO's are; `dinov2` or `dinov2_with_registers`, whose blocks scale what they add.
+    pub model_type: String,
+    /// Width of a token.
+    pub hidden_size: i64,
+    /// Transformer blocks.
+    pub num_hidden_layers: i64,
+    /// Attention heads; they divide `hidden_size`.
+    pub num_attention_heads: i64,
+    /// Width of the hidden layer of a block (`vit`).
+    pub intermediate_size: Option<i64>,
+    /// The same in `hidden_size` (`dinov2`).
+    pub mlp_ratio: f64,
+    /// Only `gelu` is published.
+    pub hidden_act: String,
+    /// Added to variances; DINO's original code has 1e-6, and Hugging Face's configs of its files 1e-12.
+    pub layer_norm_eps: f64,
+    /// Height and width, in pixels, that the position table is made for.
+    pub image_size: i64,
+    /// Height and width of a patch in pixels.
+    pub patch_size: i64,
+    /// Channels of the image.
+    pub num_channels: i64,
+    /// Whether query, key and value have a bias.
+    pub qkv_bias: bool,
+    /// Whether the blocks are gated (SwiGLU), as in the giant DINOv2.
+    pub use_swiglu_ffn: bool,
+    /// Extra tokens behind the class token (Darcet et al. 2023).
+    pub num_register_tokens: i64,
+}
+
+impl Default for VitConfig {
+    /// What Hugging Face assumes of a `vit` where a key is missing.
+    fn default() -> Self {
+        Self {
+            model_type: VIT.to_owned(),
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: None,
+            mlp_ratio: 4.,
+            hidden_act: "gelu".to_owned(),
+            layer_norm_eps: 1e-12,
+            image_size: 224,
+            patch_size: 16,
+            num_channels: 3,
+            qkv_bias: true,
+            use_swiglu_ffn: false,
+            num_register_tokens: 0,
+        }
+    }
+}
+
+const VIT: &str = "vit";
+const NETWORK: &str = "ViTModel";
+
+impl VitConfig {
+    /// Reads the sizes off weights with the names of [`super::names`]; None where they are of no vision transformer. The
+    /// heads of every published model are 64 wide.
+    pub fn of(weights: &Checkpoint) -> Option<Self> {
+        let &[hidden_size, num_channels, patch_size, _] = weights.shape("patch_embed.proj.weight")? else {
+            return None;
+        };
+        let positions = *weights.shape("pos_embed")?.get(1)? - 1;
+        let use_swiglu_ffn = weights.contains("blocks.0.mlp.w12.weight");
+        let hidden = match use_swiglu_ffn {
+            true => weights.shape("blocks.0.mlp.w12.weight")?.first()? / 2,
+            false => *weights.shape("blocks.0.mlp.fc1.weight")?.first()?,
+        };
+        let scaled = weights.contains("blocks.0.ls1.gamma");
+        let has = |block: i64| weights.contains(&format!("blocks.{block}.norm1.weight"));
+        Some(Self {
+            model_type: if scaled { "dinov2" } else { VIT }.to_owned(),
+            hidden_size,
+            num_hidden_layers: (0..).take_while(|&block| has(block)).count() as i64,
+            num_attention_heads: hidden_size / 64,
+            intermediate_size: Some(hidden),
+            layer_norm_eps: if scaled { 1e-6 } else { Self::default().layer_norm_eps },
+            image_size: positions.isqrt() * patch_size,
+            patch_size,
+            num_channels,
+            qkv_bias: weights.contains("blocks.0.attn.query.bias"),
+            use_swiglu_ffn,
+            num_register_tokens: weights.shape("register_tokens").map_or(0, |shape| shape[1]),
+            ..Self::default()
+        })
+    }
+
+    /// Whether the values describe a network.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        let positive = [width, heads, self.num_hidden_layers, self.patch_size, self.num_channels, self.hidden()];
+        let right = positive.iter().all(|&size| size > 0) && self.num_register_tokens >= 0;
+        require(right, NETWORK, || "a size is not positive".into())?;
+        require(width % heads == 0, NETWORK, || {
+            format!("hidden_size {width} is no multiple of num_attention_heads {heads}")
+        })?;
+        require(self.image_size >= self.patch_size, NETWORK, || {
+            format!("image_size {} is below patch_size {}", self.image_size, self.patch_size)
+        })?;
+        require(self.hidden_act == "gelu", NETWORK, || {
+            format!("hidden_act is {}, but only gelu is known", self.hidden_act)
+        })
+    }
+
+    /// Cells of the position table in a row.
+    pub(super) fn grid(&self) -> i64 {
+        self.image_size / self.patch_size
+    }
+
+    /// Width of the hidden layer of a block.
+    pub(super) fn hidden(&self) -> i64 {
+        let hidden = (self.hidden_size as f64 * self.mlp_ratio) as i64;
+        match self.intermediate_size {
+            Some(size) => size,
+            // Two thirds, for there are two matrices in, rounded up to a multiple of 8.
+            None if self.use_swiglu_ffn => ((hidden as f64 * 2. / 3.) as i64 + 7) / 8 * 8,
+            None => hidden,
+        }
+    }
+
+    /// Whether each block scales what it adds (LayerScale, Touvron et al. 2021).
+    pub fn layer_scale(&self) -> bool {
+        self.model_type != VIT
+    }
+}

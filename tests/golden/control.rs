@@ -1,0 +1,76 @@
+//! Control networks: diffusers' ControlNet, and the semantic-guided network of the authors.
+
+use super::{
+    Case,
+    networks::{filled, unet_of_yaml},
+};
+use serde_json::Value;
+use vlmdiff::models::{
+    control::{ControlForm, ControlNet, ControlNetConfig},
+    nn::observe,
+    unet::{UNet2DConditionConfig, UNet2DConditionModel},
+};
+
+/// `models/controlnet`: the network, and its effect on the U-Net of the same set.
+pub(crate) fn controlnet(case: &Case) {
+    let _no_grad = tch::no_grad_guard();
+    let config: ControlNetConfig = case.config();
+    let weights = case.checkpoint("diffusion_pytorch_model.safetensors");
+    let control = filled(&config.canonical(weights).unwrap(), |vs| ControlNet::new(vs, &config));
+    let [x, t, context] = ["sample", "timestep", "encoder_hidden_states"].map(|name| case.input(name));
+    let condition = case.input("controlnet_cond");
+    case.close("cond_embedding", &control.hint(&condition), 1.);
+    let scale = case.json::<Value>("meta.json")["conditioning_scale"].as_f64().unwrap();
+    let residuals = control.forward(&x, &t, &context, &condition).scale(scale);
+    for (i, skip) in residuals.skips.iter().enumerate() {
+        case.close(&format!("down.{i}"), skip, 1.);
+    }
+    case.close("mid", &residuals.mid, 1.);
+
+    let config: UNet2DConditionConfig = case.json("../unet/config.json");
+    let weights = case.checkpoint("../unet/diffusion_pytorch_model.safetensors");
+    let unet = filled(&config.canonical(weights).unwrap(), |vs| UNet2DConditionModel::new(vs, &config));
+    case.close("unet_sample", &unet.forward(&x, &t, &context, Some(&residuals)), 1.);
+}
+
+/// `reference/network`: the authors' network in the layout of their checkpoints.
+pub(crate) fn reference(case: &Case) {
+    let _no_grad = tch::no_grad_guard();
+    let yaml = case.json::<Value>("config.json");
+    let unet_config = unet_of_yaml(&yaml["model"]["unet_config"]["params"]);
+    let weights = case.weights("weights");
+    let unet = unet_config.canonical(weights.clone()).unwrap();
+    let unet = filled(&unet, |vs| UNet2DConditionModel::new(vs, &unet_config));
+    let file = case.tensors("network.safetensors");
+    let [x, t, context, hint] = ["x", "t", "context", "hint"].map(|name| file.get(name));
+    let tolerance = 2e-5;
+    for only_mid_control in [false, true] {
+        let mut config = ControlNetConfig {
+            unet: unet_config.clone(),
+            form: ControlForm::SemanticGuided,
+            only_mid_control,
+            ..Default::default()
+        };
+        let weights = config.canonical(weights.clone()).unwrap();
+        let weights = config.fit_fusion(weights).unwrap();
+        assert!(config.fusion, "the fusion of this file is not zero");
+        let control = filled(&weights, |vs| ControlNet::new(vs, &config));
+        let hint = control.hint(&hint);
+        let (residuals, maps) = observe(|| control.forward_hint(&x, &t, &context, &hint));
+        let eps = unet.forward(&x, &t, &context, Some(&residuals));
+        case.near(&format!("eps.only_mid_control_{only_mid_control}"), &eps, tolerance);
+        if only_mid_control {
+            continue;
+        }
+        case.near("guided_hint", &hint, tolerance);
+        case.near("t_emb", &maps["time_proj"], tolerance);
+        case.near("emb.control", &maps["time_embedding"], tolerance);
+        for (i, out) in residuals.skips.iter().chain([&residuals.mid]).enumerate() {
+            case.near(&format!("sgn.out.{i}"), out, tolerance);
+        }
+        for i in file.names().filter_map(|name| name.strip_prefix("sgn.pre_sff.")) {
+            case.near(&format!("sgn.pre_sff.{i}"), &maps[&format!("controlnet_down_blocks.{i}")], tolerance);
+        }
+    }
+    case.near("eps.no_control", &unet.forward(&x, &t, &context, None), tolerance);
+}
