@@ -18,3 +18,4 @@ mod read;
 mod resume;
 mod sql;
 mod sweep;
+mod training;

@@ -101,8 +101,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// Optimises `parameters`, which require gradients.
     pub fn new(parameters: Named, config: OptimizerConfig) -> Self {
-        let slot =
-            |(name, parameter)| Slot { name, parameter, computes: None, gradient: None, moments: None };
+        let slot = |(name, parameter)| Slot { name, parameter, computes: None, gradient: None, moments: None };
         Self { config, slots: parameters.into_iter().map(slot).collect() }
     }
 
@@ -170,7 +169,10 @@ impl Optimizer {
             let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
             let scale = max_norm / (total + 1e-6);
             if scale < 1. {
-                self.slots.iter_mut().filter_map(|slot| slot.gradient.as_mut()).for_each(|g| _ = g.g_mul_scalar_(scale));
+                self.slots
+                    .iter_mut()
+                    .filter_map(|slot| slot.gradient.as_mut())
+                    .for_each(|g| _ = g.g_mul_scalar_(scale));
             }
             total
         })
@@ -247,7 +249,12 @@ impl Moments {
     }
 
     /// One step of a parameter.
-    fn step(&mut self, parameter: &mut Tensor, gradient: &mut Tensor, config: &OptimizerConfig) -> Result<(), TchError> {
+    fn step(
+        &mut self,
+        parameter: &mut Tensor,
+        gradient: &mut Tensor,
+        config: &OptimizerConfig,
+    ) -> Result<(), TchError> {
         let OptimizerConfig { rule, lr, betas: [beta1, beta2], eps, weight_decay } = *config;
         self.step += 1;
         if rule == Rule::AdamW {

@@ -30,7 +30,7 @@ pub enum AdversarialLoss {
 
 /// The weights of the terms.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Weights {
+pub struct TermWeights {
     /// Sum or mean.
     pub reduction: Reduction,
     /// Of the squared beside the absolute error.
@@ -81,7 +81,7 @@ pub fn autoencoder_loss(
     kl: &Tensor,
     perceptual: Option<&Tensor>,
     adversary: Option<&Adversary<'_>>,
-    weights: &Weights,
+    weights: &TermWeights,
 ) -> Result<Terms, TchError> {
     let values = (x.numel() as i64 / x.size()[0]) as f64;
     let error = y - x;
@@ -136,7 +136,7 @@ mod tests {
         let (x, y) = (of("x", &[2, 3, 4, 4]), of("y", &[2, 3, 4, 4]).set_requires_grad(true));
         let (kl, distance) = (of("kl", &[2]), of("d", &[2]));
         let loss = |reduction| {
-            let weights = Weights { reduction, mse: 0.3, perceptual: 2., kl: 1e-2 };
+            let weights = TermWeights { reduction, mse: 0.3, perceptual: 2., kl: 1e-2 };
             autoencoder_loss(&x, &y, &kl, Some(&distance), None, &weights).unwrap().total.double_value(&[])
         };
         // per image the sum over all values, the distance broadcast to each of them

@@ -132,3 +132,22 @@ fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String
     }
     text + "\nmend the data and run again (all other rows are kept), or set `on_error: skip` on the table to leave such rows out"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_memory_ran_out_the_error_says_what_helps() {
+        let advised = |error: Error| error.advised("lower it").to_string();
+        for said in [
+            Error::Stage("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.".into()),
+            Error::Stage("CUDA out of memory. Tried to allocate 2.00 MiB.".into()),
+            Error::Worker("the worker died 3 times on the same task (signal: 9 (SIGKILL))".into()),
+        ] {
+            let text = said.to_string();
+            assert_eq!(advised(said), format!("memory ran out: {text}; lower it"));
+        }
+        assert_eq!(advised(Error::Stage("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
+    }
+}

@@ -271,7 +271,8 @@ impl Driver<'_> {
         if work.forced {
             self.store.delete(&state_name(work.stage_key))?;
         }
-        let mut shown = Shown { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
+        let mut shown =
+            Shown { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
         let (mut computed, mut bytes) = (0, 0);
         if !work.stale.is_empty() {
             let entries = self.compute(&work, views, &mut shown, log).map_err(|e| e.in_table(&name))?;

@@ -571,3 +571,76 @@ impl<'a> Sink<'a> {
         Ok(self.entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::StringArray,
+        datatypes::{DataType, Field, Schema},
+    };
+
+    use super::*;
+    use crate::engine::encode_schema;
+
+    /// Writes its rows one by one, and is asked to stop at the second.
+    struct Slow(Stop, SchemaRef);
+
+    impl Operator for Slow {
+        fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+            while let Some(batch) = rows.next(1)? {
+                if batch.ids == ["b"] {
+                    self.0.request();
+                }
+                let id = Arc::new(StringArray::from(batch.ids));
+                out.write(&RecordBatch::try_new(self.1.clone(), vec![id])?)?;
+            }
+            Ok(())
+        }
+    }
+
+    fn keys(task: &Task, store: &Store) -> Vec<Digest> {
+        store.computed(task.stage_key).unwrap().into_iter().flat_map(|entry| entry.keys).collect()
+    }
+
+    #[test]
+    fn an_interrupted_task_keeps_the_rows_that_are_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, false)]));
+        let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+        let job = Job {
+            stage: "slow".into(),
+            params: Value::Null,
+            makes: Output::RowPerRow,
+            output: encode_schema(&schema),
+            inputs: Vec::new(),
+            schemas: Vec::new(),
+            tables: Vec::new(),
+            files: Vec::new(),
+            device: "cpu".into(),
+            batch_size: None,
+            save_every: Duration::ZERO,
+        };
+        let task = |ids: &[String]| Task {
+            job: job.clone(),
+            stage_key: Digest::of(b"stage"),
+            run: "run".into(),
+            after: 0,
+            keys: ids.iter().map(|id| Digest::of(id.as_bytes())).collect(),
+            ids: ids.to_vec(),
+            rows: Vec::new(),
+            listed: None,
+        };
+        let stop = Stop::default();
+        let mut executor = Executor { store: store.clone(), stop: stop.clone(), opened: None };
+        executor.opened = Some((job.clone(), Box::new(Slow(stop, schema.clone()))));
+        let whole = task(&ids);
+        let open: OpenFn = |_, _| unreachable!("it is open");
+        let interrupted = executor.run(whole.clone(), open, &mut |_| {});
+        assert!(matches!(interrupted, Err(Error::Interrupted)));
+        assert_eq!(keys(&whole, &store), whole.keys[..2]);
+        // What is left is one task, and its last row is no interruption.
+        executor.run(task(&ids[2..]), open, &mut |_| {}).unwrap();
+        assert_eq!(keys(&whole, &store), whole.keys);
+    }
+}

@@ -6,11 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Digest, Result, Store,
-    event::now_ms,
-    manifest::Manifest,
-};
+use super::{Digest, Result, Store, event::now_ms, manifest::Manifest};
 
 const FOLDER: &str = "unfinished";
 /// Where no lock tells, an unfinished table that nobody has added to for so long is forgotten, in milliseconds.

@@ -3,8 +3,8 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
 };

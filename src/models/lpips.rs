@@ -51,7 +51,8 @@ impl Lpips {
     /// # Errors
     /// [`CheckpointError::Mismatch`] where a file lacks its half, or the halves are of different networks.
     pub fn load(vgg: Checkpoint, lin: Checkpoint, device: Device) -> Result<Self, CheckpointError> {
-        let half = |file: Checkpoint, of: &str| file.state_dict().rename(|name| canonical(name).filter(|n| n.starts_with(of)));
+        let half =
+            |file: Checkpoint, of: &str| file.state_dict().rename(|name| canonical(name).filter(|n| n.starts_with(of)));
         let (vgg, lin) = (half(vgg, "features.")?, half(lin, "lin")?);
         let [mut vgg_vs, mut lin_vs] = [(); 2].map(|()| VarStore::new(device));
         let last = |block: &[i64]| format!("features.{}.weight", block[block.len() - 1]);
@@ -137,10 +138,7 @@ mod tests {
             Some(name.replace("features.", &format!("net.slice{slice}.")))
         });
         let lin = |prefix| file(&lin, prefix);
-        for (vgg, lin) in [
-            (file(&vgg, ""), lin("")),
-            (slices.unwrap(), lin("loss.perceptual_loss.")),
-        ] {
+        for (vgg, lin) in [(file(&vgg, ""), lin("")), (slices.unwrap(), lin("loss.perceptual_loss."))] {
             assert_eq!(Lpips::load(vgg, lin, Device::Cpu).unwrap().forward(&x, &y), want);
         }
         let message = Lpips::load(file(&vgg, ""), file(&vgg, ""), Device::Cpu).unwrap_err().to_string();

@@ -8,7 +8,6 @@ pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
-mod published;
 pub mod read;
 pub mod reconstruct;
 pub mod sql;

@@ -8,16 +8,16 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    published::Published,
     tensors::{Column, device, input, normalise, save_weights},
     training::{self, Batch, Loss, Subject, Training},
+    weights::Weights,
 };
 use crate::{
     diffusion::{
         Noise,
         optim::{Named, train_only},
         train,
-        vae_gan::{self, Adversary, AdversarialLoss, Reduction, Terms, Weights},
+        vae_gan::{self, AdversarialLoss, Adversary, Reduction, TermWeights, Terms},
     },
     engine::{
         Error, Result, Sources,
@@ -45,7 +45,7 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
-    /// Weights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
+    /// TermWeights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
     /// or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,9 +170,9 @@ impl TrainAutoencoder {
         ["reconstruction_loss", "kl_loss"].into_iter().chain(perceptual).chain(adversarial).collect()
     }
 
-    fn weights(&self) -> Weights {
+    fn weights(&self) -> TermWeights {
         let Self { reduction, mse_weight: mse, perceptual_weight: perceptual, kl_weight: kl, .. } = *self;
-        Weights { reduction, mse, perceptual, kl }
+        TermWeights { reduction, mse, perceptual, kl }
     }
 
     /// Whether the scaling factor is measured.
@@ -182,7 +182,13 @@ impl TrainAutoencoder {
     }
 
     /// The networks with their start weights; the discriminator's variables in a store of their own.
-    fn objective(&self, vs: &VarStore, judge_vs: &VarStore, sources: &Sources, out: &mut Sink<'_>) -> Result<Objective> {
+    fn objective(
+        &self,
+        vs: &VarStore,
+        judge_vs: &VarStore,
+        sources: &Sources,
+        out: &mut Sink<'_>,
+    ) -> Result<Objective> {
         let wrong = |e: ConfigError| Error::Input(e.to_string());
         let network = AutoencoderKl::new(vs.root(), &self.config).map_err(wrong)?;
         let adversary = self.discriminator.clone().unwrap_or_default();
@@ -190,7 +196,7 @@ impl TrainAutoencoder {
         let discriminator = self.discriminator.as_ref().map(judge).transpose().map_err(wrong)?;
         match &self.init {
             Some(place) => {
-                let published = Published(place).open(sources)?;
+                let published = Weights(place).open(sources)?;
                 let own = self.config.canonical(published.clone()).and_then(|own| own.load_into(vs));
                 own.map_err(input)?;
                 let judge = PatchGan::canonical(published).map_err(input)?;
@@ -214,7 +220,7 @@ impl TrainAutoencoder {
                 None
             }
             [vgg, .., lin] | [vgg @ lin] => {
-                let open = |place: &String| Published(place).open(sources);
+                let open = |place: &String| Weights(place).open(sources);
                 Some(Lpips::load(open(vgg)?, open(lin)?, vs.device()).map_err(input)?)
             }
         };
@@ -254,7 +260,8 @@ impl Stage for TrainAutoencoder {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(self.init.iter().chain(&self.perceptual).flat_map(|place| Published(place).files()).collect())
+        let places = self.init.iter().chain(&self.perceptual);
+        Ok(places.flat_map(|place| Weights(place).files()).collect())
     }
 }
 
@@ -275,7 +282,7 @@ pub struct Objective {
     /// What tells reconstructions from pictures.
     pub discriminator: Option<PatchGan>,
     /// The weights of the autoencoder's terms.
-    pub weights: Weights,
+    pub weights: TermWeights,
     /// The discriminator's part; its `config` is that of the network.
     pub adversary: Discriminator,
 }
@@ -366,7 +373,8 @@ impl Operator for Trainer {
                 _ if objective.takes_part(batch.step) => self.discriminator_loss(&objective, x, batch),
                 // Gradients of zero, and not none: Adam counts the step, as the authors' does.
                 _ => {
-                    let total = judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
+                    let total =
+                        judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
                     Ok(Loss { total, parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
                 }
             }

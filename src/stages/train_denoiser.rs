@@ -252,7 +252,8 @@ impl Stage for TrainDenoiser {
         Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::Table];
-    const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set `dtype: bf16`";
+    const MEMORY: &'static str =
+        "lower `training.batch_size` and raise `training.accumulate` as much, or set `dtype: bf16`";
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config = self.denoiser(1.);
@@ -298,7 +299,8 @@ impl Open for TrainDenoiser {
         let tensor_of = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
         let captions = captions(&context.schemas).map_err(Error::Stage)?;
         let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
-        let text = column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
+        let text =
+            column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
         let unconditional = match context.tables.get(UNCONDITIONAL) {
             Some(table) if table.num_rows() == 0 => {
                 return Err(Error::Input(format!("the table at `{UNCONDITIONAL}` has no row")));
@@ -310,7 +312,8 @@ impl Open for TrainDenoiser {
             config: self.denoiser(vae.scaling_factor),
             device: device(context)?,
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
+            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]")
+                .map_err(Error::Stage)?,
             text,
             unconditional,
             output: context.output.clone(),
@@ -419,7 +422,8 @@ impl Operator for Trainer {
             Ok(Loss { total, parts: Vec::new() })
         };
         let weights = || save_weights(vs.variables(), &self.config, &[]);
-        let subject = Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
+        let subject =
+            Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
         training.run(subject, out, &self.output)
     }
 }

@@ -440,8 +440,9 @@ impl Log {
     fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch> {
         let float =
             |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
-        let int =
-            |f: &dyn Fn(&LogRow) -> u64| Arc::new(Int64Array::from_iter_values(self.0.iter().map(|r| f(r) as i64))) as ArrayRef;
+        let int = |f: &dyn Fn(&LogRow) -> u64| {
+            Arc::new(Int64Array::from_iter_values(self.0.iter().map(|r| f(r) as i64))) as ArrayRef
+        };
         let parts = self.0.first().map_or(0, |row| row.parts.len());
         let mut columns = vec![int(&|r| r.step), int(&|r| r.epoch), float(&|r| r.loss)];
         columns.extend((0..parts).map(|i| float(&|r| r.parts[i])));
@@ -483,8 +484,7 @@ mod tests {
 
     #[test]
     fn the_learning_rate_warms_up_and_goes_down() {
-        let training =
-            Training { warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
+        let training = Training { warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
         assert!((training.lr_at(0, 100) - 0.1).abs() < 1e-9);
         assert!((training.lr_at(10, 100) - 1.).abs() < 1e-9);
         assert!((training.lr_at(55, 100) - 0.5).abs() < 1e-9);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::tensors::input;
 use crate::{
     engine::{
         Result, Sources,
@@ -37,6 +38,11 @@ impl Weights<'_> {
     /// The path of the file or folder, fetched where it is remote.
     pub(super) fn local(&self, sources: &Sources) -> Result<PathBuf> {
         if self.is_remote_folder() { sources.local_folder(&self.files()) } else { sources.local(self.0) }
+    }
+
+    /// The weights themselves, without the levels that a training program puts above them.
+    pub(super) fn open(&self, sources: &Sources) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(self.local(sources)?).map_err(input)?.state_dict())
     }
 }
 

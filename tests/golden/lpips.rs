@@ -1,6 +1,6 @@
 //! LPIPS with VGG16.
 
-use super::{Case, manifest};
+use super::{Case, vit::compare_manifest};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use vlmdiff::models::{
@@ -45,7 +45,8 @@ fn by_formula() -> Checkpoint {
     let _ = Lpips::new(&vgg.root(), &lin.root(), [64, 128, 256, 512, 512]);
     let fill = |(name, like): (String, Tensor)| {
         let size = like.size();
-        let amplitude = if size.len() > 1 { (2. / size[1..].iter().product::<i64>() as f64).sqrt() } else { 0.05 * 2_f64.sqrt() };
+        let amplitude =
+            if size.len() > 1 { (2. / size[1..].iter().product::<i64>() as f64).sqrt() } else { 0.05 * 2_f64.sqrt() };
         let i = Tensor::arange(like.numel() as i64, (Kind::Double, Device::Cpu));
         let phase = (&i + 1.) * 0.7 + i * (0.001 * f64::from(crc32(&name) % 1000));
         (name, (phase.sin() * amplitude).to_kind(Kind::Float).reshape(size))
@@ -64,5 +65,5 @@ fn crc32(text: &str) -> u32 {
 pub(super) fn vgg16(case: &Case) {
     let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
     let _ = Lpips::new(&vgg.root(), &lin.root(), [64, 128, 256, 512, 512]);
-    manifest(case, "torchvision_vgg16", &vgg, |name| name.starts_with("features.").then(|| name.to_owned()));
+    compare_manifest(case, "torchvision_vgg16", &vgg, |name| name.starts_with("features.").then(|| name.to_owned()));
 }

@@ -23,7 +23,6 @@ mod vit;
 mod weights;
 
 pub(crate) use case::Case;
-use manifest::manifest;
 
 use std::{
     io::Write,

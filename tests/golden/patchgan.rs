@@ -1,6 +1,6 @@
 //! The discriminator of the autoencoder.
 
-use super::{Case, manifest};
+use super::{Case, vit::compare_manifest};
 use tch::{Device, nn::VarStore, no_grad};
 use vlmdiff::{
     diffusion::vae_gan::{AdversarialLoss, discriminator_loss},
@@ -31,5 +31,5 @@ pub(super) fn real(case: &Case) {
     let vs = VarStore::new(Device::Cpu);
     let _ = PatchGan::new(vs.root(), &PatchGanConfig::default()).unwrap();
     let own = |name: &str| (!name.ends_with(".num_batches_tracked")).then(|| name.to_owned());
-    manifest(case, "patchgan_ndf64_l3", &vs, own);
+    compare_manifest(case, "patchgan_ndf64_l3", &vs, own);
 }

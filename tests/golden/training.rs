@@ -11,7 +11,7 @@ use vlmdiff::{
         optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, train_only},
         schedule::ScheduleConfig,
         train::{Trainer, step},
-        vae_gan::{Reduction, Weights},
+        vae_gan::{Reduction, TermWeights},
     },
     models::{
         checkpoint::Checkpoint,
@@ -27,8 +27,14 @@ use vlmdiff::{
 pub(super) fn steps(case: &Case) {
     for (name, config) in [
         ("adamw", OptimizerConfig { lr: 0.01, weight_decay: 0.05, ..Default::default() }),
-        ("adam_l2", OptimizerConfig { rule: Rule::Adam, lr: 0.01, betas: [0.5, 0.9], weight_decay: 0.02, ..Default::default() }),
-        ("sgd", OptimizerConfig { rule: Rule::Sgd, lr: 0.025, betas: [0.9, 0.], weight_decay: 0.002, ..Default::default() }),
+        (
+            "adam_l2",
+            OptimizerConfig { rule: Rule::Adam, lr: 0.01, betas: [0.5, 0.9], weight_decay: 0.02, ..Default::default() },
+        ),
+        (
+            "sgd",
+            OptimizerConfig { rule: Rule::Sgd, lr: 0.025, betas: [0.9, 0.], weight_decay: 0.002, ..Default::default() },
+        ),
     ] {
         let w = case.input("w").copy().set_requires_grad(true);
         let parameters = || Named::from([("w".to_owned(), w.shallow_clone())]);
@@ -158,7 +164,7 @@ impl Start {
         let discriminator = Some(PatchGan::new(judge_vs.root(), &judge).unwrap());
         PatchGan::canonical(weights.clone()).unwrap().load_into(&judge_vs).unwrap();
         let perceptual = Some(Lpips::load(weights.clone(), weights.clone(), Device::Cpu).unwrap());
-        let weights = Weights { reduction: Reduction::Sum, mse: 0., perceptual: 1., kl: params.kl_weight };
+        let weights = TermWeights { reduction: Reduction::Sum, mse: 0., perceptual: 1., kl: params.kl_weight };
         let adversary = Discriminator { weight: params.disc_weight, batch_norm, config: judge, ..Default::default() };
         let AdamDefaults { lr, betas, eps, weight_decay } = golden.adam_defaults;
         let config = OptimizerConfig { rule: Rule::Adam, lr, betas, eps, weight_decay };
@@ -174,9 +180,11 @@ impl Start {
 
 /// The norm of the gradients of what begins so.
 fn norm(trainer: &Trainer, prefix: &str) -> f64 {
-    let squares = trainer.optimizer.gradients().filter(|(name, _)| name.starts_with(prefix)).filter_map(|(_, g)| {
-        Some(g?.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]))
-    });
+    let squares = trainer
+        .optimizer
+        .gradients()
+        .filter(|(name, _)| name.starts_with(prefix))
+        .filter_map(|(_, g)| Some(g?.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[])));
     squares.sum::<f64>().sqrt()
 }
 
@@ -187,7 +195,9 @@ pub(super) fn autoencoder(case: &Case) {
     let tensors = case.tensors("ae_loss.safetensors");
     let x = tensors.get("x");
     let noises = ["opt0", "opt1"].map(|which| tensors.get(&format!("posterior_noise.{which}")));
-    let near = |name: &str, got: f64, want: f64, tolerance: f64| case.number(name, got, want, tolerance * want.abs().max(1e-3));
+    let near = |name: &str, got: f64, want: f64, tolerance: f64| {
+        case.number(name, got, want, tolerance * want.abs().max(1e-3))
+    };
 
     // what the autoencoder and its judges make of the images
     let start = Start::new(&golden, &weights, Statistics::Eval);
