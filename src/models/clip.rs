@@ -246,7 +246,7 @@ impl ClipTextModel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nn::golden::quietly;
+    use super::super::nn::quietly;
     use super::*;
     use tch::{Device, nn::VarStore};
 

@@ -306,7 +306,7 @@ pub fn copy_encoder(unet: &HashMap<String, Tensor>, control: &HashMap<String, Te
 
 #[cfg(test)]
 mod tests {
-    use super::super::{checkpoint::to_safetensors, nn::golden::quietly, unet::UNet2DConditionModel};
+    use super::super::{checkpoint::to_safetensors, nn::quietly, unet::UNet2DConditionModel};
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 

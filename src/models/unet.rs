@@ -205,7 +205,7 @@ impl UNet2DConditionModel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nn::golden::quietly;
+    use super::super::nn::quietly;
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 

@@ -339,7 +339,7 @@ impl AutoencoderKl {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nn::golden::quietly;
+    use super::super::nn::quietly;
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 

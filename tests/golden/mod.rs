@@ -11,7 +11,6 @@ mod diffusion;
 mod images;
 mod latent_diffusion;
 mod lpips;
-mod manifest;
 mod metrics;
 mod networks;
 mod patchgan;
