@@ -136,9 +136,16 @@ impl Optimizer {
 
     /// Adds the gradients of `loss`, a scalar, to those that wait for the next step. Fails where memory does.
     pub fn backward(&mut self, loss: &Tensor) -> Result<(), TchError> {
+        self.backward_by(|parameters| Tensor::f_run_backward(&[loss], parameters, false, false))
+    }
+
+    /// Adds the gradients that `find` finds for the parameters that compute.
+    pub fn backward_by(
+        &mut self,
+        find: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>, TchError>,
+    ) -> Result<(), TchError> {
         let computing = |slot: &Slot| slot.computes.as_ref().unwrap_or(&slot.parameter).shallow_clone();
-        let inputs: Vec<Tensor> = self.slots.iter().map(computing).collect();
-        let gradients = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
+        let gradients = find(&self.slots.iter().map(computing).collect::<Vec<Tensor>>())?;
         no_grad(|| {
             let mut seen = HashSet::new();
             for (slot, gradient) in self.slots.iter_mut().zip(gradients).filter(|(_, gradient)| gradient.defined()) {

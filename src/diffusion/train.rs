@@ -26,27 +26,47 @@ impl Trainer {
     }
 }
 
+/// A loss, and how its gradients are found.
+pub struct Loss<'a> {
+    /// A scalar.
+    pub value: Tensor,
+    /// Another way than one backward pass, given the value, or a share of it, and the parameters.
+    pub gradients: Option<Gradients<'a>>,
+}
+
+/// Finds the gradients of a loss for parameters.
+pub type Gradients<'a> = Box<dyn FnOnce(&Tensor, &[Tensor]) -> Result<Vec<Tensor>, TchError> + 'a>;
+
+impl From<Tensor> for Loss<'_> {
+    fn from(value: Tensor) -> Self {
+        Self { value, gradients: None }
+    }
+}
+
 /// One step of every trainer on `batches` micro-batches. `loss` is asked for the loss of a trainer, by its index, on a
 /// micro-batch; its gradients are divided by `accumulate`, the number of micro-batches of a full step, also where fewer are
 /// left (Lightning 1.5). Trainers take turns on each micro-batch, and on the last one each has stepped when the next is asked
 /// for its loss. Returns the norm of each trainer's gradients before clipping.
-pub fn step<E>(
+pub fn step<'a, E, L>(
     trainers: &mut [Trainer],
     batches: usize,
     accumulate: usize,
-    mut loss: impl FnMut(usize, usize) -> Result<Tensor, E>,
+    mut loss: impl FnMut(usize, usize) -> Result<L, E>,
 ) -> Result<Vec<f64>, E>
 where
     E: From<TchError>,
+    L: Into<Loss<'a>>,
 {
     trainers.iter_mut().for_each(|trainer| trainer.optimizer.zero_grad());
     let mut norms = vec![0.; trainers.len()];
     for batch in 0..batches {
         for (which, trainer) in trainers.iter_mut().enumerate() {
-            let loss = loss(which, batch)?;
-            let share = if accumulate > 1 { loss.f_div_scalar(accumulate as f64)? } else { loss };
-            trainer.optimizer.backward(&share)?;
-            drop(share);
+            let Loss { value, gradients } = loss(which, batch)?.into();
+            let share = if accumulate > 1 { value.f_div_scalar(accumulate as f64)? } else { value };
+            trainer.optimizer.backward_by(|parameters| match gradients {
+                Some(find) => find(&share, parameters),
+                None => Tensor::f_run_backward(&[&share], parameters, false, false),
+            })?;
             if batch + 1 == batches {
                 norms[which] = trainer.follow()?;
             }

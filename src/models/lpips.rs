@@ -2,7 +2,7 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::conv3x3,
+    nn::{conv3x3, skip_init},
 };
 use tch::{
     Device, Kind, Tensor,
@@ -57,7 +57,7 @@ impl Lpips {
         let [mut vgg_vs, mut lin_vs] = [(); 2].map(|()| VarStore::new(device));
         let last = |block: &[i64]| format!("features.{}.weight", block[block.len() - 1]);
         let width = |block: &[i64]| vgg.shape(&last(block)).and_then(|shape| shape.first().copied()).unwrap_or(1);
-        let network = Self::new(&vgg_vs.root(), &lin_vs.root(), BLOCKS.map(width));
+        let network = skip_init(|| Self::new(&vgg_vs.root(), &lin_vs.root(), BLOCKS.map(width)));
         vgg.load_into(&vgg_vs)?;
         lin.load_into(&lin_vs)?;
         vgg_vs.freeze();

@@ -6,11 +6,11 @@
 //! let hint = control.hint_with(Some(&pass), &images);
 //! let residuals = control.forward_with(Some(&pass), &x, &t, &context, &hint);
 //! let prediction = unet.forward_with(Some(&pass), &x, &t, &context, Some(&residuals));
-//! pass.backward(&loss_of(&prediction)); // instead of `loss.backward()`
+//! let gradients = pass.gradients(&loss_of(&prediction), &parameters)?; // instead of `run_backward`
 //! ```
 
 use std::cell::RefCell;
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 /// How a network is run: plainly, or with recomputation.
 pub type Pass<'p, 'a> = Option<&'p Recompute<'a>>;
@@ -55,15 +55,30 @@ impl<'a> Recompute<'a> {
         output
     }
 
-    /// Adds the gradients of `loss` to those of all parameters of the pass, as `loss.backward()` does without segments.
-    pub fn backward(self, loss: &Tensor) {
-        loss.backward();
-        for Segment { inputs, output, run } in self.segments.into_inner().into_iter().rev() {
-            let gradient = output.grad();
-            if gradient.defined() {
-                (run(&inputs) * gradient).sum(None).backward();
+    /// The gradients of `loss`, a scalar, for these `parameters`, as `Tensor::run_backward` finds them without segments: not
+    /// defined where the loss does not depend on one. Fails where libtorch does, mostly for want of memory.
+    pub fn gradients(self, loss: &Tensor, parameters: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        let segments = self.segments.into_inner();
+        let outputs = segments.iter().map(|segment| &segment.output);
+        let mut of: Vec<Tensor> = parameters.iter().chain(outputs).map(Tensor::shallow_clone).collect();
+        let mut gradients = Tensor::f_run_backward(&[loss], &of, false, false)?;
+        for Segment { inputs, run, .. } in segments.into_iter().rev() {
+            // all that this segment's output went into has been taken back already
+            let (Some(_), Some(gradient)) = (of.pop(), gradients.pop()) else { break };
+            if !gradient.defined() {
+                continue;
+            }
+            let output = (run(&inputs) * gradient).f_sum(None)?;
+            for (sum, more) in gradients.iter_mut().zip(Tensor::f_run_backward(&[output], &of, false, false)?) {
+                match (sum.defined(), more.defined()) {
+                    // not in place: autograd may hand one tensor to several
+                    (true, true) => *sum = sum.f_add(&more)?,
+                    (false, true) => *sum = more,
+                    _ => {}
+                }
             }
         }
+        Ok(gradients)
     }
 }
 
@@ -101,12 +116,11 @@ mod tests {
         networks: (&UNet2DConditionModel, &ControlNet),
         trained: &BTreeMap<String, Tensor>,
         recompute: bool,
-    ) -> (BTreeMap<String, Option<Tensor>>, usize) {
+    ) -> (BTreeMap<String, Tensor>, usize) {
         tch::manual_seed(7);
         let of = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
         let (x, t, context, image) =
             (of(&[2, 4, 8, 8]), Tensor::from_slice(&[1_i64, 901]), of(&[2, 5, 12]), of(&[2, 3, 32, 32]));
-        trained.values().for_each(|variable| variable.shallow_clone().zero_grad());
         let pass = recompute.then(Recompute::new);
         let (unet, control) = networks;
         let hint = control.hint_with(pass.as_ref(), &image);
@@ -114,13 +128,12 @@ mod tests {
         let prediction = unet.forward_with(pass.as_ref(), &x, &t, &context, Some(&residuals));
         let loss = (prediction - &x).square().mean(Kind::Double);
         let segments = pass.as_ref().map_or(0, |pass| pass.segments.borrow().len());
-        match pass {
-            Some(pass) => pass.backward(&loss),
-            None => loss.backward(),
-        }
-        let gradient =
-            |variable: &Tensor| Some(variable.grad()).filter(Tensor::defined).map(|gradient| gradient.copy());
-        (trained.iter().map(|(name, variable)| (name.clone(), gradient(variable))).collect(), segments)
+        let parameters: Vec<Tensor> = trained.values().map(Tensor::shallow_clone).collect();
+        let gradients = match pass {
+            Some(pass) => pass.gradients(&loss, &parameters).unwrap(),
+            None => Tensor::run_backward(&[loss], &parameters, false, false),
+        };
+        (trained.keys().cloned().zip(gradients).collect(), segments)
     }
 
     #[test]
@@ -140,10 +153,11 @@ mod tests {
             unet_vs.double();
             control_vs.double();
             let mut trained: BTreeMap<_, _> = unet_vs.variables().into_iter().collect();
-            for (name, variable) in &mut trained {
-                let freeze = decoder_alone && !UNet2DConditionModel::is_decoder(name);
-                *variable = variable.set_requires_grad(!freeze);
-            }
+            trained.retain(|name, variable| {
+                let trained = !decoder_alone || UNet2DConditionModel::is_decoder(name);
+                let _ = variable.set_requires_grad(trained);
+                trained
+            });
             let branch =
                 control_vs.variables().into_iter().map(|(name, variable)| (format!("control.{name}"), variable));
             trained.extend(branch);
@@ -155,8 +169,10 @@ mod tests {
             let mut moved = 0;
             for (name, plain) in &plain {
                 let again = &again[name];
-                assert_eq!(plain.is_some(), again.is_some(), "{name}");
-                let Some((plain, again)) = plain.as_ref().zip(again.as_ref()) else { continue };
+                assert_eq!(plain.defined(), again.defined(), "{name}");
+                if !plain.defined() {
+                    continue;
+                }
                 moved += usize::from(largest(plain) > 0.);
                 let difference = largest(&(plain - again));
                 assert!(

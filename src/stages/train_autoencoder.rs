@@ -45,7 +45,7 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
-    /// TermWeights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
+    /// Weights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
     /// or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -375,7 +375,7 @@ impl Operator for Trainer {
                 _ => {
                     let total =
                         judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
-                    Ok(Loss { total, parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
+                    Ok(Loss { total: total.into(), parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
                 }
             }
         };
@@ -409,7 +409,7 @@ impl Trainer {
         Ok(random.normal(&shape)?.to_device(self.device))
     }
 
-    fn autoencoder_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss> {
+    fn autoencoder_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
         let mut random = batch.noise(self.stage.training.seed);
         let x = self.cropped(x, &mut random);
         let noise = self.noise(&x, &mut random)?;
@@ -422,10 +422,10 @@ impl Trainer {
             let (g, weight) = terms.adversarial.unwrap_or_else(|| (nothing(), nothing()));
             parts.extend([g, weight]);
         }
-        Ok(Loss { total: terms.total, parts })
+        Ok(Loss { total: terms.total.into(), parts })
     }
 
-    fn discriminator_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss> {
+    fn discriminator_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
         // The authors' program computes both halves anew, from noise of their own.
         let mut random = batch.noise_of(self.stage.training.seed, "discriminator");
         let x = self.cropped(x, &mut random);
@@ -434,6 +434,6 @@ impl Trainer {
             .discriminator_loss(&x, &noise, 1.)
             .ok_or_else(|| Error::Stage("there is no discriminator to train".into()))?;
         let value = total.detach();
-        Ok(Loss { total, parts: vec![value, real, fake] })
+        Ok(Loss { total: total.into(), parts: vec![value, real, fake] })
     }
 }

@@ -17,8 +17,9 @@ use tch::{
 
 use super::{
     column,
-    tensors::{Column, device, first_embedding, normalise, save_weights, tensor},
+    tensors::{Column, device, first_embedding, input, normalise, save_weights, tensor},
     training::{self, Batch, Loss, Subject, Training, config_of},
+    weights::Weights,
 };
 use crate::{
     diffusion::{
@@ -28,12 +29,16 @@ use crate::{
         train,
     },
     engine::{
-        Digest, Error, Result,
+        Digest, Error, Result, Sources,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
     models::{
+        checkpoint::Checkpoint,
         control::{ControlForm, ControlNet, ControlNetConfig},
+        latent_diffusion::{LatentDiffusion, start_weights, variables_below},
+        nn::skip_init,
+        recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
@@ -55,6 +60,12 @@ pub struct TrainDenoiser {
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
+    /// Weights to start from: a file, folder or URL of a U-Net in the layout of diffusers or of latent diffusion, alone or with
+    /// all parts of a model, such as Stable Diffusion 1.5. Where the file has no control branch, that starts as a copy of the
+    /// U-Net's way down. Absent: random weights.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
     /// The noise schedule and what the network predicts.
     #[garde(skip)]
     #[serde(default)]
@@ -75,6 +86,11 @@ pub struct TrainDenoiser {
     #[garde(skip)]
     #[serde(default)]
     pub dtype: Dtype,
+    /// Whether the maps inside of the network are computed again for the gradients, and not kept: most of a step's memory for
+    /// a third more time.
+    #[garde(skip)]
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// How to train.
     #[garde(dive)]
     #[serde(default)]
@@ -202,6 +218,45 @@ impl Denoiser {
         let residuals = self.control.forward_hint(x, t, context, hint);
         self.unet.forward(x, t, context, Some(&residuals))
     }
+
+    /// The prediction from the images themselves, [B, 3, H, W]; with a `pass`, one whose maps are not kept.
+    fn forward_with<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        x: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> Tensor {
+        let hint = self.control.hint_with(pass, images);
+        let residuals = self.control.forward_with(pass, x, t, context, &hint);
+        self.unet.forward_with(pass, x, t, context, Some(&residuals))
+    }
+
+    /// Declares the parameters and fills them with published weights, as [`TrainDenoiser::init`] says.
+    pub fn open(vs: &VarStore, config: &DenoiserConfig, published: Checkpoint) -> Result<Self> {
+        let has = |part: &str| published.names().any(|name| name.starts_with(part));
+        let (has_unet, has_control) = (has("model.diffusion_model."), has("control_model."));
+        // Only what the file has not is drawn at random.
+        let new = || Self::new(&vs.root(), config);
+        let network = if has_control { skip_init(new)? } else { new()? };
+        let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
+        let fill = || {
+            if !has_unet {
+                return start_weights(published, &config.unet, &unet, &control);
+            }
+            let file = LatentDiffusion::new(published)?;
+            if !has_control {
+                return start_weights(file.unet()?, &config.unet, &unet, &control);
+            }
+            config.unet.canonical(file.unet()?)?.fill(&unet)?;
+            let weights = config.control.canonical(file.control()?)?;
+            let fitted = if config.control.fusion { weights } else { config.control.clone().fit_fusion(weights)? };
+            fitted.fill(&control)
+        };
+        fill().map_err(input)?;
+        Ok(network)
+    }
 }
 
 /// A denoiser in training, and what is asked of it.
@@ -215,21 +270,37 @@ pub struct Objective {
     pub min_snr_gamma: Option<f64>,
     /// The type that the network computes in.
     pub kind: Kind,
+    /// Whether maps are computed again for the gradients.
+    pub gradient_checkpointing: bool,
 }
 
 impl Objective {
     /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` [B], with the
     /// captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
-    pub fn predict(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> Tensor {
+    pub fn predict<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        z: &Tensor,
+        noise: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> Tensor {
         let [x, context, images] =
             [&self.schedule.q_sample(z, noise, t), context, images].map(|tensor| tensor.to_kind(self.kind));
-        self.denoiser.forward(&x, t, &context, &self.denoiser.hint(&images))
+        self.denoiser.forward_with(pass, &x, t, &context, &images)
     }
 
-    /// The loss of that prediction, a scalar in f32.
-    pub fn loss(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> Tensor {
-        let prediction = self.predict(z, noise, t, context, images);
-        denoising_loss(&self.schedule, &prediction, z, noise, t, self.min_snr_gamma)
+    /// The loss of that prediction, in f32.
+    pub fn loss(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> train::Loss<'_> {
+        let pass = self.gradient_checkpointing.then(Recompute::new);
+        let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
+        let value = denoising_loss(&self.schedule, &prediction, z, noise, t, self.min_snr_gamma);
+        let gradients: Option<train::Gradients<'_>> = match pass {
+            Some(pass) => Some(Box::new(move |loss, parameters| pass.gradients(loss, parameters))),
+            None => None,
+        };
+        train::Loss { value, gradients }
     }
 }
 
@@ -273,13 +344,21 @@ impl Stage for TrainDenoiser {
         Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::Table];
-    const MEMORY: &'static str =
-        "lower `training.batch_size` and raise `training.accumulate` as much, or set `dtype: bf16`";
+    const LOCATIONS: &'static [&'static str] = &["init"];
+    const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set \
+                                  `gradient_checkpointing: true` or `dtype: bf16`";
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config = self.denoiser(1.);
         config.control.validate().map_err(|e| format!("`config`: {e}"))?;
         config.schedule.build().map_err(|e| format!("`schedule`: {e}"))?;
+        if self.init.is_none() && self.trainable != Trainable::All {
+            return Err(
+                "`trainable`: what is not trained stays random without `init`; name weights to start from, or set \
+                        `trainable: all`"
+                    .into(),
+            );
+        }
         if self.min_timestep >= config.schedule.num_train_timesteps {
             return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
         }
@@ -313,6 +392,10 @@ impl Stage for TrainDenoiser {
         }
         Ok(training::schema(&[], &config))
     }
+
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(self.init.iter().flat_map(|place| Weights(place).files()).collect())
+    }
 }
 
 impl Open for TrainDenoiser {
@@ -326,6 +409,7 @@ impl Open for TrainDenoiser {
         Ok(Box::new(Trainer {
             config: self.denoiser(vae.scaling_factor),
             device: device(context)?,
+            sources: context.sources.clone(),
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]")
                 .map_err(Error::Stage)?,
@@ -341,6 +425,7 @@ struct Trainer {
     stage: TrainDenoiser,
     config: DenoiserConfig,
     device: Device,
+    sources: Sources,
     pixels: [usize; 3],
     latent: [usize; 3],
     text: [usize; 2],
@@ -396,13 +481,16 @@ impl Trainer {
 
     /// The weights as they start, and the network that computes: the same, or a copy in another type.
     fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, train::Trainer)> {
-        let TrainDenoiser { trainable, dtype, training, .. } = &self.stage;
-        let network = Denoiser::new(&vs.root(), &self.config)?;
+        let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
+        let network = match init {
+            Some(place) => Denoiser::open(vs, &self.config, Weights(place).open(&self.sources)?)?,
+            None => Denoiser::new(&vs.root(), &self.config)?,
+        };
         let trainer = training.trainer(train_only(vs, |name| trainable.trains(name)));
         if *dtype == Dtype::F32 {
             return Ok((network, trainer));
         }
-        let network = Denoiser::new(&copies.root(), &self.config)?;
+        let network = skip_init(|| Denoiser::new(&copies.root(), &self.config))?;
         copies.bfloat16();
         let weights = vs.variables();
         no_grad(|| copies.variables().into_iter().for_each(|(name, mut copy)| copy.copy_(&weights[&name])));
@@ -414,14 +502,14 @@ impl Trainer {
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let data = self.read(rows)?;
-        let TrainDenoiser { min_timestep, min_snr_gamma, dtype, ref training, .. } = self.stage;
+        let TrainDenoiser { min_timestep, min_snr_gamma, dtype, gradient_checkpointing, ref training, .. } = self.stage;
         let schedule = self.config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
         tch::manual_seed(training.seed as i64);
         let [vs, mut copies] = [(); 2].map(|()| VarStore::new(self.device));
         let (denoiser, trainer) = self.networks(&vs, &mut copies)?;
         let variables = trainer.optimizer.parameters();
         let kind = if dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
-        let objective = Objective { denoiser, schedule, min_snr_gamma, kind };
+        let objective = Objective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
         let timesteps = self.config.schedule.num_train_timesteps - min_timestep;
         let loss = |_, batch: &Batch| {
             let pick = |tensor: &Tensor| batch.of(tensor, self.device);

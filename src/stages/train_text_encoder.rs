@@ -129,7 +129,8 @@ impl Operator for Trainer {
                     .mean(Kind::Float)
             };
             let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
-            Ok(Loss { total: (entropy(&logits) + entropy(&logits.tr())) / 2., parts: vec![hit] })
+            let total = (entropy(&logits) + entropy(&logits.tr())) / 2.;
+            Ok(Loss { total: total.into(), parts: vec![hit] })
         };
         let json = tokenizer.to_json().map_err(stage)?;
         let weights = || {

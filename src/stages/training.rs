@@ -149,8 +149,8 @@ impl Batch {
 }
 
 /// A batch's loss and, for the log, its parts.
-pub(super) struct Loss {
-    pub(super) total: Tensor,
+pub(super) struct Loss<'a> {
+    pub(super) total: train::Loss<'a>,
     pub(super) parts: Vec<Tensor>,
 }
 
@@ -251,9 +251,9 @@ impl Training {
     }
 
     /// Trains, and writes the table, whose last row names the trained (or averaged) weights.
-    pub(super) fn run<L, W>(&self, subject: Subject<L, W>, out: &mut Sink<'_>, schema: &SchemaRef) -> Result<()>
+    pub(super) fn run<'a, L, W>(&self, subject: Subject<L, W>, out: &mut Sink<'_>, schema: &SchemaRef) -> Result<()>
     where
-        L: FnMut(usize, &Batch) -> Result<Loss>,
+        L: FnMut(usize, &Batch) -> Result<Loss<'a>>,
         W: Fn() -> Result<Vec<u8>>,
     {
         let Subject { trainers, variables, rows, mut loss, weights } = subject;
@@ -282,7 +282,7 @@ impl Training {
             let norms = train::step(&mut state.trainers, batches.len(), self.accumulate, |which, at| {
                 let Loss { total, parts } = loss(which, &batches[at])?;
                 if is_logged {
-                    let values = std::iter::once(&total).chain(&parts).map(|value| value.double_value(&[]));
+                    let values = std::iter::once(&total.value).chain(&parts).map(|value| value.double_value(&[]));
                     let sums = &mut sums[which];
                     sums.resize(parts.len() + 1, 0.);
                     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);

@@ -7,6 +7,7 @@ mod anomaly;
 mod case;
 mod clip;
 mod control;
+mod denoising;
 mod diffusion;
 mod images;
 mod latent_diffusion;
@@ -67,6 +68,8 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/manifests", patchgan::real),
     ("models/training", training::steps),
     ("reference/ae_loss", training::autoencoder),
+    ("reference/training", denoising::steps),
+    ("reference/zero_init_experiment", denoising::zero_init),
     ("models/metrics", metrics::metrics),
     ("reference/metrics", metrics::reference),
 ];

@@ -1,6 +1,6 @@
 //! Optimisers, losses and training steps.
 
-use super::Case;
+use super::{Case, vae};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use vlmdiff::{
         lpips::Lpips,
         patchgan::{PatchGan, PatchGanConfig},
         unet::UNet2DConditionModel,
-        vae::{AutoencoderKl, AutoencoderKlConfig},
+        vae::AutoencoderKl,
     },
     stages::train_autoencoder::{Discriminator, Objective, Statistics},
 };
@@ -97,19 +97,9 @@ struct AeLoss {
 
 #[derive(Deserialize)]
 struct AeConfig {
-    ddconfig: DdConfig,
+    ddconfig: Value,
     lossconfig: LossConfig,
     patchgan_ndf: i64,
-}
-
-#[derive(Deserialize)]
-struct DdConfig {
-    z_channels: i64,
-    in_channels: i64,
-    out_ch: i64,
-    ch: i64,
-    ch_mult: Vec<i64>,
-    num_res_blocks: i64,
 }
 
 #[derive(Deserialize)]
@@ -124,11 +114,11 @@ struct LossParams {
 }
 
 #[derive(Deserialize)]
-struct AdamDefaults {
-    lr: f64,
-    betas: [f64; 2],
-    eps: f64,
-    weight_decay: f64,
+pub(super) struct AdamDefaults {
+    pub(super) lr: f64,
+    pub(super) betas: [f64; 2],
+    pub(super) eps: f64,
+    pub(super) weight_decay: f64,
 }
 
 /// One of the four settings of `ae_loss.json`.
@@ -149,14 +139,7 @@ struct Start {
 impl Start {
     fn new(golden: &AeLoss, weights: &Checkpoint, batch_norm: Statistics) -> Self {
         let AeConfig { ddconfig, lossconfig: LossConfig { params }, patchgan_ndf } = &golden.config;
-        let config = AutoencoderKlConfig {
-            in_channels: ddconfig.in_channels,
-            out_channels: ddconfig.out_ch,
-            block_out_channels: ddconfig.ch_mult.iter().map(|multiple| multiple * ddconfig.ch).collect(),
-            layers_per_block: ddconfig.num_res_blocks,
-            latent_channels: ddconfig.z_channels,
-            ..Default::default()
-        };
+        let config = vae::of_yaml(ddconfig);
         let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
         let network = AutoencoderKl::new(vs.root(), &config).unwrap();
         config.canonical(weights.clone()).unwrap().load_into(&vs).unwrap();
