@@ -1,5 +1,6 @@
 //! Networks with their published key names: tensors in, tensors out.
 
+pub mod architecture;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
@@ -8,6 +9,7 @@ pub mod dinov2;
 pub mod efficientnet;
 pub mod extractor;
 pub mod image_tower;
+pub mod known;
 pub mod nn;
 pub mod tokenizer;
 pub mod unet;

@@ -30,11 +30,22 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Reads a zip archive as `torch.save` writes it.
 pub(super) fn read_zip(file: &Bytes) -> Result<Tensors> {
-    let mut archive = zip::ZipArchive::new(Cursor::new(file.clone())).map_err(|error| error.to_string())?;
+    let damaged =
+        |error| format!("it begins like a zip archive and is cut off or damaged ({error}); download it again");
+    let mut archive = zip::ZipArchive::new(Cursor::new(file.clone())).map_err(damaged)?;
     let folder =
         |name: &str| name.strip_suffix("data.pkl").filter(|at| at.is_empty() || at.ends_with('/')).map(str::to_owned);
     let root = archive.file_names().find_map(folder);
-    let Some(root) = root else { return Err("it is a zip archive without a data.pkl".to_owned()) };
+    let Some(root) = root else {
+        let reason =
+            "it is a zip archive without a data.pkl, so torch.save did not write it; unpack it if weights are in it";
+        return Err(reason.to_owned());
+    };
+    if archive.index_for_name(&format!("{root}constants.pkl")).is_some() {
+        let reason =
+            "it is TorchScript; in Python, torch.save(torch.jit.load(FILE).state_dict(), NEW) makes weights of it";
+        return Err(reason.to_owned());
+    }
     if archive.index_for_name(&format!("{root}byteorder")).is_some()
         && zip_member(file, &mut archive, &format!("{root}byteorder"))?.starts_with(b"big")
     {
@@ -408,7 +419,7 @@ mod tests {
         let numbered = [b"}K\x07".to_vec(), tensor(2, 1, 1), b"s".to_vec()].concat();
         let found = read(dict(&[("list", list), ("state", numbered)])).unwrap();
         assert_eq!(found.entries.keys().collect::<Vec<_>>(), ["list.0", "list.1", "state.7"]);
-        let second = found.entries["list.1"].tensor(Kind::Float).unwrap();
+        let second = found.entries["list.1"].tensor(Kind::Float, &|_| ()).unwrap();
         assert_eq!(Vec::<f32>::try_from(second).unwrap(), [2., 3.]);
     }
 
@@ -470,7 +481,7 @@ mod tests {
                         // A flipped size may be a stride of 0 repeated without end: only views that fit are copied.
                         let small = entry.shape.iter().try_fold(1i64, |n, &size| n.checked_mul(size)) < Some(1 << 16);
                         if let (true, Ok(kind)) = (small, entry.kind.clone()) {
-                            let _ = entry.tensor(kind).unwrap();
+                            let _ = entry.tensor(kind, &|_| ()).unwrap();
                         }
                     }
                 }
