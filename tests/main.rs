@@ -9,6 +9,8 @@ mod incremental;
 mod lab;
 mod laws;
 mod layering;
+mod loading;
+mod models;
 mod properties;
 mod proxy;
 mod python;

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use tch::{Kind, TchError, Tensor, nn};
 
 /// What a folder in the Hugging Face layout may hold, best first.
-const FILES: [&str; 10] = [
+pub const FILES: [&str; 10] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",

@@ -78,6 +78,12 @@ pub enum NotHere {
         /// As it was asked for.
         name: String,
     },
+    /// They may be a path, or of the hub.
+    #[error("there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}")]
+    NotFound {
+        /// As it was asked for.
+        text: String,
+    },
     /// Some of their files are missing.
     #[error("{name} is not whole, {} is missing: vlmdiff models fetch {name}", file.display())]
     Partial {
@@ -125,7 +131,7 @@ pub fn locate(text: &str) -> Result<PathBuf, NotHere> {
         return match path.exists() {
             true => Ok(path),
             false if snapshot.is_dir() => Err(NotHere::Partial { name, file: path }),
-            false => Err(NotHere::NotFetched { name }),
+            false => Err(NotHere::NotFound { text: name }),
         };
     }
     let similar = ALL.iter().map(|known| (strsim::jaro_winkler(&known.name, text), &known.name));
@@ -194,10 +200,14 @@ pub fn folder() -> PathBuf {
     variable("VLMDIFF_CACHE").unwrap_or_else(|| user_cache().join("vlmdiff"))
 }
 
+/// Where Hugging Face's programs keep what is the user's.
+pub fn hub_home() -> PathBuf {
+    variable("HF_HOME").unwrap_or_else(|| user_cache().join("huggingface"))
+}
+
 /// The Hugging Face cache.
 pub fn hub_folder() -> PathBuf {
-    let home = || variable("HF_HOME").unwrap_or_else(|| user_cache().join("huggingface"));
-    variable("HF_HUB_CACHE").unwrap_or_else(|| home().join("hub"))
+    variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
 }
 
 /// The folder of a repository's files as they were last fetched, or would be: `models--ORG--NAME/snapshots/COMMIT`.
@@ -254,8 +264,9 @@ mod tests {
         let unknown = "there is no file dino-vit8, and no checkpoint of this name (did you mean dino-vit";
         assert!(error("dino-vit8").starts_with(unknown), "{}", error("dino-vit8"));
         assert_eq!(
-            error("nobody/nothing-at-all"),
-            "nobody/nothing-at-all is not on this machine: vlmdiff models fetch nobody/nothing-at-all"
+            error("weights/model.bin"),
+            "there is no file weights/model.bin, and no model of the Hugging Face hub of this name is here: \
+             vlmdiff models fetch weights/model.bin"
         );
     }
 }

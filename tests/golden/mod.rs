@@ -4,6 +4,9 @@
 //! compared, where nothing may be missing. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
 
 mod case;
+mod inspect;
+mod pickles;
+mod tokenizer;
 mod weights;
 
 pub(crate) use case::Case;
@@ -15,7 +18,14 @@ use std::{
 };
 
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
-const CASES: &[(&str, fn(&Case))] = &[("reference/weight_generator_vectors", weights::compare)];
+const CASES: &[(&str, fn(&Case))] = &[
+    ("models/pickles", pickles::compare),
+    ("reference/sample_ckpt_expected", pickles::samples),
+    ("models/manifests", inspect::manifests),
+    ("reference/full_manifest", inspect::full_manifest),
+    ("reference/weight_generator_vectors", weights::compare),
+    ("models/clip_tokenizer", tokenizer::compare),
+];
 
 /// The folder of the set, and whether it is the one of this repository.
 fn set() -> (PathBuf, bool) {

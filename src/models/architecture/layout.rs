@@ -89,6 +89,7 @@ pub(super) fn parse(texts: &[&str]) -> BTreeMap<String, Layout> {
     let layout = |id: &&str| {
         let mut layout = Layout { title: sections[id].0.to_owned(), ..Default::default() };
         fill(&mut layout, id, &sections);
+        layout.root.check(id);
         ((*id).to_owned(), layout)
     };
     sections.keys().map(layout).collect()
@@ -162,6 +163,13 @@ fn expand(path: &str) -> Vec<String> {
 }
 
 impl Node {
+    /// What is included stands for all that is at a place.
+    fn check(&self, layout: &str) {
+        let alone = self.children.is_empty() && self.tensor.is_none();
+        assert!(alone || (self.include.is_none() && !self.any), "[{layout}]: something stands beside a fragment");
+        self.children.iter().for_each(|(_, child)| child.check(layout));
+    }
+
     /// The node below this one, made where it is missing.
     fn at(&mut self, path: &str) -> &mut Self {
         path.split('.').filter(|part| !part.is_empty()).fold(self, |node, part| {

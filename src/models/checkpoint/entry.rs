@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// So many bytes are copied at once, and then given back. A multiple of every element's size.
-const CHUNK: usize = 32 << 20;
+const CHUNK: usize = 8 << 20;
 
 /// Where one tensor lies. Cheap to clone: the storage is shared.
 #[derive(Debug, Clone)]

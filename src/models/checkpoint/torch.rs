@@ -319,71 +319,9 @@ fn each_item(pickle: &Pickle, items: &[(Id, Id)], child: &mut impl FnMut(&str, I
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Checkpoint, golden};
     use super::*;
-    use std::path::Path;
-    use tch::Tensor;
-
-    /// The fixtures hold floats as f32 and integers and bools as i64.
-    fn as_stored(tensor: &Tensor) -> Tensor {
-        match tensor.kind() {
-            Kind::Half | Kind::BFloat16 | Kind::Double => tensor.to_kind(Kind::Float),
-            Kind::Bool | Kind::Int => tensor.to_kind(Kind::Int64),
-            _ => tensor.shallow_clone(),
-        }
-    }
-
-    /// Every tensor of `checkpoint` against `expected`, whose names begin with `prefix`.
-    fn compare(checkpoint: &Checkpoint, expected: &Checkpoint, prefix: &str) {
-        let expected = expected.clone().select(prefix);
-        assert_eq!(checkpoint.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>());
-        for (name, tensor) in checkpoint.tensors().unwrap() {
-            assert_eq!(as_stored(&tensor), expected.tensor(&name).unwrap(), "{name}");
-        }
-    }
-
-    #[test]
-    fn files_of_torch_save_hold_what_was_saved() {
-        let Some(folder) = golden::path("models/pickles") else { return };
-        let open = |name: &str| Checkpoint::open(folder.join(name)).unwrap().state_dict();
-        let expected = open("expected.safetensors");
-        for file in ["plain.pth", "plain_legacy.pth", "nested_legacy.ckpt", "nested.ckpt"] {
-            compare(&open(file), &expected, "base");
-        }
-        for file in ["views.pth", "views_legacy.pth"] {
-            compare(&open(file), &expected, "views");
-        }
-        let base = expected.clone().select("base");
-        let pair = ["b", "w"].map(|name| base.tensor(name).unwrap());
-        let teacher = open("dino_full_checkpoint.pth").select("backbone");
-        for checkpoint in [open("parameters.pth"), teacher] {
-            assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["b", "w"]);
-            assert_eq!(["b", "w"].map(|name| checkpoint.tensor(name).unwrap()), pair);
-        }
-        let (stored, plain) = (open("plain.safetensors"), open("plain.pth"));
-        let kinds = |checkpoint: &Checkpoint| checkpoint.names().map(|name| checkpoint.kind(name)).collect::<Vec<_>>();
-        assert_eq!(kinds(&stored), kinds(&plain));
-    }
-
-    #[test]
-    fn training_checkpoints_give_their_state_dict() {
-        let Some(folder) = golden::path("reference") else { return };
-        let json = std::fs::read(folder.join("sample_ckpt_expected.json")).unwrap();
-        let expected: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        for file in ["sample_flat.ckpt", "sample_legacy_format.ckpt", "sample_pl.ckpt"] {
-            let checkpoint = Checkpoint::open(folder.join(file)).unwrap().state_dict();
-            let tensors = expected["tensors"].as_object().unwrap();
-            assert_eq!(checkpoint.len(), tensors.len(), "{file}");
-            for (name, values) in tensors {
-                let shape: Vec<i64> = serde_json::from_value(expected["shapes"][name].clone()).unwrap();
-                let values: Vec<f64> = serde_json::from_value(values.clone()).unwrap();
-                let tensor = checkpoint.tensor(name).unwrap();
-                assert_eq!(tensor.size(), shape, "{file} {name}");
-                let got = Vec::<f64>::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).unwrap();
-                assert_eq!(got, values, "{file} {name}");
-            }
-        }
-    }
+    use std::{io::Write, path::Path};
+    use zip::{CompressionMethod, write::SimpleFileOptions};
 
     /// A legacy file around a hand-written object pickle, with one storage `0` of four floats.
     fn legacy(object: &[u8]) -> Bytes {
@@ -407,6 +345,17 @@ mod tests {
     fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let items: Vec<u8> = items.iter().flat_map(|(key, value)| [text(key), value.clone()].concat()).collect();
         [b"}(".as_slice(), &items, b"u"].concat()
+    }
+
+    /// A zip archive around a hand-written object pickle, with the same storage.
+    fn zipped(object: &[u8], method: CompressionMethod) -> Bytes {
+        let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
+        let elements = [1f32, 2., 3., 4.].map(f32::to_le_bytes).concat();
+        for (member, content) in [("a/data.pkl", object), ("a/byteorder", b"little"), ("a/data/0", &elements)] {
+            zip.start_file(member, SimpleFileOptions::default().compression_method(method)).unwrap();
+            zip.write_all(content).unwrap();
+        }
+        zip.finish().unwrap().into_inner().into()
     }
 
     fn read(object: Vec<u8>) -> Result<Tensors> {
@@ -467,10 +416,13 @@ mod tests {
         for end in 0..whole.len() {
             assert!(read_legacy(&whole.slice(..end)).is_err(), "cut at {end}");
         }
-        let folder = golden::path("models/pickles");
-        let zips = folder.iter().flat_map(|folder| ["views.pth", "parameters.pth"].map(|name| folder.join(name)));
-        let zips = zips.map(|path| Bytes::from(std::fs::read(path).unwrap()));
-        for file in zips.chain([whole]) {
+        let object = [dict(&[("w", tensor(1, 2, 2)), ("v", tensor(0, 4, 1))]), b".".to_vec()].concat();
+        let zips = [CompressionMethod::Stored, CompressionMethod::Deflated].map(|method| zipped(&object, method));
+        for file in &zips {
+            let found = read_zip(file).unwrap().entries["w"].tensor(Kind::Float, &|_| ()).unwrap();
+            assert_eq!(Vec::<f32>::try_from(found).unwrap(), [2., 4.]);
+        }
+        for file in zips.into_iter().chain([whole]) {
             for at in 0..file.len() {
                 for flip in [0x01, 0x80, 0xff] {
                     let mut damaged = file.to_vec();
