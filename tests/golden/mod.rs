@@ -10,12 +10,15 @@ mod control;
 mod denoising;
 mod diffusion;
 mod images;
+mod inspect;
 mod latent_diffusion;
 mod lpips;
 mod metrics;
 mod networks;
 mod patchgan;
+mod pickles;
 mod resnet;
+mod tokenizer;
 mod training;
 mod unet;
 mod vae;
@@ -34,6 +37,13 @@ use std::{
 /// The cases: a folder of `models`, or files of `reference`, and what is compared there.
 const CASES: &[(&str, fn(&Case))] = &[
     ("reference/weight_generator_vectors", weights::compare),
+    ("models/pickles", pickles::compare),
+    ("reference/sample_ckpt_expected", pickles::samples),
+    ("models/manifests", inspect::manifests),
+    ("reference/full_manifest", inspect::full_manifest),
+    ("models/pil_resize", images::pillow),
+    ("reference/transforms", images::transforms),
+    ("models/clip_tokenizer", tokenizer::compare),
     ("models/clip_text", clip::text),
     ("models/clip_full", clip::full),
     ("models/manifests", clip::published_shapes),
@@ -41,35 +51,33 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("models/vae", vae::vae),
     ("models/manifests", vae::published_shapes),
     ("reference/autoencoder", vae::reference),
+    ("models/lpips_vgg", lpips::compare),
+    ("models/manifests", lpips::vgg16),
+    ("models/patchgan", patchgan::compare),
+    ("models/manifests", patchgan::real),
+    ("reference/ae_loss", training::autoencoder),
     ("models/unet", unet::unet),
     ("models/manifests", unet::published_shapes),
     ("models/controlnet", control::controlnet),
     ("models/manifests", control::published_shapes),
     ("reference/network", control::reference),
     ("reference/full_manifest", latent_diffusion::full_manifest),
-    ("models/pil_resize", images::pillow),
-    ("reference/transforms", images::transforms),
+    ("models/sd_ddim_loop", latent_diffusion::single_file),
     ("models/schedules", diffusion::schedules),
     ("reference/schedule", diffusion::reference_schedule),
     ("models/sd_ddim_loop", diffusion::loops),
     ("reference/sampling", diffusion::reference_sampling),
-    ("models/sd_ddim_loop", latent_diffusion::single_file),
+    ("models/training", training::steps),
+    ("reference/training", denoising::steps),
+    ("reference/zero_init_experiment", denoising::zero_init),
     ("models/pos_embed", vit::positions),
     ("models/dino_vit", vit::dino),
     ("reference/dino", vit::reference),
     ("models/dinov2", vit::dinov2),
-    ("models/resnet50", resnet::resnet50),
     ("models/manifests", vit::manifests),
+    ("models/resnet50", resnet::resnet50),
     ("models/manifests", resnet::manifest),
     ("reference/anomaly", anomaly::maps),
-    ("models/lpips_vgg", lpips::compare),
-    ("models/manifests", lpips::vgg16),
-    ("models/patchgan", patchgan::compare),
-    ("models/manifests", patchgan::real),
-    ("models/training", training::steps),
-    ("reference/ae_loss", training::autoencoder),
-    ("reference/training", denoising::steps),
-    ("reference/zero_init_experiment", denoising::zero_init),
     ("models/metrics", metrics::metrics),
     ("reference/metrics", metrics::reference),
 ];
