@@ -79,7 +79,9 @@ pub enum NotHere {
         name: String,
     },
     /// They may be a path, or of the hub.
-    #[error("there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}")]
+    #[error(
+        "there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}"
+    )]
     NotFound {
         /// As it was asked for.
         text: String,
