@@ -72,16 +72,17 @@ fn chosen(folder: &Path) -> Option<PathBuf> {
 
 /// What a folder without weights has instead.
 fn no_weights(folder: &Path) -> String {
-    let files = FILES.join(", ");
     let below = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut below: Vec<String> = below
         .filter(|path| path.is_dir() && chosen(path).is_some())
         .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .collect();
     below.sort();
+    let none = "the folder has no model.safetensors, diffusion_pytorch_model.safetensors or .bin, pytorch_model.bin, nor the \
+                index of one in shards";
     match below.as_slice() {
-        [] => format!("the folder has none of {files}"),
-        below => format!("the folder has none of {files}, but these folders in it do: {}", below.join(", ")),
+        [] => none.to_owned(),
+        below => format!("{none}, but these folders in it have: {}", below.join(", ")),
     }
 }
 
