@@ -109,6 +109,7 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
                 None,
             )?,
             column::tensors::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![true; rows]))?,
+            column::tensors::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![false; rows]))?,
         ];
         let batch = RecordBatch::try_new(schema.clone(), columns)?;
         fs::write(folder.join(format!("{number}.parquet")), parts::encode(&batch)?)?;

@@ -65,7 +65,8 @@ impl Loader<'_> {
                 self.error(name.map_or(item.place, |name| name.place), message)
             })?;
             fits(port, kind, source).map_err(|message| self.error(item.place, message))?;
-            let columns = port.columns.iter().map(|c| (*c).to_owned()).collect();
+            let also = port.also.iter().filter(|column| source.output.field_with_name(column).is_ok());
+            let columns = port.columns.iter().chain(also).map(|c| (*c).to_owned()).collect();
             let input = Input { port: port.name.into(), table: source.name.clone(), columns, reads: port.reads };
             inputs.push((item.place, input));
         }

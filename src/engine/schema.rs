@@ -33,7 +33,7 @@ fn stage(kind: &StageKind, example: Option<&Table>) -> Value {
             .iter()
             .map(|port| {
                 let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
-                json!({ "name": port.name, "columns": port.columns, "reads": reads, "optional": port.optional })
+                json!({ "name": port.name, "columns": port.columns, "also": port.also, "reads": reads, "optional": port.optional })
             })
             .collect(),
     };

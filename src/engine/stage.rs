@@ -49,6 +49,8 @@ pub struct Port {
     pub name: &'static str,
     /// The columns that the stage reads. Nothing else of the table can change its output.
     pub columns: &'static [&'static str],
+    /// Columns that it reads too where the table has them.
+    pub also: &'static [&'static str],
     /// Row by row or as a whole.
     pub reads: Reads,
     /// Whether `from:` may leave it out. Optional ports come last.
@@ -58,12 +60,17 @@ pub struct Port {
 impl Port {
     /// An input read row by row.
     pub const fn rows(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, reads: Reads::Rows, optional: false }
+        Self { name, columns, also: &[], reads: Reads::Rows, optional: false }
     }
 
     /// An input read as a whole.
     pub const fn table(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, reads: Reads::Table, optional: false }
+        Self { name, columns, also: &[], reads: Reads::Table, optional: false }
+    }
+
+    /// The same input, of which more columns are read where the table has them.
+    pub const fn also(self, also: &'static [&'static str]) -> Self {
+        Self { also, ..self }
     }
 
     /// The same input, where `from:` may leave it out.
@@ -123,6 +130,8 @@ pub trait Stage:
     const OUTPUT: &'static [Output];
     /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
     const LOCATIONS: &'static [&'static str] = &[];
+    /// What helps where memory runs out.
+    const MEMORY: &'static str = "lower --batch-size or --task-rows";
 
     /// The schema of every batch it writes. An error says which parameter or input does not fit.
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
@@ -195,6 +204,8 @@ pub struct StageKind {
     pub output: &'static [Output],
     /// Parameters that are no part of its identity.
     pub locations: &'static [&'static str],
+    /// What helps where memory runs out.
+    pub memory: &'static str,
     /// The JSON Schema of its parameters; its description is the stage's documentation.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
@@ -224,6 +235,7 @@ impl StageKind {
             ports: S::PORTS,
             output: S::OUTPUT,
             locations: S::LOCATIONS,
+            memory: S::MEMORY,
             schema: schema_of::<S>,
             parse: parse::<S>,
             open_here: None,

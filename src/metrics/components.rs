@@ -7,7 +7,7 @@ use super::MetricError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Components {
     /// `[H, W]`, row-major: the number of the pixel's region, 0 for background.
-    pub labels: Vec<usize>,
+    pub labels: Vec<u32>,
     /// Pixels per region; region `n` is at `n - 1`.
     pub areas: Vec<u64>,
 }
@@ -20,7 +20,7 @@ impl Components {
         if !mask.is_empty() && (width == 0 || !mask.len().is_multiple_of(width)) {
             return Err(MetricError::Width { pixels: mask.len(), width });
         }
-        let mut labels = vec![0; mask.len()];
+        let mut labels = vec![0u32; mask.len()];
         let mut forest = Forest::default();
         for (i, _) in mask.iter().enumerate().filter(|(_, foreground)| **foreground) {
             let (x, first_row) = (i % width, i < width);
@@ -40,8 +40,8 @@ impl Components {
         let (numbers, regions) = forest.number();
         let mut areas = vec![0; regions];
         for label in labels.iter_mut().filter(|label| **label != 0) {
-            *label = numbers[*label];
-            areas[*label - 1] += 1;
+            *label = numbers[*label as usize];
+            areas[*label as usize - 1] += 1;
         }
         Ok(Self { labels, areas })
     }
@@ -50,7 +50,7 @@ impl Components {
 /// Disjoint sets of provisional labels. A parent is never larger than its child, so a root is the earliest label of its
 /// set.
 #[derive(Debug)]
-struct Forest(Vec<usize>);
+struct Forest(Vec<u32>);
 
 impl Default for Forest {
     /// Label 0, the background, is its own root.
@@ -60,38 +60,40 @@ impl Default for Forest {
 }
 
 impl Forest {
-    fn plant(&mut self) -> usize {
-        self.0.push(self.0.len());
-        self.0.len() - 1
+    fn plant(&mut self) -> u32 {
+        let label = self.0.len() as u32;
+        self.0.push(label);
+        label
     }
 
-    fn root(&mut self, mut label: usize) -> usize {
-        while self.0[label] != label {
-            self.0[label] = self.0[self.0[label]]; // halves the path for the next search
-            label = self.0[label];
+    fn root(&mut self, mut label: u32) -> u32 {
+        while self.0[label as usize] != label {
+            let parent = self.0[label as usize];
+            self.0[label as usize] = self.0[parent as usize]; // halves the path for the next search
+            label = self.0[label as usize];
         }
         label
     }
 
-    fn join(&mut self, a: usize, b: usize) -> usize {
+    fn join(&mut self, a: u32, b: u32) -> u32 {
         let (a, b) = (self.root(a), self.root(b));
-        self.0[a.max(b)] = a.min(b);
+        self.0[a.max(b) as usize] = a.min(b);
         a.min(b)
     }
 
     /// The final number of every provisional label, and how many numbers there are.
-    fn number(self) -> (Vec<usize>, usize) {
+    fn number(self) -> (Vec<u32>, usize) {
         let mut numbers = vec![0; self.0.len()];
         let mut regions = 0;
         for (label, parent) in self.0.into_iter().enumerate().skip(1) {
-            numbers[label] = if parent == label {
+            numbers[label] = if parent as usize == label {
                 regions += 1;
                 regions
             } else {
-                numbers[parent]
+                numbers[parent as usize]
             };
         }
-        (numbers, regions)
+        (numbers, regions as usize)
     }
 }
 
@@ -102,17 +104,17 @@ pub(super) mod tests {
 
     /// Labels by flood fill, the plain definition.
     pub(in crate::metrics) fn flood_fill(mask: &[bool], width: usize) -> Components {
-        let mut labels = vec![0; mask.len()];
+        let mut labels = vec![0u32; mask.len()];
         let mut areas = Vec::new();
         for start in 0..mask.len() {
             if !mask[start] || labels[start] != 0 {
                 continue;
             }
             areas.push(0);
-            labels[start] = areas.len();
+            labels[start] = areas.len() as u32;
             let mut open = vec![start];
             while let Some(i) = open.pop() {
-                areas[labels[start] - 1] += 1;
+                areas[labels[start] as usize - 1] += 1;
                 for j in 0..mask.len() {
                     let touches = (i % width).abs_diff(j % width) <= 1 && (i / width).abs_diff(j / width) <= 1;
                     if touches && mask[j] && labels[j] == 0 {

@@ -1,28 +1,29 @@
 //! How well scores separate anomalous from normal: exact metrics, with ties, as pure functions and mergeable states.
 //!
-//! [`Ranking`] scores images, [`PixelMetrics`] scores the pixels of anomaly maps, [`Components`] finds the regions that
-//! PRO averages over. No tables and no tensors: slices in, numbers out.
+//! [`ImageMetrics`] and [`PixelMetrics`] are what is known of images and of the pixels of anomaly maps, [`Ranking`] has the
+//! metrics of either, [`Components`] finds the regions that PRO averages over, and a [`Protocol`] says whose rules hold. No tables
+//! and no tensors: slices in, numbers out.
 
 pub mod components;
+pub mod image;
+pub mod levels;
 pub mod pixel;
+pub mod protocol;
 pub mod ranking;
 
-#[cfg(test)]
-mod golden;
-
 pub use components::Components;
+pub use image::ImageMetrics;
+pub use levels::Score;
 pub use pixel::PixelMetrics;
+pub use protocol::Protocol;
 pub use ranking::{Level, Ranking};
 
 /// Why scores, maps or masks cannot be measured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetricError {
     /// A score that has no place in an order.
-    #[error("score {index} is NaN: every score must be a number or an infinity")]
-    NanScore {
-        /// Position among the given scores, from 0.
-        index: usize,
-    },
+    #[error("the score is NaN: every score must be a number or an infinity")]
+    NanScore,
     /// A pixel of an anomaly map that has no place in an order.
     #[error("anomaly map is NaN at x={x} y={y}: every pixel must be a number or an infinity")]
     NanPixel {
@@ -47,4 +48,7 @@ pub enum MetricError {
         /// Pixels of a row.
         width: usize,
     },
+    /// Bytes that no state was written as.
+    #[error("these bytes are no state of a metric")]
+    State,
 }

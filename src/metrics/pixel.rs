@@ -1,10 +1,11 @@
 //! Metrics of anomaly maps, pixel by pixel and region by region.
 
-use super::{Components, Level, MetricError, Ranking};
+use super::{
+    Components, Level, MetricError, Ranking, Score,
+    levels::{Levels, Record},
+};
 use half::f16;
-
-/// Every value that an f16 can have, in order.
-const BINS: usize = 1 << 16;
+use std::{marker::PhantomData, ops::AddAssign};
 
 /// One region, in the unit that coverage is counted in. Whole numbers add up to the same sum in any order, so that a
 /// state does not depend on how its images were divided; cutting `REGION / area` to a whole number errs by less than
@@ -13,24 +14,54 @@ const REGION: u128 = 1 << 64;
 
 /// A mergeable state of all pixels seen, from which exact metrics follow.
 ///
-/// Maps are f16, so at most 65,536 scores differ, and a count per score loses nothing: 2 MiB however many pixels there
-/// are, constant time per pixel. Equal pixels give equal states, in whatever order or parts they came.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PixelMetrics {
-    /// By [`key`]; empty until the first pixel.
-    bins: Vec<Bin>,
+/// It counts pixels by score, which loses nothing. Of f16, the type of stored maps, at most 65,536 scores differ: 2.5 MiB
+/// however many pixels there are, constant time per pixel. Of other types it grows with the scores that occur. Equal pixels
+/// give equal states, in whatever order or parts they came.
+#[derive(Debug, Clone)]
+pub struct PixelMetrics<S = f16> {
+    normal: Levels<u64>,
+    anomalous: Levels<Found>,
     regions: u64,
+    scores: PhantomData<S>,
 }
 
-/// The pixels that share one score.
+/// Anomalous pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Bin {
-    level: Level,
-    /// Sum over the anomalous pixels of [`REGION`] / area of the pixel's region.
+pub(super) struct Found {
+    pub(super) pixels: u64,
+    /// Sum over the pixels of [`REGION`] / area of the pixel's region.
     covered: u128,
 }
 
-impl PixelMetrics {
+impl AddAssign for Found {
+    fn add_assign(&mut self, more: Self) {
+        self.pixels += more.pixels;
+        self.covered += more.covered;
+    }
+}
+
+/// The pixels that share one score, or that score above a threshold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Pixels {
+    pub(super) key: u64,
+    pub(super) normal: u64,
+    pub(super) found: Found,
+}
+
+impl<S: Score> Default for PixelMetrics<S> {
+    fn default() -> Self {
+        let (normal, anomalous) = (Levels::new::<S>(), Levels::new::<S>());
+        Self { normal, anomalous, regions: 0, scores: PhantomData }
+    }
+}
+
+impl<S: Score> PartialEq for PixelMetrics<S> {
+    fn eq(&self, other: &Self) -> bool {
+        self.regions == other.regions && self.descending().eq(other.descending())
+    }
+}
+
+impl<S: Score> PixelMetrics<S> {
     /// No pixels yet.
     pub fn new() -> Self {
         Self::default()
@@ -39,7 +70,7 @@ impl PixelMetrics {
     /// Adds one image: its anomaly map and its mask (true is anomalous), row-major `[H, width]` both.
     ///
     /// An error, and no change, if their sizes differ, if they do not consist of whole rows, or if a pixel is NaN.
-    pub fn update(&mut self, map: &[f16], mask: &[bool], width: usize) -> Result<(), MetricError> {
+    pub fn update(&mut self, map: &[S], mask: &[bool], width: usize) -> Result<(), MetricError> {
         if map.len() != mask.len() {
             return Err(MetricError::Sizes { map: map.len(), mask: mask.len() });
         }
@@ -47,34 +78,51 @@ impl PixelMetrics {
         if let Some(i) = map.iter().position(|score| score.is_nan()) {
             return Err(MetricError::NanPixel { x: i % width, y: i / width });
         }
-        if map.is_empty() {
+        self.regions += regions.areas.len() as u64;
+        if regions.areas.is_empty() {
+            self.normal.add(map.iter().map(|score| (score.key(), 1)));
             return Ok(());
         }
-        self.bins.resize(BINS, Bin::default());
-        self.regions += regions.areas.len() as u64;
         let shares: Vec<u128> = regions.areas.iter().map(|area| REGION / u128::from(*area)).collect();
-        for (score, label) in map.iter().zip(&regions.labels) {
-            let bin = &mut self.bins[key(*score)];
-            match label.checked_sub(1) {
-                None => bin.level.negatives += 1,
-                Some(region) => {
-                    bin.level.positives += 1;
-                    bin.covered += shares[region];
-                }
-            }
-        }
+        let pixels = || map.iter().map(|score| score.key()).zip(&regions.labels);
+        self.normal.add(pixels().filter(|(_, label)| **label == 0).map(|(key, _)| (key, 1)));
+        self.anomalous.add(pixels().filter(|(_, label)| **label != 0).map(|(key, label)| {
+            let covered = shares[*label as usize - 1];
+            (key, Found { pixels: 1, covered })
+        }));
         Ok(())
     }
 
     /// Adds all that `other` has seen.
     pub fn merge(&mut self, other: &Self) {
-        self.bins.resize(self.bins.len().max(other.bins.len()), Bin::default());
         self.regions += other.regions;
-        for (bin, more) in self.bins.iter_mut().zip(&other.bins) {
-            bin.level.positives += more.level.positives;
-            bin.level.negatives += more.level.negatives;
-            bin.covered += more.covered;
-        }
+        self.normal.add(other.normal.ascending().into_iter());
+        self.anomalous.add(other.anomalous.ascending().into_iter());
+    }
+
+    /// The state for another process; [`PixelMetrics::merge_bytes`] reads it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.regions.to_le_bytes().to_vec();
+        self.normal.write(&mut bytes);
+        self.anomalous.write(&mut bytes);
+        bytes
+    }
+
+    /// [`PixelMetrics::merge`] of a state in bytes. An error, and no change, if they are no state of this type of scores.
+    pub fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+        let mut rest = bytes;
+        let mut read = || {
+            let regions = u64::read(&mut rest)?;
+            let (normal, found) = (Levels::read::<S>(&mut rest)?, Levels::read::<S>(&mut rest)?);
+            rest.is_empty().then_some(Self { normal, anomalous: found, regions, scores: PhantomData })
+        };
+        self.merge(&read().ok_or(MetricError::State)?);
+        Ok(())
+    }
+
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.normal.size() + self.anomalous.size()
     }
 
     /// Regions seen: 8-connected components of each image's mask.
@@ -84,7 +132,7 @@ impl PixelMetrics {
 
     /// The pixels as a ranking, from which several metrics can be read.
     pub fn ranking(&self) -> Ranking {
-        self.descending().map(|bin| bin.level).collect()
+        self.descending().map(|bin| Level { positives: bin.found.pixels, negatives: bin.normal }).collect()
     }
 
     /// [`Ranking::auroc`] of all pixels.
@@ -110,17 +158,15 @@ impl PixelMetrics {
     /// between its points, so also up to `limit` (anomalib's `AUPRO`; after Bergmann et al. 2021, MVTec AD). None where
     /// there are no regions or no normal pixels, or where `limit` is not in (0, 1].
     pub fn aupro(&self, limit: f64) -> Option<f64> {
-        let normal: u64 = self.bins.iter().map(|bin| bin.level.negatives).sum();
-        if self.regions == 0 || normal == 0 || !(limit > 0.0 && limit <= 1.0) {
+        let total = self.total()?;
+        if !(limit > 0.0 && limit <= 1.0) {
             return None;
         }
-        let whole = REGION as f64 * self.regions as f64;
-        let (mut negatives, mut covered) = (0u64, 0u128);
+        let mut seen = Pixels::default();
         let (mut area, mut fpr, mut pro) = (0.0, 0.0, 0.0);
         for bin in self.descending() {
-            negatives += bin.level.negatives;
-            covered += bin.covered;
-            let (next_fpr, next_pro) = (negatives as f64 / normal as f64, covered as f64 / whole);
+            seen += bin;
+            let (next_fpr, next_pro) = self.rates(&seen, &total);
             if next_fpr >= limit {
                 let pro_at_limit = pro + (next_pro - pro) * (limit - fpr) / (next_fpr - fpr);
                 return Some((area + (limit - fpr) * (pro + pro_at_limit) / 2.0) / limit);
@@ -131,27 +177,57 @@ impl PixelMetrics {
         None // not reached: the last false positive rate is 1
     }
 
+    /// All pixels, if there are normal ones and regions.
+    pub(super) fn total(&self) -> Option<Pixels> {
+        let mut total = Pixels::default();
+        self.descending().for_each(|bin| total += bin);
+        (total.normal > 0 && self.regions > 0).then_some(total)
+    }
+
+    /// False positive rate and per-region overlap where these pixels are called anomalous.
+    pub(super) fn rates(&self, called: &Pixels, total: &Pixels) -> (f64, f64) {
+        let whole = REGION as f64 * self.regions as f64;
+        (called.normal as f64 / total.normal as f64, called.found.covered as f64 / whole)
+    }
+
     /// The scores that occur, highest first.
-    fn descending(&self) -> impl Iterator<Item = &Bin> {
-        self.bins.iter().rev().filter(|bin| **bin != Bin::default())
+    pub(super) fn descending(&self) -> impl Iterator<Item = Pixels> {
+        let mut normal = self.normal.ascending().into_iter().rev().peekable();
+        let mut found = self.anomalous.ascending().into_iter().rev().peekable();
+        std::iter::from_fn(move || {
+            let key = normal.peek().map(|(key, _)| *key).max(found.peek().map(|(key, _)| *key))?;
+            let normal = normal.next_if(|(other, _)| *other == key).unwrap_or_default().1;
+            let found = found.next_if(|(other, _)| *other == key).unwrap_or_default().1;
+            Some(Pixels { key, normal, found })
+        })
     }
 }
 
-/// The place of a score among all f16 scores, smallest first; -0 and 0 share one.
-fn key(score: f16) -> usize {
-    const SIGN: u16 = 0x8000;
-    let key = match score.to_bits() {
-        SIGN => SIGN,
-        bits if bits & SIGN == 0 => bits | SIGN,
-        bits => !bits,
-    };
-    usize::from(key)
+impl AddAssign for Pixels {
+    fn add_assign(&mut self, more: Self) {
+        self.normal += more.normal;
+        self.found += more.found;
+    }
+}
+
+impl Record for Found {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.pixels.write(out);
+        out.extend(self.covered.to_le_bytes());
+    }
+
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        let pixels = u64::read(from)?;
+        let (covered, rest) = from.split_first_chunk()?;
+        *from = rest;
+        Some(Self { pixels, covered: u128::from_le_bytes(*covered) })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::components::tests::flood_fill;
+    use crate::metrics::{ImageMetrics, components::tests::flood_fill};
     use proptest::prelude::*;
 
     fn maps(values: &[f32]) -> Vec<f16> {
@@ -163,14 +239,6 @@ mod tests {
         let mut state = PixelMetrics::new();
         state.update(&maps(map), &mask, width).unwrap();
         state
-    }
-
-    #[test]
-    fn keys_keep_the_order_of_all_f16() {
-        let mut scores: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|score| !score.is_nan()).collect();
-        scores.sort_by(|a, b| a.partial_cmp(b).unwrap());
-        assert!(scores.windows(2).all(|pair| (pair[0] < pair[1]) == (key(pair[0]) < key(pair[1]))));
-        assert_eq!(key(f16::NEG_ZERO), key(f16::ZERO));
     }
 
     #[test]
@@ -194,7 +262,8 @@ mod tests {
 
     #[test]
     fn one_kind_alone_has_no_metrics() {
-        for state in [PixelMetrics::new(), measured(&[0.1, 0.2], &[0, 0], 2), measured(&[0.1, 0.2], &[1, 1], 2)] {
+        for state in [PixelMetrics::<f16>::new(), measured(&[0.1, 0.2], &[0, 0], 2), measured(&[0.1, 0.2], &[1, 1], 2)]
+        {
             assert_eq!([state.auroc(), state.average_precision(), state.f1_max(), state.aupro(0.3)], [None; 4]);
         }
         let defined = measured(&[0.1, 0.2], &[0, 1], 2);
@@ -209,15 +278,17 @@ mod tests {
         assert_eq!(state.update(&map, &[true; 4], 2), Err(MetricError::NanPixel { x: 1, y: 1 }));
         assert_eq!(state.update(&map, &[true; 3], 1), Err(MetricError::Sizes { map: 4, mask: 3 }));
         assert_eq!(state.update(&map, &[true; 4], 3), Err(MetricError::Width { pixels: 4, width: 3 }));
+        let whole = before.to_bytes();
+        assert_eq!(state.merge_bytes(&whole[..whole.len() - 1]), Err(MetricError::State));
         assert_eq!(state, before);
     }
 
     #[test]
     fn nothing_is_allocated_before_the_first_pixel() {
-        let mut state = PixelMetrics::new();
+        let mut state = PixelMetrics::<f16>::new();
         state.update(&[], &[], 0).unwrap();
         state.merge(&PixelMetrics::new());
-        assert_eq!(state.bins.capacity(), 0);
+        assert_eq!(state.size(), size_of_val(&state));
     }
 
     type Image = (Vec<f16>, Vec<bool>);
@@ -247,7 +318,7 @@ mod tests {
             .iter()
             .flat_map(|(map, mask)| {
                 let found = flood_fill(mask, WIDTH);
-                (1..=found.areas.len())
+                (1..=found.areas.len() as u32)
                     .map(|n| map.iter().zip(&found.labels).filter(|(_, label)| **label == n).map(|(s, _)| *s).collect())
                     .collect::<Vec<_>>()
             })
@@ -301,7 +372,9 @@ mod tests {
         #[test]
         fn pixels_rank_as_a_list_of_scores(images in images()) {
             let pixels = images.iter().flat_map(|(map, mask)| map.iter().map(|s| s.to_f64()).zip(mask.iter().copied()));
-            prop_assert_eq!(state(&images).ranking(), Ranking::from_scores(pixels).unwrap());
+            let mut scores = ImageMetrics::new();
+            pixels.for_each(|(score, anomalous)| scores.update(score, anomalous).unwrap());
+            prop_assert_eq!(state(&images).ranking(), scores.ranking());
         }
 
         #[test]
@@ -309,7 +382,24 @@ mod tests {
             let (left, right) = images.split_at(cut.min(images.len()));
             let mut merged = state(right);
             merged.merge(&state(left));
-            prop_assert_eq!(merged, state(&images));
+            prop_assert_eq!(&merged, &state(&images));
+            let mut read = state(right);
+            read.merge_bytes(&state(left).to_bytes()).unwrap();
+            prop_assert_eq!(read, merged);
+        }
+
+        #[test]
+        fn the_type_of_scores_changes_nothing(images in images(), limit in limits()) {
+            let halves = state(&images);
+            let (mut singles, mut doubles) = (PixelMetrics::<f32>::new(), PixelMetrics::<f64>::new());
+            for (map, mask) in &images {
+                singles.update(&map.iter().map(|s| s.to_f32()).collect::<Vec<_>>(), mask, WIDTH).unwrap();
+                doubles.update(&map.iter().map(|s| s.to_f64()).collect::<Vec<_>>(), mask, WIDTH).unwrap();
+            }
+            prop_assert_eq!(halves.ranking(), singles.ranking());
+            prop_assert_eq!(halves.ranking(), doubles.ranking());
+            prop_assert_eq!(halves.aupro(limit), doubles.aupro(limit));
+            prop_assert_eq!(halves.aupro_reference(), doubles.aupro_reference());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Metrics of a ranking: they depend on the order of the scores alone, and on how many of each kind share a score.
 
-use super::MetricError;
+use std::ops::{Add, AddAssign};
 
 /// How many positives (anomalous) and negatives (normal) share one score.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,30 +24,13 @@ impl FromIterator<Level> for Ranking {
     /// `levels` come in descending order of score. Empty ones change nothing.
     fn from_iter<T: IntoIterator<Item = Level>>(levels: T) -> Self {
         let levels: Vec<Level> = levels.into_iter().collect();
-        let total = levels.iter().fold(Level::default(), |sum, level| sum.plus(level));
+        let mut total = Level::default();
+        levels.iter().for_each(|level| total += *level);
         Self { levels, total }
     }
 }
 
 impl Ranking {
-    /// Ranks `(score, anomalous)` pairs in any order; equal scores share a level, and -0 equals 0. An error if a score
-    /// is NaN.
-    pub fn from_scores(scores: impl IntoIterator<Item = (f64, bool)>) -> Result<Self, MetricError> {
-        let mut scores: Vec<(f64, bool)> = scores.into_iter().collect();
-        if let Some(index) = scores.iter().position(|(score, _)| score.is_nan()) {
-            return Err(MetricError::NanScore { index });
-        }
-        // The order puts 0 just above -0; `==` below ties them.
-        scores.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        Ok(scores
-            .chunk_by(|a, b| a.0 == b.0)
-            .map(|ties| {
-                let positives = ties.iter().filter(|(_, anomalous)| *anomalous).count();
-                Level { positives: positives as u64, negatives: (ties.len() - positives) as u64 }
-            })
-            .collect())
-    }
-
     /// All positives and negatives.
     pub fn total(&self) -> Level {
         self.total
@@ -71,7 +54,7 @@ impl Ranking {
     pub fn average_precision(&self) -> Option<f64> {
         let total = self.defined()?;
         let gains = self.above().filter(|(_, level)| level.positives > 0).map(|(above, level)| {
-            let here = above.plus(&level);
+            let here = above + level;
             level.positives as f64 * here.positives as f64 / (here.positives + here.negatives) as f64
         });
         Some(gains.sum::<f64>() / total.positives as f64)
@@ -85,7 +68,7 @@ impl Ranking {
             // 2·TP + FP + FN is what is called positive plus what is positive.
             2.0 * here.positives as f64 / (here.positives + here.negatives + total.positives) as f64
         };
-        Some(self.above().map(|(above, level)| f1(above.plus(&level))).fold(0.0, f64::max))
+        Some(self.above().map(|(above, level)| f1(above + level)).fold(0.0, f64::max))
     }
 
     /// The totals, if both kinds occur.
@@ -97,25 +80,43 @@ impl Ranking {
     fn above(&self) -> impl Iterator<Item = (Level, Level)> {
         self.levels.iter().scan(Level::default(), |sum, level| {
             let above = *sum;
-            *sum = sum.plus(level);
+            *sum += *level;
             Some((above, *level))
         })
     }
 }
 
-impl Level {
-    fn plus(&self, other: &Self) -> Self {
-        Self { positives: self.positives + other.positives, negatives: self.negatives + other.negatives }
+impl AddAssign for Level {
+    fn add_assign(&mut self, more: Self) {
+        self.positives += more.positives;
+        self.negatives += more.negatives;
+    }
+}
+
+impl Add for Level {
+    type Output = Self;
+
+    fn add(mut self, more: Self) -> Self {
+        self += more;
+        self
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::ImageMetrics;
     use proptest::prelude::*;
 
     fn ranked(scores: &[f64], labels: &[u8]) -> Ranking {
-        Ranking::from_scores(scores.iter().copied().zip(labels.iter().map(|label| *label == 1))).unwrap()
+        let pairs: Vec<(f64, bool)> = scores.iter().copied().zip(labels.iter().map(|label| *label == 1)).collect();
+        ranking(&pairs)
+    }
+
+    fn ranking(pairs: &[(f64, bool)]) -> Ranking {
+        let mut images = ImageMetrics::new();
+        pairs.iter().for_each(|(score, anomalous)| images.update(*score, *anomalous).unwrap());
+        images.ranking()
     }
 
     #[test]
@@ -148,12 +149,6 @@ mod tests {
             assert_eq!((ranking.auroc(), ranking.average_precision(), ranking.f1_max()), (None, None, None));
         }
         assert_eq!(Ranking::default().auroc(), None);
-    }
-
-    #[test]
-    fn nan_is_named() {
-        let error = Ranking::from_scores([(0.0, true), (f64::NAN, false)]).unwrap_err();
-        assert_eq!(error.to_string(), "score 1 is NaN: every score must be a number or an infinity");
     }
 
     #[test]
@@ -196,7 +191,7 @@ mod tests {
     proptest! {
         #[test]
         fn equals_the_definitions(pairs in prop::collection::vec((quarters(), any::<bool>()), 0..40)) {
-            let ranking = Ranking::from_scores(pairs.iter().copied()).unwrap();
+            let ranking = ranking(&pairs);
             match brute_force(&pairs) {
                 None => prop_assert_eq!([ranking.auroc(), ranking.average_precision(), ranking.f1_max()], [None; 3]),
                 Some([auroc, ap, f1]) => {

@@ -3,8 +3,9 @@
 //! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that ran last. The instances of a
 //! swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the run's id or a
 //! tag. Beside the tables stand `runs`, `stage_runs` and `errors` (what runs did, by table, and the rows that failed), and
-//! `paper_results` and `paper_datasets` (the numbers of the paper).
+//! `paper_results` and `paper_datasets` (the numbers of the paper). The metrics are aggregate functions.
 
+mod aggregate;
 mod catalog;
 mod history;
 pub mod output;
@@ -55,7 +56,7 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that ran last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
-        let slots = store.tables()?;
+        let (slots, unfinished) = (store.tables()?, store.unfinished_tables()?);
         let pipelines: BTreeSet<&str> = slots.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
         let default = match pipeline {
             Some(name) if !pipelines.contains(name) => {
@@ -72,12 +73,13 @@ impl Session {
         let config =
             SessionConfig::new().with_default_catalog_and_schema(CATALOG, &default).with_information_schema(true);
         let context = SessionContext::new_with_config(config);
+        aggregate::register(&context);
         let objects = ObjectStoreUrl::parse(table::OBJECTS).map_err(query_error)?;
         context.register_object_store(objects.as_ref(), store.objects.clone());
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog(CATALOG, catalog.clone());
         for name in pipelines.into_iter().chain([default.as_str()]) {
-            let tables = Tables::new(store, name, &slots);
+            let tables = Tables::new(store, name, &slots, &unfinished)?;
             if name == default {
                 common(store, &tables)?;
             }

@@ -24,6 +24,7 @@ use datafusion::{
     prelude::SessionContext,
 };
 
+use super::aggregate;
 use crate::engine::filter::{session, unrepeatable};
 
 /// Rows that DataFusion works on at a time.
@@ -49,6 +50,7 @@ impl Statement {
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
         // One partition: equal inputs give equal rows in equal order.
         let context = session().map_err(message)?;
+        aggregate::register(&context);
         let config = context.copied_config().with_target_partitions(1).with_batch_size(BATCH_ROWS);
         *context.state_ref().write().config_mut() = config;
         let tables: BTreeMap<String, Arc<Table>> =

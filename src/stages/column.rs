@@ -24,7 +24,7 @@ pub fn tensors<T: ArrowPrimitiveType>(
     valid: Option<Vec<bool>>,
 ) -> Result<ArrayRef> {
     let item = Arc::new(Field::new_list_field(T::DATA_TYPE, true));
-    let values: PrimitiveArray<T> = PrimitiveArray::from_iter_values(values);
+    let values = PrimitiveArray::<T>::new(values.into(), None);
     Ok(Arc::new(FixedSizeListArray::try_new(item, size as i32, Arc::new(values), valid.map(Into::into))?))
 }
 

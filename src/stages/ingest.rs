@@ -28,8 +28,11 @@ use crate::{
 
 /// Lists a dataset and reads its images, one row per image.
 ///
-/// Images are converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect ratio not kept). Masks are
-/// binarised at their own size and resized by the rule "at least half covered".
+/// Images are converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect ratio not kept). A mask is kept in two
+/// ways, in both of which a pixel above 0 is anomalous. `mask` is binarised at its own size and 255 where more than half of a
+/// pixel is covered: the rule of the protocols `exact` and `ader`. `mask_grey` is what the authors' loader makes of the file: its
+/// grey levels, resized and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Where it is
+/// null, and there is a `mask`, both agree.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
@@ -102,7 +105,7 @@ impl Synthetic {
 
 impl Stage for Ingest {
     const NAME: &'static str = "ingest";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
     const LOCATIONS: &'static [&'static str] = &["root"];
@@ -139,6 +142,7 @@ impl Stage for Ingest {
             Field::new("caption", DataType::Utf8, true),
             tensor_field("pixels", DataType::UInt8, &[size, size, 3], false),
             tensor_field("mask", DataType::UInt8, &[size, size], true),
+            tensor_field("mask_grey", DataType::UInt8, &[size, size], true),
         ])))
     }
 
@@ -270,6 +274,7 @@ struct Image {
     caption: Option<String>,
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
+    mask_grey: Option<Vec<u8>>,
 }
 
 impl Operator for Reader {
@@ -322,25 +327,28 @@ impl Reader {
         let (address, image) = image.decode(decode::rgb)?;
         let (width, height) = image.dimensions();
         let size = self.stage.size;
-        let mask = match mask {
+        let (mask, mask_grey) = match mask {
             Some(mask) => {
                 let (mask_address, mask) = mask.decode(decode::mask)?;
-                if mask.dimensions() != (width, height) {
+                if mask.any.dimensions() != (width, height) {
                     return Err(Failure::MaskSize {
                         mask: mask_address,
-                        mask_size: mask.dimensions(),
+                        mask_size: mask.any.dimensions(),
                         image: address,
                         image_size: (width, height),
                     });
                 }
-                Some(resize::mask(&mask, size, size).into_raw())
+                let resized = |mask| resize::grey(mask, size, size, resize::Filter::Bilinear);
+                let any = resized(&mask.any);
+                let grey = mask.grey.as_ref().map_or_else(|| any.clone(), resized);
+                (Some(resize::majority(any).into_raw()), Some(grey.into_raw()))
             }
-            None => self.empty_mask(batch, row)?,
+            None => (self.empty_mask(batch, row)?, None),
         };
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
         let caption = batch.column(SOURCE, "caption")?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri: Some(address), width, height, caption, pixels, mask })
+        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -364,6 +372,7 @@ impl Reader {
             caption: Some(sample.caption),
             pixels: sample.image.into_raw(),
             mask: Some(sample.mask.into_raw()),
+            mask_grey: None,
         })
     }
 
@@ -377,9 +386,13 @@ impl Reader {
         let rows: UInt32Array = good.iter().map(|(row, _)| *row).collect();
         let listed = |name: &str| Ok::<_, Error>(arrow::compute::take(batch.column(SOURCE, name)?, &rows, None)?);
         let size = self.stage.size as usize;
-        let valid = good.iter().map(|(_, image)| image.mask.is_some()).collect();
-        let masks =
-            good.iter().flat_map(|(_, image)| image.mask.clone().unwrap_or_else(|| vec![0; size * size])).collect();
+        let masks = |of: fn(&Image) -> Option<&Vec<u8>>| {
+            let none = vec![0; size * size];
+            let rows: Vec<&[u8]> = good.iter().map(|(_, image)| of(image).unwrap_or(&none).as_slice()).collect();
+            let valid = good.iter().map(|(_, image)| of(image).is_some()).collect();
+            column::tensors::<UInt8Type>(rows.concat(), size * size, Some(valid))
+        };
+        let pixels: Vec<&[u8]> = good.iter().map(|(_, image)| image.pixels.as_slice()).collect();
         let columns: Vec<ArrayRef> = vec![
             listed(column::IMAGE_ID)?,
             listed("class")?,
@@ -390,12 +403,9 @@ impl Reader {
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.height))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),
-            column::tensors::<UInt8Type>(
-                good.iter().flat_map(|(_, image)| image.pixels.iter().copied()).collect(),
-                size * size * 3,
-                None,
-            )?,
-            column::tensors::<UInt8Type>(masks, size * size, Some(valid))?,
+            column::tensors::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
+            masks(|image| image.mask.as_ref())?,
+            masks(|image| image.mask_grey.as_ref())?,
         ];
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)
     }
@@ -407,7 +417,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{
-        Store, encode_schema,
+        Stop, Store, encode_schema,
         manifest::Entry,
         stage,
         task::{Executor, Job, Listed, Task},
@@ -442,7 +452,7 @@ mod tests {
         let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
         let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
         let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
-        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
+        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap(), Stop::default());
         executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
     }
 

@@ -48,8 +48,12 @@ pub enum VisionError {
 /// 16-bit colour keeps its high byte, as Pillow does. 16-bit grey is scaled by 1/257, where Pillow clips at 255.
 /// Lossless formats equal Pillow's pixels; jpeg and lossy webp differ by a few levels, since their decoders may.
 pub fn rgb(bytes: &[u8]) -> Result<RgbImage, VisionError> {
+    Ok(colours(pixels(bytes)?))
+}
+
+fn colours(image: DynamicImage) -> RgbImage {
     let high_byte = |value: u16| (value >> 8) as u8;
-    Ok(match pixels(bytes)? {
+    match image {
         DynamicImage::ImageLuma16(image) => map(&image, |Luma([v])| [((u32::from(*v) + 128) / 257) as u8; 3]),
         DynamicImage::ImageLumaA16(image) => map(&image, |pixel| [high_byte(pixel.0[0]); 3]),
         DynamicImage::ImageRgb16(image) => map(&image, |pixel| pixel.0.map(high_byte)),
@@ -58,25 +62,44 @@ pub fn rgb(bytes: &[u8]) -> Result<RgbImage, VisionError> {
         DynamicImage::ImageLumaA8(image) => map(&image, |pixel| [pixel.0[0]; 3]),
         DynamicImage::ImageRgba8(image) => map(&image, |pixel| pixel.to_rgb().0),
         eight_bits => eight_bits.into_rgb8(),
-    })
+    }
 }
 
-/// Decodes a ground-truth mask: 255 where any colour channel is above zero at its full depth, else 0; alpha is ignored.
-///
-/// Class ids (1, 2, ...) and palettes on a black background therefore count as anomalous, and so does every trace of
-/// jpeg noise: masks belong in a lossless format.
-pub fn mask(bytes: &[u8]) -> Result<GrayImage, VisionError> {
-    Ok(match pixels(bytes)? {
-        DynamicImage::ImageLuma8(image) => above_zero(&image),
-        DynamicImage::ImageLumaA8(image) => above_zero(&image),
-        DynamicImage::ImageRgb8(image) => above_zero(&image),
-        DynamicImage::ImageRgba8(image) => above_zero(&image),
-        DynamicImage::ImageLuma16(image) => above_zero(&image),
-        DynamicImage::ImageLumaA16(image) => above_zero(&image),
-        DynamicImage::ImageRgb16(image) => above_zero(&image),
-        DynamicImage::ImageRgba16(image) => above_zero(&image),
-        other => above_zero(&other.into_rgb8()),
-    })
+/// A ground-truth mask as two programs read it.
+#[derive(Debug)]
+pub struct Mask {
+    /// 255 where any colour channel is above zero at its full depth, else 0; alpha is ignored. Class ids (1, 2, ...) and palettes on
+    /// a black background therefore count as anomalous, and so does every trace of jpeg noise: masks belong in a lossless format.
+    pub any: GrayImage,
+    /// The grey levels, as Pillow's `convert("L")`, where they are not the same.
+    pub grey: Option<GrayImage>,
+}
+
+/// Decodes a ground-truth mask.
+pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
+    let image = pixels(bytes)?;
+    let any = match &image {
+        DynamicImage::ImageLuma8(image) => {
+            let mut any = image.clone();
+            any.iter_mut().for_each(|value| *value = if *value > 0 { 255 } else { 0 });
+            any
+        }
+        DynamicImage::ImageLumaA8(image) => above_zero(image),
+        DynamicImage::ImageRgb8(image) => above_zero(image),
+        DynamicImage::ImageRgba8(image) => above_zero(image),
+        DynamicImage::ImageLuma16(image) => above_zero(image),
+        DynamicImage::ImageLumaA16(image) => above_zero(image),
+        DynamicImage::ImageRgb16(image) => above_zero(image),
+        DynamicImage::ImageRgba16(image) => above_zero(image),
+        other => above_zero(&other.to_rgb8()),
+    };
+    let grey = match image {
+        DynamicImage::ImageLuma8(image) => image,
+        // Of 16 bits Pillow keeps what 8 can hold.
+        DynamicImage::ImageLuma16(image) => luma(&image, |pixel| pixel.0[0].min(255) as u8),
+        image => luma(&colours(image), |pixel| grey(pixel.0)),
+    };
+    Ok(Mask { grey: (grey != any).then_some(grey), any })
 }
 
 /// The pixels as stored, palettes and fewer than 8 bits expanded; never floats.
@@ -145,6 +168,19 @@ fn map<P: Pixel>(image: &ImageBuffer<P, Vec<P::Subpixel>>, colour: impl Fn(&P) -
         *out = Rgb(colour(pixel));
     }
     out
+}
+
+fn luma<P: Pixel>(image: &ImageBuffer<P, Vec<P::Subpixel>>, level: impl Fn(&P) -> u8) -> GrayImage {
+    let mut out = GrayImage::new(image.width(), image.height());
+    for (out, pixel) in out.iter_mut().zip(image.pixels()) {
+        *out = level(pixel);
+    }
+    out
+}
+
+/// ITU-R 601 luma in Pillow's fixed point.
+pub fn grey([r, g, b]: [u8; 3]) -> u8 {
+    ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
 fn above_zero<P: Pixel>(image: &ImageBuffer<P, Vec<P::Subpixel>>) -> GrayImage {
@@ -229,11 +265,17 @@ mod tests {
     #[test]
     fn mask_is_any_colour_above_zero() {
         let ids = ImageBuffer::from_fn(3, 1, |x, _| Luma([x as u8]));
-        assert_eq!(mask(&encode(&ids, ImageFormat::Png)).unwrap().into_raw(), [0, 255, 255]);
+        let read = mask(&encode(&ids, ImageFormat::Png)).unwrap();
+        assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255, 255], vec![0, 1, 2]));
+        let plain = ImageBuffer::from_fn(2, 1, |x, _| Luma([255 * x as u8]));
+        assert!(mask(&encode(&plain, ImageFormat::Png)).unwrap().grey.is_none());
         let faint = ImageBuffer::from_fn(2, 1, |x, _| Luma([x as u16]));
-        assert_eq!(mask(&encode(&faint, ImageFormat::Png)).unwrap().into_raw(), [0, 255]);
+        let read = mask(&encode(&faint, ImageFormat::Png)).unwrap();
+        assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255], vec![0, 1]));
         let alpha_only = ImageBuffer::from_fn(2, 1, |x, _| Rgba([0, 0, x as u8, 255]));
-        assert_eq!(mask(&encode(&alpha_only, ImageFormat::Png)).unwrap().into_raw(), [0, 255]);
+        let read = mask(&encode(&alpha_only, ImageFormat::Png)).unwrap();
+        // blue weighs 7471 of 65,536
+        assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255], vec![0, 0]));
     }
 
     #[test]

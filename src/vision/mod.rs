@@ -8,7 +8,4 @@ pub mod decode;
 pub mod pool;
 pub mod resize;
 
-#[cfg(test)]
-mod golden;
-
 pub use decode::VisionError;

@@ -3,7 +3,9 @@
 //! Pillow widens the filter on reduction (antialiasing), rounds its weights to 22-bit fixed point and stores 8 bits
 //! between the horizontal and the vertical pass. Faster resamplers round the weights to 16 bits and differ by one level.
 
-use image::{GrayImage, RgbImage};
+use std::f64::consts::PI;
+
+use image::{GrayImage, RgbImage, imageops};
 
 /// Fraction bits of a weight: 32 less 8 for the pixel and 2 for the overshoot of negative lobes.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -11,27 +13,38 @@ const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Interpolation kernels, under their Pillow names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Filter {
+    /// Mean of the pixels below an output pixel.
+    Box,
     /// Triangle of support 1.
     Bilinear,
     /// Keys' cubic of support 2 with a = -0.5.
     Bicubic,
+    /// Sinc of support 3, windowed by a wider sinc.
+    Lanczos,
+    /// The pixel below the middle of an output pixel, whatever the reduction.
+    Nearest,
 }
 
 impl Filter {
     fn support(self) -> f64 {
         match self {
+            Filter::Box | Filter::Nearest => 0.5,
             Filter::Bilinear => 1.0,
             Filter::Bicubic => 2.0,
+            Filter::Lanczos => 3.0,
         }
     }
 
     fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
+        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
         match (self, x.abs()) {
+            (Filter::Box, _) if x > -0.5 && x <= 0.5 => 1.0,
             (Filter::Bilinear, x) if x < 1.0 => 1.0 - x,
             (Filter::Bicubic, x) if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
             (Filter::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
-            _ => 0.0,
+            (Filter::Lanczos, _) if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            _ => 0.0, // of `Nearest` there are no weights to compute
         }
     }
 }
@@ -43,19 +56,75 @@ pub fn rgb(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImag
     out
 }
 
-/// Resizes a 0/255 mask to `width` x `height` and keeps it binary: bilinear with antialiasing, then 255 where at least
-/// 128, which is where more than half of a pixel's footprint is anomalous (ADer's rule, `resized / 255 > 0.5`).
-pub fn mask(mask: &GrayImage, width: u32, height: u32) -> GrayImage {
+/// [`rgb`] of grey levels.
+pub fn grey(image: &GrayImage, width: u32, height: u32, filter: Filter) -> GrayImage {
     let mut out = GrayImage::new(width, height);
-    resample::<1>(mask, mask.dimensions(), &mut out, (width, height), Filter::Bilinear);
-    out.iter_mut().for_each(|value| *value = if *value >= 128 { 255 } else { 0 });
+    resample::<1>(image, image.dimensions(), &mut out, (width, height), filter);
     out
 }
 
-/// Two passes over interleaved `[H, W, C]` bytes. An axis that keeps its size is copied.
-///
+/// Resizes a 0/255 mask to `width` x `height` and keeps it binary: bilinear with antialiasing, then [`majority`].
+pub fn mask(mask: &GrayImage, width: u32, height: u32) -> GrayImage {
+    majority(grey(mask, width, height, Filter::Bilinear))
+}
+
+/// 255 where a resized 0/255 mask has at least 128, which is where more than half of a pixel's footprint is anomalous (ADer's
+/// rule, `resized / 255 > 0.5`), else 0.
+pub fn majority(mut mask: GrayImage) -> GrayImage {
+    mask.iter_mut().for_each(|value| *value = if *value >= 128 { 255 } else { 0 });
+    mask
+}
+
+/// Resizes so that the shorter side has `edge` pixels and the longer one as many as the aspect ratio gives, rounded down
+/// (transformers' `shortest_edge`, torchvision's `Resize(edge)`).
+pub fn shortest_edge(image: &RgbImage, edge: u32, filter: Filter) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let other = |longer: u32| (u64::from(edge) * u64::from(longer) / u64::from(width.min(height).max(1))) as u32;
+    if width <= height { rgb(image, edge, other(height), filter) } else { rgb(image, other(width), edge, filter) }
+}
+
+/// The middle `width` x `height` pixels of an image that is at least as large; of an odd rest more lies behind it
+/// (transformers' `center_crop`).
+pub fn center_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let (x, y) = ((image.width() - width) / 2, (image.height() - height) / 2);
+    imageops::crop_imm(image, x, y, width, height).to_image()
+}
+
+/// Resizes a map of `from` = (width, height) floats as Pillow does in its mode `F`: the same filters, f32 between the passes.
+pub fn float(map: &[f32], from: (u32, u32), to: (u32, u32), filter: Filter) -> Vec<f32> {
+    let (horizontal, vertical) = (taps(from.0, to.0, filter), taps(from.1, to.1, filter));
+    let weigh = |values: &[f32], stride: usize, taps: &Taps<f64>| {
+        let values = values.iter().step_by(stride).zip(&taps.weights);
+        values.map(|(value, weight)| f64::from(*value) * weight).sum::<f64>() as f32
+    };
+    let fit_width = |map: &[f32]| -> Vec<f32> {
+        let rows = map.chunks_exact(from.0 as usize);
+        rows.flat_map(|row| horizontal.iter().map(|taps| weigh(&row[taps.first..], 1, taps))).collect()
+    };
+    let fit_height = |map: &[f32], width: usize| -> Vec<f32> {
+        let row = |taps: &Taps<f64>| {
+            (0..width).map(|x| weigh(&map[taps.first * width + x..], width, taps)).collect::<Vec<_>>()
+        };
+        vertical.iter().flat_map(row).collect()
+    };
+    if map.is_empty() {
+        return Vec::new();
+    }
+    if is_height_first(from, to) {
+        fit_width(&fit_height(map, from.0 as usize))
+    } else {
+        fit_height(&fit_width(map), to.0 as usize)
+    }
+}
+
 /// Pillow runs the horizontal pass first, and since release 13 the vertical one where the height loses more than twice
 /// the pixels that the width does. The order shows in the rounding between the passes.
+fn is_height_first(from: (u32, u32), to: (u32, u32)) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    lost(from.1, to.1) > 0.max(2 * lost(from.0, to.0))
+}
+
+/// Two passes over interleaved `[H, W, C]` bytes. An axis that keeps its size is copied.
 fn resample<const C: usize>(src: &[u8], from: (u32, u32), dst: &mut [u8], to: (u32, u32), filter: Filter) {
     let (src_width, src_height) = (from.0 as usize, from.1 as usize);
     let (dst_width, dst_height) = (to.0 as usize, to.1 as usize);
@@ -66,18 +135,17 @@ fn resample<const C: usize>(src: &[u8], from: (u32, u32), dst: &mut [u8], to: (u
         if src_width == dst_width {
             dst.copy_from_slice(src);
         } else {
-            horizontal::<C>(src, dst, src_width, &taps(src_width, dst_width, filter));
+            horizontal::<C>(src, dst, src_width, &fixed_taps(from.0, to.0, filter));
         }
     };
     let fit_height = |src: &[u8], dst: &mut [u8], width: usize| {
         if src_height == dst_height {
             dst.copy_from_slice(src);
         } else {
-            vertical(src, dst, width * C, &taps(src_height, dst_height, filter));
+            vertical(src, dst, width * C, &fixed_taps(from.1, to.1, filter));
         }
     };
-    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
-    if lost(from.1, to.1) > 0.max(2 * lost(from.0, to.0)) {
+    if is_height_first(from, to) {
         let mut between = vec![0; src_width * dst_height * C];
         fit_height(src, &mut between, src_width);
         fit_width(&between, dst);
@@ -88,8 +156,18 @@ fn resample<const C: usize>(src: &[u8], from: (u32, u32), dst: &mut [u8], to: (u
     }
 }
 
-fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps]) {
+fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps<i32>]) {
+    #[cfg(target_arch = "x86_64")]
+    if C == 3 && is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { avx2::horizontal_rgb(src, dst, width, taps) };
+    }
     for (row, out) in src.chunks_exact(width * C).zip(dst.chunks_exact_mut(taps.len() * C)) {
+        // Most rows of most masks.
+        if C == 1 && row.iter().all(|value| *value == 0) {
+            out.fill(0);
+            continue;
+        }
         let (pixels, _) = row.as_chunks::<C>();
         let (out, _) = out.as_chunks_mut::<C>();
         for (out, Taps { first, weights }) in out.iter_mut().zip(taps) {
@@ -104,11 +182,11 @@ fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[
     }
 }
 
-fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps]) {
+fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i32>]) {
     let mut sums = vec![ROUND; stride];
     for (out, Taps { first, weights }) in dst.chunks_exact_mut(stride).zip(taps) {
         sums.fill(ROUND);
-        for (row, weight) in src.chunks_exact(stride).skip(*first).zip(weights) {
+        for (row, weight) in src[first * stride..].chunks_exact(stride).zip(weights) {
             for (sum, value) in sums.iter_mut().zip(row) {
                 *sum += i32::from(*value) * weight;
             }
@@ -119,29 +197,88 @@ fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps]) {
     }
 }
 
-/// The source pixels `first..first + weights.len()` that make one output pixel; the weights sum to 2^22 up to rounding.
-struct Taps {
-    first: usize,
-    weights: Vec<i32>,
+/// The same sums with instructions for eight of them, which twice halves what reading photographs costs beside decoding them.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{PRECISION_BITS, ROUND, Taps};
+    use std::arch::x86_64::*;
+
+    /// Two pixels at a time: lanes are r, g, b and nothing of one, then of the next.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps<i32>]) {
+        let lanes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+        for (y, out) in dst.chunks_exact_mut(taps.len() * 3).enumerate() {
+            let row = &src[y * width * 3..];
+            for (out, Taps { first, weights }) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
+                let pixels = &row[first * 3..];
+                let (pairs, last) = weights.as_chunks::<2>();
+                let mut sums = _mm256_setzero_si256();
+                for (i, [a, b]) in pairs.iter().enumerate() {
+                    let six = _mm_cvtsi64_si128(low_bytes(&pixels[i * 6..], 6));
+                    let values = _mm256_cvtepu8_epi32(_mm_shuffle_epi8(six, lanes));
+                    let weights = _mm256_set_m128i(_mm_set1_epi32(*b), _mm_set1_epi32(*a));
+                    sums = _mm256_add_epi32(sums, _mm256_mullo_epi32(values, weights));
+                }
+                let mut sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+                if let [weight] = last {
+                    let three = _mm_cvtsi64_si128(low_bytes(&pixels[pairs.len() * 6..], 3));
+                    let values = _mm_cvtepu8_epi32(three);
+                    sum = _mm_add_epi32(sum, _mm_mullo_epi32(values, _mm_set1_epi32(*weight)));
+                }
+                let levels = _mm_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm_add_epi32(sum, _mm_set1_epi32(ROUND)));
+                let words = _mm_packs_epi32(levels, levels);
+                let bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes();
+                out.copy_from_slice(&bytes[..3]);
+            }
+        }
+    }
+
+    /// Eight bytes, of which the first `count` count: more where there are more.
+    #[inline(always)]
+    fn low_bytes(bytes: &[u8], count: usize) -> i64 {
+        if let Some(eight) = bytes.first_chunk() {
+            return i64::from_le_bytes(*eight);
+        }
+        let mut eight = [0; 8];
+        eight[..count].copy_from_slice(&bytes[..count]);
+        i64::from_le_bytes(eight)
+    }
 }
 
-/// Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`, operation by operation.
-fn taps(src: usize, dst: usize, filter: Filter) -> Vec<Taps> {
-    let scale = src as f64 / dst as f64;
+/// The source pixels `first..first + weights.len()` that make one output pixel.
+struct Taps<W> {
+    first: usize,
+    weights: Vec<W>,
+}
+
+/// Pillow's `precompute_coeffs`, operation by operation; the weights of a pixel sum to 1.
+fn taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<f64>> {
+    let scale = f64::from(src) / f64::from(dst);
+    if filter == Filter::Nearest {
+        // as Pillow's affine transform steps
+        let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
+        return centers.take(dst as usize).map(|center| Taps { first: center as usize, weights: vec![1.0] }).collect();
+    }
     let filter_scale = scale.max(1.0);
     let support = filter.support() * filter_scale;
     let inverse = 1.0 / filter_scale;
-    let fixed = |weight: f64| (weight * f64::from(1 << PRECISION_BITS) + 0.5f64.copysign(weight)) as i32;
     (0..dst)
         .map(|x| {
-            let center = (x as f64 + 0.5) * scale;
+            let center = (f64::from(x) + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
-            let last = ((center + support + 0.5) as usize).min(src);
+            let last = ((center + support + 0.5) as usize).min(src as usize);
             let weights: Vec<f64> = (first..last).map(|i| filter.weight((i as f64 - center + 0.5) * inverse)).collect();
             let sum: f64 = weights.iter().sum();
-            Taps { first, weights: weights.iter().map(|weight| fixed(weight / sum)).collect() }
+            Taps { first, weights: weights.into_iter().map(|weight| weight / sum).collect() }
         })
         .collect()
+}
+
+/// Pillow's `normalize_coeffs_8bpc`: the weights sum to 2^22 up to rounding.
+fn fixed_taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<i32>> {
+    let fixed = |weight: &f64| (weight * f64::from(1 << PRECISION_BITS) + 0.5f64.copysign(*weight)) as i32;
+    let taps = taps(src, dst, filter).into_iter();
+    taps.map(|Taps { first, weights }| Taps { first, weights: weights.iter().map(fixed).collect() }).collect()
 }
 
 /// Half a level: a sum starts here, so that the shift in [`clip8`] rounds.
@@ -154,37 +291,6 @@ fn clip8(sum: i32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vision::golden::Golden;
-
-    #[test]
-    fn equals_pillow() {
-        let (Some(inputs), Some(expected)) =
-            (Golden::open("models/pil_resize/inputs"), Golden::open("models/pil_resize/expected"))
-        else {
-            return;
-        };
-        for (case, (width, height)) in [(32, 32), (100, 37), (20, 60), (30, 60), (16, 16)].into_iter().enumerate() {
-            let image = inputs.rgb(&format!("img{case}"));
-            for (name, filter) in [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)] {
-                let resized = rgb(&image, width, height, filter);
-                assert!(resized == expected.rgb(&format!("img{case}.{name}")), "img{case} {name}");
-            }
-        }
-    }
-
-    #[test]
-    fn equals_the_reference_transform() {
-        let Some(golden) = Golden::open("reference/transforms") else { return };
-        for (case, width, height) in [("down", 64, 64), ("rect", 56, 48), ("up", 44, 40)] {
-            let resized = rgb(&golden.rgb(&format!("{case}.rgb")), width, height, Filter::Bilinear);
-            assert!(resized == golden.rgb(&format!("{case}.resized_u8")), "{case}");
-
-            // The reference keeps the grey levels of a resized mask; ours are those above one half.
-            let resized = mask(&golden.gray(&format!("{case}.mask255")), width, height);
-            let reference = golden.f32(&format!("{case}.mask255_out"));
-            assert!(resized.iter().zip(reference).all(|(ours, grey)| (*ours == 255) == (grey > 0.5)), "{case}");
-        }
-    }
 
     #[test]
     fn a_row_in_pillow_numbers() {
@@ -224,7 +330,36 @@ mod tests {
     }
 
     #[test]
+    fn wide_instructions_sum_the_same() {
+        let noise =
+            |x: u32, y: u32| (x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(0x9e37_79b1)) >> 13) as u8;
+        let channel = |c: u32| move |x, y| image::Luma([noise(x + 1000 * c, y)]);
+        for ((from, to), filter) in [(41, 13), (9, 31), (3, 1), (1, 5), (64, 16), (50, 49)]
+            .into_iter()
+            .flat_map(|sizes| [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos].map(|filter| (sizes, filter)))
+        {
+            let image = RgbImage::from_fn(from, 3, |x, y| image::Rgb([0, 1, 2].map(|c| noise(x + 1000 * c, y))));
+            let wide = rgb(&image, to, 3, filter);
+            for c in 0..3 {
+                let alone = grey(&GrayImage::from_fn(from, 3, channel(c)), to, 3, filter);
+                assert!(
+                    wide.pixels().zip(alone.pixels()).all(|(a, b)| a.0[c as usize] == b.0[0]),
+                    "{from} {to} {filter:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_middle_of_the_shorter_side() {
+        let image = RgbImage::from_fn(30, 20, |x, y| image::Rgb([x as u8, y as u8, 0]));
+        assert_eq!(shortest_edge(&image, 7, Filter::Bicubic).dimensions(), (10, 7));
+        assert_eq!(center_crop(&image, 15, 20).get_pixel(0, 0).0, [7, 0, 0]);
+    }
+
+    #[test]
     fn empty_sides_are_empty() {
+        assert!(float(&[], (0, 5), (3, 3), Filter::Bilinear).is_empty());
         assert!(rgb(&RgbImage::new(5, 5), 0, 7, Filter::Bilinear).is_empty());
         assert_eq!(rgb(&RgbImage::new(0, 5), 3, 3, Filter::Bicubic), RgbImage::new(3, 3));
     }

@@ -1,0 +1,119 @@
+//! Metrics of scored images.
+
+use super::{
+    Level, MetricError, Ranking, Score,
+    levels::{Levels, Record},
+};
+
+/// A mergeable state of all images seen: how many of each kind share a score. Equal images give equal states, in whatever
+/// order or parts they came.
+#[derive(Debug, Clone)]
+pub struct ImageMetrics {
+    levels: Levels<Level>,
+}
+
+impl Default for ImageMetrics {
+    fn default() -> Self {
+        Self { levels: Levels::new::<f64>() }
+    }
+}
+
+impl PartialEq for ImageMetrics {
+    fn eq(&self, other: &Self) -> bool {
+        self.levels.ascending() == other.levels.ascending()
+    }
+}
+
+impl ImageMetrics {
+    /// No images yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one image by its score and whether it is anomalous. An error, and no change, if the score is NaN.
+    pub fn update(&mut self, score: f64, anomalous: bool) -> Result<(), MetricError> {
+        if score.is_nan() {
+            return Err(MetricError::NanScore);
+        }
+        let level = Level { positives: u64::from(anomalous), negatives: u64::from(!anomalous) };
+        self.levels.add(std::iter::once((score.key(), level)));
+        Ok(())
+    }
+
+    /// Adds all that `other` has seen.
+    pub fn merge(&mut self, other: &Self) {
+        self.levels.add(other.levels.ascending().into_iter());
+    }
+
+    /// The state for another process; [`ImageMetrics::merge_bytes`] reads it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.levels.write(&mut bytes);
+        bytes
+    }
+
+    /// [`ImageMetrics::merge`] of a state in bytes. An error, and no change, if they are none.
+    pub fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+        let mut rest = bytes;
+        let levels = Levels::read::<f64>(&mut rest).filter(|_| rest.is_empty()).ok_or(MetricError::State)?;
+        self.merge(&Self { levels });
+        Ok(())
+    }
+
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.levels.size()
+    }
+
+    /// The images as a ranking, from which the metrics are read.
+    pub fn ranking(&self) -> Ranking {
+        self.levels.ascending().into_iter().rev().map(|(_, level)| level).collect()
+    }
+}
+
+impl Record for Level {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.positives.write(out);
+        self.negatives.write(out);
+    }
+
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        Some(Self { positives: u64::read(from)?, negatives: u64::read(from)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn state(images: &[(f64, bool)]) -> ImageMetrics {
+        let mut state = ImageMetrics::new();
+        images.iter().for_each(|(score, label)| state.update(*score, *label).unwrap());
+        state
+    }
+
+    #[test]
+    fn nan_changes_nothing() {
+        let mut images = state(&[(0.5, true)]);
+        assert_eq!(images.update(f64::NAN, true), Err(MetricError::NanScore));
+        assert_eq!(images.merge_bytes(&[1, 2, 3]), Err(MetricError::State));
+        assert_eq!(images, state(&[(0.5, true)]));
+    }
+
+    fn images() -> impl Strategy<Value = Vec<(f64, bool)>> {
+        let score =
+            prop_oneof![(-6..6i32).prop_map(|s| f64::from(s) / 4.), any::<f64>().prop_filter("", |s| !s.is_nan())];
+        prop::collection::vec((score, any::<bool>()), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn parts_merge_to_the_whole(images in images(), cut in 0..40usize) {
+            let (left, right) = images.split_at(cut.min(images.len()));
+            let mut merged = state(right);
+            merged.merge_bytes(&state(left).to_bytes()).unwrap();
+            prop_assert_eq!(&merged, &state(&images));
+        }
+    }
+}

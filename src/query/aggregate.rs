@@ -1,0 +1,440 @@
+//! The metrics as aggregate functions of SQL: `select class, aupro(map, mask, 0.3) from … group by class`.
+//!
+//! They are those of the protocol `exact`. A row with a null argument is left out; of no rows, and of one kind alone, a metric is
+//! null.
+
+use std::{
+    fmt::{self, Debug, Display},
+    sync::Arc,
+};
+
+use arrow::{
+    array::{Array, ArrayRef, ArrowPrimitiveType, AsArray},
+    compute::cast,
+    datatypes::{DataType, Field, FieldRef, Float16Type, Float32Type, Float64Type},
+};
+use datafusion::{
+    common::ScalarValue,
+    error::{DataFusionError, Result},
+    logical_expr::{
+        Accumulator, AggregateUDF, AggregateUDFImpl, Signature, Volatility,
+        function::{AccumulatorArgs, StateFieldsArgs},
+    },
+    physical_expr::expressions::Literal,
+    prelude::SessionContext,
+};
+
+use crate::{
+    engine::tensor_shape,
+    metrics::{ImageMetrics, MetricError, PixelMetrics, Ranking, Score},
+};
+
+/// Every function, by how it is called.
+const FUNCTIONS: [(&str, &[&str], Metric); 7] = [
+    ("auroc", &["score", "label"], Metric::Auroc),
+    ("average_precision", &["score", "label"], Metric::AveragePrecision),
+    ("f1_max", &["score", "label"], Metric::F1Max),
+    ("pixel_auroc", &["map", "mask"], Metric::Auroc),
+    ("pixel_ap", &["map", "mask"], Metric::AveragePrecision),
+    ("pixel_f1_max", &["map", "mask"], Metric::F1Max),
+    ("aupro", &["map", "mask", "limit"], Metric::Aupro),
+];
+
+/// Makes the functions known to a session.
+pub(super) fn register(context: &SessionContext) {
+    for (name, arguments, metric) in FUNCTIONS {
+        let signature = Signature::user_defined(Volatility::Immutable);
+        context.register_udaf(AggregateUDF::from(Function { name, arguments, metric, signature }));
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Metric {
+    Auroc,
+    AveragePrecision,
+    F1Max,
+    /// Of maps alone.
+    Aupro,
+}
+
+impl Metric {
+    fn of(self, ranking: &Ranking) -> Option<f64> {
+        match self {
+            Self::Auroc => ranking.auroc(),
+            Self::AveragePrecision => ranking.average_precision(),
+            Self::F1Max => ranking.f1_max(),
+            Self::Aupro => None,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Function {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    metric: Metric,
+    signature: Signature,
+}
+
+impl Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.name, self.arguments.join(", "))
+    }
+}
+
+impl AggregateUDFImpl for Function {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
+        if given.len() != self.arguments.len() {
+            return Err(self.wrong(format!("it was given {} arguments", given.len())));
+        }
+        let types = self.arguments.iter().zip(given).map(|(argument, given)| {
+            let (fits, taken, expected) = match *argument {
+                "score" | "limit" => (given.is_numeric() || given.is_null(), DataType::Float64, "a number"),
+                "label" => (is_flag(given) || given.is_null(), DataType::Boolean, "true or false, or a whole number"),
+                "map" => (pixels(given).is_some_and(DataType::is_floating), given.clone(), "a list of floats"),
+                _ => {
+                    (pixels(given).is_some_and(is_flag), given.clone(), "a list of whole numbers or of true and false")
+                }
+            };
+            fits.then_some(taken).ok_or_else(|| self.wrong(format!("`{argument}` is {given}, not {expected}")))
+        });
+        types.collect()
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Float64)
+    }
+
+    fn state_fields(&self, arguments: StateFieldsArgs) -> Result<Vec<FieldRef>> {
+        Ok(vec![Arc::new(Field::new(format!("{}[state]", arguments.name), DataType::LargeBinary, true))])
+    }
+
+    fn accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        match pixels(arguments.expr_fields[0].data_type()) {
+            None => self.of_scores(),
+            Some(DataType::Float16) => self.of_maps::<Float16Type>(&arguments),
+            Some(DataType::Float32) => self.of_maps::<Float32Type>(&arguments),
+            Some(_) => self.of_maps::<Float64Type>(&arguments),
+        }
+    }
+}
+
+impl Function {
+    fn wrong(&self, what: impl Display) -> DataFusionError {
+        DataFusionError::Plan(format!("{self}: {what}"))
+    }
+
+    fn of_scores(&self) -> Result<Box<dyn Accumulator>> {
+        let metric = self.metric;
+        Ok(Box::new(Measured {
+            function: self.to_string(),
+            state: ImageMetrics::new(),
+            update: |state, values, row| {
+                let [score, label] = values else { return Ok(()) };
+                let (score, label) = (score.as_primitive::<Float64Type>().value(row), label.as_boolean().value(row));
+                state.update(score, label).map_err(|e| e.to_string())
+            },
+            evaluate: Box::new(move |state| metric.of(&state.ranking())),
+        }))
+    }
+
+    fn of_maps<T: ArrowPrimitiveType<Native: Score>>(
+        &self,
+        arguments: &AccumulatorArgs,
+    ) -> Result<Box<dyn Accumulator>> {
+        let metric = self.metric;
+        let limit = match arguments.exprs.get(2) {
+            None => 1.,
+            Some(limit) => match limit.downcast_ref::<Literal>().map(Literal::value) {
+                Some(ScalarValue::Float64(Some(limit))) if *limit > 0. && *limit <= 1. => *limit,
+                _ => {
+                    return Err(
+                        self.wrong(format!("`limit` is {limit}, not a number above 0 and up to 1, such as 0.3"))
+                    );
+                }
+            },
+        };
+        let shape = arguments.expr_fields.iter().find_map(|field| tensor_shape(field));
+        let width = match shape.as_deref() {
+            // Where rows begin and end matters to regions alone.
+            _ if metric != Metric::Aupro => Width::All,
+            None => Width::Square,
+            Some([ones @ .., _, width]) if ones.iter().all(|n| *n == 1) => Width::Known(*width),
+            Some(shape) => return Err(self.wrong(format!("a map of the shape {shape:?} is not [H, W]"))),
+        };
+        Ok(Box::new(Measured {
+            function: self.to_string(),
+            state: Maps::<T::Native> { pixels: PixelMetrics::new(), width },
+            update: update_maps::<T>,
+            evaluate: Box::new(move |state| match metric {
+                Metric::Aupro => state.pixels.aupro(limit),
+                other => other.of(&state.pixels.ranking()),
+            }),
+        }))
+    }
+}
+
+fn is_flag(of: &DataType) -> bool {
+    of.is_integer() || *of == DataType::Boolean
+}
+
+/// What a list is a list of.
+fn pixels(of: &DataType) -> Option<&DataType> {
+    match of {
+        DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => Some(item.data_type()),
+        _ => None,
+    }
+}
+
+/// The list in a row.
+fn list(column: &ArrayRef, row: usize) -> ArrayRef {
+    match column.data_type() {
+        DataType::FixedSizeList(..) => column.as_fixed_size_list().value(row),
+        DataType::LargeList(_) => column.as_list::<i64>().value(row),
+        _ => column.as_list::<i32>().value(row),
+    }
+}
+
+/// The length of a map's rows.
+#[derive(Debug, Clone, Copy)]
+enum Width {
+    Known(usize),
+    /// As many as there are rows.
+    Square,
+    /// One row is all.
+    All,
+}
+
+#[derive(Debug)]
+struct Maps<S> {
+    pixels: PixelMetrics<S>,
+    width: Width,
+}
+
+fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
+    state: &mut Maps<T::Native>,
+    values: &[ArrayRef],
+    row: usize,
+) -> Result<(), String> {
+    let (map, mask) = (list(&values[0], row), list(&values[1], row));
+    if map.null_count() + mask.null_count() > 0 {
+        return Err("a pixel of a map or of a mask is null".into());
+    }
+    let mask = cast(&mask, &DataType::Boolean).map_err(|e| e.to_string())?;
+    let mask: Vec<bool> = mask.as_boolean().values().iter().collect();
+    let side = map.len().isqrt();
+    let width = match state.width {
+        Width::Known(width) => width,
+        Width::All => map.len(),
+        Width::Square if side * side == map.len() => side,
+        Width::Square => {
+            let pixels = map.len();
+            return Err(format!(
+                "a map of {pixels} pixels is not square, and its column is no tensor, which has a shape"
+            ));
+        }
+    };
+    state.pixels.update(map.as_primitive::<T>().values(), &mask, width).map_err(|e| e.to_string())
+}
+
+/// A state that other states of its kind are merged into, from bytes.
+trait State: Debug + Send + Sync + 'static {
+    fn to_bytes(&self) -> Vec<u8>;
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError>;
+    fn size(&self) -> usize;
+}
+
+impl State for ImageMetrics {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.to_bytes()
+    }
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+        self.merge_bytes(bytes)
+    }
+    fn size(&self) -> usize {
+        self.size()
+    }
+}
+
+impl<S: Score> State for Maps<S> {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.pixels.to_bytes()
+    }
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+        self.pixels.merge_bytes(bytes)
+    }
+    fn size(&self) -> usize {
+        self.pixels.size()
+    }
+}
+
+/// What has been seen of one group.
+struct Measured<S> {
+    /// As errors name it.
+    function: String,
+    state: S,
+    update: fn(&mut S, &[ArrayRef], usize) -> Result<(), String>,
+    evaluate: Box<dyn Fn(&S) -> Option<f64> + Send + Sync>,
+}
+
+impl<S: Debug> Debug for Measured<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {:?}", self.function, self.state)
+    }
+}
+
+impl<S> Measured<S> {
+    fn failed(&self, why: impl Display) -> DataFusionError {
+        DataFusionError::Execution(format!("{}: {why}", self.function))
+    }
+}
+
+impl<S: State> Accumulator for Measured<S> {
+    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        for row in 0..values[0].len() {
+            // The limit of AUPRO is the same in all rows.
+            if values[..2].iter().all(|column| column.is_valid(row)) {
+                (self.update)(&mut self.state, values, row).map_err(|why| self.failed(why))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
+        let states = states[0].as_binary::<i64>().iter().flatten();
+        states.into_iter().try_for_each(|bytes| self.state.merge_bytes(bytes)).map_err(|why| self.failed(why))
+    }
+
+    fn state(&mut self) -> Result<Vec<ScalarValue>> {
+        Ok(vec![ScalarValue::LargeBinary(Some(self.state.to_bytes()))])
+    }
+
+    fn evaluate(&mut self) -> Result<ScalarValue> {
+        Ok(ScalarValue::Float64((self.evaluate)(&self.state)))
+    }
+
+    fn size(&self) -> usize {
+        size_of_val(self) + self.state.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::{
+        array::{BooleanArray, FixedSizeListArray, Float16Array, ListArray, RecordBatch, StringArray, UInt8Array},
+        datatypes::{Schema, UInt8Type},
+    };
+    use datafusion::{datasource::MemTable, prelude::SessionConfig};
+    use half::f16;
+
+    use crate::engine::tensor_field;
+
+    const SHAPE: [usize; 2] = [3, 4];
+
+    /// Rows of two groups, of which some have no mask.
+    fn rows() -> Vec<(&'static str, Vec<f16>, Option<Vec<u8>>)> {
+        (0..40u32)
+            .map(|row| {
+                let noise = |i: u32| (row * 12 + i).wrapping_mul(2_654_435_761) >> 20;
+                let map = (0..12).map(|i| f16::from_f32((noise(i) % 50) as f32 / 16.)).collect();
+                let mask = (0..12).map(|i| u8::from(noise(i + 5) % 7 == 0) * 255).collect();
+                (if row % 3 == 0 { "a" } else { "b" }, map, (row % 5 != 0).then_some(mask))
+            })
+            .collect()
+    }
+
+    fn batch(rows: &[(&str, Vec<f16>, Option<Vec<u8>>)]) -> RecordBatch {
+        let fields = [
+            tensor_field("map", DataType::Float16, &SHAPE, false),
+            tensor_field("mask", DataType::UInt8, &SHAPE, true),
+        ];
+        let list = |field: &Field, values: ArrayRef, valid: Vec<bool>| -> ArrayRef {
+            let DataType::FixedSizeList(item, size) = field.data_type() else { panic!("a tensor is a list") };
+            Arc::new(FixedSizeListArray::new(item.clone(), *size, values, Some(valid.into())))
+        };
+        let maps = Float16Array::from_iter_values(rows.iter().flat_map(|row| row.1.clone()));
+        let masks = UInt8Array::from_iter_values(rows.iter().flat_map(|row| row.2.clone().unwrap_or(vec![0; 12])));
+        let columns = vec![
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.0))) as ArrayRef,
+            list(&fields[0], Arc::new(maps), vec![true; rows.len()]),
+            list(&fields[1], Arc::new(masks), rows.iter().map(|row| row.2.is_some()).collect()),
+        ];
+        let [map, mask] = fields;
+        let schema = Schema::new(vec![Field::new("class", DataType::Utf8, false), map, mask]);
+        RecordBatch::try_new(Arc::new(schema), columns).unwrap()
+    }
+
+    fn query(sql: &str, partitions: Vec<Vec<RecordBatch>>) -> Result<Vec<RecordBatch>> {
+        let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(partitions.len()));
+        register(&context);
+        let schema = partitions[0][0].schema();
+        context.register_table("t", Arc::new(MemTable::try_new(schema, partitions)?))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { context.sql(sql).await?.collect().await })
+    }
+
+    fn numbers(batches: &[RecordBatch], column: usize) -> Vec<Option<f64>> {
+        batches.iter().flat_map(|batch| batch.column(column).as_primitive::<Float64Type>().iter()).collect()
+    }
+
+    #[test]
+    fn groups_and_partitions_are_those_of_one_state() {
+        let rows = rows();
+        let expected = ["a", "b"].map(|class| {
+            let mut state = PixelMetrics::new();
+            for (_, map, mask) in rows.iter().filter(|row| row.0 == class) {
+                let Some(mask) = mask else { continue };
+                state.update(map, &mask.iter().map(|pixel| *pixel > 0).collect::<Vec<_>>(), SHAPE[1]).unwrap();
+            }
+            [state.auroc(), state.average_precision(), state.f1_max(), state.aupro(0.3), state.aupro(1.)]
+        });
+        let sql = "select class, pixel_auroc(map, mask), pixel_ap(map, mask), pixel_f1_max(map, mask), \
+                   aupro(map, mask, 0.3), aupro(map, mask, 1) from t group by class order by class";
+        for parts in [1, 2, 5] {
+            let partitions = rows.chunks(rows.len().div_ceil(parts)).map(|rows| rows.chunks(3).map(batch).collect());
+            let found = query(sql, partitions.collect()).unwrap();
+            for (column, (a, b)) in expected[0].iter().zip(&expected[1]).enumerate() {
+                assert_eq!(numbers(&found, column + 1), [*a, *b], "{parts} partitions, column {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_of_any_kind_are_maps() {
+        let map = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([0.1, 0.9, 0.3, 0.2].map(Some))]);
+        let mask = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some([0, 1, 1, 0].map(Some))]);
+        let lists = |map: ListArray, mask: ListArray| {
+            vec![vec![
+                RecordBatch::try_from_iter([("map", Arc::new(map) as ArrayRef), ("mask", Arc::new(mask))]).unwrap(),
+            ]]
+        };
+        let square = lists(map.clone(), mask.clone());
+        assert_eq!(numbers(&query("select aupro(map, mask, 0.5) from t", square.clone()).unwrap(), 0), [Some(1.)]);
+        let flags = "select pixel_auroc(map, arrow_cast(mask, 'LargeList(Boolean)')) from t";
+        assert_eq!(numbers(&query(flags, square).unwrap(), 0), [Some(1.)]);
+        let map = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([0.1, 0.9, 0.3].map(Some))]);
+        let mask = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some([0, 1, 1].map(Some))]);
+        let line = lists(map, mask);
+        assert_eq!(numbers(&query("select pixel_auroc(map, mask) from t", line.clone()).unwrap(), 0), [Some(1.)]);
+        let message = query("select aupro(map, mask, 0.5) from t", line).unwrap_err().to_string();
+        assert!(message.contains("aupro(map, mask, limit): a map of 3 pixels is not square"), "{message}");
+    }
+
+    #[test]
+    fn a_row_without_a_score_or_a_label_is_left_out() {
+        let scores = Arc::new(arrow::array::Float32Array::from(vec![Some(0.9), None, Some(0.1), Some(0.5)]));
+        let labels = Arc::new(BooleanArray::from(vec![Some(true), Some(false), Some(false), None]));
+        let table = RecordBatch::try_from_iter([("score", scores as ArrayRef), ("label", labels)]).unwrap();
+        let found = query("select auroc(score, label), f1_max(score, null) from t", vec![vec![table]]).unwrap();
+        assert_eq!((numbers(&found, 0), numbers(&found, 1)), (vec![Some(1.)], vec![None]));
+    }
+}

@@ -1,0 +1,126 @@
+//! The same metrics by the stage, by SQL over what is published, and by SQL as a stage.
+
+use crate::lab::{Lab, project};
+
+const PIPELINE: &str = r#"
+name: measured
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  anomaly_maps:
+    stage: command
+    from: [images]
+    where: split = 'test'
+    with:
+      run: python3 maps.py
+      columns: [pixels]
+      output: { map: "float16[64,64]", score: float32 }
+  metrics: { stage: evaluate, from: [images, anomaly_maps], with: { protocol: [exact, reference, ader] } }
+  measured:
+    stage: sql
+    from: [images, anomaly_maps]
+    with:
+      query: "select class, auroc(score, label) as image_auroc, average_precision(score, label) as image_ap,
+        f1_max(score, label) as image_f1_max, pixel_auroc(map, mask) as pixel_auroc, pixel_ap(map, mask) as pixel_ap,
+        pixel_f1_max(map, mask) as pixel_f1_max, aupro(map, mask, 0.3) as aupro
+        from images join anomaly_maps using (image_id) group by class order by class"
+"#;
+
+/// Saturation as a map.
+const MAPS: &str = r#"
+import sys
+import pyarrow as pa
+
+rows = pa.ipc.open_stream(sys.stdin.buffer)
+schema = pa.schema([("image_id", pa.string()), ("map", pa.list_(pa.float16(), 64 * 64)), ("score", pa.float32())])
+with pa.ipc.new_stream(sys.stdout.buffer, schema) as answers:
+    for batch in rows:
+        maps, scores = [], []
+        for p in batch["pixels"].storage.to_pylist():
+            values = [max(p[i:i + 3]) - min(p[i:i + 3]) for i in range(0, len(p), 3)]
+            scores.append(max(values) / 255)
+            maps.append(pa.array([v / 255 for v in values], pa.float32()).cast(pa.float16()).to_pylist())
+        answers.write_batch(pa.RecordBatch.from_pydict({"image_id": batch["image_id"], "map": maps, "score": scores}, schema))
+        sys.stdout.flush()
+"#;
+
+fn lab() -> Lab {
+    let tools = project().join(".tools/python/pyarrow");
+    assert!(tools.exists(), "programs in Python need pyarrow; run `python3 setup/fetch.py tools`");
+    let lab = Lab::new(PIPELINE);
+    lab.write("maps.py", MAPS);
+    lab.run(&[]);
+    lab
+}
+
+#[test]
+fn sql_measures_what_the_stage_does() {
+    let lab = lab();
+    let columns = "class, image_auroc, image_ap, image_f1_max, pixel_auroc, pixel_ap, pixel_f1_max, aupro";
+    let by_stage = lab.sql(
+        ".vlmdiff",
+        &format!("select {columns} from metrics where protocol = 'exact' and class <> 'mean' order by class"),
+    );
+    assert_eq!(by_stage.len(), 2);
+    assert!(by_stage.iter().all(|row| !row.contains(",,") && !row.ends_with(',')), "{by_stage:?}");
+    assert_eq!(lab.sql(".vlmdiff", &format!("select {columns} from measured")), by_stage);
+    let query = PIPELINE.split("query: \"").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(lab.sql(".vlmdiff", query), by_stage);
+
+    // Without groups, of some rows, and of none.
+    let auroc = "select auroc(score, label) from images join anomaly_maps using (image_id)";
+    assert_eq!(lab.sql(".vlmdiff", auroc).len(), 1);
+    let filtered = format!("{auroc} where class = 'gear'");
+    let of_class = "select image_auroc from metrics where class = 'gear' and protocol = 'exact'";
+    assert_eq!(lab.sql(".vlmdiff", &filtered), lab.sql(".vlmdiff", of_class));
+    assert_eq!(lab.sql(".vlmdiff", &format!("{auroc} where class = 'none'")), [""]);
+    // A score may be any number and a label a whole one.
+    let whole =
+        "select auroc(cast(score * 1000 as int), cast(label as int)) from images join anomaly_maps using (image_id)";
+    assert_eq!(lab.sql(".vlmdiff", whole).len(), 1);
+}
+
+/// Each protocol's own rules show, and what they share is equal.
+#[test]
+fn protocols_stand_beside_each_other() {
+    let lab = lab();
+    let rows = lab.sql(".vlmdiff", "select protocol, class, n_images, n_anomalous from metrics");
+    let expected = ["exact", "reference", "ader"]
+        .map(|name| [format!("{name},gear,3,2"), format!("{name},tile,3,2"), format!("{name},mean,6,4")]);
+    assert_eq!(rows, expected.concat());
+    let same = "select count(distinct pixel_ap) from metrics where protocol in ('exact', 'ader') and class = 'gear'";
+    assert_eq!(lab.sql(".vlmdiff", same), ["1"]);
+    let different = "select count(distinct aupro) from metrics where class = 'gear'";
+    assert_eq!(lab.sql(".vlmdiff", different), ["3"]);
+    // What a defect touches is more than what it covers.
+    let touched = "select count(*) from images where mask_grey is not null";
+    assert_eq!(lab.sql(".vlmdiff", touched), ["4"]);
+
+    let one = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "metrics.protocol=reference"]);
+    assert_eq!(one.code, Some(0), "{}", one.stderr);
+    assert_eq!(lab.sql(".vlmdiff", "select distinct protocol from metrics"), ["reference"]);
+    let wrong = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "metrics.protocol=paper"]);
+    assert!(
+        wrong.stderr.contains("a protocol is `exact`, `reference` or `ader`, or a list of them"),
+        "{}",
+        wrong.stderr
+    );
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let lab = lab();
+    for (select, message) in [
+        ("auroc(class, label)", "auroc(score, label): `score` is Utf8"),
+        ("auroc(score)", "auroc(score, label): it was given 1 arguments"),
+        ("pixel_auroc(score, mask)", "pixel_auroc(map, mask): `map` is Float32, not a list of floats"),
+        ("aupro(map, mask, 2)", "aupro(map, mask, limit): `limit` is 2, not a number above 0 and up to 1"),
+        ("aupro(map, map, 0.3)", "aupro(map, mask, limit): `mask` is"),
+        ("auroc(score / 0 - score / 0, label)", "auroc(score, label): the score is NaN"),
+        ("pixel_ap(map, pixels)", "pixel_ap(map, mask): anomaly map has 4096 pixels, its mask 12288"),
+    ] {
+        let query = format!("select {select} from images join anomaly_maps using (image_id)");
+        let ended = lab.vlmdiff(&["sql", &query]);
+        assert_eq!(ended.code, Some(2), "{select}: {}", ended.stdout);
+        assert!(ended.stderr.contains(message), "{select}: {}", ended.stderr);
+    }
+}
