@@ -87,22 +87,15 @@ pub enum ExtractorError {
     Option(String),
 }
 
-/// The file of EfficientNet-Lite0 that `make setup` fetches: below the user's cache folder.
-pub fn efficientnet_weights() -> PathBuf {
-    let home = || std::env::home_dir().unwrap_or_default().join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map_or_else(home, PathBuf::from);
-    cache.join("vlmdiff").join("efficientnet-lite0-57934424.pth")
-}
-
 impl Extractor {
     /// The name in a pipeline.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Where the weights lie if nobody says where; None where nothing brings them.
-    pub fn default_weights(self) -> Option<PathBuf> {
-        (self == Self::EfficientnetLite0).then(efficientnet_weights)
+    /// The name of its weights among the [known](super::known) ones.
+    pub fn default_weights(self) -> String {
+        if self == Self::Dinov2 { "dinov2-small".to_owned() } else { self.name() }
     }
 
     /// Width, blocks and patch of the DINO transformers.
@@ -303,11 +296,19 @@ pub fn reinterpret(images: &Tensor, side: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{checkpoint::to_safetensors, vit::Interpolation};
+    use crate::models::{checkpoint::to_safetensors, known, vit::Interpolation};
     use tch::nn::VarStore;
 
     fn options(layers: &[usize]) -> Options {
         Options { layers: Some(layers.to_vec()), ..Default::default() }
+    }
+
+    #[test]
+    fn every_extractor_has_known_weights() {
+        for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
+            let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
+            assert!(known::find(&extractor.default_weights()).is_some(), "{}", extractor.name());
+        }
     }
 
     #[test]

@@ -44,9 +44,10 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub extractor: Extractor,
-    /// The network's weights: a published file, or a folder in Hugging Face layout; or a URL of either, a folder's ending in `/`
-    /// (config.json and model.safetensors are read). Identified by content, not by place. Needed but for
-    /// `efficientnet-lite0`, which `make setup` fetches.
+    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, the path of a published file
+    /// or of a folder in Hugging Face layout, or a URL of either, a folder's ending in `/` (config.json and model.safetensors are
+    /// read). Identified by content, not by place. Absent: the known weights of the extractor's name (dinov2: `dinov2-small`),
+    /// which `vlmdiff models fetch NAME` brings.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -119,16 +120,9 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    /// Where the weights lie: what `weights` says, or the extractor's own place.
-    fn address(&self) -> Result<String, String> {
-        let own = || self.extractor.default_weights().map(|path| path.to_string_lossy().into_owned());
-        self.weights.clone().or_else(own).ok_or_else(|| {
-            let name = self.extractor.name();
-            format!(
-                "the weights of {name} are needed: `weights` names a published file or a folder in Hugging Face layout \
-                 (--set TABLE.weights=PATH), or another `extractor` would work"
-            )
-        })
+    /// What names the weights: `weights`, or the extractor itself.
+    fn address(&self) -> String {
+        self.weights.clone().unwrap_or_else(|| self.extractor.default_weights())
     }
 
     fn options(&self) -> Options {
@@ -175,14 +169,17 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(Weights(&self.address()?).files())
+        Weights(&self.address()).files().map_err(|e| match &self.weights {
+            Some(_) => format!("`weights`: {e}"),
+            None => format!("{e}; or `weights` names a file of yours"),
+        })
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let weights = Weights(&self.address().map_err(Error::Input)?).local(&context.sources)?;
+        let weights = Weights(&self.address()).local(&context.sources)?;
         let network =
             self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);

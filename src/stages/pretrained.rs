@@ -147,7 +147,7 @@ impl Stage for Pretrained {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let mut files = Weights(&self.weights).files();
+        let mut files = Weights(&self.weights).files()?;
         if self.network == Network::TextEncoder {
             files.extend(Weights(self.tokenizer()).tokenizer_files());
         }
@@ -201,8 +201,8 @@ impl Loader {
                 let config = stage.clip().map_err(Error::Input)?;
                 skip_init(|| ClipTextModel::new(vs.root(), &config)).map_err(wrong)?;
                 config.canonical(published).and_then(|weights| weights.load_into(vs)).map_err(input)?;
-                let tokenizer =
-                    ClipTokenizer::open(Weights(stage.tokenizer()).beside()).and_then(|tokenizer| tokenizer.to_json());
+                let folder = Weights(stage.tokenizer()).beside().unwrap_or_default();
+                let tokenizer = ClipTokenizer::open(folder).and_then(|tokenizer| tokenizer.to_json());
                 let json = tokenizer.map_err(|e| Error::Input(e.to_string()))?;
                 save_weights(vs.variables(), &config, &[(TOKENIZER, json)])
             }
