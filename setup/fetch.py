@@ -23,10 +23,7 @@ import zipfile
 VERSION = "2.11.0"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TREE = ROOT / ".libtorch"
-CACHE = pathlib.Path(
-    os.environ.get("VLMDIFF_CACHE")
-    or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "vlmdiff"
-)
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "vlmdiff"
 WEIGHTS = CACHE / "efficientnet-lite0-57934424.pth"
 CPU_LIBRARIES = ["libc10.so", "libtorch.so", "libtorch_cpu.so", "libgomp.so.1"]
 

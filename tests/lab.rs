@@ -90,9 +90,6 @@ impl Lab {
     pub(crate) fn new(pipeline: &str) -> Self {
         let lab = Self { folder: tempfile::tempdir().unwrap() };
         lab.write("pipeline.yaml", pipeline);
-        let weights = efficientnet();
-        fs::create_dir(lab.path("cache")).unwrap();
-        std::os::unix::fs::symlink(&weights, lab.path("cache").join(weights.file_name().unwrap())).unwrap();
         let synth = ["synth", "data", "--size", "48", "--classes", "tile,gear", "--train", "4", "--test-good", "1"];
         let ended = lab.vlmdiff(&[&synth[..], &["--test-per-defect", "1"]].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -195,11 +192,6 @@ pub(crate) fn computed(events: &[Event]) -> Vec<(&str, u64)> {
             _ => None,
         })
         .collect()
-}
-
-/// The feature extractor that `make weights` fetches.
-pub(crate) fn efficientnet() -> PathBuf {
-    vlmdiff::models::known::find("efficientnet-lite0").unwrap().files().remove(0)
 }
 
 /// The project's own folder.

@@ -87,15 +87,26 @@ pub enum ExtractorError {
     Option(String),
 }
 
+/// The file of EfficientNet-Lite0 that `make setup` fetches: below the user's cache folder.
+pub fn efficientnet_weights() -> PathBuf {
+    let home = || std::env::home_dir().unwrap_or_default().join(".cache");
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map_or_else(home, PathBuf::from);
+    cache.join("vlmdiff").join("efficientnet-lite0-57934424.pth")
+}
+
 impl Extractor {
     /// The name in a pipeline.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// The name of its weights among the [known](super::known) ones.
+    /// The weights that are taken if nobody says which: a name of [`known`](super::known), or the file that `make setup` fetches.
     pub fn default_weights(self) -> String {
-        if self == Self::Dinov2 { "dinov2-small".to_owned() } else { self.name() }
+        match self {
+            Self::EfficientnetLite0 => efficientnet_weights().to_string_lossy().into_owned(),
+            Self::Dinov2 => "dinov2-small".to_owned(),
+            _ => self.name(),
+        }
     }
 
     /// Width, blocks and patch of the DINO transformers.
@@ -307,7 +318,9 @@ mod tests {
     fn every_extractor_has_known_weights() {
         for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
             let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
-            assert!(known::find(&extractor.default_weights()).is_some(), "{}", extractor.name());
+            let weights = extractor.default_weights();
+            let known = known::find(&weights).is_some() || extractor == Extractor::EfficientnetLite0;
+            assert!(known, "{weights} of {}", extractor.name());
         }
     }
 

@@ -44,10 +44,10 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub extractor: Extractor,
-    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, the path of a published file
-    /// or of a folder in Hugging Face layout, or a URL of either, a folder's ending in `/` (config.json and model.safetensors are
-    /// read). Identified by content, not by place. Absent: the known weights of the extractor's name (dinov2: `dinov2-small`),
-    /// which `vlmdiff models fetch NAME` brings.
+    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a published file or a folder
+    /// in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json and model.safetensors are read).
+    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`); of
+    /// `efficientnet-lite0`, what `make setup` fetched.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -120,8 +120,7 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    /// What names the weights: `weights`, or the extractor itself.
-    fn address(&self) -> String {
+    fn weights(&self) -> String {
         self.weights.clone().unwrap_or_else(|| self.extractor.default_weights())
     }
 
@@ -169,17 +168,14 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Weights(&self.address()).files().map_err(|e| match &self.weights {
-            Some(_) => format!("`weights`: {e}"),
-            None => format!("{e}; or `weights` names a file of yours"),
-        })
+        Weights(&self.weights()).files().map_err(|e| format!("`weights`: {e}"))
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let weights = Weights(&self.address()).local(&context.sources)?;
+        let weights = Weights(&self.weights()).local(&context.sources)?;
         let network =
             self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);

@@ -8,11 +8,11 @@ use crate::{
         Error, Result, Sources,
         source::{is_url, local_path},
     },
-    models::{checkpoint::Checkpoint, known},
+    models::{checkpoint::Checkpoint, known::locate},
 };
 
-/// What a pipeline says of weights: the path of a file or, in Hugging Face layout, of a folder; a name that
-/// [`known::locate`] knows; or a URL, a folder's ending in `/`.
+/// Weights as a parameter names them: the path of a file or, in Hugging Face layout, of a folder; a URL of either, a folder's
+/// ending in `/`; a name that `vlmdiff models list` shows; `ORG/NAME[/FILE]` of the Hugging Face hub.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights<'a>(pub(super) &'a str);
 
@@ -21,9 +21,15 @@ impl Weights<'_> {
         is_url(self.0) && self.0.ends_with('/')
     }
 
-    /// The file or folder on this machine, of what is no URL. An error says how to fetch what is not here.
+    /// Where they lie on this machine, which is not asked of a URL.
     fn path(&self) -> Result<PathBuf, String> {
-        known::locate(&local_path(self.0).to_string_lossy()).map_err(|e| e.to_string())
+        locate(&local_path(self.0).to_string_lossy()).map_err(|e| e.to_string())
+    }
+
+    /// The folder itself, or that of the file.
+    pub(super) fn beside(&self) -> Result<PathBuf, String> {
+        let path = self.path()?;
+        Ok(if path.is_dir() { path } else { path.parent().map(PathBuf::from).unwrap_or_default() })
     }
 
     /// The files whose content decides what a network computes. Of a remote folder `config.json` and `model.safetensors`.
@@ -42,26 +48,22 @@ impl Weights<'_> {
 
     /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched.
     pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {
-        let Some(folder) = self.beside() else { return Ok(None) };
-        let beside = folder.join("config.json");
-        match std::fs::read(&beside) {
+        if is_url(self.0) {
+            return Ok(None);
+        }
+        let config = self.beside()?.join("config.json");
+        match std::fs::read(&config) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", beside.display())),
+            Err(error) => Err(format!("{}: {error}", config.display())),
         }
     }
 
     /// The files of a tokenizer, in a folder or beside the weights.
-    pub(super) fn tokenizer_files(&self) -> Vec<String> {
-        let folder = self.beside().unwrap_or_default();
+    pub(super) fn tokenizer_files(&self) -> Result<Vec<String>, String> {
+        let folder = self.beside()?;
         let files = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
-        files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect()
-    }
-
-    /// The folder itself, or that of the file; None where it is not on this machine.
-    pub(super) fn beside(&self) -> Option<PathBuf> {
-        let path = if is_url(self.0) { None } else { self.path().ok() }?;
-        if path.is_dir() { Some(path) } else { path.parent().map(PathBuf::from) }
+        Ok(files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
     /// The path of the file or folder, fetched where it is remote.
@@ -90,8 +92,9 @@ mod tests {
         let files = |address: &str| Weights(address).files().unwrap();
         assert_eq!(files("s3://b/w.pth"), ["s3://b/w.pth"]);
         assert_eq!(files("s3://b/dino/"), ["s3://b/dino/config.json", "s3://b/dino/model.safetensors"]);
-        assert_eq!(files("Cargo.toml"), ["Cargo.toml"]);
-        assert!(Weights("dino-vits8.pth").files().unwrap_err().contains("did you mean dino-vits8?"));
+        assert!(
+            Weights("w.pth").files().unwrap_err().starts_with("there is no file w.pth, and no checkpoint of this name")
+        );
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(place("pytorch_model.bin"), "").unwrap();
