@@ -53,6 +53,7 @@ tables:
     with:
       config: { block_out_channels: [8, 16], down_block_types: [DownBlock2D, CrossAttnDownBlock2D], layers_per_block: 1, attention_head_dim: 2, cross_attention_dim: 16, norm_num_groups: 4 }
       control: { conditioning_embedding_out_channels: [4, 8, 8] }
+      trainable: all
       training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
   reconstructions:
     stage: reconstruct
@@ -106,6 +107,11 @@ impl Lab {
         lab
     }
 
+    /// A folder with nothing in it.
+    pub(crate) fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -120,13 +126,19 @@ impl Lab {
         // Threads of several workers at once would fight for the same cores.
         command.env("OMP_NUM_THREADS", "1").env_remove("VLMDIFF_STORE");
         command.env("VLMDIFF_CACHE", self.path("cache"));
+        command.env("HF_HUB_CACHE", self.path("hub")).env("HF_HOME", self.path("home")).env_remove("HF_TOKEN");
         // What programs in Python import.
         command.env("PYTHONPATH", project().join(".tools/python"));
         command
     }
 
     pub(crate) fn vlmdiff(&self, arguments: &[&str]) -> Ended {
-        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        self.ended(&mut self.command(arguments))
+    }
+
+    /// Waits for a program, and names the lab's folder `[lab]` in what it said.
+    pub(crate) fn ended(&self, command: &mut Command) -> Ended {
+        let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| {
             let folder = self.folder.path().canonicalize().unwrap();
             String::from_utf8(bytes)

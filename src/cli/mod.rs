@@ -3,6 +3,7 @@
 mod diff;
 mod gc;
 mod graph;
+mod models;
 mod plan;
 mod progress;
 mod report;
@@ -38,6 +39,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_INPUT: u8 = 2;
 /// Some rows failed and were left out.
 pub const EXIT_SKIPPED: u8 = 3;
+/// Somebody asked it to stop: what a shell reports of a program that Ctrl-C ended.
+pub const EXIT_INTERRUPTED: u8 = 130;
 
 const DEFAULT_STORE: &str = ".vlmdiff";
 
@@ -57,7 +60,8 @@ Then change something and see what it does:
   vlmdiff run pipelines/quickstart.yaml --set anomaly_maps.sigma=3
   vlmdiff diff baseline
 
-Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped."
+Exit codes: 0 done, 1 a stage failed, 2 the input is wrong (arguments, YAML, data), 3 some rows failed and were skipped,
+130 interrupted (what is done is kept)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -88,6 +92,8 @@ enum Command {
     Schema(schema::SchemaCommand),
     /// Generate a dataset of pictures in MVTec layout.
     Synth(synth::Synth),
+    /// List, fetch and look into published checkpoints.
+    Models(models::Models),
 }
 
 /// A pipeline and its store.
@@ -184,6 +190,7 @@ pub fn main() -> ExitCode {
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),
+        Command::Models(command) => command.run(),
     };
     match result {
         Ok(code) => code.into(),
@@ -197,8 +204,12 @@ pub fn main() -> ExitCode {
                 Some(error) => text::say(format!("error: {error}")),
                 None => text::say(format!("error: {error:#}")),
             }
-            let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
-            if input { EXIT_INPUT } else { EXIT_FAILED }.into()
+            match error.downcast_ref::<Error>() {
+                Some(Error::Interrupted) => EXIT_INTERRUPTED,
+                Some(error) if error.is_input() => EXIT_INPUT,
+                _ => EXIT_FAILED,
+            }
+            .into()
         }
     }
 }

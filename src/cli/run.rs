@@ -8,8 +8,12 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 
-use super::{EXIT_DONE, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress};
-use crate::engine::{Sources, history, run, worker::Worker};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{
+    EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress, text::say,
+};
+use crate::engine::{Sources, Stop, Store, history, run, worker::Worker};
 
 /// Compute what is stale, table by table.
 #[derive(Args)]
@@ -31,7 +35,8 @@ pub(super) struct Run {
     /// Rows per task: what is computed again, at most, after a crash.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: u32,
-    /// Seconds between two saved states of a training: what is trained again, at most, after a crash.
+    /// Seconds between two saved states of a training, or more where saving takes long: what is trained again, at most, after
+    /// a crash.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     save_every: u64,
     /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part (with
@@ -60,6 +65,9 @@ impl Run {
         if self.dry_run {
             return plan::show(&pipeline, &store, &sources, &tables, &doubts, self.json);
         }
+        let stop = Stop::default();
+        let mut worker = Worker::new(&store, worker_program()?, &stop);
+        stop_at_signals(&store, &stop, self.quiet)?;
         let mut progress = Progress::new(&tables, self.quiet);
         let options = run::Options {
             device: self.device,
@@ -68,16 +76,41 @@ impl Run {
             save_every: Duration::from_secs(self.save_every),
             tables,
             doubts,
+            stop,
             verify: self.verify,
             git_commit: git_commit(&self.pipeline.pipeline),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
         };
-        let mut worker = Worker::new(&store, worker_program()?);
         let summary = run::run(&pipeline, &store, &sources, &options, &mut worker, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
             history::tag(&store, tag, &summary.run)?;
         }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
+    }
+}
+
+/// Ctrl-C, or a request to terminate, once: what runs is brought to an end that the next run goes on from. Twice: at once.
+fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
+    let _in_runtime = store.runtime().enter();
+    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let stop = stop.clone();
+    store.runtime().spawn(async move {
+        next(&mut signals).await;
+        if !quiet {
+            say("stopping: what is at hand is saved; once more to end at once");
+        }
+        // Whoever is told may be slow to listen.
+        tokio::task::spawn_blocking(move || stop.request());
+        next(&mut signals).await;
+        std::process::exit(EXIT_INTERRUPTED.into());
+    });
+    Ok(())
+}
+
+async fn next([interrupt, terminate]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
 }
 

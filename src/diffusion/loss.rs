@@ -42,28 +42,6 @@ pub fn denoising_loss(
 mod tests {
     use super::super::{Noise, schedule::ScheduleConfig};
     use super::*;
-    use crate::models::{nn::golden::Case, unet::UNet2DConditionModel};
-    use tch::{Device, nn::VarStore};
-
-    #[test]
-    fn loss_and_gradients_equal_latent_diffusion() {
-        let (Some(case), Some(unet_case)) = (Case::open("training"), Case::open("unet")) else { return };
-        let vs = VarStore::new(Device::Cpu);
-        let unet = UNet2DConditionModel::new(vs.root(), &unet_case.config()).unwrap();
-        unet_case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(key.to_owned()));
-        let schedule = ScheduleConfig::default().build().unwrap();
-        let [z, eps, t, context] = ["z", "eps", "t", "context"].map(|name| case.input(name));
-        let zt = schedule.q_sample(z, eps, t);
-        case.assert_close("ldm.zt", &zt, 10.);
-        let loss = denoising_loss(&schedule, &unet.forward(&zt, t, context, None), z, eps, t, None);
-        case.assert_close("ldm.loss", &loss, 10.);
-        loss.backward();
-        let gradient = |name: &str| vs.variables()[name].grad();
-        case.assert_close("ldm.grad.conv_in.weight", &gradient("conv_in.weight"), 10.);
-        let to_k = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
-        case.assert_close("ldm.grad.down0.attn2.to_k", &gradient(to_k), 10.);
-        case.assert_close("ldm.grad.conv_out.bias", &gradient("conv_out.bias"), 10.);
-    }
 
     /// An error in the signal is one in the noise, scaled: the weights make the three predictions ask for the same.
     #[test]

@@ -7,6 +7,8 @@ pub mod loss;
 pub mod optim;
 pub mod sampler;
 pub mod schedule;
+pub mod train;
+pub mod vae_gan;
 
 use rand_chacha::{
     ChaCha12Rng,

@@ -43,6 +43,9 @@ pub enum Error {
     /// A stage failed.
     #[error("{0}")]
     Stage(String),
+    /// Somebody asked the run to stop.
+    #[error("interrupted; what is done is kept, and the next run goes on from there")]
+    Interrupted,
     /// A worker process ended before its task did.
     #[error("{0}")]
     Worker(String),
@@ -100,6 +103,21 @@ impl Error {
         }
     }
 
+    /// Says what helps, where memory ran out: libtorch, the allocator and the system that kills a process each say so in
+    /// words of their own.
+    pub(super) fn advised(self, help: &str) -> Self {
+        const SIGNS: [&str; 4] = ["out of memory", "can't allocate memory", "bad_alloc", "signal: 9"];
+        let advise = |message: String| {
+            let ran_out = SIGNS.iter().any(|sign| message.contains(sign));
+            if ran_out { format!("memory ran out: {message}; {help}") } else { message }
+        };
+        match self {
+            Self::Stage(message) => Self::Stage(advise(message)),
+            Self::Worker(message) => Self::Worker(advise(message)),
+            other => other,
+        }
+    }
+
     /// Whether the user can mend this by changing arguments, YAML or data.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Pipeline { .. } | Self::Input(_) | Self::Rows { .. })
@@ -113,4 +131,23 @@ fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String
         text += &format!("\n  … and {} more", total - errors.len());
     }
     text + "\nmend the data and run again (all other rows are kept), or set `on_error: skip` on the table to leave such rows out"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_memory_ran_out_the_error_says_what_helps() {
+        let advised = |error: Error| error.advised("lower it").to_string();
+        for said in [
+            Error::Stage("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.".into()),
+            Error::Stage("CUDA out of memory. Tried to allocate 2.00 MiB.".into()),
+            Error::Worker("the worker died 3 times on the same task (signal: 9 (SIGKILL))".into()),
+        ] {
+            let text = said.to_string();
+            assert_eq!(advised(said), format!("memory ran out: {text}; lower it"));
+        }
+        assert_eq!(advised(Error::Stage("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
+    }
 }

@@ -67,6 +67,7 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     let (reached, stages, seen) = Default::default();
     let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, seen, garbage };
     collector.versions(&kept)?;
+    collector.unfinished()?;
     collector.records()?;
     collector.states()?;
     collector.contents()?;
@@ -132,6 +133,18 @@ impl Collector<'_> {
                 if is_wanted || !manifest.retired {
                     self.reach(&manifest);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaches what is shown of tables that are being made, and forgets those whose run is over.
+    fn unfinished(&mut self) -> Result<()> {
+        for (pipeline, slot) in self.store.unfinished_tables()? {
+            match self.store.unfinished(&pipeline, &slot)? {
+                Some(manifest) => self.reached.extend(manifest.objects()),
+                None if self.dry_run => {}
+                None => self.store.forget_unfinished(&pipeline, &slot)?,
             }
         }
         Ok(())

@@ -49,6 +49,16 @@ impl Store {
         }
     }
 
+    /// Whether some process works on a stage's results; asked without disturbing one that is about to.
+    pub(super) fn is_locked(&self, stage: Digest) -> Result<bool> {
+        let Some(path) = self.lock_path(stage).filter(|path| path.exists()) else { return Ok(false) };
+        match OpenOptions::new().append(true).open(&path)?.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(e.into()),
+        }
+    }
+
     /// Whether locks hold here: not in a remote store.
     pub fn has_locks(&self) -> bool {
         self.folder.is_some()
@@ -107,6 +117,7 @@ mod tests {
         let key = Digest::of(b"stage");
         let lock = store.lock(key, &mut || panic!("nobody holds it")).unwrap();
         assert!(store.try_lock(key).unwrap().is_none());
+        assert!(store.is_locked(key).unwrap() && !store.is_locked(Digest::of(b"other")).unwrap());
         assert!(store.try_lock(Digest::of(b"other")).unwrap().is_some());
         let (here, there) = (store.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
         let waited = there.clone();

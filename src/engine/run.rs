@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Error, Result, Sources, Store,
+    Digest, Error, Result, Sources, Stop, Store,
     cut::Tasks,
     event::{Event, Logged, now_ms},
-    manifest::{Entry, Manifest},
+    manifest::{Entry, Manifest, PartRef},
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Pending, Planner, View, Views, Work, published},
     select::is_called,
@@ -45,6 +45,8 @@ pub struct Options {
     pub tables: BTreeSet<String>,
     /// What not to take for fresh.
     pub doubts: Doubts,
+    /// Asks the run to stop.
+    pub stop: Stop,
     /// Check every published part and blob against its digest.
     pub verify: bool,
     /// The commit of the folder that the run was started in.
@@ -94,7 +96,7 @@ pub fn run(
         options,
         doubts,
         remote,
-        executor: Executor::new(store.clone()),
+        executor: Executor::new(store.clone(), options.stop.clone()),
         run: run.clone(),
     };
     let result = driver.retire(&mut log).and_then(|()| driver.mend(&mut log));
@@ -269,9 +271,11 @@ impl Driver<'_> {
         if work.forced {
             self.store.delete(&state_name(work.stage_key))?;
         }
+        let mut shown =
+            Shown { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
         let (mut computed, mut bytes) = (0, 0);
         if !work.stale.is_empty() {
-            let entries = self.compute(&work, views, log).map_err(|e| e.in_table(&name))?;
+            let entries = self.compute(&work, views, &mut shown, log).map_err(|e| e.in_table(&name))?;
             computed = entries.iter().map(|entry| entry.contents.len() as u64).sum();
             bytes = entries.iter().map(|entry| entry.bytes).sum();
             let failures: Vec<_> = entries.iter().flat_map(|entry| &entry.errors).collect();
@@ -299,17 +303,32 @@ impl Driver<'_> {
     }
 
     /// Computes the stale rows, task by task.
-    fn compute(&mut self, work: &Work<'_>, views: &Views, log: &mut Log<'_>) -> Result<Vec<Entry>> {
+    fn compute(
+        &mut self,
+        work: &Work<'_>,
+        views: &Views,
+        shown: &mut Shown<'_>,
+        log: &mut Log<'_>,
+    ) -> Result<Vec<Entry>> {
+        let stop = &self.options.stop;
         let table = work.table;
         let total = work.stale.len() as u64;
         let mut entries = Vec::new();
         let mut before = 0;
         for task in Tasks::new(work, views, self.options, &self.run)? {
+            if stop.is_requested() {
+                return Err(Error::Interrupted);
+            }
             let task = task?;
             let rows = task.ids.len() as u64;
+            let mut unseen = Ok(());
             let mut report = |report: Report| {
                 let table = table.name.clone();
                 log.add(match report {
+                    Report::Unfinished { part } => {
+                        unseen = shown.show(work, &self.run, part);
+                        return;
+                    }
                     Report::Progress { done, unit, .. } if unit == "rows" => {
                         Event::Progress { table, done: before + done, total, unit }
                     }
@@ -319,8 +338,19 @@ impl Driver<'_> {
                 });
             };
             let new = match table.kind.open_here {
-                Some(open) => self.executor.run(task, open, &mut report)?,
-                None => self.remote.run(task, &mut report)?,
+                Some(open) => self.executor.run(task, open, &mut report),
+                None => self.remote.run(task, &mut report),
+            };
+            unseen?;
+            let new = match new {
+                // A program of the user's may have heard the signal too, and failed.
+                Err(error) if stop.is_requested() => {
+                    if !matches!(error, Error::Interrupted) {
+                        log.add(Event::Log { table: table.name.clone(), message: error.to_string() });
+                    }
+                    return Err(Error::Interrupted);
+                }
+                new => new.map_err(|error| error.advised(table.kind.memory))?,
             };
             for error in new.iter().flat_map(|entry| &entry.errors) {
                 log.add(Event::RowFailed {
@@ -334,5 +364,35 @@ impl Driver<'_> {
             before += rows;
         }
         Ok(entries)
+    }
+}
+
+/// What SQL sees of a table while it is being made; forgotten when the table is published, or is not to be.
+struct Shown<'a> {
+    store: &'a Store,
+    pipeline: &'a str,
+    slot: String,
+    /// The rows so far, the newest last. The one before stays for whoever reads it now.
+    parts: Vec<Digest>,
+}
+
+impl Shown<'_> {
+    fn show(&mut self, work: &Work<'_>, run: &str, part: PartRef) -> Result<()> {
+        self.parts.push(part.part);
+        let manifest = Manifest { rows: part.rows, parts: vec![part], ..work.manifest(run) };
+        self.store.show_unfinished(self.pipeline, work.stage_key, manifest)?;
+        if self.parts.len() > 2 {
+            self.store.delete_part(self.parts.remove(0))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now means nothing without the lock, and a clean-up finds it.
+        if !self.parts.is_empty() {
+            let _ = self.store.forget_unfinished(self.pipeline, &self.slot);
+        }
     }
 }

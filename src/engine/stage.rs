@@ -130,6 +130,8 @@ pub trait Stage:
     const OUTPUT: &'static [Output];
     /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
     const LOCATIONS: &'static [&'static str] = &[];
+    /// What helps where memory runs out.
+    const MEMORY: &'static str = "lower --batch-size or --task-rows";
 
     /// The schema of every batch it writes. An error says which parameter or input does not fit.
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
@@ -202,6 +204,8 @@ pub struct StageKind {
     pub output: &'static [Output],
     /// Parameters that are no part of its identity.
     pub locations: &'static [&'static str],
+    /// What helps where memory runs out.
+    pub memory: &'static str,
     /// The JSON Schema of its parameters; its description is the stage's documentation.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
@@ -231,6 +235,7 @@ impl StageKind {
             ports: S::PORTS,
             output: S::OUTPUT,
             locations: S::LOCATIONS,
+            memory: S::MEMORY,
             schema: schema_of::<S>,
             parse: parse::<S>,
             open_here: None,

@@ -6,6 +6,7 @@
 //! computed/STAGE/ENTRY.json         parts that a stage has computed, with the key of each row
 //! state/KEY.json                    the last saved state of a stage that is not done
 //! published/PIPELINE/TABLE/N.json   version N of a table; the highest is current
+//! unfinished/PIPELINE/TABLE.json    the rows so far of a table that a run is making
 //! runs/RUN.jsonl                    the events of a run
 //! tags/TAG.json                     a name for a run
 //! locks/KEY                         held by the process that works on a stage's results; local stores only
@@ -153,7 +154,12 @@ impl Store {
 
     /// Writes or replaces an object.
     pub fn put(&self, name: &str, bytes: impl Into<Bytes>) -> Result<()> {
-        self.runtime.block_on(self.objects.put(&self.path(name), PutPayload::from_bytes(bytes.into())))?;
+        self.put_pieces(name, [bytes.into()])
+    }
+
+    /// Writes or replaces an object that consists of these pieces.
+    pub(super) fn put_pieces(&self, name: &str, pieces: impl IntoIterator<Item = Bytes>) -> Result<()> {
+        self.runtime.block_on(self.objects.put(&self.path(name), PutPayload::from_iter(pieces)))?;
         Ok(())
     }
 
@@ -272,6 +278,16 @@ impl Store {
             verified().insert(digest);
         }
         Ok(bytes)
+    }
+
+    /// Removes a part that nothing names any more.
+    pub(super) fn delete_part(&self, part: Digest) -> Result<()> {
+        self.delete(&format!("parts/{part}.parquet"))
+    }
+
+    /// Whether a blob is there.
+    pub(super) fn has_blob(&self, blob: Digest) -> Result<bool> {
+        Ok(self.modified_ms(&format!("blobs/{blob}"))?.is_some())
     }
 
     /// Removes a part or a blob, if it is damaged.

@@ -12,11 +12,12 @@ use arrow::{
     compute::concat_batches,
     datatypes::SchemaRef,
 };
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Digest, Error, Result, Sources, Store,
+    Digest, Error, Result, Sources, Stop, Store,
     columns::seal,
     event::now_ms,
     join::in_order,
@@ -30,6 +31,8 @@ use super::{
 const READ_ROWS: usize = 256;
 /// A task that runs longer commits what it has.
 const COMMIT_EVERY: Duration = Duration::from_secs(30);
+/// How often the rows so far of a table that is made as a whole are shown.
+const SHOW_EVERY: Duration = Duration::from_secs(2);
 /// The port of rows that a stage without inputs listed.
 pub const SOURCE: &str = "source";
 
@@ -150,6 +153,11 @@ pub enum Report {
         /// Its bytes.
         bytes: u64,
     },
+    /// A table that is made as a whole has these rows so far.
+    Unfinished {
+        /// They, as a part that is no result.
+        part: PartRef,
+    },
     /// The operator has something to say.
     Log {
         /// What it says.
@@ -160,13 +168,14 @@ pub enum Report {
 /// Runs tasks, keeping the last opened operator.
 pub struct Executor {
     store: Store,
+    stop: Stop,
     opened: Option<(Job, Box<dyn Operator>)>,
 }
 
 impl Executor {
-    /// An executor on a store.
-    pub fn new(store: Store) -> Self {
-        Self { store, opened: None }
+    /// An executor on a store, which ends its task early at a request.
+    pub fn new(store: Store, stop: Stop) -> Self {
+        Self { store, stop, opened: None }
     }
 
     /// Runs one task to its end. What it committed before an error stays in the store.
@@ -184,7 +193,7 @@ impl Executor {
         }
         let Some((_, operator)) = &mut self.opened else { return Ok(Vec::new()) };
         let task = Arc::new(task);
-        let mut sink = Sink::new(&task, &self.store, report)?;
+        let mut sink = Sink::new(&task, &self.store, &self.stop, report)?;
         let mut rows = Rows::start(task.clone(), self.store.clone())?;
         operator.run(&mut rows, &mut sink)?;
         sink.finish()
@@ -343,6 +352,8 @@ pub struct Sink<'a> {
     entry: Entry,
     entries: Vec<Entry>,
     committed: Instant,
+    shown: Option<Instant>,
+    stop: &'a Stop,
     report: &'a mut dyn FnMut(Report),
 }
 
@@ -359,7 +370,7 @@ fn empty_entry() -> Entry {
 }
 
 impl<'a> Sink<'a> {
-    fn new(task: &'a Task, store: &'a Store, report: &'a mut dyn FnMut(Report)) -> Result<Self> {
+    fn new(task: &'a Task, store: &'a Store, stop: &'a Stop, report: &'a mut dyn FnMut(Report)) -> Result<Self> {
         Ok(Self {
             task,
             store,
@@ -372,6 +383,8 @@ impl<'a> Sink<'a> {
             entry: empty_entry(),
             entries: Vec::new(),
             committed: Instant::now(),
+            shown: None,
+            stop,
             report,
         })
     }
@@ -421,13 +434,17 @@ impl<'a> Sink<'a> {
         self.pending.push(stored);
         self.entry.keys.extend(keys.unwrap_or_default());
         self.entry.contents.extend(contents);
-        if self.keyed() {
-            self.progress_rows();
-            if self.committed.elapsed() > COMMIT_EVERY {
-                self.commit()?;
-            }
+        if self.keyed() { self.advance() } else { Ok(()) }
+    }
+
+    /// Says how far a row-per-row stage is, commits now and then, and ends where somebody asked for it.
+    fn advance(&mut self) -> Result<()> {
+        self.progress_rows();
+        let is_interrupted = self.is_interrupted() && self.written.contains(&false);
+        if is_interrupted || self.committed.elapsed() > COMMIT_EVERY {
+            self.commit()?;
         }
-        Ok(())
+        if is_interrupted { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Records that a row failed, with the causes behind the error.
@@ -440,8 +457,7 @@ impl<'a> Sink<'a> {
         let chain = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
         let (id, message, run) = (id.to_owned(), error.to_string(), self.task.run.clone());
         self.entry.errors.push(RowError { id, key, message, chain, run });
-        self.progress_rows();
-        Ok(())
+        self.advance()
     }
 
     fn progress_rows(&mut self) {
@@ -458,6 +474,37 @@ impl<'a> Sink<'a> {
         (self.report)(Report::Log { message: message.to_string() });
     }
 
+    /// Whether somebody asked to stop: the work is then saved and ends with [`Error::Interrupted`]. A row-per-row stage need not
+    /// ask.
+    pub fn is_interrupted(&self) -> bool {
+        self.stop.is_requested()
+    }
+
+    /// Shows the rows so far of a table that is made as a whole, but no more than every few seconds.
+    pub fn show(&mut self, rows: impl FnOnce() -> Result<RecordBatch>) -> Result<()> {
+        if self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
+            return Ok(());
+        }
+        let rows = rows()?;
+        let bytes = parts::encode(&seal(&self.declared, &rows, None)?.0)?;
+        let (size, count) = (bytes.len() as u64, rows.num_rows() as u64);
+        let part = PartRef { part: self.store.put_part(bytes)?, bytes: size, rows: count, chosen: None };
+        (self.report)(Report::Unfinished { part });
+        self.shown = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Keeps blobs that rows of a saved state name; says whether they are all still there, and keeps none if not.
+    pub fn keep(&mut self, blobs: &[Digest]) -> Result<bool> {
+        for blob in blobs {
+            if !self.store.has_blob(*blob)? {
+                return Ok(false);
+            }
+        }
+        self.entry.blobs.extend(blobs);
+        Ok(true)
+    }
+
     /// Keeps bytes that a row names by their digest.
     pub fn blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
         let digest = self.store.put_blob(bytes)?;
@@ -471,17 +518,20 @@ impl<'a> Sink<'a> {
     }
 
     /// Saves the state of work that is not done, replacing what was saved before.
-    pub fn save(&mut self, state: &[u8]) -> Result<()> {
-        self.store.put(&state_name(self.task.stage_key), [Digest::of(state).as_bytes().as_slice(), state].concat())
+    pub fn save(&mut self, state: Vec<u8>) -> Result<()> {
+        let digest = Bytes::copy_from_slice(Digest::of(&state).as_bytes());
+        self.store.put_pieces(&state_name(self.task.stage_key), [digest, state.into()])
     }
 
     /// The state that an earlier, interrupted run of the same work saved.
-    pub fn saved(&self) -> Result<Option<Vec<u8>>> {
+    pub fn saved(&self) -> Result<Option<Bytes>> {
         let saved = self.store.get(&state_name(self.task.stage_key))?.filter(|bytes| bytes.len() >= Digest::LEN);
         // A state that does not match its digest is as good as none: the work starts over.
-        Ok(saved
-            .filter(|b| Digest::of(&b[Digest::LEN..]).as_bytes() == &b[..Digest::LEN])
-            .map(|b| b[Digest::LEN..].to_vec()))
+        let whole = |saved: Bytes| {
+            let state = saved.slice(Digest::LEN..);
+            (Digest::of(&state).as_bytes().as_slice() == &saved[..Digest::LEN]).then_some(state)
+        };
+        Ok(saved.and_then(whole))
     }
 
     /// Commits the rows written so far as a part.
@@ -519,5 +569,78 @@ impl<'a> Sink<'a> {
             self.store.delete(&state_name(self.task.stage_key))?;
         }
         Ok(self.entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::StringArray,
+        datatypes::{DataType, Field, Schema},
+    };
+
+    use super::*;
+    use crate::engine::encode_schema;
+
+    /// Writes its rows one by one, and is asked to stop at the second.
+    struct Slow(Stop, SchemaRef);
+
+    impl Operator for Slow {
+        fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+            while let Some(batch) = rows.next(1)? {
+                if batch.ids == ["b"] {
+                    self.0.request();
+                }
+                let id = Arc::new(StringArray::from(batch.ids));
+                out.write(&RecordBatch::try_new(self.1.clone(), vec![id])?)?;
+            }
+            Ok(())
+        }
+    }
+
+    fn keys(task: &Task, store: &Store) -> Vec<Digest> {
+        store.computed(task.stage_key).unwrap().into_iter().flat_map(|entry| entry.keys).collect()
+    }
+
+    #[test]
+    fn an_interrupted_task_keeps_the_rows_that_are_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, false)]));
+        let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+        let job = Job {
+            stage: "slow".into(),
+            params: Value::Null,
+            makes: Output::RowPerRow,
+            output: encode_schema(&schema),
+            inputs: Vec::new(),
+            schemas: Vec::new(),
+            tables: Vec::new(),
+            files: Vec::new(),
+            device: "cpu".into(),
+            batch_size: None,
+            save_every: Duration::ZERO,
+        };
+        let task = |ids: &[String]| Task {
+            job: job.clone(),
+            stage_key: Digest::of(b"stage"),
+            run: "run".into(),
+            after: 0,
+            keys: ids.iter().map(|id| Digest::of(id.as_bytes())).collect(),
+            ids: ids.to_vec(),
+            rows: Vec::new(),
+            listed: None,
+        };
+        let stop = Stop::default();
+        let mut executor = Executor { store: store.clone(), stop: stop.clone(), opened: None };
+        executor.opened = Some((job.clone(), Box::new(Slow(stop, schema.clone()))));
+        let whole = task(&ids);
+        let open: OpenFn = |_, _| unreachable!("it is open");
+        let interrupted = executor.run(whole.clone(), open, &mut |_| {});
+        assert!(matches!(interrupted, Err(Error::Interrupted)));
+        assert_eq!(keys(&whole, &store), whole.keys[..2]);
+        // What is left is one task, and its last row is no interruption.
+        executor.run(task(&ids[2..]), open, &mut |_| {}).unwrap();
+        assert_eq!(keys(&whole, &store), whole.keys);
     }
 }

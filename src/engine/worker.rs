@@ -1,22 +1,26 @@
-//! The worker process and the driver's end of it. Messages are lines of JSON: a task in; reports, then the parts or an error out.
+//! The worker process and the driver's end of it. Messages are lines of JSON: a task, or a word to stop, in; reports, then the
+//! parts or an error out.
 
 use std::{
     io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Digest, Error, Result, Store,
+    Digest, Error, Result, Stop, Store,
     manifest::Entry,
     run::Remote,
     stage::OpenFn,
     task::{Executor, Report, Task},
 };
 
+/// What asks a worker to stop.
+const STOP: &str = "stop";
 /// How often a task is tried when its worker dies.
 const TRIES: usize = 3;
 
@@ -37,15 +41,20 @@ enum Answer {
     Report(Report),
     Done(Vec<Entry>),
     Failed { message: String, input: bool, lost: Option<Digest> },
+    Interrupted,
 }
 
 /// Serves tasks from standard input until it closes. `find` knows the stages by name.
 pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> {
     let (send, tasks) = mpsc::channel();
+    let stop = Stop::default();
+    let asked = stop.clone();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
             let Ok(line) = line else { break };
-            if send.send(line).is_err() {
+            if line == STOP {
+                asked.request();
+            } else if send.send(line).is_err() {
                 break;
             }
         }
@@ -54,7 +63,7 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
     });
     // A panic becomes an answer; its trace would only hide it.
     std::panic::set_hook(Box::new(|_| {}));
-    let mut executor = Executor::new(store);
+    let mut executor = Executor::new(store, stop);
     for line in tasks {
         let result = serde_json::from_str::<Task>(&line)
             .map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")))
@@ -78,6 +87,7 @@ pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> 
             Err(Error::Lost { digest, message }) => {
                 answer(&Answer::Failed { message, input: false, lost: Some(digest) });
             }
+            Err(Error::Interrupted) => answer(&Answer::Interrupted),
             Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input(), lost: None }),
         }
     }
@@ -102,31 +112,41 @@ fn answer(answer: &Answer) {
 pub struct Worker {
     store: String,
     program: PathBuf,
+    stop: Stop,
     process: Option<Process>,
+    /// The process's standard input while there is one; a request to stop is written beside the tasks.
+    stdin: Arc<Mutex<Option<ChildStdin>>>,
 }
 
 struct Process {
     child: Child,
-    stdin: ChildStdin,
     answers: BufReader<std::process::ChildStdout>,
 }
 
 impl Worker {
-    /// A worker on a store; `program` is `vlmdiff-worker`.
-    pub fn new(store: &Store, program: PathBuf) -> Self {
-        Self { store: store.url.clone(), program, process: None }
+    /// A worker on a store, which `stop` asks to stop; `program` is `vlmdiff-worker`.
+    pub fn new(store: &Store, program: PathBuf, stop: &Stop) -> Self {
+        let stdin = Arc::<Mutex<Option<ChildStdin>>>::default();
+        let told = stdin.clone();
+        stop.on_request(move || _ = say(&told, STOP));
+        Self { store: store.url.clone(), program, stop: stop.clone(), process: None, stdin }
     }
 
     fn start(&self) -> Result<Process> {
         let mut command = Command::new(&self.program);
         command.arg(&self.store).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Ctrl-C reaches all processes of a terminal's group: the worker is to hear of it from the driver, and save.
+        command.process_group(0);
         command.envs(ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
         let mut child = command.spawn().map_err(|e| {
             let program = self.program.display();
             Error::Worker(format!("cannot start {program}: {e}; it is built beside vlmdiff by `cargo build`"))
         })?;
         match (child.stdin.take(), child.stdout.take()) {
-            (Some(stdin), Some(stdout)) => Ok(Process { child, stdin, answers: BufReader::new(stdout) }),
+            (Some(stdin), Some(stdout)) => {
+                *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = Some(stdin);
+                Ok(Process { child, answers: BufReader::new(stdout) })
+            }
             _ => Err(Error::Worker("the worker has no pipes".into())),
         }
     }
@@ -139,7 +159,11 @@ impl Worker {
                 Err(error) => return Ok(Err(error)),
             },
         };
-        let sent = writeln!(process.stdin, "{line}").and_then(|()| process.stdin.flush());
+        let mut sent = say(&self.stdin, line);
+        // Asked while the worker was being started.
+        if sent.is_ok() && self.stop.is_requested() {
+            sent = say(&self.stdin, STOP);
+        }
         let mut answer = String::new();
         while sent.is_ok() {
             answer.clear();
@@ -147,6 +171,7 @@ impl Worker {
                 Ok(1..) => match serde_json::from_str(&answer) {
                     Ok(Answer::Report(what)) => report(what),
                     Ok(Answer::Done(entries)) => return Ok(Ok(entries)),
+                    Ok(Answer::Interrupted) => return Ok(Err(Error::Interrupted)),
                     Ok(Answer::Failed { message, lost: Some(digest), .. }) => {
                         return Ok(Err(Error::lost(digest, message)));
                     }
@@ -158,8 +183,22 @@ impl Worker {
                 Ok(0) | Err(_) => break,
             }
         }
-        let status = self.process.take().and_then(|mut process| process.child.wait().ok());
+        let status = self.end().and_then(|mut process| process.child.wait().ok());
         Err(status.map_or_else(|| "ended".into(), |status| status.to_string()))
+    }
+
+    /// Closes the process's standard input, at which it ends.
+    fn end(&mut self) -> Option<Process> {
+        *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.process.take()
+    }
+}
+
+/// Writes a line to a worker, where there is one.
+fn say(stdin: &Mutex<Option<ChildStdin>>, line: &str) -> std::io::Result<()> {
+    match stdin.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        Some(stdin) => writeln!(stdin, "{line}").and_then(|()| stdin.flush()),
+        None => Ok(()),
     }
 }
 
@@ -178,16 +217,13 @@ impl Remote for Worker {
                 }
             }
         }
-        Err(Error::Worker(format!(
-            "the worker died {TRIES} times on the same task ({last}); signal 9 means that memory ran out: lower `batch_size` or --task-rows"
-        )))
+        Err(Error::Worker(format!("the worker died {TRIES} times on the same task ({last})")))
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(Process { mut child, stdin, .. }) = self.process.take() {
-            drop(stdin);
+        if let Some(Process { mut child, .. }) = self.end() {
             let _ = child.wait();
         }
     }

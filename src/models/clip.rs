@@ -1,6 +1,10 @@
 //! The text transformer of CLIP, which turns captions into the denoiser's context: transformers' `CLIPTextModel`.
 
-use super::nn::{ConfigError, attention, layer_norm, linear, linear_no_bias, require};
+use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    latent_diffusion::names,
+    nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{
@@ -9,6 +13,7 @@ use tch::{
 };
 
 const NAME: &str = "CLIPTextModel";
+const PROJECTION: &str = "text_projection.weight";
 
 /// The activation of the feed-forward layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -92,10 +97,27 @@ impl ClipTextConfig {
         })
     }
 
-    /// Whether a key of a whole CLIP model, or a buffer that old files carry, is no part of the text transformer.
-    pub fn is_foreign(key: &str) -> bool {
-        key.starts_with("vision_model.")
-            || ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"].contains(&key)
+    /// The same weights under the names of this network, which are those of transformers (`text_model.…`), from any layout that
+    /// they are published in: alone, in a whole CLIP model, or below `cond_stage_model.transformer.` of a file of
+    /// latent-diffusion. The other half of a CLIP model, its projections and scale, and the position numbers that old files
+    /// carry are left out.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] if two tensors would get one name.
+    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        let weights = self.canonical_with_projection(published)?;
+        weights.rename(|name| (name != PROJECTION).then(|| name.to_owned()))
+    }
+
+    /// [`ClipTextConfig::canonical`] for [`ClipTextModel::with_projection`].
+    ///
+    /// # Errors
+    /// As [`ClipTextConfig::canonical`].
+    pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
+        let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
+        let published = names::part(names::part(published, "cond_stage_model"), "transformer");
+        published.rename(|name| own(name).then(|| name.to_owned()))
     }
 }
 
@@ -171,8 +193,8 @@ impl ClipTextModel {
         config.validate()?;
         let (text, width) = (&vs / "text_model", config.hidden_size);
         let embedding = |name: &str, rows| {
-            let init = Init::Randn { mean: 0., stdev: 0.02 };
-            (&text / "embeddings" / name).var("weight", &[rows, width], init)
+            let normal = init(Init::Randn { mean: 0., stdev: 0.02 });
+            (&text / "embeddings" / name).var("weight", &[rows, width], normal)
         };
         let layer = |i| EncoderLayer::new(&text / "encoder" / "layers" / i, config);
         Ok(Self {
@@ -197,8 +219,12 @@ impl ClipTextModel {
     pub fn forward(&self, input_ids: &Tensor) -> ClipTextOutput {
         let (b, n) = input_ids.size2().unwrap();
         let tokens = Tensor::embedding(&self.token_embedding, input_ids, -1, false, false);
-        let x = tokens + self.position_embedding.narrow(0, 0, n); // [B, N, C]
-        let x = self.layers.iter().fold(x, |x, layer| layer.forward(&x));
+        let mut x = tokens + self.position_embedding.narrow(0, 0, n); // [B, N, C]
+        show("embeddings", &x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x);
+            show(format_args!("encoder.layers.{i}"), &x);
+        }
         let last_hidden_state = self.final_layer_norm.forward(&x);
         let end = match self.eos_token_id {
             2 => input_ids.argmax(-1, false),
@@ -220,43 +246,9 @@ impl ClipTextModel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nn::golden::{Case, quietly};
+    use super::super::nn::quietly;
     use super::*;
     use tch::{Device, nn::VarStore};
-
-    fn own(key: &str) -> Option<String> {
-        (!ClipTextConfig::is_foreign(key)).then(|| key.to_owned())
-    }
-
-    #[test]
-    fn equals_transformers() {
-        let Some(case) = Case::open("clip_text") else { return };
-        let config = ClipTextConfig::from_json(&case.config_text()).unwrap();
-        let vs = VarStore::new(Device::Cpu);
-        let model = ClipTextModel::new(vs.root(), &config).unwrap();
-        case.load("model.safetensors", &vs, own);
-        quietly(|| {
-            let output = model.forward(case.input("input_ids"));
-            case.assert_close("last_hidden_state", &output.last_hidden_state, 1.);
-            case.assert_close("pooler_output", &output.pooled, 1.);
-            assert!(model.embed(&output.pooled).is_none());
-        });
-    }
-
-    #[test]
-    fn is_read_from_a_whole_clip_model() {
-        let Some(case) = Case::open("clip_full") else { return };
-        let config = ClipTextConfig::from_json(&case.config_text()).unwrap();
-        assert_eq!(config.projection_dim, 20);
-        let vs = VarStore::new(Device::Cpu);
-        let model = ClipTextModel::with_projection(vs.root(), &config).unwrap();
-        case.load("model.safetensors", &vs, own);
-        quietly(|| {
-            let output = model.forward(case.input("input_ids"));
-            case.assert_close("text_last_hidden_state", &output.last_hidden_state, 1.);
-            case.assert_close("text_embeds", &model.embed(&output.pooled).unwrap(), 1.);
-        });
-    }
 
     #[test]
     fn a_token_sees_only_what_stands_before_it() {

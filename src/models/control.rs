@@ -7,10 +7,12 @@ use super::{
     checkpoint::{Checkpoint, CheckpointError},
     latent_diffusion::names::{self, Names},
     nn::{ConfigError, channels_last, conv2d, conv3x3, require, show, zero_conv},
+    recompute::{Pass, segment},
     unet::{Encoder, UNet2DConditionConfig},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use tch::{
     Tensor,
     nn::{self, Init, Module},
@@ -244,49 +246,67 @@ impl ControlNet {
 
     /// The encoded condition [B, C0, h, w]; it depends on the condition alone, so a sampler needs it once.
     pub fn hint(&self, condition: &Tensor) -> Tensor {
-        self.controlnet_cond_embedding.forward(condition)
+        self.hint_with(None, condition)
+    }
+
+    /// [`ControlNet::hint`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    pub fn hint_with<'a>(&'a self, pass: Pass<'_, 'a>, condition: &Tensor) -> Tensor {
+        segment(pass, &[condition], |inputs| self.controlnet_cond_embedding.forward(&inputs[0]))
     }
 
     /// [`ControlNet::forward`] from a `hint` that is already encoded.
     pub fn forward_hint(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
-        let encoded = self.encoder.forward(x, t, context, Some(hint));
+        self.forward_with(None, x, t, context, hint)
+    }
+
+    /// [`ControlNet::forward_hint`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    pub fn forward_with<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        x: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        hint: &Tensor,
+    ) -> ControlResiduals {
+        let encoded = self.encoder.forward(pass, x, t, context, Some(hint));
         // maps that neither the UNet nor the fusion sees are not projected, and their convolutions receive no gradient
         let used = if self.fusion.is_some() { self.sent.max(2 * self.deepest) } else { self.sent };
         let first = encoded.skips.len() - used;
         let mut skips = Vec::with_capacity(used);
         for (i, (conv, skip)) in self.controlnet_down_blocks.iter().zip(&encoded.skips).enumerate().skip(first) {
-            let projected = conv.forward(skip);
+            let projected = segment(pass, &[skip], |inputs| conv.forward(&inputs[0]));
             show(format_args!("controlnet_down_blocks.{i}"), &projected);
             skips.push(projected);
         }
         if self.form == ControlForm::SemanticGuided {
             let (above, deep) = skips.split_at_mut(used - self.deepest);
             for (i, map) in deep.iter_mut().enumerate() {
-                if let Some(fusion) = &self.fusion {
-                    *map = fusion.forward(i, map, &above[above.len() - self.deepest..]);
+                let mut inputs = vec![&*map];
+                if self.fusion.is_some() {
+                    inputs.extend(&above[above.len() - self.deepest..]);
                 }
-                *map = map.silu();
+                *map = segment(pass, &inputs, move |inputs| match &self.fusion {
+                    Some(fusion) => fusion.forward(i, &inputs[0], &inputs[1..]).silu(),
+                    None => inputs[0].silu(),
+                });
             }
         }
-        ControlResiduals {
-            skips: skips.split_off(used - self.sent),
-            mid: self.controlnet_mid_block.forward(&encoded.mid),
-        }
+        let mid = segment(pass, &[&encoded.mid], |inputs| self.controlnet_mid_block.forward(&inputs[0]));
+        ControlResiduals { skips: skips.split_off(used - self.sent), mid }
     }
 }
 
-/// Copies every parameter of the UNet in `unet` that the control network in `control` has too, by name: where a ControlNet
-/// starts from. Returns how many were copied.
-pub fn copy_encoder(unet: &nn::VarStore, control: &nn::VarStore) -> usize {
-    let source = unet.variables();
-    let shared =
-        control.variables().into_iter().filter_map(|(name, to)| Some((source.get(&name)?.shallow_clone(), to)));
-    tch::no_grad(|| shared.map(|(from, mut to)| to.copy_(&from)).count())
+/// Copies every parameter of a UNet that a control network has too, by name: where a ControlNet starts from. What is left
+/// stays as it is initialised: the encoder of the condition, the zero convolutions and the fusion. Returns how many were
+/// copied.
+pub fn copy_encoder(unet: &HashMap<String, Tensor>, control: &HashMap<String, Tensor>) -> usize {
+    let shared = control.iter().filter_map(|(name, to)| Some((unet.get(name)?, to.shallow_clone())));
+    tch::no_grad(|| shared.map(|(from, mut to)| to.copy_(from)).count())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{checkpoint::to_safetensors, nn::golden::quietly, unet::UNet2DConditionModel};
+    use super::super::{checkpoint::to_safetensors, nn::quietly, unet::UNet2DConditionModel};
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 
@@ -336,7 +356,7 @@ mod tests {
                 let residuals = control.forward(&x, &t, &context, &condition);
                 assert_eq!(unet.forward(&x, &t, &context, Some(&residuals)), unet.forward(&x, &t, &context, None));
             });
-            let copied = copy_encoder(&unet_vs, &vs);
+            let copied = copy_encoder(&unet_vs.variables(), &vs.variables());
             let new = |name: &&String| name.starts_with("controlnet_") || name.starts_with("fusion.");
             assert_eq!(copied, vs.variables().keys().filter(|name| !new(name)).count());
             let name = "mid_block.resnets.0.conv1.weight";

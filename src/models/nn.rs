@@ -3,13 +3,18 @@
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt::Display};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt::Display,
+};
 use tch::{
     Tensor,
     nn::{self, Init, Module},
 };
 
 thread_local! {
+    static SKIP_INIT: Cell<bool> = const { Cell::new(false) };
     static OBSERVED: RefCell<Option<BTreeMap<String, Tensor>>> = const { RefCell::new(None) };
 }
 
@@ -55,20 +60,39 @@ pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64)
     })
 }
 
+/// Builds a network that is filled from a file: its parameters start at zero, since numbers drawn at random would only cost
+/// time.
+pub fn skip_init<T>(build: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SKIP_INIT.set(self.0);
+        }
+    }
+    let _restore = Restore(SKIP_INIT.replace(true));
+    build()
+}
+
+/// The initialisation `random`, or zero inside of [`skip_init`].
+pub(crate) fn init(random: Init) -> Init {
+    if SKIP_INIT.get() { Init::Const(0.) } else { random }
+}
+
 /// PyTorch's default for weights and biases: uniform within 1/sqrt(fan_in).
-fn uniform(fan_in: i64) -> Init {
+pub(crate) fn uniform(fan_in: i64) -> Init {
     let bound = (fan_in as f64).sqrt().recip();
-    Init::Uniform { lo: -bound, up: bound }
+    init(Init::Uniform { lo: -bound, up: bound })
 }
 
 /// A fully connected layer: `weight` [out, in], `bias` [out].
 pub(crate) fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
-    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), ..Default::default() })
+    let init = uniform(inputs);
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias: true })
 }
 
 /// A fully connected layer without bias.
 pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
-    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bias: false, ..Default::default() })
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bs_init: None, bias: false })
 }
 
 /// A `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out].
@@ -189,90 +213,9 @@ impl Upsample2D {
     }
 }
 
-/// Reference outputs of tiny published models, for the tests of the networks and of diffusion.
+/// For tests: what happens without gradients, on one thread.
 #[cfg(test)]
-pub(crate) mod golden {
-    use serde::de::DeserializeOwned;
-    use std::{collections::HashMap, path::PathBuf};
-    use tch::{Kind, Tensor, nn::VarStore};
-
-    /// One folder of `models` in the fixtures.
-    pub(crate) struct Case {
-        folder: PathBuf,
-        inputs: HashMap<String, Tensor>,
-        expected: HashMap<String, Tensor>,
-        meta: serde_json::Value,
-    }
-
-    fn read(path: PathBuf) -> HashMap<String, Tensor> {
-        let tensors = Tensor::read_safetensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        tensors.into_iter().collect()
-    }
-
-    impl Case {
-        /// None, and a line on stderr, where this machine has no fixtures. `VLMDIFF_GOLDEN` names their folder.
-        pub(crate) fn open(name: &str) -> Option<Self> {
-            let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
-            let given = std::env::var_os("VLMDIFF_GOLDEN").map(PathBuf::from);
-            let folder = given.clone().unwrap_or_else(beside).join("models").join(name);
-            if given.is_none() && !folder.exists() {
-                eprintln!("not compared: no {}", folder.display());
-                return None;
-            }
-            Some(Self {
-                inputs: read(folder.join("inputs.safetensors")),
-                expected: read(folder.join("expected.safetensors")),
-                meta: serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap(),
-                folder,
-            })
-        }
-
-        pub(crate) fn config_text(&self) -> String {
-            std::fs::read_to_string(self.folder.join("config.json")).unwrap()
-        }
-
-        pub(crate) fn config<T: DeserializeOwned>(&self) -> T {
-            serde_json::from_str(&self.config_text()).unwrap()
-        }
-
-        /// Fills `vs` from a weights file of the case. Each name must be there, and each of the file's used unless `rename`
-        /// drops it; 1×1 convolutions pass for matrices.
-        pub(crate) fn load(&self, file: &str, vs: &VarStore, rename: impl Fn(&str) -> Option<String>) {
-            let weights = read(self.folder.join(file)).into_iter();
-            let mut weights: HashMap<_, _> =
-                weights.filter_map(|(name, tensor)| Some((rename(&name)?, tensor))).collect();
-            for (name, mut variable) in vs.variables() {
-                let weight = weights.remove(&name).unwrap_or_else(|| panic!("{name} is not in {file}"));
-                assert_eq!(weight.size().iter().product::<i64>(), variable.numel() as i64, "{name}");
-                tch::no_grad(|| variable.copy_(&weight.reshape(variable.size())));
-            }
-            assert!(weights.is_empty(), "not used of {file}: {:?}", weights.keys());
-        }
-
-        pub(crate) fn input(&self, name: &str) -> &Tensor {
-            &self.inputs[name]
-        }
-
-        pub(crate) fn expected(&self, name: &str) -> &Tensor {
-            &self.expected[name]
-        }
-
-        /// Equal up to `slack` times what two correct f32 implementations differ by.
-        pub(crate) fn assert_close(&self, name: &str, got: &Tensor, slack: f64) {
-            let want = &self.expected[name];
-            let of = |what: &str| self.meta[what][name].as_f64().unwrap_or_default();
-            let bound = slack * f64::max(1e-5, f64::max(2e-5 * of("scale_max_abs"), 10. * of("noise_max_abs")));
-            let got = if want.dim() == 1 && got.dim() == 0 { got.unsqueeze(0) } else { got.shallow_clone() };
-            assert_eq!(got.size(), want.size(), "{name}");
-            let difference = (got.to_kind(Kind::Float) - want.to_kind(Kind::Float)).abs().max().double_value(&[]);
-            eprintln!("{name}: differs by {difference:.1e}, {bound:.1e} allowed");
-            assert!(difference <= bound, "{name} differs by {difference:.1e}, {bound:.1e} allowed");
-        }
-    }
-
-    /// What happens without gradients, on one thread.
-    pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> T {
-        tch::set_num_threads(1);
-        tch::no_grad(f)
-    }
+pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    tch::set_num_threads(1);
+    tch::no_grad(f)
 }

@@ -1,8 +1,12 @@
 //! The image autoencoder of latent diffusion: diffusers' `AutoencoderKL`.
 
-use super::nn::{
-    ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, linear, require,
-    require_widths, to_image, to_tokens,
+use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    latent_diffusion::names::{self, Names},
+    nn::{
+        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, linear, require,
+        require_widths, show, to_image, to_tokens,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,40 +83,16 @@ impl AutoencoderKlConfig {
         })
     }
 
-    /// The key of diffusers for a published key: resolves the attention names of diffusers before 0.17
-    /// (`query key value proj_attn`) and the names of CompVis latent-diffusion (`encoder.down.0.block.1.nin_shortcut`),
-    /// with or without `first_stage_model.`. Attention weights stored as 1×1 convolutions [C, C, 1, 1] lose their last two
-    /// dimensions. A key already in its final form stays as it is.
-    pub fn rename(&self, key: &str) -> String {
-        let mut key = key.strip_prefix("first_stage_model.").unwrap_or(key).to_owned();
-        let last = self.block_out_channels.len() - 1;
-        for level in 0..=last {
-            key = key.replace(&format!("encoder.down.{level}."), &format!("encoder.down_blocks.{level}."));
-            // latent-diffusion counts the decoder's levels from the image, diffusers from the latent
-            key = key.replace(&format!("decoder.up.{level}."), &format!("decoder.up_blocks.{}.", last - level));
-        }
-        for (published, ours) in [
-            (".block.", ".resnets."),
-            ("downsample.conv.", "downsamplers.0.conv."),
-            ("upsample.conv.", "upsamplers.0.conv."),
-            ("mid.block_1.", "mid_block.resnets.0."),
-            ("mid.block_2.", "mid_block.resnets.1."),
-            ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."),
-            ("mid.attn_1.", "mid_block.attentions.0."),
-            ("nin_shortcut", "conv_shortcut"),
-            ("coder.norm_out", "coder.conv_norm_out"),
-            ("attentions.0.query.", "attentions.0.to_q."),
-            ("attentions.0.key.", "attentions.0.to_k."),
-            ("attentions.0.value.", "attentions.0.to_v."),
-            ("attentions.0.proj_attn.", "attentions.0.to_out.0."),
-            ("attentions.0.q.", "attentions.0.to_q."),
-            ("attentions.0.k.", "attentions.0.to_k."),
-            ("attentions.0.v.", "attentions.0.to_v."),
-            ("attentions.0.proj_out.", "attentions.0.to_out.0."),
-        ] {
-            key = key.replace(published, ours);
-        }
-        key
+    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
+    /// in: diffusers', also with the attention names from before 0.17; or latent-diffusion's, alone or below
+    /// `first_stage_model.` of a file with all parts. The losses (`loss.…`) that a training of latent-diffusion keeps beside
+    /// the network are left out.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] if two tensors would get one name.
+    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        let weights = names::canonical(published, "first_stage_model", &Names::autoencoder(self))?;
+        weights.rename(|name| (!name.starts_with("loss.")).then(|| name.to_owned()))
     }
 }
 
@@ -163,8 +143,11 @@ impl MidBlock {
         let mut x = self.resnets[0].forward(x, None);
         if let Some(attention) = &self.attention {
             x = attention.forward(&x);
+            show("mid_block.attentions.0", &x);
         }
-        self.resnets[1].forward(&x, None)
+        let x = self.resnets[1].forward(&x, None);
+        show("mid_block", &x);
+        x
     }
 }
 
@@ -213,12 +196,14 @@ impl Encoder {
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let mut x = self.conv_in.forward(x);
-        for level in &self.down_blocks {
+        show("conv_in", &x);
+        for (i, level) in self.down_blocks.iter().enumerate() {
             x = level.resnets.iter().fold(x, |x, resnet| resnet.forward(&x, None));
             if let Some(downsample) = &level.resize {
                 // the zero border is to the right and below only, unlike in the UNet
                 x = downsample.forward(&x.constant_pad_nd([0, 1, 0, 1]));
             }
+            show(format_args!("down_blocks.{i}"), &x);
         }
         let x = self.mid_block.forward(&x);
         self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
@@ -253,7 +238,9 @@ impl Decoder {
     }
 
     fn forward(&self, z: &Tensor) -> Tensor {
-        let mut x = self.mid_block.forward(&self.conv_in.forward(z));
+        let x = self.conv_in.forward(z);
+        show("conv_in", &x);
+        let mut x = self.mid_block.forward(&x);
         for level in &self.up_blocks {
             x = level.resnets.iter().fold(x, |x, resnet| resnet.forward(&x, None));
             if let Some(upsample) = &level.resize {
@@ -275,9 +262,14 @@ pub struct Posterior {
 }
 
 impl Posterior {
+    /// Standard deviation, [B, latent_channels, h, w].
+    pub fn std(&self) -> Tensor {
+        (&self.logvar * 0.5).exp()
+    }
+
     /// mean + standard deviation × `noise` (standard normal, of the same shape).
     pub fn sample(&self, noise: &Tensor) -> Tensor {
-        &self.mean + (&self.logvar * 0.5).exp() * noise
+        &self.mean + self.std() * noise
     }
 
     /// Divergence from the standard normal, summed over each latent: [B] nats.
@@ -324,6 +316,7 @@ impl AutoencoderKl {
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments);
         }
+        show("moments", &moments);
         let [mean, logvar]: [Tensor; 2] = moments.chunk(2, 1).try_into().unwrap();
         Posterior { mean, logvar: logvar.clamp(-30., 20.) }
     }
@@ -346,41 +339,13 @@ impl AutoencoderKl {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nn::golden::{Case, quietly};
+    use super::super::nn::quietly;
     use super::*;
     use tch::{Device, Kind, nn::VarStore};
 
     fn small() -> AutoencoderKlConfig {
         serde_json::from_str(r#"{"block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}"#)
             .unwrap()
-    }
-
-    #[test]
-    fn equals_diffusers() {
-        let Some(case) = Case::open("vae") else { return };
-        let config: AutoencoderKlConfig = case.config();
-        let vs = VarStore::new(Device::Cpu);
-        let vae = AutoencoderKl::new(vs.root(), &config).unwrap();
-        let check = |slack| {
-            quietly(|| {
-                let posterior = vae.encode(case.input("image"));
-                case.assert_close("mean", &posterior.mean, slack);
-                case.assert_close("logvar", &posterior.logvar, slack);
-                let sample = posterior.sample(case.input("noise"));
-                case.assert_close("sample", &sample, slack);
-                case.assert_close("latent_scaled", &(sample * config.scaling_factor), slack);
-                case.assert_close("kl", &posterior.kl(), slack);
-                case.assert_close("decode_z", &vae.decode(&(case.input("z") / config.scaling_factor)), slack);
-                case.assert_close("reconstruction", &vae.decode(&posterior.mean), slack);
-            });
-        };
-        case.load("diffusion_pytorch_model.safetensors", &vs, |key| Some(config.rename(key)));
-        check(1.);
-        // the same weights under older names, rounded to half precision
-        for file in ["diffusion_pytorch_model.oldkeys.safetensors", "ldm.safetensors"] {
-            case.load(file, &vs, |key| Some(config.rename(key)));
-            check(100.);
-        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The tables of a pipeline as a schema of SQL: names come from one listing, a table is read when a query names it.
+//! The tables of a pipeline as a schema of SQL: names come from one listing, a table is read when a query names it. Of a table
+//! that is being made now the rows so far are seen, as of a training that goes on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -30,17 +31,34 @@ struct Names {
     store: Store,
     pipeline: String,
     /// The slots of each table: several for a swept one.
-    slots: BTreeMap<String, Vec<String>>,
+    slots: BTreeMap<String, BTreeSet<String>>,
+    /// Those of tables that are being made.
+    unfinished: BTreeSet<String>,
 }
 
 impl Tables {
-    pub(super) fn new(store: &Store, pipeline: &str, slots: &[(String, String)]) -> Self {
-        let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (_, slot) in slots.iter().filter(|(of, _)| of == pipeline) {
-            named.entry(table_of(slot).to_owned()).or_default().push(slot.clone());
+    /// `slots` and `unfinished` are the store's published tables and those that runs are making.
+    pub(super) fn new(
+        store: &Store,
+        pipeline: &str,
+        slots: &[(String, String)],
+        unfinished: &[(String, String)],
+    ) -> Result<Self, Error> {
+        let own = |tables: &[(String, String)]| {
+            tables.iter().filter(|(of, _)| of == pipeline).map(|(_, slot)| slot.clone()).collect::<BTreeSet<String>>()
+        };
+        let mut unfinished = own(unfinished);
+        for slot in unfinished.clone() {
+            if store.unfinished(pipeline, &slot)?.is_none() {
+                unfinished.remove(&slot);
+            }
         }
-        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: named };
-        Self { published: Arc::new(names), made: RwLock::default() }
+        let mut slots_of: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for slot in own(slots).union(&unfinished) {
+            slots_of.entry(table_of(slot).to_owned()).or_default().insert(slot.clone());
+        }
+        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: slots_of, unfinished };
+        Ok(Self { published: Arc::new(names), made: RwLock::default() })
     }
 }
 
@@ -56,8 +74,15 @@ impl Names {
 
     fn current(&self, table: &str) -> Result<Vec<Manifest>, Error> {
         let Some(slots) = self.slots.get(table) else { return Ok(Vec::new()) };
-        let current = self.store.current(&self.pipeline, slots)?.into_iter().flatten();
-        Ok(current.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired).collect())
+        let slots: Vec<String> = slots.iter().cloned().collect();
+        let published = self.store.current(&self.pipeline, &slots)?;
+        let of_slot = |(slot, published): (&String, Option<(u64, Manifest)>)| {
+            let published = published.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired);
+            let is_made = self.unfinished.contains(slot);
+            let unfinished = if is_made { self.store.unfinished(&self.pipeline, slot)? } else { None };
+            Ok(unfinished.or(published))
+        };
+        slots.iter().zip(published).filter_map(|slot| of_slot(slot).transpose()).collect()
     }
 
     fn of_run(&self, table: &str, name: &str) -> Result<Vec<Manifest>, Error> {

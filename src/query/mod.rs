@@ -56,7 +56,7 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that ran last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
-        let slots = store.tables()?;
+        let (slots, unfinished) = (store.tables()?, store.unfinished_tables()?);
         let pipelines: BTreeSet<&str> = slots.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
         let default = match pipeline {
             Some(name) if !pipelines.contains(name) => {
@@ -79,7 +79,7 @@ impl Session {
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog(CATALOG, catalog.clone());
         for name in pipelines.into_iter().chain([default.as_str()]) {
-            let tables = Tables::new(store, name, &slots);
+            let tables = Tables::new(store, name, &slots, &unfinished)?;
             if name == default {
                 common(store, &tables)?;
             }

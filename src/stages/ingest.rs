@@ -417,7 +417,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{
-        Store, encode_schema,
+        Stop, Store, encode_schema,
         manifest::Entry,
         stage,
         task::{Executor, Job, Listed, Task},
@@ -452,7 +452,7 @@ mod tests {
         let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
         let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
         let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
-        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap());
+        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap(), Stop::default());
         executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
     }
 

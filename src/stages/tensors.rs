@@ -1,7 +1,5 @@
 //! Arrow columns <-> tensors, and trained weights in and out of tables. For operators, which run in the worker.
 
-use std::collections::HashMap;
-
 use arrow::{
     array::{Array, ArrayRef, AsArray, FixedSizeListArray},
     datatypes::{DataType, Float16Type, Float32Type, UInt8Type},
@@ -22,14 +20,20 @@ use crate::{
 /// The key of the network's configuration in a weights file's metadata, and of the column that names the file.
 pub(super) const CONFIG: &str = "config";
 
-/// What libtorch refuses is a failure of the stage, with memory named for what it is.
+/// What libtorch refuses is a failure of the stage.
 pub(super) fn torch(error: tch::TchError) -> Error {
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    if text.contains("out of memory") || text.contains("DefaultCPUAllocator") {
-        return Error::Stage(format!("{first}; memory ran out: lower `batch_size` or `size`"));
+    Error::Stage(error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        torch(error)
     }
-    Error::Stage(first.to_owned())
+}
+
+/// Weights that the user names and that do not fit are a wrong input.
+pub(super) fn input(error: CheckpointError) -> Error {
+    Error::Input(error.to_string())
 }
 
 /// The device of a run.
@@ -54,6 +58,41 @@ pub(super) fn tensor(column: &ArrayRef, shape: &[usize]) -> Result<Tensor> {
         other => return Err(Error::Stage(format!("a tensor of {other} cannot be read"))),
     };
     flat.and_then(|flat| flat.f_view(shape.as_slice())).map_err(torch)
+}
+
+/// A tensor column of all rows of a task, filled batch by batch: no value lies in memory twice.
+pub(super) struct Column {
+    all: Tensor,
+    shape: Vec<usize>,
+    filled: i64,
+}
+
+impl Column {
+    /// For at most so many rows. Memory is taken as it is filled.
+    pub(super) fn new(kind: Kind, rows: usize, shape: &[usize]) -> Result<Self> {
+        let size: Vec<i64> = std::iter::once(&rows).chain(shape).map(|n| *n as i64).collect();
+        Ok(Self { all: Tensor::f_empty(size, (kind, Device::Cpu))?, shape: shape.to_vec(), filled: 0 })
+    }
+
+    pub(super) fn push(&mut self, rows: &ArrayRef) -> Result<()> {
+        self.all.f_narrow(0, self.filled, rows.len() as i64)?.f_copy_(&tensor(rows, &self.shape)?)?;
+        self.filled += rows.len() as i64;
+        Ok(())
+    }
+
+    /// The rows that were pushed, [N, shape…].
+    pub(super) fn done(self) -> Tensor {
+        self.all.narrow(0, 0, self.filled)
+    }
+}
+
+/// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
+pub(super) fn first_embedding(context: &Context, port: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+    let Some(table) = context.tables.get(port) else { return Ok(None) };
+    match table.column_by_name("embedding") {
+        Some(column) if !column.is_empty() => tensor(&column.slice(0, 1), shape).map(Some),
+        _ => Err(Error::Input(format!("the table at `{port}` has no row; its first is taken"))),
+    }
 }
 
 /// The values of a tensor in row-major order, as f32.
@@ -82,7 +121,7 @@ pub(super) fn normalise(pixels: &Tensor) -> Tensor {
 
 /// A network's variables and configuration as a safetensors file.
 pub(super) fn save_weights(
-    variables: HashMap<String, Tensor>,
+    variables: impl IntoIterator<Item = (String, Tensor)>,
     config: &impl Serialize,
     more: &[(&str, String)],
 ) -> Result<Vec<u8>> {

@@ -8,23 +8,36 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    tensors::{device, normalise, save_weights, tensor, torch},
-    training::{self, Loss, Training},
+    tensors::{Column, device, input, normalise, save_weights},
+    training::{self, Batch, Loss, Subject, Training},
+    weights::Weights,
 };
 use crate::{
-    diffusion::{Noise, optim::train_only},
+    diffusion::{
+        Noise,
+        optim::{Named, train_only},
+        train,
+        vae_gan::{self, AdversarialLoss, Adversary, Reduction, TermWeights, Terms},
+    },
     engine::{
-        Error, Result,
+        Error, Result, Sources,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
-    models::vae::{AutoencoderKl, AutoencoderKlConfig},
+    models::{
+        lpips::Lpips,
+        nn::ConfigError,
+        patchgan::{PatchGan, PatchGanConfig},
+        vae::{AutoencoderKl, AutoencoderKlConfig},
+    },
 };
 
-/// Trains an AutoencoderKL on images: absolute error plus a small pull of the latents towards a normal distribution.
+/// Trains an AutoencoderKL on images, from nothing or on from published weights: absolute error, looks (LPIPS), a small pull of
+/// the latents towards a normal distribution, and a discriminator.
 ///
-/// Afterwards `scaling_factor` is set to one over the standard deviation of the training images' latents, so that the
-/// denoiser sees about unit variance (latent diffusion's `scale_by_std`).
+/// The loss is latent diffusion's, of which `perceptual` and `discriminator` may be left out. The authors fine-tune for each
+/// dataset, with both, by `training: { optimizer: adam, betas: [0.5, 0.9], weight_decay: 0, lr: 4.5e-5, accumulate: 8 }`; a
+/// small network that starts from nothing learns faster by `reduction: mean` and AdamW.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct TrainAutoencoder {
@@ -32,19 +45,45 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
+    /// Weights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
+    /// or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Whether the error of an image is the sum or the mean over its values.
+    #[garde(skip)]
+    #[serde(default)]
+    pub reduction: Reduction,
     /// Weight of the Kullback-Leibler term, per image summed over the latent as the absolute error is over the pixels.
     #[garde(range(min = 0.))]
     #[serde(default = "default_kl_weight")]
     pub kl_weight: f64,
-    /// Weight of the mean squared error beside the mean absolute error: it makes a short training learn strong colours first.
+    /// Weight of the squared error beside the absolute error: it makes a short training learn strong colours first.
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub mse_weight: f64,
+    /// The perceptual term's weights: VGG16 as torchvision publishes it and the linear layers of LPIPS (`vgg.pth`), or one file
+    /// with both, such as an autoencoder of latent diffusion. Absent: no perceptual term.
+    #[garde(length(max = 2))]
+    #[serde(default)]
+    pub perceptual: Vec<String>,
+    /// Weight of the perceptual term.
+    #[garde(range(min = 0.))]
+    #[serde(default = "default_perceptual_weight")]
+    pub perceptual_weight: f64,
+    /// What tells reconstructions from pictures, and is trained beside the autoencoder; absent: nothing does.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discriminator: Option<Discriminator>,
     /// Side of the random square that each step sees of an image; absent: all of it. The network is convolutional, so small
     /// squares teach it as much per pixel, in more steps.
     #[garde(inner(range(min = 8)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<u32>,
+    /// What the denoiser will multiply latents with. Absent: as `config` says with `init`, else measured.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling_factor: Option<ScalingFactor>,
     /// How to train.
     #[garde(dive)]
     #[serde(default)]
@@ -55,15 +94,147 @@ fn default_kl_weight() -> f64 {
     1e-6
 }
 
-/// Log-variance of the latents before the first step.
+fn default_perceptual_weight() -> f64 {
+    1.
+}
+
+/// A PatchGAN and its part in the loss.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discriminator {
+    /// The step from which it takes part and is trained.
+    #[garde(skip)]
+    pub start: u64,
+    /// Its weight, where its gradients at the decoder's last layer are as strong as those of the reconstruction.
+    #[garde(range(min = 0.))]
+    pub weight: f64,
+    /// What it is asked to tell apart.
+    #[garde(skip)]
+    pub loss: AdversarialLoss,
+    /// Which statistics its batch normalisations use.
+    #[garde(skip)]
+    pub batch_norm: Statistics,
+    /// The network.
+    #[garde(skip)]
+    pub config: PatchGanConfig,
+}
+
+impl Default for Discriminator {
+    fn default() -> Self {
+        Self {
+            start: 50_001,
+            weight: 0.5,
+            loss: AdversarialLoss::Hinge,
+            batch_norm: Statistics::Eval,
+            config: PatchGanConfig::default(),
+        }
+    }
+}
+
+/// The statistics of a batch normalisation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistics {
+    /// Those it starts with, which stay: what the authors' program does, because its picture logger leaves the network in this
+    /// mode.
+    #[default]
+    Eval,
+    /// Those of the batch.
+    Train,
+}
+
+/// What latents are multiplied with before noise is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScalingFactor {
+    /// `config.scaling_factor`.
+    Config,
+    /// One over the standard deviation of the training images' latents, so that the denoiser sees about unit variance (latent
+    /// diffusion's `scale_by_std`).
+    Measured,
+}
+
+/// Log-variance of the latents before the first step from nothing.
 const FIRST_LOGVAR: f64 = -6.;
-const PARTS: &[&str] = &["reconstruction_loss", "kl_loss"];
+/// Images of which the scaling factor is measured.
+const MEASURED: usize = 128;
+/// Names of the discriminator's variables in a saved state begin so.
+const DISCRIMINATOR: &str = "discriminator.";
+
+impl TrainAutoencoder {
+    /// The names of the loss's parts in the table.
+    fn parts(&self) -> Vec<&'static str> {
+        let perceptual = (!self.perceptual.is_empty()).then_some("perceptual_loss");
+        let adversarial = ["g_loss", "d_weight", "disc_loss", "logits_real", "logits_fake"];
+        let adversarial = self.discriminator.iter().flat_map(|_| adversarial);
+        ["reconstruction_loss", "kl_loss"].into_iter().chain(perceptual).chain(adversarial).collect()
+    }
+
+    fn weights(&self) -> TermWeights {
+        let Self { reduction, mse_weight: mse, perceptual_weight: perceptual, kl_weight: kl, .. } = *self;
+        TermWeights { reduction, mse, perceptual, kl }
+    }
+
+    /// Whether the scaling factor is measured.
+    fn measures(&self) -> bool {
+        let default = if self.init.is_some() { ScalingFactor::Config } else { ScalingFactor::Measured };
+        self.scaling_factor.unwrap_or(default) == ScalingFactor::Measured
+    }
+
+    /// The networks with their start weights; the discriminator's variables in a store of their own.
+    fn objective(
+        &self,
+        vs: &VarStore,
+        judge_vs: &VarStore,
+        sources: &Sources,
+        out: &mut Sink<'_>,
+    ) -> Result<Objective> {
+        let wrong = |e: ConfigError| Error::Input(e.to_string());
+        let network = AutoencoderKl::new(vs.root(), &self.config).map_err(wrong)?;
+        let adversary = self.discriminator.clone().unwrap_or_default();
+        let judge = |_: &Discriminator| PatchGan::new(judge_vs.root(), &adversary.config);
+        let discriminator = self.discriminator.as_ref().map(judge).transpose().map_err(wrong)?;
+        match &self.init {
+            Some(place) => {
+                let published = Weights(place).open(sources)?;
+                let own = self.config.canonical(published.clone()).and_then(|own| own.load_into(vs));
+                own.map_err(input)?;
+                let judge = PatchGan::canonical(published).map_err(input)?;
+                if discriminator.is_some() && judge.is_empty() {
+                    out.log(format!("the discriminator starts from random weights: {place} has none"));
+                } else if discriminator.is_some() {
+                    judge.load_into(judge_vs).map_err(input)?;
+                }
+            }
+            // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
+            None => no_grad(|| {
+                if let Some(bias) = vs.variables().get("quant_conv.bias") {
+                    let latent = self.config.latent_channels;
+                    let _ = bias.narrow(0, latent, latent).fill_(FIRST_LOGVAR);
+                }
+            }),
+        }
+        let perceptual = match self.perceptual.as_slice() {
+            [] => {
+                out.log("no perceptual term: `perceptual` names no weights");
+                None
+            }
+            [vgg, .., lin] | [vgg @ lin] => {
+                let open = |place: &String| Weights(place).open(sources);
+                Some(Lpips::load(open(vgg)?, open(lin)?, vs.device()).map_err(input)?)
+            }
+        };
+        Ok(Objective { network, perceptual, discriminator, weights: self.weights(), adversary })
+    }
+}
 
 impl Stage for TrainAutoencoder {
     const NAME: &'static str = "train_autoencoder";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const LOCATIONS: &'static [&'static str] = &["init", "perceptual"];
+    const MEMORY: &'static str = training::MEMORY;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;
@@ -82,22 +253,144 @@ impl Stage for TrainAutoencoder {
                 "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
             ));
         }
-        Ok(training::schema(PARTS, &self.config))
+        if let Some(discriminator) = &self.discriminator {
+            discriminator.config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+        }
+        Ok(training::schema(&self.parts(), &self.config))
+    }
+
+    fn files(&self) -> Result<Vec<String>, String> {
+        let places = self.init.iter().chain(&self.perceptual);
+        Ok(places.flat_map(|place| Weights(place).files()).collect())
     }
 }
 
 impl Open for TrainAutoencoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
-        Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
+        let (device, sources) = (device(context)?, context.sources.clone());
+        Ok(Box::new(Trainer { stage: self, device, sources, shape, output: context.output.clone() }))
+    }
+}
+
+/// An autoencoder in training, and what judges it.
+pub struct Objective {
+    /// The autoencoder.
+    pub network: AutoencoderKl,
+    /// What sees how different two pictures look.
+    pub perceptual: Option<Lpips>,
+    /// What tells reconstructions from pictures.
+    pub discriminator: Option<PatchGan>,
+    /// The weights of the autoencoder's terms.
+    pub weights: TermWeights,
+    /// The discriminator's part; its `config` is that of the network.
+    pub adversary: Discriminator,
+}
+
+/// The terms of the discriminator's loss, scalars.
+#[derive(Debug)]
+pub struct Judgement {
+    /// What the discriminator minimises.
+    pub total: Tensor,
+    /// The mean logit of pictures.
+    pub real: Tensor,
+    /// The mean logit of reconstructions.
+    pub fake: Tensor,
+}
+
+impl Objective {
+    /// The autoencoder's loss on images `x` [B, 3, H, W], with `noise` of the latent's shape. The discriminator's term counts
+    /// `factor` times; with none it is not computed.
+    pub fn autoencoder_loss(&self, x: &Tensor, noise: &Tensor, factor: Option<f64>) -> Result<Terms, tch::TchError> {
+        let posterior = self.network.encode(x);
+        let y = self.network.decode(&posterior.sample(noise)); // [B, 3, H, W]
+        let perceptual = self.perceptual.as_ref().map(|lpips| lpips.forward(x, &y)); // [B]
+        let adversary = factor.zip(self.judge(&y)).map(|(factor, fake)| Adversary {
+            fake,
+            last_layer: self.network.last_layer(),
+            weight: self.adversary.weight,
+            factor,
+        });
+        vae_gan::autoencoder_loss(x, &y, &posterior.kl(), perceptual.as_ref(), adversary.as_ref(), &self.weights)
+    }
+
+    /// Whether the discriminator takes part in a step, from 0.
+    fn takes_part(&self, step: u64) -> bool {
+        self.discriminator.is_some() && step >= self.adversary.start
+    }
+
+    /// The discriminator's loss on the same, times `factor`; none without a discriminator. The reconstructions are made anew.
+    pub fn discriminator_loss(&self, x: &Tensor, noise: &Tensor, factor: f64) -> Option<Judgement> {
+        let y = no_grad(|| self.network.decode(&self.network.encode(x).sample(noise)));
+        let (real, fake) = (self.judge(x)?, self.judge(&y)?);
+        let total = vae_gan::discriminator_loss(&real, &fake, self.adversary.loss) * factor;
+        let mean = |logits: &Tensor| logits.detach().mean(Kind::Float);
+        Some(Judgement { total, real: mean(&real), fake: mean(&fake) })
+    }
+
+    /// The discriminator's logits of pictures [B, 3, H, W] -> [B, 1, h, w].
+    fn judge(&self, x: &Tensor) -> Option<Tensor> {
+        let train = self.adversary.batch_norm == Statistics::Train;
+        Some(self.discriminator.as_ref()?.forward(x, train))
     }
 }
 
 struct Trainer {
     stage: TrainAutoencoder,
     device: Device,
+    sources: Sources,
     shape: [usize; 3],
     output: SchemaRef,
+}
+
+impl Operator for Trainer {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
+        while let Some(batch) = rows.next(256)? {
+            pixels.push(batch.column("images", "pixels")?)?;
+        }
+        let (pixels, count) = (pixels.done(), rows.len());
+        let training = &self.stage.training;
+        tch::manual_seed(training.seed as i64);
+        let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(self.device));
+        let objective = self.stage.objective(&vs, &judge_vs, &self.sources, out)?;
+        let mut trainers = vec![training.trainer(train_only(&vs, |_| true))];
+        let mut variables: Named = vs.variables().into_iter().collect();
+        let judge_parameters = train_only(&judge_vs, PatchGan::is_parameter);
+        if objective.discriminator.is_some() {
+            let parameters = judge_parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+            trainers.push(train::Trainer { ema: None, ..training.trainer(parameters.collect()) });
+            let named = |(name, tensor)| (format!("{DISCRIMINATOR}{name}"), tensor);
+            variables.extend(judge_vs.variables().into_iter().map(named));
+        }
+        let images = |rows: &[i64]| {
+            normalise(&pixels.index_select(0, &Tensor::from_slice(rows)).to_device(self.device)) // [B, 3, H, W]
+        };
+        let loss = |trainer: usize, batch: &Batch| {
+            let x = images(&batch.rows);
+            match trainer {
+                0 => self.autoencoder_loss(&objective, x, batch),
+                _ if objective.takes_part(batch.step) => self.discriminator_loss(&objective, x, batch),
+                // Gradients of zero, and not none: Adam counts the step, as the authors' does.
+                _ => {
+                    let total =
+                        judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
+                    Ok(Loss { total: total.into(), parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
+                }
+            }
+        };
+        let weights = || {
+            let mut config = self.stage.config.clone();
+            if self.stage.measures() {
+                let some: Vec<i64> = (0..count as i64).step_by((count / MEASURED).max(1)).collect();
+                let encode = |rows| objective.network.encode(&images(rows)).mean;
+                let means: Vec<Tensor> = no_grad(|| some.chunks(32).map(encode).collect());
+                config.scaling_factor = 1. / Tensor::cat(&means, 0).std(true).double_value(&[]);
+            }
+            save_weights(vs.variables(), &config, &[])
+        };
+        training.run(Subject { trainers, variables, rows: count, loss, weights }, out, &self.output)
+    }
 }
 
 impl Trainer {
@@ -108,48 +401,39 @@ impl Trainer {
         let (top, left) = (offset(x.size()[2], random), offset(x.size()[3], random));
         x.narrow(2, top, side).narrow(3, left, side)
     }
-}
 
-impl Operator for Trainer {
-    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Vec::new();
-        while let Some(batch) = rows.next(256)? {
-            pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
+    /// Noise for the latents of images [B, 3, H, W].
+    fn noise(&self, x: &Tensor, random: &mut Noise) -> Result<Tensor> {
+        let (config, size) = (&self.stage.config, x.size());
+        let shape = [size[0], config.latent_channels, size[2] / config.factor(), size[3] / config.factor()];
+        Ok(random.normal(&shape)?.to_device(self.device))
+    }
+
+    fn autoencoder_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
+        let mut random = batch.noise(self.stage.training.seed);
+        let x = self.cropped(x, &mut random);
+        let noise = self.noise(&x, &mut random)?;
+        let factor = objective.takes_part(batch.step).then_some(1.);
+        let terms = objective.autoencoder_loss(&x, &noise, factor)?;
+        let mut parts = vec![terms.reconstruction, terms.kl];
+        parts.extend(terms.perceptual);
+        if objective.discriminator.is_some() {
+            let nothing = || Tensor::from(0_f32);
+            let (g, weight) = terms.adversarial.unwrap_or_else(|| (nothing(), nothing()));
+            parts.extend([g, weight]);
         }
-        let count = pixels.iter().map(|p| p.size()[0] as usize).sum();
-        let pixels = if pixels.is_empty() {
-            Tensor::zeros([0], (Kind::Uint8, Device::Cpu))
-        } else {
-            Tensor::f_cat(&pixels, 0).map_err(torch)?
-        };
-        let TrainAutoencoder { mut config, kl_weight, mse_weight, training, .. } = self.stage.clone();
-        tch::manual_seed(training.seed as i64);
-        let vs = VarStore::new(self.device);
-        let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
-        // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
-        no_grad(|| {
-            if let Some(bias) = vs.variables().get("quant_conv.bias") {
-                let _ = bias.narrow(0, config.latent_channels, config.latent_channels).fill_(FIRST_LOGVAR);
-            }
-        });
-        let images =
-            |indices: &[i64]| normalise(&pixels.index_select(0, &Tensor::from_slice(indices)).to_device(self.device));
-        let log = training.run(&vs, train_only(&vs, |_| true), count, out, |step, indices| {
-            let mut random = Noise::new(training.seed, step.to_le_bytes());
-            let x = self.cropped(images(indices), &mut random); // [B, 3, H, W]
-            let per_image = (x.numel() as i64 / x.size()[0]) as f64;
-            let posterior = network.encode(&x);
-            let noise = random.normal(&posterior.mean.size()).map_err(torch)?.to_device(self.device);
-            let y = network.decode(&posterior.sample(&noise));
-            let error = &y - &x;
-            let reconstruction = error.abs().mean(Kind::Float) + error.square().mean(Kind::Float) * mse_weight;
-            let kl = posterior.kl().mean(Kind::Float) / per_image;
-            Ok(Loss { total: &reconstruction + &kl * kl_weight, parts: vec![reconstruction, kl] })
-        })?;
-        let some: Vec<i64> = (0..count as i64).step_by((count / 128).max(1)).collect();
-        let std = no_grad(|| some.chunks(32).map(|chunk| network.encode(&images(chunk)).mean).collect::<Vec<_>>());
-        config.scaling_factor = 1. / Tensor::cat(&std, 0).std(true).double_value(&[]);
-        let weights = out.blob(save_weights(vs.variables(), &config, &[])?)?;
-        out.write(&log.batch(&self.output, weights)?)
+        Ok(Loss { total: terms.total.into(), parts })
+    }
+
+    fn discriminator_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
+        // The authors' program computes both halves anew, from noise of their own.
+        let mut random = batch.noise_of(self.stage.training.seed, "discriminator");
+        let x = self.cropped(x, &mut random);
+        let noise = self.noise(&x, &mut random)?;
+        let Judgement { total, real, fake } = objective
+            .discriminator_loss(&x, &noise, 1.)
+            .ok_or_else(|| Error::Stage("there is no discriminator to train".into()))?;
+        let value = total.detach();
+        Ok(Loss { total: total.into(), parts: vec![value, real, fake] })
     }
 }

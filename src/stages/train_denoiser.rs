@@ -1,37 +1,54 @@
 //! Latents, captions and images -> the denoiser.
 
-use arrow::datatypes::{DataType, SchemaRef};
+use std::collections::HashMap;
+
+use arrow::{
+    array::Array,
+    datatypes::{DataType, Float32Type, SchemaRef, ToByteSlice},
+};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{
     Device, Kind, Tensor,
     nn::{Path, VarStore},
+    no_grad,
 };
 
 use super::{
     column,
-    tensors::{device, normalise, save_weights, tensor, torch},
-    training::{self, Loss, Training, config_of},
+    tensors::{Column, device, first_embedding, input, normalise, save_weights, tensor},
+    training::{self, Batch, Loss, Subject, Training, config_of},
+    weights::Weights,
 };
 use crate::{
-    diffusion::{Noise, loss::denoising_loss, optim::train_only, schedule::ScheduleConfig},
+    diffusion::{
+        loss::denoising_loss,
+        optim::train_only,
+        schedule::{Schedule, ScheduleConfig},
+        train,
+    },
     engine::{
-        Error, Result,
+        Digest, Error, Result, Sources,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
     models::{
+        checkpoint::Checkpoint,
         control::{ControlForm, ControlNet, ControlNetConfig},
+        latent_diffusion::{LatentDiffusion, start_weights, variables_below},
+        nn::skip_init,
+        recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
 };
 
-/// Trains the denoiser on normal images: the U-Net together with its control branch, which sees the image itself.
+/// Trains the denoiser on normal images: the U-Net's way up together with its control branch, which sees the image itself.
 ///
 /// The loss is the mean squared error of what `schedule.prediction_type` names; latents are drawn from their stored moments
-/// anew in each step (method: noise prediction, t uniform).
+/// anew in each step (method: noise prediction, t uniform). Without captions, leave `text_embeddings` out of `from:` and name
+/// as `unconditional` a table of encode_text whose first row is the empty caption: all images then have that.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct TrainDenoiser {
@@ -43,6 +60,12 @@ pub struct TrainDenoiser {
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
+    /// Weights to start from: a file, folder or URL of a U-Net in the layout of diffusers or of latent diffusion, alone or with
+    /// all parts of a model, such as Stable Diffusion 1.5. Where the file has no control branch, that starts as a copy of the
+    /// U-Net's way down. Absent: random weights.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
     /// The noise schedule and what the network predicts.
     #[garde(skip)]
     #[serde(default)]
@@ -55,10 +78,55 @@ pub struct TrainDenoiser {
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub min_snr_gamma: Option<f64>,
+    /// Which weights are trained; the others stay as they start.
+    #[garde(skip)]
+    #[serde(default)]
+    pub trainable: Trainable,
+    /// The type that the network computes in. The weights that are trained, their averages and the loss stay in f32.
+    #[garde(skip)]
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Whether the maps inside of the network are computed again for the gradients, and not kept: most of a step's memory for
+    /// a third more time.
+    #[garde(skip)]
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// How to train.
     #[garde(dive)]
     #[serde(default)]
     pub training: Training,
+}
+
+/// Which weights of the denoiser are trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// The control branch and the U-Net's way up, as the authors do.
+    #[default]
+    ControlAndDecoder,
+    /// The control branch alone (ControlNet's `sd_locked`).
+    Control,
+    /// Everything.
+    All,
+}
+
+impl Trainable {
+    /// Whether the parameter `name` of a [`Denoiser`] is trained.
+    pub fn trains(self, name: &str) -> bool {
+        let decodes = |name: &str| name.strip_prefix("unet.").is_some_and(UNet2DConditionModel::is_decoder);
+        self == Self::All || name.starts_with("control.") || (self == Self::ControlAndDecoder && decodes(name))
+    }
+}
+
+/// A type to compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the range of 32: half the memory of what is computed.
+    Bf16,
 }
 
 /// The control branch, a trainable copy of the U-Net's way down that sees the image.
@@ -93,36 +161,146 @@ impl Default for Control {
 
 /// What the weights of a denoiser are built from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct DenoiserConfig {
-    pub(super) unet: UNet2DConditionConfig,
-    pub(super) control: ControlNetConfig,
-    pub(super) schedule: ScheduleConfig,
+pub struct DenoiserConfig {
+    /// The U-Net.
+    pub unet: UNet2DConditionConfig,
+    /// Its control branch.
+    pub control: ControlNetConfig,
+    /// The noise schedule and what the network predicts.
+    pub schedule: ScheduleConfig,
     /// What latents are multiplied with before noise is added.
-    pub(super) scaling_factor: f64,
+    pub scaling_factor: f64,
 }
 
-/// The U-Net and its control branch under one root.
-pub(super) struct Denoiser {
+impl DenoiserConfig {
+    /// That of the authors, from Stable Diffusion 1.5, with the fusion that their files hold.
+    pub(super) fn published() -> Self {
+        let Control { conditioning_embedding_out_channels, form, only_mid_control, .. } = Control::default();
+        let unet = UNet2DConditionConfig::default();
+        Self {
+            control: ControlNetConfig {
+                unet: unet.clone(),
+                conditioning_channels: 3,
+                conditioning_embedding_out_channels,
+                form,
+                fusion: true,
+                only_mid_control,
+            },
+            unet,
+            schedule: ScheduleConfig::default(),
+            scaling_factor: AutoencoderKlConfig::default().scaling_factor,
+        }
+    }
+}
+
+/// The U-Net and its control branch under one root, as `unet.*` and `control.*`.
+#[derive(Debug)]
+pub struct Denoiser {
     unet: UNet2DConditionModel,
     control: ControlNet,
 }
 
 impl Denoiser {
-    pub(super) fn new(vs: &Path<'_>, config: &DenoiserConfig) -> Result<Self> {
+    /// Declares the parameters; fails if the config describes no network.
+    pub fn new(vs: &Path<'_>, config: &DenoiserConfig) -> Result<Self> {
         let wrong = |e: crate::models::nn::ConfigError| Error::Input(e.to_string());
         let unet = UNet2DConditionModel::new(vs / "unet", &config.unet).map_err(wrong)?;
         Ok(Self { unet, control: ControlNet::new(vs / "control", &config.control).map_err(wrong)? })
     }
 
     /// The hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
-    pub(super) fn hint(&self, images: &Tensor) -> Tensor {
+    pub fn hint(&self, images: &Tensor) -> Tensor {
         self.control.hint(images)
     }
 
     /// Noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint -> the prediction [B, 4, h, w].
-    pub(super) fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
+    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
         let residuals = self.control.forward_hint(x, t, context, hint);
         self.unet.forward(x, t, context, Some(&residuals))
+    }
+
+    /// The prediction from the images themselves, [B, 3, H, W]; with a `pass`, one whose maps are not kept.
+    fn forward_with<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        x: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> Tensor {
+        let hint = self.control.hint_with(pass, images);
+        let residuals = self.control.forward_with(pass, x, t, context, &hint);
+        self.unet.forward_with(pass, x, t, context, Some(&residuals))
+    }
+
+    /// Declares the parameters and fills them with published weights, as [`TrainDenoiser::init`] says.
+    pub fn open(vs: &VarStore, config: &DenoiserConfig, published: Checkpoint) -> Result<Self> {
+        let has = |part: &str| published.names().any(|name| name.starts_with(part));
+        let (has_unet, has_control) = (has("model.diffusion_model."), has("control_model."));
+        // Only what the file has not is drawn at random.
+        let new = || Self::new(&vs.root(), config);
+        let network = if has_control { skip_init(new)? } else { new()? };
+        let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
+        let fill = || {
+            if !has_unet {
+                return start_weights(published, &config.unet, &unet, &control);
+            }
+            let file = LatentDiffusion::new(published)?;
+            if !has_control {
+                return start_weights(file.unet()?, &config.unet, &unet, &control);
+            }
+            config.unet.canonical(file.unet()?)?.fill(&unet)?;
+            let weights = config.control.canonical(file.control()?)?;
+            let fitted = if config.control.fusion { weights } else { config.control.clone().fit_fusion(weights)? };
+            fitted.fill(&control)
+        };
+        fill().map_err(input)?;
+        Ok(network)
+    }
+}
+
+/// A denoiser in training, and what is asked of it.
+#[derive(Debug)]
+pub struct Objective {
+    /// The network.
+    pub denoiser: Denoiser,
+    /// The noise schedule and what the network predicts.
+    pub schedule: Schedule,
+    /// See [`TrainDenoiser::min_snr_gamma`].
+    pub min_snr_gamma: Option<f64>,
+    /// The type that the network computes in.
+    pub kind: Kind,
+    /// Whether maps are computed again for the gradients.
+    pub gradient_checkpointing: bool,
+}
+
+impl Objective {
+    /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` [B], with the
+    /// captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
+    pub fn predict<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        z: &Tensor,
+        noise: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> Tensor {
+        let [x, context, images] =
+            [&self.schedule.q_sample(z, noise, t), context, images].map(|tensor| tensor.to_kind(self.kind));
+        self.denoiser.forward_with(pass, &x, t, &context, &images)
+    }
+
+    /// The loss of that prediction, in f32.
+    pub fn loss(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> train::Loss<'_> {
+        let pass = self.gradient_checkpointing.then(Recompute::new);
+        let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
+        let value = denoising_loss(&self.schedule, &prediction, z, noise, t, self.min_snr_gamma);
+        let gradients: Option<train::Gradients<'_>> = match pass {
+            Some(pass) => Some(Box::new(move |loss, parameters| pass.gradients(loss, parameters))),
+            None => None,
+        };
+        train::Loss { value, gradients }
     }
 }
 
@@ -140,27 +318,54 @@ impl TrainDenoiser {
     }
 }
 
+/// The port that the captions come from.
+fn captions(inputs: &Schemas) -> Result<&'static str, String> {
+    match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
+        [true, false] => Ok(TEXT),
+        [false, true] => Ok(UNCONDITIONAL),
+        _ => Err(format!(
+            "captions come from one of `{TEXT}` and `{UNCONDITIONAL}`: each image's own, or for all images the first row's, as a \
+             rule the empty caption's"
+        )),
+    }
+}
+
+const TEXT: &str = "text_embeddings";
+const UNCONDITIONAL: &str = "unconditional";
+
 impl Stage for TrainDenoiser {
     const NAME: &'static str = "train_denoiser";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["pixels"]),
         Port::rows("latents", &["mean", "logvar"]),
-        Port::rows("text_embeddings", &["embedding"]),
+        Port::rows(TEXT, &["embedding"]).optional(),
         Port::table("autoencoder", &["weights"]),
+        Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const LOCATIONS: &'static [&'static str] = &["init"];
+    const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set \
+                                  `gradient_checkpointing: true` or `dtype: bf16`";
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         let config = self.denoiser(1.);
         config.control.validate().map_err(|e| format!("`config`: {e}"))?;
         config.schedule.build().map_err(|e| format!("`schedule`: {e}"))?;
+        if self.init.is_none() && self.trainable != Trainable::All {
+            return Err(
+                "`trainable`: what is not trained stays random without `init`; name weights to start from, or set \
+                        `trainable: all`"
+                    .into(),
+            );
+        }
         if self.min_timestep >= config.schedule.num_train_timesteps {
             return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
         }
         let [channels, h, w] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
         let [height, _, _] = column::pixels(inputs)?;
-        let [_, width] = column::shape(inputs.field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")?;
+        let captions = captions(inputs)?;
+        let [_, width] = column::shape(inputs.field(captions, "embedding")?, &DataType::Float32, "[77, D]")?;
         let vae: AutoencoderKlConfig = config_of(inputs.field("autoencoder", "weights")?)?;
         if config.control.factor() != vae.factor() {
             let (hint, vae) = (config.control.factor(), vae.factor());
@@ -187,85 +392,141 @@ impl Stage for TrainDenoiser {
         }
         Ok(training::schema(&[], &config))
     }
+
+    fn files(&self) -> Result<Vec<String>, String> {
+        Ok(self.init.iter().flat_map(|place| Weights(place).files()).collect())
+    }
 }
 
 impl Open for TrainDenoiser {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
+        let tensor_of = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
+        let captions = captions(&context.schemas).map_err(Error::Stage)?;
         let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
+        let text =
+            column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
+        let unconditional = first_embedding(context, UNCONDITIONAL, &text)?;
         Ok(Box::new(Trainer {
             config: self.denoiser(vae.scaling_factor),
-            min_timestep: self.min_timestep,
-            min_snr_gamma: self.min_snr_gamma,
-            training: self.training,
             device: device(context)?,
+            sources: context.sources.clone(),
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            latent: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
-            text: column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
+            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]")
                 .map_err(Error::Stage)?,
+            text,
+            unconditional,
             output: context.output.clone(),
+            stage: self,
         }))
     }
 }
 
 struct Trainer {
+    stage: TrainDenoiser,
     config: DenoiserConfig,
-    min_timestep: u32,
-    min_snr_gamma: Option<f64>,
-    training: Training,
     device: Device,
+    sources: Sources,
     pixels: [usize; 3],
     latent: [usize; 3],
     text: [usize; 2],
+    /// The caption of all images, [1, 77, D], where they have none of their own.
+    unconditional: Option<Tensor>,
     output: SchemaRef,
+}
+
+/// What is trained on, on the CPU.
+struct Data {
+    /// u8 [N, H, W, 3].
+    pixels: Tensor,
+    /// [N, 4, h, w].
+    mean: Tensor,
+    /// [N, 4, h, w].
+    logvar: Tensor,
+    /// The captions that differ, [U, 77, D].
+    text: Tensor,
+    /// Which of them each image has, i64 [N].
+    caption: Tensor,
+}
+
+impl Trainer {
+    fn read(&self, rows: &mut Rows) -> Result<Data> {
+        let count = rows.len();
+        let column = |kind, shape: &[usize]| Column::new(kind, count, shape);
+        let mut pixels = column(Kind::Uint8, &self.pixels)?;
+        let [mut mean, mut logvar] = [column(Kind::Float, &self.latent)?, column(Kind::Float, &self.latent)?];
+        let (mut text, mut known, mut caption) = (column(Kind::Float, &self.text)?, HashMap::new(), vec![0_i64; count]);
+        let mut row = 0;
+        while let Some(batch) = rows.next(256)? {
+            pixels.push(batch.column("images", "pixels")?)?;
+            mean.push(batch.column("latents", "mean")?)?;
+            logvar.push(batch.column("latents", "logvar")?)?;
+            if self.unconditional.is_none() {
+                let embeddings = batch.column(TEXT, "embedding")?;
+                for i in 0..batch.len() {
+                    let digest = Digest::of(column::row::<Float32Type>(embeddings, i)?.to_byte_slice());
+                    let next = known.len() as i64;
+                    let is_new = !known.contains_key(&digest);
+                    caption[row + i] = *known.entry(digest).or_insert(next);
+                    if is_new {
+                        text.push(&embeddings.slice(i, 1))?;
+                    }
+                }
+            }
+            row += batch.len();
+        }
+        let text = self.unconditional.as_ref().map_or_else(|| text.done(), Tensor::shallow_clone);
+        let (pixels, mean, logvar) = (pixels.done(), mean.done(), logvar.done());
+        Ok(Data { pixels, mean, logvar, text, caption: Tensor::from_slice(&caption) })
+    }
+
+    /// The weights as they start, and the network that computes: the same, or a copy in another type.
+    fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, train::Trainer)> {
+        let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
+        let network = match init {
+            Some(place) => Denoiser::open(vs, &self.config, Weights(place).open(&self.sources)?)?,
+            None => Denoiser::new(&vs.root(), &self.config)?,
+        };
+        let trainer = training.trainer(train_only(vs, |name| trainable.trains(name)));
+        if *dtype == Dtype::F32 {
+            return Ok((network, trainer));
+        }
+        let network = skip_init(|| Denoiser::new(&copies.root(), &self.config))?;
+        copies.bfloat16();
+        let weights = vs.variables();
+        no_grad(|| copies.variables().into_iter().for_each(|(name, mut copy)| copy.copy_(&weights[&name])));
+        let computing = train_only(copies, |name| trainable.trains(name));
+        Ok((network, train::Trainer { optimizer: trainer.optimizer.computing_with(computing), ..trainer }))
+    }
 }
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut columns: [Vec<Tensor>; 4] = Default::default();
-        while let Some(batch) = rows.next(256)? {
-            let read = [
-                tensor(batch.column("images", "pixels")?, &self.pixels)?,
-                tensor(batch.column("latents", "mean")?, &self.latent)?,
-                tensor(batch.column("latents", "logvar")?, &self.latent)?,
-                tensor(batch.column("text_embeddings", "embedding")?, &self.text)?,
-            ];
-            columns.iter_mut().zip(read).for_each(|(column, part)| column.push(part));
-        }
-        let count: usize = columns[0].iter().map(|part| part.size()[0] as usize).sum();
-        let whole = |parts: &Vec<Tensor>| {
-            if parts.is_empty() {
-                Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)))
-            } else {
-                Tensor::f_cat(parts, 0).map_err(torch)
-            }
-        };
-        let [pixels, mean, logvar, text] =
-            [whole(&columns[0])?, whole(&columns[1])?, whole(&columns[2])?, whole(&columns[3])?];
-        drop(columns);
+        let data = self.read(rows)?;
+        let TrainDenoiser { min_timestep, min_snr_gamma, dtype, gradient_checkpointing, ref training, .. } = self.stage;
         let schedule = self.config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
-        let (seed, steps) = (self.training.seed, self.config.schedule.num_train_timesteps);
-        tch::manual_seed(seed as i64);
-        let vs = VarStore::new(self.device);
-        let network = Denoiser::new(&vs.root(), &self.config)?;
-        let log = self.training.run(&vs, train_only(&vs, |_| true), count, out, |step, indices| {
-            let chosen = Tensor::from_slice(indices);
-            let pick = |tensor: &Tensor| tensor.index_select(0, &chosen).to_device(self.device);
-            let mut random = Noise::new(seed, step.to_le_bytes());
-            let shape = [indices.len() as i64, self.latent[0] as i64, self.latent[1] as i64, self.latent[2] as i64];
-            let mut normal = || random.normal(&shape).map(|noise| noise.to_device(self.device)).map_err(torch);
-            let z = (pick(&mean) + (pick(&logvar) * 0.5).exp() * normal()?) * self.config.scaling_factor; // [B, 4, h, w]
+        tch::manual_seed(training.seed as i64);
+        let [vs, mut copies] = [(); 2].map(|()| VarStore::new(self.device));
+        let (denoiser, trainer) = self.networks(&vs, &mut copies)?;
+        let variables = trainer.optimizer.parameters();
+        let kind = if dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
+        let objective = Objective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
+        let timesteps = self.config.schedule.num_train_timesteps - min_timestep;
+        let loss = |_, batch: &Batch| {
+            let pick = |tensor: &Tensor| batch.of(tensor, self.device);
+            let mut random = batch.noise(training.seed);
+            let (mean, logvar) = (pick(&data.mean), pick(&data.logvar)); // [B, 4, h, w]
+            let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
+            let z = (&mean + (logvar * 0.5).exp() * normal()?) * self.config.scaling_factor;
             let noise = normal()?;
-            let t = random.timesteps(indices.len(), steps - self.min_timestep) + i64::from(self.min_timestep);
-            let t = t.to_device(self.device); // [B]
-            let hint = network.hint(&normalise(&pick(&pixels)));
-            let prediction = network.forward(&schedule.q_sample(&z, &noise, &t), &t, &pick(&text), &hint);
-            Ok(Loss {
-                total: denoising_loss(&schedule, &prediction, &z, &noise, &t, self.min_snr_gamma),
-                parts: Vec::new(),
-            })
-        })?;
-        let weights = out.blob(save_weights(vs.variables(), &self.config, &[])?)?;
-        out.write(&log.batch(&self.output, weights)?)
+            let t = random.timesteps(batch.rows.len(), timesteps) + i64::from(min_timestep); // [B]
+            let context = data.text.index_select(0, &batch.of(&data.caption, Device::Cpu)).to_device(self.device);
+            let images = normalise(&pick(&data.pixels));
+            let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, &images);
+            Ok(Loss { total, parts: Vec::new() })
+        };
+        let weights = || save_weights(vs.variables(), &self.config, &[]);
+        let subject =
+            Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
+        training.run(subject, out, &self.output)
     }
 }

@@ -11,8 +11,8 @@ use tch::{
 
 use super::{
     column,
-    tensors::{device, normalise, save_weights, tensor, torch},
-    training::{self, Loss, Training},
+    tensors::{Column, device, normalise, save_weights},
+    training::{self, Batch, Loss, Subject, Training},
 };
 use crate::{
     diffusion::optim::train_only,
@@ -57,9 +57,10 @@ pub(super) const TOKENIZER: &str = "tokenizer";
 
 impl Stage for TrainTextEncoder {
     const NAME: &'static str = "train_text_encoder";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const MEMORY: &'static str = training::MEMORY;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;
@@ -90,44 +91,32 @@ struct Trainer {
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let (mut pixels, mut captions) = (Vec::new(), Vec::new());
+        let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
+        let mut captions: Vec<String> = Vec::new();
         while let Some(batch) = rows.next(256)? {
-            pixels.push(tensor(batch.column("images", "pixels")?, &self.shape)?);
-            captions.extend(
-                batch
-                    .column("captions", "caption")?
-                    .as_string::<i32>()
-                    .iter()
-                    .map(|c| c.unwrap_or_default().to_owned()),
-            );
+            pixels.push(batch.column("images", "pixels")?)?;
+            let column = batch.column("captions", "caption")?.as_string::<i32>();
+            captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
         }
+        let pixels = pixels.done();
         let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
         let stage = |e: crate::models::tokenizer::TokenizerError| Error::Stage(e.to_string());
         let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize).map_err(stage)?;
         (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let length = config.max_position_embeddings as usize;
-        let ids: Vec<i64> = captions
-            .iter()
-            .map(|c| tokenizer.encode(c, length))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(stage)?
-            .concat();
+        let encode = |caption: &String| tokenizer.encode(caption, length).map_err(stage);
+        let ids: Vec<i64> = captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.concat();
         let ids = Tensor::from_slice(&ids).view([captions.len() as i64, length as i64]);
-        let pixels = if pixels.is_empty() {
-            Tensor::zeros([0], (Kind::Uint8, Device::Cpu))
-        } else {
-            Tensor::f_cat(&pixels, 0).map_err(torch)?
-        };
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
         let text = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
         let image = vs.root() / "image";
         let tower = ImageTower::new(image.clone(), &image_widths, config.projection_dim);
-        let logit_scale = image.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07))).map_err(torch)?;
-        let log = training.run(&vs, train_only(&vs, |_| true), captions.len(), out, |_, indices| {
-            let chosen = Tensor::from_slice(indices);
-            let x = tower.forward(&normalise(&pixels.index_select(0, &chosen).to_device(self.device))); // [B, D]
-            let tokens = ids.index_select(0, &chosen).to_device(self.device); // [B, 77]
+        let logit_scale = image.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07)))?;
+        let trainers = vec![training.trainer(train_only(&vs, |_| true))];
+        let loss = |_, batch: &Batch| {
+            let x = tower.forward(&normalise(&batch.of(&pixels, self.device))); // [B, D]
+            let tokens = batch.of(&ids, self.device); // [B, 77]
             let pooled = text.forward(&tokens).pooled;
             let t = text.embed(&pooled).ok_or_else(|| Error::Stage("the text encoder has no projection".into()))?; // [B, D]
             let logits = x.matmul(&t.tr()) * logit_scale.exp().clamp_max(100.); // [B, B]
@@ -140,12 +129,16 @@ impl Operator for Trainer {
                     .mean(Kind::Float)
             };
             let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
-            Ok(Loss { total: (entropy(&logits) + entropy(&logits.tr())) / 2., parts: vec![hit] })
-        })?;
+            let total = (entropy(&logits) + entropy(&logits.tr())) / 2.;
+            Ok(Loss { total: total.into(), parts: vec![hit] })
+        };
         let json = tokenizer.to_json().map_err(stage)?;
-        // The image half served the training and is no part of what is kept.
-        let kept = vs.variables().into_iter().filter(|(name, _)| !name.starts_with("image."));
-        let weights = out.blob(save_weights(kept.collect(), &config, &[(TOKENIZER, json)])?)?;
-        out.write(&log.batch(&self.output, weights)?)
+        let weights = || {
+            // The image half serves the training and is no part of what is kept.
+            let kept = vs.variables().into_iter().filter(|(name, _)| !name.starts_with("image."));
+            save_weights(kept, &config, &[(TOKENIZER, json.clone())])
+        };
+        let variables = vs.variables().into_iter().collect();
+        training.run(Subject { trainers, variables, rows: captions.len(), loss, weights }, out, &self.output)
     }
 }

@@ -1,40 +1,61 @@
-//! The training loop that all trained stages share: data order, schedule, clipping, averaging, log rows, and a saved state
-//! from which training goes on bit for bit.
+//! The training loop that all trained stages share: length, data order, learning rate, log rows and kept weights, and a saved
+//! state from which training goes on bit for bit.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arrow::{
     array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
+use bytes::Bytes;
 use garde::Validate;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor, nn::VarStore, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use super::tensors::{CONFIG, checkpoint, torch};
 use crate::{
-    diffusion::optim::{AdamW, AdamWConfig, Ema, Named},
+    diffusion::{
+        Noise,
+        optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, StateError},
+        train::{self, Trainer},
+    },
     engine::{Digest, Error, Result, columns::volatile, task::Sink},
     models::checkpoint::{Checkpoint, to_safetensors},
 };
 
-/// How a network is trained: AdamW over shuffled epochs.
+/// What helps where memory runs out.
+pub(super) const MEMORY: &str = "lower `training.batch_size` and raise `training.accumulate` as much";
+/// Saving may take one part in so many of a training's time.
+const SAVING: u32 = 20;
+
+/// How a network is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Training {
-    /// Optimiser steps.
+    /// Optimiser steps; absent: as many as `epochs` take.
+    #[garde(inner(range(min = 1)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// How often every row is seen, where `steps` does not say how long to train. Each epoch has an order of its own.
     #[garde(range(min = 1))]
-    pub steps: u64,
-    /// Rows per step.
+    pub epochs: u64,
+    /// Rows that are computed at once. What is left at the end of an epoch makes a smaller batch.
     #[garde(range(min = 1, max = 65_536))]
     pub batch_size: usize,
+    /// Batches per step, whose gradients are averaged: the effect of a batch so many times as large, without its memory. What
+    /// is left at the end of an epoch makes a step too, with as much less weight. The authors' denoiser: 4 of 12.
+    #[garde(range(min = 1, max = 65_536))]
+    pub accumulate: usize,
+    /// How gradients become steps.
+    #[garde(skip)]
+    pub optimizer: Rule,
     /// The highest learning rate.
     #[garde(range(min = 0.))]
     pub lr: f64,
@@ -44,11 +65,11 @@ pub struct Training {
     /// Steps over which the learning rate rises from 0.
     #[garde(skip)]
     pub warmup_steps: u64,
-    /// AdamW's decoupled weight decay.
+    /// The optimiser's weight decay.
     #[garde(range(min = 0.))]
     pub weight_decay: f64,
-    /// AdamW's decay rates of the first and second moment.
-    #[garde(skip)]
+    /// The optimiser's decay rates of the first and second moment.
+    #[garde(inner(range(min = 0., max = 0.999_999)))]
     pub betas: [f64; 2],
     /// The largest gradient norm; 0 for no clipping.
     #[garde(range(min = 0.))]
@@ -59,6 +80,9 @@ pub struct Training {
     /// Steps per row of the table.
     #[garde(range(min = 1))]
     pub log_every: u64,
+    /// Steps between weights that are kept on the way, each named in its row of the table; 0 for only the last.
+    #[garde(skip)]
+    pub checkpoint_every: u64,
     /// Seed of the start weights, the order of the rows and all noise.
     #[garde(skip)]
     pub seed: u64,
@@ -75,10 +99,14 @@ pub enum LrScheduler {
 }
 
 impl Default for Training {
+    /// The optimiser and learning rate of the authors' denoiser.
     fn default() -> Self {
         Self {
-            steps: 1000,
+            steps: None,
+            epochs: 100,
             batch_size: 12,
+            accumulate: 1,
+            optimizer: Rule::AdamW,
             lr: 1e-5,
             lr_scheduler: LrScheduler::Constant,
             warmup_steps: 0,
@@ -87,56 +115,118 @@ impl Default for Training {
             max_grad_norm: 0.,
             ema_decay: 0.,
             log_every: 10,
+            checkpoint_every: 0,
             seed: 0,
         }
     }
 }
 
-/// A step's loss and, for the log, its parts.
-pub(super) struct Loss {
-    pub(super) total: Tensor,
+/// A micro-batch.
+pub(super) struct Batch {
+    /// Its number since the training began, in which the noise of each is its own.
+    pub(super) number: u64,
+    /// The step that it is a part of, from 0.
+    pub(super) step: u64,
+    /// Its rows.
+    pub(super) rows: Vec<i64>,
+}
+
+impl Batch {
+    /// The random numbers of this batch.
+    pub(super) fn noise(&self, seed: u64) -> Noise {
+        self.noise_of(seed, "")
+    }
+
+    /// Others, for another purpose.
+    pub(super) fn noise_of(&self, seed: u64, purpose: &str) -> Noise {
+        Noise::new(seed, [&self.number.to_le_bytes(), purpose.as_bytes()].concat())
+    }
+
+    /// Its rows of a tensor [N, …], on a device: [B, …].
+    pub(super) fn of(&self, all: &Tensor, device: Device) -> Tensor {
+        all.index_select(0, &Tensor::from_slice(&self.rows)).to_device(device)
+    }
+}
+
+/// A batch's loss and, for the log, its parts.
+pub(super) struct Loss<'a> {
+    pub(super) total: train::Loss<'a>,
     pub(super) parts: Vec<Tensor>,
+}
+
+/// A network in training, as the loop sees it.
+pub(super) struct Subject<L, W> {
+    /// What is trained, and how; the first one's loss is that of the table.
+    pub(super) trainers: Vec<Trainer>,
+    /// All that training changes, by name.
+    pub(super) variables: Named,
+    /// How many rows there are to train on.
+    pub(super) rows: usize,
+    /// The loss of a trainer, by its index, on a batch.
+    pub(super) loss: L,
+    /// The file of the weights as they are.
+    pub(super) weights: W,
 }
 
 /// One row of a training table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct LogRow {
-    step: i64,
-    epoch: i64,
+    step: u64,
+    epoch: u64,
     loss: f32,
     parts: Vec<f32>,
     lr: f32,
     grad_norm: f32,
     rows_per_s: f32,
+    weights: Option<Digest>,
 }
 
 /// The schema of a training table. `parts` names the loss's parts; `config` is what a reader of the weights needs to know.
 pub(super) fn schema(parts: &[&str], config: &impl Serialize) -> SchemaRef {
     let float = |name: &str| Field::new(name, DataType::Float32, false);
-    let config = serde_json::to_string(config).unwrap_or_default();
     let mut fields =
         vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
     fields.extend(parts.iter().map(|part| float(part)));
-    fields.extend([
-        float("lr"),
-        float("grad_norm"),
-        volatile(float("rows_per_s")),
-        Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)])),
-    ]);
+    fields.extend([float("lr"), float("grad_norm"), volatile(float("rows_per_s")), weights_field(config)]);
     Arc::new(Schema::new(fields))
 }
 
-/// The configuration that [`schema`] put beside the weights of a table.
+/// The column that names weights, with the configuration of their network.
+pub(super) fn weights_field(config: &impl Serialize) -> Field {
+    let config = serde_json::to_string(config).unwrap_or_default();
+    Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)]))
+}
+
+/// The configuration that [`weights_field`] put beside the weights of a table.
 pub(super) fn config_of<C: serde::de::DeserializeOwned>(weights: &Field) -> Result<C, String> {
     let json = weights.metadata().get(CONFIG).ok_or("the table was not made by a training stage")?;
     serde_json::from_str(json).map_err(|e| format!("the network's configuration: {e}"))
 }
 
 impl Training {
-    /// The learning rate of a step.
-    fn lr_at(&self, step: u64) -> f64 {
+    /// A trainer of these parameters, which require gradients.
+    pub(super) fn trainer(&self, parameters: Named) -> Trainer {
+        let ema = (self.ema_decay > 0.).then(|| Ema::new(&parameters, self.ema_decay));
+        let Self { optimizer: rule, lr, betas, weight_decay, .. } = *self;
+        let max_grad_norm = if self.max_grad_norm > 0. { self.max_grad_norm } else { f64::INFINITY };
+        let config = OptimizerConfig { rule, lr, betas, eps: 1e-8, weight_decay };
+        Trainer { optimizer: Optimizer::new(parameters, config), max_grad_norm, ema }
+    }
+
+    /// Steps in an epoch of so many rows.
+    fn per_epoch(&self, rows: usize) -> u64 {
+        rows.div_ceil(self.batch_size).div_ceil(self.accumulate) as u64
+    }
+
+    /// Steps in all.
+    fn length(&self, rows: usize) -> u64 {
+        self.steps.unwrap_or(self.epochs * self.per_epoch(rows))
+    }
+
+    /// The learning rate of a step of so many.
+    fn lr_at(&self, step: u64, steps: u64) -> f64 {
         let warm = if step < self.warmup_steps { (step + 1) as f64 / self.warmup_steps as f64 } else { 1. };
-        let span = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = step.saturating_sub(self.warmup_steps) as f64 / span;
         warm * self.lr
             * match self.lr_scheduler {
@@ -145,171 +235,219 @@ impl Training {
             }
     }
 
-    /// The rows of a step: each epoch is a permutation that seed and epoch fix, so the order needs no state.
-    fn batch(&self, step: u64, rows: usize, order: &mut (u64, Vec<i64>)) -> Vec<i64> {
-        let first = step * self.batch_size as u64;
-        (first..first + self.batch_size as u64)
-            .map(|position| {
-                let epoch = position / rows as u64;
-                if order.1.is_empty() || order.0 != epoch {
-                    let mut permutation: Vec<i64> = (0..rows as i64).collect();
-                    permutation
-                        .shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ epoch.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-                    *order = (epoch, permutation);
-                }
-                order.1[(position % rows as u64) as usize]
-            })
-            .collect()
+    /// The batches of a step: each epoch is a permutation that seed and epoch fix, so the order needs no state.
+    fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>) -> Vec<Batch> {
+        let (epoch, within) = (step / self.per_epoch(rows), step % self.per_epoch(rows));
+        if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+            let mut permutation: Vec<i64> = (0..rows as i64).collect();
+            let seed = self.seed ^ epoch.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            permutation.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+            *order = Some((epoch, permutation));
+        }
+        let order = order.as_ref().map_or(&[][..], |(_, order)| order);
+        let chunks = order.chunks(self.batch_size).skip(within as usize * self.accumulate).take(self.accumulate);
+        let first = step * self.accumulate as u64;
+        chunks.zip(first..).map(|(rows, number)| Batch { number, step, rows: rows.to_vec() }).collect()
     }
 
-    /// Trains `parameters` of `vs` on `rows` rows. `loss` is given the step and the rows of its batch. On return `vs` holds
-    /// the trained (or averaged) weights; the log rows are returned by [`Log::batch`].
-    pub(super) fn run(
-        &self,
-        vs: &VarStore,
-        parameters: Named,
-        rows: usize,
-        out: &mut Sink<'_>,
-        mut loss: impl FnMut(u64, &[i64]) -> Result<Loss>,
-    ) -> Result<Log> {
+    /// Trains, and writes the table, whose last row names the trained (or averaged) weights.
+    pub(super) fn run<'a, L, W>(&self, subject: Subject<L, W>, out: &mut Sink<'_>, schema: &SchemaRef) -> Result<()>
+    where
+        L: FnMut(usize, &Batch) -> Result<Loss<'a>>,
+        W: Fn() -> Result<Vec<u8>>,
+    {
+        let Subject { trainers, variables, rows, mut loss, weights } = subject;
         if rows == 0 {
             return Err(Error::Input("there are no rows to train on; look at `where:` and at the tables above".into()));
         }
-        let clone = |named: &Named| {
-            named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect::<Named>()
-        };
-        let mut ema = (self.ema_decay > 0.).then(|| Ema::new(&parameters, self.ema_decay));
-        let config = AdamWConfig { lr: self.lr, betas: self.betas, eps: 1e-8, weight_decay: self.weight_decay };
-        let mut optimizer = AdamW::new(clone(&parameters), config);
-        let mut log = Log::default();
-        let mut step = 0;
-        if let Some(state) = out.saved()? {
-            step = self.restore(&state, vs, &mut optimizer, ema.as_mut(), &mut log)?;
-            out.log(format!("goes on from step {step}"));
+        let steps = self.length(rows);
+        let mut state = State { step: 0, trainers, variables, log: Log::default() };
+        if let Some(saved) = out.saved()? {
+            state.restore(saved, out)?;
         }
-        let mut order = (0, Vec::new());
-        let (mut saved, mut logged) = (Instant::now(), Instant::now());
-        let mut since = 0;
-        while step < self.steps {
-            let batch = self.batch(step, rows, &mut order);
-            optimizer.config.lr = self.lr_at(step);
-            optimizer.zero_grad();
-            let Loss { total, parts } = loss(step, &batch)?;
-            total.f_backward().map_err(torch)?;
-            let grad_norm =
-                optimizer.clip_grad_norm(if self.max_grad_norm > 0. { self.max_grad_norm } else { f64::INFINITY });
-            optimizer.step().map_err(torch)?;
-            if let Some(ema) = &mut ema {
-                ema.update(&parameters);
-            }
-            step += 1;
-            since += 1;
-            out.progress(step, self.steps, "steps");
-            if step % self.log_every == 0 || step == self.steps {
-                let value = |tensor: &Tensor| tensor.double_value(&[]) as f32;
-                let loss = value(&total);
+        let mut order = None;
+        let mut saves = Saves::new(out.save_every());
+        let (mut logged, mut seen) = (Instant::now(), 0);
+        while state.step < steps {
+            let batches = self.batches(state.step, rows, &mut order);
+            let lr = self.lr_at(state.step, steps);
+            state.trainers.iter_mut().for_each(|trainer| trainer.optimizer.config.lr = lr);
+            state.step += 1;
+            let step = state.step;
+            let is_last = step == steps;
+            let is_kept = self.checkpoint_every > 0 && step % self.checkpoint_every == 0 && !is_last;
+            let is_logged = is_last || is_kept || step % self.log_every == 0;
+            // Per trainer the sums of its loss and of the parts; read only for the log, because a GPU waits for that.
+            let mut sums: Vec<Vec<f64>> = vec![Vec::new(); state.trainers.len()];
+            let norms = train::step(&mut state.trainers, batches.len(), self.accumulate, |which, at| {
+                let Loss { total, parts } = loss(which, &batches[at])?;
+                if is_logged {
+                    let values = std::iter::once(&total.value).chain(&parts).map(|value| value.double_value(&[]));
+                    let sums = &mut sums[which];
+                    sums.resize(parts.len() + 1, 0.);
+                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                }
+                Ok::<_, Error>(total)
+            })?;
+            seen += batches.iter().map(|batch| batch.rows.len()).sum::<usize>();
+            out.progress(step, steps, "steps");
+            if is_logged {
+                let mean = |sum: &f64| (sum / batches.len() as f64) as f32;
+                let loss = sums.first().and_then(|sums| sums.first()).map_or(f32::NAN, mean);
                 if !loss.is_finite() {
                     return Err(Error::Stage(format!(
                         "the loss is {loss} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
                     )));
                 }
-                log.0.push(LogRow {
-                    step: step as i64,
-                    epoch: (step * self.batch_size as u64 / rows as u64) as i64,
+                let kept = if is_kept { Some(out.blob(state.averaged(&weights)?)?) } else { None };
+                state.log.0.push(LogRow {
+                    step,
+                    epoch: step / self.per_epoch(rows),
                     loss,
-                    parts: parts.iter().map(value).collect(),
-                    lr: optimizer.config.lr as f32,
-                    grad_norm: grad_norm as f32,
-                    rows_per_s: (since * self.batch_size) as f32 / logged.elapsed().as_secs_f32().max(1e-6),
+                    parts: sums.iter().flat_map(|sums| sums.iter().skip(1)).map(mean).collect(),
+                    lr: lr as f32,
+                    grad_norm: norms.first().copied().unwrap_or_default() as f32,
+                    rows_per_s: seen as f32 / logged.elapsed().as_secs_f32().max(1e-6),
+                    weights: kept,
                 });
-                (logged, since) = (Instant::now(), 0);
+                (logged, seen) = (Instant::now(), 0);
+                out.show(|| state.log.batch(schema))?;
             }
-            if saved.elapsed() >= out.save_every() && step < self.steps {
-                out.save(&self.state(step, vs, &optimizer, ema.as_ref(), &log)?)?;
-                saved = Instant::now();
-            }
-        }
-        if let Some(ema) = &ema {
-            no_grad(|| {
-                parameters.iter().for_each(|(name, tensor)| tensor.shallow_clone().copy_(&ema.averages()[name]))
-            });
-        }
-        Ok(log)
-    }
-
-    fn state(&self, step: u64, vs: &VarStore, optimizer: &AdamW, ema: Option<&Ema>, log: &Log) -> Result<Vec<u8>> {
-        let named = |prefix: &'static str, tensors: Named| {
-            tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}/{name}"), tensor))
-        };
-        let weights: Named = vs.variables().into_iter().collect();
-        let averages = ema
-            .map(|ema| ema.averages().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect::<Named>())
-            .unwrap_or_default();
-        let all = named("weights", weights).chain(named("optimizer", optimizer.state())).chain(named("ema", averages));
-        let tensors: Vec<(String, Tensor)> =
-            all.map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
-        let log = serde_json::to_string(&log.0).map_err(std::io::Error::from)?;
-        to_safetensors(tensors, HashMap::from([("step".into(), step.to_string()), ("log".into(), log)])).map_err(torch)
-    }
-
-    fn restore(
-        &self,
-        state: &[u8],
-        vs: &VarStore,
-        optimizer: &mut AdamW,
-        ema: Option<&mut Ema>,
-        log: &mut Log,
-    ) -> Result<u64> {
-        let saved = Checkpoint::from_safetensors(state.to_vec()).map_err(checkpoint)?;
-        let part = |prefix: &str| -> Result<Named> {
-            let names = saved.names().filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('/'));
-            names
-                .map(|name| {
-                    Ok((
-                        name.to_owned(),
-                        saved.tensor(&format!("{prefix}/{name}")).map_err(checkpoint)?.to_device(vs.device()),
-                    ))
-                })
-                .collect()
-        };
-        let weights: BTreeMap<String, Tensor> = part("weights")?;
-        no_grad(|| {
-            vs.variables().into_iter().for_each(|(name, mut tensor)| {
-                if let Some(value) = weights.get(&name) {
-                    tensor.copy_(value)
+            let is_interrupted = out.is_interrupted();
+            if !is_last && (is_interrupted || saves.is_due()) {
+                saves.time(|| out.save(state.bytes()?))?;
+                if is_interrupted {
+                    out.log(format!("stopped at step {step}"));
+                    return Err(Error::Interrupted);
                 }
-            })
-        });
-        let wrong = |e: crate::diffusion::optim::StateError| Error::Stage(e.to_string());
-        optimizer.load_state(part("optimizer")?).map_err(wrong)?;
-        if let Some(ema) = ema {
-            ema.load(&part("ema")?).map_err(wrong)?;
+            }
         }
+        let blob = out.blob(state.averaged(&weights)?)?;
+        if let Some(last) = state.log.0.last_mut() {
+            last.weights = Some(blob);
+        }
+        out.write(&state.log.batch(schema)?)
+    }
+}
+
+/// When to save: as often as asked, and no more than a small part of the time.
+struct Saves {
+    every: Duration,
+    last: Instant,
+    took: Duration,
+}
+
+impl Saves {
+    fn new(every: Duration) -> Self {
+        Self { every, last: Instant::now(), took: Duration::ZERO }
+    }
+
+    fn is_due(&self) -> bool {
+        self.last.elapsed() >= self.every.max(self.took * SAVING)
+    }
+
+    fn time(&mut self, save: impl FnOnce() -> Result<()>) -> Result<()> {
+        let began = Instant::now();
+        save()?;
+        (self.last, self.took) = (Instant::now(), began.elapsed());
+        Ok(())
+    }
+}
+
+/// All that changes in a training.
+struct State {
+    /// Steps that are done.
+    step: u64,
+    trainers: Vec<Trainer>,
+    variables: Named,
+    log: Log,
+}
+
+impl State {
+    /// What `weights` makes of the averages where they are kept, else of the weights as they are.
+    fn averaged<T>(&mut self, weights: impl Fn() -> Result<T>) -> Result<T> {
+        self.swap();
+        let made = weights();
+        self.swap();
+        made
+    }
+
+    /// Exchanges weights and averages.
+    fn swap(&mut self) {
+        for Trainer { optimizer, ema, .. } in &mut self.trainers {
+            if let Some(ema) = ema {
+                ema.swap(&optimizer.parameters());
+                optimizer.synchronize();
+            }
+        }
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let named = |prefix: String, tensors: Named| {
+            tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}/{name}"), tensor.detach()))
+        };
+        let clone = |named: &Named| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let mut tensors: Vec<(String, Tensor)> = named("weights".into(), clone(&self.variables)).collect();
+        for (i, Trainer { optimizer, ema, .. }) in self.trainers.iter().enumerate() {
+            tensors.extend(named(format!("optimizer.{i}"), optimizer.state()));
+            tensors.extend(ema.iter().flat_map(|ema| named(format!("ema.{i}"), clone(ema.averages()))));
+        }
+        let log = serde_json::to_string(&self.log.0).map_err(std::io::Error::from)?;
+        let metadata = HashMap::from([("step".into(), self.step.to_string()), ("log".into(), log)]);
+        to_safetensors(tensors, metadata).map_err(torch)
+    }
+
+    fn restore(&mut self, bytes: Bytes, out: &mut Sink<'_>) -> Result<()> {
+        let saved = Checkpoint::from_safetensors(bytes).map_err(checkpoint)?;
+        let part = |prefix: String| -> Result<Named> {
+            let names = saved.names().filter_map(|name| name.strip_prefix(&prefix)?.strip_prefix('/'));
+            let read = |name: &str| saved.tensor(&format!("{prefix}/{name}")).map_err(checkpoint);
+            names.map(|name| Ok((name.to_owned(), read(name)?))).collect()
+        };
+        let damaged = |what: &str| Error::Damaged(format!("a saved training state: {what}"));
         let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
-        log.0 =
-            serde_json::from_str(field("log")).map_err(|e| Error::Damaged(format!("a saved training state: {e}")))?;
-        field("step").parse().map_err(|_| Error::Damaged("a saved training state has no step".into()))
+        let rows: Vec<LogRow> = serde_json::from_str(field("log")).map_err(|e| damaged(&e.to_string()))?;
+        let step = field("step").parse().map_err(|_| damaged("it has no step"))?;
+        let kept: Vec<Digest> = rows.iter().filter_map(|row| row.weights).collect();
+        if !out.keep(&kept)? {
+            out.log("weights that were kept on the way are gone; starts over");
+            return Ok(());
+        }
+        let weights = part("weights".into())?;
+        for (name, variable) in &self.variables {
+            let value = weights.get(name).ok_or_else(|| damaged(&format!("{name} is missing")))?;
+            no_grad(|| variable.shallow_clone().f_copy_(value)).map_err(torch)?;
+        }
+        let wrong = |e: StateError| damaged(&e.to_string());
+        for (i, Trainer { optimizer, ema, .. }) in self.trainers.iter_mut().enumerate() {
+            optimizer.load_state(part(format!("optimizer.{i}"))?).map_err(wrong)?;
+            optimizer.synchronize();
+            if let Some(ema) = ema {
+                ema.load(&part(format!("ema.{i}"))?).map_err(wrong)?;
+            }
+        }
+        (self.step, self.log) = (step, Log(rows));
+        out.log(format!("goes on from step {step}"));
+        Ok(())
     }
 }
 
 /// The rows of a training table.
 #[derive(Default)]
-pub(super) struct Log(Vec<LogRow>);
+struct Log(Vec<LogRow>);
 
 impl Log {
-    /// The table; the last row names the weights.
-    pub(super) fn batch(&self, schema: &SchemaRef, weights: Digest) -> Result<RecordBatch> {
+    fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch> {
         let float =
             |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
-        let int = |f: &dyn Fn(&LogRow) -> i64| Arc::new(Int64Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
+        let int = |f: &dyn Fn(&LogRow) -> u64| {
+            Arc::new(Int64Array::from_iter_values(self.0.iter().map(|r| f(r) as i64))) as ArrayRef
+        };
         let parts = self.0.first().map_or(0, |row| row.parts.len());
         let mut columns = vec![int(&|r| r.step), int(&|r| r.epoch), float(&|r| r.loss)];
         columns.extend((0..parts).map(|i| float(&|r| r.parts[i])));
         columns.extend([float(&|r| r.lr), float(&|r| r.grad_norm), float(&|r| r.rows_per_s)]);
-        let last = self.0.len().saturating_sub(1);
-        columns.push(Arc::new(StringArray::from_iter(
-            (0..self.0.len()).map(|i| (i == last).then(|| weights.to_string())),
-        )));
+        columns.push(Arc::new(StringArray::from_iter(self.0.iter().map(|row| row.weights.map(|w| w.to_string())))));
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 }
@@ -318,24 +456,46 @@ impl Log {
 mod tests {
     use super::*;
 
+    fn rows(batches: &[Batch]) -> Vec<usize> {
+        batches.iter().map(|batch| batch.rows.len()).collect()
+    }
+
     #[test]
-    fn an_epoch_shows_every_row_once() {
-        let training = Training { batch_size: 4, ..Training::default() };
-        let mut order = (0, Vec::new());
-        let mut epoch: Vec<i64> = (0..5).flat_map(|step| training.batch(step, 10, &mut order)).take(10).collect();
-        let again = training.batch(1, 10, &mut (0, Vec::new()));
-        assert_eq!(epoch[4..8], again[..]);
-        epoch.sort_unstable();
-        assert_eq!(epoch, (0..10).collect::<Vec<_>>());
+    fn an_epoch_shows_every_row_once_and_ends_with_what_is_left() {
+        let training = Training { batch_size: 3, accumulate: 2, epochs: 2, ..Training::default() };
+        assert_eq!((training.per_epoch(13), training.length(13)), (3, 6));
+        let mut order = None;
+        let steps: Vec<Vec<Batch>> = (0..6).map(|step| training.batches(step, 13, &mut order)).collect();
+        // five batches an epoch, two a step
+        let sizes: Vec<Vec<usize>> = steps.iter().map(|step| rows(step)).collect();
+        assert_eq!(sizes[..3], [vec![3, 3], vec![3, 3], vec![1]]);
+        assert_eq!(sizes[..3], sizes[3..]);
+        for epoch in steps.chunks(3) {
+            let mut seen: Vec<i64> = epoch.iter().flatten().flat_map(|batch| batch.rows.clone()).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..13).collect::<Vec<_>>());
+        }
+        // no noise is drawn twice, and any step is found without those before it
+        let numbers: Vec<u64> = steps.iter().flatten().map(|batch| batch.number).collect();
+        assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+        assert_eq!(training.batches(4, 13, &mut None)[1].rows, steps[4][1].rows);
+        assert_ne!(steps[0][0].rows, steps[3][0].rows);
     }
 
     #[test]
     fn the_learning_rate_warms_up_and_goes_down() {
-        let training =
-            Training { steps: 100, warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
-        assert!((training.lr_at(0) - 0.1).abs() < 1e-9);
-        assert!((training.lr_at(10) - 1.).abs() < 1e-9);
-        assert!((training.lr_at(55) - 0.5).abs() < 1e-9);
-        assert!(training.lr_at(99) < 0.001);
+        let training = Training { warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
+        assert!((training.lr_at(0, 100) - 0.1).abs() < 1e-9);
+        assert!((training.lr_at(10, 100) - 1.).abs() < 1e-9);
+        assert!((training.lr_at(55, 100) - 0.5).abs() < 1e-9);
+        assert!(training.lr_at(99, 100) < 0.001);
+    }
+
+    #[test]
+    fn saving_takes_a_small_part_of_the_time() {
+        let mut saves = Saves::new(Duration::ZERO);
+        assert!(saves.is_due());
+        saves.took = Duration::from_secs(1);
+        assert!(!saves.is_due());
     }
 }

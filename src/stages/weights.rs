@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::tensors::input;
 use crate::{
     engine::{
         Result, Sources,
@@ -34,9 +35,41 @@ impl Weights<'_> {
         files.map(|file| file.to_string_lossy().into_owned()).collect()
     }
 
+    /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched.
+    pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {
+        if is_url(self.0) {
+            return Ok(None);
+        }
+        let path = local_path(self.0);
+        let beside = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
+        match std::fs::read(&beside) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{}: {error}", beside.display())),
+        }
+    }
+
+    /// The files of a tokenizer, in a folder or beside the weights.
+    pub(super) fn tokenizer_files(&self) -> Vec<String> {
+        let folder = self.beside();
+        let files = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
+        files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect()
+    }
+
+    /// The folder itself, or that of the file.
+    pub(super) fn beside(&self) -> PathBuf {
+        let path = local_path(self.0);
+        if path.is_dir() { path } else { path.parent().map(PathBuf::from).unwrap_or_default() }
+    }
+
     /// The path of the file or folder, fetched where it is remote.
     pub(super) fn local(&self, sources: &Sources) -> Result<PathBuf> {
         if self.is_remote_folder() { sources.local_folder(&self.files()) } else { sources.local(self.0) }
+    }
+
+    /// The weights themselves, without the levels that a training program puts above them.
+    pub(super) fn open(&self, sources: &Sources) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(self.local(sources)?).map_err(input)?.state_dict())
     }
 }
 

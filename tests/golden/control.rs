@@ -2,7 +2,8 @@
 
 use super::{
     Case,
-    networks::{filled, unet_of_yaml},
+    networks::{compare_shapes, filled, manifest, unet_of_yaml},
+    unet::ldm_names,
 };
 use serde_json::Value;
 use vlmdiff::models::{
@@ -27,10 +28,20 @@ pub(crate) fn controlnet(case: &Case) {
     }
     case.close("mid", &residuals.mid, 1.);
 
-    let config: UNet2DConditionConfig = case.json("../unet/config.json");
-    let weights = case.checkpoint("../unet/diffusion_pytorch_model.safetensors");
-    let unet = filled(&config.canonical(weights).unwrap(), |vs| UNet2DConditionModel::new(vs, &config));
+    let unet: UNet2DConditionConfig = case.json("../unet/config.json");
+    let weights = unet.canonical(case.checkpoint("../unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let unet = filled(&weights, |vs| UNet2DConditionModel::new(vs, &unet));
     case.close("unet_sample", &unet.forward(&x, &t, &context, Some(&residuals)), 1.);
+    ldm_names(case, |file| config.canonical(file));
+}
+
+/// The real size, `models/manifests`.
+pub(crate) fn published_shapes(case: &Case) {
+    if case.has("sd15_controlnet.json.gz") {
+        let config = ControlNetConfig::default();
+        let theirs = config.canonical(manifest(case, "sd15_controlnet.json.gz")).unwrap();
+        compare_shapes(case, "sd15_controlnet", &theirs, |vs| ControlNet::new(vs, &config));
+    }
 }
 
 /// `reference/network`: the authors' network in the layout of their checkpoints.

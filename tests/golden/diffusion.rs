@@ -1,6 +1,11 @@
 //! Schedules, samplers and guidance.
 
-use super::Case;
+use super::{
+    Case,
+    networks::{filled, unet_of_yaml},
+    vae,
+};
+use serde_json::Value;
 use std::convert::Infallible;
 use tch::{Device, Tensor, nn::VarStore};
 use vlmdiff::{
@@ -10,6 +15,7 @@ use vlmdiff::{
         schedule::{PredictionType, Schedule, ScheduleConfig},
     },
     models::{
+        control::{ControlForm, ControlNet, ControlNetConfig},
         unet::UNet2DConditionModel,
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
@@ -38,7 +44,8 @@ fn step_at(config: &DdimConfig, schedule: &Schedule, t: i64) -> (Ddim, usize) {
 
 /// `models/schedules`: diffusers' tables, timesteps and single steps.
 pub(super) fn schedules(case: &Case) {
-    let meta: serde_json::Value = case.json("meta.json");
+    super::unet::timestep_embeddings(case);
+    let meta: Value = case.json("meta.json");
     let (x, noise, eps) = (case.input("x"), case.input("noise"), case.input("eps"));
     let build = |name: &str, prediction_type| {
         let config: ScheduleConfig = serde_json::from_value(meta["betas"][name].clone()).unwrap();
@@ -114,7 +121,7 @@ pub(super) fn schedules(case: &Case) {
 
 /// `models/sd_ddim_loop`: text to image and image to image under guidance, with the networks of the set.
 pub(super) fn loops(case: &Case) {
-    let meta: serde_json::Value = case.json("meta.json");
+    let meta: Value = case.json("meta.json");
     let scale = meta["guidance_scale"].as_f64().unwrap();
     let beside = |folder: &str| case.checkpoint(&format!("../{folder}/diffusion_pytorch_model.safetensors"));
     let vae_config: AutoencoderKlConfig = case.json("../vae/config.json");
@@ -203,4 +210,105 @@ pub(super) fn reference_schedule(case: &Case) {
         let sigma = |i: usize| (1. - ddim.coefficients(i).alpha).sqrt();
         case.near(&format!("{name}.sqrt_one_minus_alphas"), &of(&sigma), TOLERANCE);
     }
+}
+
+/// The authors' networks, filled from a file in the layout of their checkpoints.
+struct Authors {
+    unet: UNet2DConditionModel,
+    control: ControlNet,
+    vae: AutoencoderKl,
+    scaling_factor: f64,
+}
+
+impl Authors {
+    fn new(case: &Case) -> Self {
+        let yaml: Value = case.json("config.json");
+        let unet_config = unet_of_yaml(&yaml["model"]["unet_config"]["params"]);
+        let mut control_config = ControlNetConfig {
+            unet: unet_config.clone(),
+            form: ControlForm::SemanticGuided,
+            only_mid_control: true,
+            ..Default::default()
+        };
+        let vae_config = vae::of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
+        let weights = case.weights("weights");
+        let [unet, control, vae] = [
+            unet_config.canonical(weights.clone()),
+            control_config.canonical(weights.clone()).and_then(|control| control_config.fit_fusion(control)),
+            vae_config.canonical(weights),
+        ]
+        .map(Result::unwrap);
+        Self {
+            unet: filled(&unet, |vs| UNet2DConditionModel::new(vs, &unet_config)),
+            control: filled(&control, |vs| ControlNet::new(vs, &control_config)),
+            vae: filled(&vae, |vs| AutoencoderKl::new(vs, &vae_config)),
+            scaling_factor: yaml["model"]["scale_factor"].as_f64().unwrap(),
+        }
+    }
+}
+
+/// `reference/sampling`: `log_images_test` of the authors, with the empty caption, with a caption under guidance, and with noise.
+pub(super) fn reference_sampling(case: &Case) {
+    const TOLERANCE: f64 = 5e-5;
+    let _no_grad = tch::no_grad_guard();
+    let Authors { unet, control, vae, scaling_factor } = Authors::new(case);
+    let settings: Value = case.json("sampling.json");
+    let file = case.tensors("sampling.safetensors");
+    let schedule = ScheduleConfig::default().build().unwrap();
+    let hint = control.hint(&file.get("jpg_and_hint"));
+    // the predictions of each step, [steps, unconditional and conditional, …], and the latent after it, [steps, 1, …]
+    let run = |ddim: &Ddim, guidance: &Guidance, mut x: Tensor, noises: Option<Tensor>| {
+        let hint = guidance.extend(&hint).unwrap();
+        let (mut predictions, mut trajectory) = (vec![], vec![]);
+        for (i, t) in ddim.timesteps().iter().enumerate() {
+            let model = |x: &Tensor, contexts: &Tensor| {
+                let t = Tensor::full([x.size()[0]], *t, (tch::Kind::Int64, tch::Device::Cpu));
+                let residuals = control.forward_hint(x, &t, contexts, &hint);
+                let output = unet.forward(x, &t, contexts, Some(&residuals));
+                let rows = output.size()[0];
+                predictions.push(Tensor::cat(&[output.narrow(0, rows - 1, 1), output.narrow(0, 0, 1)], 0));
+                Ok(output)
+            };
+            let output = guidance.predict(&x, model).unwrap();
+            let noise = |_| Ok::<_, Infallible>(noises.as_ref().expect("eta is 0").get(i as i64));
+            x = ddim.step(i, &x, &output, noise).unwrap();
+            trajectory.push(x.shallow_clone());
+        }
+        (Tensor::stack(&predictions, 0), Tensor::stack(&trajectory, 0), x)
+    };
+    let guidance = |name: &str, scale: &Value| {
+        let of = |what: &str| file.get(&format!("{name}.{what}"));
+        Guidance::new(&of("context"), &of("uncond_context"), scale.as_f64().unwrap()).unwrap()
+    };
+    for name in ["empty", "caption"] {
+        let key = |what: &str| format!("{name}.{what}");
+        let setting = &settings[name];
+        let ddim = DdimConfig { noise_level: setting["q_sample_t"].as_u64().map(|t| t as u32), ..Default::default() };
+        let ddim = ddim.build(&schedule).unwrap();
+        case.equal(&key("ddim_timesteps"), &serde_json::json!(ddim.timesteps()), &setting["ddim_timesteps"]);
+        let (z, noise) = (file.get(&key("z")), file.get(&key("noise")));
+        let x = ddim.start(&z, &noise);
+        case.near(&key("x_T"), &x, TOLERANCE);
+        let (predictions, trajectory, x) = run(&ddim, &guidance(name, &setting["guidance_scale"]), x, None);
+        case.near(&key("eps_uncond_cond"), &predictions, TOLERANCE);
+        case.near(&key("trajectory"), &trajectory, TOLERANCE);
+        case.near(&key("samples"), &vae.decode(&(x / scaling_factor)), TOLERANCE);
+        if name == "empty" {
+            case.near(&key("reconstruction"), &vae.decode(&(z / scaling_factor)), TOLERANCE);
+        }
+    }
+    let setting = &settings["eta"];
+    let config = DdimConfig {
+        num_inference_steps: setting["steps_asked"].as_u64().unwrap() as u32,
+        eta: setting["eta"].as_f64().unwrap(),
+        timestep_spacing: TimestepSpacing::Uniform,
+        ..Default::default()
+    };
+    let ddim = config.build(&schedule).unwrap();
+    let mut timesteps = ddim.timesteps().to_vec();
+    timesteps.reverse();
+    case.equal("eta.timesteps_run", &serde_json::json!(timesteps), &setting["timesteps_run"]);
+    let guidance = guidance("caption", &setting["guidance_scale"]);
+    let (_, trajectory, _) = run(&ddim, &guidance, file.get("empty.x_T"), Some(file.get("eta.noises")));
+    case.near("eta.trajectory", &trajectory, TOLERANCE);
 }

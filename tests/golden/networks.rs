@@ -1,18 +1,58 @@
 //! What the cases of all networks share.
 
+use super::Case;
 use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 use tch::{
-    Device,
+    Device, Tensor,
     nn::{Path, VarStore},
 };
-use vlmdiff::models::{checkpoint::Checkpoint, nn::ConfigError, unet::UNet2DConditionConfig};
+use vlmdiff::models::{
+    checkpoint::{Checkpoint, to_safetensors},
+    nn::{ConfigError, skip_init},
+    unet::UNet2DConditionConfig,
+};
 
 /// Builds a network and fills it, strictly.
 pub(crate) fn filled<N>(weights: &Checkpoint, build: impl FnOnce(Path<'_>) -> Result<N, ConfigError>) -> N {
     let vs = VarStore::new(Device::Cpu);
-    let network = build(vs.root()).unwrap_or_else(|e| panic!("{e}"));
+    let network = skip_init(|| build(vs.root())).unwrap_or_else(|e| panic!("{e}"));
     weights.load_into(&vs).unwrap_or_else(|e| panic!("{e}"));
     network
+}
+
+/// A file whose tensors are not what their names say but the shapes of that: what a loader does to the names of a file of
+/// real size is seen without its weights.
+pub(crate) fn shapes(shapes: impl IntoIterator<Item = (String, Vec<i64>)>) -> Checkpoint {
+    let tensors = shapes.into_iter().map(|(name, shape)| (name, Tensor::from_slice(&shape)));
+    Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
+}
+
+/// The shapes of a list of a published file.
+pub(crate) fn manifest(case: &Case, file: &str) -> Checkpoint {
+    let listed: BTreeMap<String, (Vec<i64>, String)> = case.json(file);
+    shapes(listed.into_iter().map(|(name, (shape, _))| (name, shape)))
+}
+
+/// Compares the variables of a network with [`shapes`] that a loader has brought to its names. A 1×1 convolution is a matrix.
+pub(crate) fn compare_shapes<N>(
+    case: &Case,
+    what: &str,
+    theirs: &Checkpoint,
+    build: impl FnOnce(Path<'_>) -> Result<N, ConfigError>,
+) -> BTreeMap<String, Vec<i64>> {
+    let vs = VarStore::new(Device::Cpu);
+    let _network = skip_init(|| build(vs.root())).unwrap_or_else(|e| panic!("{e}"));
+    let ours: BTreeMap<String, Vec<i64>> = vs.variables().into_iter().map(|(name, x)| (name, x.size())).collect();
+    let significant = |mut shape: Vec<i64>| {
+        shape.truncate(shape.iter().rposition(|size| *size != 1).map_or(0, |last| last + 1));
+        shape
+    };
+    let their = |name: &str| theirs.tensor(name).ok().map(|shape| significant(Vec::try_from(shape).unwrap()));
+    for name in theirs.names().chain(ours.keys().map(String::as_str).filter(|name| !theirs.contains(name))) {
+        case.equal(&format!("{what}: {name}"), &ours.get(name).cloned().map(significant), &their(name));
+    }
+    ours
 }
 
 /// The U-Net of a latent-diffusion yaml, `unet_config.params`.

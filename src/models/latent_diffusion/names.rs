@@ -4,6 +4,7 @@ use super::super::{
     checkpoint::{Checkpoint, CheckpointError},
     control::ControlNetConfig,
     unet::UNet2DConditionConfig,
+    vae::AutoencoderKlConfig,
 };
 use std::collections::BTreeMap;
 
@@ -17,11 +18,6 @@ impl Names {
         // the innermost module that has an entry
         let within = |(dot, _): (usize, &str)| Some(format!("{}{}", self.0.get(&key[..dot])?, &key[dot..]));
         key.rmatch_indices('.').find_map(within)
-    }
-
-    /// From our names to the other layout's.
-    pub(crate) fn inverse(&self) -> Self {
-        Self(self.0.iter().map(|(theirs, ours)| (ours.clone(), theirs.clone())).collect())
     }
 
     fn add(&mut self, theirs: impl Into<String>, ours: impl Into<String>) {
@@ -104,6 +100,43 @@ impl Names {
         names.add("middle_block_out.0", "controlnet_mid_block");
         for (from, to) in config.fusion_pairs() {
             names.add(format!("down{from}{to}.0"), format!("fusion.down{from}{to}"));
+        }
+        names
+    }
+
+    /// Of `first_stage_model`, and the names that the attention had in diffusers before 0.17.
+    pub(crate) fn autoencoder(config: &AutoencoderKlConfig) -> Self {
+        let mut names = Self::default();
+        let levels = config.block_out_channels.len();
+        for (side, theirs, ours, resize, layers) in [
+            ("encoder", "down", "down_blocks", "downsample", config.layers_per_block),
+            ("decoder", "up", "up_blocks", "upsample", config.layers_per_block + 1),
+        ] {
+            for level in 0..levels {
+                // latent-diffusion counts the decoder's levels from the image, diffusers from the latent
+                let our_level = if side == "decoder" { levels - 1 - level } else { level };
+                let (theirs, ours) = (format!("{side}.{theirs}.{level}"), format!("{side}.{ours}.{our_level}"));
+                for layer in 0..layers {
+                    let (theirs, ours) = (format!("{theirs}.block.{layer}"), format!("{ours}.resnets.{layer}"));
+                    names.add(format!("{theirs}.nin_shortcut"), format!("{ours}.conv_shortcut"));
+                    names.add(theirs, ours);
+                }
+                names.add(format!("{theirs}.{resize}"), format!("{ours}.{resize}rs.0"));
+            }
+            let mid = format!("{side}.mid_block");
+            names.add(format!("{side}.mid.block_1"), format!("{mid}.resnets.0"));
+            names.add(format!("{side}.mid.block_2"), format!("{mid}.resnets.1"));
+            names.add(format!("{side}.norm_out"), format!("{side}.conv_norm_out"));
+            for (theirs, old, ours) in [
+                ("norm", "group_norm", "group_norm"),
+                ("q", "query", "to_q"),
+                ("k", "key", "to_k"),
+                ("v", "value", "to_v"),
+                ("proj_out", "proj_attn", "to_out.0"),
+            ] {
+                names.add(format!("{side}.mid.attn_1.{theirs}"), format!("{mid}.attentions.0.{ours}"));
+                names.add(format!("{mid}.attentions.0.{old}"), format!("{mid}.attentions.0.{ours}"));
+            }
         }
         names
     }

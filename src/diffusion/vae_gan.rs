@@ -1,0 +1,158 @@
+//! What the autoencoder of latent diffusion is trained to minimise: pixels, looks, a code near the normal distribution, and
+//! whatever a discriminator sees (Esser et al. 2021, Rombach et al. 2022; `LPIPSWithDiscriminator` of the published code).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, TchError, Tensor};
+
+/// Whether an image's error is the sum or the mean over its values. With a plain Adam this scales nothing; with clipping, and
+/// in the balance between reconstruction and discriminator, it does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// The sum over channels and pixels, as latent diffusion has it.
+    #[default]
+    Sum,
+    /// The mean over them, and the Kullback-Leibler term divided alike.
+    Mean,
+}
+
+/// What a discriminator is asked to tell apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdversarialLoss {
+    /// Logits beyond 1 on the right side cost nothing more.
+    #[default]
+    Hinge,
+    /// Cross-entropy.
+    Vanilla,
+}
+
+/// The weights of the terms.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TermWeights {
+    /// Sum or mean.
+    pub reduction: Reduction,
+    /// Of the squared beside the absolute error.
+    pub mse: f64,
+    /// Of the perceptual distance, which counts as if it were an error of every single value of the image.
+    pub perceptual: f64,
+    /// Of the Kullback-Leibler divergence, in nats per image.
+    pub kl: f64,
+}
+
+/// The discriminator's side of the autoencoder's loss.
+#[derive(Debug)]
+pub struct Adversary<'a> {
+    /// The logits of the reconstructions, [B, 1, h, w].
+    pub fake: Tensor,
+    /// The weight of the decoder's last layer, at which the gradients are balanced.
+    pub last_layer: &'a Tensor,
+    /// Of the balanced term.
+    pub weight: f64,
+    /// 0 before the discriminator takes part, then 1.
+    pub factor: f64,
+}
+
+/// The terms of the autoencoder's loss, scalars.
+#[derive(Debug)]
+pub struct Terms {
+    /// What is minimised.
+    pub total: Tensor,
+    /// The mean over all values of the absolute error, with what the squared and the perceptual one add.
+    pub reconstruction: Tensor,
+    /// Nats per value of the image.
+    pub kl: Tensor,
+    /// The mean perceptual distance; none without a perceptual network.
+    pub perceptual: Option<Tensor>,
+    /// Minus the mean logit of the reconstructions, and the weight it has; none without a discriminator.
+    pub adversarial: Option<(Tensor, Tensor)>,
+}
+
+/// The autoencoder's loss on images `x` and their reconstructions `y`, [B, C, H, W]: with N = C·H·W,
+///
+/// N · (|x − y| + perceptual) + kl_weight · kl + d_weight · factor · g, each a mean over the batch, where g is minus the mean
+/// logit; all but the last divided by N under [`Reduction::Mean`].
+///
+/// `kl` [B] are nats, `perceptual` [B] distances. Fails where libtorch does, with an adversary.
+pub fn autoencoder_loss(
+    x: &Tensor,
+    y: &Tensor,
+    kl: &Tensor,
+    perceptual: Option<&Tensor>,
+    adversary: Option<&Adversary<'_>>,
+    weights: &TermWeights,
+) -> Result<Terms, TchError> {
+    let values = (x.numel() as i64 / x.size()[0]) as f64;
+    let error = y - x;
+    let mut reconstruction = error.abs().mean(Kind::Float) + error.square().mean(Kind::Float) * weights.mse;
+    let perceptual = perceptual.map(|distances| distances.mean(Kind::Float));
+    if let Some(distance) = &perceptual {
+        reconstruction += distance * weights.perceptual;
+    }
+    let kl = kl.mean(Kind::Float) / values;
+    let scaled = |term: &Tensor| match weights.reduction {
+        Reduction::Sum => term * values,
+        Reduction::Mean => term.shallow_clone(),
+    };
+    let mut total = scaled(&(&reconstruction + &kl * weights.kl));
+    let mut adversarial = None;
+    if let Some(Adversary { fake, last_layer, weight, factor }) = adversary {
+        let g = -fake.mean(Kind::Float);
+        let d_weight = adaptive_weight(&scaled(&reconstruction), &g, last_layer)? * *weight;
+        total += &d_weight * &g * *factor;
+        adversarial = Some((g, d_weight));
+    }
+    Ok(Terms { total, reconstruction, kl, perceptual, adversarial })
+}
+
+/// How much of a loss `g` weighs as much as the loss `nll` in what the last layer hears of them: the ratio of the norms of their
+/// gradients there, at most 10,000; a scalar without gradient. Their graphs are kept.
+pub fn adaptive_weight(nll: &Tensor, g: &Tensor, last_layer: &Tensor) -> Result<Tensor, TchError> {
+    let norm = |loss: &Tensor| {
+        let gradients = Tensor::f_run_backward(&[loss], &[last_layer], true, false)?;
+        gradients[0].f_norm()
+    };
+    Ok((norm(nll)? / (norm(g)? + 1e-4)).clamp(0., 1e4).detach())
+}
+
+/// The discriminator's loss on its logits of pictures and of reconstructions.
+pub fn discriminator_loss(real: &Tensor, fake: &Tensor, loss: AdversarialLoss) -> Tensor {
+    let (real, fake) = match loss {
+        AdversarialLoss::Hinge => ((-real + 1.).relu(), (fake + 1.).relu()),
+        AdversarialLoss::Vanilla => ((-real).softplus(), fake.softplus()),
+    };
+    (real.mean(Kind::Float) + fake.mean(Kind::Float)) * 0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Noise;
+    use super::*;
+
+    #[test]
+    fn the_mean_is_the_sum_over_the_values_of_an_image() {
+        let of = |key: &str, shape: &[i64]| Noise::new(1, key).normal(shape).unwrap();
+        let (x, y) = (of("x", &[2, 3, 4, 4]), of("y", &[2, 3, 4, 4]).set_requires_grad(true));
+        let (kl, distance) = (of("kl", &[2]), of("d", &[2]));
+        let loss = |reduction| {
+            let weights = TermWeights { reduction, mse: 0.3, perceptual: 2., kl: 1e-2 };
+            autoencoder_loss(&x, &y, &kl, Some(&distance), None, &weights).unwrap().total.double_value(&[])
+        };
+        // per image the sum over all values, the distance broadcast to each of them
+        let rec = (&x - &y).abs() + (&x - &y).square() * 0.3 + distance.view([2, 1, 1, 1]) * 2.;
+        let by_hand = (rec.sum(Kind::Float) / 2. + kl.sum(Kind::Float) / 2. * 1e-2).double_value(&[]);
+        assert!((loss(Reduction::Sum) / by_hand - 1.).abs() < 1e-5, "{} {by_hand}", loss(Reduction::Sum));
+        assert!((loss(Reduction::Mean) * 48. / by_hand - 1.).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_adversary_is_balanced_at_the_last_layer() {
+        let w = Tensor::from_slice(&[1_f32, 2.]).set_requires_grad(true);
+        let (nll, g) = ((&w * 3.).sum(Kind::Float), (&w * 0.5).sum(Kind::Float));
+        let weight = adaptive_weight(&nll, &g, &w).unwrap();
+        assert!((weight.double_value(&[]) - 6.).abs() < 1e-2 && !weight.requires_grad());
+        // a discriminator that says nothing does not drown everything
+        assert_eq!(adaptive_weight(&nll, &(&g * 1e-9), &w).unwrap().double_value(&[]), 1e4);
+    }
+}

@@ -1,0 +1,117 @@
+//! Files with all parts of a model.
+
+use super::{
+    Case,
+    networks::{compare_shapes, filled, shapes},
+};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, nn::VarStore};
+use vlmdiff::models::{
+    checkpoint::Checkpoint,
+    clip::{ClipTextConfig, ClipTextModel},
+    control::{ControlForm, ControlNet, ControlNetConfig},
+    latent_diffusion::{LatentDiffusion, start_weights},
+    unet::{UNet2DConditionConfig, UNet2DConditionModel},
+    vae::{AutoencoderKl, AutoencoderKlConfig},
+};
+
+#[derive(Deserialize)]
+struct Manifest {
+    keys: BTreeMap<String, Key>,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    shape: Vec<i64>,
+    /// Where `build_model.py` takes it from.
+    source: String,
+}
+
+/// `reference/full_manifest`: the authors' checkpoint at its real size, and what each weight starts as.
+pub(crate) fn full_manifest(case: &Case) {
+    let Manifest { keys } = case.json("full_manifest.json");
+    let file = shapes(keys.iter().map(|(name, key)| (name.clone(), key.shape.clone())));
+    let file = LatentDiffusion::new(file).unwrap();
+    let mut control_config =
+        ControlNetConfig { form: ControlForm::SemanticGuided, only_mid_control: true, ..Default::default() };
+    let unet_config = control_config.unet.clone();
+    let control = control_config.canonical(file.control().unwrap()).unwrap();
+    let control = control_config.fit_fusion(control).unwrap();
+    let unet = unet_config.canonical(file.unet().unwrap()).unwrap();
+    let unet = compare_shapes(case, "unet", &unet, |vs| UNet2DConditionModel::new(vs, &unet_config));
+    compare_shapes(case, "control", &control, |vs| ControlNet::new(vs, &control_config));
+
+    // what is copied of the U-Net, what starts anew
+    let sources = keys.iter().map(|(name, key)| (name.clone(), vec![i64::from(key.source.starts_with("sd15:"))]));
+    let sources = LatentDiffusion::new(shapes(sources)).unwrap().control().unwrap();
+    let sources = control_config.canonical(sources).unwrap();
+    for name in control.names() {
+        let copied = sources.tensor(name).unwrap().int64_value(&[0]) == 1;
+        case.equal(&format!("control: {name} is copied"), &unet.contains_key(name), &copied);
+    }
+
+    let vae = AutoencoderKlConfig::default();
+    let theirs = vae.canonical(file.autoencoder().unwrap()).unwrap();
+    compare_shapes(case, "autoencoder", &theirs, |vs| AutoencoderKl::new(vs, &vae));
+    let text =
+        ClipTextConfig { hidden_size: 768, intermediate_size: 3072, num_attention_heads: 12, ..Default::default() };
+    let theirs = text.canonical(file.text_encoder().unwrap()).unwrap();
+    compare_shapes(case, "text encoder", &theirs, |vs| ClipTextModel::new(vs, &text));
+}
+
+/// The single file of `models/sd_ddim_loop`: the same weights as the folders beside it, as a training program pickles them.
+pub(crate) fn single_file(case: &Case) {
+    if !case.has("v1-5-tiny.ckpt") {
+        return;
+    }
+    let _no_grad = tch::no_grad_guard();
+    let file = LatentDiffusion::new(Checkpoint::open(case.path("v1-5-tiny.ckpt")).unwrap()).unwrap();
+    case.equal("has a control branch", &file.has_control(), &false);
+    let unet: UNet2DConditionConfig = case.json("../unet/config.json");
+    let vae: AutoencoderKlConfig = case.json("../vae/config.json");
+    let compare = |what: &str, ours: Checkpoint, beside: Checkpoint| {
+        for name in beside.names() {
+            let (got, want) = (ours.tensor(name).unwrap(), beside.tensor(name).unwrap());
+            let [got, want] = [got, want].map(|tensor| tensor.to_kind(Kind::Half).flatten(0, -1));
+            case.equal(&format!("{what}: {name}"), &(got == want), &true);
+        }
+        case.equal(&format!("{what}: number of tensors"), &ours.len(), &beside.len());
+    };
+    let diffusers = |folder: &str| case.checkpoint(&format!("../{folder}/diffusion_pytorch_model.safetensors"));
+    compare("unet", unet.canonical(file.unet().unwrap()).unwrap(), unet.canonical(diffusers("unet")).unwrap());
+    compare("vae", vae.canonical(file.autoencoder().unwrap()).unwrap(), vae.canonical(diffusers("vae")).unwrap());
+
+    let weights = file.text_encoder().unwrap();
+    let shape = |name: &str| weights.shape(&format!("transformer.text_model.{name}")).unwrap().to_vec();
+    let layers = weights.names().filter(|name| name.ends_with("mlp.fc1.weight")).count() as i64;
+    let text = ClipTextConfig {
+        vocab_size: shape("embeddings.token_embedding.weight")[0],
+        hidden_size: shape("final_layer_norm.weight")[0],
+        intermediate_size: shape("encoder.layers.0.mlp.fc1.weight")[0],
+        num_hidden_layers: layers,
+        num_attention_heads: 1,
+        max_position_embeddings: shape("embeddings.position_embedding.weight")[0],
+        ..Default::default()
+    };
+    let model = filled(&text.canonical(weights).unwrap(), |vs| ClipTextModel::new(vs, &text));
+    let ids = Tensor::zeros([1, text.max_position_embeddings], (Kind::Int64, Device::Cpu));
+    let states = model.forward(&ids).last_hidden_state;
+    case.equal("the text encoder runs", &states.isfinite().all().int64_value(&[]), &1);
+
+    // start weights: the U-Net, and a copy of half of it
+    let config = ControlNetConfig { unet, form: ControlForm::SemanticGuided, ..Default::default() };
+    let [unet_vs, control_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+    let _networks = (
+        UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap(),
+        ControlNet::new(control_vs.root(), &config).unwrap(),
+    );
+    let (unet, control) = (unet_vs.variables(), control_vs.variables());
+    start_weights(file.unet().unwrap(), &config.unet, &unet, &control).unwrap();
+    for (name, variable) in &control {
+        match unet.get(name) {
+            Some(original) => case.equal(&format!("control: {name}"), &(variable == original), &true),
+            None => case.equal(&format!("{name} is new"), &name.starts_with("controlnet_"), &true),
+        }
+    }
+}
