@@ -165,9 +165,10 @@ fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[
         // SAFETY: the processor has AVX2.
         return unsafe { avx2::horizontal_rgb(src, dst, width, taps) };
     }
+    let blank = vec![0; width * C];
     for (row, out) in src.chunks_exact(width * C).zip(dst.chunks_exact_mut(taps.len() * C)) {
         // Most rows of most masks.
-        if C == 1 && row.iter().all(|value| *value == 0) {
+        if row == blank {
             out.fill(0);
             continue;
         }
