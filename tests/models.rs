@@ -103,7 +103,9 @@ fn dino() -> Vec<u8> {
 }
 
 fn models(lab: &Lab, hub: &str, arguments: &[&str]) -> Ended {
-    lab.ended(lab.command(&[&["models"], arguments].concat()).env("HF_ENDPOINT", hub))
+    lab.ended(
+        lab.command(&[&["models"], arguments].concat()).env("HF_ENDPOINT", hub).env("XDG_CACHE_HOME", lab.path("user")),
+    )
 }
 
 fn shown(ended: &Ended) -> String {

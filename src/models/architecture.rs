@@ -44,6 +44,8 @@ pub struct Nearest {
     pub layout: String,
     /// What people call it.
     pub title: String,
+    /// Short names and titles of others that are nearly as like it, as a few tensors are of many.
+    pub also: Vec<(String, String)>,
     /// How many tensors have the name and the shape that they should have.
     pub matched: usize,
     /// What differs.
@@ -111,9 +113,19 @@ impl Recognised {
         let parts: Vec<String> = self.parts.iter().map(Part::to_string).collect();
         match &self.nearest {
             _ if !parts.is_empty() => Some(parts.join(" and ")),
-            Some(nearest) if nearest.matched > nearest.mismatch.len() => Some(format!("a damaged {}", nearest.title)),
+            Some(nearest) if nearest.matched > nearest.mismatch.len() => {
+                Some(format!("a damaged {}", nearest.titles()))
+            }
             _ => None,
         }
+    }
+}
+
+impl Nearest {
+    /// What people call it, and the others.
+    pub fn titles(&self) -> String {
+        let also = self.also.iter().map(|(_, title)| format!(" or {title}"));
+        self.title.clone() + &also.collect::<String>()
     }
 }
 

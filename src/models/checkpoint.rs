@@ -72,16 +72,17 @@ fn chosen(folder: &Path) -> Option<PathBuf> {
 
 /// What a folder without weights has instead.
 fn no_weights(folder: &Path) -> String {
-    let files = FILES.join(", ");
     let below = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut below: Vec<String> = below
         .filter(|path| path.is_dir() && chosen(path).is_some())
         .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .collect();
     below.sort();
+    let none = "the folder has no model.safetensors, diffusion_pytorch_model.safetensors or .bin, pytorch_model.bin, nor the \
+                index of one in shards";
     match below.as_slice() {
-        [] => format!("the folder has none of {files}"),
-        below => format!("the folder has none of {files}, but these folders in it do: {}", below.join(", ")),
+        [] => none.to_owned(),
+        below => format!("{none}, but these folders in it have: {}", below.join(", ")),
     }
 }
 
@@ -361,49 +362,8 @@ impl Checkpoint {
     }
 }
 
-/// Whether two shapes are equal up to dimensions of 1 at their ends.
-fn same_shape(a: &[i64], b: &[i64]) -> bool {
-    let significant = |shape: &[i64]| shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);
-    a[..significant(a)] == b[..significant(b)]
-}
-
 fn format_error(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Format { path: path.to_owned(), reason }
-}
-
-/// Fixtures of the reference implementations, for the tests of every network.
-#[cfg(test)]
-pub(crate) mod golden {
-    use super::Checkpoint;
-    use std::path::{Path, PathBuf};
-    use tch::{Kind, Tensor};
-
-    /// A file or folder below the one that `VLMDIFF_GOLDEN` names, else below `shared/golden` beside the checkout. None,
-    /// and a line on stderr, where this machine has no fixtures.
-    pub(crate) fn path(name: &str) -> Option<PathBuf> {
-        let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
-        let path = std::env::var_os("VLMDIFF_GOLDEN").map_or_else(beside, PathBuf::from).join(name);
-        if !path.exists() && std::env::var_os("VLMDIFF_GOLDEN").is_none() {
-            eprintln!("not compared: no {}", path.display());
-            return None;
-        }
-        Some(path)
-    }
-
-    /// As [`path`], opened.
-    pub(crate) fn open(name: &str) -> Option<Checkpoint> {
-        path(name).map(|path| Checkpoint::open(path).unwrap())
-    }
-
-    /// Fails unless the shapes are equal and the values differ by at most 2e-5 of the largest (1e-5 if that is small).
-    #[track_caller]
-    pub(crate) fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
-        assert_eq!(got.size(), want.size(), "{what}");
-        let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-        let largest = |x: &Tensor| if x.numel() == 0 { 0. } else { x.abs().max().double_value(&[]) };
-        let (error, scale) = (largest(&(got - &want)), largest(&want));
-        assert!(error <= f64::max(1e-5, 2e-5 * scale), "{what}: off by {error:e} at scale {scale}");
-    }
 }
 
 #[cfg(test)]

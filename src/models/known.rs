@@ -4,7 +4,7 @@
 //! Face hub; [`locate`] makes a path of any of them, without the network: `vlmdiff models fetch` is what downloads. It finds
 //! - files of the hub in the cache that Hugging Face's own programs use (`HF_HUB_CACHE`, else `hub` in `HF_HOME`, else
 //!   `~/.cache/huggingface/hub`),
-//! - files from other servers in [`folder`].
+//! - files from other servers in [`folder`], else where `make setup` puts them, in `~/.cache/vlmdiff`.
 //!
 //! Nothing here calls libtorch, so a stage may use it in its description.
 
@@ -79,7 +79,9 @@ pub enum NotHere {
         name: String,
     },
     /// They may be a path, or of the hub.
-    #[error("there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}")]
+    #[error(
+        "there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}"
+    )]
     NotFound {
         /// As it was asked for.
         text: String,
@@ -134,7 +136,7 @@ pub fn locate(text: &str) -> Result<PathBuf, NotHere> {
             false => Err(NotHere::NotFound { text: name }),
         };
     }
-    let similar = ALL.iter().map(|known| (strsim::jaro_winkler(&known.name, text), &known.name));
+    let similar = ALL.iter().rev().map(|known| (strsim::jaro_winkler(&known.name, text), &known.name));
     let similar =
         similar.filter(|(score, _)| *score > 0.85).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name.clone());
     Err(NotHere::Unknown { text: text.to_owned(), similar })
@@ -176,7 +178,10 @@ impl Known {
                 let files = files.iter().map(|file| snapshot.join(file));
                 files.flat_map(|file| if is_index(&file) { Checkpoint::files(file) } else { vec![file] }).collect()
             }
-            Source::Url { file, .. } => vec![folder().join(file)],
+            Source::Url { file, .. } => {
+                let places = [folder(), user_cache().join("vlmdiff")].map(|folder| folder.join(file));
+                vec![places.iter().find(|place| place.exists()).unwrap_or(&places[0]).clone()]
+            }
         }
     }
 }

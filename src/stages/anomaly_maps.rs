@@ -44,9 +44,10 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub extractor: Extractor,
-    /// The network's weights: a published file, or a folder in Hugging Face layout; or a URL of either, a folder's ending in `/`
-    /// (config.json and model.safetensors are read). Identified by content, not by place. Needed but for
-    /// `efficientnet-lite0`, which `make setup` fetches.
+    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a published file or a folder
+    /// in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json and model.safetensors are read).
+    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`); of
+    /// `efficientnet-lite0`, what `make setup` fetched.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -119,16 +120,8 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    /// Where the weights lie: what `weights` says, or the extractor's own place.
-    fn address(&self) -> Result<String, String> {
-        let own = || self.extractor.default_weights().map(|path| path.to_string_lossy().into_owned());
-        self.weights.clone().or_else(own).ok_or_else(|| {
-            let name = self.extractor.name();
-            format!(
-                "the weights of {name} are needed: `weights` names a published file or a folder in Hugging Face layout \
-                 (--set TABLE.weights=PATH), or another `extractor` would work"
-            )
-        })
+    fn weights(&self) -> String {
+        self.weights.clone().unwrap_or_else(|| self.extractor.default_weights())
     }
 
     fn options(&self) -> Options {
@@ -170,14 +163,14 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(Weights(&self.address()?).files())
+        Weights(&self.weights()).files().map_err(|e| format!("`weights`: {e}"))
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let weights = Weights(&self.address().map_err(Error::Input)?).local(&context.sources)?;
+        let weights = Weights(&self.weights()).local(&context.sources)?;
         let network =
             self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);

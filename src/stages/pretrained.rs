@@ -14,7 +14,7 @@ use tch::{Device, nn};
 
 use super::{
     tensors::{input, save_weights},
-    train_denoiser::{Control, Denoiser, DenoiserConfig},
+    train_denoiser::{Denoiser, DenoiserConfig},
     train_text_encoder::TOKENIZER,
     training::weights_field,
     weights::Weights,
@@ -147,9 +147,9 @@ impl Stage for Pretrained {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let mut files = Weights(&self.weights).files();
+        let mut files = Weights(&self.weights).files()?;
         if self.network == Network::TextEncoder {
-            files.extend(Weights(self.tokenizer()).tokenizer_files());
+            files.extend(Weights(self.tokenizer()).tokenizer_files()?);
         }
         files.sort();
         files.dedup();
@@ -173,7 +173,7 @@ impl Operator for Loader {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let vs = nn::VarStore::new(Device::Cpu);
         let weights = out.blob(self.load(&vs)?)?;
-        let parameters = vs.variables().values().map(|variable| variable.numel() as i64).sum();
+        let parameters: i64 = vs.variables().values().map(|variable| variable.numel() as i64).sum();
         let network = serde_json::to_value(self.stage.network).map_err(std::io::Error::from)?;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from(vec![network.as_str().unwrap_or_default()])),
@@ -201,8 +201,8 @@ impl Loader {
                 let config = stage.clip().map_err(Error::Input)?;
                 skip_init(|| ClipTextModel::new(vs.root(), &config)).map_err(wrong)?;
                 config.canonical(published).and_then(|weights| weights.load_into(vs)).map_err(input)?;
-                let tokenizer =
-                    ClipTokenizer::open(Weights(stage.tokenizer()).beside()).and_then(|tokenizer| tokenizer.to_json());
+                let tokenizer = ClipTokenizer::open(Weights(stage.tokenizer()).beside().map_err(Error::Input)?)
+                    .and_then(|tokenizer| tokenizer.to_json());
                 let json = tokenizer.map_err(|e| Error::Input(e.to_string()))?;
                 save_weights(vs.variables(), &config, &[(TOKENIZER, json)])
             }

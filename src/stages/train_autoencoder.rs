@@ -261,7 +261,7 @@ impl Stage for TrainAutoencoder {
 
     fn files(&self) -> Result<Vec<String>, String> {
         let places = self.init.iter().chain(&self.perceptual);
-        Ok(places.flat_map(|place| Weights(place).files()).collect())
+        Ok(places.map(|place| Weights(place).files()).collect::<Result<Vec<_>, _>>()?.concat())
     }
 }
 

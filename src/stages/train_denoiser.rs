@@ -17,7 +17,7 @@ use tch::{
 
 use super::{
     column,
-    tensors::{Column, device, first_embedding, input, normalise, save_weights, tensor},
+    tensors::{Column, device, first_embedding, input, normalise, save_weights},
     training::{self, Batch, Loss, Subject, Training, config_of},
     weights::Weights,
 };
@@ -394,7 +394,7 @@ impl Stage for TrainDenoiser {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(self.init.iter().flat_map(|place| Weights(place).files()).collect())
+        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files())
     }
 }
 

@@ -26,6 +26,12 @@ impl Expected {
         Self::of_etag(blob.file_name()?.to_str()?).filter(|_| inside)
     }
 
+    /// The digest.
+    pub(super) fn wanted(&self) -> &str {
+        let (Self::Sha256(want) | Self::GitBlob(want)) = self;
+        want
+    }
+
     fn of_etag(etag: &str) -> Option<Self> {
         let hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
         match etag.len() {
@@ -38,14 +44,14 @@ impl Expected {
     /// What a file hashes to, if that is something else.
     pub(super) fn differs(&self, path: &Path) -> io::Result<Option<String>> {
         let mut file = File::open(path)?;
-        let (want, got) = match self {
-            Self::Sha256(want) => (want, hash(Sha256::new(), &mut file)?),
-            Self::GitBlob(want) => {
+        let got = match self {
+            Self::Sha256(_) => hash(Sha256::new(), &mut file)?,
+            Self::GitBlob(_) => {
                 let header = format!("blob {}\0", file.metadata()?.len());
-                (want, hash(Sha1::new_with_prefix(header), &mut file)?)
+                hash(Sha1::new_with_prefix(header), &mut file)?
             }
         };
-        Ok((!got.starts_with(want.as_str())).then_some(got))
+        Ok((!got.starts_with(self.wanted())).then_some(got))
     }
 }
 

@@ -178,7 +178,7 @@ impl Hub {
         {
             std::fs::remove_file(path.canonicalize()?)?;
             std::fs::remove_file(&path)?;
-            bail!("{file} came damaged: its digest is {got}, not that of {expected:?}; run it again");
+            bail!("{file} came damaged: its digest is {got} and should be {}; run it again", expected.wanted());
         }
         Ok(path)
     }

@@ -116,7 +116,7 @@ fn say(found: &Recognised) -> Result<()> {
     }
     match &found.nearest {
         Some(near) => {
-            row("nearest", format!("{}, of which {} fit", near.title, count(near.matched as u64, "tensor")))?;
+            row("nearest", format!("{}, of which {} fit", near.titles(), count(near.matched as u64, "tensor")))?;
             row("", near.mismatch.listed(DIFFERENT))
         }
         None => Ok(()),
@@ -189,7 +189,8 @@ fn object(whole: &Checkpoint, weights: &Checkpoint, found: &Recognised, around: 
     let (parameters, types) = totals(weights);
     let nearest = found.nearest.as_ref().map(|near| {
         json!({
-            "layout": near.layout, "title": near.title, "matched": near.matched, "missing": near.mismatch.missing,
+            "layout": near.layout, "title": near.title, "also": near.also.iter().map(|(layout, _)| layout).collect::<Vec<_>>(),
+            "matched": near.matched, "missing": near.mismatch.missing,
             "unexpected": near.mismatch.unexpected,
             "shapes": near.mismatch.shapes.iter().map(|(name, file, model)| json!([name, file, model])).collect::<Vec<_>>(),
         })

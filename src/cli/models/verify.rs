@@ -78,10 +78,11 @@ fn check(file: &Path, known: Option<&Known>) -> Result<Result<String, String>> {
     let Some(expected) = listed.or_else(|| Expected::of_cached(file)) else {
         return Ok(Ok("there; no digest of it is known".to_owned()));
     };
-    let (how, want) = match &expected {
-        Expected::Sha256(want) if want.len() < 64 => ("the beginning of its SHA-256", want),
-        Expected::Sha256(want) => ("SHA-256", want),
-        Expected::GitBlob(want) => ("git's SHA-1", want),
+    let want = expected.wanted();
+    let how = match &expected {
+        Expected::Sha256(want) if want.len() < 64 => "the beginning of its SHA-256",
+        Expected::Sha256(_) => "SHA-256",
+        Expected::GitBlob(_) => "git's SHA-1",
     };
     Ok(match expected.differs(file)? {
         None => Ok(format!("{how} is {want}")),
@@ -102,7 +103,7 @@ fn fits(path: &Path, known: Option<&Known>) -> Result<String, String> {
         (wanted, _) => {
             let wanted = wanted.and_then(architecture::title).map_or(String::new(), |title| format!("no {title}, "));
             Err(match &found.nearest {
-                Some(near) => format!("{wanted}nearest {}: {}", near.title, near.mismatch.listed(DIFFERENT)),
+                Some(near) => format!("{wanted}nearest {}: {}", near.titles(), near.mismatch.listed(DIFFERENT)),
                 None if found.parts.is_empty() => format!("{wanted}nothing that is known"),
                 None => format!("{wanted}but {}, and {} tensors beside", parts(), found.rest.len()),
             })

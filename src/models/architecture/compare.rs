@@ -66,7 +66,11 @@ impl<'a> Tree<'a> {
     /// A size in words; None where the file has no such thing.
     fn size(&self, Size { name, sources }: &Size) -> Option<(String, String)> {
         let values: Vec<String> = sources.iter().flat_map(|source| self.values(source)).collect();
-        (!values.is_empty()).then(|| (name.clone(), values.join(", ")))
+        match values.as_slice() {
+            [] => None,
+            [value] => Some((name.clone(), value.clone())),
+            values => Some((name.clone(), format!("[{}]", values.join(", ")))),
+        }
     }
 
     fn values(&self, source: &str) -> Vec<String> {
@@ -128,12 +132,18 @@ pub(super) fn fitting(layouts: &Layouts, tree: &Tree, prefix: &str) -> Option<Pa
 /// The layout that leaves the fewest names of a tree unexplained, and of these the one that asks for the fewest more.
 pub(super) fn nearest(layouts: &Layouts, tree: &Tree, prefix: &str) -> Option<Nearest> {
     let titled = layouts.iter().filter(|(_, layout)| !layout.title.is_empty());
-    let outcomes = titled.map(|(id, layout)| (id, layout, compare(layouts, id, Some(tree), prefix, &Letters::new())));
-    let (id, layout, outcome) = outcomes.min_by_key(|(_, _, outcome)| {
-        (outcome.mismatch.unexpected.len() + outcome.mismatch.shapes.len(), outcome.mismatch.missing.len())
-    })?;
-    let Outcome { matched, mismatch, .. } = outcome;
-    Some(Nearest { layout: id.clone(), title: layout.title.clone(), matched, mismatch })
+    let mut outcomes: Vec<_> = titled
+        .map(|(id, layout)| (id, &layout.title, compare(layouts, id, Some(tree), prefix, &Letters::new())))
+        .collect();
+    let unexplained = |wrong: &Mismatch| wrong.unexpected.len() + wrong.shapes.len();
+    outcomes.sort_by_key(|(_, _, outcome)| (unexplained(&outcome.mismatch), outcome.mismatch.missing.len()));
+    let mut outcomes = outcomes.into_iter();
+    let (id, title, Outcome { matched, mismatch, .. }) = outcomes.next()?;
+    let most = mismatch.missing.len() * 3 / 2;
+    let like = |other: &Mismatch| unexplained(other) == unexplained(&mismatch) && other.missing.len() <= most;
+    let also = outcomes.filter(|(_, _, other)| like(&other.mismatch)).map(|(id, title, _)| (id.clone(), title.clone()));
+    let also = also.collect();
+    Some(Nearest { layout: id.clone(), title: title.clone(), also, matched, mismatch })
 }
 
 fn compare(layouts: &Layouts, id: &str, tree: Option<&Tree>, path: &str, letters: &Letters) -> Outcome {

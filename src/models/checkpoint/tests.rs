@@ -163,7 +163,7 @@ fn a_zip_archive_that_is_no_checkpoint_says_what_it_is() {
 fn a_folder_without_weights_says_where_some_are() {
     let folder = tempfile::tempdir().unwrap();
     let message = || Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(message().contains("has none of model.safetensors, "));
+    assert!(message().ends_with("the folder has no model.safetensors, diffusion_pytorch_model.safetensors or .bin, pytorch_model.bin, nor the index of one in shards"), "{}", message());
     for part in ["unet", "vae", "tokenizer"] {
         std::fs::create_dir(folder.path().join(part)).unwrap();
     }
@@ -171,7 +171,7 @@ fn a_folder_without_weights_says_where_some_are() {
         let bytes = to_safetensors(named(&[("w", ramp(&[4]))]), HashMap::new()).unwrap();
         std::fs::write(folder.path().join(part).join("diffusion_pytorch_model.safetensors"), bytes).unwrap();
     }
-    assert!(message().ends_with(", but these folders in it do: unet, vae"), "{}", message());
+    assert!(message().ends_with(", but these folders in it have: unet, vae"), "{}", message());
     assert!(Checkpoint::open(folder.path().join("none")).unwrap_err().to_string().starts_with("cannot read"));
 }
 
@@ -192,6 +192,18 @@ fn dimensions_of_one_at_the_end_do_not_count() {
         let error = self::file(&[("w", ramp(&stored))]).load_into(&vs).unwrap_err();
         assert!(matches!(error, CheckpointError::Mismatch { mismatch, .. } if mismatch.shapes.len() == 1), "{model:?}");
     }
+}
+
+#[test]
+fn weights_of_another_network_say_what_they_are() {
+    let names = (0..5).map(|i| format!("lin{i}.model.1.weight")).collect::<Vec<_>>();
+    let lins: Vec<_> = names.iter().map(|name| (name.as_str(), ramp(&[1, 4, 1, 1]))).collect();
+    let vs = nn::VarStore::new(Device::Cpu);
+    let _ = vs.root().zeros("w", &[1]);
+    // Also after names were changed.
+    let renamed = file(&lins).rename(|name| Some(name.replace("model", "layer"))).unwrap();
+    let text = renamed.load_into(&vs).unwrap_err().to_string();
+    assert!(text.ends_with("; the file looks like linear layers of LPIPS: widths [4, 4, 4, 4, 4]"), "{text}");
 }
 
 #[test]
