@@ -4,6 +4,7 @@ pub mod anomaly_map;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
+mod conv;
 mod conv_norm;
 pub mod device;
 pub mod efficientnet;
