@@ -89,8 +89,6 @@ impl Training {
         let config = OptimizerConfig { rule: Rule::AdamW, lr, betas, eps, weight_decay };
         let optimizer = Optimizer::new(train_only(&vs, |name| Trainable::ControlAndDecoder.trains(name)), config);
         let trainer = [Trainer { optimizer, max_grad_norm: f64::INFINITY, ema: None }];
-        let tensors = case.tensors("training.safetensors");
-        let batch = ["z", "noise", "t", "context", "hint"].map(|name| tensors.get(name));
         Self { objective, trainer, vs, names, batch }
     }
 
