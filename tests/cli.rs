@@ -27,7 +27,7 @@ fn check(name: &str, lab: &Lab, arguments: &[&str]) {
 fn help_reads_well() {
     let lab = Lab::new(LIGHT);
     check("help", &lab, &["--help"]);
-    for command in ["run", "plan", "status", "sql", "runs", "diff", "gc"] {
+    for command in ["run", "plan", "status", "sql", "runs", "diff", "gc", "models"] {
         check(&format!("help_{command}"), &lab, &[command, "--help"]);
     }
     check("no_command", &lab, &["rum"]);

@@ -107,6 +107,11 @@ impl Lab {
         lab
     }
 
+    /// A folder with nothing in it.
+    pub(crate) fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -121,13 +126,19 @@ impl Lab {
         // Threads of several workers at once would fight for the same cores.
         command.env("OMP_NUM_THREADS", "1").env_remove("VLMDIFF_STORE");
         command.env("VLMDIFF_CACHE", self.path("cache"));
+        command.env("HF_HUB_CACHE", self.path("hub")).env("HF_HOME", self.path("home")).env_remove("HF_TOKEN");
         // What programs in Python import.
         command.env("PYTHONPATH", project().join(".tools/python"));
         command
     }
 
     pub(crate) fn vlmdiff(&self, arguments: &[&str]) -> Ended {
-        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        self.ended(&mut self.command(arguments))
+    }
+
+    /// Waits for a program, and names the lab's folder `[lab]` in what it said.
+    pub(crate) fn ended(&self, command: &mut Command) -> Ended {
+        let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| {
             let folder = self.folder.path().canonicalize().unwrap();
             String::from_utf8(bytes)

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("query", &["engine", "metrics"]),
     ("report", &["engine", "query", "vision"]),
     ("stages", &["engine", "query", "datasets", "vision", "models", "diffusion", "metrics"]),
-    ("cli", &["engine", "query", "datasets", "vision", "stages", "report"]),
+    ("cli", &["engine", "query", "datasets", "vision", "models", "stages", "report"]),
 ];
 
 /// Crates that only some folders may name.

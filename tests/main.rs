@@ -10,6 +10,8 @@ mod lab;
 mod laws;
 mod layering;
 mod metrics;
+mod loading;
+mod models;
 mod properties;
 mod proxy;
 mod python;

@@ -3,6 +3,7 @@
 mod diff;
 mod gc;
 mod graph;
+mod models;
 mod plan;
 mod progress;
 mod report;
@@ -91,6 +92,8 @@ enum Command {
     Schema(schema::SchemaCommand),
     /// Generate a dataset of pictures in MVTec layout.
     Synth(synth::Synth),
+    /// List, fetch and look into published checkpoints.
+    Models(models::Models),
 }
 
 /// A pipeline and its store.
@@ -187,6 +190,7 @@ pub fn main() -> ExitCode {
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),
+        Command::Models(command) => command.run(),
     };
     match result {
         Ok(code) => code.into(),

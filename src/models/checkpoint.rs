@@ -1,26 +1,34 @@
 //! Published weights, as published: safetensors (one file or sharded) and what `torch.save` writes (zip or legacy, nested
 //! or flat). The format is told by the content, not by the name. A pickle is parsed and never executed.
 //!
-//! Opening maps the file and reads its header; a tensor is copied out when it is asked for.
+//! Opening maps the file and reads its header; a tensor is copied out when it is asked for, and the memory that its part of
+//! the map took is given back. Opening, names and shapes need no libtorch, so the driver may ask for them.
 
 mod entry;
+mod error;
+mod format;
+mod map;
 mod pickle;
 mod preprocessing;
 mod safe;
 mod torch;
 
+pub use error::{CheckpointError, Mismatch};
+pub use format::Format;
 pub use preprocessing::Preprocessing;
 pub use safe::to_safetensors;
 
+use super::architecture::{self, Recognised};
 use bytes::Bytes;
-use entry::Entry;
+use entry::{Entry, same_shape};
+use map::Map;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tch::{Kind, TchError, Tensor, nn};
 
 /// What a folder in the Hugging Face layout may hold, best first.
-const FILES: [&str; 10] = [
+pub const FILES: [&str; 10] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
@@ -36,87 +44,6 @@ const FILES: [&str; 10] = [
 /// Levels that training programs put above the weights, outermost first.
 const LEVELS: [&str; 4] = ["state_dict", "model_state_dict", "model", "teacher"];
 
-/// How many names one error message lists of each sort.
-const LISTED: usize = 20;
-
-/// Why weights cannot be read or do not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// The file or folder cannot be read.
-    #[error("cannot read the weights {}: {source}", path.display())]
-    Io {
-        /// The file or folder asked for.
-        path: PathBuf,
-        /// Why it cannot be read.
-        source: std::io::Error,
-    },
-    /// The file is read and not understood.
-    #[error("cannot use {} as weights: {reason}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and what would work.
-        reason: String,
-    },
-    /// A tensor is asked for that the file lacks.
-    #[error("{} has no tensor {name}", path.display())]
-    NoTensor {
-        /// The file.
-        path: PathBuf,
-        /// The name asked for.
-        name: String,
-    },
-    /// The names or shapes are not those of the model.
-    #[error("the weights {} do not fit the model: {mismatch}", path.display())]
-    Mismatch {
-        /// The file.
-        path: PathBuf,
-        /// Every name that does not fit.
-        mismatch: Mismatch,
-    },
-    /// libtorch refuses a tensor, mostly for want of memory.
-    #[error("cannot load {name} of {}: {source}", path.display())]
-    Torch {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// What libtorch says.
-        source: TchError,
-    },
-}
-
-/// How the names and shapes of a file differ from those of a model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Mismatch {
-    /// Names of the model that the file lacks.
-    pub missing: Vec<String>,
-    /// Names of the file that the model lacks.
-    pub unexpected: Vec<String>,
-    /// Name, shape in the file, shape in the model.
-    pub shapes: Vec<(String, Vec<i64>, Vec<i64>)>,
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shape =
-            |(name, file, model): &(String, Vec<i64>, Vec<i64>)| format!("{name} {file:?} instead of {model:?}");
-        let shapes: Vec<String> = self.shapes.iter().map(shape).collect();
-        let mut separator = "";
-        for (what, names) in [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong shape", &shapes)] {
-            if names.is_empty() {
-                continue;
-            }
-            write!(f, "{separator}{} {what}: {}", names.len(), names[..names.len().min(LISTED)].join(", "))?;
-            if names.len() > LISTED {
-                write!(f, " and {} more", names.len() - LISTED)?;
-            }
-            separator = "; ";
-        }
-        Ok(())
-    }
-}
-
 /// Named tensors in a file. Nested dicts and lists are flattened: `{"a": {"b": t}}` is `a.b`.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -125,6 +52,11 @@ pub struct Checkpoint {
     /// Names of the dicts that the file nests, which a dot in a name alone does not tell.
     containers: BTreeSet<String>,
     metadata: HashMap<String, String>,
+    format: Format,
+    /// The files; none for what is in memory.
+    maps: Vec<Map>,
+    /// Names and shapes as the file has them, whatever was renamed since.
+    published: Arc<BTreeMap<String, Vec<i64>>>,
 }
 
 /// The index of a sharded file: each tensor's name and the file beside the index that holds it.
@@ -138,6 +70,22 @@ fn chosen(folder: &Path) -> Option<PathBuf> {
     FILES.iter().map(|file| folder.join(file)).find(|file| file.exists())
 }
 
+/// What a folder without weights has instead.
+fn no_weights(folder: &Path) -> String {
+    let below = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut below: Vec<String> = below
+        .filter(|path| path.is_dir() && chosen(path).is_some())
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    below.sort();
+    let none = "the folder has no model.safetensors, diffusion_pytorch_model.safetensors or .bin, pytorch_model.bin, nor the \
+                index of one in shards";
+    match below.as_slice() {
+        [] => none.to_owned(),
+        below => format!("{none}, but these folders in it have: {}", below.join(", ")),
+    }
+}
+
 impl Checkpoint {
     /// Opens a weight file, the index of a sharded one, or a folder in the Hugging Face layout.
     ///
@@ -147,17 +95,12 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         if path.is_dir() {
-            let reason = || format!("the folder has none of {}", FILES.join(", "));
-            return Self::open(chosen(path).ok_or_else(|| format_error(path, reason()))?);
+            return Self::open(chosen(path).ok_or_else(|| format_error(path, no_weights(path)))?);
         }
-        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(io)?;
-        // SAFETY: as with any mapped file, nobody may shorten it meanwhile. Weights are replaced, not rewritten in place.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let bytes = Bytes::from_owner(map);
-        match bytes.first() {
-            Some(b'{') => Self::open_shards(path, &bytes),
-            _ => Self::read(path, &bytes),
+        let map = Map::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+        match map.as_ref().first() {
+            Some(b'{') => Self::open_shards(path, map.as_ref()),
+            _ => Self::read(path, &map.bytes(), vec![map]),
         }
     }
 
@@ -166,31 +109,20 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Format`].
     pub fn from_safetensors(bytes: impl Into<Bytes>) -> Result<Self, CheckpointError> {
-        Self::read_safetensors(Path::new("(in memory)"), &bytes.into())
+        Self::read(Path::new("(in memory)"), &bytes.into(), vec![])
     }
 
-    fn read(path: &Path, bytes: &Bytes) -> Result<Self, CheckpointError> {
-        let error = |reason| format_error(path, reason);
-        let tensors = match &bytes[..] {
-            [b'P', b'K', 3, 4, ..] => torch::read_zip(bytes).map_err(error)?,
-            [0x80, ..] if bytes.get(8) != Some(&b'{') => torch::read_legacy(bytes).map_err(error)?,
-            [_, _, _, _, _, _, _, _, b'{', ..] => return Self::read_safetensors(path, bytes),
-            [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
-                return Err(error("it is a Git LFS pointer; fetch the file itself with `git lfs pull`".to_owned()));
-            }
-            _ => return Err(error("it is neither safetensors nor a file of torch.save".to_owned())),
-        };
-        if tensors.entries.is_empty() {
-            let reason = "it holds no named tensors; a state_dict would work, a pickled module or TorchScript does not";
-            return Err(error(reason.to_owned()));
-        }
+    fn read(path: &Path, bytes: &Bytes, maps: Vec<Map>) -> Result<Self, CheckpointError> {
+        let (format, tensors, metadata) = format::read(bytes).map_err(|reason| format_error(path, reason))?;
         let torch::Tensors { entries, containers } = tensors;
-        Ok(Self { path: path.to_owned(), entries, containers, metadata: HashMap::new() })
+        Ok(Self { path: path.to_owned(), entries, containers, metadata, format, maps, published: Arc::default() }
+            .as_published())
     }
 
-    fn read_safetensors(path: &Path, bytes: &Bytes) -> Result<Self, CheckpointError> {
-        let (entries, metadata) = safe::read(bytes).map_err(|reason| format_error(path, reason))?;
-        Ok(Self { path: path.to_owned(), entries, containers: BTreeSet::new(), metadata })
+    fn as_published(mut self) -> Self {
+        let shapes = self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone()));
+        self.published = Arc::new(shapes.collect());
+        self
     }
 
     /// The files that [`Checkpoint::open`] reads: one, or an index and its shards. What cannot be opened stands for itself.
@@ -205,12 +137,15 @@ impl Checkpoint {
 
     fn open_shards(path: &Path, index: &[u8]) -> Result<Self, CheckpointError> {
         let index: Index = serde_json::from_slice(index)
-            .map_err(|error| format_error(path, format!("it is no index of a sharded file: {error}")))?;
+            .map_err(|error| format_error(path, format!("it is JSON and no index of a sharded file: {error}")))?;
         let mut whole = Self {
             path: path.to_owned(),
             entries: BTreeMap::new(),
             containers: BTreeSet::new(),
             metadata: HashMap::new(),
+            format: Format::Sharded,
+            maps: vec![],
+            published: Arc::default(),
         };
         for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
             if Path::new(shard).file_name() != Some(shard.as_ref()) {
@@ -219,10 +154,11 @@ impl Checkpoint {
             let shard = Self::open(path.with_file_name(shard))?;
             whole.entries.extend(shard.entries);
             whole.metadata.extend(shard.metadata);
+            whole.maps.extend(shard.maps);
         }
         match index.weight_map.iter().find(|(name, _)| !whole.entries.contains_key(*name)) {
             Some((name, shard)) => Err(format_error(path, format!("its shard {shard} has no tensor {name}"))),
-            None => Ok(whole),
+            None => Ok(whole.as_published()),
         }
     }
 
@@ -234,6 +170,11 @@ impl Checkpoint {
     /// The `__metadata__` of a safetensors file; empty for the other formats.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
+    }
+
+    /// How it is written.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The names, sorted.
@@ -266,16 +207,18 @@ impl Checkpoint {
         self.entries.get(name)?.kind.clone().ok()
     }
 
+    /// Element type of a tensor as safetensors names it, also of one that libtorch lacks.
+    pub fn dtype(&self, name: &str) -> Option<String> {
+        self.entries.get(name).map(|entry| entry.kind.clone().map_or_else(|name| name, safe::kind_name))
+    }
+
     /// Copies one tensor out of the file: on the CPU, dense, in the type of the file.
     ///
     /// # Errors
     /// [`CheckpointError::NoTensor`]; [`CheckpointError::Format`] for an element type that libtorch cannot compute with.
     pub fn tensor(&self, name: &str) -> Result<Tensor, CheckpointError> {
-        let no_tensor = || CheckpointError::NoTensor { path: self.path.clone(), name: name.to_owned() };
-        let entry = self.entries.get(name).ok_or_else(no_tensor)?;
-        let unknown = |dtype| format_error(&self.path, format!("{name} has the element type {dtype}"));
-        let kind = entry.kind.clone().map_err(unknown)?;
-        entry.tensor(kind).map_err(|source| self.torch_error(name, source))
+        let (entry, kind) = self.entry(name)?;
+        entry.tensor(kind, &self.release()).map_err(|source| self.torch_error(name, source))
     }
 
     /// Copies every tensor out of the file.
@@ -355,7 +298,10 @@ impl Checkpoint {
     }
 
     /// Fills the variables of a model, converted to their type and device. The names and shapes must be the same on both
-    /// sides; if they are not, no variable is changed.
+    /// sides, but for dimensions of 1 at the end of a shape: a 1x1 convolution is a matrix. If they are not, no variable is
+    /// changed.
+    ///
+    /// Takes no memory beside that of the variables: a part of the file is given back once it is copied.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] lists every name that does not fit.
@@ -369,29 +315,52 @@ impl Checkpoint {
     /// As [`load_into`](Self::load_into).
     pub fn fill(&self, variables: &HashMap<String, Tensor>) -> Result<(), CheckpointError> {
         let variables: BTreeMap<_, _> = variables.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect();
-        let mut mismatch = Mismatch {
+        let wrong = |(name, variable): (&String, &Tensor)| {
+            let (shape, size) = (self.shape(name)?, variable.size());
+            (!same_shape(shape, &size)).then(|| (name.clone(), shape.to_vec(), size))
+        };
+        let mismatch = Mismatch {
             missing: variables.keys().filter(|name| !self.contains(name)).cloned().collect(),
             unexpected: self.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect(),
-            shapes: vec![],
+            shapes: variables.iter().filter_map(wrong).collect(),
         };
-        for (name, variable) in &variables {
-            match self.shape(name) {
-                // a 1×1 convolution is a matrix
-                Some(shape) if !same_shape(shape, &variable.size()) => {
-                    mismatch.shapes.push((name.clone(), shape.to_vec(), variable.size()));
-                }
-                _ => (),
-            }
+        if !mismatch.is_empty() {
+            let looks_like = self.recognise().looks_like();
+            return Err(CheckpointError::Mismatch { path: self.path.clone(), mismatch, looks_like });
         }
-        if mismatch != Mismatch::default() {
-            return Err(CheckpointError::Mismatch { path: self.path.clone(), mismatch });
-        }
+        // In the order of the file, which is read ahead.
+        let mut variables: Vec<(String, Tensor)> = variables.into_iter().collect();
+        variables.sort_by_key(|(name, _)| self.entries.get(name).map(Entry::place));
         let _no_grad = tch::no_grad_guard();
-        for (name, mut variable) in variables {
-            let tensor = self.tensor(&name)?;
-            variable.f_copy_(&tensor.reshape(variable.size())).map_err(|source| self.torch_error(&name, source))?;
+        for (name, variable) in &mut variables {
+            let (entry, kind) = self.entry(name)?;
+            entry.copy_to(kind, variable, &self.release()).map_err(|source| self.torch_error(name, source))?;
         }
         Ok(())
+    }
+
+    /// What the file is, by the names and shapes that it has, whatever was renamed since.
+    pub fn recognise(&self) -> Recognised {
+        architecture::recognise(self.published.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+    }
+
+    /// The error for weights that are of no `wanted`, for they lack something.
+    pub(super) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
+        let looks_like = self.recognise().looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
+        format_error(&self.path, format!("it is no {wanted}: it has {lacks}{looks_like}"))
+    }
+
+    /// A tensor in its file, of a type that libtorch computes with.
+    fn entry(&self, name: &str) -> Result<(&Entry, Kind), CheckpointError> {
+        let no_tensor = || CheckpointError::NoTensor { path: self.path.clone(), name: name.to_owned() };
+        let entry = self.entries.get(name).ok_or_else(no_tensor)?;
+        let unknown = |dtype| format_error(&self.path, format!("{name} has the element type {dtype}"));
+        Ok((entry, entry.kind.clone().map_err(unknown)?))
+    }
+
+    /// Gives back the memory of a part of the files.
+    fn release(&self) -> impl Fn(&[u8]) {
+        |part| self.maps.iter().for_each(|map| map.release(part))
     }
 
     fn torch_error(&self, name: &str, source: TchError) -> CheckpointError {
@@ -399,175 +368,9 @@ impl Checkpoint {
     }
 }
 
-/// Whether two shapes are equal up to dimensions of 1 at their ends.
-fn same_shape(a: &[i64], b: &[i64]) -> bool {
-    let significant = |shape: &[i64]| shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);
-    a[..significant(a)] == b[..significant(b)]
-}
-
 fn format_error(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Format { path: path.to_owned(), reason }
 }
 
-/// Fixtures of the reference implementations, for the tests of every network.
 #[cfg(test)]
-pub(crate) mod golden {
-    use super::Checkpoint;
-    use std::path::{Path, PathBuf};
-    use tch::{Kind, Tensor};
-
-    /// A file or folder below the one that `VLMDIFF_GOLDEN` names, else below `shared/golden` beside the checkout. None,
-    /// and a line on stderr, where this machine has no fixtures.
-    pub(crate) fn path(name: &str) -> Option<PathBuf> {
-        let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
-        let path = std::env::var_os("VLMDIFF_GOLDEN").map_or_else(beside, PathBuf::from).join(name);
-        if !path.exists() && std::env::var_os("VLMDIFF_GOLDEN").is_none() {
-            eprintln!("not compared: no {}", path.display());
-            return None;
-        }
-        Some(path)
-    }
-
-    /// As [`path`], opened.
-    pub(crate) fn open(name: &str) -> Option<Checkpoint> {
-        path(name).map(|path| Checkpoint::open(path).unwrap())
-    }
-
-    /// Fails unless the shapes are equal and the values differ by at most 2e-5 of the largest (1e-5 if that is small).
-    #[track_caller]
-    pub(crate) fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
-        assert_eq!(got.size(), want.size(), "{what}");
-        let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-        let largest = |x: &Tensor| if x.numel() == 0 { 0. } else { x.abs().max().double_value(&[]) };
-        let (error, scale) = (largest(&(got - &want)), largest(&want));
-        assert!(error <= f64::max(1e-5, 2e-5 * scale), "{what}: off by {error:e} at scale {scale}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::{Device, nn::Init};
-
-    fn named(tensors: &[(&str, Tensor)]) -> Vec<(String, Tensor)> {
-        tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone())).collect()
-    }
-
-    fn file(tensors: &[(&str, Tensor)]) -> Checkpoint {
-        Checkpoint::from_safetensors(to_safetensors(named(tensors), HashMap::new()).unwrap()).unwrap()
-    }
-
-    fn ramp(shape: &[i64]) -> Tensor {
-        Tensor::arange(shape.iter().product::<i64>(), tch::kind::FLOAT_CPU).reshape(shape)
-    }
-
-    #[test]
-    fn equal_tensors_give_equal_bytes_in_any_order() {
-        let (a, b) = (("a", ramp(&[2, 3])), ("b", ramp(&[5]).to_kind(Kind::Half)));
-        let metadata: HashMap<_, _> =
-            ["step", "seed", "model", "note"].map(|key| (key.to_owned(), key.repeat(2))).into();
-        let write = |tensors: &[(&str, Tensor)]| {
-            // A fresh map each time has its own order.
-            to_safetensors(named(tensors), metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap()
-        };
-        let (a2, b2) = (("a", a.1.shallow_clone()), ("b", b.1.shallow_clone()));
-        let bytes = write(&[a, b]);
-        assert_eq!(bytes, write(&[b2, a2]));
-        let read = Checkpoint::from_safetensors(bytes).unwrap();
-        assert_eq!(read.metadata(), &metadata);
-        assert_eq!(read.kind("b"), Some(Kind::Half));
-        assert_eq!(read.tensor("a").unwrap(), ramp(&[2, 3]));
-    }
-
-    #[test]
-    fn every_element_type_survives_a_round_trip() {
-        let kinds =
-            [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64, Kind::Half, Kind::BFloat16, Kind::Float];
-        for kind in kinds.into_iter().chain([Kind::Double, Kind::Bool]) {
-            let transposed = ramp(&[2, 3]).to_kind(kind).tr();
-            let read = file(&[("t", transposed.shallow_clone()), ("empty", ramp(&[0, 3])), ("scalar", ramp(&[]))]);
-            assert_eq!(read.tensor("t").unwrap(), transposed, "{kind:?}");
-            assert_eq!(read.shape("empty"), Some([0, 3].as_slice()));
-            assert_eq!(read.tensor("scalar").unwrap().size(), [0i64; 0]);
-        }
-    }
-
-    #[test]
-    fn loading_is_strict_and_names_everything_that_differs() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let weight = (vs.root() / "layer" / 0).var("weight", &[2, 3], Init::Const(7.));
-        let _bias = (vs.root() / "layer" / 0).var("bias", &[2], Init::Const(7.));
-        let wrong = file(&[("layer.0.weight", ramp(&[3, 2])), ("layer.1.weight", ramp(&[1]))]);
-        let message = wrong.load_into(&vs).unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "the weights (in memory) do not fit the model: 1 missing: layer.0.bias; 1 unexpected: layer.1.weight; \
-             1 wrong shape: layer.0.weight [3, 2] instead of [2, 3]"
-        );
-        assert_eq!(weight.double_value(&[0, 0]), 7., "a failed load changes nothing");
-
-        let right = file(&[("layer.0.weight", ramp(&[2, 3]).to_kind(Kind::Half)), ("layer.0.bias", ramp(&[2]))]);
-        right.load_into(&vs).unwrap();
-        assert_eq!(weight.detach(), ramp(&[2, 3]), "converted to the type of the variable");
-        assert!(weight.requires_grad(), "and still trainable");
-    }
-
-    #[test]
-    fn a_long_list_of_names_is_cut() {
-        let mismatch = Mismatch { missing: (0..25).map(|i| format!("w{i}")).collect(), ..Default::default() };
-        let text = mismatch.to_string();
-        assert!(text.starts_with("25 missing: w0, ") && text.ends_with("w19 and 5 more"), "{text}");
-    }
-
-    #[test]
-    fn names_are_changed_selected_and_split() {
-        let whole = file(&[("a.qkv", ramp(&[6, 2])), ("a.b", ramp(&[1])), ("ab.c", ramp(&[1]))]);
-        assert_eq!(whole.clone().select("a").names().collect::<Vec<_>>(), ["b", "qkv"]);
-        let thirds = |name: &str| name.ends_with("qkv").then(|| ["q", "k", "v"].map(str::to_owned).to_vec());
-        let split = whole.clone().split(thirds).unwrap();
-        assert_eq!(split.tensor("k").unwrap(), ramp(&[6, 2]).narrow(0, 2, 2));
-        assert!(split.split(|name| (name == "q").then(|| thirds("qkv").unwrap())).is_err(), "2 rows, 3 parts");
-        let renamed = whole.clone().rename(|name| name.strip_prefix("a.").map(str::to_owned)).unwrap();
-        assert_eq!(renamed.names().collect::<Vec<_>>(), ["b", "qkv"]);
-        assert!(whole.clone().rename(|_| Some("same".to_owned())).is_err());
-        assert_eq!(whole.clone().state_dict().len(), 3);
-    }
-
-    #[test]
-    fn shards_are_one_checkpoint() {
-        let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
-        let shard = |name: &str| to_safetensors(named(&[(name, ramp(&[2]))]), HashMap::new()).unwrap();
-        write("model-1.safetensors", &shard("a"));
-        write("model-2.safetensors", &shard("b"));
-        let index = |map: &str| write("model.safetensors.index.json", map.as_bytes());
-        index(r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#);
-        assert_eq!(Checkpoint::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
-        let files = ["model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"];
-        assert_eq!(Checkpoint::files(folder.path()), files.map(|file| folder.path().join(file)));
-        index(r#"{"weight_map": {"a": "model-1.safetensors", "c": "model-2.safetensors"}}"#);
-        assert!(
-            Checkpoint::open(folder.path()).unwrap_err().to_string().contains("model-2.safetensors has no tensor c")
-        );
-        index(r#"{"weight_map": {"a": "../model-1.safetensors"}}"#);
-        assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("does not lie beside it"));
-    }
-
-    #[test]
-    fn a_file_that_is_no_checkpoint_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let message = |bytes: &[u8]| {
-            let path = folder.path().join("weights");
-            std::fs::write(&path, bytes).unwrap();
-            Checkpoint::open(path).unwrap_err().to_string()
-        };
-        assert!(message(b"").contains("neither safetensors nor"));
-        assert!(message(b"<html>not found</html>").contains("neither safetensors nor"));
-        assert!(message(b"version https://git-lfs.github.com/spec/v1\n").contains("git lfs pull"));
-        assert!(message(b"{\"weights\": 1}").contains("missing field `weight_map`"));
-        assert!(message(b"\x80\x02}q\x00.").contains("not one that torch.save wrote"));
-        assert!(message(b"PK\x03\x04").contains("invalid Zip archive"));
-        assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("has none of model.safetensors, "));
-        assert!(Checkpoint::open(folder.path().join("none")).unwrap_err().to_string().starts_with("cannot read"));
-    }
-}
+mod tests;

@@ -100,9 +100,13 @@ impl Extractor {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Where the weights lie if nobody says where; None where nothing brings them.
-    pub fn default_weights(self) -> Option<PathBuf> {
-        (self == Self::EfficientnetLite0).then(efficientnet_weights)
+    /// The weights that are taken if nobody says which: a name of [`known`](super::known), or the file that `make setup` fetches.
+    pub fn default_weights(self) -> String {
+        match self {
+            Self::EfficientnetLite0 => efficientnet_weights().to_string_lossy().into_owned(),
+            Self::Dinov2 => "dinov2-small".to_owned(),
+            _ => self.name(),
+        }
     }
 
     /// Width, blocks and patch of the DINO transformers.
@@ -303,11 +307,21 @@ pub fn reinterpret(images: &Tensor, side: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{checkpoint::to_safetensors, vit::Interpolation};
+    use crate::models::{checkpoint::to_safetensors, known, vit::Interpolation};
     use tch::nn::VarStore;
 
     fn options(layers: &[usize]) -> Options {
         Options { layers: Some(layers.to_vec()), ..Default::default() }
+    }
+
+    #[test]
+    fn every_extractor_has_known_weights() {
+        for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
+            let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
+            let weights = extractor.default_weights();
+            let known = known::find(&weights).is_some() || extractor == Extractor::EfficientnetLite0;
+            assert!(known, "{weights} of {}", extractor.name());
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Networks with their published key names: tensors in, tensors out.
 
 pub mod anomaly_map;
+pub mod architecture;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
@@ -9,6 +10,7 @@ pub mod device;
 pub mod efficientnet;
 pub mod extractor;
 pub mod image_tower;
+pub mod known;
 pub mod latent_diffusion;
 pub mod lpips;
 pub mod nn;

@@ -1,5 +1,12 @@
 //! CLIP's byte-pair tokeniser: text -> a fixed number of token ids.
+//!
+//! A published one is what Hugging Face calls the fast tokeniser. Their slow one, in Python, first passes the text through
+//! `ftfy` where that is installed, which turns curly quotes, ligatures, full-width letters and HTML entities into plain ones;
+//! that is not done here.
 
+use std::path::Path;
+
+use serde_json::{Value, json};
 use tokenizers::{
     AddedToken, Tokenizer, TokenizerImpl,
     decoders::byte_level::ByteLevel,
@@ -10,20 +17,24 @@ use tokenizers::{
 
 /// Begins every text.
 pub const START: &str = "<|startoftext|>";
-/// Ends every text and fills what is left.
+/// Ends every text.
 pub const END: &str = "<|endoftext|>";
+
+/// What is a word: English suffixes, letters, one digit, or anything else without spaces.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// A tokeniser that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 #[error("tokenizer: {0}")]
 pub struct TokenizerError(String);
 
-/// Text -> `[start, tokens…, end, end…]`.
+/// Text -> `[start, tokens…, end, pad…]`.
 #[derive(Clone)]
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     start: u32,
     end: u32,
+    pad: u32,
 }
 
 impl std::fmt::Debug for ClipTokenizer {
@@ -57,14 +68,78 @@ impl ClipTokenizer {
         Self::from_json(&json)
     }
 
+    /// Reads a folder in Hugging Face layout: `tokenizer.json`, or `vocab.json` and `merges.txt`. Short texts are filled with
+    /// the `pad_token` of its `tokenizer_config.json` or `special_tokens_map.json`, else with the end.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let folder = folder.as_ref();
+        let read = |file: &str| {
+            let path = folder.join(file);
+            std::fs::read_to_string(&path).map_err(|e| TokenizerError(format!("cannot read {}: {e}", path.display())))
+        };
+        let there = |file: &&str| folder.join(file).exists();
+        let inside = |e: TokenizerError| TokenizerError(format!("{}: {}", folder.display(), e.0));
+        let tokenizer = match ["tokenizer.json", "vocab.json"].iter().find(|file| there(file)) {
+            Some(&"tokenizer.json") => Self::from_json(&read("tokenizer.json")?).map_err(inside)?,
+            Some(_) => Self::from_vocab(&read("vocab.json")?, &read("merges.txt")?).map_err(inside)?,
+            None => {
+                let missing = "has neither tokenizer.json nor vocab.json and merges.txt";
+                return Err(TokenizerError(format!("{} {missing}", folder.display())));
+            }
+        };
+        for file in ["tokenizer_config.json", "special_tokens_map.json"].iter().filter(|file| there(file)) {
+            let config: Value = serde_json::from_str(&read(file)?).map_err(failed).map_err(inside)?;
+            // A plain string, or an object with the string in it.
+            let pad = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
+            if let Some(pad) = pad {
+                return tokenizer.with_pad(pad).map_err(inside);
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads the two files of OpenAI's tokeniser, as `vocab.json` and `merges.txt` hold them.
+    pub fn from_vocab(vocab: &str, merges: &str) -> Result<Self, TokenizerError> {
+        let vocab: Value = serde_json::from_str(vocab).map_err(|e| TokenizerError(format!("vocab.json: {e}")))?;
+        let merges: Vec<&str> =
+            merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
+        let special = |token: &str| {
+            let id = vocab[token].as_u64().ok_or_else(|| TokenizerError(format!("vocab.json has no token {token}")))?;
+            let no = json!(false);
+            Ok(
+                json!({ "id": id, "content": token, "special": true, "normalized": no, "single_word": no, "lstrip": no, "rstrip": no }),
+            )
+        };
+        let json = json!({
+            "version": "1.0",
+            "added_tokens": [special(START)?, special(END)?],
+            "normalizer": { "type": "Sequence", "normalizers": [
+                { "type": "NFC" },
+                { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
+                { "type": "Lowercase" },
+            ] },
+            "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+                { "type": "Split", "pattern": { "Regex": WORDS }, "behavior": "Removed", "invert": true },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true },
+            ] },
+            "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true },
+            "model": {
+                "type": "BPE", "unk_token": END, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
+                "fuse_unk": false, "vocab": vocab, "merges": merges,
+            },
+        });
+        Self::from_json(&json.to_string())
+    }
+
+    /// Fills short texts with another token than the end, as `!` in Stable Diffusion 2.
+    pub fn with_pad(self, token: &str) -> Result<Self, TokenizerError> {
+        Ok(Self { pad: id(&self.tokenizer, token)?, ..self })
+    }
+
     /// Reads a `tokenizer.json` that has the two special tokens.
     pub fn from_json(json: &str) -> Result<Self, TokenizerError> {
         let tokenizer: Tokenizer = json.parse().map_err(failed)?;
-        let id = |token: &str| {
-            tokenizer.token_to_id(token).ok_or_else(|| TokenizerError(format!("it has no token {token}")))
-        };
-        let (start, end) = (id(START)?, id(END)?);
-        Ok(Self { tokenizer, start, end })
+        let (start, end) = (id(&tokenizer, START)?, id(&tokenizer, END)?);
+        Ok(Self { tokenizer, start, end, pad: end })
     }
 
     /// The tokeniser as a `tokenizer.json`.
@@ -82,14 +157,19 @@ impl ClipTokenizer {
         self.end
     }
 
-    /// `length` ids; of a longer text the tokens beyond are cut, and the last id stays the end.
+    /// `length` ids; of a longer text the tokens beyond are cut, and the last id stays the end. In CLIP `length` is 77.
     pub fn encode(&self, text: &str, length: usize) -> Result<Vec<i64>, TokenizerError> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
         let mut ids = vec![i64::from(self.start)];
         ids.extend(encoding.get_ids().iter().take(length.saturating_sub(2)).map(|id| i64::from(*id)));
-        ids.resize(length, i64::from(self.end));
+        ids.push(i64::from(self.end));
+        ids.resize(length, i64::from(self.pad));
         Ok(ids)
     }
+}
+
+fn id(tokenizer: &Tokenizer, token: &str) -> Result<u32, TokenizerError> {
+    tokenizer.token_to_id(token).ok_or_else(|| TokenizerError(format!("it has no token {token}")))
 }
 
 #[cfg(test)]
@@ -109,5 +189,51 @@ mod tests {
         let long = tokenizer.encode(&"zyx ".repeat(50), 16).unwrap();
         assert_eq!((long.len(), long[15]), (16, i64::from(tokenizer.end)));
         assert_eq!(tokenizer.encode("", 4).unwrap()[1..], [i64::from(tokenizer.end); 3]);
+    }
+
+    /// `ab` and `c` are tokens at the end of a word, `a` and `b` within one.
+    fn published() -> (String, &'static str) {
+        let tokens = ["!", "a", "b", "c", "!</w>", "a</w>", "b</w>", "c</w>", "ab</w>", START, END];
+        let vocab: Value = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+        (vocab.to_string(), "#version: 0.2\na b</w>\n")
+    }
+
+    #[test]
+    fn published_files_are_read() {
+        let (vocab, merges) = published();
+        let tokenizer = ClipTokenizer::from_vocab(&vocab, merges).unwrap();
+        assert_eq!(tokenizer.encode(" AB  c\nb", 8).unwrap(), [9, 8, 7, 6, 10, 10, 10, 10]);
+        assert_eq!(tokenizer.encode("ab ab ab ab", 4).unwrap(), [9, 8, 8, 10], "the end stays");
+        assert_eq!(
+            tokenizer.encode("c<|endoftext|>c", 6).unwrap(),
+            [9, 7, 10, 7, 10, 10],
+            "a special token in the text"
+        );
+        let zero = tokenizer.with_pad("!").unwrap();
+        assert_eq!(zero.encode("", 4).unwrap(), [9, 10, 0, 0]);
+        assert!(zero.with_pad("?").unwrap_err().to_string().contains("no token ?"));
+    }
+
+    #[test]
+    fn a_folder_names_its_pad_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        let error = || ClipTokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(error().ends_with("has neither tokenizer.json nor vocab.json and merges.txt"), "{}", error());
+        let (vocab, merges) = published();
+        write("vocab.json", &vocab);
+        assert!(error().contains("cannot read") && error().contains("merges.txt"), "{}", error());
+        write("merges.txt", merges);
+        let encode = || ClipTokenizer::open(folder.path()).unwrap().encode("c", 4).unwrap();
+        assert_eq!(encode(), [9, 7, 10, 10]);
+        write("tokenizer_config.json", r#"{"pad_token": {"content": "!"}}"#);
+        assert_eq!(encode(), [9, 7, 10, 0]);
+        write("tokenizer.json", &ClipTokenizer::open(folder.path()).unwrap().to_json().unwrap());
+        assert_eq!(encode(), [9, 7, 10, 0]);
+        write("tokenizer_config.json", r#"{"pad_token": "?"}"#);
+        assert!(error().ends_with("it has no token ?"), "{}", error());
+        write("vocab.json", "{}");
+        std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+        assert!(error().ends_with("vocab.json has no token <|startoftext|>"), "{}", error());
     }
 }

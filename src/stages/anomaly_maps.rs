@@ -44,9 +44,10 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub extractor: Extractor,
-    /// The network's weights: a published file, or a folder in Hugging Face layout; or a URL of either, a folder's ending in `/`
-    /// (config.json and model.safetensors are read). Identified by content, not by place. Needed but for
-    /// `efficientnet-lite0`, which `make setup` fetches.
+    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a published file or a folder
+    /// in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json and model.safetensors are read).
+    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`); of
+    /// `efficientnet-lite0`, what `make setup` fetched.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -119,16 +120,8 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    /// Where the weights lie: what `weights` says, or the extractor's own place.
-    fn address(&self) -> Result<String, String> {
-        let own = || self.extractor.default_weights().map(|path| path.to_string_lossy().into_owned());
-        self.weights.clone().or_else(own).ok_or_else(|| {
-            let name = self.extractor.name();
-            format!(
-                "the weights of {name} are needed: `weights` names a published file or a folder in Hugging Face layout \
-                 (--set TABLE.weights=PATH), or another `extractor` would work"
-            )
-        })
+    fn weights(&self) -> String {
+        self.weights.clone().unwrap_or_else(|| self.extractor.default_weights())
     }
 
     fn options(&self) -> Options {
@@ -156,6 +149,11 @@ impl Stage for AnomalyMaps {
                 "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of 224x224; resample would work"
             ));
         }
+        if self.reference == Reference::Autoencoded && inputs.field("reconstructions", "autoencoded")?.is_nullable() {
+            return Err("`reference`: the reconstructions may lack `autoencoded`; `autoencoded: true` in the stage \
+                        `reconstruct` makes them"
+                .into());
+        }
         let Score { kernel_size, repeats } = self.score;
         if (kernel_size - 1) * repeats >= height.min(width) {
             return Err(format!(
@@ -170,14 +168,14 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(Weights(&self.address()?).files())
+        Weights(&self.weights()).files().map_err(|e| format!("`weights`: {e}"))
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let weights = Weights(&self.address().map_err(Error::Input)?).local(&context.sources)?;
+        let weights = Weights(&self.weights()).local(&context.sources)?;
         let network =
             self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
@@ -188,6 +186,7 @@ impl Open for AnomalyMaps {
             stage: self,
             network,
             device,
+            batch_size: context.batch_size.unwrap_or(16),
             output: context.output.clone(),
         }))
     }
@@ -197,6 +196,7 @@ struct Comparer {
     stage: AnomalyMaps,
     network: Network,
     device: Device,
+    batch_size: usize,
     pixels: [usize; 3],
     reconstruction: [usize; 3],
     output: SchemaRef,
@@ -206,7 +206,7 @@ impl Operator for Comparer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let [height, width, _] = self.pixels;
         let AnomalyMaps { sigma, score, .. } = self.stage;
-        while let Some(batch) = rows.next(16)? {
+        while let Some(batch) = rows.next(self.batch_size)? {
             let raw = Vec::<f64>::try_from(no_grad(|| self.difference(&batch))?.flatten(0, -1)).map_err(torch)?;
             let finish = |map| -> (Vec<f16>, f32) {
                 let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();

@@ -23,7 +23,10 @@ use crate::{
         task::{Rows, Sink},
         tensor_field,
     },
-    models::vae::{AutoencoderKl, AutoencoderKlConfig},
+    models::{
+        nn::skip_init,
+        vae::{AutoencoderKl, AutoencoderKlConfig},
+    },
 };
 
 /// Encodes images by the autoencoder: mean and log-variance of each latent, unscaled.
@@ -52,7 +55,7 @@ impl Open for EncodeLatents {
         let (config, weights) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
         let device = device(context)?;
         let vs = VarStore::new(device);
-        let network = AutoencoderKl::new(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
+        let network = skip_init(|| AutoencoderKl::new(vs.root(), &config)).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
         let batch_size = context.batch_size.unwrap_or(16);

@@ -26,6 +26,7 @@ use crate::{
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
+        nn::skip_init,
         tokenizer::ClipTokenizer,
     },
 };
@@ -63,7 +64,13 @@ impl Open for EncodeText {
         let tokenizer = ClipTokenizer::from_json(json).map_err(|e| Error::Stage(e.to_string()))?;
         let device = device(context)?;
         let vs = VarStore::new(device);
-        let network = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Stage(e.to_string()))?;
+        // a whole CLIP's projection is trained with it, and a published text encoder comes without
+        let build = if weights.contains("text_projection.weight") {
+            ClipTextModel::with_projection
+        } else {
+            ClipTextModel::new
+        };
+        let network = skip_init(|| build(vs.root(), &config)).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let length = config.max_position_embeddings as usize;
         Ok(Box::new(Encoder {

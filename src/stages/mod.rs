@@ -8,6 +8,7 @@ pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
+pub mod pretrained;
 pub mod read;
 pub mod reconstruct;
 pub mod sql;
@@ -26,6 +27,7 @@ pub const KINDS: &[StageKind] = &[
     StageKind::in_driver::<ingest::Ingest>(),
     StageKind::in_driver::<read::Read>(),
     StageKind::in_driver::<caption::Caption>(),
+    StageKind::in_worker::<pretrained::Pretrained>(),
     StageKind::in_worker::<train_text_encoder::TrainTextEncoder>(),
     StageKind::in_worker::<encode_text::EncodeText>(),
     StageKind::in_worker::<train_autoencoder::TrainAutoencoder>(),
@@ -41,6 +43,7 @@ pub const KINDS: &[StageKind] = &[
 /// How the worker opens its stages. The driver must not name this: it would then link libtorch.
 pub fn open_in_worker(stage: &str) -> Option<OpenFn> {
     Some(match stage {
+        pretrained::Pretrained::NAME => open::<pretrained::Pretrained>,
         train_text_encoder::TrainTextEncoder::NAME => open::<train_text_encoder::TrainTextEncoder>,
         encode_text::EncodeText::NAME => open::<encode_text::EncodeText>,
         train_autoencoder::TrainAutoencoder::NAME => open::<train_autoencoder::TrainAutoencoder>,

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    tensors::{checkpoint, device, floats, halves, load_weights, normalise, tensor, torch},
+    tensors::{checkpoint, device, first_embedding, floats, halves, load_weights, normalise, tensor, torch},
     train_denoiser::{Denoiser, DenoiserConfig},
     training::config_of,
 };
@@ -29,14 +29,17 @@ use crate::{
         task::{Batch, Rows, Sink},
         tensor_field,
     },
-    models::vae::{AutoencoderKl, AutoencoderKlConfig, Posterior},
+    models::{
+        nn::skip_init,
+        vae::{AutoencoderKl, AutoencoderKlConfig, Posterior},
+    },
 };
 
 /// Noises the latent of each image and denoises it by DDIM, conditioned on the caption and on the image itself.
 ///
 /// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine. With
 /// `guidance_scale` other than 1 the first row of the input `unconditional` is the caption to lead away from, as a rule the empty
-/// one; images whose own caption equals it are not computed twice.
+/// one; images whose own caption equals it are not computed twice. Without `text_embeddings` it is the caption of all images.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Reconstruct {
@@ -78,16 +81,19 @@ pub enum Latent {
     Mode,
 }
 
+const TEXT: &str = "text_embeddings";
+const UNCONDITIONAL: &str = "unconditional";
+
 impl Stage for Reconstruct {
     const NAME: &'static str = "reconstruct";
     const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["pixels"]),
         Port::rows("latents", &["mean", "logvar"]),
-        Port::rows("text_embeddings", &["embedding"]),
+        Port::rows(TEXT, &["embedding"]).optional(),
         Port::table("autoencoder", &["weights"]),
         Port::table("denoiser", &["weights"]),
-        Port::table("unconditional", &["embedding"]).optional(),
+        Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
@@ -100,18 +106,28 @@ impl Stage for Reconstruct {
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| format!("`sampler`: {e}"))?;
-        if inputs.get("unconditional").is_some() {
-            let shape = |port| column::shape::<2>(inputs.field(port, "embedding")?, &DataType::Float32, "[77, D]");
-            let (with, without) = (shape("text_embeddings")?, shape("unconditional")?);
-            if with != without {
-                return Err(format!("`text_embeddings` are {with:?} and `unconditional` is {without:?}"));
+        let shape = |port| column::shape::<2>(inputs.field(port, "embedding")?, &DataType::Float32, "[77, D]");
+        match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
+            [false, false] => {
+                return Err(format!(
+                    "captions come from `{TEXT}`, `{UNCONDITIONAL}` or both, and `from:` names neither"
+                ));
             }
-        } else if self.guidance_scale != 1. {
-            return Err(format!(
-                "`guidance_scale` {} leads away from the empty caption: add `unconditional: TABLE` to `from:`, a table of encode_text \
-                 whose first row is that caption, or write `guidance_scale: 1`",
-                self.guidance_scale
-            ));
+            [true, true] if shape(TEXT)? != shape(UNCONDITIONAL)? => {
+                return Err(format!(
+                    "`{TEXT}` are {:?} and `{UNCONDITIONAL}` is {:?}",
+                    shape(TEXT)?,
+                    shape(UNCONDITIONAL)?
+                ));
+            }
+            [true, false] if self.guidance_scale != 1. => {
+                return Err(format!(
+                    "`guidance_scale` {} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a table of \
+                     encode_text whose first row is that, or write `guidance_scale: 1`",
+                    self.guidance_scale
+                ));
+            }
+            _ => {}
         }
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
@@ -127,24 +143,19 @@ impl Open for Reconstruct {
         let device = device(context)?;
         let (config, weights) = load_weights::<DenoiserConfig>(context, "denoiser")?;
         let vs = VarStore::new(device);
-        let denoiser = Denoiser::new(&vs.root(), &config)?;
+        let denoiser = skip_init(|| Denoiser::new(&vs.root(), &config))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let (vae_config, weights) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
         let vs = VarStore::new(device);
-        let vae = AutoencoderKl::new(vs.root(), &vae_config).map_err(|e| Error::Stage(e.to_string()))?;
+        let vae = skip_init(|| AutoencoderKl::new(vs.root(), &vae_config)).map_err(|e| Error::Stage(e.to_string()))?;
         weights.load_into(&vs).map_err(checkpoint)?;
         let schedule = config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
         let sampler = self.sampler.build(&schedule).map_err(|e| Error::Input(e.to_string()))?;
         let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
-        let text = column::shape(field("text_embeddings", "embedding")?, &DataType::Float32, "[77, D]")
-            .map_err(Error::Stage)?;
-        let unconditional = match context.tables.get("unconditional") {
-            Some(table) if table.num_rows() == 0 => {
-                return Err(Error::Input("the table at `unconditional` has no row".into()));
-            }
-            Some(table) => Some(tensor(table.slice(0, 1).column(0), &text)?.to_device(device)),
-            None => None,
-        };
+        let captions = if context.schemas.get(TEXT).is_some() { TEXT } else { UNCONDITIONAL };
+        let text = column::shape(field(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
+        let unconditional =
+            first_embedding(context, UNCONDITIONAL, &text)?.map(|embedding| embedding.to_device(device));
         Ok(Box::new(Reconstructor {
             pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
             moments: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
@@ -221,7 +232,13 @@ impl Reconstructor {
             mean: read("latents", "mean", &self.moments)?,
             logvar: read("latents", "logvar", &self.moments)?,
         };
-        let context = read("text_embeddings", "embedding", &self.text)?;
+        let rows = batch.len() as i64;
+        let context = match &self.unconditional {
+            Some(unconditional) if batch.port(TEXT).is_none() => {
+                unconditional.f_expand([rows, -1, -1], true).map_err(torch)?
+            }
+            _ => read(TEXT, "embedding", &self.text)?,
+        };
         let shape: Vec<i64> = self.moments.iter().map(|n| *n as i64).collect();
         let noise = |what: &str| {
             let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();

@@ -86,6 +86,15 @@ impl Column {
     }
 }
 
+/// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
+pub(super) fn first_embedding(context: &Context, port: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+    let Some(table) = context.tables.get(port) else { return Ok(None) };
+    match table.column_by_name("embedding") {
+        Some(column) if !column.is_empty() => tensor(&column.slice(0, 1), shape).map(Some),
+        _ => Err(Error::Input(format!("the table at `{port}` has no row; its first is taken"))),
+    }
+}
+
 /// The values of a tensor in row-major order, as f32.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     let flat = tensor

@@ -17,7 +17,7 @@ use tch::{
 
 use super::{
     column,
-    tensors::{Column, device, input, normalise, save_weights, tensor},
+    tensors::{Column, device, first_embedding, input, normalise, save_weights},
     training::{self, Batch, Loss, Subject, Training, config_of},
     weights::Weights,
 };
@@ -60,8 +60,8 @@ pub struct TrainDenoiser {
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
-    /// Weights to start from: a file, folder or URL of a U-Net in the layout of diffusers or of latent diffusion, alone or with
-    /// all parts of a model, such as Stable Diffusion 1.5. Where the file has no control branch, that starts as a copy of the
+    /// Weights to start from: a name that `vlmdiff models list` shows, such as `stable-diffusion-1.5`, or a file, folder or URL of a
+    /// U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a model. Where the file has no control branch, that starts as a copy of the
     /// U-Net's way down. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,6 +170,27 @@ pub struct DenoiserConfig {
     pub schedule: ScheduleConfig,
     /// What latents are multiplied with before noise is added.
     pub scaling_factor: f64,
+}
+
+impl DenoiserConfig {
+    /// That of the authors, from Stable Diffusion 1.5, with the fusion that their files hold.
+    pub(super) fn published() -> Self {
+        let Control { conditioning_embedding_out_channels, form, only_mid_control, .. } = Control::default();
+        let unet = UNet2DConditionConfig::default();
+        Self {
+            control: ControlNetConfig {
+                unet: unet.clone(),
+                conditioning_channels: 3,
+                conditioning_embedding_out_channels,
+                form,
+                fusion: true,
+                only_mid_control,
+            },
+            unet,
+            schedule: ScheduleConfig::default(),
+            scaling_factor: AutoencoderKlConfig::default().scaling_factor,
+        }
+    }
 }
 
 /// The U-Net and its control branch under one root, as `unet.*` and `control.*`.
@@ -373,7 +394,7 @@ impl Stage for TrainDenoiser {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Ok(self.init.iter().flat_map(|place| Weights(place).files()).collect())
+        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files())
     }
 }
 
@@ -384,13 +405,7 @@ impl Open for TrainDenoiser {
         let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
         let text =
             column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
-        let unconditional = match context.tables.get(UNCONDITIONAL) {
-            Some(table) if table.num_rows() == 0 => {
-                return Err(Error::Input(format!("the table at `{UNCONDITIONAL}` has no row")));
-            }
-            Some(table) => Some(tensor(table.slice(0, 1).column(0), &text)?),
-            None => None,
-        };
+        let unconditional = first_embedding(context, UNCONDITIONAL, &text)?;
         Ok(Box::new(Trainer {
             config: self.denoiser(vae.scaling_factor),
             device: device(context)?,

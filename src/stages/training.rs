@@ -184,20 +184,20 @@ struct LogRow {
 /// The schema of a training table. `parts` names the loss's parts; `config` is what a reader of the weights needs to know.
 pub(super) fn schema(parts: &[&str], config: &impl Serialize) -> SchemaRef {
     let float = |name: &str| Field::new(name, DataType::Float32, false);
-    let config = serde_json::to_string(config).unwrap_or_default();
     let mut fields =
         vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
     fields.extend(parts.iter().map(|part| float(part)));
-    fields.extend([
-        float("lr"),
-        float("grad_norm"),
-        volatile(float("rows_per_s")),
-        Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)])),
-    ]);
+    fields.extend([float("lr"), float("grad_norm"), volatile(float("rows_per_s")), weights_field(config)]);
     Arc::new(Schema::new(fields))
 }
 
-/// The configuration that [`schema`] put beside the weights of a table.
+/// The column that names weights, with the configuration of their network.
+pub(super) fn weights_field(config: &impl Serialize) -> Field {
+    let config = serde_json::to_string(config).unwrap_or_default();
+    Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)]))
+}
+
+/// The configuration that [`weights_field`] put beside the weights of a table.
 pub(super) fn config_of<C: serde::de::DeserializeOwned>(weights: &Field) -> Result<C, String> {
     let json = weights.metadata().get(CONFIG).ok_or("the table was not made by a training stage")?;
     serde_json::from_str(json).map_err(|e| format!("the network's configuration: {e}"))

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use super::tensors::input;
 use crate::{
     engine::{
-        Result, Sources,
+        Error, Result, Sources,
         source::{is_url, local_path},
     },
-    models::checkpoint::Checkpoint,
+    models::{checkpoint::Checkpoint, known::locate},
 };
 
-/// What lies at an address in a pipeline: a file or, in Hugging Face layout, a folder; on a disk or at a URL, where a folder's
-/// ends in `/`.
+/// Weights as a parameter names them: the path of a file or, in Hugging Face layout, of a folder; a URL of either, a folder's
+/// ending in `/`; a name that `vlmdiff models list` shows; `ORG/NAME[/FILE]` of the Hugging Face hub.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights<'a>(pub(super) &'a str);
 
@@ -21,23 +21,59 @@ impl Weights<'_> {
         is_url(self.0) && self.0.ends_with('/')
     }
 
+    /// Where they lie on this machine, which is not asked of a URL.
+    fn path(&self) -> Result<PathBuf, String> {
+        locate(&local_path(self.0).to_string_lossy()).map_err(|e| e.to_string())
+    }
+
+    /// The folder itself, or that of the file.
+    pub(super) fn beside(&self) -> Result<PathBuf, String> {
+        let path = self.path()?;
+        Ok(if path.is_dir() { path } else { path.parent().map(PathBuf::from).unwrap_or_default() })
+    }
+
     /// The files whose content decides what a network computes. Of a remote folder `config.json` and `model.safetensors`.
-    pub(super) fn files(&self) -> Vec<String> {
+    pub(super) fn files(&self) -> Result<Vec<String>, String> {
         if self.is_remote_folder() {
-            return ["config.json", "model.safetensors"].map(|name| format!("{}{name}", self.0)).into();
+            return Ok(["config.json", "model.safetensors"].map(|name| format!("{}{name}", self.0)).into());
         }
         if is_url(self.0) {
-            return vec![self.0.to_owned()];
+            return Ok(vec![self.0.to_owned()]);
         }
-        let path = local_path(self.0);
+        let path = self.path()?;
         let config = Some(path.join("config.json")).filter(|config| config.is_file());
         let files = config.into_iter().chain(Checkpoint::files(&path));
-        files.map(|file| file.to_string_lossy().into_owned()).collect()
+        Ok(files.map(|file| file.to_string_lossy().into_owned()).collect())
+    }
+
+    /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched:
+    /// that weights are not here is said by [`Weights::files`].
+    pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {
+        let Some(folder) = self.beside().ok().filter(|_| !is_url(self.0)) else { return Ok(None) };
+        let config = folder.join("config.json");
+        match std::fs::read(&config) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{}: {error}", config.display())),
+        }
+    }
+
+    /// The files of a tokenizer, in a folder or beside the weights.
+    pub(super) fn tokenizer_files(&self) -> Result<Vec<String>, String> {
+        let folder = self.beside()?;
+        let files = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
+        Ok(files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
     /// The path of the file or folder, fetched where it is remote.
     pub(super) fn local(&self, sources: &Sources) -> Result<PathBuf> {
-        if self.is_remote_folder() { sources.local_folder(&self.files()) } else { sources.local(self.0) }
+        if self.is_remote_folder() {
+            sources.local_folder(&self.files().map_err(Error::Input)?)
+        } else if is_url(self.0) {
+            sources.local(self.0)
+        } else {
+            self.path().map_err(Error::Input)
+        }
     }
 
     /// The weights themselves, without the levels that a training program puts above them.
@@ -52,10 +88,12 @@ mod tests {
 
     #[test]
     fn the_files_that_are_loaded_are_identity() {
-        let files = |address: &str| Weights(address).files();
+        let files = |address: &str| Weights(address).files().unwrap();
         assert_eq!(files("s3://b/w.pth"), ["s3://b/w.pth"]);
         assert_eq!(files("s3://b/dino/"), ["s3://b/dino/config.json", "s3://b/dino/model.safetensors"]);
-        assert_eq!(files("w.pth"), ["w.pth"]);
+        assert!(
+            Weights("w.pth").files().unwrap_err().starts_with("there is no file w.pth, and no checkpoint of this name")
+        );
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(place("pytorch_model.bin"), "").unwrap();

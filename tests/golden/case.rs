@@ -38,6 +38,9 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
 }
 
+/// A file that a set lacks, as the payload of a panic: what comes after it in a case is not compared.
+pub(super) struct Absent(pub(super) String);
+
 /// The tensors of a file. Each must be asked for: what is in a set and not compared is a failure.
 pub(crate) struct Tensors {
     file: String,
@@ -101,10 +104,19 @@ impl Case {
         self.record.borrow_mut().failures.push(failure);
     }
 
+    /// Ends the case if the set lacks a file.
+    fn need(&self, file: &str) -> PathBuf {
+        let path = self.path(file);
+        if !path.exists() {
+            std::panic::panic_any(Absent(file.to_owned()));
+        }
+        path
+    }
+
     pub(crate) fn tensors(&self, file: &str) -> Rc<Tensors> {
         let mut opened = self.opened.borrow_mut();
         let open = || {
-            let tensors = Tensor::read_safetensors(self.path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+            let tensors = Tensor::read_safetensors(self.need(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
             let tensors = tensors.into_iter().collect();
             Rc::new(Tensors { file: file.to_owned(), tensors, used: RefCell::default() })
         };
@@ -117,7 +129,7 @@ impl Case {
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> T {
-        let bytes = std::fs::read(self.path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let bytes = std::fs::read(self.need(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         let bytes = if file.ends_with(".gz") {
             let mut text = Vec::new();
             flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut text).unwrap();
@@ -133,7 +145,7 @@ impl Case {
     }
 
     pub(crate) fn checkpoint(&self, file: &str) -> Checkpoint {
-        Checkpoint::open(self.path(file)).unwrap_or_else(|e| panic!("{e}")).state_dict()
+        Checkpoint::open(self.need(file)).unwrap_or_else(|e| panic!("{e}")).state_dict()
     }
 
     /// Weights of a reference case, from `NAME_i8.safetensors` and `NAME_scale.json`; where the former is absent, from the

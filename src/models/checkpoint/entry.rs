@@ -1,7 +1,10 @@
 //! A tensor that is still in its file.
 
 use bytes::Bytes;
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
+
+/// So many bytes are copied at once, and then given back. A multiple of every element's size.
+const CHUNK: usize = 8 << 20;
 
 /// Where one tensor lies. Cheap to clone: the storage is shared.
 #[derive(Debug, Clone)]
@@ -80,16 +83,72 @@ impl Entry {
         })
     }
 
-    /// Copies the view out of its file, dense, on the CPU.
-    pub(super) fn tensor(&self, kind: Kind) -> Result<Tensor, TchError> {
-        let Some(bytes) = self.span(kind) else { return Err(TchError::Shape("outside of its storage".to_owned())) };
-        // A byte that is neither 0 nor 1 is no valid bool, so bools travel as numbers.
-        let stored = if kind == Kind::Bool { Kind::Uint8 } else { kind };
-        let len = (bytes.len() / kind.elt_size_in_bytes()) as i64;
-        let flat = Tensor::f_from_data_size(bytes, &[len], stored)?;
-        let tensor = flat.f_as_strided(&self.shape, &self.strides, 0)?.f_contiguous()?;
-        if kind == stored { Ok(tensor) } else { tensor.f_ne(0) }
+    /// Where the first element lies in memory: the order of entries in their file.
+    pub(super) fn place(&self) -> usize {
+        let width = self.kind.as_ref().map_or(1, |kind| kind.elt_size_in_bytes());
+        (self.storage.as_ptr() as usize).saturating_add(self.offset.saturating_mul(width))
     }
+
+    /// Copies the view out of its file, dense, on the CPU. `release` is told which bytes are no longer needed.
+    pub(super) fn tensor(&self, kind: Kind, release: &dyn Fn(&[u8])) -> Result<Tensor, TchError> {
+        let mut tensor = Tensor::f_empty(&self.shape, (kind, Device::Cpu))?;
+        self.copy_to(kind, &mut tensor, release)?;
+        Ok(tensor)
+    }
+
+    /// Copies the view into a tensor of as many elements, whatever its type and device.
+    pub(super) fn copy_to(&self, kind: Kind, to: &mut Tensor, release: &dyn Fn(&[u8])) -> Result<(), TchError> {
+        let outside = || TchError::Shape("outside of its storage".to_owned());
+        let bytes = self.span(kind).ok_or_else(outside)?;
+        if !(self.is_dense() && to.is_contiguous()) {
+            let size = to.size();
+            lend(bytes, &self.shape, &self.strides, kind, |view| to.f_copy_(&view.f_reshape(&size)?))?;
+            release(bytes);
+            return Ok(());
+        }
+        let flat = to.f_view([-1i64])?;
+        let mut at = 0;
+        for chunk in bytes.chunks(CHUNK) {
+            let len = (chunk.len() / kind.elt_size_in_bytes()) as i64;
+            lend(chunk, &[len], &[1], kind, |view| flat.f_narrow(0, at, len)?.f_copy_(view))?;
+            release(chunk);
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn is_dense(&self) -> bool {
+        let dense = row_major(&self.shape).unwrap_or_default();
+        let mut dims = self.shape.iter().zip(&self.strides).zip(&dense);
+        dims.all(|((&size, stride), dense)| size == 1 || stride == dense)
+    }
+}
+
+/// Whether shapes are the same but for dimensions of 1 at the end.
+pub(super) fn same_shape(a: &[i64], b: &[i64]) -> bool {
+    let (short, long) = if a.len() < b.len() { (a, b) } else { (b, a) };
+    long.starts_with(short) && long[short.len()..].iter().all(|&size| size == 1)
+}
+
+/// Calls `f` with a tensor over `bytes`, without a copy where they are aligned.
+fn lend<T>(
+    bytes: &[u8],
+    shape: &[i64],
+    strides: &[i64],
+    kind: Kind,
+    f: impl FnOnce(&Tensor) -> Result<T, TchError>,
+) -> Result<T, TchError> {
+    // A byte that is neither 0 nor 1 is no valid bool, so bools travel as numbers.
+    let stored = if kind == Kind::Bool { Kind::Uint8 } else { kind };
+    let width = kind.elt_size_in_bytes();
+    let view = if (bytes.as_ptr() as usize).is_multiple_of(width) {
+        // SAFETY: the caller's strides stay inside of `bytes`, which outlives the tensor: `f` only borrows it, and copies.
+        unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, strides, stored, Device::Cpu) }?
+    } else {
+        let flat = Tensor::f_from_data_size(bytes, &[(bytes.len() / width) as i64], stored)?;
+        flat.f_as_strided(shape, strides, 0)?
+    };
+    if kind == stored { f(&view) } else { f(&view.f_ne(0)?) }
 }
 
 /// Strides of a dense tensor; None where the element count overflows.
@@ -125,7 +184,7 @@ mod tests {
 
     #[test]
     fn strides_and_offset_pick_the_elements() {
-        let transposed = view(14, 1, &[3, 2], &[1, 3]).unwrap().tensor(Kind::Int16).unwrap();
+        let transposed = view(14, 1, &[3, 2], &[1, 3]).unwrap().tensor(Kind::Int16, &|_| ()).unwrap();
         let want: Vec<i64> = [1, 4, 2, 5, 3, 6].map(|i: i64| 2 * i + ((2 * i + 1) << 8)).to_vec();
         assert_eq!(Vec::<i64>::try_from(transposed.flatten(0, -1).to_kind(Kind::Int64)).unwrap(), want);
     }

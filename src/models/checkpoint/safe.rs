@@ -2,7 +2,7 @@
 
 use super::entry::Entry;
 use bytes::Bytes;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, HashMap};
 use tch::{Kind, TchError, Tensor};
@@ -12,8 +12,14 @@ pub(super) type Metadata = HashMap<String, String>;
 
 /// The tensors by name, and the metadata.
 pub(super) fn read(file: &Bytes) -> Result<(BTreeMap<String, Entry>, Metadata), String> {
-    let (_, header) = SafeTensors::read_metadata(file).map_err(|error| error.to_string())?;
-    let views = SafeTensors::deserialize(file).map_err(|error| error.to_string())?;
+    let damaged = |error| match error {
+        SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
+            format!("it is cut off: {} bytes are less than its header says; download it again", file.len())
+        }
+        error => format!("its header is damaged ({error}); download it again"),
+    };
+    let (_, header) = SafeTensors::read_metadata(file).map_err(damaged)?;
+    let views = SafeTensors::deserialize(file).map_err(damaged)?;
     let entry = |(name, view): (String, safetensors::tensor::TensorView)| {
         let shape = view.shape().iter().map(|&size| i64::try_from(size).ok()).collect::<Option<_>>();
         let entry = shape.and_then(|shape| Entry::dense(file.slice_ref(view.data()), shape, kind(view.dtype())));
@@ -40,6 +46,11 @@ fn kind(dtype: Dtype) -> Result<Kind, String> {
         Dtype::C64 => Ok(Kind::ComplexFloat),
         other => Err(other.to_string()),
     }
+}
+
+/// The format's name of an element type, else libtorch's.
+pub(super) fn kind_name(kind: Kind) -> String {
+    dtype(kind).map_or_else(|_| format!("{kind:?}"), |dtype| dtype.to_string())
 }
 
 fn dtype(kind: Kind) -> Result<Dtype, TchError> {

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Makes data/golden, the compact golden set of this repository, from a full one.
+
+    python3 setup/golden.py FULL_SET
+
+A full set holds tiny instances of every published architecture with the outputs of its reference implementation, and
+`VLMDIFF_GOLDEN=FULL_SET make test` compares with it as it is. The compact one has each network once: weights that a formula
+gives again are left out (tests/golden/weights.rs), and so are second layouts of the same weights and the largest outputs.
+"""
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+TARGET = Path(__file__).resolve().parent.parent / "data/golden"
+
+# Everything in a folder but what is named.
+FOLDERS = {
+    "models/schedules": [],
+    "models/unet": [],
+    "models/controlnet": [],
+    "models/dinov2": ["dinov2_vits14_pretrain.pth"],
+    "models/resnet50": ["resnet50-tiny.pth", "dino_resnet50_pretrain.pth"],
+    "models/pos_embed": [],
+    "models/training": [],
+    "models/metrics": [],
+    "models/pickles": [],
+    "models/manifests": [],
+    "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
+                  "internvl_tiling.json"],
+}
+# Outputs that others imply.
+TENSORS = {
+    "reference/sampling.safetensors": ["empty.samples", "empty.reconstruction", "caption.samples"],
+    "reference/autoencoder.safetensors": ["decoded_raw"],
+}
+
+
+def copy(source, target, dropped):
+    """A safetensors file without some of its tensors."""
+    data = source.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header, body = json.loads(data[8:8 + length]), data[8 + length:]
+    kept, blocks, offset = {}, [], 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
+        if name == "__metadata__" or name in dropped:
+            continue
+        start, end = entry["data_offsets"]
+        kept[name] = {**entry, "data_offsets": [offset, offset + end - start]}
+        blocks.append(body[start:end])
+        offset += end - start
+    text = json.dumps(kept, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blocks))
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    full = Path(sys.argv[1])
+    for folder, left_out in FOLDERS.items():
+        for source in sorted((full / folder).rglob("*")):
+            name = source.relative_to(full).as_posix()
+            if source.is_dir() or source.name in left_out or source.name == "README.md":
+                continue
+            target = TARGET / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in TENSORS:
+                copy(source, target, TENSORS[name])
+            else:
+                shutil.copyfile(source, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+//! `vlmdiff models`
+
+mod digest;
+mod download;
+mod fetch;
+mod inspect;
+mod list;
+mod verify;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::{engine::Error, models::known};
+
+/// List, fetch and look into published checkpoints.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vlmdiff models list
+  vlmdiff models fetch dino-vits8
+  vlmdiff models inspect dino-vits8
+  vlmdiff models inspect downloads/fs_visa.ckpt --keys
+  vlmdiff models verify dino-vits8
+
+Where weights are asked for, a pipeline takes these names too: `weights: dino-vits8`.")]
+pub(super) struct Models {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List the checkpoints that have a name.
+    List(list::List),
+    /// Download checkpoints into the caches.
+    Fetch(fetch::Fetch),
+    /// Say what a file of weights holds and which architecture it fits.
+    Inspect(inspect::Inspect),
+    /// Check that what was fetched is whole and what it should be.
+    Verify(verify::Verify),
+}
+
+/// How to write.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Models {
+    pub(super) fn run(self) -> Result<u8> {
+        match self.action {
+            Action::List(command) => command.run(),
+            Action::Fetch(command) => command.run(),
+            Action::Inspect(command) => command.run(),
+            Action::Verify(command) => command.run(),
+        }
+    }
+}
+
+/// Where weights lie that a user names.
+fn locate(text: &str) -> Result<PathBuf> {
+    Ok(known::locate(text).map_err(input)?)
+}
+
+/// The user's input is wrong.
+fn input(error: impl std::fmt::Display) -> Error {
+    Error::Input(error.to_string())
+}
+
+/// `87 MB`, as the hub writes sizes.
+fn size(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if value >= 999.5 {
+            (value, unit) = (value / 1000., larger);
+        }
+    }
+    let digits = if unit == "B" || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(7289), "7.29 kB");
+        assert_eq!(size(86_700_000), "86.7 MB");
+        assert_eq!(size(335_000_000), "335 MB");
+        assert_eq!(size(999_700_000), "1.00 GB");
+        assert_eq!(size(16_160_000_000), "16.2 GB");
+    }
+}

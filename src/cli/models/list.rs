@@ -1,0 +1,73 @@
+//! `vlmdiff models list`
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+use super::{Format, size};
+use crate::{
+    cli::{
+        EXIT_DONE,
+        text::{print, width},
+    },
+    models::known::{self, Known, NotHere, Source},
+};
+
+/// List the checkpoints that have a name.
+#[derive(Args)]
+#[command(after_help = "Example:\n  vlmdiff models list --format json")]
+pub(super) struct List {
+    /// How to write it.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+impl List {
+    pub(super) fn run(self) -> Result<u8> {
+        if self.format == Format::Json {
+            let all: Vec<_> = known::ALL.iter().map(object).collect();
+            print(serde_json::to_string_pretty(&all)?)?;
+            return Ok(EXIT_DONE);
+        }
+        let names = width(known::ALL.iter().map(|known| &known.name));
+        for known in known::ALL.iter() {
+            let size = known.bytes.map(size).unwrap_or_default();
+            print(format!("{:names$}  {size:>8}  {:5}  {}", known.name, here(known), known.about))?;
+            print(format!("{:names$}  {:8}  {:5}  {}; {}", "", "", "", origin(known), known.licence))?;
+        }
+        print("\n`vlmdiff models fetch NAME` downloads one, or ORG/NAME of the Hugging Face hub")?;
+        Ok(EXIT_DONE)
+    }
+}
+
+/// Whether its files are on this machine.
+fn here(known: &Known) -> &'static str {
+    match known.locate() {
+        Ok(_) => "here",
+        Err(NotHere::Partial { .. }) => "part",
+        Err(_) => "",
+    }
+}
+
+fn origin(known: &Known) -> &str {
+    match &known.source {
+        Source::Hub { repo, .. } => repo,
+        Source::Url { url, .. } => url.split('/').nth(2).unwrap_or(url),
+    }
+}
+
+fn object(known: &Known) -> serde_json::Value {
+    let source = match &known.source {
+        Source::Hub { repo, revision, files } => json!({ "hub": repo, "revision": revision, "files": files }),
+        Source::Url { url, file, sha256, .. } => json!({ "url": url, "file": file, "sha256": sha256 }),
+    };
+    json!({
+        "name": known.name,
+        "about": known.about,
+        "source": source,
+        "layout": known.layout,
+        "licence": known.licence,
+        "bytes": known.bytes,
+        "path": known.locate().ok(),
+    })
+}

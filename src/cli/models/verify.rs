@@ -1,0 +1,112 @@
+//! `vlmdiff models verify`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{digest::Expected, input, locate};
+use crate::{
+    cli::{EXIT_DONE, EXIT_FAILED, text::print},
+    models::{
+        architecture::{self, Recognised},
+        checkpoint::Checkpoint,
+        known::{self, Known, Source},
+    },
+};
+
+/// So many names that differ are told of each sort.
+const DIFFERENT: usize = 5;
+
+/// Check that what was fetched is whole and what it should be.
+///
+/// Files are hashed and compared with the digest by which the hub or the list knows them; weights have to parse, and their
+/// names and shapes have to be those of their architecture.
+#[derive(Args)]
+#[command(after_help = "Example:\n  vlmdiff models verify dino-vits8 downloads/fs_visa.ckpt")]
+pub(super) struct Verify {
+    /// Names of `vlmdiff models list`, ORG/NAME[/FILE] that was fetched, files or folders.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+impl Verify {
+    pub(super) fn run(self) -> Result<u8> {
+        let mut right = true;
+        for name in &self.names {
+            let path = locate(name)?;
+            let known = known::find(name).filter(|known| known.locate().is_ok_and(|known| known == path));
+            let files = known.map_or_else(|| files(&path), Known::files);
+            for file in &files {
+                right &= tell(name, file, check(file, known)?)?;
+            }
+            if known.is_none_or(|known| known.layout.is_some()) {
+                let weights = if known.is_some() { &files[0] } else { &path };
+                right &= tell(name, &path, fits(weights, known))?;
+            }
+        }
+        Ok(if right { EXIT_DONE } else { EXIT_FAILED })
+    }
+}
+
+/// Prints one finding, and says whether it is a good one.
+fn tell(name: &str, path: &Path, found: Result<String, String>) -> Result<bool> {
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let (state, text) = match &found {
+        Ok(text) => ("ok", text),
+        Err(text) => ("wrong", text),
+    };
+    print(format!("{state:5}  {name}  {file}: {text}"))?;
+    Ok(found.is_ok())
+}
+
+/// What there is to check at a path: a file and its shards, or all files of a folder.
+fn files(path: &Path) -> Vec<PathBuf> {
+    if !path.is_dir() {
+        return Checkpoint::files(path);
+    }
+    let found = walkdir::WalkDir::new(path).sort_by_file_name().into_iter().filter_map(Result::ok);
+    found.map(walkdir::DirEntry::into_path).filter(|path| path.is_file()).collect()
+}
+
+/// Compares a file with the digest that is known of it.
+fn check(file: &Path, known: Option<&Known>) -> Result<Result<String, String>> {
+    let listed = known.and_then(|known| match &known.source {
+        Source::Url { sha256, .. } => sha256.clone().map(Expected::Sha256),
+        Source::Hub { .. } => None,
+    });
+    let Some(expected) = listed.or_else(|| Expected::of_cached(file)) else {
+        return Ok(Ok("there; no digest of it is known".to_owned()));
+    };
+    let want = expected.wanted();
+    let how = match &expected {
+        Expected::Sha256(want) if want.len() < 64 => "the beginning of its SHA-256",
+        Expected::Sha256(_) => "SHA-256",
+        Expected::GitBlob(_) => "git's SHA-1",
+    };
+    Ok(match expected.differs(file)? {
+        None => Ok(format!("{how} is {want}")),
+        Some(got) => Err(format!("{how} is {got} and should be {want}; delete it and fetch it again")),
+    })
+}
+
+/// Whether weights parse and have the layout that they should have.
+fn fits(path: &Path, known: Option<&Known>) -> Result<String, String> {
+    let weights = Checkpoint::open(path).map_err(|error| input(error).to_string())?.state_dict();
+    let found = Recognised::of(&weights);
+    let parts = || found.parts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let wanted = known.and_then(|known| known.layout.as_deref());
+    match (wanted, found.layout()) {
+        (Some(wanted), Some(is)) if wanted == is && found.rest.is_empty() => Ok(parts()),
+        (None, Some(_)) if found.rest.is_empty() => Ok(parts()),
+        (None, None) if !found.parts.is_empty() => Ok(parts()),
+        (wanted, _) => {
+            let wanted = wanted.and_then(architecture::title).map_or(String::new(), |title| format!("no {title}, "));
+            Err(match &found.nearest {
+                Some(near) => format!("{wanted}nearest {}: {}", near.titles(), near.mismatch.listed(DIFFERENT)),
+                None if found.parts.is_empty() => format!("{wanted}nothing that is known"),
+                None => format!("{wanted}but {}, and {} tensors beside", parts(), found.rest.len()),
+            })
+        }
+    }
+}

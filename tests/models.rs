@@ -1,0 +1,216 @@
+//! `vlmdiff models`, beside a hub on this machine.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+};
+
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+use vlmdiff::models::checkpoint::to_safetensors;
+
+use crate::lab::{Ended, Lab};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Serves repositories as the Hugging Face hub does: every file at one commit, weights by their SHA-256, the rest by git's
+/// SHA-1. Its thread ends with the tests.
+fn hub(files: Vec<(&'static str, Vec<u8>)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
+            let path = path.trim_start_matches('/');
+            let answer = |status: &str, headers: &str, body: &[u8]| {
+                let length = format!("Content-Length: {}\r\nConnection: close\r\n", body.len());
+                [format!("HTTP/1.1 {status}\r\n{length}{headers}\r\n").as_bytes(), body].concat()
+            };
+            let range =
+                head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let file = files.iter().find(|(file, _)| path.replace("/resolve/main/", "/") == *file);
+            let bytes = match (file, range) {
+                (Some((name, content)), Some(range)) => {
+                    let (start, end) = range.split_once('-').unwrap();
+                    let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+                    let part = &content[start..(end + 1).min(content.len())];
+                    let etag = if name.ends_with(".safetensors") { sha256(content) } else { git(content) };
+                    let range = format!("Content-Range: bytes {start}-{end}/{}", content.len());
+                    let headers = format!("{range}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
+                    answer("206 Partial Content", &headers, part)
+                }
+                _ if path.starts_with("api/models/org/") => {
+                    let repo = path.trim_start_matches("api/models/").split("/revision").next().unwrap();
+                    let below = files.iter().filter_map(|(file, _)| file.strip_prefix(repo)?.strip_prefix('/'));
+                    let siblings: Vec<_> = below.map(|file| serde_json::json!({ "rfilename": file })).collect();
+                    let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+                    answer("200 OK", "Content-Type: application/json\r\n", info.as_bytes())
+                }
+                _ if path.starts_with("closed/") => answer("401 Unauthorized", "", b""),
+                _ => answer("404 Not Found", "", b""),
+            };
+            // A client that has gone away is no concern of the hub.
+            stream.write_all(&bytes).unwrap_or(());
+        }
+    });
+    format!("http://{address}")
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sha256(content: &[u8]) -> String {
+    hex(Sha256::digest(content))
+}
+
+fn git(content: &[u8]) -> String {
+    use sha1::Sha1;
+    hex(Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
+}
+
+/// The files of a DINO ViT in Hugging Face layout: two blocks, 4x4 patches of side 8, width 12.
+fn dino() -> Vec<u8> {
+    let mut tensors: Vec<(String, Vec<i64>)> = vec![
+        ("embeddings.cls_token".into(), vec![1, 1, 12]),
+        ("embeddings.position_embeddings".into(), vec![1, 17, 12]),
+    ];
+    let mut layer = |name: String, shape: Vec<i64>| {
+        tensors.push((format!("{name}.bias"), shape[..1].to_vec()));
+        tensors.push((format!("{name}.weight"), shape));
+    };
+    layer("embeddings.patch_embeddings.projection".into(), vec![12, 3, 8, 8]);
+    layer("layernorm".into(), vec![12]);
+    for block in 0..2 {
+        let at = |name: &str| format!("encoder.layer.{block}.{name}");
+        let square = [
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.output.dense",
+        ];
+        square.iter().for_each(|name| layer(at(name), vec![12, 12]));
+        layer(at("intermediate.dense"), vec![48, 12]);
+        layer(at("output.dense"), vec![12, 48]);
+        ["layernorm_before", "layernorm_after"].iter().for_each(|name| layer(at(name), vec![12]));
+    }
+    let tensors = tensors.into_iter().map(|(name, shape)| (name, Tensor::ones(shape, tch::kind::FLOAT_CPU)));
+    to_safetensors(tensors, HashMap::from([("format".to_owned(), "pt".to_owned())])).unwrap()
+}
+
+fn models(lab: &Lab, hub: &str, arguments: &[&str]) -> Ended {
+    lab.ended(
+        lab.command(&[&["models"], arguments].concat()).env("HF_ENDPOINT", hub).env("XDG_CACHE_HOME", lab.path("user")),
+    )
+}
+
+fn shown(ended: &Ended) -> String {
+    format!("exit {}\n--- stdout\n{}--- stderr\n{}", ended.code.unwrap_or(-1), ended.stdout, ended.stderr)
+}
+
+#[test]
+fn what_is_fetched_is_found_inspected_and_verified() {
+    let weights = dino();
+    let config = b"{\"patch_size\": 8}".to_vec();
+    let hub = hub(vec![
+        ("facebook/dino-vits8/config.json", config.clone()),
+        ("facebook/dino-vits8/model.safetensors", weights.clone()),
+        ("org/many/config.json", config.clone()),
+        ("org/many/model.safetensors", weights.clone()),
+        ("org/many/flax_model.msgpack", config),
+        ("org/choice/a/one.safetensors", weights.clone()),
+        ("org/choice/two.ckpt", weights),
+    ]);
+    let lab = Lab::empty();
+    let run = |arguments: &[&str]| models(&lab, &hub, arguments);
+    let absent = run(&["inspect", "dino-vits8"]);
+    assert_eq!(absent.stderr, "error: dino-vits8 is not on this machine: vlmdiff models fetch dino-vits8\n");
+    assert_eq!(absent.code, Some(2));
+
+    let folder = format!("[lab]/hub/models--facebook--dino-vits8/snapshots/{COMMIT}");
+    let fetched = run(&["fetch", "dino-vits8"]);
+    assert_eq!((fetched.code, fetched.stdout), (Some(0), format!("dino-vits8  {folder}\n")), "{}", fetched.stderr);
+    assert_eq!(fetched.stderr, "fetching model.safetensors\nfetching config.json\n");
+    assert_eq!(run(&["fetch", "dino-vits8"]).stderr, "", "nothing is fetched again");
+    insta::assert_snapshot!("models_inspect", shown(&run(&["inspect", "dino-vits8"])).replace(COMMIT, "[commit]"));
+    insta::assert_snapshot!("models_verify", shown(&run(&["verify", "dino-vits8"])).replace(COMMIT, "[commit]"));
+
+    // A repository without a name here, of which the usual files are fetched, and one file of another.
+    assert_eq!(run(&["fetch", "org/many"]).stderr, "fetching model.safetensors\nfetching config.json\n");
+    assert_eq!(run(&["verify", "org/many"]).code, Some(0));
+    assert_eq!(run(&["fetch", "org/choice/two.ckpt"]).code, Some(0));
+    let choice = "org/choice has several files of weights; name one: org/choice/a/one.safetensors, org/choice/two.ckpt";
+    assert_eq!(run(&["fetch", "org/choice"]).stderr, format!("error: {choice}\n"));
+
+    // Damage is told.
+    let path = lab.path(&folder.replace("[lab]/", "")).join("model.safetensors").canonicalize().unwrap();
+    let mut damaged = fs::read(&path).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    let verified = run(&["verify", "dino-vits8"]);
+    assert_eq!(verified.code, Some(1));
+    assert!(verified.stdout.contains("wrong  dino-vits8  model.safetensors: SHA-256 is "), "{}", verified.stdout);
+    fs::remove_file(path).unwrap();
+    let part = run(&["inspect", "dino-vits8"]).stderr;
+    assert!(part.starts_with("error: dino-vits8 is not whole, [lab]/hub/models--facebook"), "{part}");
+    assert!(part.ends_with("/model.safetensors is missing: vlmdiff models fetch dino-vits8\n"), "{part}");
+}
+
+#[test]
+fn a_hub_that_has_not_what_is_asked_for_is_told() {
+    let lab = Lab::empty();
+    let hub = hub(vec![]);
+    let error = |hub: &str, name: &str| {
+        let ended = models(&lab, hub, &["fetch", name]);
+        (ended.code, ended.stderr.lines().last().unwrap_or_default().replace(hub, "[hub]"))
+    };
+    let missing = "error: [hub]/org/none/model.bin does not exist";
+    assert_eq!(error(&hub, "org/none/model.bin"), (Some(2), missing.into()));
+    let (code, text) = error(&hub, "closed/model/model.bin");
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains("it does not exist or needs a login; accept its licence on its page there and set HF_TOKEN"),
+        "{text}"
+    );
+    let (code, text) = error("http://127.0.0.1:9", "dino-vits8");
+    assert_eq!(code, Some(1));
+    let offline = "error: cannot fetch dino-vits8: 127.0.0.1:9 cannot be reached (Connection refused (os error 111)). \
+                   What was received is kept. Without a network, copy the files from a machine that has one: [lab]/hub \
+                   or [lab]/cache, or name their path";
+    assert_eq!(text, offline);
+}
+
+#[test]
+fn weights_that_are_none_are_told() {
+    let lab = Lab::empty();
+    let whole = dino();
+    let files: [(&str, &[u8]); 5] = [
+        ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        ("page.ckpt", b"<!DOCTYPE html><html><title>Sign in</title></html>"),
+        ("cut.safetensors", &whole[..whole.len() / 2]),
+        ("cut.ckpt", b"PK\x03\x04cut"),
+        ("config.json", b"{\"patch_size\": 8}"),
+    ];
+    for (name, content) in files {
+        fs::write(lab.path(name), content).unwrap();
+    }
+    fs::create_dir_all(lab.path("folder/unet")).unwrap();
+    let names = files.iter().map(|(name, _)| *name).chain(["folder", "dino-vit8", "nothing/here"]);
+    let told = names.map(|name| models(&lab, "http://127.0.0.1:9", &["inspect", name])).map(|ended| {
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+        ended.stderr
+    });
+    insta::assert_snapshot!("models_wrong", told.collect::<String>());
+}
+
+#[test]
+fn the_list_names_every_checkpoint() {
+    let lab = Lab::empty();
+    insta::assert_snapshot!("models_list", shown(&models(&lab, "", &["list"])));
+    let all: serde_json::Value = serde_json::from_str(&models(&lab, "", &["list", "--format", "json"]).stdout).unwrap();
+    assert!(all.as_array().unwrap().iter().all(|known| known["path"].is_null() && known["licence"].is_string()));
+}
