@@ -11,7 +11,7 @@ pub enum MapOrder {
     /// Features are compared where they are, and the distances are brought to the image's size: the authors' code.
     #[default]
     CompareThenUpsample,
-    /// Features are brought to the image's size and compared there: the text of the paper. Slow.
+    /// Features are brought to the image's size and compared there: the text of the paper.
     UpsampleThenCompare,
 }
 
@@ -31,9 +31,6 @@ pub enum Combine {
 /// Norms below this count as this: a vector of zeros is at a distance of 1 from any.
 const EPS: f64 = 1e-8;
 
-/// Channels that are brought to the image's size at once; all of a transformer's would take 100 MB an image.
-const CHANNELS: i64 = 32;
-
 /// One minus the cosine similarity of features \[B, C, h, w\] of one layer, at the image's size: f32 \[B, H, W\], from 0 to 2.
 pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tensor {
     match order {
@@ -42,10 +39,10 @@ pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tens
             upsample(&distance.unsqueeze(1), size).squeeze_dim(1)
         }
         MapOrder::UpsampleThenCompare => {
-            let images: Vec<Tensor> = (0..a.size()[0])
-                .map(|image| upsampled_distance(&a.narrow(0, image, 1), &b.narrow(0, image, 1), size))
-                .collect();
-            Tensor::cat(&images, 0)
+            let between = Between::new(a, size);
+            let norm = |x: &Tensor| between.inner(x, x).sqrt().clamp_min(EPS);
+            let distance: Tensor = 1. - between.inner(a, b) / (norm(a) * norm(b)); // [B, H, W]
+            distance.to_kind(Kind::Float)
         }
     }
 }
@@ -69,16 +66,59 @@ pub fn upsample(x: &Tensor, size: [i64; 2]) -> Tensor {
     x.upsample_bilinear2d(size, true, None, None)
 }
 
-/// The distance of features \[1, C, h, w\] after each channel was brought to the image's size: \[1, H, W\].
-fn upsampled_distance(a: &Tensor, b: &Tensor, size: [i64; 2]) -> Tensor {
-    let parts = a.split(CHANNELS, 1).into_iter().zip(b.split(CHANNELS, 1));
-    let sums = parts.map(|(a, b)| {
-        let (a, b) = (upsample(&a, size), upsample(&b, size)); // [1, CHANNELS, H, W]
-        [&a * &b, a.square(), b.square()].map(|x| x.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)) // [1, H, W]
-    });
-    let [dot, a, b] = sums.reduce(|[a, b, c], [d, e, f]| [a + d, b + e, c + f]).unwrap();
-    let norm = |squares: Tensor| squares.sqrt().clamp_min(EPS);
-    1. - dot / (norm(a) * norm(b))
+/// Inner products of features that are interpolated between cells, from those of neighbouring cells: interpolation is linear, so
+/// no channel is brought to the image's size, which for a transformer would take 100 MB an image.
+struct Between {
+    rows: Axis,
+    columns: Axis,
+}
+
+/// Along one axis, the two cells that each pixel lies between, and their weights; corner on corner.
+struct Axis {
+    cells: [Tensor; 2],
+    weights: [Tensor; 2],
+}
+
+impl Axis {
+    fn new(cells: i64, pixels: i64, device: Device) -> Self {
+        let last = cells - 1;
+        let at = |pixel: i64| pixel as f64 * last as f64 / (pixels - 1).max(1) as f64;
+        let cell = |pixel: i64| (at(pixel) as i64).min(last);
+        let index = |further: i64| (0..pixels).map(|pixel| (cell(pixel) + further).min(last)).collect::<Vec<i64>>();
+        let further = (0..pixels).map(|pixel| at(pixel) - cell(pixel) as f64).collect::<Vec<f64>>();
+        let further = Tensor::from_slice(&further).to_device(device);
+        Self {
+            cells: [0, 1].map(|further| Tensor::from_slice(&index(further)).to_device(device)),
+            weights: [1. - &further, further],
+        }
+    }
+}
+
+impl Between {
+    fn new(features: &Tensor, [height, width]: [i64; 2]) -> Self {
+        let (_, _, h, w) = features.size4().unwrap();
+        let device = features.device();
+        Self { rows: Axis::new(h, height, device), columns: Axis::new(w, width, device) }
+    }
+
+    /// \[B, C, h, w\] twice to f64 \[B, H, W\].
+    fn inner(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        // Of each cell of `a` and the cell of `b` that lies so many rows and columns further: [B, h, w].
+        let product = |rows: i64, columns: i64| {
+            let b = b.roll([-rows, -columns].as_slice(), [2i64, 3].as_slice());
+            (a * b).sum_dim_intlist([1i64].as_slice(), false, Kind::Double)
+        };
+        let offsets = [-1, 0, 1].map(|rows| [-1, 0, 1].map(|columns| product(rows, columns)));
+        let pairs = [(0, 0), (0, 1), (1, 0), (1, 1)];
+        let terms = pairs.iter().flat_map(|rows| pairs.iter().map(move |columns| (rows, columns)));
+        let term = |(&(i, k), &(j, l)): (&(usize, usize), &(usize, usize))| {
+            let product = &offsets[1 + k - i][1 + l - j];
+            let at = product.index_select(1, &self.rows.cells[i]).index_select(2, &self.columns.cells[j]); // [B, H, W]
+            let rows = (&self.rows.weights[i] * &self.rows.weights[k]).unsqueeze(1);
+            at * rows * (&self.columns.weights[j] * &self.columns.weights[l])
+        };
+        terms.map(term).reduce(|a, b| a + b).unwrap()
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +136,12 @@ mod tests {
 
     #[test]
     fn upsampling_first_gives_what_upsampling_all_channels_at_once_gives() {
+        for (side, size) in [(1, [4, 5]), (3, [3, 3]), (4, [2, 1])] {
+            let [a, b] = features(5, side);
+            let got = distance(&a, &b, size, MapOrder::UpsampleThenCompare);
+            let want = 1. - Tensor::cosine_similarity(&upsample(&a, size), &upsample(&b, size), 1, EPS);
+            assert!(difference(&got, &want) < 1e-6, "{side} {size:?}");
+        }
         let [a, b] = features(70, 4);
         let got = distance(&a, &b, [9, 13], MapOrder::UpsampleThenCompare);
         assert_eq!(got.size(), [2, 9, 13]);

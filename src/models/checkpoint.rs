@@ -344,6 +344,12 @@ impl Checkpoint {
         architecture::recognise(self.published.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
     }
 
+    /// The error for weights that are of no `wanted`, for they lack something.
+    pub(super) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
+        let looks_like = self.recognise().looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
+        format_error(&self.path, format!("it is no {wanted}: it has {lacks}{looks_like}"))
+    }
+
     /// A tensor in its file, of a type that libtorch computes with.
     fn entry(&self, name: &str) -> Result<(&Entry, Kind), CheckpointError> {
         let no_tensor = || CheckpointError::NoTensor { path: self.path.clone(), name: name.to_owned() };

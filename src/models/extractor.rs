@@ -307,11 +307,21 @@ pub fn reinterpret(images: &Tensor, side: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{checkpoint::to_safetensors, vit::Interpolation};
+    use crate::models::{checkpoint::to_safetensors, known, vit::Interpolation};
     use tch::nn::VarStore;
 
     fn options(layers: &[usize]) -> Options {
         Options { layers: Some(layers.to_vec()), ..Default::default() }
+    }
+
+    #[test]
+    fn every_extractor_has_known_weights() {
+        for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
+            let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
+            let weights = extractor.default_weights();
+            let known = known::find(&weights).is_some() || extractor == Extractor::EfficientnetLite0;
+            assert!(known, "{weights} of {}", extractor.name());
+        }
     }
 
     #[test]

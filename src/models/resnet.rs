@@ -98,9 +98,8 @@ impl ResNet {
     /// architecture.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let weights = torchvision_names(Checkpoint::open(path)?.state_dict())?;
-        let reason = "it is no ResNet of bottleneck blocks: it has no conv1 or no layer4.0.conv2";
-        let format = || CheckpointError::Format { path: weights.path().to_owned(), reason: reason.to_owned() };
-        let config = ResNetConfig::of(&weights).ok_or_else(format)?;
+        let lacks = "no conv1 or no layer4.0.conv2";
+        let config = ResNetConfig::of(&weights).ok_or_else(|| weights.foreign("ResNet of bottleneck blocks", lacks))?;
         Self::load(&weights, &config, device)
     }
 
@@ -195,7 +194,7 @@ pub fn torchvision_names(weights: Checkpoint) -> Result<Checkpoint, CheckpointEr
 }
 
 /// torchvision's name of a tensor, or None for one that is left out.
-pub fn rename(name: &str) -> Option<String> {
+fn rename(name: &str) -> Option<String> {
     if name.ends_with("num_batches_tracked") {
         return None;
     }

@@ -82,9 +82,8 @@ impl VisionTransformer {
             let format = |error: serde_json::Error| CheckpointError::Format { path: beside, reason: error.to_string() };
             serde_json::from_slice(&text).map_err(format)?
         } else {
-            let reason = "it is no vision transformer: it has no patch embedding, no position table or no blocks";
-            let format = || CheckpointError::Format { path: weights.path().to_owned(), reason: reason.to_owned() };
-            VitConfig::of(&weights).ok_or_else(format)?
+            let lacks = "no patch embedding, no position table or no blocks";
+            VitConfig::of(&weights).ok_or_else(|| weights.foreign("vision transformer", lacks))?
         };
         if original {
             config.layer_norm_eps = 1e-6;

@@ -149,6 +149,11 @@ impl Stage for AnomalyMaps {
                 "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of 224x224; resample would work"
             ));
         }
+        if self.reference == Reference::Autoencoded && inputs.field("reconstructions", "autoencoded")?.is_nullable() {
+            return Err("`reference`: the reconstructions may lack `autoencoded`; `autoencoded: true` in the stage \
+                        `reconstruct` makes them"
+                .into());
+        }
         let Score { kernel_size, repeats } = self.score;
         if (kernel_size - 1) * repeats >= height.min(width) {
             return Err(format!(
@@ -181,6 +186,7 @@ impl Open for AnomalyMaps {
             stage: self,
             network,
             device,
+            batch_size: context.batch_size.unwrap_or(16),
             output: context.output.clone(),
         }))
     }
@@ -190,6 +196,7 @@ struct Comparer {
     stage: AnomalyMaps,
     network: Network,
     device: Device,
+    batch_size: usize,
     pixels: [usize; 3],
     reconstruction: [usize; 3],
     output: SchemaRef,
@@ -199,7 +206,7 @@ impl Operator for Comparer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let [height, width, _] = self.pixels;
         let AnomalyMaps { sigma, score, .. } = self.stage;
-        while let Some(batch) = rows.next(16)? {
+        while let Some(batch) = rows.next(self.batch_size)? {
             let raw = Vec::<f64>::try_from(no_grad(|| self.difference(&batch))?.flatten(0, -1)).map_err(torch)?;
             let finish = |map| -> (Vec<f16>, f32) {
                 let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();

@@ -1,6 +1,9 @@
 //! LPIPS with VGG16.
 
-use super::{Case, vit::compare_manifest};
+use super::{
+    Case,
+    networks::{compare_shapes, manifest},
+};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use vlmdiff::models::{
@@ -63,7 +66,8 @@ fn crc32(text: &str) -> u32 {
 
 /// The published list of VGG16, but for the classifier, which LPIPS does not use.
 pub(super) fn vgg16(case: &Case) {
-    let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-    let _ = Lpips::new(&vgg.root(), &lin.root(), [64, 128, 256, 512, 512]);
-    compare_manifest(case, "torchvision_vgg16", &vgg, |name| name.starts_with("features.").then(|| name.to_owned()));
+    let theirs = manifest(case, "torchvision_vgg16.json.gz");
+    let theirs = theirs.rename(|name| name.starts_with("features.").then(|| name.to_owned())).unwrap();
+    let lin = VarStore::new(Device::Cpu);
+    compare_shapes(case, "vgg16", &theirs, |vgg| Ok(Lpips::new(&vgg, &lin.root(), [64, 128, 256, 512, 512])));
 }

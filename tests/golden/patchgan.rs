@@ -1,6 +1,9 @@
 //! The discriminator of the autoencoder.
 
-use super::{Case, vit::compare_manifest};
+use super::{
+    Case,
+    networks::{compare_shapes, manifest},
+};
 use tch::{Device, nn::VarStore, no_grad};
 use vlmdiff::{
     diffusion::vae_gan::{AdversarialLoss, discriminator_loss},
@@ -28,8 +31,8 @@ pub(super) fn compare(case: &Case) {
 }
 
 pub(super) fn real(case: &Case) {
-    let vs = VarStore::new(Device::Cpu);
-    let _ = PatchGan::new(vs.root(), &PatchGanConfig::default()).unwrap();
+    let theirs = manifest(case, "patchgan_ndf64_l3.json.gz");
     let own = |name: &str| (!name.ends_with(".num_batches_tracked")).then(|| name.to_owned());
-    compare_manifest(case, "patchgan_ndf64_l3", &vs, own);
+    let theirs = theirs.rename(own).unwrap();
+    compare_shapes(case, "patchgan", &theirs, |vs| PatchGan::new(vs, &PatchGanConfig::default()));
 }

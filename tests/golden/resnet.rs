@@ -1,12 +1,12 @@
 //! ResNet-50 in every layout that it is published in.
 
-use super::{Case, vit::compare_manifest};
+use super::{Case, networks};
 use serde::Deserialize;
 use std::collections::HashMap;
-use tch::{Device, Tensor, nn::VarStore};
+use tch::{Device, Tensor};
 use vlmdiff::models::{
     checkpoint::{Checkpoint, to_safetensors},
-    resnet::{ResNet, ResNetConfig, rename, torchvision_names},
+    resnet::{ResNet, ResNetConfig, torchvision_names},
 };
 
 pub(super) fn resnet50(case: &Case) {
@@ -83,9 +83,10 @@ fn huggingface(name: &str) -> String {
 
 /// The real size against the list of the published file.
 pub(super) fn manifest(case: &Case) {
-    if case.has("torchvision_resnet50.json.gz") {
-        let vs = VarStore::new(Device::Cpu);
-        ResNet::new(&vs.root(), &ResNetConfig::resnet50(Some(1000)));
-        compare_manifest(case, "torchvision_resnet50", &vs, rename);
+    let file = "torchvision_resnet50.json.gz";
+    if case.has(file) {
+        let theirs = torchvision_names(networks::manifest(case, file)).unwrap();
+        let config = ResNetConfig::resnet50(Some(1000));
+        networks::compare_shapes(case, "resnet50", &theirs, |vs| Ok(ResNet::new(&vs, &config)));
     }
 }

@@ -1,8 +1,10 @@
 //! DINO and DINOv2 vision transformers, and how their position tables are resized.
 
-use super::Case;
-use std::collections::BTreeMap;
-use tch::{Device, Tensor, nn::VarStore};
+use super::{
+    Case,
+    networks::{compare_shapes, manifest},
+};
+use tch::{Device, Tensor};
 use vlmdiff::models::{
     anomaly_map::upsample,
     checkpoint::Checkpoint,
@@ -155,19 +157,7 @@ pub(super) fn manifests(case: &Case) {
         ("dinov2_small", dinov2_small),
     ];
     for (name, config) in networks.iter().filter(|(name, _)| case.has(&format!("{name}.json.gz"))) {
-        let vs = VarStore::new(Device::Cpu);
-        VisionTransformer::new(&vs.root(), config, Interpolation::Exact);
-        compare_manifest(case, name, &vs, names::rename);
-    }
-}
-
-/// Compares the variables of a network with the names and shapes of a published file, brought to the network's names.
-pub(super) fn compare_manifest(case: &Case, name: &str, vs: &VarStore, rename: fn(&str) -> Option<String>) {
-    let listed: BTreeMap<String, (Vec<i64>, String)> = case.json(&format!("{name}.json.gz"));
-    let theirs = listed.into_iter().filter_map(|(name, (shape, _))| Some((rename(&name)?, shape)));
-    let theirs: BTreeMap<String, Vec<i64>> = theirs.collect();
-    let ours: BTreeMap<String, Vec<i64>> = vs.variables().into_iter().map(|(name, x)| (name, x.size())).collect();
-    for key in ours.keys().chain(theirs.keys()) {
-        case.equal(&format!("{name}: {key}"), &ours.get(key), &theirs.get(key));
+        let theirs = names::original(manifest(case, &format!("{name}.json.gz"))).unwrap();
+        compare_shapes(case, name, &theirs, |vs| Ok(VisionTransformer::new(&vs, config, Interpolation::Exact)));
     }
 }

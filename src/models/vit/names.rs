@@ -52,7 +52,7 @@ pub fn original(weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
 }
 
 /// The original name of a tensor, or None for one that is left out.
-pub fn rename(name: &str) -> Option<String> {
+fn rename(name: &str) -> Option<String> {
     let name = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
     if name.ends_with("mask_token") || name.starts_with("pooler.") {
         return None;
