@@ -28,6 +28,9 @@ pub struct Lpips {
 }
 
 impl Lpips {
+    /// The smallest side of an image: it is halved between the blocks.
+    pub const SMALLEST: usize = 1 << (BLOCKS.len() - 1);
+
     /// Declares the parameters, those of VGG16 under `vgg` and the weights of channels under `lin`, by their published names.
     /// `widths` are the channels of each block.
     pub fn new(vgg: &nn::Path, lin: &nn::Path, widths: [i64; 5]) -> Self {

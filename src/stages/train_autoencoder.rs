@@ -253,8 +253,19 @@ impl Stage for TrainAutoencoder {
                 "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
             ));
         }
-        if let Some(discriminator) = &self.discriminator {
-            discriminator.config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+        let side = self.crop.map_or(height.min(width), |crop| crop as usize);
+        if let Some(Discriminator { config, .. }) = &self.discriminator {
+            config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+            if (side as i64) < config.smallest() {
+                return Err(format!(
+                    "`discriminator.config`: with {} layers it sees nothing of images below {1}x{1}",
+                    config.n_layers,
+                    config.smallest()
+                ));
+            }
+        }
+        if !self.perceptual.is_empty() && side < Lpips::SMALLEST {
+            return Err(format!("`perceptual`: VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST));
         }
         Ok(training::schema(&self.parts(), &self.config))
     }
