@@ -72,7 +72,7 @@ fn sql_measures_what_the_stage_does() {
     let filtered = format!("{auroc} where class = 'gear'");
     let of_class = "select image_auroc from metrics where class = 'gear' and protocol = 'exact'";
     assert_eq!(lab.sql(".vlmdiff", &filtered), lab.sql(".vlmdiff", of_class));
-    assert_eq!(lab.sql(".vlmdiff", &format!("{auroc} where class = 'none'")), [""]);
+    assert_eq!(lab.sql(".vlmdiff", &format!("{auroc} where class = 'none'")), ["\"\""]);
     // A score may be any number and a label a whole one.
     let whole =
         "select auroc(cast(score * 1000 as int), cast(label as int)) from images join anomaly_maps using (image_id)";
