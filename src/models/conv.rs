@@ -1,6 +1,6 @@
 //! Convolutions of a size for which libtorch on the CPU is fast.
 
-use super::nn::{channels_last, uniform};
+use super::nn::uniform;
 use tch::{
     Device, Tensor,
     nn::{self, ConvConfig, Init, Module},
@@ -21,8 +21,15 @@ pub(crate) struct Conv2d {
 
 impl Conv2d {
     pub(crate) fn new(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, config: ConvConfig) -> Self {
-        let nn::Conv2D { mut ws, bs, .. } = nn::conv2d(vs, inputs, outputs, kernel, config);
-        tch::no_grad(|| ws.set_data(&channels_last(&ws)));
+        let bs = config.bias.then(|| vs.var("bias", &[outputs], config.bs_init));
+        // declared as it lies in memory, so that zeros need not be moved
+        let mut ws = vs.var("weight", &[outputs, kernel, kernel, inputs], Init::Const(0.));
+        tch::no_grad(|| {
+            ws.set_data(&ws.permute([0, 3, 1, 2]));
+            if !matches!(config.ws_init, Init::Const(0.)) {
+                ws.copy_(&nn::init(config.ws_init, &ws.size(), ws.device()));
+            }
+        });
         Self { ws, bs, stride: config.stride, padding: config.padding }
     }
 
