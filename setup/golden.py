@@ -21,7 +21,7 @@ FOLDERS = {
     "models/schedules": [],
     "models/unet": [],
     "models/controlnet": [],
-    "models/dinov2": ["dinov2_vits14_pretrain.pth"],
+    "models/dinov2": [],
     "models/resnet50": ["resnet50-tiny.pth", "dino_resnet50_pretrain.pth"],
     "models/pos_embed": [],
     "models/training": [],
