@@ -22,7 +22,7 @@ FOLDERS = {
     "models/unet": [],
     "models/controlnet": [],
     "models/dinov2": [],
-    "models/resnet50": ["resnet50-tiny.pth", "dino_resnet50_pretrain.pth"],
+    "models/resnet50": [],
     "models/pos_embed": [],
     "models/training": [],
     "models/metrics": [],
