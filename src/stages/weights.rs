@@ -61,7 +61,9 @@ impl Weights<'_> {
     /// The files of a tokenizer, in a folder or beside the weights.
     pub(super) fn tokenizer_files(&self) -> Result<Vec<String>, String> {
         let folder = self.beside()?;
-        let files = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
+        // The last two name the token that fills short texts.
+        let files = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+        let files = files.map(|name| folder.join(name));
         Ok(files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
