@@ -127,6 +127,65 @@ def clip_text(folder):
     return inference(work, lambda: model(inputs["input_ids"]).last_hidden_state)
 
 
+def training_step(folder, *, widths, heads, context_width, batch, side):
+    from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+
+    # the authors' training: AdamW on the control branch and on the U-Net's way up
+    hint = (16, 32, 96, 256)
+    shape = dict(
+        block_out_channels=widths,
+        layers_per_block=2,
+        cross_attention_dim=context_width,
+        attention_head_dim=heads,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    )
+    unet = UNet2DConditionModel(up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, **shape)
+    control = ControlNetModel(conditioning_embedding_out_channels=hint, **shape)
+    for name, parameter in control.named_parameters():
+        if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(parameter, std=0.02)
+    unet.requires_grad_(False)
+    decoder = [unet.up_blocks, unet.conv_norm_out, unet.conv_out]
+    trained = [parameter for part in decoder for parameter in part.requires_grad_(True).parameters()]
+    lr = 1e-5
+    optimizer = torch.optim.AdamW([*control.parameters(), *trained], lr=lr)
+    schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    inputs = {
+        "z": random(batch, 4, side // 8, side // 8),
+        "noise": random(batch, 4, side // 8, side // 8),
+        "t": torch.randint(0, 1000, (batch,)),
+        "context": random(batch, 77, context_width),
+        "images": random(batch, 3, side, side),
+    }
+    work = Work(folder, inputs)
+    config = {"unet": dict(unet.config), "conditioning_embedding_out_channels": hint, "lr": lr}
+    work.weights(torch.nn.ModuleDict({"unet": unet, "control": control}), config)
+    z, noise, t, context, images = inputs.values()
+
+    def run():
+        optimizer.zero_grad()
+        x = schedule.add_noise(z, noise, t)
+        down, mid = control(x, t, context, images, return_dict=False)
+        output = unet(x, t, context, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        loss = torch.nn.functional.mse_loss(output, noise)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    work.expect({"output": run()})
+    return run
+
+
+@case("training-step")
+def training_step_small(folder):
+    return training_step(folder, widths=(32, 64, 128, 128), heads=4, context_width=32, batch=2, side=128)
+
+
+@case("training-step-mid")
+def training_step_mid(folder):
+    return training_step(folder, widths=(128, 256, 512, 512), heads=8, context_width=768, batch=2, side=256)
+
+
 def main():
     name, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))

@@ -13,17 +13,26 @@ use std::{
 };
 
 use clap::Parser;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tch::{
-    Device, Kind, Tensor,
+    Device, Kind, TchError, Tensor,
     nn::{self, VarStore},
 };
-use vlmdiff::models::{
-    checkpoint::{Checkpoint, CheckpointError},
-    clip::{ClipTextConfig, ClipTextModel},
-    nn::{ConfigError, skip_init},
-    unet::{UNet2DConditionConfig, UNet2DConditionModel},
-    vae::{AutoencoderKl, AutoencoderKlConfig},
+use vlmdiff::{
+    diffusion::{
+        optim::{Optimizer, OptimizerConfig, train_only},
+        schedule::ScheduleConfig,
+        train::{Trainer, step},
+    },
+    models::{
+        checkpoint::{Checkpoint, CheckpointError},
+        clip::{ClipTextConfig, ClipTextModel},
+        control::ControlNetConfig,
+        nn::{ConfigError, skip_init},
+        unet::{UNet2DConditionConfig, UNet2DConditionModel},
+        vae::{AutoencoderKl, AutoencoderKlConfig},
+    },
+    stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -40,6 +49,8 @@ const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("vae-decode", "AutoencoderKL decode, 256x256", vae_decode),
     ("unet", "SD 1.5 U-Net, 32x32 latent", unet),
     ("unet-batch4", "SD 1.5 U-Net, 4 latents of 32x32", unet),
+    ("training-step", "Training step of the denoiser, 32 channels, 2 images of 128x128", training_step),
+    ("training-step-mid", "Training step of the denoiser, 128 channels, 2 images of 256x256", training_step),
 ];
 
 /// How far outputs may differ, relative to the largest.
@@ -118,6 +129,45 @@ fn unet(case: &Case) -> Result<Work> {
     let model = case.filled(|file| config.canonical(file), |vs| UNet2DConditionModel::new(vs, &config))?;
     let [x, t, context] = [case.input("x")?, case.input("t")?, case.input("context")?];
     Ok(without_gradients(move || model.forward(&x, &t, &context, None)))
+}
+
+/// What networks.py says of the denoiser beside its U-Net.
+#[derive(Deserialize)]
+struct DenoiserCase {
+    unet: UNet2DConditionConfig,
+    conditioning_embedding_out_channels: Vec<i64>,
+    lr: f64,
+}
+
+/// A step as the stage takes it: gradients of the control branch and of the way up, and AdamW.
+fn training_step(case: &Case) -> Result<Work> {
+    let DenoiserCase { unet, conditioning_embedding_out_channels, lr } = case.config()?;
+    let control = ControlNetConfig { unet: unet.clone(), conditioning_embedding_out_channels, ..Default::default() };
+    let config = DenoiserConfig { unet, control, schedule: ScheduleConfig::default(), scaling_factor: 1. };
+    let vs = VarStore::new(Device::Cpu);
+    let objective = Objective {
+        denoiser: skip_init(|| Denoiser::new(&vs.root(), &config))?,
+        schedule: config.schedule.build()?,
+        min_snr_gamma: None,
+        kind: Kind::Float,
+        gradient_checkpointing: false,
+    };
+    Checkpoint::open(case.0.join("weights.safetensors"))?.load_into(&vs)?;
+    let parameters = train_only(&vs, |name| Trainable::ControlAndDecoder.trains(name));
+    let optimizer = Optimizer::new(parameters, OptimizerConfig { lr, ..Default::default() });
+    let mut trainer = [Trainer { optimizer, max_grad_norm: f64::INFINITY, ema: None }];
+    let [z, noise, t] = [case.input("z")?, case.input("noise")?, case.input("t")?];
+    let [context, images] = [case.input("context")?, case.input("images")?];
+    Ok(Box::new(move || {
+        let mut value = Tensor::new();
+        let loss = |_, _| {
+            let loss = objective.loss(&z, &noise, &t, &context, &images);
+            value = loss.value.detach();
+            Ok::<_, TchError>(loss)
+        };
+        step(&mut trainer, 1, 1, loss).expect("a training step");
+        value
+    }))
 }
 
 /// One side, waiting.

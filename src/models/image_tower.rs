@@ -2,7 +2,7 @@
 
 use super::{
     conv::{Conv2d, conv2d},
-    nn::{group_norm, linear_no_bias},
+    nn::{GroupNorm, group_norm, linear_no_bias},
 };
 use tch::{
     Kind, Tensor,
@@ -12,7 +12,7 @@ use tch::{
 /// Strided convolutions, a mean over the picture and a projection.
 #[derive(Debug)]
 pub struct ImageTower {
-    levels: Vec<(Conv2d, nn::GroupNorm)>,
+    levels: Vec<(Conv2d, GroupNorm)>,
     projection: nn::Linear,
 }
 

@@ -9,7 +9,7 @@ pub use config::{DownBlockType, PerLevel, UNet2DConditionConfig, UpBlockType};
 use super::{
     control::ControlResiduals,
     conv::{Conv2d, conv2d, conv3x3},
-    nn::{ConfigError, ResnetBlock2D, Upsample2D, channels_last, group_norm, show, silu},
+    nn::{ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, channels_last, group_norm, show, silu},
     recompute::{Pass, segment},
 };
 use blocks::{Layer, TimeEmbedding, Transformer2D};
@@ -126,7 +126,7 @@ impl Encoder {
 pub struct UNet2DConditionModel {
     encoder: Encoder,
     up_blocks: Vec<UpBlock>,
-    conv_norm_out: nn::GroupNorm,
+    conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
 

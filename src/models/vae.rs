@@ -5,8 +5,8 @@ use super::{
     conv::{Conv2d, conv2d, conv3x3},
     latent_diffusion::names::{self, Names},
     nn::{
-        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require, require_widths,
-        show, silu, to_image, to_tokens,
+        ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require,
+        require_widths, show, silu, to_image, to_tokens,
     },
 };
 use schemars::JsonSchema;
@@ -100,7 +100,7 @@ impl AutoencoderKlConfig {
 /// Self-attention with one head over all cells of the deepest map.
 #[derive(Debug)]
 struct Attention {
-    group_norm: nn::GroupNorm,
+    group_norm: GroupNorm,
     to_q: nn::Linear,
     to_k: nn::Linear,
     to_v: nn::Linear,
@@ -172,7 +172,7 @@ struct Encoder {
     conv_in: Conv2d,
     down_blocks: Vec<Level<Conv2d>>,
     mid_block: MidBlock,
-    conv_norm_out: nn::GroupNorm,
+    conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
 
@@ -216,7 +216,7 @@ struct Decoder {
     conv_in: Conv2d,
     mid_block: MidBlock,
     up_blocks: Vec<Level<Upsample2D>>,
-    conv_norm_out: nn::GroupNorm,
+    conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
 

@@ -3,8 +3,8 @@
 use super::{
     super::{
         nn::{
-            ResnetBlock2D, attention, group_norm, layer_norm, linear, linear_no_bias, show, to_image, to_tokens,
-            uniform,
+            GroupNorm, ResnetBlock2D, attention, group_norm, layer_norm, linear, linear_no_bias, show, to_image,
+            to_tokens, uniform,
         },
         recompute::{Pass, segment},
     },
@@ -81,7 +81,7 @@ impl BasicTransformerBlock {
 /// Transformer blocks over the cells of a map, added to it.
 #[derive(Debug)]
 pub(super) struct Transformer2D {
-    norm: nn::GroupNorm,
+    norm: GroupNorm,
     proj_in: nn::Linear,
     transformer_blocks: Vec<BasicTransformerBlock>,
     proj_out: nn::Linear,
