@@ -1,0 +1,184 @@
+"""One network of a Python library, for `cargo bench --bench networks`.
+
+    networks.py NAME FOLDER THREADS
+
+writes the network's weights, its inputs and what it makes of them into FOLDER, says "ready", and then runs once for each line
+that it reads, answering with the seconds that it took, and with those of the processor in it. At the end of its input it says how much memory it took at most, in MiB.
+A new network is a function here, and one in networks.rs.
+"""
+
+import json
+import pathlib
+import resource
+import sys
+import time
+
+import torch
+from safetensors.torch import save_file
+
+CASES = {}
+
+
+def case(name):
+    def add(build):
+        CASES[name] = build
+        return build
+
+    return add
+
+
+class Work:
+    """What is timed, and what it is given and gives."""
+
+    def __init__(self, folder, inputs):
+        self.folder, self.inputs = folder, inputs
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, folder / "inputs.safetensors")
+
+    def weights(self, module, config):
+        """Keeps what the other side loads."""
+        state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+        save_file(state, self.folder / "weights.safetensors")
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+    def expect(self, outputs):
+        save_file({name: tensor.detach().contiguous() for name, tensor in outputs.items()}, self.folder / "expected.safetensors")
+
+
+def random(*shape):
+    return torch.randn(*shape)
+
+
+def inference(work, forward):
+    """Times `forward`, which returns a tensor, without gradients."""
+
+    @torch.no_grad()
+    def run():
+        return forward()
+
+    work.expect({"output": run()})
+    return run
+
+
+def unet(folder, batch):
+    from diffusers import UNet2DConditionModel
+
+    # Stable Diffusion 1.5
+    model = UNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    ).eval()
+    inputs = {"x": random(batch, 4, 32, 32), "t": torch.full((batch,), 501), "context": random(batch, 77, 768)}
+    work = Work(folder, inputs)
+    work.weights(model, dict(model.config))
+    x, t, context = inputs.values()
+    return inference(work, lambda: model(x, t, context).sample)
+
+
+case("unet")(lambda folder: unet(folder, 1))
+case("unet-batch4")(lambda folder: unet(folder, 4))
+
+
+def autoencoder(folder):
+    from diffusers import AutoencoderKL
+
+    # Stable Diffusion 1.5
+    model = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()
+    inputs = {"image": random(1, 3, 256, 256), "z": random(1, 4, 32, 32)}
+    work = Work(folder, inputs)
+    work.weights(model, dict(model.config))
+    return work, model
+
+
+@case("vae-encode")
+def vae_encode(folder):
+    work, model = autoencoder(folder)
+    return inference(work, lambda: model.encode(work.inputs["image"]).latent_dist.mean)
+
+
+@case("vae-decode")
+def vae_decode(folder):
+    work, model = autoencoder(folder)
+    return inference(work, lambda: model.decode(work.inputs["z"]).sample)
+
+
+@case("clip-text")
+def clip_text(folder):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    # the text half of CLIP ViT-L/14
+    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
+    model = CLIPTextModel(config).eval()
+    inputs = {"input_ids": torch.randint(0, config.vocab_size - 2, (16, 77))}
+    inputs["input_ids"][:, -1] = config.vocab_size - 1
+    work = Work(folder, inputs)
+    work.weights(model, config.to_dict())
+    return inference(work, lambda: model(inputs["input_ids"]).last_hidden_state)
+
+
+def dino(folder, batch):
+    from timm import create_model
+
+    # the position table of an image of 256x256, so that neither side resizes it
+    model = create_model("vit_small_patch8_224.dino", num_classes=0, img_size=256).eval()
+    work = Work(folder, {"x": random(batch, 3, 256, 256)})
+    work.weights(model, {})
+    return inference(work, lambda: model.forward_features(work.inputs["x"]))
+
+
+case("dino-vits8")(lambda folder: dino(folder, 1))
+case("dino-vits8-batch4")(lambda folder: dino(folder, 4))
+
+
+@case("dino-vits8-hf")
+def dino_hf(folder):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, patch_size=8, image_size=256)
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    work = Work(folder, {"x": random(1, 3, 256, 256)})
+    work.weights(model, {})
+    return inference(work, lambda: model(work.inputs["x"]).last_hidden_state)
+
+
+@case("resnet50")
+def resnet50(folder):
+    from torchvision.models import resnet50
+
+    model = resnet50(weights=None).eval()
+    work = Work(folder, {"x": random(4, 3, 256, 256)})
+    work.weights(model, {})
+
+    def forward():
+        x = model.maxpool(model.relu(model.bn1(model.conv1(work.inputs["x"]))))
+        return model.layer3(model.layer2(model.layer1(x)))
+
+    return inference(work, forward)
+
+
+def main():
+    name, folder, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    run = CASES[name](pathlib.Path(folder))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started, cpu = time.perf_counter(), time.process_time()
+        run()
+        print(time.perf_counter() - started, time.process_time() - cpu, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main()
