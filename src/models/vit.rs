@@ -20,7 +20,7 @@ use tch::{
 };
 
 /// Whose code runs the network. The weights are the same; how positions are resized, and in DINO what is added to variances,
-/// differ, and features with them in the third digit.
+/// differ, and the features with them by a little.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// DINO's and DINOv2's own.
