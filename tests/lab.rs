@@ -59,7 +59,7 @@ tables:
     stage: reconstruct
     from: [images, latents, text_embeddings, autoencoder, denoiser]
     where: split = 'test'
-    with: { sampler: { num_inference_steps: 2 } }
+    with: { guidance_scale: 1, sampler: { num_inference_steps: 2 } }
   anomaly_maps:
     stage: anomaly_maps
     from: [images, reconstructions]

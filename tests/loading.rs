@@ -6,10 +6,10 @@ use tch::{Device, Kind, nn::VarStore};
 use vlmdiff::models::checkpoint::Checkpoint;
 
 const WEIGHTS: &str = "VLMDIFF_TEST_WEIGHTS";
-const TENSORS: i64 = 6;
+const TENSORS: i64 = 16;
 const ELEMENTS: i64 = 4 << 20;
 
-/// Writes 96 MB of weights that begin at a byte of the file.
+/// Writes 256 MB of weights that begin at a byte of the file.
 fn write(path: &Path, alignment: usize) {
     let size = ELEMENTS as usize * 4;
     let entry = |i: i64| {

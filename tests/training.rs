@@ -1,4 +1,4 @@
-//! Trainings while they go on, and how they are interrupted.
+//! Trainings while they go on, how they are interrupted, and what they start from.
 
 use std::{
     collections::HashMap,
@@ -7,10 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tch::{Device, nn::VarStore};
+use tch::{Device, Tensor, nn::VarStore};
 use vlmdiff::{
     engine::Store,
-    models::{checkpoint::to_safetensors, lpips::Lpips},
+    models::{
+        checkpoint::{Checkpoint, to_safetensors},
+        lpips::Lpips,
+        unet::UNet2DConditionModel,
+    },
 };
 
 use crate::lab::{Lab, TOY};
@@ -18,7 +22,7 @@ use crate::lab::{Lab, TOY};
 /// An autoencoder with all that can be in a training: two optimisers of which one begins later, micro-batches, an average,
 /// weights kept on the way.
 fn pipeline() -> String {
-    TOY.replace(
+    replaced(
         "training: { steps: 4, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9, log_every: 2 }",
         "perceptual: [perceptual.safetensors]
       discriminator: { start: 60, batch_norm: train, config: { ndf: 4, n_layers: 1 } }
@@ -27,34 +31,48 @@ fn pipeline() -> String {
     )
 }
 
+/// The toy pipeline with something else in place of a part.
+fn replaced(part: &str, by: &str) -> String {
+    assert!(TOY.contains(part), "the toy pipeline has no `{part}`");
+    TOY.replace(part, by)
+}
+
 fn lab() -> Lab {
     let lab = Lab::new(&pipeline());
     let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
     tch::manual_seed(1);
     let _ = Lpips::new(&vgg.root(), &lin.root(), [2, 2, 2, 2, 2]);
-    let tensors: Vec<_> = vgg.variables().into_iter().chain(lin.variables()).collect();
-    std::fs::write(lab.path("perceptual.safetensors"), to_safetensors(tensors, HashMap::new()).unwrap()).unwrap();
+    save(&lab, "perceptual.safetensors", vgg.variables().into_iter().chain(lin.variables()));
     lab
 }
 
+fn save(lab: &Lab, file: &str, tensors: impl Iterator<Item = (String, Tensor)>) {
+    let bytes = to_safetensors(tensors.collect::<Vec<_>>(), HashMap::new()).unwrap();
+    std::fs::write(lab.path(file), bytes).unwrap();
+}
+
 /// Starts a run in a group of its own, as a shell with a terminal does.
-fn start(lab: &Lab) -> Child {
-    let mut run = lab.command(&["run", "pipeline.yaml", "--until", "autoencoder"]);
+fn start(lab: &Lab, until: &str) -> Child {
+    let mut run = lab.command(&["run", "pipeline.yaml", "--until", until]);
     run.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// What the terminal does at Ctrl-C.
-fn signal(run: &Child, signal: &str) {
-    let sent = Command::new("bash").args(["-c", &format!("kill -{signal} -- -{}", run.id())]).status().unwrap();
-    assert!(sent.success());
+/// What the terminal does at Ctrl-C; what the run then said.
+fn interrupt(run: Child) -> String {
+    let signal = format!("kill -INT -- -{}", run.id());
+    assert!(Command::new("bash").args(["-c", &signal]).status().unwrap().success());
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped at step") && said.contains("error: interrupted"), "{said}");
+    said
 }
 
-/// Waits until SQL sees rows of the training, and returns them.
-fn rows(lab: &Lab, run: &mut Child) -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_secs(120);
+/// Waits until SQL sees rows of a training, and returns them.
+fn rows(lab: &Lab, run: &mut Child, query: &str) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(240);
     while Instant::now() < deadline {
         assert!(run.try_wait().unwrap().is_none(), "the training was over before its rows were seen");
-        let query = "select step, loss, disc_loss, rows_per_s, weights from autoencoder order by step";
         let seen = lab.vlmdiff(&["sql", query, "--format", "csv"]);
         if seen.code == Some(0) && seen.stdout.lines().count() > 1 {
             return seen.stdout.lines().skip(1).map(str::to_owned).collect();
@@ -64,32 +82,36 @@ fn rows(lab: &Lab, run: &mut Child) -> Vec<String> {
     panic!("no rows were seen");
 }
 
+const ROWS: &str = "select step, loss, disc_loss, rows_per_s, weights from autoencoder order by step";
+
 fn is_published(lab: &Lab) -> bool {
     let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
     store.published("toy", "autoencoder").unwrap().is_some()
+}
+
+/// Goes on to the end, which is the same as without an interruption.
+fn finish(lab: &Lab, until: &str) {
+    let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", until]);
+    assert!(last.code == Some(0) && last.stderr.contains("goes on from step"), "{}", last.stderr);
+    assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"));
 }
 
 #[test]
 fn its_rows_are_seen_while_it_goes_on_and_ctrl_c_saves() {
     let lab = lab();
     lab.run(&["--store", "undisturbed", "--until", "autoencoder"]);
-    let mut run = start(&lab);
-    let seen = rows(&lab, &mut run);
+    let mut run = start(&lab, "autoencoder");
+    let seen = rows(&lab, &mut run, ROWS);
     assert!(seen[0].starts_with("2,") && seen.len() < 120, "{seen:?}");
     assert!(!is_published(&lab));
     let plan = lab.vlmdiff(&["plan", "pipeline.yaml", "--target", "autoencoder"]).stdout;
     assert!(plan.contains("autoencoder  to compute"), "{plan}");
-    signal(&run, "INT");
-    let ended = run.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(130), "{said}");
-    assert!(said.contains("stopped at step") && said.contains("error: interrupted"), "{said}");
+    interrupt(run);
+    assert_eq!(lab.sql(".vlmdiff", "select status from runs"), ["interrupted"]);
     // What is not finished is nothing once nobody works on it.
     let none = lab.vlmdiff(&["sql", "select * from autoencoder"]);
     assert!(none.code == Some(2) && none.stderr.contains("autoencoder"), "{}{}", none.stdout, none.stderr);
-    let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", "autoencoder"]);
-    assert!(last.code == Some(0) && last.stderr.contains("goes on from step"), "{}", last.stderr);
-    assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"));
+    finish(&lab, "autoencoder");
     // 120 rows, of which four name weights on the way and the last the final ones; a clean-up keeps them all.
     lab.vlmdiff(&["gc"]);
     let named = "select step from autoencoder where weights is not null order by step";
@@ -104,15 +126,109 @@ fn its_rows_are_seen_while_it_goes_on_and_ctrl_c_saves() {
 }
 
 #[test]
+fn a_denoiser_in_mixed_precision_goes_on_bit_for_bit() {
+    let lab = Lab::new(&replaced(
+        "trainable: all
+      training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }",
+        "trainable: all
+      dtype: bf16
+      gradient_checkpointing: true
+      training: { steps: 120, batch_size: 3, accumulate: 2, lr: 1.0e-3, ema_decay: 0.9, max_grad_norm: 1, log_every: 2 }",
+    ));
+    lab.run(&["--store", "undisturbed", "--until", "denoiser"]);
+    let mut run = start(&lab, "denoiser");
+    rows(&lab, &mut run, "select step from denoiser");
+    interrupt(run);
+    finish(&lab, "denoiser");
+    let rows = lab.sql(".vlmdiff", "select count(*), max(loss) < 10, max(grad_norm) > 0 from denoiser");
+    assert_eq!(rows, ["60,true,true"]);
+}
+
+#[test]
 fn a_killed_training_leaves_no_table() {
     let lab = lab();
-    let mut run = start(&lab);
-    let _ = rows(&lab, &mut run);
+    let mut run = start(&lab, "autoencoder");
+    rows(&lab, &mut run, ROWS);
     run.kill().unwrap();
     run.wait().unwrap();
     let none = lab.vlmdiff(&["sql", "select * from autoencoder"]);
     assert!(none.code == Some(2) && none.stderr.contains("autoencoder"), "{}{}", none.stdout, none.stderr);
     assert!(!is_published(&lab));
+}
+
+/// The weights that a table names.
+fn weights(lab: &Lab, table: &str) -> Checkpoint {
+    let named = lab.sql(".vlmdiff", &format!("select weights from {table} where weights is not null"));
+    Checkpoint::open(lab.path(&format!(".vlmdiff/blobs/{}", named.last().unwrap()))).unwrap()
+}
+
+/// A learning rate of 0 shows what a training starts from.
+#[test]
+fn a_training_goes_on_from_published_weights() {
+    let lab = Lab::new(TOY);
+    lab.run(&["--until", "autoencoder"]);
+    let first = weights(&lab, "autoencoder");
+    // as latent diffusion keeps them: with a loss beside, which is not the network's
+    let loss = ("loss.logvar".to_owned(), Tensor::from(0_f32));
+    save(&lab, "vae.safetensors", first.tensors().unwrap().into_iter().chain([loss]));
+    let still = ["--set", "autoencoder.training.lr=0", "--set", "autoencoder.init=vae.safetensors"];
+    lab.run(&[&["--until", "autoencoder"], &still[..]].concat());
+    let again = weights(&lab, "autoencoder");
+    assert!(first.names().all(|name| first.tensor(name).unwrap() == again.tensor(name).unwrap()));
+    // and the scale of the latents as the configuration says, not as measured
+    let scale = |weights: &Checkpoint| weights.metadata()["config"].contains("\"scaling_factor\":0.18215");
+    assert!(scale(&again) && !scale(&first));
+
+    let pipeline = TOY.replace("trainable: all\n", "init: unet.safetensors\n");
+    lab.write("pipeline.yaml", &pipeline);
+    let missing = lab.vlmdiff(&["run", "pipeline.yaml", "--until", "denoiser"]);
+    assert!(missing.code == Some(2) && missing.stderr.contains("unet.safetensors"), "{}", missing.stderr);
+    let config = "{\"block_out_channels\": [8, 16], \"down_block_types\": [\"DownBlock2D\", \"CrossAttnDownBlock2D\"],
+        \"layers_per_block\": 1, \"attention_head_dim\": 2, \"cross_attention_dim\": 16, \"norm_num_groups\": 4}";
+    let vs = VarStore::new(Device::Cpu);
+    tch::manual_seed(2);
+    let _ = UNet2DConditionModel::new(vs.root(), &serde_json::from_str(config).unwrap()).unwrap();
+    save(&lab, "unet.safetensors", vs.variables().into_iter());
+    lab.run(&["--until", "denoiser", "--set", "denoiser.training.lr=0"]);
+    let denoiser = weights(&lab, "denoiser");
+    for (name, start) in vs.variables() {
+        assert_eq!(denoiser.tensor(&format!("unet.{name}")).unwrap(), start, "{name}");
+        if !UNet2DConditionModel::is_decoder(&name) {
+            assert_eq!(denoiser.tensor(&format!("control.{name}")).unwrap(), start, "{name}");
+        }
+    }
+    // what is not trained stays, and from nothing that is refused
+    lab.run(&["--until", "denoiser"]);
+    let denoiser = weights(&lab, "denoiser");
+    for (name, start) in vs.variables() {
+        let is_same = denoiser.tensor(&format!("unet.{name}")).unwrap() == start;
+        assert_eq!(is_same, !UNet2DConditionModel::is_decoder(&name), "{name}");
+    }
+    lab.write("pipeline.yaml", &TOY.replace("      trainable: all\n", ""));
+    let refused = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("name weights to start from"), "{}", refused.stderr);
+}
+
+/// Without captions all images have that of one row.
+#[test]
+fn a_denoiser_is_trained_without_captions() {
+    let pipeline = TOY
+        .replace(
+            "  autoencoder:\n",
+            "  nothing: { stage: sql, from: [captions], with: { makes: rows, query: \"select '' as image_id, '' as caption\" } }
+  unconditional: { stage: encode_text, from: [nothing, text_encoder] }
+  autoencoder:\n",
+        )
+        .replace(
+            "from: [images, latents, text_embeddings, autoencoder]",
+            "from: { images: images, latents: latents, autoencoder: autoencoder, unconditional: unconditional }",
+        );
+    let lab = Lab::new(&pipeline);
+    lab.run(&["--until", "denoiser"]);
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from denoiser"), ["2"]);
+    lab.write("pipeline.yaml", &pipeline.replace(", unconditional: unconditional }", " }"));
+    let refused = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("captions come from one of"), "{}", refused.stderr);
 }
 
 #[test]

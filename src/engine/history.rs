@@ -79,9 +79,10 @@ pub struct TableRun {
 }
 
 impl Run {
-    /// `done`, `failed`, or `unfinished` for a run that was killed or is not over.
+    /// `done`, `failed`, `interrupted`, or `unfinished` for a run that was killed or is not over.
     pub fn status(&self) -> &'static str {
         match (&self.error, self.seconds) {
+            (Some(error), _) if *error == Error::Interrupted.to_string() => "interrupted",
             (Some(_), _) => "failed",
             (None, Some(_)) => "done",
             (None, None) => "unfinished",

@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread::JoinHandle,
 };
 
 use arrow::{
     array::RecordBatch,
     compute::{concat_batches, interleave_record_batch},
-    datatypes::{Schema, SchemaRef},
+    datatypes::{DataType, Schema, SchemaRef},
 };
 use bytes::Bytes;
 use parquet::{
@@ -33,12 +37,46 @@ use super::{
 
 /// A batch as the bytes of a Parquet file, all rows in one row group.
 pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
+    let mut writer = writer(batch.schema_ref())?;
+    write(&mut writer, batch)?;
+    Ok(writer.into_inner()?.into())
+}
+
+/// [`encode`] of batches as they come, on a thread of its own, beside the work that makes the next ones.
+pub(super) struct Encoder {
+    batches: SyncSender<RecordBatch>,
+    thread: JoinHandle<Result<Bytes>>,
+}
+
+impl Encoder {
+    pub(super) fn start(schema: SchemaRef) -> Self {
+        let (batches, received) = mpsc::sync_channel(1);
+        let encode = move || {
+            let mut writer = writer(&schema)?;
+            received.iter().try_for_each(|batch| write(&mut writer, &batch))?;
+            Ok(writer.into_inner()?.into())
+        };
+        Self { batches, thread: std::thread::spawn(encode) }
+    }
+
+    pub(super) fn write(&self, batch: RecordBatch) {
+        // An encoder that failed takes no more, and says why at the end.
+        let _ = self.batches.send(batch);
+    }
+
+    pub(super) fn finish(self) -> Result<Bytes> {
+        drop(self.batches);
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+fn writer(schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>> {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
         .set_max_row_group_row_count(None)
         .set_created_by("vlmdiff".into());
     // A dictionary or statistics of pixels cost time and help nobody.
-    for field in batch.schema_ref().fields().iter().filter(|f| is_heavy(f)) {
+    for field in schema.fields().iter().filter(|f| is_heavy(f)) {
         let leaf = if field.data_type().is_nested() {
             vec![field.name().clone(), "list".into(), "item".into()]
         } else {
@@ -49,11 +87,22 @@ pub fn encode(batch: &RecordBatch) -> Result<Bytes> {
             .set_column_dictionary_enabled(column.clone(), false)
             .set_column_statistics_enabled(column, EnabledStatistics::None);
     }
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties.build()))?;
-    writer.write(batch)?;
-    writer.close()?;
-    Ok(bytes.into())
+    Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
+}
+
+/// Numbers of a list that are encoded at a time: the writer notes twelve bytes about each.
+const ITEMS: usize = 1 << 18;
+
+fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
+    let widest = batch.schema_ref().fields().iter().filter_map(|field| match field.data_type() {
+        DataType::FixedSizeList(_, size) => Some(*size as usize),
+        _ => None,
+    });
+    let rows = ITEMS / widest.max().unwrap_or_default().clamp(1, ITEMS);
+    for start in (0..batch.num_rows()).step_by(rows) {
+        writer.write(&batch.slice(start, rows.min(batch.num_rows() - start)))?;
+    }
+    Ok(())
 }
 
 /// Chosen columns of a part in the order asked for, and of its rows these runs, or all.

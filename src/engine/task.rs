@@ -22,7 +22,7 @@ use super::{
     event::now_ms,
     join::in_order,
     manifest::{Entry, PartRef, RowError, decode_schema},
-    parts,
+    parts::{self, Encoder},
     stage::{Context, OpenFn, Operator, Output, Schemas},
     store::state_name,
 };
@@ -348,7 +348,8 @@ pub struct Sink<'a> {
     done: u64,
     /// The ids of a table that has its own.
     ids: HashSet<String>,
-    pending: Vec<RecordBatch>,
+    /// The rows since the last commit.
+    pending: Option<Encoder>,
     entry: Entry,
     entries: Vec<Entry>,
     committed: Instant,
@@ -379,7 +380,7 @@ impl<'a> Sink<'a> {
             written: vec![false; task.ids.len()],
             done: 0,
             ids: HashSet::new(),
-            pending: Vec::new(),
+            pending: None,
             entry: empty_entry(),
             entries: Vec::new(),
             committed: Instant::now(),
@@ -431,7 +432,7 @@ impl<'a> Sink<'a> {
             }
         }
         let (stored, contents) = seal(&self.declared, batch, keys.as_deref())?;
-        self.pending.push(stored);
+        self.pend(stored);
         self.entry.keys.extend(keys.unwrap_or_default());
         self.entry.contents.extend(contents);
         if self.keyed() { self.advance() } else { Ok(()) }
@@ -534,13 +535,16 @@ impl<'a> Sink<'a> {
         Ok(saved.and_then(whole))
     }
 
+    fn pend(&mut self, stored: RecordBatch) {
+        self.pending.get_or_insert_with(|| Encoder::start(stored.schema())).write(stored);
+    }
+
     /// Commits the rows written so far as a part.
     fn commit(&mut self) -> Result<()> {
         self.committed = Instant::now();
         let mut entry = std::mem::replace(&mut self.entry, empty_entry());
-        let batches = std::mem::take(&mut self.pending);
-        if let Some(first) = batches.first() {
-            let bytes = parts::encode(&concat_batches(first.schema_ref(), &batches)?)?;
+        if let Some(encoder) = self.pending.take() {
+            let bytes = encoder.finish()?;
             entry.bytes = bytes.len() as u64;
             entry.part = Some(self.store.put_part(bytes)?);
         }
@@ -560,9 +564,9 @@ impl<'a> Sink<'a> {
                 self.task.job.stage, self.task.ids[at]
             )));
         }
-        if !self.keyed() && self.pending.is_empty() {
+        if !self.keyed() && self.pending.is_none() {
             let empty = RecordBatch::new_empty(self.declared.clone());
-            self.pending.push(seal(&self.declared, &empty, None)?.0);
+            self.pend(seal(&self.declared, &empty, None)?.0);
         }
         self.commit()?;
         if !self.keyed() {

@@ -121,6 +121,12 @@ impl ClipTextConfig {
     }
 }
 
+/// x · sigmoid(1.702 x), in memory of its own only once where no gradient is asked for.
+fn quick_gelu(x: Tensor) -> Tensor {
+    let mut gate = (&x * 1.702).sigmoid_();
+    if x.requires_grad() { gate * x } else { gate.g_mul_(&x) }
+}
+
 /// Causal self-attention and a feed-forward layer, each normalised before and added after.
 #[derive(Debug)]
 struct EncoderLayer {
@@ -160,7 +166,7 @@ impl EncoderLayer {
         let x = x + self.out_proj.forward(&attention(&q, &k, &v, self.heads, true));
         let hidden = self.fc1.forward(&self.layer_norm2.forward(&x));
         let hidden = match self.act {
-            HiddenAct::QuickGelu => &hidden * (&hidden * 1.702).sigmoid(),
+            HiddenAct::QuickGelu => quick_gelu(hidden),
             HiddenAct::Gelu => hidden.gelu("none"),
         };
         x + self.fc2.forward(&hidden)

@@ -5,8 +5,9 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
+    conv::{Conv2d, conv2d, conv3x3, zero_conv},
     latent_diffusion::names::{self, Names},
-    nn::{ConfigError, channels_last, conv2d, conv3x3, require, show, zero_conv},
+    nn::{ConfigError, channels_last, require, show, silu},
     recompute::{Pass, segment},
     unet::{Encoder, UNet2DConditionConfig},
 };
@@ -147,8 +148,8 @@ impl ControlResiduals {
 /// Brings the condition to the size and width of the first map of the UNet.
 #[derive(Debug)]
 struct ConditioningEmbedding {
-    convs: Vec<nn::Conv2D>,
-    conv_out: nn::Conv2D,
+    convs: Vec<Conv2d>,
+    conv_out: Conv2d,
 }
 
 impl ConditioningEmbedding {
@@ -164,7 +165,7 @@ impl ConditioningEmbedding {
     }
 
     fn forward(&self, condition: &Tensor) -> Tensor {
-        let x = self.convs.iter().fold(channels_last(condition), |x, conv| conv.forward(&x).silu());
+        let x = self.convs.iter().fold(channels_last(condition), |x, conv| silu(conv.forward(&x)));
         self.conv_out.forward(&x)
     }
 }
@@ -174,7 +175,7 @@ impl ConditioningEmbedding {
 #[derive(Debug)]
 struct Fusion {
     /// By the map that is added to, then by the map that is read.
-    down: Vec<Vec<nn::Conv2D>>,
+    down: Vec<Vec<Conv2d>>,
 }
 
 impl Fusion {
@@ -185,7 +186,7 @@ impl Fusion {
         let options = nn::ConvConfig { stride: 2, padding: 1, bias: false, ws_init: zero, ..Default::default() };
         let conv = |from: usize, to: usize| {
             let name = format!("down{}{}", from + 1, to + 1);
-            nn::conv2d(&vs / name, sources[from], targets[to], 3, options)
+            Conv2d::new(&vs / name, sources[from], targets[to], 3, options)
         };
         Self { down: (0..deepest).map(|to| (0..deepest).map(|from| conv(from, to)).collect()).collect() }
     }
@@ -194,7 +195,7 @@ impl Fusion {
     fn forward(&self, to: usize, x: &Tensor, sources: &[Tensor]) -> Tensor {
         let none = None::<&Tensor>;
         let norm = |x: Tensor| x.instance_norm(none, none, none, none, true, 0., 1e-5, false);
-        let add = |sum: Tensor, (conv, source): (&nn::Conv2D, &Tensor)| sum + norm(conv.forward(source)).silu();
+        let add = |sum: Tensor, (conv, source): (&Conv2d, &Tensor)| sum + norm(conv.forward(source)).silu();
         self.down[to].iter().zip(sources).fold(x.shallow_clone(), add)
     }
 }
@@ -204,8 +205,8 @@ impl Fusion {
 pub struct ControlNet {
     encoder: Encoder,
     controlnet_cond_embedding: ConditioningEmbedding,
-    controlnet_down_blocks: Vec<nn::Conv2D>,
-    controlnet_mid_block: nn::Conv2D,
+    controlnet_down_blocks: Vec<Conv2d>,
+    controlnet_mid_block: Conv2d,
     form: ControlForm,
     fusion: Option<Fusion>,
     /// How many skips are at the deepest resolution.

@@ -1,6 +1,9 @@
 //! A small convolutional image encoder: the other half of CLIP's objective when a text encoder is trained from nothing.
 
-use super::nn::{conv2d, group_norm, linear_no_bias};
+use super::{
+    conv::{Conv2d, conv2d},
+    nn::{group_norm, linear_no_bias},
+};
 use tch::{
     Kind, Tensor,
     nn::{self, Module},
@@ -9,7 +12,7 @@ use tch::{
 /// Strided convolutions, a mean over the picture and a projection.
 #[derive(Debug)]
 pub struct ImageTower {
-    levels: Vec<(nn::Conv2D, nn::GroupNorm)>,
+    levels: Vec<(Conv2d, nn::GroupNorm)>,
     projection: nn::Linear,
 }
 

@@ -2,7 +2,8 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::{conv3x3, skip_init},
+    conv::{Conv2d, conv3x3},
+    nn::skip_init,
 };
 use tch::{
     Device, Kind, Tensor,
@@ -21,12 +22,15 @@ const EPS: f64 = 1e-10;
 /// VGG16 up to its last convolution, and a weight for each channel that is compared.
 #[derive(Debug)]
 pub struct Lpips {
-    blocks: Vec<Vec<nn::Conv2D>>,
+    blocks: Vec<Vec<Conv2d>>,
     /// Per block [1, C, 1, 1].
     lins: Vec<Tensor>,
 }
 
 impl Lpips {
+    /// The smallest side of an image: it is halved between the blocks.
+    pub const SMALLEST: usize = 1 << (BLOCKS.len() - 1);
+
     /// Declares the parameters, those of VGG16 under `vgg` and the weights of channels under `lin`, by their published names.
     /// `widths` are the channels of each block.
     pub fn new(vgg: &nn::Path, lin: &nn::Path, widths: [i64; 5]) -> Self {
@@ -69,7 +73,7 @@ impl Lpips {
     pub fn features(&self, images: &Tensor) -> Vec<Tensor> {
         let channels = |values: &[f32; 3]| Tensor::from_slice(values).to_device(images.device()).view([1, 3, 1, 1]);
         let mut x = (images - channels(&SHIFT)) / channels(&SCALE);
-        let block = |(i, block): (usize, &Vec<nn::Conv2D>)| {
+        let block = |(i, block): (usize, &Vec<Conv2d>)| {
             if i > 0 {
                 x = x.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false);
             }

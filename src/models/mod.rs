@@ -5,6 +5,7 @@ pub mod architecture;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
+mod conv;
 mod conv_norm;
 pub mod device;
 pub mod efficientnet;

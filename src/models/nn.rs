@@ -3,6 +3,7 @@
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
 
+use super::conv::{Conv2d, conv2d, conv3x3};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -95,25 +96,6 @@ pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Lin
     nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bs_init: None, bias: false })
 }
 
-/// A `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out].
-pub(crate) fn conv2d(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> nn::Conv2D {
-    let init = uniform(inputs * kernel * kernel);
-    let config = nn::ConvConfig { stride, padding, ws_init: init, bs_init: init, ..Default::default() };
-    nn::conv2d(vs, inputs, outputs, kernel, config)
-}
-
-/// The 3×3 convolution that keeps height and width.
-pub(crate) fn conv3x3(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Conv2D {
-    conv2d(vs, inputs, outputs, 3, 1, 1)
-}
-
-/// A convolution that starts at zero and keeps height and width (ControlNet, Zhang et al. 2023, section 3.1).
-pub(crate) fn zero_conv(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64) -> nn::Conv2D {
-    let zero = Init::Const(0.);
-    let config = nn::ConvConfig { padding: kernel / 2, ws_init: zero, bs_init: zero, ..Default::default() };
-    nn::conv2d(vs, inputs, outputs, kernel, config)
-}
-
 /// Group normalisation with an affine output.
 pub(crate) fn group_norm(vs: nn::Path, groups: i64, channels: i64, eps: f64) -> nn::GroupNorm {
     nn::group_norm(vs, groups, channels, nn::GroupNormConfig { eps, ..Default::default() })
@@ -122,6 +104,12 @@ pub(crate) fn group_norm(vs: nn::Path, groups: i64, channels: i64, eps: f64) -> 
 /// Layer normalisation over the last dimension.
 pub(crate) fn layer_norm(vs: nn::Path, width: i64, eps: f64) -> nn::LayerNorm {
     nn::layer_norm(vs, vec![width], nn::LayerNormConfig { eps, ..Default::default() })
+}
+
+/// SiLU of a map that nobody else has: in place, unless a gradient needs it as it was. Fresh memory for a large map costs more
+/// than the arithmetic.
+pub(crate) fn silu(mut x: Tensor) -> Tensor {
+    if x.requires_grad() { x.silu() } else { x.silu_() }
 }
 
 /// Multi-head attention of `q` [B, N, C] over `k`, `v` [B or 1, M, C] -> [B, N, C]; scale 1/sqrt(C / heads).
@@ -156,11 +144,11 @@ pub(crate) fn channels_last(x: &Tensor) -> Tensor {
 #[derive(Debug)]
 pub(crate) struct ResnetBlock2D {
     norm1: nn::GroupNorm,
-    conv1: nn::Conv2D,
+    conv1: Conv2d,
     time_emb_proj: Option<nn::Linear>,
     norm2: nn::GroupNorm,
-    conv2: nn::Conv2D,
-    conv_shortcut: Option<nn::Conv2D>,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
 }
 
 impl ResnetBlock2D {
@@ -185,22 +173,23 @@ impl ResnetBlock2D {
 
     /// `x` [B, inputs, H, W], `emb` [B, temb_channels] -> [B, outputs, H, W].
     pub(crate) fn forward(&self, x: &Tensor, emb: Option<&Tensor>) -> Tensor {
-        let mut h = self.conv1.forward(&self.norm1.forward(x).silu());
+        let mut h = self.conv1.forward(&silu(self.norm1.forward(x)));
         if let Some((proj, emb)) = self.time_emb_proj.as_ref().zip(emb) {
             h += proj.forward(emb).unsqueeze(-1).unsqueeze(-1);
         }
-        let h = self.conv2.forward(&self.norm2.forward(&h).silu());
+        let mut h = self.conv2.forward(&silu(self.norm2.forward(&h)));
         match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x) + h,
-            None => x + h,
+            Some(shortcut) => h += shortcut.forward(x),
+            None => h += x,
         }
+        h
     }
 }
 
 /// Nearest-neighbour growth to [H, W], then a 3×3 convolution.
 #[derive(Debug)]
 pub(crate) struct Upsample2D {
-    conv: nn::Conv2D,
+    conv: Conv2d,
 }
 
 impl Upsample2D {

@@ -44,6 +44,11 @@ impl PatchGanConfig {
             "input_nc and ndf have to be at least 1, and n_layers 1 to 15".into()
         })
     }
+
+    /// The smallest side of an image that has a patch.
+    pub fn smallest(&self) -> i64 {
+        3 << self.n_layers
+    }
 }
 
 /// A convolution, then a batch normalisation but in the first and the last layer.
@@ -130,6 +135,12 @@ mod tests {
         let _ = network.forward(&x, true);
         assert_ne!(vs.variables()["main.3.running_mean"], mean);
         assert_eq!(vs.variables()["main.9.weight"].size(), [32]);
+        for n_layers in 1..=3 {
+            let config = PatchGanConfig { ndf: 4, n_layers, ..Default::default() };
+            let network = PatchGan::new(VarStore::new(Device::Cpu).root(), &config).unwrap();
+            let least = Tensor::zeros([1, 3, config.smallest(), config.smallest()], (Kind::Float, Device::Cpu));
+            assert_eq!(network.forward(&least, false).size(), [1, 1, 1, 1]);
+        }
         assert!(PatchGan::is_parameter("main.3.weight") && !PatchGan::is_parameter("main.3.running_var"));
         assert!(PatchGan::new(vs.root(), &PatchGanConfig { n_layers: 0, ..Default::default() }).is_err());
     }

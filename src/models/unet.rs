@@ -8,7 +8,8 @@ pub use config::{DownBlockType, PerLevel, UNet2DConditionConfig, UpBlockType};
 
 use super::{
     control::ControlResiduals,
-    nn::{ConfigError, ResnetBlock2D, Upsample2D, channels_last, conv2d, conv3x3, group_norm, show},
+    conv::{Conv2d, conv2d, conv3x3},
+    nn::{ConfigError, ResnetBlock2D, Upsample2D, channels_last, group_norm, show, silu},
     recompute::{Pass, segment},
 };
 use blocks::{Layer, TimeEmbedding, Transformer2D};
@@ -20,7 +21,7 @@ use tch::{
 #[derive(Debug)]
 struct DownBlock {
     layers: Vec<Layer>,
-    downsample: Option<nn::Conv2D>,
+    downsample: Option<Conv2d>,
 }
 
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(super) struct Encoded {
 /// The way down and the middle, which a ControlNet copies.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    conv_in: nn::Conv2D,
+    conv_in: Conv2d,
     time_embedding: TimeEmbedding,
     down_blocks: Vec<DownBlock>,
     mid_resnets: [ResnetBlock2D; 2],
@@ -126,7 +127,7 @@ pub struct UNet2DConditionModel {
     encoder: Encoder,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: nn::GroupNorm,
-    conv_out: nn::Conv2D,
+    conv_out: Conv2d,
 }
 
 impl UNet2DConditionModel {
@@ -199,7 +200,7 @@ impl UNet2DConditionModel {
             }
             show(&level, &x);
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+        self.conv_out.forward(&silu(self.conv_norm_out.forward(&x)))
     }
 }
 

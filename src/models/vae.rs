@@ -2,10 +2,11 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
+    conv::{Conv2d, conv2d, conv3x3},
     latent_diffusion::names::{self, Names},
     nn::{
-        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, conv2d, conv3x3, group_norm, linear, require,
-        require_widths, show, to_image, to_tokens,
+        ConfigError, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require, require_widths,
+        show, silu, to_image, to_tokens,
     },
 };
 use schemars::JsonSchema;
@@ -168,11 +169,11 @@ impl<Resize> Level<Resize> {
 
 #[derive(Debug)]
 struct Encoder {
-    conv_in: nn::Conv2D,
-    down_blocks: Vec<Level<nn::Conv2D>>,
+    conv_in: Conv2d,
+    down_blocks: Vec<Level<Conv2d>>,
     mid_block: MidBlock,
     conv_norm_out: nn::GroupNorm,
-    conv_out: nn::Conv2D,
+    conv_out: Conv2d,
 }
 
 impl Encoder {
@@ -206,17 +207,17 @@ impl Encoder {
             show(format_args!("down_blocks.{i}"), &x);
         }
         let x = self.mid_block.forward(&x);
-        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+        self.conv_out.forward(&silu(self.conv_norm_out.forward(&x)))
     }
 }
 
 #[derive(Debug)]
 struct Decoder {
-    conv_in: nn::Conv2D,
+    conv_in: Conv2d,
     mid_block: MidBlock,
     up_blocks: Vec<Level<Upsample2D>>,
     conv_norm_out: nn::GroupNorm,
-    conv_out: nn::Conv2D,
+    conv_out: Conv2d,
 }
 
 impl Decoder {
@@ -248,7 +249,7 @@ impl Decoder {
                 x = upsample.forward(&x, [2 * h, 2 * w]);
             }
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu())
+        self.conv_out.forward(&silu(self.conv_norm_out.forward(&x)))
     }
 }
 
@@ -284,8 +285,8 @@ impl Posterior {
 pub struct AutoencoderKl {
     encoder: Encoder,
     decoder: Decoder,
-    quant_conv: Option<nn::Conv2D>,
-    post_quant_conv: Option<nn::Conv2D>,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
     config: AutoencoderKlConfig,
 }
 

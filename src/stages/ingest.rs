@@ -31,8 +31,8 @@ use crate::{
 /// Images are converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect ratio not kept). A mask is kept in two
 /// ways, in both of which a pixel above 0 is anomalous. `mask` is binarised at its own size and 255 where more than half of a
 /// pixel is covered: the rule of the protocols `exact` and `ader`. `mask_grey` is what the authors' loader makes of the file: its
-/// grey levels, resized and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Where it is
-/// null, and there is a `mask`, both agree.
+/// grey levels, resized and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Both
+/// are null where there is no ground truth.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
@@ -405,7 +405,7 @@ impl Reader {
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),
             column::tensors::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
             masks(|image| image.mask.as_ref())?,
-            masks(|image| image.mask_grey.as_ref())?,
+            masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
         ];
         Ok(RecordBatch::try_new(self.output.clone(), columns)?)
     }

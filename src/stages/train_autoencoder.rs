@@ -45,8 +45,8 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
-    /// Weights to go on from: a file, folder or URL of an AutoencoderKL in the layout of diffusers or of latent diffusion, alone
-    /// or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
+    /// Weights to go on from: a name that `vlmdiff models list` shows, or a file, folder or URL of an AutoencoderKL in the layout
+    /// of diffusers or of latent diffusion, alone or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
@@ -62,7 +62,7 @@ pub struct TrainAutoencoder {
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub mse_weight: f64,
-    /// The perceptual term's weights: VGG16 as torchvision publishes it and the linear layers of LPIPS (`vgg.pth`), or one file
+    /// The perceptual term's weights, named as `init` is: VGG16 as torchvision publishes it and the linear layers of LPIPS (`vgg.pth`), or one file
     /// with both, such as an autoencoder of latent diffusion. Absent: no perceptual term.
     #[garde(length(max = 2))]
     #[serde(default)]
@@ -253,8 +253,19 @@ impl Stage for TrainAutoencoder {
                 "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
             ));
         }
-        if let Some(discriminator) = &self.discriminator {
-            discriminator.config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+        let side = self.crop.map_or(height.min(width), |crop| crop as usize);
+        if let Some(Discriminator { config, .. }) = &self.discriminator {
+            config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+            if (side as i64) < config.smallest() {
+                return Err(format!(
+                    "`discriminator.config`: with {} layers it sees nothing of images below {1}x{1}",
+                    config.n_layers,
+                    config.smallest()
+                ));
+            }
+        }
+        if !self.perceptual.is_empty() && side < Lpips::SMALLEST {
+            return Err(format!("`perceptual`: VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST));
         }
         Ok(training::schema(&self.parts(), &self.config))
     }

@@ -60,8 +60,8 @@ pub struct TrainDenoiser {
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
-    /// Weights to start from: a file, folder or URL of a U-Net in the layout of diffusers or of latent diffusion, alone or with
-    /// all parts of a model, such as Stable Diffusion 1.5. Where the file has no control branch, that starts as a copy of the
+    /// Weights to start from: a name that `vlmdiff models list` shows, such as `stable-diffusion-1.5`, or a file, folder or URL of a
+    /// U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a model. Where the file has no control branch, that starts as a copy of the
     /// U-Net's way down. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -46,12 +46,11 @@ impl Weights<'_> {
         Ok(files.map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
-    /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched.
+    /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched:
+    /// that weights are not here is said by [`Weights::files`].
     pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {
-        if is_url(self.0) {
-            return Ok(None);
-        }
-        let config = self.beside()?.join("config.json");
+        let Some(folder) = self.beside().ok().filter(|_| !is_url(self.0)) else { return Ok(None) };
+        let config = folder.join("config.json");
         match std::fs::read(&config) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -62,7 +61,9 @@ impl Weights<'_> {
     /// The files of a tokenizer, in a folder or beside the weights.
     pub(super) fn tokenizer_files(&self) -> Result<Vec<String>, String> {
         let folder = self.beside()?;
-        let files = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
+        // The last two name the token that fills short texts.
+        let files = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+        let files = files.map(|name| folder.join(name));
         Ok(files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect())
     }
 

@@ -3,6 +3,9 @@
 //! Pillow widens the filter on reduction (antialiasing), rounds its weights to 22-bit fixed point and stores 8 bits
 //! between the horizontal and the vertical pass. Faster resamplers round the weights to 16 bits and differ by one level.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use std::f64::consts::PI;
 
 use image::{GrayImage, RgbImage, imageops};
@@ -162,9 +165,10 @@ fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[
         // SAFETY: the processor has AVX2.
         return unsafe { avx2::horizontal_rgb(src, dst, width, taps) };
     }
+    let blank = vec![0; width * C];
     for (row, out) in src.chunks_exact(width * C).zip(dst.chunks_exact_mut(taps.len() * C)) {
         // Most rows of most masks.
-        if C == 1 && row.iter().all(|value| *value == 0) {
+        if row == blank {
             out.fill(0);
             continue;
         }
@@ -183,6 +187,11 @@ fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[
 }
 
 fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i32>]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { avx2::vertical(src, dst, stride, taps) };
+    }
     let mut sums = vec![ROUND; stride];
     for (out, Taps { first, weights }) in dst.chunks_exact_mut(stride).zip(taps) {
         sums.fill(ROUND);
@@ -194,54 +203,6 @@ fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i32>]) {
         for (out, sum) in out.iter_mut().zip(&sums) {
             *out = clip8(*sum);
         }
-    }
-}
-
-/// The same sums with instructions for eight of them, which twice halves what reading photographs costs beside decoding them.
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use super::{PRECISION_BITS, ROUND, Taps};
-    use std::arch::x86_64::*;
-
-    /// Two pixels at a time: lanes are r, g, b and nothing of one, then of the next.
-    #[target_feature(enable = "avx2")]
-    pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps<i32>]) {
-        let lanes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-        for (y, out) in dst.chunks_exact_mut(taps.len() * 3).enumerate() {
-            let row = &src[y * width * 3..];
-            for (out, Taps { first, weights }) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
-                let pixels = &row[first * 3..];
-                let (pairs, last) = weights.as_chunks::<2>();
-                let mut sums = _mm256_setzero_si256();
-                for (i, [a, b]) in pairs.iter().enumerate() {
-                    let six = _mm_cvtsi64_si128(low_bytes(&pixels[i * 6..], 6));
-                    let values = _mm256_cvtepu8_epi32(_mm_shuffle_epi8(six, lanes));
-                    let weights = _mm256_set_m128i(_mm_set1_epi32(*b), _mm_set1_epi32(*a));
-                    sums = _mm256_add_epi32(sums, _mm256_mullo_epi32(values, weights));
-                }
-                let mut sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-                if let [weight] = last {
-                    let three = _mm_cvtsi64_si128(low_bytes(&pixels[pairs.len() * 6..], 3));
-                    let values = _mm_cvtepu8_epi32(three);
-                    sum = _mm_add_epi32(sum, _mm_mullo_epi32(values, _mm_set1_epi32(*weight)));
-                }
-                let levels = _mm_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm_add_epi32(sum, _mm_set1_epi32(ROUND)));
-                let words = _mm_packs_epi32(levels, levels);
-                let bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes();
-                out.copy_from_slice(&bytes[..3]);
-            }
-        }
-    }
-
-    /// Eight bytes, of which the first `count` count: more where there are more.
-    #[inline(always)]
-    fn low_bytes(bytes: &[u8], count: usize) -> i64 {
-        if let Some(eight) = bytes.first_chunk() {
-            return i64::from_le_bytes(*eight);
-        }
-        let mut eight = [0; 8];
-        eight[..count].copy_from_slice(&bytes[..count]);
-        i64::from_le_bytes(eight)
     }
 }
 

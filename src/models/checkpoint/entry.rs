@@ -140,14 +140,16 @@ fn lend<T>(
 ) -> Result<T, TchError> {
     // A byte that is neither 0 nor 1 is no valid bool, so bools travel as numbers.
     let stored = if kind == Kind::Bool { Kind::Uint8 } else { kind };
-    let width = kind.elt_size_in_bytes();
-    let view = if (bytes.as_ptr() as usize).is_multiple_of(width) {
-        // SAFETY: the caller's strides stay inside of `bytes`, which outlives the tensor: `f` only borrows it, and copies.
-        unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, strides, stored, Device::Cpu) }?
-    } else {
-        let flat = Tensor::f_from_data_size(bytes, &[(bytes.len() / width) as i64], stored)?;
-        flat.f_as_strided(shape, strides, 0)?
-    };
+    let mut aligned: Vec<u64> = Vec::new();
+    let mut start = bytes.as_ptr();
+    if !(start as usize).is_multiple_of(kind.elt_size_in_bytes().min(8)) {
+        aligned.resize(bytes.len().div_ceil(8), 0);
+        // SAFETY: `aligned` has room for as many bytes, and is another piece of memory.
+        unsafe { std::ptr::copy_nonoverlapping(start, aligned.as_mut_ptr().cast(), bytes.len()) };
+        start = aligned.as_ptr().cast();
+    }
+    // SAFETY: the caller's strides stay inside of `bytes`, which as `aligned` outlives the tensor: `f` only borrows it, and copies.
+    let view = unsafe { Tensor::f_from_blob(start, shape, strides, stored, Device::Cpu) }?;
     if kind == stored { f(&view) } else { f(&view.f_ne(0)?) }
 }
 

@@ -169,7 +169,7 @@ impl Layer {
 pub fn timestep_embedding(t: &Tensor, width: i64, flip_sin_to_cos: bool, freq_shift: f64) -> Tensor {
     let half = width / 2;
     let i = Tensor::arange(half, (Kind::Float, t.device()));
-    let frequencies = (i * -(1e4_f64.ln() / (half as f64 - freq_shift))).exp();
+    let frequencies = (i * -1e4_f64.ln() / (half as f64 - freq_shift)).exp(); // rounded as published
     let angles = t.to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [B, half]
     let (sin, cos) = (angles.sin(), angles.cos());
     if flip_sin_to_cos { Tensor::cat(&[cos, sin], -1) } else { Tensor::cat(&[sin, cos], -1) }

@@ -22,8 +22,8 @@ use vlmdiff::models::{
     checkpoint::{Checkpoint, CheckpointError},
     clip::{ClipTextConfig, ClipTextModel},
     nn::{ConfigError, skip_init},
-    unet::{UNet2DConditionConfig, UNet2DConditionModel},
     resnet::ResNet,
+    unet::{UNet2DConditionConfig, UNet2DConditionModel},
     vae::{AutoencoderKl, AutoencoderKlConfig},
     vit::{Code, VisionTransformer},
 };
@@ -40,11 +40,10 @@ const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("clip-text", "CLIP ViT-L/14 text, 16 captions", clip_text),
     ("vae-encode", "AutoencoderKL encode, 256x256", vae_encode),
     ("vae-decode", "AutoencoderKL decode, 256x256", vae_decode),
-    ("unet", "SD 1.5 U-Net, 32x32 latent", unet),
     ("dino-vits8", "DINO ViT-S/8, 256x256", dino),
     ("dino-vits8-batch4", "DINO ViT-S/8, 4 of 256x256", dino),
-    ("dino-vits8-hf", "DINO ViT-S/8, 256x256 (transformers)", dino),
-    ("resnet50", "ResNet-50 layers 1 to 3, 4 of 256x256", resnet50),
+    ("resnet50", "ResNet-50 to layer3, 4 of 256x256", resnet50),
+    ("unet", "SD 1.5 U-Net, 32x32 latent", unet),
     ("unet-batch4", "SD 1.5 U-Net, 4 latents of 32x32", unet),
 ];
 
@@ -75,10 +74,6 @@ struct Case(PathBuf);
 impl Case {
     fn config<T: DeserializeOwned>(&self) -> Result<T> {
         Ok(serde_json::from_slice(&fs::read(self.0.join("config.json"))?)?)
-    }
-
-    fn hf(&self) -> bool {
-        Checkpoint::open(self.0.join("weights.safetensors")).is_ok_and(|file| file.contains("layernorm.weight"))
     }
 
     fn input(&self, name: &str) -> Result<Tensor> {
@@ -124,7 +119,7 @@ fn vae_decode(case: &Case) -> Result<Work> {
 }
 
 fn dino(case: &Case) -> Result<Work> {
-    let model = VisionTransformer::open(case.0.join("weights.safetensors"), if case.hf() { Code::HuggingFace } else { Code::Original }, Device::Cpu)?;
+    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Code::Original, Device::Cpu)?;
     let x = case.input("x")?;
     Ok(without_gradients(move || model.forward(&x)))
 }
@@ -237,7 +232,7 @@ fn compare(name: &str, about: &str, arguments: &Arguments) -> Result<()> {
     let environments = std::env::var_os("PYROOT").map_or_else(|| root.join(".venvs"), PathBuf::from);
     let threads = arguments.threads.to_string();
     let mut python = Command::new(environments.join("networks/bin/python"));
-    python.arg(root.join("scratch.py")).arg(name).arg(folder.path()).arg(&threads);
+    python.arg(root.join("networks.py")).arg(name).arg(folder.path()).arg(&threads);
     let mut theirs = Side::start(&mut python)?;
     let mut own = Command::new(std::env::current_exe()?);
     own.arg(name).arg("--serve").arg(folder.path()).args(["--threads", &threads]);

@@ -130,7 +130,7 @@ def clip_text(folder):
 def dino(folder, batch):
     from timm import create_model
 
-    # the position table of an image of 256x256, so that neither side resizes it
+    # with the position table of an image of 256x256, so that neither side resizes it
     model = create_model("vit_small_patch8_224.dino", num_classes=0, img_size=256).eval()
     work = Work(folder, {"x": random(batch, 3, 256, 256)})
     work.weights(model, {})
@@ -139,17 +139,6 @@ def dino(folder, batch):
 
 case("dino-vits8")(lambda folder: dino(folder, 1))
 case("dino-vits8-batch4")(lambda folder: dino(folder, 4))
-
-
-@case("dino-vits8-hf")
-def dino_hf(folder):
-    from transformers import ViTConfig, ViTModel
-
-    config = ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, patch_size=8, image_size=256)
-    model = ViTModel(config, add_pooling_layer=False).eval()
-    work = Work(folder, {"x": random(1, 3, 256, 256)})
-    work.weights(model, {})
-    return inference(work, lambda: model(work.inputs["x"]).last_hidden_state)
 
 
 @case("resnet50")
