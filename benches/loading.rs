@@ -13,11 +13,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let before = status("VmRSS")?;
     let file = Checkpoint::open(&path)?;
     let mut vs = VarStore::new(Device::Cpu);
+    // Ones, since zeros take no memory before they are written to.
     for name in file.names() {
         let shape = file.shape(name).ok_or("no shape")?;
         let mut parts: Vec<&str> = name.split('.').collect();
         let last = parts.pop().unwrap_or_default();
-        let _ = parts.into_iter().fold(vs.root(), |place, part| place / part).zeros(last, shape);
+        let _ = parts.into_iter().fold(vs.root(), |place, part| place / part).ones(last, shape);
     }
     let kind = file.names().next().and_then(|name| file.kind(name)).ok_or("no tensor")?;
     vs.set_kind(kind);

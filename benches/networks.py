@@ -186,6 +186,35 @@ def training_step_mid(folder):
     return training_step(folder, widths=(128, 256, 512, 512), heads=8, context_width=768, batch=2, side=256)
 
 
+def dino(folder, batch):
+    from timm import create_model
+
+    # with the position table of an image of 256x256, so that neither side resizes it
+    model = create_model("vit_small_patch8_224.dino", num_classes=0, img_size=256).eval()
+    work = Work(folder, {"x": random(batch, 3, 256, 256)})
+    work.weights(model, {})
+    return inference(work, lambda: model.forward_features(work.inputs["x"]))
+
+
+case("dino-vits8")(lambda folder: dino(folder, 1))
+case("dino-vits8-batch4")(lambda folder: dino(folder, 4))
+
+
+@case("resnet50")
+def resnet50(folder):
+    from torchvision.models import resnet50
+
+    model = resnet50(weights=None).eval()
+    work = Work(folder, {"x": random(4, 3, 256, 256)})
+    work.weights(model, {})
+
+    def forward():
+        x = model.maxpool(model.relu(model.bn1(model.conv1(work.inputs["x"]))))
+        return model.layer3(model.layer2(model.layer1(x)))
+
+    return inference(work, forward)
+
+
 def main():
     name, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))

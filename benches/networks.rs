@@ -29,8 +29,10 @@ use vlmdiff::{
         clip::{ClipTextConfig, ClipTextModel},
         control::ControlNetConfig,
         nn::{ConfigError, skip_init},
+        resnet::ResNet,
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::{AutoencoderKl, AutoencoderKlConfig},
+        vit::{Code, VisionTransformer},
     },
     stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
 };
@@ -47,6 +49,9 @@ const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("clip-text", "CLIP ViT-L/14 text, 16 captions", clip_text),
     ("vae-encode", "AutoencoderKL encode, 256x256", vae_encode),
     ("vae-decode", "AutoencoderKL decode, 256x256", vae_decode),
+    ("dino-vits8", "DINO ViT-S/8, 256x256", dino),
+    ("dino-vits8-batch4", "DINO ViT-S/8, 4 of 256x256", dino),
+    ("resnet50", "ResNet-50 to layer3, 4 of 256x256", resnet50),
     ("unet", "SD 1.5 U-Net, 32x32 latent", unet),
     ("unet-batch4", "SD 1.5 U-Net, 4 latents of 32x32", unet),
     ("training-step", "Training step of the denoiser, 32 channels, 2 images of 128x128", training_step),
@@ -122,6 +127,18 @@ fn vae_encode(case: &Case) -> Result<Work> {
 fn vae_decode(case: &Case) -> Result<Work> {
     let (vae, z) = (autoencoder(case)?, case.input("z")?);
     Ok(without_gradients(move || vae.decode(&z)))
+}
+
+fn dino(case: &Case) -> Result<Work> {
+    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Code::Original, Device::Cpu)?;
+    let x = case.input("x")?;
+    Ok(without_gradients(move || model.forward(&x)))
+}
+
+fn resnet50(case: &Case) -> Result<Work> {
+    let model = ResNet::open(case.0.join("weights.safetensors"), Device::Cpu)?;
+    let x = case.input("x")?;
+    Ok(without_gradients(move || model.forward_features(&x, 3).remove(2)))
 }
 
 fn unet(case: &Case) -> Result<Work> {

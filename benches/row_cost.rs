@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use vlmdiff::{
     datasets::synthetic::{self, Class, Item, Split},
     engine::{
-        Sources, Store, parts,
+        Sources, Stop, Store, parts,
         pipeline::{self, Pipeline},
         run,
         worker::Worker,
@@ -123,7 +123,7 @@ fn with_engine(pipeline: &Pipeline, store: &Path) -> Result<()> {
     let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();
     let options = run::Options { device: "cpu".into(), task_rows: PART, tables, ..run::Options::default() };
     // No stage here needs the worker, and digests that an earlier round remembers are not used.
-    let mut worker = Worker::new(&store, "vlmdiff-worker".into());
+    let mut worker = Worker::new(&store, "vlmdiff-worker".into(), &Stop::default());
     run::run(pipeline, &store, &Sources::new(true), &options, &mut worker, &mut |_| {})?;
     Ok(())
 }

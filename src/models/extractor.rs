@@ -10,7 +10,7 @@ use super::{
     checkpoint::{CheckpointError, Preprocessing},
     efficientnet::EfficientNetLite0,
     resnet::{ResNet, ResNetConfig},
-    vit::{VisionTransformer, VitConfig},
+    vit::{Code, VisionTransformer, VitConfig},
 };
 
 /// A feature extractor, by the name of its weights.
@@ -185,7 +185,8 @@ impl Extractor {
                 (Model::ResNet(model), Preprocessing::imagenet(1))
             }
             _ => {
-                let model = VisionTransformer::open(weights, device)?;
+                // The authors run the original code, whatever names the weights have here.
+                let model = VisionTransformer::open(weights, Code::Original, device)?;
                 let config = model.config();
                 let found = [config.hidden_size, config.num_hidden_layers, config.patch_size];
                 if config.layer_scale() != (self == Self::Dinov2) || self.dino().is_some_and(|wanted| wanted != found) {

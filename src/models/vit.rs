@@ -19,7 +19,17 @@ use tch::{
     nn::{self, Init},
 };
 
-/// How the position table is resized to the grid of an image; the three give slightly different features.
+/// Whose code runs the network. The weights are the same; how positions are resized, and in DINO what is added to variances,
+/// differ, and the features with them by a little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// DINO's and DINOv2's own.
+    Original,
+    /// transformers.
+    HuggingFace,
+}
+
+/// How the position table is resized to the grid of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interpolation {
     /// Bicubic to the exact size: Hugging Face without registers.
@@ -65,17 +75,14 @@ impl VisionTransformer {
     }
 
     /// Opens a weight file, or a folder in Hugging Face layout. Sizes come from the folder's `config.json` where there is one,
-    /// else from the weights. The position table is resized, and variances are guarded, as by the code that published the
-    /// names in the file. The weights are frozen float32.
+    /// else from the weights. The weights are frozen float32.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config and for
     /// weights of another architecture.
-    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
+    pub fn open(path: impl AsRef<Path>, code: Code, device: Device) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
-        let weights = Checkpoint::open(path)?.state_dict();
-        let original = names::are_original(&weights);
-        let weights = names::original(weights)?;
+        let weights = names::original(Checkpoint::open(path)?.state_dict())?;
         let beside = path.join("config.json");
         let mut config = if beside.is_file() {
             let text = std::fs::read(&beside).map_err(|source| CheckpointError::Io { path: beside.clone(), source })?;
@@ -85,12 +92,12 @@ impl VisionTransformer {
             let lacks = "no patch embedding, no position table or no blocks";
             VitConfig::of(&weights).ok_or_else(|| weights.foreign("vision transformer", lacks))?
         };
-        if original {
+        if code == Code::Original {
             config.layer_norm_eps = 1e-6;
         }
-        let interpolation = match (config.num_register_tokens, original) {
-            (0, true) => Interpolation::Offset,
-            (0, false) => Interpolation::Exact,
+        let interpolation = match (config.num_register_tokens, code) {
+            (0, Code::Original) => Interpolation::Offset,
+            (0, Code::HuggingFace) => Interpolation::Exact,
             _ => Interpolation::Antialias,
         };
         Self::load(&weights, &config, interpolation, device)

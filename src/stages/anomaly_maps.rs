@@ -246,3 +246,46 @@ impl Comparer {
         Ok(anomaly_map(&a, &b, size, self.stage.map_order, self.stage.combine))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What is wrong with parameters for images of 64x64.
+    fn problem(params: Value) -> Option<String> {
+        let pixels = |item, shape: &[usize]| tensor_field("pixels", item, shape, false);
+        let autoencoded = tensor_field("autoencoded", DataType::Float16, &[3, 64, 64], true);
+        let images = vec![column::image_id(), pixels(DataType::UInt8, &[64, 64, 3])];
+        let reconstructions = vec![column::image_id(), pixels(DataType::Float16, &[3, 64, 64]), autoencoded];
+        let all = [("images", images), ("reconstructions", reconstructions)]
+            .map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields))));
+        let stage: AnomalyMaps = serde_json::from_value(params).unwrap();
+        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err()
+    }
+
+    #[test]
+    fn parameters_that_do_not_fit_are_named() {
+        let problem = |params| problem(params).unwrap();
+        assert_eq!(
+            problem(json!({ "layers": [4], "extractor": "imagenet-resnet50", "final_norm": true })),
+            "`final_norm`: imagenet-resnet50 has no final norm; transformers have one"
+        );
+        assert!(problem(json!({ "layers": [13] })).starts_with("`layers`: dino-vits8 has no layer 13; it has [1, 2,"));
+        let reinterpret = json!({ "extractor": "dinov2", "dinov2_resize": "reinterpret" });
+        assert!(problem(reinterpret).starts_with("`dinov2_resize`: images of 64x64 do not hold"));
+        assert!(
+            problem(json!({ "reference": "autoencoded" })).contains("`autoencoded: true` in the stage `reconstruct`")
+        );
+        let windows = json!({ "score": { "kernel_size": 9, "repeats": 8 } });
+        assert!(problem(windows).ends_with("8 windows of 9 leave nothing of a map of 64x64"));
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_authors() {
+        assert_eq!(problem(json!({})), None);
+        let stage: AnomalyMaps = serde_json::from_value(json!({})).unwrap();
+        assert_eq!((stage.extractor, stage.sigma, stage.combine), (Extractor::DinoVits8, 5., Combine::Sum));
+        assert_eq!((stage.score.kernel_size, stage.score.repeats), (8, 8));
+    }
+}

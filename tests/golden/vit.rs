@@ -9,7 +9,7 @@ use vlmdiff::models::{
     anomaly_map::upsample,
     checkpoint::Checkpoint,
     extractor::{reinterpret, resample},
-    vit::{Interpolation, VisionTransformer, VitConfig, interpolate, names},
+    vit::{Code, Interpolation, VisionTransformer, VitConfig, interpolate, names},
 };
 
 /// Every way to resize a table, by its name in the set.
@@ -42,12 +42,11 @@ pub(super) fn positions(case: &Case) {
 }
 
 fn open(case: &Case, file: &str) -> VisionTransformer {
-    VisionTransformer::open(case.path(file), Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
+    VisionTransformer::open(case.path(file), Code::HuggingFace, Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Weights with original names and another's config: these networks are smaller than any whose head count is known.
 fn original(weights: Checkpoint, config: VitConfig) -> VisionTransformer {
-    assert!(names::are_original(&weights));
     let config = VitConfig { layer_norm_eps: 1e-6, ..config };
     let weights = names::original(weights).unwrap();
     VisionTransformer::load(&weights, &config, Interpolation::Offset, Device::Cpu).unwrap_or_else(|e| panic!("{e}"))

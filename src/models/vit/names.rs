@@ -30,11 +30,6 @@ const OUTSIDE: [(&str, &str); 5] = [
     ("layernorm.", "norm."),
 ];
 
-/// Whether the names are the original ones, not Hugging Face's.
-pub fn are_original(weights: &Checkpoint) -> bool {
-    weights.names().any(|name| name.ends_with("pos_embed"))
-}
-
 /// Brings weights to the names of the network: the original ones, with `attn.qkv` in thirds. Of a full checkpoint of DINO the
 /// backbone stays. The mask token and the pooler, which no feature depends on, are left out; names that are neither's
 /// remain as they are.
