@@ -52,7 +52,7 @@ const DEFAULT_STORE: &str = ".vlmdiff";
     after_help = "\
 Start with:
   vlmdiff run pipelines/quickstart.yaml --tag baseline
-  vlmdiff sql \"select class, pixel_auroc from metrics\"
+  vlmdiff sql \"select class, protocol, pixel_auroc from metrics\"
   vlmdiff report -o report.html
 
 Then change something and see what it does:

@@ -23,12 +23,17 @@ use crate::query::{
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  vlmdiff sql \"select class, pixel_auroc from metrics\"
+  vlmdiff sql \"select class, protocol, pixel_auroc from metrics\"
   vlmdiff sql \"select image_id, score from anomaly_maps order by score desc limit 5\" --format csv
   vlmdiff sql \"select * from latents\" --format parquet -o latents.parquet
   vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
   vlmdiff sql                      a prompt; statements end with `;`
   vlmdiff sql \"show tables\"
+
+The metrics are aggregate functions, with `group by` or without: auroc(score, label), average_precision(score, label), \
+f1_max(score, label), pixel_auroc(map, mask), pixel_ap(map, mask), pixel_f1_max(map, mask), aupro(map, mask, limit). They are those \
+of the protocol `exact`; a row in which an argument is null is left out:
+  vlmdiff sql \"select defect, aupro(map, mask, 0.3) from images join anomaly_maps using (image_id) group by defect\"
 
 The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
 them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.")]

@@ -32,7 +32,7 @@ pub struct Options {
 
 /// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
 pub fn html(source: &Source, options: Options) -> Result<String> {
-    let metrics: Vec<Value> = source.of_stage("evaluate").map(|table| metrics(source, table)).collect::<Result<_>>()?;
+    let metrics = source.of_stage("evaluate").map(|table| metrics(source, table)).collect::<Result<Vec<_>>>()?.concat();
     let trained = source.tables.iter().filter(|table| table.made.stage.starts_with("train_"));
     let curves: Vec<Value> = trained.map(|table| curve(source, table)).collect::<Result<_>>()?;
     let page = context! {
@@ -123,19 +123,21 @@ struct Cell {
 }
 
 impl Cell {
-    fn new(value: Option<f64>, images: f64, anomalous: f64) -> Self {
+    fn new(value: Option<f64>, of: &str, images: f64, anomalous: f64) -> Self {
         let value = value.filter(|value| !value.is_nan());
         let why = match value {
             Some(_) => None,
             None if anomalous == 0. => Some("not defined: no test image is anomalous"),
             None if anomalous == images => Some("not defined: no test image is normal"),
+            None if of == "Images" => Some("not defined: the maps are too small for the score of this protocol"),
             None => Some("not defined: no anomalous test image has a ground-truth mask"),
         };
         Self { percent: percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
     }
 }
 
-fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
+/// The metrics of a table by each protocol.
+fn metrics(source: &Source, table: &Manifest) -> Result<Vec<Value>> {
     let batch = source.rows(table)?;
     let names = data::measures(&batch.schema());
     let limit = table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64).unwrap_or(0.3);
@@ -145,12 +147,18 @@ fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
     let classes = data::text(&batch, "class")?;
     let (images, anomalous) = (data::numbers(&batch, "n_images")?, data::numbers(&batch, "n_anomalous")?);
     let values = names.iter().map(|name| data::numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
-    let mut order: Vec<usize> = (0..batch.num_rows()).collect();
-    order.sort_by_key(|row| (classes.value(*row) == MEAN, classes.value(*row)));
+    let by = data::text(&batch, "protocol")?;
+    let mut protocols: Vec<&str> = Vec::new();
+    by.iter().flatten().for_each(|name| protocols.extend((!protocols.contains(&name)).then_some(name)));
+    let rows_of = |protocol: &str| {
+        let mut rows: Vec<usize> = (0..batch.num_rows()).filter(|row| by.value(*row) == protocol).collect();
+        rows.sort_by_key(|row| (classes.value(*row) == MEAN, classes.value(*row)));
+        rows
+    };
     let row = |row: usize| {
         let (images, anomalous) = (images[row].unwrap_or_default(), anomalous[row].unwrap_or_default());
-        let cells = values.iter().zip(&first).map(|(column, first)| {
-            let Cell { percent, bar, why } = Cell::new(column[row], images, anomalous);
+        let cells = values.iter().zip(&measures).zip(&first).map(|((column, measure), first)| {
+            let Cell { percent, bar, why } = Cell::new(column[row], measure.of, images, anomalous);
             context! { percent, bar, why, first => *first }
         });
         context! {
@@ -166,9 +174,12 @@ fn metrics(source: &Source, table: &Manifest) -> Result<Value> {
         .iter()
         .zip(&first)
         .map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
-    Ok(
-        context! { table => &table.table, columns => columns.collect::<Vec<_>>(), rows => order.into_iter().map(row).collect::<Vec<_>>() },
-    )
+    let columns: Vec<Value> = columns.collect();
+    let of_protocol = |protocol: &&str| {
+        let rows: Vec<Value> = rows_of(protocol).into_iter().map(row).collect();
+        context! { table => format!("{} by the protocol {protocol}", table.table), columns, rows }
+    };
+    Ok(protocols.iter().map(of_protocol).collect())
 }
 
 fn tiles(names: &[String], measures: &[Measure], value: impl Fn(usize) -> Option<f64>) -> Vec<Value> {

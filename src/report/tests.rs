@@ -9,10 +9,11 @@ fn shares_and_times_read_well() {
 
 #[test]
 fn a_metric_without_a_number_says_why() {
-    let why = |images: f64, anomalous: f64| Cell::new(None, images, anomalous).why.unwrap_or_default();
-    assert!(why(5., 0.).contains("anomalous") && why(5., 5.).contains("normal") && why(5., 2.).contains("mask"));
-    assert_eq!(Cell::new(Some(0.5), 5., 2.), Cell { percent: "50.0".into(), bar: 50., why: None });
-    assert_eq!(Cell::new(Some(f64::NAN), 5., 2.).percent, "–");
+    let why = |of, images: f64, anomalous: f64| Cell::new(None, of, images, anomalous).why.unwrap_or_default();
+    assert!(why("Images", 5., 0.).contains("anomalous") && why("Pixels", 5., 5.).contains("normal"));
+    assert!(why("Images", 5., 2.).contains("too small") && why("Pixels", 5., 2.).contains("mask"));
+    assert_eq!(Cell::new(Some(0.5), "Images", 5., 2.), Cell { percent: "50.0".into(), bar: 50., why: None });
+    assert_eq!(Cell::new(Some(f64::NAN), "Images", 5., 2.).percent, "–");
 }
 
 #[test]
