@@ -3,7 +3,8 @@
     networks.py NAME FOLDER THREADS
 
 writes the network's weights, its inputs and what it makes of them into FOLDER, says "ready", and then runs once for each line
-that it reads, answering with the seconds that it took, and with those of the processor in it. At the end of its input it says how much memory it took at most, in MiB.
+that it reads, answering with the seconds that it took, and with those of the processor in it. At the end of its input it says how
+much memory it took at most, in MiB.
 A new network is a function here, and one in networks.rs.
 """
 
@@ -127,10 +128,10 @@ def clip_text(folder):
     return inference(work, lambda: model(inputs["input_ids"]).last_hidden_state)
 
 
-def training_step(folder, *, widths, heads, context_width, batch, side):
-    from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+def denoiser(widths, heads, context_width):
+    """A U-Net and its control branch, whose last layers are not zero; their config."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
 
-    # the authors' training: AdamW on the control branch and on the U-Net's way up
     hint = (16, 32, 96, 256)
     shape = dict(
         block_out_channels=widths,
@@ -144,12 +145,72 @@ def training_step(folder, *, widths, heads, context_width, batch, side):
     for name, parameter in control.named_parameters():
         if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
             torch.nn.init.normal_(parameter, std=0.02)
+    networks = torch.nn.ModuleDict({"unet": unet, "control": control})
+    return networks, {"unet": dict(unet.config), "conditioning_embedding_out_channels": hint}
+
+
+# Stable Diffusion's
+BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+@case("reconstruction")
+def reconstruction(folder):
+    """The authors' way: one image at a time, guidance of two captions that are the same, and the autoencoder's own picture beside
+    the reconstruction."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    count, side, context_width = 32, 128, 32
+    networks, config = denoiser((32, 64, 128, 128), 4, context_width)
+    unet, control = networks.values()
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128),
+        layers_per_block=2,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    networks["vae"] = vae
+    work = Work(folder, {
+        "images": random(count, 3, side, side),
+        "posterior": random(count, 4, side // 8, side // 8),
+        "noise": random(count, 4, side // 8, side // 8),
+        "context": random(1, 77, context_width),
+    })
+    work.weights(networks.eval(), config | {"vae": dict(vae.config)})
+    schedule = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    schedule.set_timesteps(10)
+    scale, context = vae.config.scaling_factor, work.inputs["context"]
+
+    def reconstructed(image, posterior, noise):
+        moments = vae.encode(image).latent_dist
+        z = moments.mean + moments.std * posterior
+        vae.decode(z)
+        x = schedule.add_noise(z * scale, noise, torch.tensor([999]))
+        both, image = torch.cat([context, context]), torch.cat([image, image])
+        for t in schedule.timesteps:
+            x_both = torch.cat([x, x])
+            down, mid = control(x_both, t, both, image, return_dict=False)
+            output = unet(x_both, t, both, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+            unconditional, conditional = output.chunk(2)
+            x = schedule.step(unconditional + 9 * (conditional - unconditional), t, x).prev_sample
+        return vae.decode(x / scale).sample
+
+    columns = [work.inputs[name].split(1) for name in ("images", "posterior", "noise")]
+    return inference(work, lambda: torch.cat([reconstructed(*row) for row in zip(*columns)]))
+
+
+def training_step(folder, *, widths, heads, context_width, batch, side):
+    from diffusers import DDPMScheduler
+
+    # the authors' training: AdamW on the control branch and on the U-Net's way up
+    networks, config = denoiser(widths, heads, context_width)
+    unet, control = networks.values()
     unet.requires_grad_(False)
     decoder = [unet.up_blocks, unet.conv_norm_out, unet.conv_out]
     trained = [parameter for part in decoder for parameter in part.requires_grad_(True).parameters()]
     lr = 1e-5
     optimizer = torch.optim.AdamW([*control.parameters(), *trained], lr=lr)
-    schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    schedule = DDPMScheduler(**BETAS)
     inputs = {
         "z": random(batch, 4, side // 8, side // 8),
         "noise": random(batch, 4, side // 8, side // 8),
@@ -158,8 +219,7 @@ def training_step(folder, *, widths, heads, context_width, batch, side):
         "images": random(batch, 3, side, side),
     }
     work = Work(folder, inputs)
-    config = {"unet": dict(unet.config), "conditioning_embedding_out_channels": hint, "lr": lr}
-    work.weights(torch.nn.ModuleDict({"unet": unet, "control": control}), config)
+    work.weights(networks, config | {"lr": lr})
     z, noise, t, context, images = inputs.values()
 
     def run():

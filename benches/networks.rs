@@ -20,7 +20,9 @@ use tch::{
 };
 use vlmdiff::{
     diffusion::{
+        guidance::Guidance,
         optim::{Optimizer, OptimizerConfig, train_only},
+        sampler::DdimConfig,
         schedule::ScheduleConfig,
         train::{Trainer, step},
     },
@@ -54,6 +56,7 @@ const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("resnet50", "ResNet-50 to layer3, 4 of 256x256", resnet50),
     ("unet", "SD 1.5 U-Net, 32x32 latent", unet),
     ("unet-batch4", "SD 1.5 U-Net, 4 latents of 32x32", unet),
+    ("reconstruction", "Reconstruction of 32 images of 128x128, 32 channels", reconstruction),
     ("training-step", "Training step of the denoiser, 32 channels, 2 images of 128x128", training_step),
     ("training-step-mid", "Training step of the denoiser, 128 channels, 2 images of 256x256", training_step),
 ];
@@ -148,19 +151,73 @@ fn unet(case: &Case) -> Result<Work> {
     Ok(without_gradients(move || model.forward(&x, &t, &context, None)))
 }
 
-/// What networks.py says of the denoiser beside its U-Net.
+/// What networks.py says of a denoiser.
 #[derive(Deserialize)]
-struct DenoiserCase {
+struct Shape {
     unet: UNet2DConditionConfig,
     conditioning_embedding_out_channels: Vec<i64>,
-    lr: f64,
+}
+
+impl Shape {
+    fn config(self) -> DenoiserConfig {
+        let Self { unet, conditioning_embedding_out_channels } = self;
+        let control =
+            ControlNetConfig { unet: unet.clone(), conditioning_embedding_out_channels, ..Default::default() };
+        DenoiserConfig { unet, control, schedule: ScheduleConfig::default(), scaling_factor: 1. }
+    }
+}
+
+/// A folder of images as the stages take it: in batches, decoded once, guided only where a caption differs from the empty one.
+fn reconstruction(case: &Case) -> Result<Work> {
+    #[derive(Deserialize)]
+    struct Shapes {
+        vae: AutoencoderKlConfig,
+        #[serde(flatten)]
+        denoiser: Shape,
+    }
+    let Shapes { vae: vae_config, denoiser } = case.config()?;
+    let config = denoiser.config();
+    let vs = VarStore::new(Device::Cpu);
+    let denoiser = skip_init(|| Denoiser::new(&vs.root(), &config))?;
+    let vae = skip_init(|| AutoencoderKl::new(vs.root() / "vae", &vae_config))?;
+    Checkpoint::open(case.0.join("weights.safetensors"))?.load_into(&vs)?;
+    let [images, posterior, noise] = [case.input("images")?, case.input("posterior")?, case.input("noise")?];
+    let unconditional = case.input("context")?;
+    let sampler = DdimConfig::default().build(&config.schedule.build()?)?;
+    let scale = vae_config.scaling_factor;
+    let reconstructed = move |rows: (&Tensor, &Tensor, &Tensor)| {
+        let (images, posterior, noise) = rows;
+        let z = vae.encode(images).sample(posterior) * scale;
+        let context = unconditional.f_expand([images.size()[0], -1, -1], true)?;
+        let guidance = Guidance::new(&context, &unconditional, 9.)?;
+        let hint = guidance.extend(&denoiser.hint(images))?;
+        let model = |x: &Tensor, t: i64| {
+            guidance.predict(x, |x, contexts| {
+                let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, Device::Cpu))?;
+                Ok(denoiser.forward(x, &t, contexts, &hint))
+            })
+        };
+        let latent = sampler.sample(sampler.start(&z, noise), model, |_| unreachable!("eta is 0"))? / scale;
+        Ok::<_, TchError>(vae.decode(&latent))
+    };
+    Ok(without_gradients(move || {
+        let [images, posterior, noise] = [&images, &posterior, &noise].map(|rows| rows.split(16, 0));
+        let batches = images.iter().zip(&posterior).zip(&noise);
+        let pictures: Vec<_> = batches.map(|((a, b), c)| reconstructed((a, b, c)).expect("reconstructions")).collect();
+        Tensor::cat(&pictures, 0)
+    }))
 }
 
 /// A step as the stage takes it: gradients of the control branch and of the way up, and AdamW.
 fn training_step(case: &Case) -> Result<Work> {
-    let DenoiserCase { unet, conditioning_embedding_out_channels, lr } = case.config()?;
-    let control = ControlNetConfig { unet: unet.clone(), conditioning_embedding_out_channels, ..Default::default() };
-    let config = DenoiserConfig { unet, control, schedule: ScheduleConfig::default(), scaling_factor: 1. };
+    #[derive(Deserialize)]
+    struct Training {
+        lr: f64,
+        #[serde(flatten)]
+        denoiser: Shape,
+    }
+    let Training { lr, denoiser } = case.config()?;
+    let config = denoiser.config();
     let vs = VarStore::new(Device::Cpu);
     let objective = Objective {
         denoiser: skip_init(|| Denoiser::new(&vs.root(), &config))?,

@@ -103,13 +103,18 @@ impl Error {
         }
     }
 
-    /// Says what helps, where memory ran out: libtorch, the allocator and the system that kills a process each say so in
-    /// words of their own.
+    /// Says what helps, where memory ran out: libtorch and the allocator say so in words of their own, a process that the
+    /// system killed says nothing.
     pub(super) fn advised(self, help: &str) -> Self {
-        const SIGNS: [&str; 4] = ["out of memory", "can't allocate memory", "bad_alloc", "signal: 9"];
+        const SIGNS: [&str; 3] = ["out of memory", "can't allocate memory", "bad_alloc"];
         let advise = |message: String| {
-            let ran_out = SIGNS.iter().any(|sign| message.contains(sign));
-            if ran_out { format!("memory ran out: {message}; {help}") } else { message }
+            if SIGNS.iter().any(|sign| message.contains(sign)) {
+                format!("memory ran out: {message}; {help}")
+            } else if message.contains("signal: 9") {
+                format!("{message}; if memory ran out, {help}")
+            } else {
+                message
+            }
         };
         match self {
             Self::Stage(message) => Self::Stage(advise(message)),
@@ -143,11 +148,12 @@ mod tests {
         for said in [
             Error::Stage("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.".into()),
             Error::Stage("CUDA out of memory. Tried to allocate 2.00 MiB.".into()),
-            Error::Worker("the worker died 3 times on the same task (signal: 9 (SIGKILL))".into()),
         ] {
             let text = said.to_string();
             assert_eq!(advised(said), format!("memory ran out: {text}; lower it"));
         }
+        let killed = "the worker died 3 times on the same task (signal: 9 (SIGKILL))";
+        assert_eq!(advised(Error::Worker(killed.into())), format!("{killed}; if memory ran out, lower it"));
         assert_eq!(advised(Error::Stage("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
     }
 }

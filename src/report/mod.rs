@@ -176,8 +176,8 @@ fn metrics(source: &Source, table: &Manifest) -> Result<Vec<Value>> {
         .map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
     let columns: Vec<Value> = columns.collect();
     let of_protocol = |protocol: &&str| {
-        let rows: Vec<Value> = rows_of(protocol).into_iter().map(row).collect();
-        context! { table => format!("{} by the protocol {protocol}", table.table), columns, rows }
+        let rows: Vec<Value> = rows_of(protocol).into_iter().map(&row).collect();
+        context! { table => format!("{} by the protocol {protocol}", table.table), columns => &columns, rows }
     };
     Ok(protocols.iter().map(of_protocol).collect())
 }
