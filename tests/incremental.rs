@@ -24,7 +24,10 @@ fn a_second_run_computes_nothing() {
     let second = lab.run(&[]);
     assert_eq!(computed(&second), NONE);
     assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 13);
-    let rows = lab.sql(".vlmdiff", "select class, n_images, n_anomalous, image_auroc is null from metrics where protocol = 'exact'");
+    let rows = lab.sql(
+        ".vlmdiff",
+        "select class, n_images, n_anomalous, image_auroc is null from metrics where protocol = 'exact'",
+    );
     assert_eq!(rows, ["gear,3,2,false", "tile,3,2,false", "mean,6,4,false"]);
 
     // One test image touched: one row in every row-wise table on its way, and the aggregates.
