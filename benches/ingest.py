@@ -2,7 +2,7 @@
 """Photographs into 256x256 tensors: vlmdiff's `ingest`, from the start of the process to the published table, beside a torchvision
 DataLoader with as many workers as there are cores.
 
-    benches/.venvs/torch/bin/python benches/ingest.py [-n 5] [--images 400] [--photographs DIR]
+    benches/.venvs/networks/bin/python benches/ingest.py [-n 5] [--images 400] [--photographs DIR]
 
 benches/README.md says what it does. It runs itself again with `--loader DIR` for the peer.
 """

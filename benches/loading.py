@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time and peak memory of loading weights into a model, beside Python on the same files.
 
-    benches/.venvs/torch/bin/python benches/loading.py        needs torch 2.11.0 and safetensors
+    benches/.venvs/networks/bin/python benches/loading.py        needs torch 2.11.0 and safetensors
     cargo build comes first: cargo bench --profile dev --bench loading --no-run
 
 Every load is a process of its own, on a warm page cache, in interleaved rounds. The peak counts from before the model is made,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pixel AUROC and AUPRO of anomaly maps: vlmdiff beside scikit-learn and scikit-image as the authors' evaluation uses them.
 
-    benches/.venvs/torch/bin/python benches/metrics.py [--maps 100]
+    benches/.venvs/networks/bin/python benches/metrics.py [--maps 100]
 
 Both measure the same maps in one run, and have to agree.
 """

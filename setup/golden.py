@@ -27,7 +27,7 @@ FOLDERS = {
     "models/training": [],
     "models/metrics": [],
     "models/pickles": [],
-    "models/manifests": [],
+    "models/manifests": ["summary.json"],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }

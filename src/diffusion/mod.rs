@@ -86,8 +86,7 @@ mod tests {
         assert_ne!(batch.get(0), one);
         assert_ne!(Noise::new(2, "b").normal(&[4, 3]).unwrap(), one);
         // the stream itself is part of what a seed means
-        let first = Noise::new(0, "").0.next_u32();
-        assert_eq!(first, Noise::new(0, "").0.next_u32());
+        assert_eq!(Noise::new(0, "").0.next_u32(), 56_006_615);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum VarianceType {
 
 /// How to sample; the defaults are those of VLMDiff.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct DdimConfig {
     /// Steps over the whole schedule.
     pub num_inference_steps: u32,
@@ -41,7 +41,8 @@ pub struct DdimConfig {
     pub eta: f64,
     /// How much noise a step adds where eta > 0.
     pub variance_type: VarianceType,
-    /// Whether the predicted sample is kept within [-1, 1]; for networks over pixels.
+    /// Whether the predicted sample is kept within [-1, 1], and the noise follows from it, as in DDPM and in diffusers'
+    /// `use_clipped_model_output`; for networks over pixels.
     pub clip_sample: bool,
     /// Which timesteps are visited.
     pub timestep_spacing: TimestepSpacing,
@@ -116,7 +117,8 @@ impl DdimConfig {
             ));
         }
         let final_alpha = if self.set_alpha_to_one { 1. } else { schedule.alpha_cumprod(0) };
-        Ok(Ddim { config: self.clone(), schedule: schedule.clone(), timesteps, final_alpha, noise_level })
+        let ratio = (total / self.num_inference_steps as usize) as i64;
+        Ok(Ddim { config: self.clone(), schedule: schedule.clone(), timesteps, ratio, final_alpha, noise_level })
     }
 }
 
@@ -137,6 +139,8 @@ pub struct Ddim {
     config: DdimConfig,
     schedule: Schedule,
     timesteps: Vec<i64>,
+    /// Training timesteps per step, rounded down.
+    ratio: i64,
     final_alpha: f64,
     noise_level: i64,
 }
@@ -181,7 +185,12 @@ impl Ddim {
     /// What step `i` computes with.
     pub fn coefficients(&self, i: usize) -> StepCoefficients {
         let alpha = self.schedule.alpha_cumprod(self.timesteps[i]);
-        let alpha_prev = self.timesteps.get(i + 1).map_or(self.final_alpha, |t| self.schedule.alpha_cumprod(*t));
+        let end = match self.config.timestep_spacing {
+            TimestepSpacing::Uniform => self.timesteps.get(i + 1).copied(),
+            // diffusers: not always the timestep that is visited next
+            _ => Some(self.timesteps[i] - self.ratio).filter(|end| *end >= 0),
+        };
+        let alpha_prev = end.map_or(self.final_alpha, |t| self.schedule.alpha_cumprod(t));
         let sigma = self.config.eta * ((1. - alpha_prev) / (1. - alpha) * (1. - alpha / alpha_prev)).max(0.).sqrt();
         StepCoefficients { alpha, alpha_prev, sigma }
     }
@@ -223,6 +232,20 @@ mod tests {
         let one = Tensor::from_slice(&[1_f32]);
         assert!((ddim.start(&one, &(&one * 0.)).double_value(&[0]) - 0.06826).abs() < 1e-5);
         assert!((ddim.final_alpha - 0.99915).abs() < 1e-6);
+    }
+
+    /// `DDIMScheduler.step` of diffusers.
+    #[test]
+    fn a_step_ends_where_diffusers_ends_it() {
+        use TimestepSpacing::{Leading, Linspace, Trailing};
+        for (timestep_spacing, num_inference_steps, t, end) in
+            [(Leading, 10, 901, 801), (Linspace, 10, 444, 344), (Trailing, 7, 856, 714), (Trailing, 10, 999, 899)]
+        {
+            let config = DdimConfig { timestep_spacing, num_inference_steps, ..Default::default() };
+            let ddim = config.build(&schedule()).unwrap();
+            let i = ddim.timesteps().iter().position(|other| *other == t).unwrap();
+            assert_eq!(ddim.coefficients(i).alpha_prev, schedule().alpha_cumprod(end), "{timestep_spacing:?}");
+        }
     }
 
     #[test]

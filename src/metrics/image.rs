@@ -1,7 +1,7 @@
 //! Metrics of scored images.
 
 use super::{
-    Level, MetricError, Ranking, Score,
+    Level, MetricError, Ranking, Score, State,
     levels::{Levels, Record},
 };
 
@@ -40,34 +40,32 @@ impl ImageMetrics {
         Ok(())
     }
 
-    /// Adds all that `other` has seen.
-    pub fn merge(&mut self, other: &Self) {
+    /// The images as a ranking, from which the metrics are read.
+    pub fn ranking(&self) -> Ranking {
+        self.levels.ascending().into_iter().rev().map(|(_, level)| level).collect()
+    }
+}
+
+impl State for ImageMetrics {
+    fn merge(&mut self, other: &Self) {
         self.levels.add(other.levels.ascending().into_iter());
     }
 
-    /// The state for another process; [`ImageMetrics::merge_bytes`] reads it.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.levels.write(&mut bytes);
         bytes
     }
 
-    /// [`ImageMetrics::merge`] of a state in bytes. An error, and no change, if they are none.
-    pub fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
         let mut rest = bytes;
         let levels = Levels::read::<f64>(&mut rest).filter(|_| rest.is_empty()).ok_or(MetricError::State)?;
         self.merge(&Self { levels });
         Ok(())
     }
 
-    /// Bytes that it takes.
-    pub fn size(&self) -> usize {
+    fn size(&self) -> usize {
         size_of::<Self>() + self.levels.size()
-    }
-
-    /// The images as a ranking, from which the metrics are read.
-    pub fn ranking(&self) -> Ranking {
-        self.levels.ascending().into_iter().rev().map(|(_, level)| level).collect()
     }
 }
 

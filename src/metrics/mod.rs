@@ -18,6 +18,21 @@ pub use pixel::PixelMetrics;
 pub use protocol::Protocol;
 pub use ranking::{Level, Ranking};
 
+/// What is known of some images, in a form that what is known of others can be added to.
+pub trait State: std::fmt::Debug + Send + Sync + 'static {
+    /// Adds all that `other` has seen.
+    fn merge(&mut self, other: &Self);
+
+    /// The state for another process; [`State::merge_bytes`] reads it.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// [`State::merge`] of a state in bytes. An error, and no change, if they are no state of this type.
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError>;
+
+    /// Bytes of memory that it takes.
+    fn size(&self) -> usize;
+}
+
 /// Why scores, maps or masks cannot be measured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetricError {

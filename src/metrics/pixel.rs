@@ -1,7 +1,7 @@
 //! Metrics of anomaly maps, pixel by pixel and region by region.
 
 use super::{
-    Components, Level, MetricError, Ranking, Score,
+    Components, Level, MetricError, Ranking, Score, State,
     levels::{Levels, Record},
 };
 use half::f16;
@@ -93,38 +93,6 @@ impl<S: Score> PixelMetrics<S> {
         Ok(())
     }
 
-    /// Adds all that `other` has seen.
-    pub fn merge(&mut self, other: &Self) {
-        self.regions += other.regions;
-        self.normal.add(other.normal.ascending().into_iter());
-        self.anomalous.add(other.anomalous.ascending().into_iter());
-    }
-
-    /// The state for another process; [`PixelMetrics::merge_bytes`] reads it.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = self.regions.to_le_bytes().to_vec();
-        self.normal.write(&mut bytes);
-        self.anomalous.write(&mut bytes);
-        bytes
-    }
-
-    /// [`PixelMetrics::merge`] of a state in bytes. An error, and no change, if they are no state of this type of scores.
-    pub fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
-        let mut rest = bytes;
-        let mut read = || {
-            let regions = u64::read(&mut rest)?;
-            let (normal, found) = (Levels::read::<S>(&mut rest)?, Levels::read::<S>(&mut rest)?);
-            rest.is_empty().then_some(Self { normal, anomalous: found, regions, scores: PhantomData })
-        };
-        self.merge(&read().ok_or(MetricError::State)?);
-        Ok(())
-    }
-
-    /// Bytes that it takes.
-    pub fn size(&self) -> usize {
-        size_of::<Self>() + self.normal.size() + self.anomalous.size()
-    }
-
     /// Regions seen: 8-connected components of each image's mask.
     pub fn regions(&self) -> u64 {
         self.regions
@@ -200,6 +168,36 @@ impl<S: Score> PixelMetrics<S> {
             let found = found.next_if(|(other, _)| *other == key).unwrap_or_default().1;
             Some(Pixels { key, normal, found })
         })
+    }
+}
+
+impl<S: Score> State for PixelMetrics<S> {
+    fn merge(&mut self, other: &Self) {
+        self.regions += other.regions;
+        self.normal.add(other.normal.ascending().into_iter());
+        self.anomalous.add(other.anomalous.ascending().into_iter());
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.regions.to_le_bytes().to_vec();
+        self.normal.write(&mut bytes);
+        self.anomalous.write(&mut bytes);
+        bytes
+    }
+
+    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
+        let mut rest = bytes;
+        let mut read = || {
+            let regions = u64::read(&mut rest)?;
+            let (normal, found) = (Levels::read::<S>(&mut rest)?, Levels::read::<S>(&mut rest)?);
+            rest.is_empty().then_some(Self { normal, anomalous: found, regions, scores: PhantomData })
+        };
+        self.merge(&read().ok_or(MetricError::State)?);
+        Ok(())
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.normal.size() + self.anomalous.size()
     }
 }
 

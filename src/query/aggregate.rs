@@ -26,7 +26,7 @@ use datafusion::{
 
 use crate::{
     engine::tensor_shape,
-    metrics::{ImageMetrics, MetricError, PixelMetrics, Ranking, Score},
+    metrics::{ImageMetrics, PixelMetrics, Ranking, Score, State},
 };
 
 /// Every function, by how it is called.
@@ -118,6 +118,9 @@ impl AggregateUDFImpl for Function {
     }
 
     fn accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        if arguments.is_distinct {
+            return Err(self.wrong("`distinct` would leave out images that score the same"));
+        }
         match pixels(arguments.expr_fields[0].data_type()) {
             None => self.of_scores(),
             Some(DataType::Float16) => self.of_maps::<Float16Type>(&arguments),
@@ -137,11 +140,11 @@ impl Function {
         Ok(Box::new(Measured {
             function: self.to_string(),
             state: ImageMetrics::new(),
-            update: |state, values, row| {
+            update: Box::new(|state: &mut ImageMetrics, values, row| {
                 let [score, label] = values else { return Ok(()) };
                 let (score, label) = (score.as_primitive::<Float64Type>().value(row), label.as_boolean().value(row));
                 state.update(score, label).map_err(|e| e.to_string())
-            },
+            }),
             evaluate: Box::new(move |state| metric.of(&state.ranking())),
         }))
     }
@@ -172,11 +175,11 @@ impl Function {
         };
         Ok(Box::new(Measured {
             function: self.to_string(),
-            state: Maps::<T::Native> { pixels: PixelMetrics::new(), width },
-            update: update_maps::<T>,
+            state: PixelMetrics::new(),
+            update: Box::new(move |state, values, row| update_maps::<T>(state, width, values, row)),
             evaluate: Box::new(move |state| match metric {
-                Metric::Aupro => state.pixels.aupro(limit),
-                other => other.of(&state.pixels.ranking()),
+                Metric::Aupro => state.aupro(limit),
+                other => other.of(&state.ranking()),
             }),
         }))
     }
@@ -213,14 +216,9 @@ enum Width {
     All,
 }
 
-#[derive(Debug)]
-struct Maps<S> {
-    pixels: PixelMetrics<S>,
-    width: Width,
-}
-
 fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
-    state: &mut Maps<T::Native>,
+    state: &mut PixelMetrics<T::Native>,
+    width: Width,
     values: &[ArrayRef],
     row: usize,
 ) -> Result<(), String> {
@@ -231,7 +229,7 @@ fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
     let mask = cast(&mask, &DataType::Boolean).map_err(|e| e.to_string())?;
     let mask: Vec<bool> = mask.as_boolean().values().iter().collect();
     let side = map.len().isqrt();
-    let width = match state.width {
+    let width = match width {
         Width::Known(width) => width,
         Width::All => map.len(),
         Width::Square if side * side == map.len() => side,
@@ -242,46 +240,18 @@ fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
             ));
         }
     };
-    state.pixels.update(map.as_primitive::<T>().values(), &mask, width).map_err(|e| e.to_string())
+    state.update(map.as_primitive::<T>().values(), &mask, width).map_err(|e| e.to_string())
 }
 
-/// A state that other states of its kind are merged into, from bytes.
-trait State: Debug + Send + Sync + 'static {
-    fn to_bytes(&self) -> Vec<u8>;
-    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError>;
-    fn size(&self) -> usize;
-}
-
-impl State for ImageMetrics {
-    fn to_bytes(&self) -> Vec<u8> {
-        self.to_bytes()
-    }
-    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
-        self.merge_bytes(bytes)
-    }
-    fn size(&self) -> usize {
-        self.size()
-    }
-}
-
-impl<S: Score> State for Maps<S> {
-    fn to_bytes(&self) -> Vec<u8> {
-        self.pixels.to_bytes()
-    }
-    fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError> {
-        self.pixels.merge_bytes(bytes)
-    }
-    fn size(&self) -> usize {
-        self.pixels.size()
-    }
-}
+/// Adds a row of the arguments to a state.
+type Update<S> = dyn Fn(&mut S, &[ArrayRef], usize) -> Result<(), String> + Send + Sync;
 
 /// What has been seen of one group.
 struct Measured<S> {
     /// As errors name it.
     function: String,
     state: S,
-    update: fn(&mut S, &[ArrayRef], usize) -> Result<(), String>,
+    update: Box<Update<S>>,
     evaluate: Box<dyn Fn(&S) -> Option<f64> + Send + Sync>,
 }
 
@@ -434,7 +404,10 @@ mod tests {
         let scores = Arc::new(arrow::array::Float32Array::from(vec![Some(0.9), None, Some(0.1), Some(0.5)]));
         let labels = Arc::new(BooleanArray::from(vec![Some(true), Some(false), Some(false), None]));
         let table = RecordBatch::try_from_iter([("score", scores as ArrayRef), ("label", labels)]).unwrap();
-        let found = query("select auroc(score, label), f1_max(score, null) from t", vec![vec![table]]).unwrap();
+        let table = vec![vec![table]];
+        let found = query("select auroc(score, label), f1_max(score, null) from t", table.clone()).unwrap();
         assert_eq!((numbers(&found, 0), numbers(&found, 1)), (vec![Some(1.)], vec![None]));
+        let message = query("select auroc(distinct score, label) from t", table).unwrap_err().to_string();
+        assert!(message.contains("auroc(score, label): `distinct` would leave out"), "{message}");
     }
 }
