@@ -34,7 +34,7 @@ use vlmdiff::{
         resnet::ResNet,
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::{AutoencoderKl, AutoencoderKlConfig},
-        vit::{Code, VisionTransformer},
+        vit::VisionTransformer,
     },
     stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
 };
@@ -133,7 +133,7 @@ fn vae_decode(case: &Case) -> Result<Work> {
 }
 
 fn dino(case: &Case) -> Result<Work> {
-    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Code::Original, Device::Cpu)?;
+    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Device::Cpu)?;
     let x = case.input("x")?;
     Ok(without_gradients(move || model.forward(&x)))
 }

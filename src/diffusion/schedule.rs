@@ -112,13 +112,8 @@ pub struct Prediction {
 
 impl Schedule {
     /// Number of timesteps of training.
-    pub fn len(&self) -> usize {
+    pub fn num_train_timesteps(&self) -> usize {
         self.alphas_cumprod.len()
-    }
-
-    /// A schedule has at least one timestep.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// What the network's output means.

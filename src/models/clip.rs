@@ -2,7 +2,6 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    latent_diffusion::names,
     nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
@@ -105,8 +104,7 @@ impl ClipTextConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        let weights = self.canonical_with_projection(published)?;
-        weights.rename(|name| (name != PROJECTION).then(|| name.to_owned()))
+        Ok(self.canonical_with_projection(published)?.retain(|name| name != PROJECTION))
     }
 
     /// [`ClipTextConfig::canonical`] for [`ClipTextModel::with_projection`].
@@ -116,8 +114,7 @@ impl ClipTextConfig {
     pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        let published = names::part(names::part(published, "cond_stage_model"), "transformer");
-        published.rename(|name| own(name).then(|| name.to_owned()))
+        Ok(published.part("cond_stage_model").part("transformer").retain(own))
     }
 }
 
