@@ -1,7 +1,7 @@
 //! The text transformer of CLIP, which turns captions into the denoiser's context: transformers' `CLIPTextModel`.
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError},
+    checkpoint::Checkpoint,
     nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
@@ -100,21 +100,15 @@ impl ClipTextConfig {
     /// they are published in: alone, in a whole CLIP model, or below `cond_stage_model.transformer.` of a file of
     /// latent-diffusion. The other half of a CLIP model, its projections and scale, and the position numbers that old files
     /// carry are left out.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Format`] if two tensors would get one name.
-    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        Ok(self.canonical_with_projection(published)?.retain(|name| name != PROJECTION))
+    pub fn canonical(&self, published: Checkpoint) -> Checkpoint {
+        self.canonical_with_projection(published).retain(|name| name != PROJECTION)
     }
 
     /// [`ClipTextConfig::canonical`] for [`ClipTextModel::with_projection`].
-    ///
-    /// # Errors
-    /// As [`ClipTextConfig::canonical`].
-    pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+    pub fn canonical_with_projection(&self, published: Checkpoint) -> Checkpoint {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        Ok(published.part("cond_stage_model").part("transformer").retain(own))
+        published.part("cond_stage_model").part("transformer").retain(own)
     }
 }
 

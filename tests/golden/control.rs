@@ -24,8 +24,7 @@ pub(crate) fn controlnet(case: &Case) {
     case.close("cond_embedding", &hint, 1.);
     let scale = case.json::<Value>("meta.json")["conditioning_scale"].as_f64().unwrap();
     let ControlResiduals { skips, mid } = control.forward(&x, &t, &context, &hint);
-    let residuals =
-        ControlResiduals { skips: skips.into_iter().map(|skip| skip * scale).collect(), mid: mid * scale };
+    let residuals = ControlResiduals { skips: skips.into_iter().map(|skip| skip * scale).collect(), mid: mid * scale };
     for (i, skip) in residuals.skips.iter().enumerate() {
         case.close(&format!("down.{i}"), skip, 1.);
     }

@@ -82,7 +82,11 @@ impl Archive<'_> {
         if let (zip::CompressionMethod::Stored, Some(start)) = (member.compression(), member.data_start()) {
             let end = usize::try_from(start.saturating_add(size)).unwrap_or(usize::MAX);
             let start = usize::try_from(start).unwrap_or(usize::MAX);
-            return if end <= self.file.len() { Ok(self.file.slice(start..end)) } else { Err(broken(&"it is cut off")) };
+            return if end <= self.file.len() {
+                Ok(self.file.slice(start..end))
+            } else {
+                Err(broken(&"it is cut off"))
+            };
         }
         let much = || broken(&format!("it is compressed from more than {MAX_INFLATED} times the file; unpack it"));
         self.room = self.room.checked_sub(size).ok_or_else(much)?;
@@ -449,7 +453,8 @@ mod tests {
 
     #[test]
     fn a_member_that_is_much_larger_than_its_file_is_refused() {
-        let object = [text(&"m".repeat(1 << 20)), b"0".to_vec(), dict(&[("w", tensor(0, 4, 1))]), b".".to_vec()].concat();
+        let object =
+            [text(&"m".repeat(1 << 20)), b"0".to_vec(), dict(&[("w", tensor(0, 4, 1))]), b".".to_vec()].concat();
         assert!(read_zip(&zipped(&object, CompressionMethod::Stored)).is_ok());
         let error = read_zip(&zipped(&object, CompressionMethod::Deflated)).unwrap_err();
         assert!(error.starts_with("its member a/data.pkl is broken: it is compressed from more than"), "{error}");
