@@ -216,6 +216,11 @@ impl Checkpoint {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Element type of a tensor, without reading it. None also for a type that libtorch lacks.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        self.entries.get(name)?.kind.clone().ok()
+    }
+
     /// Element type of a tensor as safetensors names it, also of one that libtorch lacks.
     pub fn dtype(&self, name: &str) -> Option<String> {
         self.entries.get(name).map(|entry| entry.kind.clone().map_or_else(|name| name, safe::kind_name))

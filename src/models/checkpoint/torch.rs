@@ -16,7 +16,7 @@ const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const MAX_DEPTH: usize = 64;
 /// What the names of all containers and tensors may take, about, in bytes: a container that holds itself many times over would
 /// otherwise be walked for ever.
-const MAX_NAMES: usize = 1 << 26;
+const MAX_NAMES: usize = 1 << 27;
 /// What a container takes beside its name until it is walked.
 const PENDING: usize = 64;
 /// More dimensions than libtorch has.
