@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(message(Extractor::DinoVits8, resize), "dinov2_resize: dino-vits8 is no DINOv2");
     }
 
-    /// A file with the variables of a network, which are zero.
+    /// A file with the variables of a network.
     fn file(vs: &VarStore) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, to_safetensors(vs.variables(), Default::default()).unwrap()).unwrap();
