@@ -34,7 +34,7 @@ use vlmdiff::{
         resnet::ResNet,
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::{AutoencoderKl, AutoencoderKlConfig},
-        vit::{Code, VisionTransformer},
+        vit::VisionTransformer,
     },
     stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
 };
@@ -112,7 +112,7 @@ fn without_gradients(work: impl Fn() -> Tensor + 'static) -> Work {
 
 fn clip_text(case: &Case) -> Result<Work> {
     let config: ClipTextConfig = case.config()?;
-    let model = case.filled(|file| config.canonical(file), |vs| ClipTextModel::new(vs, &config))?;
+    let model = case.filled(|file| Ok(config.canonical(file)), |vs| ClipTextModel::new(vs, &config))?;
     let ids = case.input("input_ids")?;
     Ok(without_gradients(move || model.forward(&ids).last_hidden_state))
 }
@@ -133,7 +133,7 @@ fn vae_decode(case: &Case) -> Result<Work> {
 }
 
 fn dino(case: &Case) -> Result<Work> {
-    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Code::Original, Device::Cpu)?;
+    let model = VisionTransformer::open(case.0.join("weights.safetensors"), Device::Cpu)?;
     let x = case.input("x")?;
     Ok(without_gradients(move || model.forward(&x)))
 }

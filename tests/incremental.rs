@@ -172,9 +172,9 @@ fn a_new_revision_of_a_stage_reruns_it() {
 #[test]
 fn weights_are_known_by_content() {
     let lab = Lab::new(TOY);
-    let fetched = vlmdiff::models::extractor::efficientnet_weights();
+    let fetched = vlmdiff::models::known::locate("efficientnet-lite0").unwrap_or_else(|e| panic!("{e}"));
     let weights = lab.path("weights.pth");
-    fs::copy(&fetched, &weights).unwrap_or_else(|e| panic!("{}: {e}; run `make weights`", fetched.display()));
+    fs::copy(fetched, &weights).unwrap();
     let with = ["--set", "anomaly_maps.weights=weights.pth"];
     lab.run(&with);
     // The same weights elsewhere are the same weights.

@@ -76,7 +76,7 @@ impl Default for DdimConfig {
 impl DdimConfig {
     /// The timesteps in the order in which they are visited, descending.
     pub fn timesteps(&self, schedule: &Schedule) -> Vec<i64> {
-        let (total, steps) = (schedule.len(), self.num_inference_steps as usize);
+        let (total, steps) = (schedule.num_train_timesteps(), self.num_inference_steps as usize);
         let (ratio, offset) = (total / steps.max(1), i64::from(self.steps_offset));
         let mut timesteps: Vec<i64> = match self.timestep_spacing {
             TimestepSpacing::Leading => (0..steps).rev().map(|i| (i * ratio) as i64 + offset).collect(),
@@ -96,7 +96,7 @@ impl DdimConfig {
 
     /// Binds the sampler to `schedule`; fails if it would visit no timestep or one that the schedule does not have.
     pub fn build(&self, schedule: &Schedule) -> Result<Ddim, ScheduleError> {
-        let total = schedule.len();
+        let total = schedule.num_train_timesteps();
         let fail = |message: String| Err(ScheduleError(message));
         if self.num_inference_steps == 0 || self.num_inference_steps as usize > total {
             return fail(format!("num_inference_steps {} has to be within 1 to {total}", self.num_inference_steps));

@@ -112,13 +112,8 @@ pub struct Prediction {
 
 impl Schedule {
     /// Number of timesteps of training.
-    pub fn len(&self) -> usize {
+    pub fn num_train_timesteps(&self) -> usize {
         self.alphas_cumprod.len()
-    }
-
-    /// A schedule has at least one timestep.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// What the network's output means.
@@ -219,6 +214,9 @@ mod tests {
         let of = |beta_end| ScheduleConfig { beta_end, ..Default::default() }.build();
         assert!(of(1.5).unwrap_err().to_string().contains("between 0 and 1"));
         assert!(ScheduleConfig { num_train_timesteps: 0, ..Default::default() }.build().is_err());
-        assert_eq!(ScheduleConfig { num_train_timesteps: 1, ..Default::default() }.build().unwrap().len(), 1);
+        assert_eq!(
+            ScheduleConfig { num_train_timesteps: 1, ..Default::default() }.build().unwrap().num_train_timesteps(),
+            1
+        );
     }
 }

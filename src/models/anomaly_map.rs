@@ -31,7 +31,7 @@ pub enum Combine {
 /// Norms below this count as this: a vector of zeros is at a distance of 1 from any.
 const EPS: f64 = 1e-8;
 
-/// One minus the cosine similarity of features \[B, C, h, w\] of one layer, at the image's size: f32 \[B, H, W\], from 0 to 2.
+/// One minus the cosine similarity of features [B, C, h, w] of one layer, at the image's size: f32 [B, H, W], from 0 to 2.
 pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tensor {
     match order {
         MapOrder::CompareThenUpsample => {
@@ -47,7 +47,7 @@ pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tens
     }
 }
 
-/// The map of several layers: f64 \[B, H, W\] on the CPU.
+/// The map of several layers: f64 [B, H, W] on the CPU.
 ///
 /// # Panics
 /// If there is no layer, or not as many of `a` as of `b`.
@@ -61,7 +61,7 @@ pub fn anomaly_map(a: &[Tensor], b: &[Tensor], size: [i64; 2], order: MapOrder, 
     }
 }
 
-/// \[B, C, h, w\] to \[B, C, H, W\], bilinear, corner on corner.
+/// [B, C, h, w] to [B, C, H, W], bilinear, corner on corner.
 pub fn upsample(x: &Tensor, size: [i64; 2]) -> Tensor {
     x.upsample_bilinear2d(size, true, None, None)
 }
@@ -101,7 +101,7 @@ impl Between {
         Self { rows: Axis::new(h, height, device), columns: Axis::new(w, width, device) }
     }
 
-    /// \[B, C, h, w\] twice to f64 \[B, H, W\].
+    /// [B, C, h, w] twice to f64 [B, H, W].
     fn inner(&self, a: &Tensor, b: &Tensor) -> Tensor {
         // Of each cell of `a` and the cell of `b` that lies so many rows and columns further: [B, h, w].
         let product = |rows: i64, columns: i64| {

@@ -5,7 +5,7 @@
 mod compare;
 mod layout;
 
-use super::checkpoint::{Checkpoint, Mismatch};
+use super::checkpoint::Mismatch;
 use compare::Tree;
 use layout::Layout;
 use serde::Serialize;
@@ -98,11 +98,6 @@ fn seek(tree: &Tree, prefix: &str, found: &mut Recognised) {
 }
 
 impl Recognised {
-    /// What a checkpoint is, as the file has it.
-    pub fn of(checkpoint: &Checkpoint) -> Self {
-        recognise(checkpoint.names().filter_map(|name| Some((name, checkpoint.shape(name)?))))
-    }
-
     /// The layout that the file has as a whole, but for names that no layout knows.
     pub fn layout(&self) -> Option<&str> {
         if let [part] = self.parts.as_slice() { Some(&part.layout) } else { None }

@@ -9,13 +9,11 @@ mod error;
 mod format;
 mod map;
 mod pickle;
-mod preprocessing;
 mod safe;
 mod torch;
 
 pub use error::{CheckpointError, Mismatch};
 pub use format::Format;
-pub use preprocessing::Preprocessing;
 pub use safe::to_safetensors;
 
 use super::architecture::{self, Recognised};
@@ -86,6 +84,15 @@ fn no_weights(folder: &Path) -> String {
     }
 }
 
+fn map(path: &Path) -> Result<Map, CheckpointError> {
+    Map::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+}
+
+/// Whether a file is JSON, and so the index of a sharded one.
+fn is_index(map: &Map) -> bool {
+    map.as_ref().first() == Some(&b'{')
+}
+
 impl Checkpoint {
     /// Opens a weight file, the index of a sharded one, or a folder in the Hugging Face layout.
     ///
@@ -97,11 +104,8 @@ impl Checkpoint {
         if path.is_dir() {
             return Self::open(chosen(path).ok_or_else(|| format_error(path, no_weights(path)))?);
         }
-        let map = Map::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-        match map.as_ref().first() {
-            Some(b'{') => Self::open_shards(path, map.as_ref()),
-            _ => Self::read(path, &map.bytes(), vec![map]),
-        }
+        let map = map(path)?;
+        if is_index(&map) { Self::open_shards(path, map.as_ref()) } else { Self::read(path, map) }
     }
 
     /// Reads a safetensors file that is in memory already.
@@ -109,10 +113,15 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Format`].
     pub fn from_safetensors(bytes: impl Into<Bytes>) -> Result<Self, CheckpointError> {
-        Self::read(Path::new("(in memory)"), &bytes.into(), vec![])
+        Self::parse(Path::new("(in memory)"), &bytes.into(), vec![])
     }
 
-    fn read(path: &Path, bytes: &Bytes, maps: Vec<Map>) -> Result<Self, CheckpointError> {
+    /// Reads one file that is no index.
+    fn read(path: &Path, map: Map) -> Result<Self, CheckpointError> {
+        Self::parse(path, &map.bytes(), vec![map])
+    }
+
+    fn parse(path: &Path, bytes: &Bytes, maps: Vec<Map>) -> Result<Self, CheckpointError> {
         let (format, tensors, metadata) = format::read(bytes).map_err(|reason| format_error(path, reason))?;
         let torch::Tensors { entries, containers } = tensors;
         Ok(Self { path: path.to_owned(), entries, containers, metadata, format, maps, published: Arc::default() }
@@ -151,7 +160,12 @@ impl Checkpoint {
             if Path::new(shard).file_name() != Some(shard.as_ref()) {
                 return Err(format_error(path, format!("its shard {shard} does not lie beside it")));
             }
-            let shard = Self::open(path.with_file_name(shard))?;
+            let file = path.with_file_name(shard);
+            let map = map(&file)?;
+            if is_index(&map) {
+                return Err(format_error(path, format!("its shard {shard} is itself an index")));
+            }
+            let shard = Self::read(&file, map)?;
             whole.entries.extend(shard.entries);
             whole.metadata.extend(shard.metadata);
             whole.maps.extend(shard.maps);
@@ -247,6 +261,12 @@ impl Checkpoint {
         Ok(self)
     }
 
+    /// Keeps the tensors whose names `f` is true for.
+    pub fn retain(mut self, f: impl Fn(&str) -> bool) -> Self {
+        self.entries.retain(|name, _| f(name));
+        self
+    }
+
     /// Splits every tensor that `f` names parts for into as many equal parts along its first dimension, as a packed
     /// `qkv` into query, key and value.
     ///
@@ -283,6 +303,13 @@ impl Checkpoint {
             containers: self.containers.iter().filter_map(|name| below(name)).collect(),
             ..self
         }
+    }
+
+    /// The part of a file with all parts that lies below `prefix`, as [`select`](Self::select) has it; a file that has
+    /// nothing there is the part itself.
+    pub fn part(self, prefix: &str) -> Self {
+        let below = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+        if self.names().any(below) { self.select(prefix) } else { self }
     }
 
     /// Steps into the dict that a training program keeps the weights in (`state_dict`, `model_state_dict`, `model`,
@@ -325,7 +352,7 @@ impl Checkpoint {
             shapes: variables.iter().filter_map(wrong).collect(),
         };
         if !mismatch.is_empty() {
-            let looks_like = self.recognise().looks_like();
+            let looks_like = self.looks_like();
             return Err(CheckpointError::Mismatch { path: self.path.clone(), mismatch, looks_like });
         }
         // In the order of the file, which is read ahead.
@@ -339,14 +366,20 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What the file is, by the names and shapes that it has, whatever was renamed since.
+    /// What it is, by its names and shapes.
     pub fn recognise(&self) -> Recognised {
-        architecture::recognise(self.published.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+        architecture::recognise(self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice())))
+    }
+
+    /// In a few words, what the file is, whatever was renamed since.
+    fn looks_like(&self) -> Option<String> {
+        let published = self.published.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+        architecture::recognise(published).looks_like()
     }
 
     /// The error for weights that are of no `wanted`, for they lack something.
     pub(super) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
-        let looks_like = self.recognise().looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
+        let looks_like = self.looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
         format_error(&self.path, format!("it is no {wanted}: it has {lacks}{looks_like}"))
     }
 

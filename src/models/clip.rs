@@ -1,8 +1,7 @@
 //! The text transformer of CLIP, which turns captions into the denoiser's context: transformers' `CLIPTextModel`.
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError},
-    latent_diffusion::names,
+    checkpoint::Checkpoint,
     nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
@@ -101,23 +100,15 @@ impl ClipTextConfig {
     /// they are published in: alone, in a whole CLIP model, or below `cond_stage_model.transformer.` of a file of
     /// latent-diffusion. The other half of a CLIP model, its projections and scale, and the position numbers that old files
     /// carry are left out.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Format`] if two tensors would get one name.
-    pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        let weights = self.canonical_with_projection(published)?;
-        weights.rename(|name| (name != PROJECTION).then(|| name.to_owned()))
+    pub fn canonical(&self, published: Checkpoint) -> Checkpoint {
+        self.canonical_with_projection(published).retain(|name| name != PROJECTION)
     }
 
     /// [`ClipTextConfig::canonical`] for [`ClipTextModel::with_projection`].
-    ///
-    /// # Errors
-    /// As [`ClipTextConfig::canonical`].
-    pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
+    pub fn canonical_with_projection(&self, published: Checkpoint) -> Checkpoint {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        let published = names::part(names::part(published, "cond_stage_model"), "transformer");
-        published.rename(|name| own(name).then(|| name.to_owned()))
+        published.part("cond_stage_model").part("transformer").retain(own)
     }
 }
 

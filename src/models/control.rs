@@ -125,7 +125,7 @@ impl ControlNetConfig {
         if self.fusion {
             return Ok(weights);
         }
-        weights.rename(|name| (!name.starts_with("fusion.")).then(|| name.to_owned()))
+        Ok(weights.retain(|name| !name.starts_with("fusion.")))
     }
 }
 
@@ -136,13 +136,6 @@ pub struct ControlResiduals {
     pub skips: Vec<Tensor>,
     /// For the map after the middle block.
     pub mid: Tensor,
-}
-
-impl ControlResiduals {
-    /// The same residuals `scale` times as strong (`conditioning_scale`).
-    pub fn scale(self, scale: f64) -> Self {
-        Self { skips: self.skips.into_iter().map(|skip| skip * scale).collect(), mid: self.mid * scale }
-    }
 }
 
 /// Brings the condition to the size and width of the first map of the UNet.
@@ -239,13 +232,8 @@ impl ControlNet {
         })
     }
 
-    /// `x` [B, in_channels, h, w], `t` [B], `context` [B or 1, tokens, cross_attention_dim] as for the UNet; `condition`
-    /// [B, conditioning_channels, H, W] with sides [`ControlNetConfig::factor`] times those of `x`.
-    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, condition: &Tensor) -> ControlResiduals {
-        self.forward_hint(x, t, context, &self.hint(condition))
-    }
-
-    /// The encoded condition [B, C0, h, w]; it depends on the condition alone, so a sampler needs it once.
+    /// The encoded `condition`, which is [B, conditioning_channels, H, W] with sides [`ControlNetConfig::factor`] times those of
+    /// the latent: [B, C0, h, w]. It depends on the condition alone, so a sampler needs it once.
     pub fn hint(&self, condition: &Tensor) -> Tensor {
         self.hint_with(None, condition)
     }
@@ -255,12 +243,13 @@ impl ControlNet {
         segment(pass, &[condition], |inputs| self.controlnet_cond_embedding.forward(&inputs[0]))
     }
 
-    /// [`ControlNet::forward`] from a `hint` that is already encoded.
-    pub fn forward_hint(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
+    /// `x` [B, in_channels, h, w], `t` [B], `context` [B or 1, tokens, cross_attention_dim] as for the UNet; `hint` as
+    /// [`ControlNet::hint`] makes it.
+    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
         self.forward_with(None, x, t, context, hint)
     }
 
-    /// [`ControlNet::forward_hint`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    /// [`ControlNet::forward`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
     pub fn forward_with<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -354,7 +343,7 @@ mod tests {
             let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
             quietly(|| {
                 let (x, t, context, condition) = inputs();
-                let residuals = control.forward(&x, &t, &context, &condition);
+                let residuals = control.forward(&x, &t, &context, &control.hint(&condition));
                 assert_eq!(unet.forward(&x, &t, &context, Some(&residuals)), unet.forward(&x, &t, &context, None));
             });
             let copied = copy_encoder(&unet_vs.variables(), &vs.variables());
@@ -371,7 +360,7 @@ mod tests {
         let of = |form, fusion, only_mid_control| with_weights_of(&vs, &small(form, fusion, only_mid_control));
         quietly(|| {
             let (x, t, context, condition) = inputs();
-            let run = |network: &ControlNet| network.forward(&x, &t, &context, &condition);
+            let run = |network: &ControlNet| network.forward(&x, &t, &context, &network.hint(&condition));
             let plain = run(&of(Plain, false, false));
             assert_eq!(plain.skips.len(), 6);
             assert!(run(&of(Plain, false, true)).skips.is_empty());
@@ -397,7 +386,7 @@ mod tests {
     fn what_is_not_sent_is_not_trained() {
         let (vs, network) = random(&small(SemanticGuided, false, true));
         let (x, t, context, condition) = inputs();
-        let residuals = network.forward(&x, &t, &context, &condition);
+        let residuals = network.forward(&x, &t, &context, &network.hint(&condition));
         (residuals.mid.square().mean(Kind::Float) + residuals.skips[1].square().mean(Kind::Float)).backward();
         let variables = vs.variables();
         assert!(!variables["controlnet_down_blocks.3.weight"].grad().defined());
@@ -425,8 +414,8 @@ mod tests {
         assert!(!config.fusion && rest.len() == kept.len() - 4);
         quietly(|| {
             let (x, t, context, condition) = inputs();
-            let [with, without] =
-                [&network, &with_weights_of(&vs, &config)].map(|network| network.forward(&x, &t, &context, &condition));
+            let [with, without] = [&network, &with_weights_of(&vs, &config)]
+                .map(|network| network.forward(&x, &t, &context, &network.hint(&condition)));
             assert_eq!(with.skips, without.skips);
         });
     }

@@ -1,4 +1,4 @@
-//! Convolutions of a size for which libtorch on the CPU is fast.
+//! Convolutions with channels-last weights; where weights outnumber pixels by far, computed as one matrix product.
 
 use super::nn::uniform;
 use tch::{

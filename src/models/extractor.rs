@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::{
-    checkpoint::{CheckpointError, Preprocessing},
+    checkpoint::CheckpointError,
     efficientnet::EfficientNetLite0,
+    preprocessing::Preprocessing,
     resnet::{ResNet, ResNetConfig},
-    vit::{Code, VisionTransformer, VitConfig},
+    vit::{VisionTransformer, VitConfig},
 };
 
 /// A feature extractor, by the name of its weights.
@@ -87,26 +88,15 @@ pub enum ExtractorError {
     Option(String),
 }
 
-/// The file of EfficientNet-Lite0 that `make setup` fetches: below the user's cache folder.
-pub fn efficientnet_weights() -> PathBuf {
-    let home = || std::env::home_dir().unwrap_or_default().join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map_or_else(home, PathBuf::from);
-    cache.join("vlmdiff").join("efficientnet-lite0-57934424.pth")
-}
-
 impl Extractor {
     /// The name in a pipeline.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// The weights that are taken if nobody says which: a name of [`known`](super::known), or the file that `make setup` fetches.
+    /// The weights that are taken if nobody says which: a name of [`known`](super::known).
     pub fn default_weights(self) -> String {
-        match self {
-            Self::EfficientnetLite0 => efficientnet_weights().to_string_lossy().into_owned(),
-            Self::Dinov2 => "dinov2-small".to_owned(),
-            _ => self.name(),
-        }
+        if self == Self::Dinov2 { "dinov2-small".to_owned() } else { self.name() }
     }
 
     /// Width, blocks and patch of the DINO transformers.
@@ -185,8 +175,7 @@ impl Extractor {
                 (Model::ResNet(model), Preprocessing::imagenet(1))
             }
             _ => {
-                // The authors run the original code, whatever names the weights have here.
-                let model = VisionTransformer::open(weights, Code::Original, device)?;
+                let model = VisionTransformer::open(weights, device)?;
                 let config = model.config();
                 let found = [config.hidden_size, config.num_hidden_layers, config.patch_size];
                 if config.layer_scale() != (self == Self::Dinov2) || self.dino().is_some_and(|wanted| wanted != found) {
@@ -250,7 +239,7 @@ enum Model {
 const IMAGENET: Preprocessing = Preprocessing::imagenet(1);
 
 impl Network {
-    /// Images normalised by ImageNet's mean and deviation, \[B, 3, H, W\], to a map per layer, \[B, C, h, w\].
+    /// Images normalised by ImageNet's mean and deviation, [B, 3, H, W], to a map per layer, [B, C, h, w].
     ///
     /// What is outside of the range of pixels stays there, as in the authors' code. Where H and W are no multiples of a
     /// transformer's patch, it sees the image at the nearest smaller ones.
@@ -296,7 +285,7 @@ pub fn resample(images: &Tensor, size: [i64; 2]) -> Tensor {
     images.internal_upsample_bilinear2d_aa(size, false, None, None)
 }
 
-/// The first 3 · `side` · `side` numbers of each image \[B, 3, H, W\] as another image \[B, 3, `side`, `side`\], as torch's `Tensor.resize_`
+/// The first 3 · `side` · `side` numbers of each image [B, 3, H, W] as another image [B, 3, `side`, `side`], as torch's `Tensor.resize_`
 /// makes of a single one.
 ///
 /// # Panics
@@ -320,8 +309,7 @@ mod tests {
         for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
             let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
             let weights = extractor.default_weights();
-            let known = known::find(&weights).is_some() || extractor == Extractor::EfficientnetLite0;
-            assert!(known, "{weights} of {}", extractor.name());
+            assert!(known::find(&weights).is_some(), "{weights} of {}", extractor.name());
         }
     }
 
@@ -343,7 +331,7 @@ mod tests {
         assert_eq!(message(Extractor::DinoVits8, resize), "dinov2_resize: dino-vits8 is no DINOv2");
     }
 
-    /// A file with the variables of a network, which are zero.
+    /// A file with the variables of a network.
     fn file(vs: &VarStore) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, to_safetensors(vs.variables(), Default::default()).unwrap()).unwrap();

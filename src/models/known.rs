@@ -4,7 +4,7 @@
 //! Face hub; [`locate`] makes a path of any of them, without the network: `vlmdiff models fetch` is what downloads. It finds
 //! - files of the hub in the cache that Hugging Face's own programs use (`HF_HUB_CACHE`, else `hub` in `HF_HOME`, else
 //!   `~/.cache/huggingface/hub`),
-//! - files from other servers in [`folder`], else where `make setup` puts them, in `~/.cache/vlmdiff`.
+//! - files from other servers in [`folder`], else where `make weights` puts them, in `~/.cache/vlmdiff`.
 //!
 //! Nothing here calls libtorch, so a stage may use it in its description.
 
@@ -230,7 +230,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_list_is_in_order() {
+    fn every_entry_is_complete_and_of_a_name_of_its_own() {
         for (index, known) in ALL.iter().enumerate() {
             assert!(ALL[..index].iter().all(|other| other.name != known.name), "{} stands twice", known.name);
             assert!(!known.name.contains('/') && !known.licence.is_empty() && !known.about.is_empty(), "{known:?}");

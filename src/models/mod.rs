@@ -16,6 +16,7 @@ pub mod latent_diffusion;
 pub mod lpips;
 pub mod nn;
 pub mod patchgan;
+pub mod preprocessing;
 pub mod recompute;
 pub mod resnet;
 pub mod tokenizer;

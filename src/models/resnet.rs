@@ -7,13 +7,10 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv_norm::ConvNorm,
-    nn::channels_last,
+    nn::{channels_last, linear, skip_init},
 };
 use std::path::Path;
-use tch::{
-    Device, Tensor,
-    nn::{self, Init},
-};
+use tch::{Device, Tensor, nn};
 
 /// Channels of a block's output, in those of its 3×3 convolution.
 const EXPANSION: i64 = 4;
@@ -65,8 +62,7 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// Declares the variables, which are zero until weights are loaded; they have to be loaded before the first image is
-    /// looked at.
+    /// Declares the variables. Weights have to be loaded before the first image is looked at.
     pub fn new(vs: &nn::Path, config: &ResNetConfig) -> Self {
         let mut inputs = config.stem;
         let mut level = |index: usize| -> Vec<Bottleneck> {
@@ -81,8 +77,7 @@ impl ResNet {
             (0..config.layers[index]).map(block).collect()
         };
         let levels: Vec<Vec<Bottleneck>> = (0..4).map(&mut level).collect();
-        let zero = nn::LinearConfig { ws_init: Init::Const(0.), bs_init: Some(Init::Const(0.)), bias: true };
-        let head = |classes| nn::linear(vs / "fc", config.planes[3] * EXPANSION, classes, zero);
+        let head = |classes| linear(vs / "fc", config.planes[3] * EXPANSION, classes);
         Self {
             stem: ConvNorm::new(vs / "conv1", vs / "bn1", [config.stem, 3, 7, 7], EPS),
             levels,
@@ -109,7 +104,7 @@ impl ResNet {
     /// Those of [`Checkpoint::load_into`].
     pub fn load(weights: &Checkpoint, config: &ResNetConfig, device: Device) -> Result<Self, CheckpointError> {
         let mut vs = nn::VarStore::new(device);
-        let model = Self::new(&vs.root(), config);
+        let model = skip_init(|| Self::new(&vs.root(), config));
         weights.load_into(&vs)?;
         vs.freeze();
         Ok(model)
@@ -120,13 +115,13 @@ impl ResNet {
         &self.config
     }
 
-    /// Normalised images \[B, 3, H, W\] to what the first level reads: \[B, stem, H/4, W/4\].
+    /// Normalised images [B, 3, H, W] to what the first level reads: [B, stem, H/4, W/4].
     pub fn forward_stem(&self, x: &Tensor) -> Tensor {
         let x = self.stem.forward(&channels_last(x), 2, [3, 3], 1).relu_(); // [B, stem, H/2, W/2]
         x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
     }
 
-    /// Normalised images \[B, 3, H, W\] to the outputs of levels 1 to `last`: \[B, 4 · planes, H/4, W/4\], then half as high and
+    /// Normalised images [B, 3, H, W] to the outputs of levels 1 to `last`: [B, 4 · planes, H/4, W/4], then half as high and
     /// wide each.
     pub fn forward_features(&self, x: &Tensor, last: usize) -> Vec<Tensor> {
         let mut x = self.forward_stem(x);
@@ -137,7 +132,7 @@ impl ResNet {
         self.levels[..last].iter().map(&mut level).collect()
     }
 
-    /// The mean of a map over its height and width, \[B, C\], and without a head that is all.
+    /// The mean of a map over its height and width, [B, C], and without a head that is all.
     pub fn forward_head(&self, map: &Tensor) -> Tensor {
         let pooled = map.mean_dim([2i64, 3].as_slice(), false, None);
         self.fc.as_ref().map_or_else(|| pooled.shallow_clone(), |fc| pooled.apply(fc))
@@ -169,7 +164,7 @@ impl Bottleneck {
         }
     }
 
-    /// \[B, C, H, W\] to \[B, 4 · planes, H / stride, W / stride\].
+    /// [B, C, H, W] to [B, 4 · planes, H / stride, W / stride].
     fn forward(&self, x: &Tensor) -> Tensor {
         let y = self.narrow.forward(x, 1, [0, 0], 1).relu_();
         let y = self.middle.forward(&y, self.stride, [1, 1], 1).relu_();
@@ -188,9 +183,7 @@ impl Bottleneck {
 /// # Errors
 /// [`CheckpointError::Format`] if two tensors would get one name.
 pub fn torchvision_names(weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-    let full = weights.names().any(|name| name.starts_with("backbone."));
-    let weights = if full { weights.select("backbone") } else { weights };
-    weights.rename(rename)
+    weights.part("backbone").rename(rename)
 }
 
 /// torchvision's name of a tensor, or None for one that is left out.

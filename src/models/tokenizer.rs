@@ -1,6 +1,6 @@
-//! CLIP's byte-pair tokeniser: text -> a fixed number of token ids.
+//! CLIP's byte-pair tokenizer: text -> a fixed number of token ids.
 //!
-//! A published one is what Hugging Face calls the fast tokeniser. Their slow one, in Python, first passes the text through
+//! A published one is what Hugging Face calls the fast tokenizer. Their slow one, in Python, first passes the text through
 //! `ftfy` where that is installed, which turns curly quotes, ligatures, full-width letters and HTML entities into plain ones;
 //! that is not done here.
 
@@ -23,7 +23,7 @@ pub const END: &str = "<|endoftext|>";
 /// What is a word: English suffixes, letters, one digit, or anything else without spaces.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// A tokeniser that cannot be made or used.
+/// A tokenizer that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 #[error("tokenizer: {0}")]
 pub struct TokenizerError(String);
@@ -97,7 +97,7 @@ impl ClipTokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the two files of OpenAI's tokeniser, as `vocab.json` and `merges.txt` hold them.
+    /// Reads the two files of OpenAI's tokenizer, as `vocab.json` and `merges.txt` hold them.
     pub fn from_vocab(vocab: &str, merges: &str) -> Result<Self, TokenizerError> {
         let vocab: Value = serde_json::from_str(vocab).map_err(|e| TokenizerError(format!("vocab.json: {e}")))?;
         let merges: Vec<&str> =
@@ -135,14 +135,16 @@ impl ClipTokenizer {
         Ok(Self { pad: id(&self.tokenizer, token)?, ..self })
     }
 
-    /// Reads a `tokenizer.json` that has the two special tokens.
+    /// Reads a `tokenizer.json` that has the two special tokens. Lengths that it sets are not kept: [`encode`](Self::encode) is
+    /// told one.
     pub fn from_json(json: &str) -> Result<Self, TokenizerError> {
-        let tokenizer: Tokenizer = json.parse().map_err(failed)?;
+        let mut tokenizer: Tokenizer = json.parse().map_err(failed)?;
+        tokenizer.with_padding(None).with_truncation(None).map_err(failed)?;
         let (start, end) = (id(&tokenizer, START)?, id(&tokenizer, END)?);
         Ok(Self { tokenizer, start, end, pad: end })
     }
 
-    /// The tokeniser as a `tokenizer.json`.
+    /// The tokenizer as a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         self.tokenizer.to_string(false).map_err(failed)
     }
@@ -212,6 +214,22 @@ mod tests {
         let zero = tokenizer.with_pad("!").unwrap();
         assert_eq!(zero.encode("", 4).unwrap(), [9, 10, 0, 0]);
         assert!(zero.with_pad("?").unwrap_err().to_string().contains("no token ?"));
+    }
+
+    #[test]
+    fn a_published_length_is_not_kept() {
+        let (vocab, merges) = published();
+        let plain = ClipTokenizer::from_vocab(&vocab, merges).unwrap();
+        let mut json: Value = serde_json::from_str(&plain.to_json().unwrap()).unwrap();
+        json["truncation"] = json!({ "max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right" });
+        json["padding"] = json!({
+            "strategy": { "Fixed": 4 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+        });
+        let with_lengths = ClipTokenizer::from_json(&json.to_string()).unwrap();
+        for text in ["", "c c c c c"] {
+            assert_eq!(with_lengths.encode(text, 8).unwrap(), plain.encode(text, 8).unwrap(), "{text}");
+        }
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl AutoencoderKlConfig {
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
         let weights = names::canonical(published, "first_stage_model", &Names::autoencoder(self))?;
-        weights.rename(|name| (!name.starts_with("loss.")).then(|| name.to_owned()))
+        Ok(weights.retain(|name| !name.starts_with("loss.")))
     }
 }
 

@@ -11,23 +11,13 @@ pub use config::VitConfig;
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::attention,
+    nn::{attention, layer_norm, linear, skip_init},
 };
 use std::{cell::OnceCell, collections::BTreeMap, path::Path};
 use tch::{
     Device, Kind, Tensor,
     nn::{self, Init},
 };
-
-/// Whose code runs the network. The weights are the same; how positions are resized, and in DINO what is added to variances,
-/// differ, and the features with them by a little.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// DINO's and DINOv2's own.
-    Original,
-    /// transformers.
-    HuggingFace,
-}
 
 /// How the position table is resized to the grid of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +44,7 @@ pub struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// Declares the variables, which are zero until weights are loaded; they have to be loaded before the first image is
-    /// looked at.
+    /// Declares the variables. Weights have to be loaded before the first image is looked at.
     pub fn new(vs: &nn::Path, config: &VitConfig, interpolation: Interpolation) -> Self {
         let (width, patch, registers) = (config.hidden_size, config.patch_size, config.num_register_tokens);
         let zero = |name: &str, tokens: i64| vs.var(name, &[1, tokens, width], Init::Const(0.));
@@ -69,22 +58,23 @@ impl VisionTransformer {
             pos_embed: zero("pos_embed", 1 + config.grid() * config.grid()),
             proj: nn::conv2d(vs / "patch_embed" / "proj", config.num_channels, width, patch, convolution),
             blocks: (0..config.num_hidden_layers).map(|index| Block::new(&(&blocks / index), config)).collect(),
-            norm: layer_norm(vs / "norm", config),
+            norm: layer_norm(vs / "norm", width, config.layer_norm_eps),
             config: config.clone(),
         }
     }
 
     /// Opens a weight file, or a folder in Hugging Face layout. Sizes come from the folder's `config.json` where there is one,
-    /// else from the weights. The weights are frozen float32.
+    /// else from the weights. The weights are frozen float32. The network runs as the authors' own code does, whatever names the
+    /// weights have: transformers adds another number to the variances of DINO, and resizes positions in another way.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config and for
     /// weights of another architecture.
-    pub fn open(path: impl AsRef<Path>, code: Code, device: Device) -> Result<Self, CheckpointError> {
+    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let weights = names::original(Checkpoint::open(path)?.state_dict())?;
         let beside = path.join("config.json");
-        let mut config = if beside.is_file() {
+        let config = if beside.is_file() {
             let text = std::fs::read(&beside).map_err(|source| CheckpointError::Io { path: beside.clone(), source })?;
             let format = |error: serde_json::Error| CheckpointError::Format { path: beside, reason: error.to_string() };
             serde_json::from_slice(&text).map_err(format)?
@@ -92,14 +82,9 @@ impl VisionTransformer {
             let lacks = "no patch embedding, no position table or no blocks";
             VitConfig::of(&weights).ok_or_else(|| weights.foreign("vision transformer", lacks))?
         };
-        if code == Code::Original {
-            config.layer_norm_eps = 1e-6;
-        }
-        let interpolation = match (config.num_register_tokens, code) {
-            (0, Code::Original) => Interpolation::Offset,
-            (0, Code::HuggingFace) => Interpolation::Exact,
-            _ => Interpolation::Antialias,
-        };
+        let config = VitConfig { layer_norm_eps: 1e-6, ..config };
+        let interpolation =
+            if config.num_register_tokens == 0 { Interpolation::Offset } else { Interpolation::Antialias };
         Self::load(&weights, &config, interpolation, device)
     }
 
@@ -119,7 +104,7 @@ impl VisionTransformer {
         };
         config.check().map_err(wrong)?;
         let mut vs = nn::VarStore::new(device);
-        let model = Self::new(&vs.root(), config, interpolation);
+        let model = skip_init(|| Self::new(&vs.root(), config, interpolation));
         weights.load_into(&vs)?;
         vs.freeze();
         Ok(model)
@@ -130,7 +115,7 @@ impl VisionTransformer {
         &self.config
     }
 
-    /// Patch tokens of normalised images \[B, 3, H, W\] as maps: per entry of `blocks`, \[B, D, H/P, W/P\] with patches of P
+    /// Patch tokens of normalised images [B, 3, H, W] as maps: per entry of `blocks`, [B, D, H/P, W/P] with patches of P
     /// pixels. What of an image fills no patch at its right and lower border is not seen.
     ///
     /// `blocks` counts as Hugging Face's `hidden_states` does: 0 is the embedding, n is after n blocks. `norm` applies the
@@ -146,7 +131,7 @@ impl VisionTransformer {
         self.tokens(x, blocks, norm).into_iter().map(map).collect()
     }
 
-    /// As [`features`](Self::features), with every token in order: class, registers, patches, \[B, N, D\].
+    /// As [`features`](Self::features), with every token in order: class, registers, patches, [B, N, D].
     pub fn tokens(&self, x: &Tensor, blocks: &[usize], norm: bool) -> Vec<Tensor> {
         let last = blocks.iter().copied().max().unwrap_or(0);
         assert!(last <= self.blocks.len(), "there is no block {last}; the network has {}", self.blocks.len());
@@ -163,18 +148,18 @@ impl VisionTransformer {
         blocks.iter().map(|block| states[block].shallow_clone()).collect()
     }
 
-    /// Every token after the last block and norm, \[B, N, D\].
+    /// Every token after the last block and norm, [B, N, D].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.tokens(x, &[self.blocks.len()], true).remove(0)
     }
 
-    /// What each token of the last block attends to, \[B, heads, N, N\] (DINO's `get_last_selfattention`).
+    /// What each token of the last block attends to, [B, heads, N, N] (DINO's `get_last_selfattention`).
     pub fn last_self_attention(&self, x: &Tensor) -> Tensor {
         let before = self.tokens(x, &[self.blocks.len() - 1], false).remove(0);
         self.blocks[self.blocks.len() - 1].attention_weights(&before)
     }
 
-    /// \[B, 3, H, W\] to \[B, N, D\].
+    /// [B, 3, H, W] to [B, N, D].
     fn embed(&self, x: &Tensor) -> Tensor {
         let (b, _, h, w) = x.size4().unwrap();
         let patches = x.apply(&self.proj).flatten(2, 3).transpose(1, 2); // [B, h · w, D]
@@ -190,7 +175,7 @@ impl VisionTransformer {
         }
     }
 
-    /// The position table for an image of `height`×`width` pixels: \[1, 1 + h · w, D\].
+    /// The position table for an image of `height`×`width` pixels: [1, 1 + h · w, D].
     pub fn positions(&self, height: i64, width: i64) -> Tensor {
         let (grid, patch) = (self.config.grid(), self.config.patch_size);
         if height == width && height / patch == grid {
@@ -200,7 +185,7 @@ impl VisionTransformer {
     }
 }
 
-/// Resizes a square position table \[1, 1 + g · g, D\] to \[1, 1 + h · w, D\]; the first position, of the class token, stays.
+/// Resizes a square position table [1, 1 + g · g, D] to [1, 1 + h · w, D]; the first position, of the class token, stays.
 pub fn interpolate(positions: &Tensor, [h, w]: [i64; 2], interpolation: Interpolation) -> Tensor {
     let (_, n, d) = positions.size3().unwrap();
     let grid = (n - 1).isqrt();
@@ -248,10 +233,10 @@ impl Block {
         let [first, second] = if gated { ["w12", "w3"] } else { ["fc1", "fc2"] };
         let scale = |name: &str| config.layer_scale().then(|| (vs / name).var("gamma", &[width], Init::Const(0.)));
         Self {
-            norm1: layer_norm(vs / "norm1", config),
+            norm1: layer_norm(vs / "norm1", width, config.layer_norm_eps),
             qkv,
             proj: Residual::new(&attn / "proj", [width, width], scale("ls1")),
-            norm2: layer_norm(vs / "norm2", config),
+            norm2: layer_norm(vs / "norm2", width, config.layer_norm_eps),
             fc1: linear(&mlp / first, width, if gated { 2 * hidden } else { hidden }),
             fc2: Residual::new(&mlp / second, [hidden, width], scale("ls2")),
             gated,
@@ -259,7 +244,7 @@ impl Block {
         }
     }
 
-    /// \[B, N, D\], changed in place.
+    /// [B, N, D], changed in place.
     fn forward(&self, x: &mut Tensor) {
         let [query, key, value] = self.query_key_value(x);
         self.proj.add_to(x, &attention(&query, &key, &value, self.heads, false));
@@ -273,14 +258,14 @@ impl Block {
         self.fc2.add_to(x, &hidden);
     }
 
-    /// \[B, N, D\] to three of them.
+    /// [B, N, D] to three of them.
     fn query_key_value(&self, x: &Tensor) -> [Tensor; 3] {
         let qkv = x.apply(&self.norm1).apply(&self.qkv); // [B, N, 3 · D]
         let width = qkv.size()[2] / 3;
         [0, 1, 2].map(|third| qkv.narrow(2, third * width, width))
     }
 
-    /// \[B, N, D\] to \[B, heads, N, N\].
+    /// [B, N, D] to [B, heads, N, N].
     fn attention_weights(&self, x: &Tensor) -> Tensor {
         let [query, key, _] = self.query_key_value(x);
         let (b, n, d) = query.size3().unwrap();
@@ -304,7 +289,7 @@ impl Residual {
         Self { linear: linear(vs, inputs, outputs), gamma, folded: OnceCell::new() }
     }
 
-    /// x += γ(Wh + b) with \[B, N, D\] and \[B, N, inputs\], without a tensor in between.
+    /// x += γ(Wh + b) with [B, N, D] and [B, N, inputs], without a tensor in between.
     fn add_to(&self, x: &mut Tensor, h: &Tensor) {
         let (weight, bias) = self.folded.get_or_init(|| {
             let (weight, bias) = (&self.linear.ws, self.linear.bs.as_ref().unwrap());
@@ -316,17 +301,6 @@ impl Residual {
         let mut rows = x.view([-1, bias.size()[0]]);
         let _ = rows.g_add_(bias).addmm_(&h.flatten(0, 1), &weight.tr());
     }
-}
-
-fn layer_norm(vs: nn::Path, config: &VitConfig) -> nn::LayerNorm {
-    let eps = config.layer_norm_eps;
-    nn::layer_norm(vs, vec![config.hidden_size], nn::LayerNormConfig { eps, ..Default::default() })
-}
-
-/// Zeros: the weights are always loaded, and drawing random ones for a large model takes seconds.
-fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
-    let config = nn::LinearConfig { ws_init: Init::Const(0.), bs_init: Some(Init::Const(0.)), bias: true };
-    nn::linear(vs, inputs, outputs, config)
 }
 
 #[cfg(test)]
@@ -387,6 +361,19 @@ mod tests {
         let _ = vs.variables().remove("register_tokens").unwrap().zero_();
         let after = model.features(&x, &[2], false).remove(0);
         assert!((before - after).abs().max().double_value(&[]) > 1e-3);
+    }
+
+    #[test]
+    fn shapes_of_no_network_are_no_config() {
+        let shapes: [(&str, &[i64]); 4] = [
+            ("patch_embed.proj.weight", &[64, 3, 8, 8]),
+            ("pos_embed", &[1, 0, 64]),
+            ("register_tokens", &[4]),
+            ("blocks.0.mlp.fc1.weight", &[256, 64]),
+        ];
+        let tensors = shapes.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, tch::kind::FLOAT_CPU)));
+        let weights = Checkpoint::from_safetensors(to_safetensors(tensors, Default::default()).unwrap()).unwrap();
+        assert!(VitConfig::of(&weights).unwrap().check().is_err());
     }
 
     #[test]

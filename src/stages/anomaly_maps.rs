@@ -46,8 +46,7 @@ pub struct AnomalyMaps {
     pub extractor: Extractor,
     /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a published file or a folder
     /// in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json and model.safetensors are read).
-    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`); of
-    /// `efficientnet-lite0`, what `make setup` fetched.
+    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`).
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,

@@ -200,7 +200,7 @@ impl Loader {
             Network::TextEncoder => {
                 let config = stage.clip().map_err(Error::Input)?;
                 skip_init(|| ClipTextModel::new(vs.root(), &config)).map_err(wrong)?;
-                config.canonical(published).and_then(|weights| weights.load_into(vs)).map_err(input)?;
+                config.canonical(published).load_into(vs).map_err(input)?;
                 let tokenizer = ClipTokenizer::open(Weights(stage.tokenizer()).beside().map_err(Error::Input)?)
                     .and_then(|tokenizer| tokenizer.to_json());
                 let json = tokenizer.map_err(|e| Error::Input(e.to_string()))?;

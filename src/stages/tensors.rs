@@ -12,8 +12,9 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     engine::{Digest, Error, Result, stage::Context},
     models::{
-        checkpoint::{Checkpoint, CheckpointError, Preprocessing, to_safetensors},
+        checkpoint::{Checkpoint, CheckpointError, to_safetensors},
         device,
+        preprocessing::Preprocessing,
     },
 };
 

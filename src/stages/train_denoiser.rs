@@ -215,7 +215,7 @@ impl Denoiser {
 
     /// Noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint -> the prediction [B, 4, h, w].
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
-        let residuals = self.control.forward_hint(x, t, context, hint);
+        let residuals = self.control.forward(x, t, context, hint);
         self.unet.forward(x, t, context, Some(&residuals))
     }
 

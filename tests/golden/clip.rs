@@ -18,7 +18,7 @@ fn config(case: &Case) -> ClipTextConfig {
 pub(crate) fn text(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config = config(case);
-    let weights = config.canonical(case.checkpoint("model.safetensors")).unwrap();
+    let weights = config.canonical(case.checkpoint("model.safetensors"));
     let model = filled(&weights, |vs| ClipTextModel::new(vs, &config));
     let (output, maps) = observe(|| model.forward(&case.input("input_ids")));
     case.close("embeddings", &maps["embeddings"], 1.);
@@ -32,7 +32,7 @@ pub(crate) fn text(case: &Case) {
 pub(crate) fn full(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config = config(case);
-    let weights = config.canonical_with_projection(case.checkpoint("model.safetensors")).unwrap();
+    let weights = config.canonical_with_projection(case.checkpoint("model.safetensors"));
     let model = filled(&weights, |vs| ClipTextModel::with_projection(vs, &config));
     let output = model.forward(&case.input("input_ids"));
     case.close("text_last_hidden_state", &output.last_hidden_state, 1.);
@@ -59,7 +59,7 @@ pub(crate) fn reference(case: &Case) {
         max_position_embeddings: number("max_length"),
         ..Default::default()
     };
-    let weights = config.canonical(case.weights("weights")).unwrap();
+    let weights = config.canonical(case.weights("weights"));
     let model = filled(&weights, |vs| ClipTextModel::new(vs, &config));
     let file = case.tensors("text.safetensors");
     let states = model.forward(&file.get("input_ids")).last_hidden_state;
@@ -80,11 +80,11 @@ pub(crate) fn published_shapes(case: &Case) {
         ..Default::default()
     };
     if case.has("sd15_text_encoder.json.gz") {
-        let theirs = large.canonical(manifest(case, "sd15_text_encoder.json.gz")).unwrap();
+        let theirs = large.canonical(manifest(case, "sd15_text_encoder.json.gz"));
         compare_shapes(case, "sd15_text_encoder", &theirs, |vs| ClipTextModel::new(vs, &large));
     }
     if case.has("clip_vit_large_patch14.json.gz") {
-        let theirs = large.canonical_with_projection(manifest(case, "clip_vit_large_patch14.json.gz")).unwrap();
+        let theirs = large.canonical_with_projection(manifest(case, "clip_vit_large_patch14.json.gz"));
         compare_shapes(case, "clip_vit_large_patch14", &theirs, |vs| ClipTextModel::with_projection(vs, &large));
     }
 }

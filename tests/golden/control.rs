@@ -7,7 +7,7 @@ use super::{
 };
 use serde_json::Value;
 use vlmdiff::models::{
-    control::{ControlForm, ControlNet, ControlNetConfig},
+    control::{ControlForm, ControlNet, ControlNetConfig, ControlResiduals},
     nn::observe,
     unet::{UNet2DConditionConfig, UNet2DConditionModel},
 };
@@ -20,9 +20,11 @@ pub(crate) fn controlnet(case: &Case) {
     let control = filled(&config.canonical(weights).unwrap(), |vs| ControlNet::new(vs, &config));
     let [x, t, context] = ["sample", "timestep", "encoder_hidden_states"].map(|name| case.input(name));
     let condition = case.input("controlnet_cond");
-    case.close("cond_embedding", &control.hint(&condition), 1.);
+    let hint = control.hint(&condition);
+    case.close("cond_embedding", &hint, 1.);
     let scale = case.json::<Value>("meta.json")["conditioning_scale"].as_f64().unwrap();
-    let residuals = control.forward(&x, &t, &context, &condition).scale(scale);
+    let ControlResiduals { skips, mid } = control.forward(&x, &t, &context, &hint);
+    let residuals = ControlResiduals { skips: skips.into_iter().map(|skip| skip * scale).collect(), mid: mid * scale };
     for (i, skip) in residuals.skips.iter().enumerate() {
         case.close(&format!("down.{i}"), skip, 1.);
     }
@@ -67,7 +69,7 @@ pub(crate) fn reference(case: &Case) {
         assert!(config.fusion, "the fusion of this file is not zero");
         let control = filled(&weights, |vs| ControlNet::new(vs, &config));
         let hint = control.hint(&hint);
-        let (residuals, maps) = observe(|| control.forward_hint(&x, &t, &context, &hint));
+        let (residuals, maps) = observe(|| control.forward(&x, &t, &context, &hint));
         let eps = unet.forward(&x, &t, &context, Some(&residuals));
         case.near(&format!("eps.only_mid_control_{only_mid_control}"), &eps, tolerance);
         if only_mid_control {

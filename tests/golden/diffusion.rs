@@ -32,7 +32,7 @@ fn floats(values: impl IntoIterator<Item = f64>) -> Tensor {
 }
 
 fn alphas_cumprod(schedule: &Schedule) -> Vec<f64> {
-    (0..schedule.len() as i64).map(|t| schedule.alpha_cumprod(t)).collect()
+    (0..schedule.num_train_timesteps() as i64).map(|t| schedule.alpha_cumprod(t)).collect()
 }
 
 /// The sampler that visits `t` within `steps` steps, and the step that begins there.
@@ -263,7 +263,7 @@ pub(super) fn reference_sampling(case: &Case) {
         for (i, t) in ddim.timesteps().iter().enumerate() {
             let model = |x: &Tensor, contexts: &Tensor| {
                 let t = Tensor::full([x.size()[0]], *t, (tch::Kind::Int64, tch::Device::Cpu));
-                let residuals = control.forward_hint(x, &t, contexts, &hint);
+                let residuals = control.forward(x, &t, contexts, &hint);
                 let output = unet.forward(x, &t, contexts, Some(&residuals));
                 let rows = output.size()[0];
                 predictions.push(Tensor::cat(&[output.narrow(0, rows - 1, 1), output.narrow(0, 0, 1)], 0));

@@ -22,10 +22,7 @@ const FILES: [(&str, &str, bool); 8] = [
 pub(super) fn compare(case: &Case) {
     let expected = case.tensors("expected.safetensors");
     for (file, prefix, all) in FILES.into_iter().filter(|(file, ..)| case.has(file)) {
-        let mut weights = case.checkpoint(file);
-        if weights.names().all(|name| name.starts_with("backbone.")) {
-            weights = weights.select("backbone");
-        }
+        let weights = case.checkpoint(file).part("backbone");
         for name in weights.names() {
             let got = weights.tensor(name).unwrap();
             case.compare("expected.safetensors", &format!("{prefix}.{name}"), &got, |_| 0.);

@@ -49,12 +49,11 @@ pub(super) fn resnet50(case: &Case) {
     compare(&ResNet::open(folder.path(), Device::Cpu).unwrap_or_else(|e| panic!("{e}")));
 
     // Without counts of batches, as old files are; and a first level of one block, for the output of its first.
-    let uncounted = weights.rename(|name| (!name.ends_with("num_batches_tracked")).then(|| name.to_owned())).unwrap();
+    let uncounted = weights.retain(|name| !name.ends_with("num_batches_tracked"));
     let open = |weights: &Checkpoint, sizes: &ResNetConfig| ResNet::load(weights, sizes, Device::Cpu).unwrap();
     let uncounted = torchvision_names(uncounted).unwrap();
     compare(&open(&uncounted, &sizes(Some(num_classes))));
-    let first = |name: &str| !name.starts_with("layer1.") || name.starts_with("layer1.0.");
-    let short = uncounted.rename(|name| first(name).then(|| name.to_owned())).unwrap();
+    let short = uncounted.retain(|name| !name.starts_with("layer1.") || name.starts_with("layer1.0."));
     let [_, rest @ ..] = layers;
     let sizes = ResNetConfig { layers: [1, rest[0], rest[1], rest[2]], ..sizes(Some(num_classes)) };
     let maps: Vec<Tensor> = open(&short, &sizes).forward_features(&x, 1);

@@ -9,7 +9,7 @@ use vlmdiff::models::{
     anomaly_map::upsample,
     checkpoint::Checkpoint,
     extractor::{reinterpret, resample},
-    vit::{Code, Interpolation, VisionTransformer, VitConfig, interpolate, names},
+    vit::{Interpolation, VisionTransformer, VitConfig, interpolate, names},
 };
 
 /// Every way to resize a table, by its name in the set.
@@ -41,8 +41,11 @@ pub(super) fn positions(case: &Case) {
     }
 }
 
-fn open(case: &Case, file: &str) -> VisionTransformer {
-    VisionTransformer::open(case.path(file), Code::HuggingFace, Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
+/// As transformers runs a folder of its own.
+fn huggingface(case: &Case) -> VisionTransformer {
+    let weights = names::original(case.checkpoint("hf")).unwrap();
+    let config = case.json("hf/config.json");
+    VisionTransformer::load(&weights, &config, Interpolation::Exact, Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Weights with original names and another's config: these networks are smaller than any whose head count is known.
@@ -75,7 +78,7 @@ pub(super) fn dino(case: &Case) {
             compare("cls_square2", &model.forward(&square).select(1, 0));
         }
     };
-    compare("hf", &open(case, "hf"));
+    compare("hf", &huggingface(case));
     let config: VitConfig = case.json("hf/config.json");
     let weights = case.checkpoint("dino_deitsmall8_pretrain.pth");
     compare("orig", &original(weights.clone(), config.clone()));
@@ -113,7 +116,7 @@ pub(super) fn dinov2(case: &Case) {
             compare(&format!("tokens_{size}"), &patches(&model.forward(&x)));
         }
     };
-    compare("hf", &open(case, "hf"));
+    compare("hf", &huggingface(case));
     compare("orig", &original(case.checkpoint("dinov2_vits14_pretrain.pth"), case.json("hf/config.json")));
 }
 

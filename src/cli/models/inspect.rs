@@ -45,9 +45,8 @@ impl Inspect {
     pub(super) fn run(self) -> Result<u8> {
         let whole = Checkpoint::open(locate(&self.file)?).map_err(input)?;
         let weights = whole.clone().state_dict();
-        let found = Recognised::of(&weights);
-        let around =
-            Some(Recognised::of(&whole)).filter(|around| weights.len() < whole.len() && !around.parts.is_empty());
+        let found = weights.recognise();
+        let around = Some(whole.recognise()).filter(|around| weights.len() < whole.len() && !around.parts.is_empty());
         match self.format {
             Format::Json => print(serde_json::to_string_pretty(&object(&whole, &weights, &found, around.as_ref()))?)?,
             Format::Text => {
@@ -80,7 +79,7 @@ fn totals(checkpoint: &Checkpoint) -> (i64, BTreeMap<String, u64>) {
         .names()
         .filter_map(|name| checkpoint.dtype(name))
         .for_each(|dtype| *types.entry(dtype).or_default() += 1);
-    (elements.sum(), types)
+    (elements.fold(0, i64::saturating_add), types)
 }
 
 fn facts(whole: &Checkpoint, weights: &Checkpoint) -> Result<()> {

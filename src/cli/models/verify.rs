@@ -9,7 +9,7 @@ use super::{digest::Expected, input, locate};
 use crate::{
     cli::{EXIT_DONE, EXIT_FAILED, text::print},
     models::{
-        architecture::{self, Recognised},
+        architecture,
         checkpoint::Checkpoint,
         known::{self, Known, Source},
     },
@@ -93,7 +93,7 @@ fn check(file: &Path, known: Option<&Known>) -> Result<Result<String, String>> {
 /// Whether weights parse and have the layout that they should have.
 fn fits(path: &Path, known: Option<&Known>) -> Result<String, String> {
     let weights = Checkpoint::open(path).map_err(|error| input(error).to_string())?.state_dict();
-    let found = Recognised::of(&weights);
+    let found = weights.recognise();
     let parts = || found.parts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let wanted = known.and_then(|known| known.layout.as_deref());
     match (wanted, found.layout()) {

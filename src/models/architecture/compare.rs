@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Layouts = BTreeMap<String, Layout>;
 
+/// So many parts of a name are told apart; no layout has as many, and what is behind them stays together.
+const DEEPEST: usize = 64;
+
 /// Names by their parts.
 #[derive(Debug, Default)]
 pub(super) struct Tree<'a> {
@@ -21,7 +24,7 @@ impl<'a> Tree<'a> {
         let mut root = Self::default();
         for (name, shape) in shapes {
             root.leaves += 1;
-            let leaf = name.split('.').fold(&mut root, |tree, part| {
+            let leaf = name.splitn(DEEPEST, '.').fold(&mut root, |tree, part| {
                 let child = tree.children.entry(part).or_default();
                 child.leaves += 1;
                 child
@@ -190,15 +193,18 @@ fn visit(layouts: &Layouts, node: &Node, tree: Option<&Tree>, path: &str, letter
             }
             continue;
         }
-        let last = numbered.keys().max().copied();
-        if last.is_none() && child.optional {
-            continue;
-        }
-        for number in 0..=last.unwrap_or(0) {
-            let below = numbered.get(&number).copied();
-            // A number that the layout names is no instance of the others, and some numbers may be left out.
-            let skipped = below.is_none() && *segment == Segment::Sparse && last.is_some();
-            if !skipped && known.insert(number.to_string()) {
+        // A row from 0 has more tensors than its largest number says: a larger one than there are tensors stands in no row.
+        let last = numbered.range(..tree.map_or(0, Tree::leaves)).next_back();
+        let numbers: Vec<usize> = match (segment, last) {
+            (Segment::Sparse, _) if !numbered.is_empty() => numbered.keys().copied().collect(),
+            (_, Some((&last, _))) => (0..=last).collect(),
+            (_, None) if child.optional => vec![],
+            (_, None) => vec![0],
+        };
+        for number in numbers {
+            // A number that the layout names is no instance of the others.
+            if known.insert(number.to_string()) {
+                let below = numbered.get(&number).copied();
                 visit(layouts, child, below, &join(path, &number.to_string()), &mut letters.clone(), out);
             }
         }

@@ -73,6 +73,22 @@ fn what_does_not_fit_tells_what_differs() {
 }
 
 #[test]
+fn a_number_out_of_any_row_is_unexpected() {
+    let mut shapes = dino();
+    shapes.insert("blocks.4000000000.norm1.weight".to_owned(), vec![12]);
+    let Nearest { layout, mismatch, .. } = of(&shapes).nearest.unwrap();
+    assert_eq!((layout.as_str(), mismatch.len()), ("dino", 1));
+    assert_eq!(mismatch.unexpected, ["blocks.4000000000.norm1.weight"]);
+}
+
+#[test]
+fn a_name_may_have_any_number_of_dots() {
+    let name = format!("a{}", ".".repeat(1 << 20));
+    let shapes = dino().into_iter().chain([(name.clone(), vec![1])]).collect();
+    assert!(of(&shapes).nearest.unwrap().mismatch.unexpected == [name]);
+}
+
+#[test]
 fn what_is_like_nothing_says_so() {
     let toy = BTreeMap::from([("w".to_owned(), vec![2, 3]), ("b".to_owned(), vec![3])]);
     assert_eq!(of(&toy), Recognised::default());

@@ -5,6 +5,8 @@ use tch::{Device, Kind, TchError, Tensor};
 
 /// So many bytes are copied at once, and then given back. A multiple of every element's size.
 const CHUNK: usize = 8 << 20;
+/// No tensor has more elements, nor a dimension more indices; a damaged shape may.
+const MOST: i64 = 1 << 48;
 
 /// Where one tensor lies. Cheap to clone: the storage is shared.
 #[derive(Debug, Clone)]
@@ -27,7 +29,7 @@ impl Entry {
         Self::view(storage, 0, shape, strides, kind)
     }
 
-    /// A strided view. None where it would reach outside of the storage.
+    /// A strided view. None where it would reach outside of the storage, or is of no size that a tensor has.
     pub(super) fn view(
         storage: Bytes,
         offset: usize,
@@ -35,6 +37,10 @@ impl Entry {
         strides: Vec<i64>,
         kind: Result<Kind, String>,
     ) -> Option<Self> {
+        let elements = shape.iter().try_fold(1i64, |elements, &size| elements.checked_mul(size.max(1)));
+        if elements.is_none_or(|elements| elements > MOST) || shape.iter().any(|&size| size < 0) {
+            return None;
+        }
         let entry = Self { storage, offset, strides, shape, kind };
         // A view of unknown elements cannot be read, but its name and shape are known.
         if let Ok(kind) = entry.kind {
@@ -182,6 +188,11 @@ mod tests {
         assert!(view(12, 0, &[2], &[-1]).is_none());
         assert!(view(12, 0, &[2], &[]).is_none());
         assert!(view(0, 0, &[0, 3], &[3, 1]).is_some(), "an empty tensor needs no bytes");
+        for size in [[1 << 40, 1 << 40], [0, 1 << 62], [-1, 3]] {
+            assert!(view(12, 0, &size, &[0, 0]).is_none(), "{size:?} is no size");
+            let unknown = Entry::view(Bytes::new(), 0, size.to_vec(), vec![0, 0], Err("F4".to_owned()));
+            assert!(unknown.is_none(), "{size:?} is no size, of whatever elements");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(super) type Id = usize;
 
 /// More values than any published checkpoint has, and few enough to fit in memory.
 const MAX_VALUES: usize = 1 << 24;
+/// What has a longer name is nothing that a checkpoint needs. Names are made of texts that a file may refer to many times.
+const MAX_GLOBAL: usize = 256;
 
 /// What an opcode built.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +36,12 @@ pub(super) enum Value {
     Persistent(Id),
     /// Anything else: floats, bytes, sets, extensions.
     Opaque,
+}
+
+impl Value {
+    fn global(module: &str, name: &str) -> Self {
+        if module.len() + name.len() < MAX_GLOBAL { Self::Global(format!("{module}.{name}")) } else { Self::Opaque }
+    }
 }
 
 /// One parsed pickle.
@@ -220,7 +228,7 @@ impl<'a> Machine<'a> {
             0x93 => {
                 let parts = self.pop_many(2)?;
                 let name = match (&self.values[parts[0]], &self.values[parts[1]]) {
-                    (Value::Str(module), Value::Str(name)) => Value::Global(format!("{module}.{name}")),
+                    (Value::Str(module), Value::Str(name)) => Value::global(module, name),
                     _ => return self.fail("a global is not named by text"),
                 };
                 self.push(name)
@@ -306,7 +314,7 @@ impl<'a> Machine<'a> {
 
     fn global(&mut self) -> Result<Value> {
         let (module, name) = (self.line()?, self.line()?);
-        Ok(Value::Global(format!("{module}.{name}")))
+        Ok(Value::global(module, name))
     }
 
     // the stack
@@ -489,6 +497,14 @@ mod tests {
         assert_eq!(parse(b"(cm\nf\nK\x05o."), "m.f(5){}");
         assert_eq!(parse(b"K\x05\x85Q."), "#(5)");
         assert_eq!(parse(b"Pkey\n."), "#key");
+    }
+
+    /// Else a long text that is recalled many times fills the memory.
+    #[test]
+    fn a_global_of_an_endless_name_is_opaque() {
+        let module = [b"X\x00\x01\x00\x00".as_slice(), &[b'm'; 256]].concat();
+        assert_eq!(parse(&[&module, b"q\x00\x8c\x01f\x93.".as_slice()].concat()), "Opaque");
+        assert_eq!(parse(&[b"c".as_slice(), &[b'm'; 256], b"\nf\n."].concat()), "Opaque");
     }
 
     #[test]

@@ -80,6 +80,10 @@ fn names_are_changed_selected_and_split() {
     let renamed = whole.clone().rename(|name| name.strip_prefix("a.").map(str::to_owned)).unwrap();
     assert_eq!(renamed.names().collect::<Vec<_>>(), ["b", "qkv"]);
     assert!(whole.clone().rename(|_| Some("same".to_owned())).is_err());
+    assert_eq!(whole.clone().retain(|name| name.starts_with('a')).len(), 3);
+    assert_eq!(whole.clone().retain(|name| name == "ab.c").names().collect::<Vec<_>>(), ["ab.c"]);
+    assert_eq!(whole.clone().part("a").names().collect::<Vec<_>>(), ["b", "qkv"]);
+    assert_eq!(whole.clone().part("b").len(), 3, "nothing lies below it");
     assert_eq!(whole.clone().state_dict().len(), 3);
 }
 
@@ -99,6 +103,9 @@ fn shards_are_one_checkpoint() {
     assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("model-2.safetensors has no tensor c"));
     index(r#"{"weight_map": {"a": "../model-1.safetensors"}}"#);
     assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("does not lie beside it"));
+    index(r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#);
+    let itself = "its shard model.safetensors.index.json is itself an index";
+    assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().ends_with(itself));
 }
 
 #[test]

@@ -14,10 +14,15 @@ use tch::Kind;
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 /// Deeper nesting than any training program writes.
 const MAX_DEPTH: usize = 64;
-/// A container that holds itself many times over would otherwise be walked for ever.
-const MAX_VISITS: usize = 1 << 20;
-/// A longer name names no parameter.
-const MAX_NAME: usize = 4096;
+/// What the names of all containers and tensors may take, about, in bytes: a container that holds itself many times over would
+/// otherwise be walked for ever.
+const MAX_NAMES: usize = 1 << 27;
+/// What a container takes beside its name until it is walked.
+const PENDING: usize = 64;
+/// More dimensions than libtorch has.
+const MAX_DIMS: usize = 64;
+/// Compressed members may take so many times the bytes of their file. Weights hardly compress.
+const MAX_INFLATED: u64 = 8;
 
 /// The tensors of a file by dotted name, and the names of the containers that hold some.
 #[derive(Debug, Default)]
@@ -32,44 +37,63 @@ type Result<T> = std::result::Result<T, String>;
 pub(super) fn read_zip(file: &Bytes) -> Result<Tensors> {
     let damaged =
         |error| format!("it begins like a zip archive and is cut off or damaged ({error}); download it again");
-    let mut archive = zip::ZipArchive::new(Cursor::new(file.clone())).map_err(damaged)?;
+    let zip = zip::ZipArchive::new(Cursor::new(file.clone())).map_err(damaged)?;
+    let mut archive = Archive { file, zip, room: MAX_INFLATED * file.len() as u64 };
     let folder =
         |name: &str| name.strip_suffix("data.pkl").filter(|at| at.is_empty() || at.ends_with('/')).map(str::to_owned);
-    let root = archive.file_names().find_map(folder);
+    let root = archive.zip.file_names().find_map(folder);
     let Some(root) = root else {
         let reason =
             "it is a zip archive without a data.pkl, so torch.save did not write it; unpack it if weights are in it";
         return Err(reason.to_owned());
     };
-    if archive.index_for_name(&format!("{root}constants.pkl")).is_some() {
+    if archive.has(&format!("{root}constants.pkl")) {
         let reason =
             "it is TorchScript; in Python, torch.save(torch.jit.load(FILE).state_dict(), NEW) makes weights of it";
         return Err(reason.to_owned());
     }
-    if archive.index_for_name(&format!("{root}byteorder")).is_some()
-        && zip_member(file, &mut archive, &format!("{root}byteorder"))?.starts_with(b"big")
-    {
+    let byteorder = format!("{root}byteorder");
+    if archive.has(&byteorder) && archive.member(&byteorder)?.starts_with(b"big") {
         return Err("it was written by a big-endian machine".to_owned());
     }
-    let bytes = zip_member(file, &mut archive, &format!("{root}data.pkl"))?;
+    let bytes = archive.member(&format!("{root}data.pkl"))?;
     let pickle = Pickle::parse(&bytes).map_err(|error| error.to_string())?;
-    walk(&pickle, |storage| zip_member(file, &mut archive, &format!("{root}data/{}", storage.key)))
+    walk(&pickle, |storage| archive.member(&format!("{root}data/{}", storage.key)))
 }
 
-/// One member, without a copy where it is stored uncompressed, as `torch.save` does.
-fn zip_member(file: &Bytes, archive: &mut zip::ZipArchive<Cursor<Bytes>>, name: &str) -> Result<Bytes> {
-    let broken = |error: &dyn std::fmt::Display| format!("its member {name} is broken: {error}");
-    let index = archive.index_for_name(name).ok_or_else(|| format!("it has no member {name}"))?;
-    let mut member = archive.by_index(index).map_err(|error| broken(&error))?;
-    if let (zip::CompressionMethod::Stored, Some(start)) = (member.compression(), member.data_start()) {
-        let end = usize::try_from(start.saturating_add(member.size())).unwrap_or(usize::MAX);
-        let start = usize::try_from(start).unwrap_or(usize::MAX);
-        return if end <= file.len() { Ok(file.slice(start..end)) } else { Err(broken(&"it is cut off")) };
+struct Archive<'a> {
+    file: &'a Bytes,
+    zip: zip::ZipArchive<Cursor<Bytes>>,
+    /// What compressed members may still take, in bytes.
+    room: u64,
+}
+
+impl Archive<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.zip.index_for_name(name).is_some()
     }
-    let mut bytes = Vec::new();
-    let size = member.size();
-    member.by_ref().take(size).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
-    Ok(bytes.into())
+
+    /// One member, without a copy where it is stored uncompressed, as `torch.save` does.
+    fn member(&mut self, name: &str) -> Result<Bytes> {
+        let broken = |error: &dyn std::fmt::Display| format!("its member {name} is broken: {error}");
+        let index = self.zip.index_for_name(name).ok_or_else(|| format!("it has no member {name}"))?;
+        let member = self.zip.by_index(index).map_err(|error| broken(&error))?;
+        let size = member.size();
+        if let (zip::CompressionMethod::Stored, Some(start)) = (member.compression(), member.data_start()) {
+            let end = usize::try_from(start.saturating_add(size)).unwrap_or(usize::MAX);
+            let start = usize::try_from(start).unwrap_or(usize::MAX);
+            return if end <= self.file.len() {
+                Ok(self.file.slice(start..end))
+            } else {
+                Err(broken(&"it is cut off"))
+            };
+        }
+        let much = || broken(&format!("it is compressed from more than {MAX_INFLATED} times the file; unpack it"));
+        self.room = self.room.checked_sub(size).ok_or_else(much)?;
+        let mut bytes = Vec::new();
+        member.take(size).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
+        Ok(bytes.into())
+    }
 }
 
 /// Reads a pre-1.6 file: magic, version, system, the object, the keys of its storages, then per key its length (i64) and
@@ -239,7 +263,10 @@ fn view(pickle: &Pickle, id: Id) -> Result<Option<View<'_>>> {
 }
 
 fn rebuild(pickle: &Pickle, storage: Id, offset: Id, shape: Id, strides: Id) -> Result<View<'_>> {
-    let ints = |id| pickle.sequence(id)?.iter().map(|&int| pickle.int(int)).collect::<Option<Vec<i64>>>();
+    let ints = |id| -> Option<Vec<i64>> {
+        let ints = pickle.sequence(id).filter(|ints| ints.len() <= MAX_DIMS)?;
+        ints.iter().map(|&int| pickle.int(int)).collect()
+    };
     let parse = || {
         let storage = Storage::parse(pickle, storage)?;
         let offset = pickle.int::<usize>(offset)?.checked_add(storage.offset)?;
@@ -253,12 +280,8 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
     let mut found = Tensors::default();
     let mut storages: HashMap<String, Bytes> = HashMap::new();
     let mut pending = vec![(pickle.root, String::new(), 0)];
-    let mut visits = 0;
+    let mut taken = 0;
     while let Some((id, name, depth)) = pending.pop() {
-        visits += 1;
-        if depth > MAX_DEPTH || visits > MAX_VISITS || name.len() > MAX_NAME {
-            return Err(format!("its containers are nested too deep at {:.60}", name));
-        }
         let named = |error| format!("{name}: {error}");
         if let Some(View { storage, offset, shape, strides }) = view(pickle, id).map_err(named)? {
             let bytes = match storages.get(storage.key) {
@@ -275,21 +298,28 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
         if matches!(pickle.get(id), Value::Dict(_) | Value::Call { .. }) {
             found.containers.insert(name.clone());
         }
-        let mut child = |key: &str, value: Id| {
-            if !matches!(pickle.get(value), Value::Dict(_) | Value::Call { .. } | Value::Tuple(_) | Value::List(_)) {
-                return;
+        let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        // What is too much is found before memory is taken for it.
+        let mut child = |key: &str, value: Id| -> Result<()> {
+            let holds =
+                matches!(pickle.get(value), Value::Dict(_) | Value::Call { .. } | Value::Tuple(_) | Value::List(_));
+            taken += if holds { PENDING + name.len() + key.len() } else { 1 };
+            if taken > MAX_NAMES || (holds && depth == MAX_DEPTH) {
+                return Err(format!("its containers are nested too deep at {:.60}", below(key)));
             }
-            let name = if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
-            pending.push((value, name, depth + 1));
+            if holds {
+                pending.push((value, below(key), depth + 1));
+            }
+            Ok(())
         };
         match pickle.get(id) {
-            Value::Dict(items) => each_item(pickle, items, &mut child),
+            Value::Dict(items) => each_item(pickle, items, &mut child)?,
             Value::Call { function, arguments, items } => {
-                each_item(pickle, &pairs_given(pickle, *function, *arguments), &mut child);
-                each_item(pickle, items, &mut child);
+                each_item(pickle, &pairs_given(pickle, *function, *arguments), &mut child)?;
+                each_item(pickle, items, &mut child)?;
             }
             Value::Tuple(items) | Value::List(items) => {
-                items.iter().enumerate().for_each(|(index, &item)| child(&index.to_string(), item));
+                items.iter().enumerate().try_for_each(|(index, &item)| child(&index.to_string(), item))?;
             }
             _ => (),
         }
@@ -307,14 +337,12 @@ fn pairs_given(pickle: &Pickle, function: Id, arguments: Id) -> Vec<(Id, Id)> {
     list.iter().filter_map(pair).collect()
 }
 
-fn each_item(pickle: &Pickle, items: &[(Id, Id)], child: &mut impl FnMut(&str, Id)) {
-    for &(key, value) in items {
-        match pickle.get(key) {
-            Value::Str(key) => child(key, value),
-            Value::Int(key) => child(&key.to_string(), value),
-            _ => (),
-        }
-    }
+fn each_item(pickle: &Pickle, items: &[(Id, Id)], child: &mut impl FnMut(&str, Id) -> Result<()>) -> Result<()> {
+    items.iter().try_for_each(|&(key, value)| match pickle.get(key) {
+        Value::Str(key) => child(key, value),
+        Value::Int(key) => child(&key.to_string(), value),
+        _ => Ok(()),
+    })
 }
 
 #[cfg(test)]
@@ -404,9 +432,32 @@ mod tests {
             twice.extend([b"0](h".as_slice(), &[level], b"h", &[level], b"eq", &[level + 1]].concat());
         }
         endless(twice);
+        // A list of itself, a million times.
+        endless([b"]q\x00(".as_slice(), &b"h\x00".repeat(1 << 20), b"e"].concat());
+        // A hundred thousand lists below the same long name.
+        let (name, lists) = (text(&"endless.".repeat(1 << 17)), b"h\x00h\x01".repeat(100_000));
+        endless([b"}(".as_slice(), &name, b"q\x00]q\x01", &lists, b"u"].concat());
         // A parameter of itself, through a list that is filled later.
         let parameter = b"]q\x00ctorch._utils\n_rebuild_parameter\nh\x00Rq\x010h\x00h\x01ah\x01".to_vec();
         assert!(read(dict(&[("p", parameter), ("w", tensor(0, 4, 1))])).is_ok());
+    }
+
+    #[test]
+    fn a_shape_of_endless_dimensions_is_refused() {
+        let (head, tail) = (tensor(0, 1, 1), b"\x89}tR");
+        let size = [b"(".as_slice(), &b"K\x01".repeat(65), b"t"].concat();
+        let storage = &head[..head.len() - b"K\x01\x85K\x01\x85\x89}tR".len()];
+        let error = read(dict(&[("w", [storage, &size, &size, tail].concat())])).unwrap_err();
+        assert_eq!(error, "w: it has no valid storage, offset, shape and strides");
+    }
+
+    #[test]
+    fn a_member_that_is_much_larger_than_its_file_is_refused() {
+        let object =
+            [text(&"m".repeat(1 << 20)), b"0".to_vec(), dict(&[("w", tensor(0, 4, 1))]), b".".to_vec()].concat();
+        assert!(read_zip(&zipped(&object, CompressionMethod::Stored)).is_ok());
+        let error = read_zip(&zipped(&object, CompressionMethod::Deflated)).unwrap_err();
+        assert!(error.starts_with("its member a/data.pkl is broken: it is compressed from more than"), "{error}");
     }
 
     #[test]

@@ -142,14 +142,8 @@ impl Names {
     }
 }
 
-/// The part of a file with all parts that lies below `prefix`; a file that has nothing there is the part itself.
-pub(crate) fn part(file: Checkpoint, prefix: &str) -> Checkpoint {
-    let below = format!("{prefix}.");
-    if file.names().any(|name| name.starts_with(&below)) { file.select(prefix) } else { file }
-}
-
 /// The part of `file` below `prefix` under our names. What is in no table keeps its name: it is ours already, or loading
 /// says that it is unexpected.
 pub(crate) fn canonical(file: Checkpoint, prefix: &str, names: &Names) -> Result<Checkpoint, CheckpointError> {
-    part(file, prefix).rename(|key| Some(names.translate(key).unwrap_or_else(|| key.to_owned())))
+    file.part(prefix).rename(|key| Some(names.translate(key).unwrap_or_else(|| key.to_owned())))
 }

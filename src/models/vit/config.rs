@@ -71,7 +71,7 @@ impl VitConfig {
         let &[hidden_size, num_channels, patch_size, _] = weights.shape("patch_embed.proj.weight")? else {
             return None;
         };
-        let positions = *weights.shape("pos_embed")?.get(1)? - 1;
+        let positions = (*weights.shape("pos_embed")?.get(1)? - 1).max(0);
         let use_swiglu_ffn = weights.contains("blocks.0.mlp.w12.weight");
         let hidden = match use_swiglu_ffn {
             true => weights.shape("blocks.0.mlp.w12.weight")?.first()? / 2,
@@ -86,12 +86,12 @@ impl VitConfig {
             num_attention_heads: hidden_size / 64,
             intermediate_size: Some(hidden),
             layer_norm_eps: if scaled { 1e-6 } else { Self::default().layer_norm_eps },
-            image_size: positions.isqrt() * patch_size,
+            image_size: positions.isqrt().saturating_mul(patch_size),
             patch_size,
             num_channels,
             qkv_bias: weights.contains("blocks.0.attn.query.bias"),
             use_swiglu_ffn,
-            num_register_tokens: weights.shape("register_tokens").map_or(0, |shape| shape[1]),
+            num_register_tokens: weights.shape("register_tokens").and_then(|shape| shape.get(1).copied()).unwrap_or(0),
             ..Self::default()
         })
     }

@@ -37,9 +37,7 @@ const OUTSIDE: [(&str, &str); 5] = [
 /// # Errors
 /// [`CheckpointError::Format`] if an `attn.qkv` does not split into three.
 pub fn original(weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-    let full = weights.names().any(|name| name.starts_with("backbone."));
-    let weights = if full { weights.select("backbone") } else { weights };
-    let weights = weights.split(|name| {
+    let weights = weights.part("backbone").split(|name| {
         let (block, part) = name.split_once(".attn.qkv.")?;
         Some(["query", "key", "value"].map(|third| format!("{block}.attn.{third}.{part}")).to_vec())
     })?;

@@ -19,7 +19,7 @@ impl Preprocessing {
         Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], size_multiple }
     }
 
-    /// `(x - mean) / std` of images \[B, 3, H, W\] with values 0 to 1, on the device and in the type of `x`.
+    /// `(x - mean) / std` of images [B, 3, H, W] with values 0 to 1, on the device and in the type of `x`.
     pub fn normalize(&self, x: &Tensor) -> Tensor {
         let channels = |values| channels(values, x);
         ((x.to_kind(Kind::Float) - channels(self.mean)) / channels(self.std)).to_kind(x.kind())
@@ -31,7 +31,7 @@ impl Preprocessing {
     }
 }
 
-/// A value per channel on the device of `x`, \[1, 3, 1, 1\].
+/// A value per channel on the device of `x`, [1, 3, 1, 1].
 fn channels(values: [f32; 3], x: &Tensor) -> Tensor {
     Tensor::from_slice(&values).to_device(x.device()).view([1, 3, 1, 1])
 }
