@@ -2,7 +2,7 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    latent_diffusion::names,
+    latent_diffusion::{TEXT_ENCODER, names},
     nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
@@ -70,6 +70,17 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
+    /// That of CLIP ViT-L/14, the text encoder of Stable Diffusion 1.x.
+    pub fn vit_l_14() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_attention_heads: 12,
+            projection_dim: 768,
+            ..Self::default()
+        }
+    }
+
     /// From the text of a `config.json` of a text model or of a whole CLIP model, whose `text_config` it takes, with the
     /// `projection_dim` of the whole.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
@@ -116,7 +127,7 @@ impl ClipTextConfig {
     pub fn canonical_with_projection(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        let published = names::part(names::part(published, "cond_stage_model"), "transformer");
+        let published = names::part(names::part(published, TEXT_ENCODER), "transformer");
         published.rename(|name| own(name).then(|| name.to_owned()))
     }
 }
