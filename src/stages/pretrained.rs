@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(fits(vocab_size + 1, 2), Ok(()));
         let few = format!("it has {vocab_size} tokens, and the text encoder knows {}", vocab_size - 1);
         assert_eq!(fits(vocab_size - 1, eos_token_id), Err(few));
-        assert!(fits(vocab_size, eos_token_id + 1).unwrap_err().starts_with("it ends texts by token"));
+        assert!(fits(vocab_size, eos_token_id + 2).unwrap_err().starts_with("it ends texts by token"));
     }
 
     #[test]
