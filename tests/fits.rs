@@ -30,6 +30,14 @@ fn columns_of_another_type_are_refused() {
         assert_eq!(plan.code, Some(2), "{query}: {}", plan.stdout);
         assert!(plan.stderr.contains(told), "{query}: {}", plan.stderr);
     }
+    let encoder = "    stage: train_text_encoder\n    from: [images, captions]";
+    for table in [encoder, "stage: encode_text, from: [captions, text_encoder]"] {
+        let numbers = "  numbers: { stage: sql, from: [captions], with: { makes: row_per_row, query: \"select image_id, 1 as caption from captions\" } }";
+        let read = TOY.replace(table, &table.replace("captions", "numbers"));
+        lab.write("pipeline.yaml", &read.replace("  text_encoder:\n", &format!("{numbers}\n  text_encoder:\n")));
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert!(plan.stderr.contains("column `caption` is Int64; Utf8 is read"), "{table}: {}", plan.stderr);
+    }
     // what the message says works
     let label = "image_id, class, mask, cast(case when defect = 'good' then 0 else 1 end as boolean) as label";
     lab.write("pipeline.yaml", &pipeline(metrics, label));

@@ -179,8 +179,7 @@ impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
         let weights = Weights(&self.weights()).local(&context.sources)?;
-        let network =
-            self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
+        let network = self.extractor.open(&weights, &self.options(), device)?;
         Ok(Box::new(Comparer { stage: self, network, device, batch_size: context.batch_size.unwrap_or(16) }))
     }
 }

@@ -74,9 +74,7 @@ impl Operator for FromDataset {
             out.rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
             missing += given.null_count();
         }
-        if missing > 0 {
-            out.log(format!("{missing} of {} images have no caption: theirs is `default`", rows.len()));
-        }
+        column::tell_missing_captions(out, missing, rows.len(), "`default`");
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use arrow::{
     datatypes::{DataType, Field},
 };
 
-use crate::engine::{Error, Result, stage::Schemas, tensor_shape};
+use crate::engine::{Error, Result, stage::Schemas, task::Sink, tensor_shape};
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
 pub const IMAGE_ID: &str = "image_id";
@@ -92,4 +92,11 @@ pub fn typed(schemas: &Schemas, port: &str, name: &str, wanted: &DataType) -> Re
 /// The error of a row in which a column has no value that is needed.
 pub fn missing(id: &str, port: &str, name: &str) -> Error {
     Error::Input(format!("{id}: `{port}` has no `{name}`; leave such rows out by `where:`"))
+}
+
+/// Says how many of so many rows have no caption, and what stands for it.
+pub fn tell_missing_captions(out: &mut Sink<'_>, missing: usize, rows: usize, instead: &str) {
+    if missing > 0 {
+        out.log(format!("{missing} of {rows} images have no caption: {instead} stands for it"));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::AsArray,
+    array::{Array, AsArray},
     datatypes::{DataType, Float32Type, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -86,14 +86,17 @@ struct Encoder {
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut missing = 0;
         while let Some(batch) = rows.next(self.batch_size)? {
-            let captions: Vec<&str> =
-                batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
+            let column = batch.column("captions", "caption")?.as_string::<i32>();
+            missing += column.null_count();
+            let captions: Vec<&str> = column.iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
             let values: Vec<f32> = captions.iter().flat_map(|caption| self.encoded[*caption].iter().copied()).collect();
             let size = values.len() / batch.len();
             out.rows(&batch, vec![column::tensors::<Float32Type>(values, size, None)?])?;
         }
+        column::tell_missing_captions(out, missing, rows.len(), "the empty one");
         Ok(())
     }
 }

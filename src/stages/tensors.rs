@@ -17,6 +17,7 @@ use crate::{
         checkpoint::{Checkpoint, CheckpointError, Preprocessing, to_safetensors},
         denoiser::DenoiserError,
         device,
+        extractor::ExtractorError,
         nn::{ConfigError, skip_init},
         tokenizer::TokenizerError,
     },
@@ -55,6 +56,15 @@ impl From<DenoiserError> for Error {
         match error {
             DenoiserError::Config(error) => error.into(),
             DenoiserError::Checkpoint(error) => input(error),
+        }
+    }
+}
+
+impl From<ExtractorError> for Error {
+    fn from(error: ExtractorError) -> Self {
+        match error {
+            ExtractorError::Checkpoint(error) => input(error),
+            other => Self::Input(other.to_string()),
         }
     }
 }

@@ -216,13 +216,6 @@ impl DenoiserConfig {
             let width = config.cross_attention_dim;
             return Err(format!("`{unet}`: cross_attention_dim is {width} and the captions are {text} wide"));
         }
-        let levels = config.block_out_channels.len();
-        let deepest = 1 << (levels - 1);
-        if h % deepest != 0 || w % deepest != 0 {
-            return Err(format!(
-                "`{unet}`: latents of {h}x{w} (images of {height}x{width}) do not divide by {deepest}, the factor of {levels} levels"
-            ));
-        }
         Ok(())
     }
 }
@@ -321,6 +314,14 @@ impl Stage for TrainDenoiser {
             return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
         }
         config.fits(inputs, captions(inputs)?, ["config", "control"])?;
+        let [_, h, w] = column::latents(inputs)?;
+        let levels = self.config.block_out_channels.len();
+        let deepest = 1 << (levels - 1);
+        if h % deepest != 0 || w % deepest != 0 {
+            return Err(format!(
+                "`config`: latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"
+            ));
+        }
         Ok(training::schema(&[], &config))
     }
 

@@ -1,7 +1,7 @@
 //! Images and captions -> a text encoder.
 
 use arrow::{
-    array::AsArray,
+    array::{Array, AsArray},
     datatypes::{DataType, SchemaRef},
 };
 use garde::Validate;
@@ -93,12 +93,14 @@ struct Trainer {
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut pixels = Column::new(rows.len());
-        let mut captions: Vec<String> = Vec::new();
+        let (mut captions, mut missing) = (Vec::<String>::new(), 0);
         while let Some(batch) = rows.next(256)? {
             pixels.push(&batch, "images", "pixels")?;
             let column = batch.column("captions", "caption")?.as_string::<i32>();
+            missing += column.null_count();
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
         }
+        column::tell_missing_captions(out, missing, captions.len(), "the empty one");
         let pixels = pixels.done();
         let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
         let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize)?;
