@@ -6,7 +6,10 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv::{Conv2d, conv2d, conv3x3, zero_conv},
-    latent_diffusion::{CONTROL, names::{self, Names}},
+    latent_diffusion::{
+        CONTROL,
+        names::{self, Names},
+    },
     nn::{ConfigError, channels_last, require, show, silu},
     recompute::{Pass, segment},
     unet::{Encoder, UNet2DConditionConfig},

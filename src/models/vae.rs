@@ -3,7 +3,10 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv::{Conv2d, conv2d, conv3x3},
-    latent_diffusion::{AUTOENCODER, names::{self, Names}},
+    latent_diffusion::{
+        AUTOENCODER,
+        names::{self, Names},
+    },
     nn::{
         ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require,
         require_widths, show, silu, to_image, to_tokens,

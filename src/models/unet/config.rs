@@ -2,7 +2,10 @@
 
 use super::super::{
     checkpoint::{Checkpoint, CheckpointError},
-    latent_diffusion::{UNET, names::{self, Names}},
+    latent_diffusion::{
+        UNET,
+        names::{self, Names},
+    },
     nn::{ConfigError, require, require_widths},
 };
 use schemars::JsonSchema;
