@@ -30,13 +30,14 @@ use vlmdiff::{
         checkpoint::{Checkpoint, CheckpointError},
         clip::{ClipTextConfig, ClipTextModel},
         control::ControlNetConfig,
+        denoiser::Denoiser,
         nn::{ConfigError, skip_init},
         resnet::ResNet,
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::{AutoencoderKl, AutoencoderKlConfig},
         vit::VisionTransformer,
     },
-    stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
+    stages::train_denoiser::{DenoisingObjective, Trainable},
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -159,11 +160,9 @@ struct Shape {
 }
 
 impl Shape {
-    fn config(self) -> DenoiserConfig {
+    fn config(self) -> ControlNetConfig {
         let Self { unet, conditioning_embedding_out_channels } = self;
-        let control =
-            ControlNetConfig { unet: unet.clone(), conditioning_embedding_out_channels, ..Default::default() };
-        DenoiserConfig { unet, control, schedule: ScheduleConfig::default(), scaling_factor: 1. }
+        ControlNetConfig { unet, conditioning_embedding_out_channels, ..Default::default() }
     }
 }
 
@@ -178,12 +177,12 @@ fn reconstruction(case: &Case) -> Result<Work> {
     let Shapes { vae: vae_config, denoiser } = case.config()?;
     let config = denoiser.config();
     let vs = VarStore::new(Device::Cpu);
-    let denoiser = skip_init(|| Denoiser::new(&vs.root(), &config))?;
+    let denoiser = skip_init(|| Denoiser::new(vs.root(), &config))?;
     let vae = skip_init(|| AutoencoderKl::new(vs.root() / "vae", &vae_config))?;
     Checkpoint::open(case.0.join("weights.safetensors"))?.load_into(&vs)?;
     let [images, posterior, noise] = [case.input("images")?, case.input("posterior")?, case.input("noise")?];
     let unconditional = case.input("context")?;
-    let sampler = DdimConfig::default().build(&config.schedule.build()?)?;
+    let sampler = DdimConfig::default().build(&ScheduleConfig::default().build()?)?;
     let scale = vae_config.scaling_factor;
     let reconstructed = move |rows: (&Tensor, &Tensor, &Tensor)| {
         let (images, posterior, noise) = rows;
@@ -219,9 +218,9 @@ fn training_step(case: &Case) -> Result<Work> {
     let Training { lr, denoiser } = case.config()?;
     let config = denoiser.config();
     let vs = VarStore::new(Device::Cpu);
-    let objective = Objective {
-        denoiser: skip_init(|| Denoiser::new(&vs.root(), &config))?,
-        schedule: config.schedule.build()?,
+    let objective = DenoisingObjective {
+        denoiser: skip_init(|| Denoiser::new(vs.root(), &config))?,
+        schedule: ScheduleConfig::default().build()?,
         min_snr_gamma: None,
         kind: Kind::Float,
         gradient_checkpointing: false,

@@ -3,6 +3,7 @@
 mod cli;
 mod command;
 mod concurrent;
+mod fits;
 mod golden;
 mod history;
 mod incremental;

@@ -123,4 +123,9 @@ fn what_cannot_be_measured_is_said() {
         assert_eq!(ended.code, Some(2), "{select}: {}", ended.stdout);
         assert!(ended.stderr.contains(message), "{select}: {}", ended.stderr);
     }
+    // the row of the means would be another class's
+    std::fs::rename(lab.path("data/gear"), lab.path("data/mean")).unwrap();
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("a class `mean` would be taken for the mean over classes"), "{}", ended.stderr);
 }

@@ -209,6 +209,35 @@ fn a_training_goes_on_from_published_weights() {
     assert!(refused.code == Some(2) && refused.stderr.contains("name weights to start from"), "{}", refused.stderr);
 }
 
+/// What a training wrote is read as published weights are.
+#[test]
+fn a_trained_denoiser_is_published() {
+    let lab = Lab::new(TOY);
+    lab.run(&["--until", "denoiser"]);
+    let trained = weights(&lab, "denoiser");
+    save(&lab, "denoiser.safetensors", trained.tensors().unwrap().into_iter());
+    save(&lab, "unet.safetensors", trained.clone().select("unet").tensors().unwrap().into_iter());
+    // beside weights of diffusers there is a config, which is not a denoiser's
+    lab.write("config.json", "{\"block_out_channels\": [8]}");
+    let start = TOY.find("  denoiser:\n").unwrap();
+    let end = TOY.find("  reconstructions:\n").unwrap();
+    let published = |file: &str| {
+        let config = &trained.metadata()["config"];
+        let with = format!("{{ network: denoiser, weights: {file}, config: {config} }}");
+        let pipeline = format!("{}  denoiser: {{ stage: pretrained, with: {with} }}\n{}", &TOY[..start], &TOY[end..]);
+        lab.write("pipeline.yaml", &pipeline);
+        lab.vlmdiff(&["run", "pipeline.yaml", "--until", "reconstructions"])
+    };
+    let refused = published("unet.safetensors");
+    assert!(refused.code == Some(2) && refused.stderr.contains("has no control branch"), "{}", refused.stderr);
+    let read = published("denoiser.safetensors");
+    assert_eq!(read.code, Some(0), "{}", read.stderr);
+    let again = weights(&lab, "denoiser");
+    assert_eq!(again.len(), trained.len());
+    assert!(trained.names().all(|name| trained.tensor(name).unwrap() == again.tensor(name).unwrap()));
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from reconstructions"), ["6"]);
+}
+
 /// Without captions all images have that of one row.
 #[test]
 fn a_denoiser_is_trained_without_captions() {

@@ -14,6 +14,9 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{engine::Error, models::known};
 
+/// So many names that differ are told of each sort.
+const DIFFERENT: usize = 5;
+
 /// List, fetch and look into published checkpoints.
 #[derive(Args)]
 #[command(after_help = "\

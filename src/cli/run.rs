@@ -13,7 +13,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress, text::say,
 };
-use crate::engine::{Sources, Stop, Store, history, run, worker::Worker};
+use crate::{
+    engine::{Sources, Stop, Store, history, run, worker::Worker},
+    models::device::{self, DeviceError},
+};
 
 /// Compute what is stale, table by table.
 #[derive(Args)]
@@ -27,7 +30,7 @@ pub(super) struct Run {
     #[command(flatten)]
     selection: SelectionArgs,
     /// Where to compute: auto, cpu, cuda or cuda:N. Results of different devices differ in the last digits.
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", value_parser = device)]
     device: String,
     /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -55,6 +58,11 @@ pub(super) struct Run {
     /// Print only errors.
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// The name of a device; whether this machine has it is asked where it is opened.
+fn device(name: &str) -> Result<String, DeviceError> {
+    device::parse(name).map(|_| name.to_owned())
 }
 
 impl Run {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow::{
-    array::{AsArray, RecordBatch},
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
     compute::concat_batches,
     datatypes::SchemaRef,
 };
@@ -240,6 +240,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Rows with these ids, of inputs by port.
+    pub fn new(ids: Vec<String>, ports: Vec<(String, RecordBatch)>) -> Self {
+        Self { ids, ports }
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -255,10 +260,14 @@ impl Batch {
         self.ports.iter().find(|(name, _)| name == port).map(|(_, batch)| batch)
     }
 
+    /// The rows of one input that `from:` names.
+    pub fn rows(&self, port: &str) -> Result<&RecordBatch> {
+        self.port(port).ok_or_else(|| Error::Stage(format!("the stage was given no rows of `{port}`")))
+    }
+
     /// A declared column of an input.
-    pub fn column(&self, port: &str, column: &str) -> Result<&arrow::array::ArrayRef> {
-        let batch = self.port(port).ok_or_else(|| Error::Stage(format!("the stage was given no rows of `{port}`")))?;
-        batch
+    pub fn column(&self, port: &str, column: &str) -> Result<&ArrayRef> {
+        self.rows(port)?
             .column_by_name(column)
             .ok_or_else(|| Error::Stage(format!("`{port}` was read without its column `{column}`")))
     }
@@ -266,7 +275,7 @@ impl Batch {
     /// Rows `offset..offset + len`, without a copy.
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         let ports = self.ports.iter().map(|(name, batch)| (name.clone(), batch.slice(offset, len))).collect();
-        Self { ids: self.ids[offset..offset + len].to_vec(), ports }
+        Self::new(self.ids[offset..offset + len].to_vec(), ports)
     }
 }
 
@@ -297,7 +306,7 @@ impl Rows {
                         ));
                     }
                     ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
-                    Ok(Batch { ids: task.ids[start..end].to_vec(), ports })
+                    Ok(Batch::new(task.ids[start..end].to_vec(), ports))
                 };
                 // The operator stopped early: nobody waits for more.
                 if send.send(read()).is_err() {
@@ -436,6 +445,22 @@ impl<'a> Sink<'a> {
         self.entry.keys.extend(keys.unwrap_or_default());
         self.entry.contents.extend(contents);
         if self.keyed() { self.advance() } else { Ok(()) }
+    }
+
+    /// The declared schema.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.declared
+    }
+
+    /// [`Sink::write`] of columns in the order of the schema.
+    pub fn columns(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+        self.write(&RecordBatch::try_new(self.declared.clone(), columns)?)
+    }
+
+    /// [`Sink::columns`] of a row-per-row stage: what it made of the rows of a batch, below their ids.
+    pub fn rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
+        let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
+        self.columns(std::iter::once(ids).chain(columns).collect())
     }
 
     /// Says how far a row-per-row stage is, commits now and then, and ends where somebody asked for it.
@@ -578,16 +603,13 @@ impl<'a> Sink<'a> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::{
-        array::StringArray,
-        datatypes::{DataType, Field, Schema},
-    };
+    use arrow::datatypes::{DataType, Field, Schema};
 
     use super::*;
     use crate::engine::encode_schema;
 
     /// Writes its rows one by one, and is asked to stop at the second.
-    struct Slow(Stop, SchemaRef);
+    struct Slow(Stop);
 
     impl Operator for Slow {
         fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
@@ -595,8 +617,7 @@ mod tests {
                 if batch.ids == ["b"] {
                     self.0.request();
                 }
-                let id = Arc::new(StringArray::from(batch.ids));
-                out.write(&RecordBatch::try_new(self.1.clone(), vec![id])?)?;
+                out.rows(&batch, Vec::new())?;
             }
             Ok(())
         }
@@ -637,7 +658,7 @@ mod tests {
         };
         let stop = Stop::default();
         let mut executor = Executor { store: store.clone(), stop: stop.clone(), opened: None };
-        executor.opened = Some((job.clone(), Box::new(Slow(stop, schema.clone()))));
+        executor.opened = Some((job.clone(), Box::new(Slow(stop))));
         let whole = task(&ids);
         let open: OpenFn = |_, _| unreachable!("it is open");
         let interrupted = executor.run(whole.clone(), open, &mut |_| {});

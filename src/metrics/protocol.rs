@@ -22,6 +22,11 @@ pub enum Protocol {
     Ader,
 }
 
+/// What [`Protocol::image_metrics`] computes.
+pub const IMAGE_METRICS: [&str; 3] = ["image_auroc", "image_ap", "image_f1_max"];
+/// What [`Protocol::pixel_metrics`] computes.
+pub const PIXEL_METRICS: [&str; 4] = ["pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
+
 /// PRO is integrated up to here.
 const FPR_LIMIT: f64 = 0.3;
 /// Thresholds of PRO.
@@ -60,14 +65,14 @@ impl Protocol {
         self == Self::Reference
     }
 
-    /// AUROC, average precision and largest F1 of images.
+    /// AUROC, average precision and largest F1 of images: [`IMAGE_METRICS`].
     pub fn image_metrics(self, images: &Ranking) -> [Option<f64>; 3] {
         let auroc = images.auroc();
         let auroc = if self == Self::Reference { auroc.map(flipped) } else { auroc };
         [auroc, images.average_precision(), images.f1_max()]
     }
 
-    /// AUROC, average precision and largest F1 of pixels, and AUPRO; `limit` is that of [`PixelMetrics::aupro`] where the
+    /// AUROC, average precision and largest F1 of pixels, and AUPRO: [`PIXEL_METRICS`]. `limit` is that of [`PixelMetrics::aupro`] where the
     /// protocol has none of its own.
     pub fn pixel_metrics(self, pixels: &PixelMetrics<impl Score>, limit: f64) -> [Option<f64>; 4] {
         let ranking = pixels.ranking();

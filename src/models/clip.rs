@@ -2,6 +2,7 @@
 
 use super::{
     checkpoint::Checkpoint,
+    latent_diffusion::TEXT_ENCODER,
     nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
@@ -69,6 +70,17 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
+    /// That of CLIP ViT-L/14, the text encoder of Stable Diffusion 1.x.
+    pub fn vit_l_14() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_attention_heads: 12,
+            projection_dim: 768,
+            ..Self::default()
+        }
+    }
+
     /// From the text of a `config.json` of a text model or of a whole CLIP model, whose `text_config` it takes, with the
     /// `projection_dim` of the whole.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
@@ -108,7 +120,7 @@ impl ClipTextConfig {
     pub fn canonical_with_projection(&self, published: Checkpoint) -> Checkpoint {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
-        published.part("cond_stage_model").part("transformer").retain(own)
+        published.part(TEXT_ENCODER).part("transformer").retain(own)
     }
 }
 

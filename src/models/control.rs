@@ -6,7 +6,10 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv::{Conv2d, conv2d, conv3x3, zero_conv},
-    latent_diffusion::names::{self, Names},
+    latent_diffusion::{
+        CONTROL,
+        names::{self, Names},
+    },
     nn::{ConfigError, channels_last, require, show, silu},
     recompute::{Pass, segment},
     unet::{Encoder, UNet2DConditionConfig},
@@ -108,7 +111,7 @@ impl ControlNetConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        names::canonical(published, "control_model", &Names::control(self))
+        names::canonical(published, CONTROL, &Names::control(self))
     }
 
     /// Sets `fusion` to what `weights`, under the names of this network, need, and returns them without a fusion that adds

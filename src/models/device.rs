@@ -20,17 +20,23 @@ pub enum DeviceError {
     },
 }
 
+/// The number of the GPU that a name asks for; none for the CPU. Asks no device.
+pub fn parse(name: &str) -> Result<Option<usize>, DeviceError> {
+    match name {
+        "cpu" => Ok(None),
+        "auto" | "cuda" => Ok(Some(0)),
+        _ => {
+            let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+            index.map(Some).ok_or_else(|| DeviceError::Unknown(name.into()))
+        }
+    }
+}
+
 /// Opens a device by name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU where there is one.
 ///
 /// The program links the CPU half of libtorch; its CUDA half is loaded here, before the first question to CUDA.
 pub fn open(name: &str) -> Result<Device, DeviceError> {
-    let index = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "auto" | "cuda" => 0,
-        _ => {
-            name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| DeviceError::Unknown(name.into()))?
-        }
-    };
+    let Some(index) = parse(name)? else { return Ok(Device::Cpu) };
     let no_gpu = |why: &str| {
         if name == "auto" { Ok(Device::Cpu) } else { Err(DeviceError::NoGpu { name: name.into(), why: why.into() }) }
     };
@@ -79,7 +85,10 @@ mod tests {
     #[test]
     fn names_are_checked() {
         assert_eq!(open("cpu"), Ok(Device::Cpu));
-        assert_eq!(open("gpu"), Err(DeviceError::Unknown("gpu".into())));
+        assert_eq!(parse("cuda:1"), Ok(Some(1)));
+        for wrong in ["gpu", "cuda:x", "cuda:"] {
+            assert_eq!(open(wrong), Err(DeviceError::Unknown(wrong.into())));
+        }
         assert!(open("cuda:99").is_err());
     }
 }

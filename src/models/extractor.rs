@@ -52,7 +52,7 @@ pub enum Dinov2Resize {
 }
 
 /// Height and width in pixels that DINOv2 features are published at.
-const DINOV2_SIZE: i64 = 224;
+pub const DINOV2_SIZE: i64 = 224;
 
 /// Which features of a network are compared; what is absent is as published.
 #[derive(Clone, Debug, Default)]

@@ -7,6 +7,7 @@ pub mod clip;
 pub mod control;
 mod conv;
 mod conv_norm;
+pub mod denoiser;
 pub mod device;
 pub mod efficientnet;
 pub mod extractor;

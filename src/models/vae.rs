@@ -3,7 +3,10 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv::{Conv2d, conv2d, conv3x3},
-    latent_diffusion::names::{self, Names},
+    latent_diffusion::{
+        AUTOENCODER,
+        names::{self, Names},
+    },
     nn::{
         ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require,
         require_widths, show, silu, to_image, to_tokens,
@@ -92,7 +95,7 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        let weights = names::canonical(published, "first_stage_model", &Names::autoencoder(self))?;
+        let weights = names::canonical(published, AUTOENCODER, &Names::autoencoder(self))?;
         Ok(weights.retain(|name| !name.starts_with("loss.")))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Float32Array, RecordBatch, StringArray},
+    array::Float32Array,
     datatypes::{DataType, Field, Float16Type, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
     column,
-    tensors::{device, normalise, tensor, torch},
+    tensors::{device, normalise, tensor},
     weights::Weights,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     },
     models::{
         anomaly_map::{Combine, MapOrder, anomaly_map},
-        extractor::{Dinov2Resize, Extractor, Network, Options},
+        extractor::{DINOV2_SIZE, Dinov2Resize, Extractor, Network, Options},
     },
     vision::{blur, pool},
 };
@@ -143,9 +143,12 @@ impl Stage for AnomalyMaps {
             return Err(format!("images are {height}x{width} and reconstructions {h}x{w}"));
         }
         self.extractor.check(&self.options()).map_err(|(option, why)| format!("`{option}`: {why}"))?;
-        if self.dinov2_resize == Some(Dinov2Resize::Reinterpret) && height * width < 224 * 224 {
+        if self.dinov2_resize == Some(Dinov2Resize::Reinterpret)
+            && height * width < (DINOV2_SIZE * DINOV2_SIZE) as usize
+        {
             return Err(format!(
-                "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of 224x224; resample would work"
+                "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of {DINOV2_SIZE}x{DINOV2_SIZE}; \
+                 resample would work"
             ));
         }
         if self.reference == Reference::Autoencoded && inputs.field("reconstructions", "autoencoded")?.is_nullable() {
@@ -167,7 +170,7 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Weights(&self.weights()).files().map_err(|e| format!("`weights`: {e}"))
+        Weights(&self.weights()).files_of("weights")
     }
 }
 
@@ -175,19 +178,8 @@ impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
         let weights = Weights(&self.weights()).local(&context.sources)?;
-        let network =
-            self.extractor.open(&weights, &self.options(), device).map_err(|e| Error::Input(e.to_string()))?;
-        let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
-        Ok(Box::new(Comparer {
-            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            reconstruction: column::shape(field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]")
-                .map_err(Error::Stage)?,
-            stage: self,
-            network,
-            device,
-            batch_size: context.batch_size.unwrap_or(16),
-            output: context.output.clone(),
-        }))
+        let network = self.extractor.open(&weights, &self.options(), device)?;
+        Ok(Box::new(Comparer { stage: self, network, device, batch_size: context.batch_size.unwrap_or(16) }))
     }
 }
 
@@ -196,17 +188,15 @@ struct Comparer {
     network: Network,
     device: Device,
     batch_size: usize,
-    pixels: [usize; 3],
-    reconstruction: [usize; 3],
-    output: SchemaRef,
 }
 
 impl Operator for Comparer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let [height, width, _] = self.pixels;
         let AnomalyMaps { sigma, score, .. } = self.stage;
         while let Some(batch) = rows.next(self.batch_size)? {
-            let raw = Vec::<f64>::try_from(no_grad(|| self.difference(&batch))?.flatten(0, -1)).map_err(torch)?;
+            let raw = no_grad(|| self.difference(&batch))?;
+            let [height, width] = [raw.size()[1], raw.size()[2]].map(|side| side as usize);
+            let raw = Vec::<f64>::try_from(raw.flatten(0, -1))?;
             let finish = |map| -> (Vec<f16>, f32) {
                 let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();
                 // The score is that of the map as it is stored.
@@ -215,13 +205,8 @@ impl Operator for Comparer {
             };
             let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).map(finish).unzip();
             let maps: Vec<f16> = maps.concat();
-            let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            let columns = vec![
-                ids,
-                column::tensors::<Float16Type>(maps, height * width, None)?,
-                Arc::new(Float32Array::from(scores)),
-            ];
-            out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
+            let maps = column::tensors::<Float16Type>(maps, height * width, None)?;
+            out.rows(&batch, vec![maps, Arc::new(Float32Array::from(scores))])?;
         }
         Ok(())
     }
@@ -230,19 +215,15 @@ impl Operator for Comparer {
 impl Comparer {
     /// The unblurred maps, f64 [B, H, W].
     fn difference(&self, batch: &Batch) -> Result<Tensor> {
-        let decoded = |name| -> Result<Tensor> {
-            let pixels = tensor(batch.column("reconstructions", name)?, &self.reconstruction)?;
-            Ok(pixels.to_device(self.device).to_kind(Kind::Float))
-        };
+        let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
+        let decoded = |name| Ok::<_, Error>(read("reconstructions", name)?.to_kind(Kind::Float)); // [B, 3, H, W]
         let reference = match self.stage.reference {
-            Reference::Input => {
-                normalise(&tensor(batch.column("images", "pixels")?, &self.pixels)?.to_device(self.device))
-            }
+            Reference::Input => normalise(&read("images", "pixels")?),
             Reference::Autoencoded => decoded("autoencoded")?,
         };
+        let (_, _, height, width) = reference.size4()?;
         let (a, b) = (self.network.forward(&reference), self.network.forward(&decoded("pixels")?));
-        let size = [self.pixels[0] as i64, self.pixels[1] as i64];
-        Ok(anomaly_map(&a, &b, size, self.stage.map_order, self.stage.combine))
+        Ok(anomaly_map(&a, &b, [height, width], self.stage.map_order, self.stage.combine))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, StringArray},
+    array::{Array, AsArray, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -44,24 +44,26 @@ impl Stage for Caption {
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["caption", "class"])]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
-    fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+        column::typed(inputs, "images", "caption", &DataType::Utf8)?;
+        column::typed(inputs, "images", "class", &DataType::Utf8)?;
         Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))
     }
 }
 
 impl Open for Caption {
-    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        Ok(Box::new(FromDataset { default: self.default, output: context.output.clone() }))
+    fn open(self, _: &Context) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(FromDataset { default: self.default }))
     }
 }
 
 struct FromDataset {
     default: String,
-    output: SchemaRef,
 }
 
 impl Operator for FromDataset {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut missing = 0;
         while let Some(batch) = rows.next(1024)? {
             let given = batch.column("images", "caption")?.as_string::<i32>();
             let classes = batch.column("images", "class")?.as_string::<i32>();
@@ -69,10 +71,32 @@ impl Operator for FromDataset {
                 Some(caption) => caption.to_owned(),
                 None => self.default.replace("{class}", class.unwrap_or_default()),
             });
-            let captions: ArrayRef = Arc::new(StringArray::from_iter_values(caption));
-            let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            out.write(&RecordBatch::try_new(self.output.clone(), vec![ids, captions])?)?;
+            out.rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
+            missing += given.null_count();
         }
+        column::tell_missing_captions(out, missing, rows.len(), "`default`");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_text() {
+        let problem = |caption: DataType| {
+            let fields = vec![
+                column::image_id(),
+                Field::new("caption", caption, true),
+                Field::new("class", DataType::Utf8, false),
+            ];
+            let all = [("images".to_owned(), Arc::new(Schema::new(fields)))].into();
+            let stage = Caption { model: Model::Dataset, default: String::new() };
+            stage.output(&Schemas { all, by_row: vec![] }).err()
+        };
+        assert_eq!(problem(DataType::Utf8), None);
+        let told = "column `caption` is Int64; Utf8 is read, which `cast(caption as varchar) as caption` in a stage `sql` makes of it";
+        assert_eq!(problem(DataType::Int64).as_deref(), Some(told));
     }
 }

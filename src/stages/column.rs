@@ -7,10 +7,15 @@ use arrow::{
     datatypes::{DataType, Field},
 };
 
-use crate::engine::{Error, Result, stage::Schemas, tensor_shape};
+use crate::engine::{Error, Result, stage::Schemas, task::Sink, tensor_shape};
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
 pub const IMAGE_ID: &str = "image_id";
+
+/// The input of each row's own caption.
+pub const TEXT: &str = "text_embeddings";
+/// The input whose first row is the caption of all rows, or that to lead away from.
+pub const UNCONDITIONAL: &str = "unconditional";
 
 /// The id column of every table of images.
 pub fn image_id() -> Field {
@@ -52,4 +57,46 @@ pub fn shape<const N: usize>(field: &Field, item: &DataType, names: &str) -> Res
 /// The shape `[H, W, 3]` of the images' pixels.
 pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], String> {
     shape(schemas.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")
+}
+
+/// The shape `[C, h, w]` of the latents' moments.
+pub fn latents(schemas: &Schemas) -> Result<[usize; 3], String> {
+    let [mean, logvar]: [Result<[usize; 3], String>; 2] = ["mean", "logvar"]
+        .map(|name| schemas.field("latents", name).and_then(|field| shape(field, &DataType::Float32, "[C, h, w]")));
+    let (mean, logvar) = (mean?, logvar?);
+    if mean == logvar { Ok(mean) } else { Err(format!("column `mean` is {mean:?} and `logvar` {logvar:?}")) }
+}
+
+/// The shape `[77, D]` of the captions at a port.
+pub fn embedding(schemas: &Schemas, port: &str) -> Result<[usize; 2], String> {
+    shape(schemas.field(port, "embedding")?, &DataType::Float32, "[77, D]")
+}
+
+/// Whether a column has the type that is read.
+pub fn typed(schemas: &Schemas, port: &str, name: &str, wanted: &DataType) -> Result<(), String> {
+    let field = schemas.field(port, name)?;
+    if field.data_type() == wanted {
+        return Ok(());
+    }
+    let sql = match wanted {
+        DataType::Utf8 => "varchar",
+        DataType::Boolean => "boolean",
+        _ => "real",
+    };
+    Err(format!(
+        "column `{name}` is {}; {wanted} is read, which `cast({name} as {sql}) as {name}` in a stage `sql` makes of it",
+        field.data_type()
+    ))
+}
+
+/// The error of a row in which a column has no value that is needed.
+pub fn missing(id: &str, port: &str, name: &str) -> Error {
+    Error::Input(format!("{id}: `{port}` has no `{name}`; leave such rows out by `where:`"))
+}
+
+/// Says how many of so many rows have no caption, and what stands for it.
+pub fn tell_missing_captions(out: &mut Sink<'_>, missing: usize, rows: usize, instead: &str) {
+    if missing > 0 {
+        out.log(format!("{missing} of {rows} images have no caption: {instead} stands for it"));
+    }
 }

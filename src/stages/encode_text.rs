@@ -3,17 +3,17 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, StringArray},
+    array::{Array, AsArray},
     datatypes::{DataType, Float32Type, Schema, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor, nn::VarStore, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use super::{
     column,
-    tensors::{checkpoint, device, floats, load_weights, torch},
+    tensors::{device, floats, network},
     train_text_encoder::TOKENIZER,
     training::config_of,
 };
@@ -26,7 +26,6 @@ use crate::{
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
-        nn::skip_init,
         tokenizer::ClipTokenizer,
     },
 };
@@ -48,7 +47,8 @@ impl Stage for EncodeText {
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let config: ClipTextConfig = config_of(inputs.field("text_encoder", "weights")?)?;
+        column::typed(inputs, "captions", "caption", &DataType::Utf8)?;
+        let config: ClipTextConfig = config_of(inputs, "text_encoder")?;
         let shape = [config.max_position_embeddings as usize, config.hidden_size as usize];
         Ok(Arc::new(Schema::new(vec![column::image_id(), tensor_field("embedding", DataType::Float32, &shape, false)])))
     }
@@ -56,31 +56,20 @@ impl Stage for EncodeText {
 
 impl Open for EncodeText {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let (config, weights) = load_weights::<ClipTextConfig>(context, "text_encoder")?;
+        let device = device(context)?;
+        let (network, config, weights) =
+            network::<ClipTextConfig, _>(context, "text_encoder", device, ClipTextModel::new)?;
         let json = weights
             .metadata()
             .get(TOKENIZER)
             .ok_or_else(|| Error::Stage("the text encoder's weights have no tokeniser".into()))?;
-        let tokenizer = ClipTokenizer::from_json(json).map_err(|e| Error::Stage(e.to_string()))?;
-        let device = device(context)?;
-        let vs = VarStore::new(device);
-        // a whole CLIP's projection is trained with it, and a published text encoder comes without
-        let build = if weights.contains("text_projection.weight") {
-            ClipTextModel::with_projection
-        } else {
-            ClipTextModel::new
-        };
-        let network = skip_init(|| build(vs.root(), &config)).map_err(|e| Error::Stage(e.to_string()))?;
-        weights.load_into(&vs).map_err(checkpoint)?;
-        let length = config.max_position_embeddings as usize;
         Ok(Box::new(Encoder {
-            tokenizer,
+            tokenizer: ClipTokenizer::from_json(json)?,
             network,
             device,
-            length,
+            length: config.max_position_embeddings as usize,
             batch_size: context.batch_size.unwrap_or(64),
             encoded: HashMap::new(),
-            output: context.output.clone(),
         }))
     }
 }
@@ -93,23 +82,21 @@ struct Encoder {
     batch_size: usize,
     /// What was encoded last, by caption; the empty caption of a test set is mostly all there is.
     encoded: HashMap<String, Vec<f32>>,
-    output: SchemaRef,
 }
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut missing = 0;
         while let Some(batch) = rows.next(self.batch_size)? {
-            let captions: Vec<&str> =
-                batch.column("captions", "caption")?.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
+            let column = batch.column("captions", "caption")?.as_string::<i32>();
+            missing += column.null_count();
+            let captions: Vec<&str> = column.iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
             let values: Vec<f32> = captions.iter().flat_map(|caption| self.encoded[*caption].iter().copied()).collect();
             let size = values.len() / batch.len();
-            let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-            out.write(&RecordBatch::try_new(
-                self.output.clone(),
-                vec![ids, column::tensors::<Float32Type>(values, size, None)?],
-            )?)?;
+            out.rows(&batch, vec![column::tensors::<Float32Type>(values, size, None)?])?;
         }
+        column::tell_missing_captions(out, missing, rows.len(), "the empty one");
         Ok(())
     }
 }
@@ -127,15 +114,12 @@ impl Encoder {
         if new.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Vec<i64>> = new
-            .iter()
-            .map(|c| self.tokenizer.encode(c, self.length))
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::Stage(e.to_string()))?;
+        let ids: Vec<Vec<i64>> =
+            new.iter().map(|caption| self.tokenizer.encode(caption, self.length)).collect::<Result<_, _>>()?;
         let ids = Tensor::from_slice(&ids.concat()).view([new.len() as i64, self.length as i64]).to_device(self.device);
         let states = no_grad(|| self.network.forward(&ids).last_hidden_state); // [B, 77, D]
         for (i, caption) in new.into_iter().enumerate() {
-            let values = floats(&states.f_get(i as i64).map_err(torch)?)?;
+            let values = floats(&states.f_get(i as i64)?)?;
             self.encoded.insert(caption.to_owned(), values);
         }
         Ok(())

@@ -1,9 +1,12 @@
 //! Anomaly maps and ground truth -> metrics.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, StringArray},
     datatypes::{DataType, Field, Float16Type, Float32Type, Schema, SchemaRef, UInt8Type},
 };
 use garde::Validate;
@@ -18,14 +21,18 @@ use crate::{
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
     },
-    metrics::{ImageMetrics, MetricError, PixelMetrics, Protocol},
+    metrics::{
+        ImageMetrics, MetricError, PixelMetrics, Protocol,
+        protocol::{IMAGE_METRICS, PIXEL_METRICS},
+    },
     vision::pool,
 };
 
 /// Computes detection and localisation metrics per class and their mean over classes, by the rules of one or several programs.
 ///
 /// All metrics are exact over the stored scores and maps, read once. A class without ground truth has no pixel metrics; an
-/// anomalous image without a mask counts in the image metrics alone. What is not defined is null, and no part of the mean.
+/// anomalous image without a mask counts in the image metrics alone. What is not defined is null, and no part of the mean. Only
+/// masks may be missing: an image without class, label, score or map is an error.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
@@ -57,23 +64,19 @@ enum OneOrMore {
 }
 
 fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Protocol>, D::Error> {
-    let mut protocols = match OneOrMore::deserialize(from)? {
+    let protocols = match OneOrMore::deserialize(from)? {
         OneOrMore::One(protocol) => vec![protocol],
         OneOrMore::More(protocols) => protocols,
     };
     // A protocol that stands twice is measured once.
-    let mut seen = Vec::new();
-    protocols.retain(|protocol| {
-        !seen.contains(protocol) && {
-            seen.push(*protocol);
-            true
-        }
-    });
-    Ok(protocols)
+    Ok(protocols
+        .iter()
+        .enumerate()
+        .filter(|(i, protocol)| !protocols[..*i].contains(protocol))
+        .map(|(_, p)| *p)
+        .collect())
 }
 
-const METRICS: [&str; 7] =
-    ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
 /// The row of the means over classes.
 pub const MEAN: &str = "mean";
 
@@ -87,14 +90,19 @@ impl Stage for Evaluate {
     const OUTPUT: &'static [Output] = &[Output::Table];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let mask: [usize; 2] = column::shape(inputs.field("images", "mask")?, &DataType::UInt8, "[H, W]")?;
+        for (port, name, wanted) in [
+            ("images", "class", DataType::Utf8),
+            ("images", "label", DataType::Boolean),
+            ("anomaly_maps", "score", DataType::Float32),
+        ] {
+            column::typed(inputs, port, name, &wanted)?;
+        }
         let map: [usize; 2] = column::shape(inputs.field("anomaly_maps", "map")?, &DataType::Float16, "[H, W]")?;
-        let grey = inputs.field("images", "mask_grey").ok();
-        for mask in [Some(mask), grey.map(|field| column::shape(field, &DataType::UInt8, "[H, W]")).transpose()?]
-            .iter()
-            .flatten()
+        for mask in
+            [Some(inputs.field("images", "mask")?), inputs.field("images", "mask_grey").ok()].into_iter().flatten()
         {
-            if *mask != map {
+            let mask: [usize; 2] = column::shape(mask, &DataType::UInt8, "[H, W]")?;
+            if mask != map {
                 return Err(format!("masks are {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]));
             }
         }
@@ -104,7 +112,8 @@ impl Stage for Evaluate {
             Field::new("n_images", DataType::Int64, false),
             Field::new("n_anomalous", DataType::Int64, false),
         ];
-        fields.extend(METRICS.map(|name| Field::new(name, DataType::Float64, true)));
+        let metrics = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
+        fields.extend(metrics.map(|name| Field::new(*name, DataType::Float64, true)));
         Ok(Arc::new(Schema::new(fields)))
     }
 }
@@ -113,18 +122,17 @@ impl Open for Evaluate {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let field = context.schemas.field("anomaly_maps", "map").map_err(Error::Stage)?;
         let size = column::shape(field, &DataType::Float16, "[H, W]").map_err(Error::Stage)?;
-        Ok(Box::new(Evaluator { stage: self, size, output: context.output.clone() }))
+        Ok(Box::new(Evaluator { stage: self, size }))
     }
 }
 
 struct Evaluator {
     stage: Evaluate,
     size: [usize; 2],
-    output: SchemaRef,
 }
 
-/// What one protocol knows, by class.
-struct Measured {
+/// What one protocol has counted, by class.
+struct Tally {
     protocol: Protocol,
     size: [usize; 2],
     classes: BTreeMap<String, Class>,
@@ -133,28 +141,52 @@ struct Measured {
 /// What is known of one class.
 #[derive(Default)]
 struct Class {
-    counted: [i64; 2],
+    n_images: i64,
+    n_anomalous: i64,
     images: ImageMetrics,
     pixels: PixelMetrics,
 }
 
 impl Operator for Evaluator {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let of = |protocol: &Protocol| Measured { protocol: *protocol, size: self.size, classes: BTreeMap::new() };
-        let mut measured: Vec<Measured> = self.stage.protocol.iter().map(of).collect();
+        let of = |protocol: &Protocol| Tally { protocol: *protocol, size: self.size, classes: BTreeMap::new() };
+        let mut tallies: Vec<Tally> = self.stage.protocol.iter().map(of).collect();
         let total = rows.len() as u64;
         let mut done = 0;
         while let Some(batch) = rows.next(64)? {
-            measured.par_iter_mut().try_for_each(|measured| measured.add(&batch))?;
+            whole(&batch)?;
+            tallies.par_iter_mut().try_for_each(|tally| tally.add(&batch))?;
             done += batch.len() as u64;
             out.progress(done, total, "images");
         }
-        let tables = measured.iter().map(|measured| measured.table(&self.output, self.stage.aupro_limit));
-        tables.collect::<Result<Vec<_>>>()?.iter().try_for_each(|table| out.write(table))
+        let one_sided: BTreeSet<&str> = tallies.iter().flat_map(Tally::one_sided).collect();
+        if !one_sided.is_empty() {
+            let names = one_sided.into_iter().collect::<Vec<_>>().join(", ");
+            out.log(format!("no part of the means, for they have only normal or only anomalous images: {names}"));
+        }
+        tallies.iter().try_for_each(|tally| out.columns(tally.columns(self.stage.aupro_limit)))
     }
 }
 
-impl Measured {
+/// Whether every row has all that only it can say; ground truth may be missing.
+fn whole(batch: &Batch) -> Result<()> {
+    for (port, name) in [("images", "class"), ("images", "label"), ("anomaly_maps", "score"), ("anomaly_maps", "map")] {
+        let column = batch.column(port, name)?;
+        if let Some(row) = (0..column.len()).find(|row| column.is_null(*row)) {
+            return Err(column::missing(&batch.ids[row], port, name));
+        }
+    }
+    let mean = batch.column("images", "class")?.as_string::<i32>().iter().position(|class| class == Some(MEAN));
+    match mean {
+        Some(row) => Err(Error::Input(format!(
+            "{}: a class `{MEAN}` would be taken for the mean over classes; give it another name",
+            batch.ids[row]
+        ))),
+        None => Ok(()),
+    }
+}
+
+impl Tally {
     fn add(&mut self, batch: &Batch) -> Result<()> {
         let scores = (0..batch.len()).into_par_iter().map(|row| self.score(batch, row));
         let scores = scores.collect::<Result<Vec<_>>>()?;
@@ -174,8 +206,8 @@ impl Measured {
             if let Some(score) = score {
                 class.images.update(score, anomalous).map_err(wrong)?;
             }
-            class.counted[0] += 1;
-            class.counted[1] += i64::from(anomalous);
+            class.n_images += 1;
+            class.n_anomalous += i64::from(anomalous);
         }
         Ok(())
     }
@@ -207,34 +239,117 @@ impl Measured {
         Ok(Some(column::row::<UInt8Type>(mask, row)?.iter().map(|pixel| *pixel > 0).collect()))
     }
 
+    /// The classes whose images are all normal or all anomalous.
+    fn one_sided(&self) -> impl Iterator<Item = &str> {
+        let one_sided = |class: &Class| class.n_anomalous == 0 || class.n_anomalous == class.n_images;
+        self.classes.iter().filter(move |(_, class)| one_sided(class)).map(|(name, _)| name.as_str())
+    }
+
     /// A row per class, and one of the means over the classes where a metric is defined.
-    fn table(&self, output: &SchemaRef, limit: f64) -> Result<RecordBatch> {
-        let mut names: Vec<&str> = self.classes.keys().map(String::as_str).collect();
-        let mut counts: Vec<[i64; 2]> = self.classes.values().map(|class| class.counted).collect();
-        let metrics = |class: &Class| -> [Option<f64>; 7] {
-            let [a, b, c] = self.protocol.image_metrics(&class.images.ranking());
-            let [d, e, f, g] = self.protocol.pixel_metrics(&class.pixels, limit);
-            [a, b, c, d, e, f, g]
+    fn columns(&self, limit: f64) -> Vec<ArrayRef> {
+        let classes = || self.classes.values();
+        let names = self.classes.keys().map(String::as_str).chain([MEAN]);
+        let count = |of: fn(&Class) -> i64| {
+            let counts = classes().map(of).chain([classes().map(of).sum()]);
+            Arc::new(Int64Array::from_iter_values(counts)) as ArrayRef
         };
-        let mut values: Vec<[Option<f64>; 7]> = self.classes.values().map(metrics).collect();
-        let mean = |i: usize| {
-            let known: Vec<f64> = values.iter().filter_map(|row| row[i]).collect();
-            (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
-        };
-        let means = std::array::from_fn(mean);
-        let sums = [0, 1].map(|i| counts.iter().map(|c| c[i]).sum());
-        names.push(MEAN);
-        values.push(means);
-        counts.push(sums);
         let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(&names)),
-            Arc::new(StringArray::from_iter_values(names.iter().map(|_| self.protocol.name()))),
-            Arc::new(Int64Array::from_iter_values(counts.iter().map(|c| c[0]))),
-            Arc::new(Int64Array::from_iter_values(counts.iter().map(|c| c[1]))),
+            Arc::new(StringArray::from_iter_values(names)),
+            Arc::new(StringArray::from_iter_values(vec![self.protocol.name(); self.classes.len() + 1])),
+            count(|class| class.n_images),
+            count(|class| class.n_anomalous),
         ];
-        columns.extend(
-            (0..METRICS.len()).map(|i| Arc::new(Float64Array::from_iter(values.iter().map(|row| row[i]))) as ArrayRef),
+        let metrics = |class: &Class| -> Vec<Option<f64>> {
+            let images = self.protocol.image_metrics(&class.images.ranking());
+            let pixels = self.protocol.pixel_metrics(&class.pixels, limit);
+            images.into_iter().chain(pixels).collect()
+        };
+        let values: Vec<Vec<Option<f64>>> = classes().map(metrics).collect();
+        columns.extend((0..IMAGE_METRICS.len() + PIXEL_METRICS.len()).map(|i| {
+            let column = || values.iter().map(|row| row[i]);
+            let known: Vec<f64> = column().flatten().collect();
+            let mean = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
+            Arc::new(Float64Array::from_iter(column().chain([mean]))) as ArrayRef
+        }));
+        columns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{BooleanArray, Float32Array, RecordBatch},
+        datatypes::DataType,
+    };
+    use half::f16;
+
+    use super::*;
+    use crate::engine::tensor_field;
+
+    #[test]
+    fn columns_of_another_type_are_named() {
+        let problem = |label: DataType, score: DataType| {
+            let images = vec![
+                column::image_id(),
+                Field::new("class", DataType::Utf8, false),
+                Field::new("label", label, false),
+                tensor_field("mask", DataType::UInt8, &[8, 8], true),
+            ];
+            let maps = vec![
+                column::image_id(),
+                tensor_field("map", DataType::Float16, &[8, 8], false),
+                Field::new("score", score, false),
+            ];
+            let all = [("images", images), ("anomaly_maps", maps)];
+            let all = all.map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields)))).into();
+            let stage: Evaluate = serde_json::from_str("{}").unwrap();
+            stage.output(&Schemas { all, by_row: vec![] }).err()
+        };
+        assert_eq!(problem(DataType::Boolean, DataType::Float32), None);
+        let label = problem(DataType::Int64, DataType::Float32).unwrap();
+        assert!(
+            label.starts_with("column `label` is Int64; Boolean is read, which `cast(label as boolean)"),
+            "{label}"
         );
-        Ok(RecordBatch::try_new(output.clone(), columns)?)
+        let score = problem(DataType::Boolean, DataType::Float64).unwrap();
+        assert!(score.starts_with("column `score` is Float64; Float32 is read, which `cast(score as real)"), "{score}");
+    }
+
+    fn batch(classes: [&str; 2], labels: [Option<bool>; 2], scores: [Option<f32>; 2]) -> Batch {
+        let columns = |columns: Vec<(&str, ArrayRef)>| {
+            RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))
+                .unwrap()
+        };
+        let map = column::tensors::<Float16Type>(vec![f16::ZERO; 8], 4, None).unwrap();
+        let mask = column::tensors::<UInt8Type>(vec![0; 8], 4, Some(vec![true, false])).unwrap();
+        let images = columns(vec![
+            ("class", Arc::new(StringArray::from_iter_values(classes))),
+            ("label", Arc::new(BooleanArray::from_iter(labels))),
+            ("mask", mask),
+        ]);
+        let maps = columns(vec![("map", map), ("score", Arc::new(Float32Array::from_iter(scores)))]);
+        let ids = ["a", "b"].map(str::to_owned).into();
+        Batch::new(ids, vec![("images".into(), images), ("anomaly_maps".into(), maps)])
+    }
+
+    #[test]
+    fn what_is_missing_is_no_value() {
+        let told = |classes, labels, scores| whole(&batch(classes, labels, scores)).unwrap_err().to_string();
+        let (labels, scores) = ([Some(false), Some(true)], [Some(0.), Some(1.)]);
+        whole(&batch(["nut", "nut"], labels, scores)).unwrap();
+        assert!(told(["nut", "nut"], [Some(false), None], scores).starts_with("b: `images` has no `label`"));
+        assert!(told(["nut", "nut"], labels, [None, Some(1.)]).starts_with("a: `anomaly_maps` has no `score`"));
+        assert!(told(["nut", "mean"], labels, scores).starts_with("b: a class `mean` would be taken for"));
+    }
+
+    #[test]
+    fn classes_of_one_kind_are_told() {
+        let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };
+        tally.add(&batch(["nut", "nut"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
+        tally.add(&batch(["bolt", "gear"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
+        assert_eq!(tally.one_sided().collect::<Vec<_>>(), ["bolt", "gear"]);
+        let columns = tally.columns(0.3);
+        let counts = columns[2].as_primitive::<arrow::datatypes::Int64Type>();
+        assert_eq!(counts.values(), &[1, 1, 2, 4]);
     }
 }

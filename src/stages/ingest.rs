@@ -217,13 +217,12 @@ fn list_synthetic(spec: &Synthetic) -> Result<RecordBatch> {
 
 impl Open for Ingest {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        Ok(Box::new(Reader { stage: self, output: context.output.clone(), sources: context.sources.clone() }))
+        Ok(Box::new(Reader { stage: self, sources: context.sources.clone() }))
     }
 }
 
 struct Reader {
     stage: Ingest,
-    output: SchemaRef,
     sources: Sources,
 }
 
@@ -294,7 +293,7 @@ impl Operator for Reader {
                     Err(failure) => out.fail(&batch.ids[row], failure)?,
                 }
             }
-            out.write(&self.batch(&batch, good)?)?;
+            out.columns(self.columns(&batch, good)?)?;
         }
         Ok(())
     }
@@ -382,7 +381,7 @@ impl Reader {
         Ok((!anomalous).then(|| vec![0; (self.stage.size * self.stage.size) as usize]))
     }
 
-    fn batch(&self, batch: &Batch, good: Vec<(u32, Image)>) -> Result<RecordBatch> {
+    fn columns(&self, batch: &Batch, good: Vec<(u32, Image)>) -> Result<Vec<ArrayRef>> {
         let rows: UInt32Array = good.iter().map(|(row, _)| *row).collect();
         let listed = |name: &str| Ok::<_, Error>(arrow::compute::take(batch.column(SOURCE, name)?, &rows, None)?);
         let size = self.stage.size as usize;
@@ -393,7 +392,7 @@ impl Reader {
             column::tensors::<UInt8Type>(rows.concat(), size * size, Some(valid))
         };
         let pixels: Vec<&[u8]> = good.iter().map(|(_, image)| image.pixels.as_slice()).collect();
-        let columns: Vec<ArrayRef> = vec![
+        Ok(vec![
             listed(column::IMAGE_ID)?,
             listed("class")?,
             listed("split")?,
@@ -406,8 +405,7 @@ impl Reader {
             column::tensors::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
             masks(|image| image.mask.as_ref())?,
             masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
-        ];
-        Ok(RecordBatch::try_new(self.output.clone(), columns)?)
+        ])
     }
 }
 

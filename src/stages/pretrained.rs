@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Int64Array, RecordBatch, StringArray},
+    array::{Int64Array, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, nn};
 
 use super::{
     tensors::{input, save_weights},
-    train_denoiser::{Denoiser, DenoiserConfig},
+    train_denoiser::DenoiserConfig,
     train_text_encoder::TOKENIZER,
     training::weights_field,
     weights::Weights,
@@ -27,7 +27,7 @@ use crate::{
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
-        latent_diffusion::{LatentDiffusion, variables_below},
+        denoiser::{Denoiser, Published},
         nn::{ConfigError, skip_init},
         tokenizer::ClipTokenizer,
         vae::{AutoencoderKl, AutoencoderKlConfig},
@@ -36,8 +36,10 @@ use crate::{
 
 /// Brings published weights into a pipeline: a table that other stages read as they read that of a training.
 ///
-/// Weights may be in any layout that they are published in, with all names and shapes as they should be: a folder of diffusers or
-/// transformers, a file of latent-diffusion with all parts of a model, safetensors or what torch.save writes.
+/// They are safetensors or what torch.save writes, with all names and shapes as they should be. An autoencoder or a text encoder
+/// is read from a folder of diffusers or transformers, or from a file of latent-diffusion, with all parts of a model or alone; a
+/// denoiser from a file with its U-Net and its control branch: the authors' (`model.diffusion_model.*`, `control_model.*`) or one
+/// that `train_denoiser` wrote (`unet.*`, `control.*`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Pretrained {
@@ -54,6 +56,7 @@ pub struct Pretrained {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
     /// The sizes of the network. Absent: the `config.json` beside the weights and, where there is none, those of Stable Diffusion 1.5.
+    /// Of a denoiser `control` (a ControlNet's config), `schedule` and `scaling_factor`; a `config.json` without `control` is not its.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Map<String, Value>>,
@@ -67,47 +70,42 @@ pub enum Network {
     Autoencoder,
     /// CLIP's text transformer with its tokenizer, for `encode_text`.
     TextEncoder,
-    /// The U-Net with its control branch as the authors save them, for `reconstruct`.
+    /// The U-Net with its control branch, for `reconstruct`.
     Denoiser,
 }
 
 impl Pretrained {
-    /// The network's configuration, or `default`.
-    fn settings<C: DeserializeOwned>(&self, default: C) -> Result<C, String> {
-        if let Some(config) = &self.config {
-            return serde_json::from_value(Value::Object(config.clone())).map_err(|e| format!("`config`: {e}"));
-        }
-        match Weights(&self.weights).config()? {
-            Some(text) => serde_json::from_slice(&text).map_err(|e| format!("`weights`: its config.json: {e}")),
-            None => Ok(default),
-        }
+    /// The network's configuration, or `default` where there is none that `parse` takes for one.
+    fn settings<C>(&self, default: C, parse: impl Fn(&str) -> serde_json::Result<Option<C>>) -> Result<C, String> {
+        let (text, of) = match &self.config {
+            Some(config) => (Value::Object(config.clone()).to_string(), "`config`"),
+            None => match Weights(&self.weights).config()? {
+                Some(text) => (String::from_utf8_lossy(&text).into_owned(), "`weights`: its config.json"),
+                None => return Ok(default),
+            },
+        };
+        parse(&text).map(|config| config.unwrap_or(default)).map_err(|e| format!("{of}: {e}"))
     }
 
-    fn clip(&self) -> Result<ClipTextConfig, String> {
-        let vit_l_14 = ClipTextConfig {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            num_attention_heads: 12,
-            projection_dim: 768,
-            ..ClipTextConfig::default()
-        };
-        self.settings(ClipFile(vit_l_14)).map(|file| file.0)
+    fn autoencoder(&self) -> Result<AutoencoderKlConfig, String> {
+        self.settings(AutoencoderKlConfig::default(), |text| serde_json::from_str(text).map(Some))
+    }
+
+    fn text_encoder(&self) -> Result<ClipTextConfig, String> {
+        self.settings(ClipTextConfig::vit_l_14(), |text| ClipTextConfig::from_json(text).map(Some))
+    }
+
+    fn denoiser(&self) -> Result<DenoiserConfig, String> {
+        self.settings(DenoiserConfig::published(), |text| {
+            // Nobody publishes one; what lies beside the weights is that of another network, such as a U-Net's.
+            let config: Value = serde_json::from_str(text)?;
+            let is_own = self.config.is_some() || config.get("control").is_some();
+            is_own.then(|| serde_json::from_value(config)).transpose()
+        })
     }
 
     fn tokenizer(&self) -> &str {
         self.tokenizer.as_deref().unwrap_or(&self.weights)
-    }
-}
-
-/// A `config.json` of a text model or of a whole CLIP.
-#[derive(Deserialize)]
-#[serde(try_from = "Value")]
-struct ClipFile(ClipTextConfig);
-
-impl TryFrom<Value> for ClipFile {
-    type Error = serde_json::Error;
-    fn try_from(value: Value) -> Result<Self, Self::Error> {
-        ClipTextConfig::from_json(&value.to_string()).map(Self)
     }
 }
 
@@ -119,20 +117,21 @@ impl Stage for Pretrained {
     const LOCATIONS: &'static [&'static str] = &["weights", "tokenizer"];
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
+        let wrong = |e: ConfigError| format!("`config`: {e}");
         let weights = match self.network {
             Network::Autoencoder => {
-                let config: AutoencoderKlConfig = self.settings(AutoencoderKlConfig::default())?;
-                config.validate().map_err(|e| format!("`config`: {e}"))?;
+                let config = self.autoencoder()?;
+                config.validate().map_err(wrong)?;
                 weights_field(&config)
             }
             Network::TextEncoder => {
-                let config = self.clip()?;
-                config.validate().map_err(|e| format!("`config`: {e}"))?;
+                let config = self.text_encoder()?;
+                config.validate().map_err(wrong)?;
                 weights_field(&config)
             }
             Network::Denoiser => {
-                let config: DenoiserConfig = self.settings(DenoiserConfig::published())?;
-                config.control.validate().map_err(|e| format!("`config`: {e}"))?;
+                let config = self.denoiser()?;
+                config.control.validate().map_err(wrong)?;
                 weights_field(&config)
             }
         };
@@ -147,9 +146,9 @@ impl Stage for Pretrained {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let mut files = Weights(&self.weights).files()?;
+        let mut files = Weights(&self.weights).files_of("weights")?;
         if self.network == Network::TextEncoder {
-            files.extend(Weights(self.tokenizer()).tokenizer_files()?);
+            files.extend(Weights(self.tokenizer()).tokenizer_files().map_err(|e| format!("`tokenizer`: {e}"))?);
         }
         files.sort();
         files.dedup();
@@ -159,14 +158,13 @@ impl Stage for Pretrained {
 
 impl Open for Pretrained {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        Ok(Box::new(Loader { stage: self, sources: context.sources.clone(), output: context.output.clone() }))
+        Ok(Box::new(Loader { stage: self, sources: context.sources.clone() }))
     }
 }
 
 struct Loader {
     stage: Pretrained,
     sources: Sources,
-    output: SchemaRef,
 }
 
 impl Operator for Loader {
@@ -175,12 +173,11 @@ impl Operator for Loader {
         let weights = out.blob(self.load(&vs)?)?;
         let parameters: i64 = vs.variables().values().map(|variable| variable.numel() as i64).sum();
         let network = serde_json::to_value(self.stage.network).map_err(std::io::Error::from)?;
-        let columns: Vec<ArrayRef> = vec![
+        out.columns(vec![
             Arc::new(StringArray::from(vec![network.as_str().unwrap_or_default()])),
             Arc::new(Int64Array::from(vec![parameters])),
             Arc::new(StringArray::from(vec![weights.to_string()])),
-        ];
-        out.write(&RecordBatch::try_new(self.output.clone(), columns)?)
+        ])
     }
 }
 
@@ -189,34 +186,89 @@ impl Loader {
     fn load(&self, vs: &nn::VarStore) -> Result<Vec<u8>> {
         let stage = &self.stage;
         let published = Weights(&stage.weights).open(&self.sources)?;
-        let wrong = |e: ConfigError| Error::Input(e.to_string());
         match stage.network {
             Network::Autoencoder => {
-                let config = stage.settings(AutoencoderKlConfig::default()).map_err(Error::Input)?;
-                skip_init(|| AutoencoderKl::new(vs.root(), &config)).map_err(wrong)?;
+                let config = stage.autoencoder().map_err(Error::Input)?;
+                skip_init(|| AutoencoderKl::new(vs.root(), &config))?;
                 config.canonical(published).and_then(|weights| weights.load_into(vs)).map_err(input)?;
                 save_weights(vs.variables(), &config, &[])
             }
             Network::TextEncoder => {
-                let config = stage.clip().map_err(Error::Input)?;
-                skip_init(|| ClipTextModel::new(vs.root(), &config)).map_err(wrong)?;
+                let config = stage.text_encoder().map_err(Error::Input)?;
+                let place = Weights(stage.tokenizer()).beside().map_err(Error::Input)?;
+                let tokenizer = ClipTokenizer::open(&place)?;
+                fits(&tokenizer, &config)
+                    .map_err(|e| Error::Input(format!("`tokenizer`: {}: {e}", place.display())))?;
+                skip_init(|| ClipTextModel::new(vs.root(), &config))?;
                 config.canonical(published).load_into(vs).map_err(input)?;
-                let tokenizer = ClipTokenizer::open(Weights(stage.tokenizer()).beside().map_err(Error::Input)?)
-                    .and_then(|tokenizer| tokenizer.to_json());
-                let json = tokenizer.map_err(|e| Error::Input(e.to_string()))?;
-                save_weights(vs.variables(), &config, &[(TOKENIZER, json)])
+                save_weights(vs.variables(), &config, &[(TOKENIZER, tokenizer.to_json()?)])
             }
             Network::Denoiser => {
-                let mut config = stage.settings(DenoiserConfig::published()).map_err(Error::Input)?;
-                let file = LatentDiffusion::new(published).map_err(input)?;
-                let unet = file.unet().and_then(|part| config.unet.canonical(part)).map_err(input)?;
-                let control = file.control().and_then(|part| config.control.canonical(part)).map_err(input)?;
-                let control = config.control.fit_fusion(control).map_err(input)?;
-                skip_init(|| Denoiser::new(&vs.root(), &config))?;
-                unet.fill(&variables_below(vs, "unet")).map_err(input)?;
-                control.fill(&variables_below(vs, "control")).map_err(input)?;
+                let mut config = stage.denoiser().map_err(Error::Input)?;
+                let place = published.path().display().to_string();
+                let published = Published::new(published, &config.control)
+                    .and_then(|weights| weights.fit_fusion(&mut config.control))
+                    .map_err(input)?;
+                if !published.has_control() {
+                    return Err(Error::Input(format!(
+                        "{place} has no control branch (control_model.* or control.*), without which a U-Net is no denoiser; \
+                         `init:` of a training starts from a U-Net alone"
+                    )));
+                }
+                Denoiser::open(vs, &config.control, published)?;
                 save_weights(vs.variables(), &config, &[])
             }
         }
+    }
+}
+
+/// Whether a tokenizer speaks of the tokens that a text encoder knows.
+fn fits(tokenizer: &ClipTokenizer, config: &ClipTextConfig) -> Result<(), String> {
+    let (tokens, end) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
+    if tokens > config.vocab_size {
+        return Err(format!("it has {tokens} tokens, and the text encoder knows {}", config.vocab_size));
+    }
+    // 2 is the mistake of old configs.
+    if ![2, end].contains(&config.eos_token_id) {
+        return Err(format!("it ends texts by token {end}, and the text encoder's end is {}", config.eos_token_id));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_tokenizer_of_another_vocabulary_is_refused() {
+        let tokenizer = ClipTokenizer::train(&["a gear".into()], 300).unwrap();
+        let (vocab_size, eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
+        let fits = |vocab_size, eos_token_id| {
+            fits(&tokenizer, &ClipTextConfig { vocab_size, eos_token_id, ..Default::default() })
+        };
+        assert_eq!(fits(vocab_size, eos_token_id), Ok(()));
+        assert_eq!(fits(vocab_size + 1, 2), Ok(()));
+        let few = format!("it has {vocab_size} tokens, and the text encoder knows {}", vocab_size - 1);
+        assert_eq!(fits(vocab_size - 1, eos_token_id), Err(few));
+        assert!(fits(vocab_size, eos_token_id + 2).unwrap_err().starts_with("it ends texts by token"));
+    }
+
+    #[test]
+    fn the_config_beside_a_denoiser_is_its_own_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("model.safetensors");
+        std::fs::write(&weights, "").unwrap();
+        let widths = |config: Value| {
+            std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+            let stage = json!({ "network": "denoiser", "weights": weights });
+            let stage: Pretrained = serde_json::from_value(stage).unwrap();
+            stage.denoiser().map(|config| config.control.unet.block_out_channels)
+        };
+        assert_eq!(widths(json!({ "block_out_channels": [8, 8] })), Ok(vec![320, 640, 1280, 1280]), "of a U-Net");
+        let own = json!({ "control": { "block_out_channels": [8, 8] }, "schedule": {}, "scaling_factor": 1 });
+        assert_eq!(widths(own), Ok(vec![8, 8]));
+        assert!(widths(json!({ "control": {} })).unwrap_err().contains("`weights`: its config.json: missing field"));
     }
 }

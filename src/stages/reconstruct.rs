@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, StringArray, new_null_array},
+    array::new_null_array,
     datatypes::{DataType, Float16Type, Float32Type, Schema, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
-    column,
-    tensors::{checkpoint, device, first_embedding, floats, halves, load_weights, normalise, tensor, torch},
-    train_denoiser::{Denoiser, DenoiserConfig},
+    column::{self, TEXT, UNCONDITIONAL},
+    tensors::{device, first_embedding, floats, halves, network, normalise, tensor},
+    train_denoiser::DenoiserConfig,
     training::config_of,
 };
 use crate::{
@@ -30,8 +30,8 @@ use crate::{
         tensor_field,
     },
     models::{
-        nn::skip_init,
-        vae::{AutoencoderKl, AutoencoderKlConfig, Posterior},
+        denoiser::Denoiser,
+        vae::{AutoencoderKl, Posterior},
     },
 };
 
@@ -81,9 +81,6 @@ pub enum Latent {
     Mode,
 }
 
-const TEXT: &str = "text_embeddings";
-const UNCONDITIONAL: &str = "unconditional";
-
 impl Stage for Reconstruct {
     const NAME: &'static str = "reconstruct";
     const REVISION: u32 = 2;
@@ -98,15 +95,15 @@ impl Stage for Reconstruct {
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let latent: [usize; 3] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
+        let latent = column::latents(inputs)?;
         let [height, width, _] = column::pixels(inputs)?;
-        let denoiser: DenoiserConfig = config_of(inputs.field("denoiser", "weights")?)?;
+        let denoiser: DenoiserConfig = config_of(inputs, "denoiser")?;
         denoiser
             .schedule
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| format!("`sampler`: {e}"))?;
-        let shape = |port| column::shape::<2>(inputs.field(port, "embedding")?, &DataType::Float32, "[77, D]");
+        let shape = |port| column::embedding(inputs, port);
         match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
             [false, false] => {
                 return Err(format!(
@@ -129,6 +126,7 @@ impl Stage for Reconstruct {
             }
             _ => {}
         }
+        denoiser.fits(inputs, captions(inputs), ["denoiser"; 2])?;
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
             tensor_field("latent", DataType::Float32, &latent, false),
@@ -138,37 +136,26 @@ impl Stage for Reconstruct {
     }
 }
 
+/// The port that the captions come from.
+fn captions(inputs: &Schemas) -> &'static str {
+    if inputs.get(TEXT).is_some() { TEXT } else { UNCONDITIONAL }
+}
+
 impl Open for Reconstruct {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let (config, weights) = load_weights::<DenoiserConfig>(context, "denoiser")?;
-        let vs = VarStore::new(device);
-        let denoiser = skip_init(|| Denoiser::new(&vs.root(), &config))?;
-        weights.load_into(&vs).map_err(checkpoint)?;
-        let (vae_config, weights) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
-        let vs = VarStore::new(device);
-        let vae = skip_init(|| AutoencoderKl::new(vs.root(), &vae_config)).map_err(|e| Error::Stage(e.to_string()))?;
-        weights.load_into(&vs).map_err(checkpoint)?;
-        let schedule = config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
-        let sampler = self.sampler.build(&schedule).map_err(|e| Error::Input(e.to_string()))?;
-        let field = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
-        let captions = if context.schemas.get(TEXT).is_some() { TEXT } else { UNCONDITIONAL };
-        let text = column::shape(field(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
-        let unconditional =
-            first_embedding(context, UNCONDITIONAL, &text)?.map(|embedding| embedding.to_device(device));
+        let build = |vs: nn::Path<'_>, config: &DenoiserConfig| Denoiser::new(vs, &config.control);
+        let (denoiser, config, _) = network(context, "denoiser", device, build)?;
+        let (vae, ..) = network(context, "autoencoder", device, AutoencoderKl::new)?;
         Ok(Box::new(Reconstructor {
-            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            moments: column::shape(field("latents", "mean")?, &DataType::Float32, "[C, h, w]").map_err(Error::Stage)?,
-            text,
-            unconditional,
+            sampler: self.sampler.build(&config.schedule.build()?)?,
+            unconditional: first_embedding(context, UNCONDITIONAL)?.map(|embedding| embedding.to_device(device)),
             batch_size: context.batch_size.unwrap_or(16),
             stage: self,
             denoiser,
             vae,
             scale: config.scaling_factor,
-            sampler,
             device,
-            output: context.output.clone(),
         }))
     }
 }
@@ -180,13 +167,9 @@ struct Reconstructor {
     scale: f64,
     sampler: Ddim,
     device: Device,
-    pixels: [usize; 3],
-    moments: [usize; 3],
-    text: [usize; 2],
     /// [1, 77, D].
     unconditional: Option<Tensor>,
     batch_size: usize,
-    output: SchemaRef,
 }
 
 impl Operator for Reconstructor {
@@ -194,19 +177,17 @@ impl Operator for Reconstructor {
         while let Some(batch) = rows.next(self.batch_size)? {
             let Reconstruction { latent, pixels, autoencoded } = no_grad(|| self.reconstruct(&batch))?;
             let (latent, pixels) = (floats(&latent)?, halves(&pixels)?);
-            let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
             let (a, b) = (latent.len() / batch.len(), pixels.len() / batch.len());
             let autoencoded = match autoencoded {
                 Some(shown) => column::tensors::<Float16Type>(halves(&shown)?, b, None)?,
-                None => new_null_array(self.output.field(3).data_type(), batch.len()),
+                None => new_null_array(out.schema().field(3).data_type(), batch.len()),
             };
             let columns = vec![
-                ids,
                 column::tensors::<Float32Type>(latent, a, None)?,
                 column::tensors::<Float16Type>(pixels, b, None)?,
                 autoencoded,
             ];
-            out.write(&RecordBatch::try_new(self.output.clone(), columns)?)?;
+            out.rows(&batch, columns)?;
         }
         Ok(())
     }
@@ -224,25 +205,18 @@ struct Reconstruction {
 
 impl Reconstructor {
     fn reconstruct(&self, batch: &Batch) -> Result<Reconstruction> {
-        let read = |port, name, shape: &[usize]| {
-            Ok::<_, Error>(tensor(batch.column(port, name)?, shape)?.to_device(self.device))
-        };
-        let image = normalise(&read("images", "pixels", &self.pixels)?);
-        let posterior = Posterior {
-            mean: read("latents", "mean", &self.moments)?,
-            logvar: read("latents", "logvar", &self.moments)?,
-        };
+        let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
+        let image = normalise(&read("images", "pixels")?);
+        let posterior = Posterior { mean: read("latents", "mean")?, logvar: read("latents", "logvar")? };
         let rows = batch.len() as i64;
         let context = match &self.unconditional {
-            Some(unconditional) if batch.port(TEXT).is_none() => {
-                unconditional.f_expand([rows, -1, -1], true).map_err(torch)?
-            }
-            _ => read(TEXT, "embedding", &self.text)?,
+            Some(unconditional) if batch.port(TEXT).is_none() => unconditional.f_expand([rows, -1, -1], true)?,
+            _ => read(TEXT, "embedding")?,
         };
-        let shape: Vec<i64> = self.moments.iter().map(|n| *n as i64).collect();
+        let size = posterior.mean.size(); // [B, C, h, w]
         let noise = |what: &str| {
             let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();
-            noise_per_key(self.stage.seed, &keys, &shape).map(|noise| noise.to_device(self.device)).map_err(torch)
+            noise_per_key(self.stage.seed, &keys, &size[1..]).map(|noise| noise.to_device(self.device))
         };
         let z = match self.stage.latent {
             Latent::Sample => posterior.sample(&noise("posterior")?),
@@ -251,19 +225,73 @@ impl Reconstructor {
         let autoencoded = self.stage.autoencoded.then(|| self.vae.decode(&z));
         let x = self.sampler.start(&(z * self.scale), &noise("start")?);
         let guidance = match &self.unconditional {
-            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale).map_err(torch)?,
+            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale)?,
             None => Guidance::none(&context),
         };
-        let hint = guidance.extend(&self.denoiser.hint(&image)).map_err(torch)?;
+        let hint = guidance.extend(&self.denoiser.hint(&image))?;
         let model = |x: &Tensor, t: i64| {
             let model = |x: &Tensor, contexts: &Tensor| {
                 let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
                 Ok(self.denoiser.forward(x, &t, contexts, &hint))
             };
-            guidance.predict(x, model).map_err(torch)
+            guidance.predict(x, model)
         };
         let latent = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
         let pixels = self.vae.decode(&latent);
         Ok(Reconstruction { latent, pixels, autoencoded })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{models::vae::AutoencoderKlConfig, stages::training::weights_field};
+
+    /// What is wrong with a denoiser of such widths and a table of such captions, for images of 32x32 whose latents are 8x8.
+    fn problem(denoiser: &Value, latents: [usize; 3], captions: usize) -> Option<String> {
+        let tensor = |name: &str, item, shape: &[usize]| tensor_field(name, item, shape, false);
+        let float = |name: &str, shape: &[usize]| tensor(name, DataType::Float32, shape);
+        let vae: AutoencoderKlConfig =
+            serde_json::from_value(json!({ "block_out_channels": [8, 8, 8], "norm_num_groups": 4 })).unwrap();
+        let denoiser: DenoiserConfig =
+            serde_json::from_value(json!({ "control": denoiser, "schedule": {}, "scaling_factor": 1 })).unwrap();
+        let all = [
+            ("images", vec![tensor("pixels", DataType::UInt8, &[32, 32, 3])]),
+            ("latents", vec![float("mean", &latents), float("logvar", &latents)]),
+            (TEXT, vec![float("embedding", &[77, captions])]),
+            ("autoencoder", vec![weights_field(&vae)]),
+            ("denoiser", vec![weights_field(&denoiser)]),
+        ];
+        let all = all.map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields)) as SchemaRef));
+        let stage: Reconstruct = serde_json::from_value(json!({ "guidance_scale": 1 })).unwrap();
+        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err()
+    }
+
+    #[test]
+    fn networks_that_do_not_fit_each_other_are_told() {
+        let fits = json!({
+            "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "cross_attention_dim": 12, "norm_num_groups": 4, "conditioning_embedding_out_channels": [4, 8, 8],
+        });
+        let with = |key: &str, value: Value| {
+            let mut config = fits.clone();
+            config[key] = value;
+            problem(&config, [4, 8, 8], 12).unwrap()
+        };
+        assert_eq!(problem(&fits, [4, 8, 8], 12), None);
+        assert!(with("in_channels", json!(8)).starts_with("`denoiser`: in_channels and out_channels are 4"));
+        let hint = with("conditioning_embedding_out_channels", json!([4, 8]));
+        assert!(
+            hint.starts_with("`denoiser`: the hint encoder shrinks images by 2 and the autoencoder by 4"),
+            "{hint}"
+        );
+        let captions = problem(&fits, [4, 8, 8], 16).unwrap();
+        assert_eq!(captions, "`denoiser`: cross_attention_dim is 12 and the captions are 16 wide");
+        for latents in [[4, 4, 4], [8, 8, 8]] {
+            let told = problem(&fits, latents, 12).unwrap();
+            assert!(told.starts_with("`latents` are ") && told.ends_with("4 channels, smaller by 4"), "{told}");
+        }
     }
 }

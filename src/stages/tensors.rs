@@ -1,40 +1,81 @@
 //! Arrow columns <-> tensors, and trained weights in and out of tables. For operators, which run in the worker.
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, FixedSizeListArray},
+    array::{Array, AsArray, RecordBatch},
     datatypes::{DataType, Float16Type, Float32Type, UInt8Type},
 };
 use bytes::Bytes;
 use half::f16;
 use serde::{Serialize, de::DeserializeOwned};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, nn};
 
+use super::column;
 use crate::{
-    engine::{Digest, Error, Result, stage::Context},
+    diffusion::schedule::ScheduleError,
+    engine::{Digest, Error, Result, stage::Context, task::Batch, tensor_shape},
     models::{
         checkpoint::{Checkpoint, CheckpointError, to_safetensors},
+        denoiser::DenoiserError,
         device,
+        extractor::ExtractorError,
+        nn::{ConfigError, skip_init},
         preprocessing::Preprocessing,
+        tokenizer::TokenizerError,
     },
 };
 
 /// The key of the network's configuration in a weights file's metadata, and of the column that names the file.
 pub(super) const CONFIG: &str = "config";
 
-/// What libtorch refuses is a failure of the stage.
-pub(super) fn torch(error: tch::TchError) -> Error {
-    Error::Stage(error.to_string().lines().next().unwrap_or_default().to_owned())
-}
-
 impl From<tch::TchError> for Error {
+    /// What libtorch refuses is a failure of the stage.
     fn from(error: tch::TchError) -> Self {
-        torch(error)
+        Self::Stage(error.to_string().lines().next().unwrap_or_default().to_owned())
     }
 }
 
-/// Weights that the user names and that do not fit are a wrong input.
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<ScheduleError> for Error {
+    fn from(error: ScheduleError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<TokenizerError> for Error {
+    fn from(error: TokenizerError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<DenoiserError> for Error {
+    fn from(error: DenoiserError) -> Self {
+        match error {
+            DenoiserError::Config(error) => error.into(),
+            DenoiserError::Checkpoint(error) => input(error),
+        }
+    }
+}
+
+impl From<ExtractorError> for Error {
+    fn from(error: ExtractorError) -> Self {
+        match error {
+            ExtractorError::Checkpoint(error) => input(error),
+            other => Self::Input(other.to_string()),
+        }
+    }
+}
+
+/// Weights that the user names and that do not fit are a wrong input; memory that runs out on the way is not.
 pub(super) fn input(error: CheckpointError) -> Error {
-    Error::Input(error.to_string())
+    match error {
+        CheckpointError::Torch { .. } => checkpoint(error),
+        other => Error::Input(other.to_string()),
+    }
 }
 
 /// The device of a run.
@@ -42,42 +83,59 @@ pub(super) fn device(context: &Context) -> Result<Device> {
     device::open(&context.device).map_err(|e| Error::Input(e.to_string()))
 }
 
-/// A tensor column as a tensor [B, shape…] of its own type.
-pub(super) fn tensor(column: &ArrayRef, shape: &[usize]) -> Result<Tensor> {
-    let list: &FixedSizeListArray =
-        column.as_fixed_size_list_opt().ok_or_else(|| Error::Stage("a tensor column was expected".into()))?;
-    let size = list.value_length() as usize;
-    let (start, end) = (list.offset() * size, (list.offset() + list.len()) * size);
+/// A tensor column of a batch as a tensor [B, shape…] of its own type. A row without a value is an error.
+pub(super) fn tensor(batch: &Batch, port: &str, name: &str) -> Result<Tensor> {
+    let column = batch.column(port, name)?;
+    match (0..column.len()).find(|row| column.is_null(*row)) {
+        Some(row) => Err(column::missing(&batch.ids[row], port, name)),
+        None => stacked(batch.rows(port)?, name),
+    }
+}
+
+/// The values of a tensor column, one after another.
+fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
+    let schema = rows.schema();
+    let (at, field) =
+        schema.column_with_name(name).ok_or_else(|| Error::Stage(format!("there is no column `{name}`")))?;
+    let list = rows.column(at).as_fixed_size_list_opt();
+    let (list, shape) = list.zip(tensor_shape(field)).ok_or_else(|| {
+        Error::Stage(format!("column `{name}` is {}, where a tensor was expected", field.data_type()))
+    })?;
     // `values` is the child as it was before slicing.
-    let range = |len: usize| if len == list.len() * size { 0..len } else { start..end };
-    let shape: Vec<i64> = std::iter::once(list.len()).chain(shape.iter().copied()).map(|n| n as i64).collect();
-    let values = list.values();
+    let size = list.value_length() as usize;
+    let values = list.values().slice(list.value_offset(0) as usize, list.len() * size);
+    let shape: Vec<i64> = std::iter::once(list.len()).chain(shape).map(|n| n as i64).collect();
     let flat = match list.value_type() {
-        DataType::UInt8 => Tensor::f_from_slice(&values.as_primitive::<UInt8Type>().values()[range(values.len())]),
-        DataType::Float32 => Tensor::f_from_slice(&values.as_primitive::<Float32Type>().values()[range(values.len())]),
-        DataType::Float16 => Tensor::f_from_slice(&values.as_primitive::<Float16Type>().values()[range(values.len())]),
+        DataType::UInt8 => Tensor::f_from_slice(values.as_primitive::<UInt8Type>().values()),
+        DataType::Float32 => Tensor::f_from_slice(values.as_primitive::<Float32Type>().values()),
+        DataType::Float16 => Tensor::f_from_slice(values.as_primitive::<Float16Type>().values()),
         other => return Err(Error::Stage(format!("a tensor of {other} cannot be read"))),
     };
-    flat.and_then(|flat| flat.f_view(shape.as_slice())).map_err(torch)
+    Ok(flat?.f_view(shape.as_slice())?)
 }
 
 /// A tensor column of all rows of a task, filled batch by batch: no value lies in memory twice.
 pub(super) struct Column {
+    rows: usize,
     all: Tensor,
-    shape: Vec<usize>,
     filled: i64,
 }
 
 impl Column {
     /// For at most so many rows. Memory is taken as it is filled.
-    pub(super) fn new(kind: Kind, rows: usize, shape: &[usize]) -> Result<Self> {
-        let size: Vec<i64> = std::iter::once(&rows).chain(shape).map(|n| *n as i64).collect();
-        Ok(Self { all: Tensor::f_empty(size, (kind, Device::Cpu))?, shape: shape.to_vec(), filled: 0 })
+    pub(super) fn new(rows: usize) -> Self {
+        Self { rows, all: Tensor::new(), filled: 0 }
     }
 
-    pub(super) fn push(&mut self, rows: &ArrayRef) -> Result<()> {
-        self.all.f_narrow(0, self.filled, rows.len() as i64)?.f_copy_(&tensor(rows, &self.shape)?)?;
-        self.filled += rows.len() as i64;
+    pub(super) fn push(&mut self, batch: &Batch, port: &str, name: &str) -> Result<()> {
+        let rows = tensor(batch, port, name)?;
+        let mut size = rows.size();
+        let count = std::mem::replace(&mut size[0], self.rows as i64);
+        if self.filled == 0 {
+            self.all = Tensor::f_empty(size, (rows.kind(), Device::Cpu))?;
+        }
+        self.all.f_narrow(0, self.filled, count)?.f_copy_(&rows)?;
+        self.filled += count;
         Ok(())
     }
 
@@ -88,22 +146,18 @@ impl Column {
 }
 
 /// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
-pub(super) fn first_embedding(context: &Context, port: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Tensor>> {
     let Some(table) = context.tables.get(port) else { return Ok(None) };
     match table.column_by_name("embedding") {
-        Some(column) if !column.is_empty() => tensor(&column.slice(0, 1), shape).map(Some),
-        _ => Err(Error::Input(format!("the table at `{port}` has no row; its first is taken"))),
+        Some(column) if !column.is_empty() && column.is_valid(0) => stacked(&table.slice(0, 1), "embedding").map(Some),
+        _ => Err(Error::Input(format!("the table at `{port}` has no embedding in its first row, which is taken"))),
     }
 }
 
 /// The values of a tensor in row-major order, as f32.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor
-        .f_to_device(Device::Cpu)
-        .and_then(|t| t.f_to_kind(Kind::Float))
-        .and_then(|t| t.f_contiguous()?.f_view([-1]))
-        .map_err(torch)?;
-    Vec::<f32>::try_from(flat).map_err(torch)
+    let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+    Ok(Vec::try_from(flat)?)
 }
 
 /// The values of a tensor in row-major order, as f16.
@@ -131,7 +185,7 @@ pub(super) fn save_weights(
         .chain(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let tensors: Vec<(String, Tensor)> =
         variables.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu))).collect();
-    to_safetensors(tensors, metadata.collect()).map_err(torch)
+    Ok(to_safetensors(tensors, metadata.collect())?)
 }
 
 pub(super) fn checkpoint(error: CheckpointError) -> Error {
@@ -150,9 +204,63 @@ pub(super) fn load_weights<C: DeserializeOwned>(context: &Context, port: &str) -
     Ok((config, weights))
 }
 
+/// The network that a table names on a device, its configuration, and the file of its weights.
+pub(super) fn network<C: DeserializeOwned, N>(
+    context: &Context,
+    port: &str,
+    device: Device,
+    build: impl FnOnce(nn::Path<'_>, &C) -> Result<N, ConfigError>,
+) -> Result<(N, C, Checkpoint)> {
+    let (config, weights) = load_weights(context, port)?;
+    let vs = nn::VarStore::new(device);
+    let network = skip_init(|| build(vs.root(), &config))?;
+    weights.load_into(&vs).map_err(checkpoint)?;
+    Ok((network, config, weights))
+}
+
 fn weights_of(context: &Context, port: &str) -> Result<Bytes> {
     let none = || Error::Stage(format!("the table at `{port}` names no weights"));
     let column = context.tables.get(port).and_then(|table| table.column_by_name("weights")).ok_or_else(none)?;
     let digest = column.as_string::<i32>().iter().flatten().next_back().ok_or_else(none)?;
     context.store.blob(digest.parse::<Digest>().map_err(Error::Damaged)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc};
+
+    use arrow::datatypes::Schema;
+
+    use super::*;
+    use crate::engine::tensor_field;
+
+    /// Three rows of two numbers, of which the second row has none where `valid` says so.
+    fn batch(valid: bool) -> Batch {
+        let pixels = column::tensors::<UInt8Type>((0..6).collect(), 2, Some(vec![true, valid, true])).unwrap();
+        let schema = Schema::new(vec![tensor_field("pixels", DataType::UInt8, &[1, 2], true)]);
+        let rows = RecordBatch::try_new(Arc::new(schema), vec![pixels]).unwrap();
+        Batch::new(["a", "b", "c"].map(str::to_owned).into(), vec![("images".into(), rows)])
+    }
+
+    #[test]
+    fn a_row_without_a_value_is_no_zero() {
+        let rows = batch(true).slice(1, 2);
+        let pixels = tensor(&rows, "images", "pixels").unwrap();
+        assert_eq!(pixels.size(), [2, 1, 2]);
+        assert_eq!(Vec::<u8>::try_from(pixels.flatten(0, -1)).unwrap(), [2, 3, 4, 5]);
+        let error = tensor(&batch(false), "images", "pixels").unwrap_err();
+        assert!(error.is_input() && error.to_string().starts_with("b: `images` has no `pixels`"), "{error}");
+        assert!(tensor(&batch(false).slice(2, 1), "images", "pixels").is_ok());
+        let mut column = Column::new(4);
+        column.push(&rows, "images", "pixels").unwrap();
+        assert_eq!(column.done().size(), [2, 1, 2]);
+    }
+
+    #[test]
+    fn memory_that_runs_out_while_weights_load_is_no_wrong_input() {
+        let source = tch::TchError::Torch("CUDA out of memory.".into());
+        let error = input(CheckpointError::Torch { path: PathBuf::from("w"), name: "x".into(), source });
+        assert!(!error.is_input() && matches!(error, Error::Stage(_)), "{error}");
+        assert!(input(CheckpointError::NoTensor { path: PathBuf::from("w"), name: "x".into() }).is_input());
+    }
 }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use super::{
     column,
     tensors::{Column, device, input, normalise, save_weights},
-    training::{self, Batch, Loss, Subject, Training},
+    training::{self, LoggedLoss, MicroBatch, Subject, Training},
     weights::Weights,
 };
 use crate::{
@@ -26,7 +26,6 @@ use crate::{
     },
     models::{
         lpips::Lpips,
-        nn::ConfigError,
         patchgan::{PatchGan, PatchGanConfig},
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
@@ -188,12 +187,11 @@ impl TrainAutoencoder {
         judge_vs: &VarStore,
         sources: &Sources,
         out: &mut Sink<'_>,
-    ) -> Result<Objective> {
-        let wrong = |e: ConfigError| Error::Input(e.to_string());
-        let network = AutoencoderKl::new(vs.root(), &self.config).map_err(wrong)?;
+    ) -> Result<AutoencoderObjective> {
+        let network = AutoencoderKl::new(vs.root(), &self.config)?;
         let adversary = self.discriminator.clone().unwrap_or_default();
         let judge = |_: &Discriminator| PatchGan::new(judge_vs.root(), &adversary.config);
-        let discriminator = self.discriminator.as_ref().map(judge).transpose().map_err(wrong)?;
+        let discriminator = self.discriminator.as_ref().map(judge).transpose()?;
         match &self.init {
             Some(place) => {
                 let published = Weights(place).open(sources)?;
@@ -224,7 +222,7 @@ impl TrainAutoencoder {
                 Some(Lpips::load(open(vgg)?, open(lin)?, vs.device()).map_err(input)?)
             }
         };
-        Ok(Objective { network, perceptual, discriminator, weights: self.weights(), adversary })
+        Ok(AutoencoderObjective { network, perceptual, discriminator, weights: self.weights(), adversary })
     }
 }
 
@@ -271,21 +269,20 @@ impl Stage for TrainAutoencoder {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let places = self.init.iter().chain(&self.perceptual);
-        Ok(places.map(|place| Weights(place).files()).collect::<Result<Vec<_>, _>>()?.concat())
+        let init = self.init.iter().map(|place| Weights(place).files_of("init"));
+        let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual"));
+        Ok(init.chain(perceptual).collect::<Result<Vec<_>, _>>()?.concat())
     }
 }
 
 impl Open for TrainAutoencoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
-        let (device, sources) = (device(context)?, context.sources.clone());
-        Ok(Box::new(Trainer { stage: self, device, sources, shape, output: context.output.clone() }))
+        Ok(Box::new(Trainer { stage: self, device: device(context)?, sources: context.sources.clone() }))
     }
 }
 
 /// An autoencoder in training, and what judges it.
-pub struct Objective {
+pub struct AutoencoderObjective {
     /// The autoencoder.
     pub network: AutoencoderKl,
     /// What sees how different two pictures look.
@@ -309,7 +306,7 @@ pub struct Judgement {
     pub fake: Tensor,
 }
 
-impl Objective {
+impl AutoencoderObjective {
     /// The autoencoder's loss on images `x` [B, 3, H, W], with `noise` of the latent's shape. The discriminator's term counts
     /// `factor` times; with none it is not computed.
     pub fn autoencoder_loss(&self, x: &Tensor, noise: &Tensor, factor: Option<f64>) -> Result<Terms, tch::TchError> {
@@ -350,15 +347,13 @@ struct Trainer {
     stage: TrainAutoencoder,
     device: Device,
     sources: Sources,
-    shape: [usize; 3],
-    output: SchemaRef,
 }
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
+        let mut pixels = Column::new(rows.len());
         while let Some(batch) = rows.next(256)? {
-            pixels.push(batch.column("images", "pixels")?)?;
+            pixels.push(&batch, "images", "pixels")?;
         }
         let (pixels, count) = (pixels.done(), rows.len());
         let training = &self.stage.training;
@@ -377,7 +372,7 @@ impl Operator for Trainer {
         let images = |rows: &[i64]| {
             normalise(&pixels.index_select(0, &Tensor::from_slice(rows)).to_device(self.device)) // [B, 3, H, W]
         };
-        let loss = |trainer: usize, batch: &Batch| {
+        let loss = |trainer: usize, batch: &MicroBatch| {
             let x = images(&batch.rows);
             match trainer {
                 0 => self.autoencoder_loss(&objective, x, batch),
@@ -386,7 +381,7 @@ impl Operator for Trainer {
                 _ => {
                     let total =
                         judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
-                    Ok(Loss { total: total.into(), parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
+                    Ok(LoggedLoss { total: total.into(), parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
                 }
             }
         };
@@ -400,7 +395,7 @@ impl Operator for Trainer {
             }
             save_weights(vs.variables(), &config, &[])
         };
-        training.run(Subject { trainers, variables, rows: count, loss, weights }, out, &self.output)
+        training.run(Subject { trainers, variables, rows: count, loss, weights }, out)
     }
 }
 
@@ -420,7 +415,12 @@ impl Trainer {
         Ok(random.normal(&shape)?.to_device(self.device))
     }
 
-    fn autoencoder_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
+    fn autoencoder_loss(
+        &self,
+        objective: &AutoencoderObjective,
+        x: Tensor,
+        batch: &MicroBatch,
+    ) -> Result<LoggedLoss<'static>> {
         let mut random = batch.noise(self.stage.training.seed);
         let x = self.cropped(x, &mut random);
         let noise = self.noise(&x, &mut random)?;
@@ -433,10 +433,15 @@ impl Trainer {
             let (g, weight) = terms.adversarial.unwrap_or_else(|| (nothing(), nothing()));
             parts.extend([g, weight]);
         }
-        Ok(Loss { total: terms.total.into(), parts })
+        Ok(LoggedLoss { total: terms.total.into(), parts })
     }
 
-    fn discriminator_loss(&self, objective: &Objective, x: Tensor, batch: &Batch) -> Result<Loss<'static>> {
+    fn discriminator_loss(
+        &self,
+        objective: &AutoencoderObjective,
+        x: Tensor,
+        batch: &MicroBatch,
+    ) -> Result<LoggedLoss<'static>> {
         // The authors' program computes both halves anew, from noise of their own.
         let mut random = batch.noise_of(self.stage.training.seed, "discriminator");
         let x = self.cropped(x, &mut random);
@@ -445,6 +450,6 @@ impl Trainer {
             .discriminator_loss(&x, &noise, 1.)
             .ok_or_else(|| Error::Stage("there is no discriminator to train".into()))?;
         let value = total.detach();
-        Ok(Loss { total: total.into(), parts: vec![value, real, fake] })
+        Ok(LoggedLoss { total: total.into(), parts: vec![value, real, fake] })
     }
 }

@@ -2,23 +2,16 @@
 
 use std::collections::HashMap;
 
-use arrow::{
-    array::Array,
-    datatypes::{DataType, Float32Type, SchemaRef, ToByteSlice},
-};
+use arrow::datatypes::{Float32Type, SchemaRef, ToByteSlice};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{
-    Device, Kind, Tensor,
-    nn::{Path, VarStore},
-    no_grad,
-};
+use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    column,
-    tensors::{Column, device, first_embedding, input, normalise, save_weights},
-    training::{self, Batch, Loss, Subject, Training, config_of},
+    column::{self, TEXT, UNCONDITIONAL},
+    tensors::{Column, device, first_embedding, input, load_weights, normalise, save_weights},
+    training::{self, LoggedLoss, MicroBatch, Subject, Training, config_of},
     weights::Weights,
 };
 use crate::{
@@ -34,9 +27,8 @@ use crate::{
         task::{Rows, Sink},
     },
     models::{
-        checkpoint::Checkpoint,
-        control::{ControlForm, ControlNet, ControlNetConfig},
-        latent_diffusion::{LatentDiffusion, start_weights, variables_below},
+        control::{ControlForm, ControlNetConfig},
+        denoiser::{Denoiser, Published},
         nn::skip_init,
         recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
@@ -61,8 +53,8 @@ pub struct TrainDenoiser {
     #[serde(default)]
     pub control: Control,
     /// Weights to start from: a name that `vlmdiff models list` shows, such as `stable-diffusion-1.5`, or a file, folder or URL of a
-    /// U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a model. Where the file has no control branch, that starts as a copy of the
-    /// U-Net's way down. Absent: random weights.
+    /// U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a model, or of a denoiser that this stage
+    /// trained. Where the file has no control branch, that starts as a copy of the U-Net's way down. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
@@ -159,12 +151,25 @@ impl Default for Control {
     }
 }
 
+impl Control {
+    /// The branch of a U-Net.
+    pub(super) fn of(self, unet: UNet2DConditionConfig) -> ControlNetConfig {
+        let Self { conditioning_embedding_out_channels, form, fusion, only_mid_control } = self;
+        ControlNetConfig {
+            unet,
+            conditioning_channels: 3,
+            conditioning_embedding_out_channels,
+            form,
+            fusion,
+            only_mid_control,
+        }
+    }
+}
+
 /// What the weights of a denoiser are built from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DenoiserConfig {
-    /// The U-Net.
-    pub unet: UNet2DConditionConfig,
-    /// Its control branch.
+    /// The control branch, with the U-Net.
     pub control: ControlNetConfig,
     /// The noise schedule and what the network predicts.
     pub schedule: ScheduleConfig,
@@ -175,93 +180,49 @@ pub struct DenoiserConfig {
 impl DenoiserConfig {
     /// That of the authors, from Stable Diffusion 1.5, with the fusion that their files hold.
     pub(super) fn published() -> Self {
-        let Control { conditioning_embedding_out_channels, form, only_mid_control, .. } = Control::default();
-        let unet = UNet2DConditionConfig::default();
         Self {
-            control: ControlNetConfig {
-                unet: unet.clone(),
-                conditioning_channels: 3,
-                conditioning_embedding_out_channels,
-                form,
-                fusion: true,
-                only_mid_control,
-            },
-            unet,
+            control: Control { fusion: true, ..Control::default() }.of(UNet2DConditionConfig::default()),
             schedule: ScheduleConfig::default(),
             scaling_factor: AutoencoderKlConfig::default().scaling_factor,
         }
     }
-}
 
-/// The U-Net and its control branch under one root, as `unet.*` and `control.*`.
-#[derive(Debug)]
-pub struct Denoiser {
-    unet: UNet2DConditionModel,
-    control: ControlNet,
-}
-
-impl Denoiser {
-    /// Declares the parameters; fails if the config describes no network.
-    pub fn new(vs: &Path<'_>, config: &DenoiserConfig) -> Result<Self> {
-        let wrong = |e: crate::models::nn::ConfigError| Error::Input(e.to_string());
-        let unet = UNet2DConditionModel::new(vs / "unet", &config.unet).map_err(wrong)?;
-        Ok(Self { unet, control: ControlNet::new(vs / "control", &config.control).map_err(wrong)? })
-    }
-
-    /// The hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
-    pub fn hint(&self, images: &Tensor) -> Tensor {
-        self.control.hint(images)
-    }
-
-    /// Noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint -> the prediction [B, 4, h, w].
-    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
-        let residuals = self.control.forward(x, t, context, hint);
-        self.unet.forward(x, t, context, Some(&residuals))
-    }
-
-    /// The prediction from the images themselves, [B, 3, H, W]; with a `pass`, one whose maps are not kept.
-    fn forward_with<'a>(
-        &'a self,
-        pass: Pass<'_, 'a>,
-        x: &Tensor,
-        t: &Tensor,
-        context: &Tensor,
-        images: &Tensor,
-    ) -> Tensor {
-        let hint = self.control.hint_with(pass, images);
-        let residuals = self.control.forward_with(pass, x, t, context, &hint);
-        self.unet.forward_with(pass, x, t, context, Some(&residuals))
-    }
-
-    /// Declares the parameters and fills them with published weights, as [`TrainDenoiser::init`] says.
-    pub fn open(vs: &VarStore, config: &DenoiserConfig, published: Checkpoint) -> Result<Self> {
-        let has = |part: &str| published.names().any(|name| name.starts_with(part));
-        let (has_unet, has_control) = (has("model.diffusion_model."), has("control_model."));
-        // Only what the file has not is drawn at random.
-        let new = || Self::new(&vs.root(), config);
-        let network = if has_control { skip_init(new)? } else { new()? };
-        let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
-        let fill = || {
-            if !has_unet {
-                return start_weights(published, &config.unet, &unet, &control);
-            }
-            let file = LatentDiffusion::new(published)?;
-            if !has_control {
-                return start_weights(file.unet()?, &config.unet, &unet, &control);
-            }
-            config.unet.canonical(file.unet()?)?.fill(&unet)?;
-            let weights = config.control.canonical(file.control()?)?;
-            let fitted = if config.control.fusion { weights } else { config.control.clone().fit_fusion(weights)? };
-            fitted.fill(&control)
-        };
-        fill().map_err(input)?;
-        Ok(network)
+    /// Whether the network fits a stage's images, latents, autoencoder and captions, those at this port. An error blames what
+    /// `unet` and `control` say are the configurations.
+    pub(super) fn fits(&self, inputs: &Schemas, captions: &str, [unet, control]: [&str; 2]) -> Result<(), String> {
+        let vae: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
+        let [height, width, _] = column::pixels(inputs)?;
+        let [channels, h, w] = column::latents(inputs)?;
+        let [_, text] = column::embedding(inputs, captions)?;
+        let (factor, config) = (vae.factor(), &self.control.unet);
+        if self.control.factor() != factor {
+            return Err(format!(
+                "`{control}`: the hint encoder shrinks images by {} and the autoencoder by {factor}; conditioning_embedding_out_channels needs {} widths",
+                self.control.factor(),
+                factor.ilog2() + 1
+            ));
+        }
+        if vae.latent_channels != channels as i64 || [height, width] != [h, w].map(|side| side * factor as usize) {
+            return Err(format!(
+                "`latents` are {channels}x{h}x{w}, not what the autoencoder makes of images of {height}x{width}: {} channels, \
+                 smaller by {factor}",
+                vae.latent_channels
+            ));
+        }
+        if config.in_channels != channels as i64 || config.out_channels != channels as i64 {
+            return Err(format!("`{unet}`: in_channels and out_channels are {channels} with this autoencoder"));
+        }
+        if config.cross_attention_dim != text as i64 {
+            let width = config.cross_attention_dim;
+            return Err(format!("`{unet}`: cross_attention_dim is {width} and the captions are {text} wide"));
+        }
+        Ok(())
     }
 }
 
 /// A denoiser in training, and what is asked of it.
 #[derive(Debug)]
-pub struct Objective {
+pub struct DenoisingObjective {
     /// The network.
     pub denoiser: Denoiser,
     /// The noise schedule and what the network predicts.
@@ -274,7 +235,7 @@ pub struct Objective {
     pub gradient_checkpointing: bool,
 }
 
-impl Objective {
+impl DenoisingObjective {
     /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` [B], with the
     /// captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
     pub fn predict<'a>(
@@ -306,15 +267,8 @@ impl Objective {
 
 impl TrainDenoiser {
     fn denoiser(&self, scaling_factor: f64) -> DenoiserConfig {
-        let control = ControlNetConfig {
-            unet: self.config.clone(),
-            conditioning_channels: 3,
-            conditioning_embedding_out_channels: self.control.conditioning_embedding_out_channels.clone(),
-            form: self.control.form,
-            fusion: self.control.fusion,
-            only_mid_control: self.control.only_mid_control,
-        };
-        DenoiserConfig { unet: self.config.clone(), control, schedule: self.schedule.clone(), scaling_factor }
+        let control = self.control.clone().of(self.config.clone());
+        DenoiserConfig { control, schedule: self.schedule.clone(), scaling_factor }
     }
 }
 
@@ -329,9 +283,6 @@ fn captions(inputs: &Schemas) -> Result<&'static str, String> {
         )),
     }
 }
-
-const TEXT: &str = "text_embeddings";
-const UNCONDITIONAL: &str = "unconditional";
 
 impl Stage for TrainDenoiser {
     const NAME: &'static str = "train_denoiser";
@@ -362,60 +313,31 @@ impl Stage for TrainDenoiser {
         if self.min_timestep >= config.schedule.num_train_timesteps {
             return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
         }
-        let [channels, h, w] = column::shape(inputs.field("latents", "mean")?, &DataType::Float32, "[C, h, w]")?;
-        let [height, _, _] = column::pixels(inputs)?;
-        let captions = captions(inputs)?;
-        let [_, width] = column::shape(inputs.field(captions, "embedding")?, &DataType::Float32, "[77, D]")?;
-        let vae: AutoencoderKlConfig = config_of(inputs.field("autoencoder", "weights")?)?;
-        if config.control.factor() != vae.factor() {
-            let (hint, vae) = (config.control.factor(), vae.factor());
-            return Err(format!(
-                "`control`: the hint encoder shrinks images by {hint} and the autoencoder by {vae}; conditioning_embedding_out_channels needs {} widths",
-                vae.ilog2() + 1
-            ));
-        }
-        if self.config.in_channels != channels as i64 || self.config.out_channels != channels as i64 {
-            return Err(format!("`config`: in_channels and out_channels are {channels} with this autoencoder"));
-        }
-        if self.config.cross_attention_dim != width as i64 {
-            return Err(format!(
-                "`config`: cross_attention_dim is {} and the captions are {width} wide",
-                self.config.cross_attention_dim
-            ));
-        }
-        let deepest = 1 << (self.config.block_out_channels.len() - 1);
+        config.fits(inputs, captions(inputs)?, ["config", "control"])?;
+        let [_, h, w] = column::latents(inputs)?;
+        let levels = self.config.block_out_channels.len();
+        let deepest = 1 << (levels - 1);
         if h % deepest != 0 || w % deepest != 0 {
             return Err(format!(
-                "`config`: latents of {h}x{w} (images of {height}) do not divide by {deepest}, the factor of {} levels",
-                self.config.block_out_channels.len()
+                "`config`: latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"
             ));
         }
         Ok(training::schema(&[], &config))
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files())
+        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init"))
     }
 }
 
 impl Open for TrainDenoiser {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let tensor_of = |port, name| context.schemas.field(port, name).map_err(Error::Stage);
-        let captions = captions(&context.schemas).map_err(Error::Stage)?;
-        let (vae, _) = super::tensors::load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
-        let text =
-            column::shape(tensor_of(captions, "embedding")?, &DataType::Float32, "[77, D]").map_err(Error::Stage)?;
-        let unconditional = first_embedding(context, UNCONDITIONAL, &text)?;
+        let (vae, _) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
         Ok(Box::new(Trainer {
             config: self.denoiser(vae.scaling_factor),
             device: device(context)?,
             sources: context.sources.clone(),
-            pixels: column::pixels(&context.schemas).map_err(Error::Stage)?,
-            latent: column::shape(tensor_of("latents", "mean")?, &DataType::Float32, "[C, h, w]")
-                .map_err(Error::Stage)?,
-            text,
-            unconditional,
-            output: context.output.clone(),
+            unconditional: first_embedding(context, UNCONDITIONAL)?,
             stage: self,
         }))
     }
@@ -426,12 +348,8 @@ struct Trainer {
     config: DenoiserConfig,
     device: Device,
     sources: Sources,
-    pixels: [usize; 3],
-    latent: [usize; 3],
-    text: [usize; 2],
     /// The caption of all images, [1, 77, D], where they have none of their own.
     unconditional: Option<Tensor>,
-    output: SchemaRef,
 }
 
 /// What is trained on, on the CPU.
@@ -451,15 +369,13 @@ struct Data {
 impl Trainer {
     fn read(&self, rows: &mut Rows) -> Result<Data> {
         let count = rows.len();
-        let column = |kind, shape: &[usize]| Column::new(kind, count, shape);
-        let mut pixels = column(Kind::Uint8, &self.pixels)?;
-        let [mut mean, mut logvar] = [column(Kind::Float, &self.latent)?, column(Kind::Float, &self.latent)?];
-        let (mut text, mut known, mut caption) = (column(Kind::Float, &self.text)?, HashMap::new(), vec![0_i64; count]);
+        let [mut pixels, mut mean, mut logvar, mut text] = [(); 4].map(|()| Column::new(count));
+        let (mut known, mut caption) = (HashMap::new(), vec![0_i64; count]);
         let mut row = 0;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(batch.column("images", "pixels")?)?;
-            mean.push(batch.column("latents", "mean")?)?;
-            logvar.push(batch.column("latents", "logvar")?)?;
+            pixels.push(&batch, "images", "pixels")?;
+            mean.push(&batch, "latents", "mean")?;
+            logvar.push(&batch, "latents", "logvar")?;
             if self.unconditional.is_none() {
                 let embeddings = batch.column(TEXT, "embedding")?;
                 for i in 0..batch.len() {
@@ -468,7 +384,7 @@ impl Trainer {
                     let is_new = !known.contains_key(&digest);
                     caption[row + i] = *known.entry(digest).or_insert(next);
                     if is_new {
-                        text.push(&embeddings.slice(i, 1))?;
+                        text.push(&batch.slice(i, 1), TEXT, "embedding")?;
                     }
                 }
             }
@@ -482,15 +398,19 @@ impl Trainer {
     /// The weights as they start, and the network that computes: the same, or a copy in another type.
     fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, train::Trainer)> {
         let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
+        let config = &self.config.control;
         let network = match init {
-            Some(place) => Denoiser::open(vs, &self.config, Weights(place).open(&self.sources)?)?,
-            None => Denoiser::new(&vs.root(), &self.config)?,
+            Some(place) => {
+                let published = Weights(place).open(&self.sources)?;
+                Denoiser::open(vs, config, Published::new(published, config).map_err(input)?)?
+            }
+            None => Denoiser::new(vs.root(), config)?,
         };
         let trainer = training.trainer(train_only(vs, |name| trainable.trains(name)));
         if *dtype == Dtype::F32 {
             return Ok((network, trainer));
         }
-        let network = skip_init(|| Denoiser::new(&copies.root(), &self.config))?;
+        let network = skip_init(|| Denoiser::new(copies.root(), config))?;
         copies.bfloat16();
         let weights = vs.variables();
         no_grad(|| copies.variables().into_iter().for_each(|(name, mut copy)| copy.copy_(&weights[&name])));
@@ -503,15 +423,15 @@ impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let data = self.read(rows)?;
         let TrainDenoiser { min_timestep, min_snr_gamma, dtype, gradient_checkpointing, ref training, .. } = self.stage;
-        let schedule = self.config.schedule.build().map_err(|e| Error::Input(e.to_string()))?;
+        let schedule = self.config.schedule.build()?;
         tch::manual_seed(training.seed as i64);
         let [vs, mut copies] = [(); 2].map(|()| VarStore::new(self.device));
         let (denoiser, trainer) = self.networks(&vs, &mut copies)?;
         let variables = trainer.optimizer.parameters();
         let kind = if dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
-        let objective = Objective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
+        let objective = DenoisingObjective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
         let timesteps = self.config.schedule.num_train_timesteps - min_timestep;
-        let loss = |_, batch: &Batch| {
+        let loss = |_, batch: &MicroBatch| {
             let pick = |tensor: &Tensor| batch.of(tensor, self.device);
             let mut random = batch.noise(training.seed);
             let (mean, logvar) = (pick(&data.mean), pick(&data.logvar)); // [B, 4, h, w]
@@ -522,11 +442,11 @@ impl Operator for Trainer {
             let context = data.text.index_select(0, &batch.of(&data.caption, Device::Cpu)).to_device(self.device);
             let images = normalise(&pick(&data.pixels));
             let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, &images);
-            Ok(Loss { total, parts: Vec::new() })
+            Ok(LoggedLoss { total, parts: Vec::new() })
         };
         let weights = || save_weights(vs.variables(), &self.config, &[]);
         let subject =
             Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
-        training.run(subject, out, &self.output)
+        training.run(subject, out)
     }
 }

@@ -1,6 +1,9 @@
 //! Images and captions -> a text encoder.
 
-use arrow::{array::AsArray, datatypes::SchemaRef};
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{DataType, SchemaRef},
+};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +15,7 @@ use tch::{
 use super::{
     column,
     tensors::{Column, device, normalise, save_weights},
-    training::{self, Batch, Loss, Subject, Training},
+    training::{self, LoggedLoss, MicroBatch, Subject, Training},
 };
 use crate::{
     diffusion::optim::train_only,
@@ -57,7 +60,7 @@ pub(super) const TOKENIZER: &str = "tokenizer";
 
 impl Stage for TrainTextEncoder {
     const NAME: &'static str = "train_text_encoder";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
     const MEMORY: &'static str = training::MEMORY;
@@ -71,50 +74,49 @@ impl Stage for TrainTextEncoder {
             return Err(format!("`image_widths`: {width} does not divide by 8"));
         }
         column::pixels(inputs)?;
+        column::typed(inputs, "captions", "caption", &DataType::Utf8)?;
         Ok(training::schema(&["accuracy"], &self.config))
     }
 }
 
 impl Open for TrainTextEncoder {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let shape = column::pixels(&context.schemas).map_err(Error::Stage)?;
-        Ok(Box::new(Trainer { stage: self, device: device(context)?, shape, output: context.output.clone() }))
+        Ok(Box::new(Trainer { stage: self, device: device(context)? }))
     }
 }
 
 struct Trainer {
     stage: TrainTextEncoder,
     device: Device,
-    shape: [usize; 3],
-    output: SchemaRef,
 }
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Column::new(Kind::Uint8, rows.len(), &self.shape)?;
-        let mut captions: Vec<String> = Vec::new();
+        let mut pixels = Column::new(rows.len());
+        let (mut captions, mut missing) = (Vec::<String>::new(), 0);
         while let Some(batch) = rows.next(256)? {
-            pixels.push(batch.column("images", "pixels")?)?;
+            pixels.push(&batch, "images", "pixels")?;
             let column = batch.column("captions", "caption")?.as_string::<i32>();
+            missing += column.null_count();
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
         }
+        column::tell_missing_captions(out, missing, captions.len(), "the empty one");
         let pixels = pixels.done();
         let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
-        let stage = |e: crate::models::tokenizer::TokenizerError| Error::Stage(e.to_string());
-        let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize).map_err(stage)?;
+        let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize)?;
         (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let length = config.max_position_embeddings as usize;
-        let encode = |caption: &String| tokenizer.encode(caption, length).map_err(stage);
+        let encode = |caption: &String| tokenizer.encode(caption, length);
         let ids: Vec<i64> = captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.concat();
         let ids = Tensor::from_slice(&ids).view([captions.len() as i64, length as i64]);
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
-        let text = ClipTextModel::with_projection(vs.root(), &config).map_err(|e| Error::Input(e.to_string()))?;
+        let text = ClipTextModel::with_projection(vs.root(), &config)?;
         let image = vs.root() / "image";
         let tower = ImageTower::new(image.clone(), &image_widths, config.projection_dim);
         let logit_scale = image.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07)))?;
         let trainers = vec![training.trainer(train_only(&vs, |_| true))];
-        let loss = |_, batch: &Batch| {
+        let loss = |_, batch: &MicroBatch| {
             let x = tower.forward(&normalise(&batch.of(&pixels, self.device))); // [B, D]
             let tokens = batch.of(&ids, self.device); // [B, 77]
             let pooled = text.forward(&tokens).pooled;
@@ -130,15 +132,16 @@ impl Operator for Trainer {
             };
             let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
             let total = (entropy(&logits) + entropy(&logits.tr())) / 2.;
-            Ok(Loss { total: total.into(), parts: vec![hit] })
+            Ok(LoggedLoss { total: total.into(), parts: vec![hit] })
         };
-        let json = tokenizer.to_json().map_err(stage)?;
+        let json = tokenizer.to_json()?;
         let weights = || {
-            // The image half serves the training and is no part of what is kept.
-            let kept = vs.variables().into_iter().filter(|(name, _)| !name.starts_with("image."));
+            // The image half and the way to it serve the training and are no part of what is kept.
+            let serves = |name: &str| name.starts_with("image.") || name.starts_with("text_projection.");
+            let kept = vs.variables().into_iter().filter(|(name, _)| !serves(name));
             save_weights(kept, &config, &[(TOKENIZER, json.clone())])
         };
         let variables = vs.variables().into_iter().collect();
-        training.run(Subject { trainers, variables, rows: captions.len(), loss, weights }, out, &self.output)
+        training.run(Subject { trainers, variables, rows: captions.len(), loss, weights }, out)
     }
 }

@@ -16,17 +16,18 @@ use garde::Validate;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tch::{Device, Tensor, no_grad};
 
-use super::tensors::{CONFIG, checkpoint, torch};
+use super::tensors::{CONFIG, checkpoint};
 use crate::{
     diffusion::{
         Noise,
         optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, StateError},
         train::{self, Trainer},
     },
-    engine::{Digest, Error, Result, columns::volatile, task::Sink},
+    engine::{Digest, Error, Result, columns::volatile, stage::Schemas, task::Sink},
     models::checkpoint::{Checkpoint, to_safetensors},
 };
 
@@ -122,7 +123,7 @@ impl Default for Training {
 }
 
 /// A micro-batch.
-pub(super) struct Batch {
+pub(super) struct MicroBatch {
     /// Its number since the training began, in which the noise of each is its own.
     pub(super) number: u64,
     /// The step that it is a part of, from 0.
@@ -131,7 +132,7 @@ pub(super) struct Batch {
     pub(super) rows: Vec<i64>,
 }
 
-impl Batch {
+impl MicroBatch {
     /// The random numbers of this batch.
     pub(super) fn noise(&self, seed: u64) -> Noise {
         self.noise_of(seed, "")
@@ -149,7 +150,7 @@ impl Batch {
 }
 
 /// A batch's loss and, for the log, its parts.
-pub(super) struct Loss<'a> {
+pub(super) struct LoggedLoss<'a> {
     pub(super) total: train::Loss<'a>,
     pub(super) parts: Vec<Tensor>,
 }
@@ -197,10 +198,20 @@ pub(super) fn weights_field(config: &impl Serialize) -> Field {
     Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)]))
 }
 
-/// The configuration that [`weights_field`] put beside the weights of a table.
-pub(super) fn config_of<C: serde::de::DeserializeOwned>(weights: &Field) -> Result<C, String> {
-    let json = weights.metadata().get(CONFIG).ok_or("the table was not made by a training stage")?;
-    serde_json::from_str(json).map_err(|e| format!("the network's configuration: {e}"))
+/// The configuration that [`weights_field`] put beside the weights of the table at `port`.
+pub(super) fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<C, String> {
+    let weights = inputs.field(port, "weights")?;
+    let none = || format!("`{port}` names no weights of a network: a training or `pretrained` makes such a table");
+    let json = weights.metadata().get(CONFIG).ok_or_else(none)?;
+    let other = |why: String| format!("`{port}` names weights of another network: {why}");
+    let config: C = serde_json::from_str(json).map_err(|e| other(e.to_string()))?;
+    // Where all values have defaults, what another network has shows that it is one.
+    let [theirs, ours]: [Value; 2] =
+        [serde_json::from_str(json), serde_json::to_value(&config)].map(Result::unwrap_or_default);
+    match theirs.as_object().and_then(|theirs| theirs.keys().find(|key| ours.get(key).is_none())) {
+        Some(key) => Err(other(format!("its configuration has `{key}`"))),
+        None => Ok(config),
+    }
 }
 
 impl Training {
@@ -236,7 +247,7 @@ impl Training {
     }
 
     /// The batches of a step: each epoch is a permutation that seed and epoch fix, so the order needs no state.
-    fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>) -> Vec<Batch> {
+    fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>) -> Vec<MicroBatch> {
         let (epoch, within) = (step / self.per_epoch(rows), step % self.per_epoch(rows));
         if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut permutation: Vec<i64> = (0..rows as i64).collect();
@@ -247,20 +258,20 @@ impl Training {
         let order = order.as_ref().map_or(&[][..], |(_, order)| order);
         let chunks = order.chunks(self.batch_size).skip(within as usize * self.accumulate).take(self.accumulate);
         let first = step * self.accumulate as u64;
-        chunks.zip(first..).map(|(rows, number)| Batch { number, step, rows: rows.to_vec() }).collect()
+        chunks.zip(first..).map(|(rows, number)| MicroBatch { number, step, rows: rows.to_vec() }).collect()
     }
 
     /// Trains, and writes the table, whose last row names the trained (or averaged) weights.
-    pub(super) fn run<'a, L, W>(&self, subject: Subject<L, W>, out: &mut Sink<'_>, schema: &SchemaRef) -> Result<()>
+    pub(super) fn run<'a, L, W>(&self, subject: Subject<L, W>, out: &mut Sink<'_>) -> Result<()>
     where
-        L: FnMut(usize, &Batch) -> Result<Loss<'a>>,
+        L: FnMut(usize, &MicroBatch) -> Result<LoggedLoss<'a>>,
         W: Fn() -> Result<Vec<u8>>,
     {
         let Subject { trainers, variables, rows, mut loss, weights } = subject;
         if rows == 0 {
             return Err(Error::Input("there are no rows to train on; look at `where:` and at the tables above".into()));
         }
-        let steps = self.length(rows);
+        let (steps, schema) = (self.length(rows), out.schema().clone());
         let mut state = State { step: 0, trainers, variables, log: Log::default() };
         if let Some(saved) = out.saved()? {
             state.restore(saved, out)?;
@@ -280,7 +291,7 @@ impl Training {
             // Per trainer the sums of its loss and of the parts; read only for the log, because a GPU waits for that.
             let mut sums: Vec<Vec<f64>> = vec![Vec::new(); state.trainers.len()];
             let norms = train::step(&mut state.trainers, batches.len(), self.accumulate, |which, at| {
-                let Loss { total, parts } = loss(which, &batches[at])?;
+                let LoggedLoss { total, parts } = loss(which, &batches[at])?;
                 if is_logged {
                     let values = std::iter::once(&total.value).chain(&parts).map(|value| value.double_value(&[]));
                     let sums = &mut sums[which];
@@ -293,25 +304,22 @@ impl Training {
             out.progress(step, steps, "steps");
             if is_logged {
                 let mean = |sum: &f64| (sum / batches.len() as f64) as f32;
-                let loss = sums.first().and_then(|sums| sums.first()).map_or(f32::NAN, mean);
-                if !loss.is_finite() {
-                    return Err(Error::Stage(format!(
-                        "the loss is {loss} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
-                    )));
-                }
+                let means: Vec<Vec<f32>> = sums.iter().map(|sums| sums.iter().map(mean).collect()).collect();
+                let norms: Vec<f32> = norms.into_iter().map(|norm| norm as f32).collect();
+                check(step, &means, &norms)?;
                 let kept = if is_kept { Some(out.blob(state.averaged(&weights)?)?) } else { None };
                 state.log.0.push(LogRow {
                     step,
                     epoch: step / self.per_epoch(rows),
-                    loss,
-                    parts: sums.iter().flat_map(|sums| sums.iter().skip(1)).map(mean).collect(),
+                    loss: means[0][0],
+                    parts: means.iter().flat_map(|means| &means[1..]).copied().collect(),
                     lr: lr as f32,
-                    grad_norm: norms.first().copied().unwrap_or_default() as f32,
+                    grad_norm: norms[0],
                     rows_per_s: seen as f32 / logged.elapsed().as_secs_f32().max(1e-6),
                     weights: kept,
                 });
                 (logged, seen) = (Instant::now(), 0);
-                out.show(|| state.log.batch(schema))?;
+                out.show(|| state.log.batch(&schema))?;
             }
             let is_interrupted = out.is_interrupted();
             if !is_last && (is_interrupted || saves.is_due()) {
@@ -326,7 +334,21 @@ impl Training {
         if let Some(last) = state.log.0.last_mut() {
             last.weights = Some(blob);
         }
-        out.write(&state.log.batch(schema)?)
+        out.write(&state.log.batch(&schema)?)
+    }
+}
+
+/// Numbers that are none mean that training diverged, whichever trainer's they are; no saved state can hold them. Of each
+/// trainer its loss and the parts of it, and the norm of its gradients.
+fn check(step: u64, losses: &[Vec<f32>], norms: &[f32]) -> Result<()> {
+    let parts = losses.iter().flat_map(|loss| loss.iter().enumerate());
+    let parts = parts.map(|(i, value)| (if i == 0 { "the loss" } else { "a part of the loss" }, value));
+    let numbers = parts.chain(norms.iter().map(|norm| ("the norm of the gradients", norm)));
+    match numbers.into_iter().find(|(_, number)| !number.is_finite()) {
+        Some((what, number)) => Err(Error::Stage(format!(
+            "{what} is {number} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -394,7 +416,7 @@ impl State {
         }
         let log = serde_json::to_string(&self.log.0).map_err(std::io::Error::from)?;
         let metadata = HashMap::from([("step".into(), self.step.to_string()), ("log".into(), log)]);
-        to_safetensors(tensors, metadata).map_err(torch)
+        Ok(to_safetensors(tensors, metadata)?)
     }
 
     fn restore(&mut self, bytes: Bytes, out: &mut Sink<'_>) -> Result<()> {
@@ -406,7 +428,11 @@ impl State {
         };
         let damaged = |what: &str| Error::Damaged(format!("a saved training state: {what}"));
         let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
-        let rows: Vec<LogRow> = serde_json::from_str(field("log")).map_err(|e| damaged(&e.to_string()))?;
+        // As a state that does not match its digest: as good as none.
+        let Some(Log(rows)) = Log::read(field("log")) else {
+            out.log("the saved state cannot be read; starts over");
+            return Ok(());
+        };
         let step = field("step").parse().map_err(|_| damaged("it has no step"))?;
         let kept: Vec<Digest> = rows.iter().filter_map(|row| row.weights).collect();
         if !out.keep(&kept)? {
@@ -416,7 +442,7 @@ impl State {
         let weights = part("weights".into())?;
         for (name, variable) in &self.variables {
             let value = weights.get(name).ok_or_else(|| damaged(&format!("{name} is missing")))?;
-            no_grad(|| variable.shallow_clone().f_copy_(value)).map_err(torch)?;
+            no_grad(|| variable.shallow_clone().f_copy_(value))?;
         }
         let wrong = |e: StateError| damaged(&e.to_string());
         for (i, Trainer { optimizer, ema, .. }) in self.trainers.iter_mut().enumerate() {
@@ -437,6 +463,11 @@ impl State {
 struct Log(Vec<LogRow>);
 
 impl Log {
+    /// As a saved state has it.
+    fn read(json: &str) -> Option<Self> {
+        serde_json::from_str(json).ok().map(Self)
+    }
+
     fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch> {
         let float =
             |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
@@ -455,8 +486,9 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::{clip::ClipTextConfig, vae::AutoencoderKlConfig};
 
-    fn rows(batches: &[Batch]) -> Vec<usize> {
+    fn rows(batches: &[MicroBatch]) -> Vec<usize> {
         batches.iter().map(|batch| batch.rows.len()).collect()
     }
 
@@ -465,7 +497,7 @@ mod tests {
         let training = Training { batch_size: 3, accumulate: 2, epochs: 2, ..Training::default() };
         assert_eq!((training.per_epoch(13), training.length(13)), (3, 6));
         let mut order = None;
-        let steps: Vec<Vec<Batch>> = (0..6).map(|step| training.batches(step, 13, &mut order)).collect();
+        let steps: Vec<Vec<MicroBatch>> = (0..6).map(|step| training.batches(step, 13, &mut order)).collect();
         // five batches an epoch, two a step
         let sizes: Vec<Vec<usize>> = steps.iter().map(|step| rows(step)).collect();
         assert_eq!(sizes[..3], [vec![3, 3], vec![3, 3], vec![1]]);
@@ -489,6 +521,39 @@ mod tests {
         assert!((training.lr_at(10, 100) - 1.).abs() < 1e-9);
         assert!((training.lr_at(55, 100) - 0.5).abs() < 1e-9);
         assert!(training.lr_at(99, 100) < 0.001);
+    }
+
+    #[test]
+    fn no_number_that_is_none_is_logged() {
+        let error = |losses: [&[f32]; 2], norms| check(7, &losses.map(<[f32]>::to_vec), norms).unwrap_err().to_string();
+        assert!(check(7, &[vec![1., 2.], vec![3.]], &[4., 5.]).is_ok());
+        let advice = "at step 7: training diverged; lower `lr` or set `max_grad_norm`";
+        assert_eq!(error([&[1.], &[f32::NAN]], &[1., 1.]), format!("the loss is NaN {advice}"));
+        assert_eq!(error([&[1., f32::INFINITY], &[1.]], &[1., 1.]), format!("a part of the loss is inf {advice}"));
+        assert_eq!(error([&[1.], &[1.]], &[1., f32::INFINITY]), format!("the norm of the gradients is inf {advice}"));
+        // what was saved before this was held
+        assert!(Log::read("[{\"step\": 2, \"loss\": null}]").is_none());
+    }
+
+    #[test]
+    fn weights_of_another_network_are_told() {
+        let inputs = |field: Field| Schemas {
+            all: [("autoencoder".to_owned(), Arc::new(Schema::new(vec![field])))].into(),
+            by_row: Vec::new(),
+        };
+        let read = |field| config_of::<AutoencoderKlConfig>(&inputs(field), "autoencoder");
+        let own = AutoencoderKlConfig { latent_channels: 8, ..Default::default() };
+        assert_eq!(read(weights_field(&own)), Ok(own));
+        let other = read(weights_field(&ClipTextConfig::default())).unwrap_err();
+        assert!(
+            other.starts_with("`autoencoder` names weights of another network: its configuration has `"),
+            "{other}"
+        );
+        assert!(
+            read(Field::new("weights", DataType::Utf8, true))
+                .unwrap_err()
+                .starts_with("`autoencoder` names no weights")
+        );
     }
 
     #[test]

@@ -46,6 +46,11 @@ impl Weights<'_> {
         Ok(files.map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
+    /// [`Weights::files`]; an error names the parameter.
+    pub(super) fn files_of(&self, parameter: &str) -> Result<Vec<String>, String> {
+        self.files().map_err(|e| format!("`{parameter}`: {e}"))
+    }
+
     /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched:
     /// that weights are not here is said by [`Weights::files`].
     pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {

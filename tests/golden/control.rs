@@ -50,7 +50,7 @@ pub(crate) fn published_shapes(case: &Case) {
 pub(crate) fn reference(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let yaml = case.json::<Value>("config.json");
-    let unet_config = unet_of_yaml(&yaml["model"]["unet_config"]["params"]);
+    let unet_config = unet_of_yaml(&yaml);
     let weights = case.weights("weights");
     let unet = unet_config.canonical(weights.clone()).unwrap();
     let unet = filled(&unet, |vs| UNet2DConditionModel::new(vs, &unet_config));

@@ -20,10 +20,10 @@ use vlmdiff::{
     models::{
         checkpoint::{Checkpoint, to_safetensors},
         control::{ControlForm, ControlNetConfig},
-        latent_diffusion::LatentDiffusion,
+        denoiser::{Denoiser, Published},
         vae::AutoencoderKl,
     },
-    stages::train_denoiser::{Denoiser, DenoiserConfig, Objective, Trainable},
+    stages::train_denoiser::{DenoisingObjective, Trainable},
 };
 
 /// A part of `training.json`.
@@ -55,7 +55,7 @@ struct Golden {
 
 /// The network, the trainer of what the authors train, and one batch.
 struct Training {
-    objective: Objective,
+    objective: DenoisingObjective,
     trainer: [Trainer; 1],
     vs: VarStore,
     /// Of every parameter the published name and ours.
@@ -73,20 +73,18 @@ impl Training {
         adamw: &AdamDefaults,
     ) -> Self {
         let yaml: Value = case.json("config.json");
-        let unet = unet_of_yaml(&yaml["model"]["unet_config"]["params"]);
-        let control = ControlNetConfig {
-            unet: unet.clone(),
+        let config = ControlNetConfig {
+            unet: unet_of_yaml(&yaml),
             form: ControlForm::SemanticGuided,
             fusion: true,
             only_mid_control,
             ..Default::default()
         };
-        let config = DenoiserConfig { unet, control, schedule: ScheduleConfig::default(), scaling_factor: 1. };
         let names = names(&case.weights("weights"), &config);
         let vs = VarStore::new(Device::Cpu);
-        let objective = Objective {
-            denoiser: Denoiser::open(&vs, &config, published).unwrap(),
-            schedule: config.schedule.build().unwrap(),
+        let objective = DenoisingObjective {
+            denoiser: Denoiser::open(&vs, &config, Published::new(published, &config).unwrap()).unwrap(),
+            schedule: ScheduleConfig::default().build().unwrap(),
             min_snr_gamma: None,
             kind: Kind::Float,
             gradient_checkpointing: false,
@@ -132,13 +130,12 @@ impl Training {
 }
 
 /// Of every parameter the published name and ours, as the loaders translate them.
-fn names(weights: &Checkpoint, config: &DenoiserConfig) -> BTreeMap<String, String> {
+fn names(weights: &Checkpoint, config: &ControlNetConfig) -> BTreeMap<String, String> {
     let published: Vec<&str> = weights.names().collect();
     let numbered = published.iter().enumerate().map(|(i, name)| ((*name).to_owned(), Tensor::from_slice(&[i as i64])));
     let numbered = Checkpoint::from_safetensors(to_safetensors(numbered, HashMap::new()).unwrap()).unwrap();
-    let file = LatentDiffusion::new(numbered).unwrap();
-    let unet = config.unet.canonical(file.unet().unwrap()).unwrap();
-    let control = config.control.canonical(file.control().unwrap()).unwrap();
+    let unet = config.unet.canonical(numbered.clone()).unwrap();
+    let control = config.canonical(numbered).unwrap();
     let mut names = BTreeMap::new();
     for (part, ours) in [("unet", unet), ("control", control)] {
         for name in ours.names() {
@@ -242,7 +239,7 @@ pub(super) fn steps(case: &Case) {
 /// The latents of the batch: a draw from the moments, and its noisy sample.
 fn latents(case: &Case) {
     let yaml: Value = case.json("config.json");
-    let config = vae::of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
+    let config = vae::of_yaml(&yaml);
     let tensors = case.tensors("training.safetensors");
     let network = filled(&config.canonical(case.weights("weights")).unwrap(), |vs| AutoencoderKl::new(vs, &config));
     let posterior = no_grad(|| network.encode(&tensors.get("jpg")));

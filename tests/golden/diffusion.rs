@@ -223,14 +223,14 @@ struct Authors {
 impl Authors {
     fn new(case: &Case) -> Self {
         let yaml: Value = case.json("config.json");
-        let unet_config = unet_of_yaml(&yaml["model"]["unet_config"]["params"]);
+        let unet_config = unet_of_yaml(&yaml);
         let mut control_config = ControlNetConfig {
             unet: unet_config.clone(),
             form: ControlForm::SemanticGuided,
             only_mid_control: true,
             ..Default::default()
         };
-        let vae_config = vae::of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
+        let vae_config = vae::of_yaml(&yaml);
         let weights = case.weights("weights");
         let [unet, control, vae] = [
             unet_config.canonical(weights.clone()),

@@ -11,7 +11,8 @@ use vlmdiff::models::{
     checkpoint::Checkpoint,
     clip::{ClipTextConfig, ClipTextModel},
     control::{ControlForm, ControlNet, ControlNetConfig},
-    latent_diffusion::{LatentDiffusion, start_weights},
+    denoiser::{Denoiser, Published},
+    latent_diffusion::{self, AUTOENCODER, CONTROL, TEXT_ENCODER, UNET},
     unet::{UNet2DConditionConfig, UNet2DConditionModel},
     vae::{AutoencoderKl, AutoencoderKlConfig},
 };
@@ -32,31 +33,30 @@ struct Key {
 pub(crate) fn full_manifest(case: &Case) {
     let Manifest { keys } = case.json("full_manifest.json");
     let file = shapes(keys.iter().map(|(name, key)| (name.clone(), key.shape.clone())));
-    let file = LatentDiffusion::new(file).unwrap();
+    latent_diffusion::check(&file, &[UNET, CONTROL, AUTOENCODER, TEXT_ENCODER]).unwrap();
     let mut control_config =
         ControlNetConfig { form: ControlForm::SemanticGuided, only_mid_control: true, ..Default::default() };
     let unet_config = control_config.unet.clone();
-    let control = control_config.canonical(file.control().unwrap()).unwrap();
+    let control = control_config.canonical(file.clone()).unwrap();
     let control = control_config.fit_fusion(control).unwrap();
-    let unet = unet_config.canonical(file.unet().unwrap()).unwrap();
+    let unet = unet_config.canonical(file.clone()).unwrap();
     let unet = compare_shapes(case, "unet", &unet, |vs| UNet2DConditionModel::new(vs, &unet_config));
     compare_shapes(case, "control", &control, |vs| ControlNet::new(vs, &control_config));
 
     // what is copied of the U-Net, what starts anew
     let sources = keys.iter().map(|(name, key)| (name.clone(), vec![i64::from(key.source.starts_with("sd15:"))]));
-    let sources = LatentDiffusion::new(shapes(sources)).unwrap().control().unwrap();
-    let sources = control_config.canonical(sources).unwrap();
+    let sources = control_config.canonical(shapes(sources)).unwrap();
     for name in control.names() {
         let copied = sources.tensor(name).unwrap().int64_value(&[0]) == 1;
         case.equal(&format!("control: {name} is copied"), &unet.contains_key(name), &copied);
     }
 
     let vae = AutoencoderKlConfig::default();
-    let theirs = vae.canonical(file.autoencoder().unwrap()).unwrap();
+    let theirs = vae.canonical(file.clone()).unwrap();
     compare_shapes(case, "autoencoder", &theirs, |vs| AutoencoderKl::new(vs, &vae));
     let text =
         ClipTextConfig { hidden_size: 768, intermediate_size: 3072, num_attention_heads: 12, ..Default::default() };
-    let theirs = text.canonical(file.text_encoder().unwrap());
+    let theirs = text.canonical(file);
     compare_shapes(case, "text encoder", &theirs, |vs| ClipTextModel::new(vs, &text));
 }
 
@@ -66,8 +66,9 @@ pub(crate) fn single_file(case: &Case) {
         return;
     }
     let _no_grad = tch::no_grad_guard();
-    let file = LatentDiffusion::new(Checkpoint::open(case.path("v1-5-tiny.ckpt")).unwrap()).unwrap();
-    case.equal("has a control branch", &file.has_control(), &false);
+    let file = Checkpoint::open(case.path("v1-5-tiny.ckpt")).unwrap().state_dict();
+    latent_diffusion::check(&file, &[UNET, AUTOENCODER, TEXT_ENCODER]).unwrap();
+    case.equal("has a control branch", &latent_diffusion::has(&file, CONTROL), &false);
     let unet: UNet2DConditionConfig = case.json("../unet/config.json");
     let vae: AutoencoderKlConfig = case.json("../vae/config.json");
     let compare = |what: &str, ours: Checkpoint, beside: Checkpoint| {
@@ -79,10 +80,10 @@ pub(crate) fn single_file(case: &Case) {
         case.equal(&format!("{what}: number of tensors"), &ours.len(), &beside.len());
     };
     let diffusers = |folder: &str| case.checkpoint(&format!("../{folder}/diffusion_pytorch_model.safetensors"));
-    compare("unet", unet.canonical(file.unet().unwrap()).unwrap(), unet.canonical(diffusers("unet")).unwrap());
-    compare("vae", vae.canonical(file.autoencoder().unwrap()).unwrap(), vae.canonical(diffusers("vae")).unwrap());
+    compare("unet", unet.canonical(file.clone()).unwrap(), unet.canonical(diffusers("unet")).unwrap());
+    compare("vae", vae.canonical(file.clone()).unwrap(), vae.canonical(diffusers("vae")).unwrap());
 
-    let weights = file.text_encoder().unwrap();
+    let weights = file.clone().select(TEXT_ENCODER);
     let shape = |name: &str| weights.shape(&format!("transformer.text_model.{name}")).unwrap().to_vec();
     let layers = weights.names().filter(|name| name.ends_with("mlp.fc1.weight")).count() as i64;
     let text = ClipTextConfig {
@@ -101,15 +102,13 @@ pub(crate) fn single_file(case: &Case) {
 
     // start weights: the U-Net, and a copy of half of it
     let config = ControlNetConfig { unet, form: ControlForm::SemanticGuided, ..Default::default() };
-    let [unet_vs, control_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-    let _networks = (
-        UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap(),
-        ControlNet::new(control_vs.root(), &config).unwrap(),
-    );
-    let (unet, control) = (unet_vs.variables(), control_vs.variables());
-    start_weights(file.unet().unwrap(), &config.unet, &unet, &control).unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    Denoiser::open(&vs, &config, Published::new(file, &config).unwrap()).unwrap();
+    let (unet, control): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        vs.variables().into_iter().partition(|(name, _)| name.starts_with("unet."));
     for (name, variable) in &control {
-        match unet.get(name) {
+        let name = name.strip_prefix("control.").unwrap();
+        match unet.get(&format!("unet.{name}")) {
             Some(original) => case.equal(&format!("control: {name}"), &(variable == original), &true),
             None => case.equal(&format!("{name} is new"), &name.starts_with("controlnet_"), &true),
         }

@@ -55,8 +55,9 @@ pub(crate) fn compare_shapes<N>(
     ours
 }
 
-/// The U-Net of a latent-diffusion yaml, `unet_config.params`.
-pub(crate) fn unet_of_yaml(params: &Value) -> UNet2DConditionConfig {
+/// The U-Net of a latent-diffusion yaml.
+pub(crate) fn unet_of_yaml(yaml: &Value) -> UNet2DConditionConfig {
+    let params = &yaml["model"]["unet_config"]["params"];
     let number = |name: &str| params[name].as_i64().unwrap();
     let list = |name: &str| params[name].as_array().unwrap().iter().map(|value| value.as_i64().unwrap());
     let level = |i: usize| match list("attention_resolutions").any(|factor| factor == 1 << i) {

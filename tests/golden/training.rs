@@ -20,7 +20,7 @@ use vlmdiff::{
         unet::UNet2DConditionModel,
         vae::AutoencoderKl,
     },
-    stages::train_autoencoder::{Discriminator, Objective, Statistics},
+    stages::train_autoencoder::{AutoencoderObjective, Discriminator, Statistics},
 };
 
 /// A linear layer fitted by each optimiser, with clipping and an average; and the gradients of a denoising loss.
@@ -132,14 +132,14 @@ struct Setting {
 
 /// The autoencoder with everything that judges it, and its two optimisers, at their start.
 struct Start {
-    objective: Objective,
+    objective: AutoencoderObjective,
     trainers: [Trainer; 2],
 }
 
 impl Start {
     fn new(golden: &AeLoss, weights: &Checkpoint, batch_norm: Statistics) -> Self {
         let AeConfig { ddconfig, lossconfig: LossConfig { params }, patchgan_ndf } = &golden.config;
-        let config = vae::of_yaml(ddconfig);
+        let config = vae::of_ddconfig(ddconfig);
         let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
         let network = AutoencoderKl::new(vs.root(), &config).unwrap();
         config.canonical(weights.clone()).unwrap().load_into(&vs).unwrap();
@@ -157,7 +157,7 @@ impl Start {
             ema: None,
         };
         let trainers = [train_only(&vs, |_| true), train_only(&judge_vs, PatchGan::is_parameter)].map(trainer);
-        Self { objective: Objective { network, perceptual, discriminator, weights, adversary }, trainers }
+        Self { objective: AutoencoderObjective { network, perceptual, discriminator, weights, adversary }, trainers }
     }
 }
 

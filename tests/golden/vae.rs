@@ -53,8 +53,13 @@ pub(crate) fn vae(case: &Case) {
     close("reconstruction", &reconstruction);
 }
 
-/// The autoencoder of a latent-diffusion yaml, `first_stage_config.params.ddconfig`.
-pub(crate) fn of_yaml(ddconfig: &Value) -> AutoencoderKlConfig {
+/// The autoencoder of a latent-diffusion yaml.
+pub(crate) fn of_yaml(yaml: &Value) -> AutoencoderKlConfig {
+    of_ddconfig(&yaml["model"]["first_stage_config"]["params"]["ddconfig"])
+}
+
+/// The autoencoder of the part of it that says its sizes.
+pub(crate) fn of_ddconfig(ddconfig: &Value) -> AutoencoderKlConfig {
     let factors = ddconfig["ch_mult"].as_array().unwrap().iter();
     let widths: Vec<i64> = factors.map(|factor| factor.as_i64().unwrap() * ddconfig["ch"].as_i64().unwrap()).collect();
     serde_json::from_value(serde_json::json!({
@@ -68,7 +73,7 @@ pub(crate) fn of_yaml(ddconfig: &Value) -> AutoencoderKlConfig {
 pub(crate) fn reference(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let yaml = case.json::<Value>("config.json");
-    let config = of_yaml(&yaml["model"]["first_stage_config"]["params"]["ddconfig"]);
+    let config = of_yaml(&yaml);
     let weights = config.canonical(case.weights("weights")).unwrap();
     let vae = filled(&weights, |vs| AutoencoderKl::new(vs, &config));
     let file = case.tensors("autoencoder.safetensors");

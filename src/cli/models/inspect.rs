@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Format, input, locate, size};
+use super::{DIFFERENT, Format, input, locate, size};
 use crate::{
     cli::{
         EXIT_DONE,
@@ -20,8 +20,6 @@ use crate::{
 
 /// So many lines of names are printed without `--keys`.
 const LINES: usize = 40;
-/// So many names that differ are told of each sort.
-const DIFFERENT: usize = 5;
 
 /// Say what a file of weights holds and which architecture it fits.
 #[derive(Args)]

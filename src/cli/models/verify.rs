@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
-use super::{digest::Expected, input, locate};
+use super::{DIFFERENT, digest::Expected, input, locate};
 use crate::{
     cli::{EXIT_DONE, EXIT_FAILED, text::print},
     models::{
@@ -14,9 +14,6 @@ use crate::{
         known::{self, Known, Source},
     },
 };
-
-/// So many names that differ are told of each sort.
-const DIFFERENT: usize = 5;
 
 /// Check that what was fetched is whole and what it should be.
 ///

@@ -2,7 +2,10 @@
 
 use super::super::{
     checkpoint::{Checkpoint, CheckpointError},
-    latent_diffusion::names::{self, Names},
+    latent_diffusion::{
+        UNET,
+        names::{self, Names},
+    },
     nn::{ConfigError, require, require_widths},
 };
 use schemars::JsonSchema;
@@ -147,7 +150,7 @@ impl UNet2DConditionConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        names::canonical(published, "model.diffusion_model", &Names::unet(self))
+        names::canonical(published, UNET, &Names::unet(self))
     }
 
     /// Whether a network can be built from these values.

@@ -1,0 +1,195 @@
+//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch that sees the image.
+
+use std::collections::HashMap;
+
+use tch::{
+    Tensor,
+    nn::{self, VarStore},
+};
+
+use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    control::{ControlNet, ControlNetConfig, copy_encoder},
+    latent_diffusion::{self, CONTROL, UNET},
+    nn::{ConfigError, skip_init},
+    recompute::Pass,
+    unet::UNet2DConditionModel,
+};
+
+/// Why a denoiser cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DenoiserError {
+    /// The configuration describes no network.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights cannot be read or are those of another network.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Published weights, under the names of the networks.
+#[derive(Debug, Clone)]
+pub struct Published {
+    unet: Checkpoint,
+    control: Option<Checkpoint>,
+}
+
+impl Published {
+    /// Finds the U-Net and, where there is one, the control branch: in a file of latent-diffusion with all parts of a model
+    /// (`model.diffusion_model.*`, `control_model.*`), in one that this program wrote (`unet.*`, `control.*`), or the U-Net alone
+    /// in any layout that it is published in.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`] lists what belongs to no part of a model.
+    pub fn new(file: Checkpoint, config: &ControlNetConfig) -> Result<Self, CheckpointError> {
+        if latent_diffusion::has(&file, "unet") {
+            // What is of neither is left for the branch to refuse.
+            let rest = |name: &str| name.strip_prefix("control.").unwrap_or(name).to_owned();
+            let control = file.clone().rename(|name| (!name.starts_with("unet.")).then(|| rest(name)))?;
+            return Ok(Self {
+                unet: file.select("unet"),
+                control: Some(control).filter(|control| !control.is_empty()),
+            });
+        }
+        let [has_unet, has_control] = [UNET, CONTROL].map(|part| latent_diffusion::has(&file, part));
+        if has_unet || has_control {
+            latent_diffusion::check(&file, &[UNET])?;
+        }
+        let control = has_control.then(|| config.canonical(file.clone())).transpose()?;
+        Ok(Self { unet: config.unet.canonical(file)?, control })
+    }
+
+    /// Whether there is a control branch.
+    pub fn has_control(&self) -> bool {
+        self.control.is_some()
+    }
+
+    /// Leaves out a fusion without effect and sets `config` so, see [`ControlNetConfig::fit_fusion`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn fit_fusion(self, config: &mut ControlNetConfig) -> Result<Self, CheckpointError> {
+        let control = self.control.map(|weights| config.fit_fusion(weights)).transpose()?;
+        Ok(Self { control, ..self })
+    }
+}
+
+/// The U-Net and its control branch, under one root as `unet.*` and `control.*`.
+#[derive(Debug)]
+pub struct Denoiser {
+    unet: UNet2DConditionModel,
+    control: ControlNet,
+}
+
+impl Denoiser {
+    /// Declares the parameters; fails if the config, that of the branch with its U-Net, describes no network.
+    pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
+        let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
+        Ok(Self { unet, control: ControlNet::new(&vs / "control", config)? })
+    }
+
+    /// Declares the parameters and fills them with published weights. Where there is no control branch, it starts as the authors
+    /// do (their `build_model.py`): as a copy of the U-Net's way down and middle, while its new layers stay as they are
+    /// initialised. A fusion that `config` has not is left out if it has no effect.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fill`].
+    pub fn open(vs: &VarStore, config: &ControlNetConfig, published: Published) -> Result<Self, DenoiserError> {
+        // Only what the file has not is drawn at random.
+        let new = || Self::new(vs.root(), config);
+        let network = if published.has_control() { skip_init(new)? } else { new()? };
+        let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
+        let published = if config.fusion { published } else { published.fit_fusion(&mut config.clone())? };
+        published.unet.fill(&unet)?;
+        match published.control {
+            Some(weights) => weights.fill(&control)?,
+            None => {
+                copy_encoder(&unet, &control);
+            }
+        }
+        Ok(network)
+    }
+
+    /// The hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
+    pub fn hint(&self, images: &Tensor) -> Tensor {
+        self.control.hint(images)
+    }
+
+    /// Noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint -> the prediction [B, 4, h, w].
+    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
+        let residuals = self.control.forward(x, t, context, hint);
+        self.unet.forward(x, t, context, Some(&residuals))
+    }
+
+    /// The prediction from the images themselves, [B, 3, H, W]; with a `pass`, one whose maps are not kept.
+    pub fn forward_with<'a>(
+        &'a self,
+        pass: Pass<'_, 'a>,
+        x: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> Tensor {
+        let hint = self.control.hint_with(pass, images);
+        let residuals = self.control.forward_with(pass, x, t, context, &hint);
+        self.unet.forward_with(pass, x, t, context, Some(&residuals))
+    }
+}
+
+/// The variables of a network that lies below `prefix`, by the network's own names.
+fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {
+    let below = |name: &str| name.strip_prefix(prefix)?.strip_prefix('.').map(str::to_owned);
+    vs.variables().into_iter().filter_map(|(name, variable)| Some((below(&name)?, variable))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::super::checkpoint::to_safetensors;
+    use super::*;
+
+    fn small() -> ControlNetConfig {
+        let config = r#"{"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "layers_per_block": 1, "cross_attention_dim": 12, "attention_head_dim": 2, "norm_num_groups": 4,
+            "conditioning_embedding_out_channels": [4, 8], "form": "semantic_guided"}"#;
+        serde_json::from_str(config).unwrap()
+    }
+
+    fn file(tensors: HashMap<String, Tensor>) -> Checkpoint {
+        Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
+    }
+
+    fn open(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, DenoiserError> {
+        let vs = VarStore::new(Device::Cpu);
+        Denoiser::open(&vs, &small(), Published::new(file(weights), &small())?)?;
+        Ok(vs.variables())
+    }
+
+    #[test]
+    fn every_layout_of_a_denoiser_is_read() {
+        let vs = VarStore::new(Device::Cpu);
+        Denoiser::new(vs.root(), &small()).unwrap();
+        assert_eq!(open(vs.variables()).unwrap(), vs.variables(), "as this program writes it");
+        let renamed = |name: &str| match name.split_once('.') {
+            Some(("unet", rest)) => format!("model.diffusion_model.{rest}"),
+            Some((_, rest)) => format!("control_model.{rest}"),
+            None => unreachable!("{name}"),
+        };
+        let theirs = || vs.variables().into_iter().map(|(name, tensor)| (renamed(&name), tensor));
+        assert_eq!(open(theirs().collect()).unwrap(), vs.variables(), "with all parts of a model");
+        let unet = variables_below(&vs, "unet");
+        let started = open(variables_below(&vs, "unet")).unwrap();
+        for (name, tensor) in &unet {
+            assert_eq!(&started[&format!("unet.{name}")], tensor, "{name}");
+            assert!(started.get(&format!("control.{name}")).is_none_or(|copy| copy == tensor), "{name}");
+        }
+
+        let error = |weights| open(weights).unwrap_err().to_string();
+        let odd = || ("odd.weight".to_owned(), Tensor::from(0_f32));
+        assert!(error(theirs().chain([odd()]).collect()).contains("1 unexpected: odd.weight"));
+        assert!(error(vs.variables().into_iter().chain([odd()]).collect()).contains("odd.weight"));
+        let control = theirs().filter(|(name, _)| name.starts_with("control_model."));
+        assert!(error(control.collect()).contains("it has no tensors below model.diffusion_model"));
+    }
+}

@@ -1,0 +1,77 @@
+//! Tables that do not fit a stage are told before anything runs.
+
+use crate::lab::{Lab, TOY};
+
+/// The toy pipeline in which a table is made from what this query makes of the images.
+fn pipeline(table: &str, query: &str) -> String {
+    let other = format!(
+        "  other: {{ stage: sql, from: [images], with: {{ makes: row_per_row, query: \"select {query} from images\" }} }}\n  captions:"
+    );
+    assert!(TOY.contains(table), "the toy pipeline has no `{table}`");
+    TOY.replace(table, &table.replace("[images", "[other")).replace("  captions:", &other)
+}
+
+#[test]
+fn columns_of_another_type_are_refused() {
+    let lab = Lab::new(TOY);
+    let captions = "stage: caption, from: [images]";
+    let metrics = "stage: evaluate, from: [images, anomaly_maps]";
+    for (table, query, told) in [
+        (captions, "image_id, class, 1 as caption", "column `caption` is Int64; Utf8 is read"),
+        (captions, "image_id, 1 as class, caption", "column `class` is Int64; Utf8 is read"),
+        (
+            metrics,
+            "image_id, class, mask, case when defect = 'good' then 0 else 1 end as label",
+            "column `label` is Int64; Boolean is read, which `cast(label as boolean) as label` in a stage `sql` makes of it",
+        ),
+    ] {
+        lab.write("pipeline.yaml", &pipeline(table, query));
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert_eq!(plan.code, Some(2), "{query}: {}", plan.stdout);
+        assert!(plan.stderr.contains(told), "{query}: {}", plan.stderr);
+    }
+    let encoder = "    stage: train_text_encoder\n    from: [images, captions]";
+    for table in [encoder, "stage: encode_text, from: [captions, text_encoder]"] {
+        let numbers = "  numbers: { stage: sql, from: [captions], with: { makes: row_per_row, query: \"select image_id, 1 as caption from captions\" } }";
+        let read = TOY.replace(table, &table.replace("captions", "numbers"));
+        lab.write("pipeline.yaml", &read.replace("  text_encoder:\n", &format!("{numbers}\n  text_encoder:\n")));
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert!(plan.stderr.contains("column `caption` is Int64; Utf8 is read"), "{table}: {}", plan.stderr);
+    }
+    // what the message says works
+    let label = "image_id, class, mask, cast(case when defect = 'good' then 0 else 1 end as boolean) as label";
+    lab.write("pipeline.yaml", &pipeline(metrics, label));
+    let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+}
+
+#[test]
+fn networks_in_the_wrong_place_are_refused() {
+    let lab = Lab::new(TOY);
+    let refused = |pipeline: &str| {
+        lab.write("pipeline.yaml", pipeline);
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert_eq!(plan.code, Some(2), "{}", plan.stdout);
+        plan.stderr
+    };
+    let latents = "stage: encode_latents, from: [images, autoencoder]";
+    let text = refused(&TOY.replace(latents, "stage: encode_latents, from: [images, text_encoder]"));
+    assert!(text.contains("`autoencoder` names weights of another network: its configuration has `"), "{text}");
+    let tables = "from: [images, latents, text_embeddings, autoencoder, denoiser]";
+    let text = refused(&TOY.replace(tables, "from: [images, latents, text_embeddings, autoencoder, autoencoder]"));
+    assert!(text.contains("`denoiser` names weights of another network: missing field `control`"), "{text}");
+    let odd = "  odd: { stage: ingest, with: { dataset: folder, root: data, size: 34 } }\n  latents:";
+    let text =
+        refused(&TOY.replace("  latents:", odd).replace(latents, "stage: encode_latents, from: [odd, autoencoder]"));
+    assert!(text.contains("`images` of 34x34 do not divide by 4, the factor of the autoencoder"), "{text}");
+}
+
+#[test]
+fn a_device_that_is_none_is_refused() {
+    let lab = Lab::new(TOY);
+    for name in ["gpu", "cuda:x"] {
+        let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--device", name]);
+        let told = format!("`{name}` is no device; use auto, cpu, cuda or cuda:N");
+        assert!(ended.code == Some(2) && ended.stderr.contains(&told), "{}", ended.stderr);
+    }
+}
