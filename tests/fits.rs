@@ -75,3 +75,21 @@ fn a_device_that_is_none_is_refused() {
         assert!(ended.code == Some(2) && ended.stderr.contains(&told), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn names_that_mean_nothing_are_refused_at_any_depth() {
+    let lab = Lab::new(TOY);
+    for (set, told) in [
+        (
+            "text_encoder.config.hiden_size=8",
+            "unknown parameter `hiden_size`; did you mean `hidden_size`?; `config` takes ",
+        ),
+        (
+            "reconstructions.sampler.steps=5",
+            "unknown parameter `steps`; did you mean `steps_offset`?; `sampler` takes num_inference_steps, ",
+        ),
+    ] {
+        let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", set]);
+        assert!(ended.code == Some(2) && ended.stderr.contains(told), "{}", ended.stderr);
+    }
+}

@@ -33,7 +33,7 @@ pub enum VarianceType {
 
 /// How to sample; the defaults are those of VLMDiff.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct DdimConfig {
     /// Steps over the whole schedule.
     pub num_inference_steps: u32,

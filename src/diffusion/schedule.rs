@@ -33,7 +33,7 @@ pub enum PredictionType {
 
 /// `scheduler_config.json`; the defaults are Stable Diffusion 1.5.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct ScheduleConfig {
     /// Timesteps of training, numbered from 0.
     pub num_train_timesteps: u32,

@@ -232,7 +232,8 @@ impl Loader<'_> {
         let params = with.map_or_else(|| Value::Object(Default::default()), Node::to_json);
         (kind.parse)(&params).map_err(|error| {
             let place = with.map_or(key.place, |with| with.place_of(&error.path));
-            let message = explain(kind.name, &error.message);
+            let of = error.path.rsplit_once('.').map_or(kind.name, |(parent, _)| parent);
+            let message = explain(of, &error.message);
             let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) {
                 String::new()
             } else {
@@ -282,7 +283,7 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// Serde's message in the words of the YAML.
-fn explain(stage: &str, message: &str) -> String {
+fn explain(of: &str, message: &str) -> String {
     let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };
     let mut names = quoted(rest);
@@ -291,5 +292,5 @@ fn explain(stage: &str, message: &str) -> String {
     }
     let unknown = names.remove(0);
     let known: Vec<&str> = names.iter().map(String::as_str).collect();
-    format!("unknown parameter `{unknown}`{}; `{stage}` takes {}", suggestion(&unknown, &known), or_none(&known))
+    format!("unknown parameter `{unknown}`{}; `{of}` takes {}", suggestion(&unknown, &known), or_none(&known))
 }

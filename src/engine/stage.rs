@@ -284,7 +284,23 @@ fn parse<S: Stage>(params: &Value) -> Result<Box<dyn Described>, ParamError> {
         let (path, error) = report.iter().next().map(|(p, e)| (p.to_string(), e.to_string())).unwrap_or_default();
         ParamError { path, message: error }
     })?;
-    Ok(Box::new(stage))
+    unread(params, &stage.params(), "").map_or(Ok(Box::new(stage)), Err)
+}
+
+/// The first name that was written and not read. Below a stage's parameters are structures that published files hold too, with
+/// names that mean nothing here; in a pipeline each has to mean something.
+fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
+    let (written, read) = (written.as_object()?, read.as_object()?);
+    written.iter().find_map(|(name, value)| {
+        let path = format!("{below}{name}");
+        if let Some(read) = read.get(name) {
+            return unread(value, read, &format!("{path}."));
+        }
+        let says_nothing = value.is_null() || value.as_object().is_some_and(|object| object.is_empty());
+        let known: Vec<String> = read.keys().map(|name| format!("`{name}`")).collect();
+        let message = format!("unknown field `{name}`, expected one of {}", known.join(", "));
+        (!says_nothing).then_some(ParamError { path, message })
+    })
 }
 
 /// The worker's half of a registry entry.

@@ -20,7 +20,7 @@ const SLOPE: f32 = 0.2;
 
 /// The arguments of taming-transformers' `NLayerDiscriminator`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PatchGanConfig {
     /// Channels of the image.
     pub input_nc: i64,
