@@ -69,12 +69,13 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Protocol
         OneOrMore::More(protocols) => protocols,
     };
     // A protocol that stands twice is measured once.
-    Ok(protocols
-        .iter()
-        .enumerate()
-        .filter(|(i, protocol)| !protocols[..*i].contains(protocol))
-        .map(|(_, p)| *p)
-        .collect())
+    let mut once = Vec::new();
+    for protocol in protocols {
+        if !once.contains(&protocol) {
+            once.push(protocol);
+        }
+    }
+    Ok(once)
 }
 
 /// The row of the means over classes.
@@ -82,7 +83,7 @@ pub const MEAN: &str = "mean";
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["class", "label", "mask"]).also(&["mask_grey"]),
         Port::rows("anomaly_maps", &["map", "score"]),
