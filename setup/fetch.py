@@ -151,7 +151,7 @@ def libtorch():
 def weights():
     if WEIGHTS.is_file():
         return
-    say("EfficientNet-Lite0 weights (17 MB, Apache-2.0)")
+    say("EfficientNet-Lite0 weights (19 MB, Apache-2.0)")
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=".fetch-") as scratch:
         scratch = pathlib.Path(scratch)

@@ -99,6 +99,19 @@ impl Extractor {
         if self == Self::Dinov2 { "dinov2-small".to_owned() } else { self.name() }
     }
 
+    /// The layouts of its weights, as [`architecture`](super::architecture) calls them.
+    pub fn layouts(self) -> &'static [&'static str] {
+        match self {
+            Self::DinoVits8 | Self::DinoVits16 | Self::DinoVitb8 | Self::DinoVitb16 => {
+                &["dino", "dino-hf", "dino-training"]
+            }
+            Self::DinoResnet50 => &["resnet"],
+            Self::ImagenetResnet50 => &["resnet", "resnet-hf"],
+            Self::Dinov2 => &["dinov2", "dinov2-hf"],
+            Self::EfficientnetLite0 => &["efficientnet-lite"],
+        }
+    }
+
     /// Width, blocks and patch of the DINO transformers.
     fn dino(self) -> Option<[i64; 3]> {
         Some(match self {

@@ -170,7 +170,7 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        Weights(&self.weights()).files_of("weights")
+        Weights(&self.weights()).files_of("weights", self.extractor.layouts())
     }
 }
 

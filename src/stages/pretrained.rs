@@ -17,7 +17,7 @@ use super::{
     train_denoiser::DenoiserConfig,
     train_text_encoder::TOKENIZER,
     training::weights_field,
-    weights::Weights,
+    weights::{self, Weights},
 };
 use crate::{
     engine::{
@@ -72,6 +72,17 @@ pub enum Network {
     TextEncoder,
     /// The U-Net with its control branch, for `reconstruct`.
     Denoiser,
+}
+
+impl Network {
+    /// The layouts of its weights.
+    fn layouts(self) -> &'static [&'static str] {
+        match self {
+            Self::Autoencoder => weights::AUTOENCODER,
+            Self::TextEncoder => weights::TEXT_ENCODER,
+            Self::Denoiser => weights::DENOISER,
+        }
+    }
 }
 
 impl Pretrained {
@@ -146,7 +157,7 @@ impl Stage for Pretrained {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let mut files = Weights(&self.weights).files_of("weights")?;
+        let mut files = Weights(&self.weights).files_of("weights", self.network.layouts())?;
         if self.network == Network::TextEncoder {
             files.extend(Weights(self.tokenizer()).tokenizer_files().map_err(|e| format!("`tokenizer`: {e}"))?);
         }

@@ -10,7 +10,7 @@ use super::{
     column,
     tensors::{Column, device, input, normalise, save_weights},
     training::{self, LoggedLoss, MicroBatch, Subject, Training},
-    weights::Weights,
+    weights::{self, Weights},
 };
 use crate::{
     diffusion::{
@@ -269,8 +269,8 @@ impl Stage for TrainAutoencoder {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        let init = self.init.iter().map(|place| Weights(place).files_of("init"));
-        let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual"));
+        let init = self.init.iter().map(|place| Weights(place).files_of("init", weights::AUTOENCODER));
+        let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual", weights::LPIPS));
         Ok(init.chain(perceptual).collect::<Result<Vec<_>, _>>()?.concat())
     }
 }

@@ -12,7 +12,7 @@ use super::{
     column::{self, TEXT, UNCONDITIONAL},
     tensors::{Column, device, first_embedding, input, load_weights, normalise, save_weights},
     training::{self, LoggedLoss, MicroBatch, Subject, Training, config_of},
-    weights::Weights,
+    weights::{self, Weights},
 };
 use crate::{
     diffusion::{
@@ -326,7 +326,7 @@ impl Stage for TrainDenoiser {
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
-        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init"))
+        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init", weights::UNET))
     }
 }
 

@@ -33,6 +33,8 @@ use crate::{
 
 /// What helps where memory runs out.
 pub(super) const MEMORY: &str = "lower `training.batch_size` and raise `training.accumulate` as much";
+/// How often every row is seen where nothing says how long to train.
+const EPOCHS: u64 = 100;
 /// Saving may take one part in so many of a training's time.
 const SAVING: u32 = 20;
 
@@ -41,12 +43,13 @@ const SAVING: u32 = 20;
 #[serde(deny_unknown_fields, default)]
 pub struct Training {
     /// Optimiser steps; absent: as many as `epochs` take.
-    #[garde(inner(range(min = 1)))]
+    #[garde(inner(range(min = 1)), custom(instead_of(&self.epochs)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// How often every row is seen, where `steps` does not say how long to train. Each epoch has an order of its own.
-    #[garde(range(min = 1))]
-    pub epochs: u64,
+    /// How often every row is seen, in place of `steps`; absent: 100 times. Each epoch has an order of its own.
+    #[garde(inner(range(min = 1)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
     /// Rows that are computed at once. What is left at the end of an epoch makes a smaller batch.
     #[garde(range(min = 1, max = 65_536))]
     pub batch_size: usize,
@@ -89,6 +92,17 @@ pub struct Training {
     pub seed: u64,
 }
 
+/// A training's length is told once.
+fn instead_of(epochs: &Option<u64>) -> impl FnOnce(&Option<u64>, &()) -> garde::Result {
+    let both = epochs.is_some();
+    move |steps, ()| match steps {
+        Some(_) if both => {
+            Err(garde::Error::new("`steps` and `epochs` both say how long to train; leave one out or set it to null"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The course of the learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -104,7 +118,7 @@ impl Default for Training {
     fn default() -> Self {
         Self {
             steps: None,
-            epochs: 100,
+            epochs: None,
             batch_size: 12,
             accumulate: 1,
             optimizer: Rule::AdamW,
@@ -231,7 +245,7 @@ impl Training {
 
     /// Steps in all.
     fn length(&self, rows: usize) -> u64 {
-        self.steps.unwrap_or(self.epochs * self.per_epoch(rows))
+        self.steps.unwrap_or(self.epochs.unwrap_or(EPOCHS) * self.per_epoch(rows))
     }
 
     /// The learning rate of a step of so many.
@@ -493,8 +507,20 @@ mod tests {
     }
 
     #[test]
+    fn a_length_is_told_once() {
+        let training = |steps, epochs| Training { steps, epochs, ..Training::default() };
+        assert_eq!(
+            [(None, None), (Some(3), None), (None, Some(2))].map(|(s, e)| training(s, e).length(24)),
+            [200, 3, 4]
+        );
+        assert!(training(Some(3), None).validate().is_ok());
+        let told = training(Some(3), Some(2)).validate().unwrap_err().to_string();
+        assert!(told.contains("steps: `steps` and `epochs` both say how long to train"), "{told}");
+    }
+
+    #[test]
     fn an_epoch_shows_every_row_once_and_ends_with_what_is_left() {
-        let training = Training { batch_size: 3, accumulate: 2, epochs: 2, ..Training::default() };
+        let training = Training { batch_size: 3, accumulate: 2, epochs: Some(2), ..Training::default() };
         assert_eq!((training.per_epoch(13), training.length(13)), (3, 6));
         let mut order = None;
         let steps: Vec<Vec<MicroBatch>> = (0..6).map(|step| training.batches(step, 13, &mut order)).collect();

@@ -8,8 +8,21 @@ use crate::{
         Error, Result, Sources,
         source::{is_url, local_path},
     },
-    models::{checkpoint::Checkpoint, known::locate},
+    models::{architecture, checkpoint::Checkpoint, known::locate},
 };
+
+/// The layouts of an autoencoder.
+pub(super) const AUTOENCODER: &[&str] =
+    &["vae", "vae-old", "vae-ldm", "vae-ldm-loss", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
+/// The layouts of a text encoder.
+pub(super) const TEXT_ENCODER: &[&str] =
+    &["clip-text", "clip", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
+/// The layouts of a U-Net, with a control branch or without.
+pub(super) const UNET: &[&str] = &["unet", "unet-ldm", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
+/// The layouts of a U-Net with its control branch.
+pub(super) const DENOISER: &[&str] = &["stable-diffusion-controlnet", "vlmdiff"];
+/// The layouts of what a perceptual loss is made of.
+pub(super) const LPIPS: &[&str] = &["vgg16", "lpips-lins", "lpips-vgg", "lpips", "vae-ldm-loss"];
 
 /// Weights as a parameter names them: the path of a file or, in Hugging Face layout, of a folder; a URL of either, a folder's
 /// ending in `/`; a name that `vlmdiff models list` shows; `ORG/NAME[/FILE]` of the Hugging Face hub.
@@ -46,9 +59,28 @@ impl Weights<'_> {
         Ok(files.map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
-    /// [`Weights::files`]; an error names the parameter.
-    pub(super) fn files_of(&self, parameter: &str) -> Result<Vec<String>, String> {
-        self.files().map_err(|e| format!("`{parameter}`: {e}"))
+    /// [`Weights::files`] for a parameter that takes weights of these [layouts](architecture); errors name it. Weights that are
+    /// on this machine have to open, and to be of no other published architecture.
+    pub(super) fn files_of(&self, parameter: &str, layouts: &[&str]) -> Result<Vec<String>, String> {
+        let check = || {
+            if !is_url(self.0) {
+                self.check(layouts)?;
+            }
+            self.files()
+        };
+        check().map_err(|e| format!("`{parameter}`: {e}"))
+    }
+
+    fn check(&self, layouts: &[&str]) -> Result<(), String> {
+        let weights = Checkpoint::open(self.path()?).map_err(|e| e.to_string())?.state_dict();
+        match weights.recognise().parts.as_slice() {
+            [whole] if whole.prefix.is_empty() && !layouts.contains(&whole.layout.as_str()) => {
+                let titles: Vec<&str> = layouts.iter().filter_map(|layout| architecture::title(layout)).collect();
+                Err(format!("{} is {whole}; what fits is {}", weights.path().display(), titles.join(", ")))
+            }
+            // a part of a whole, or nothing that is known: loading is strict
+            _ => Ok(()),
+        }
     }
 
     /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched:
@@ -92,6 +124,18 @@ impl Weights<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_of_another_network_are_told_before_anything_runs() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/data/golden/models/");
+        let place = format!("{golden}dinov2/dinov2_vits14_pretrain.pth");
+        assert_eq!(Weights(&place).files_of("weights", &["dinov2"]), Ok(vec![place.clone()]));
+        let told = Weights(&place).files_of("weights", &["efficientnet-lite"]).unwrap_err();
+        assert!(told.starts_with(&format!("`weights`: {place} is DINOv2 (original names)")), "{told}");
+        assert!(told.ends_with("; what fits is EfficientNet-Lite (names of efficientnet_lite_pytorch)"), "{told}");
+        let told = Weights(golden).files_of("init", AUTOENCODER).unwrap_err();
+        assert!(told.starts_with("`init`: ") && told.contains("model.safetensors"), "{told}");
+    }
 
     #[test]
     fn the_files_that_are_loaded_are_identity() {

@@ -1,6 +1,9 @@
 //! `vlmdiff models verify`
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -17,8 +20,8 @@ use crate::{
 
 /// Check that what was fetched is whole and what it should be.
 ///
-/// Files are hashed and compared with the digest by which the hub or the list knows them; weights have to parse, and their
-/// names and shapes have to be those of their architecture.
+/// Files are hashed and compared with the digest by which the hub or the list knows them (`-` where there is none); weights have to
+/// parse, and their names and shapes have to be those of their architecture.
 #[derive(Args)]
 #[command(after_help = "Example:\n  vlmdiff models verify dino-vits8 downloads/fs_visa.ckpt")]
 pub(super) struct Verify {
@@ -35,11 +38,15 @@ impl Verify {
             let known = known::find(name).filter(|known| known.locate().is_ok_and(|known| known == path));
             let files = known.map_or_else(|| files(&path), Known::files);
             for file in &files {
-                right &= tell(name, file, check(file, known)?)?;
+                let shown = shown(file, &path);
+                match check(file, known)? {
+                    Some(found) => right &= tell(name, shown, found)?,
+                    None => print(format!("-      {name}  {shown}: no digest of it is known"))?,
+                }
             }
             if known.is_none_or(|known| known.layout.is_some()) {
                 let weights = if known.is_some() { &files[0] } else { &path };
-                right &= tell(name, &path, fits(weights, known))?;
+                right &= tell(name, shown(&path, &path), fits(weights, known))?;
             }
         }
         Ok(if right { EXIT_DONE } else { EXIT_FAILED })
@@ -47,14 +54,19 @@ impl Verify {
 }
 
 /// Prints one finding, and says whether it is a good one.
-fn tell(name: &str, path: &Path, found: Result<String, String>) -> Result<bool> {
-    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+fn tell(name: &str, file: impl Display, found: Result<String, String>) -> Result<bool> {
     let (state, text) = match &found {
         Ok(text) => ("ok", text),
         Err(text) => ("wrong", text),
     };
     print(format!("{state:5}  {name}  {file}: {text}"))?;
     Ok(found.is_ok())
+}
+
+/// A file of a folder as it lies there, another by its name.
+fn shown<'a>(file: &'a Path, folder: &Path) -> std::path::Display<'a> {
+    let below = file.strip_prefix(folder).ok().filter(|below| !below.as_os_str().is_empty());
+    below.or(file.file_name().map(Path::new)).unwrap_or(file).display()
 }
 
 /// What there is to check at a path: a file and its shards, or all files of a folder.
@@ -66,14 +78,14 @@ fn files(path: &Path) -> Vec<PathBuf> {
     found.map(walkdir::DirEntry::into_path).filter(|path| path.is_file()).collect()
 }
 
-/// Compares a file with the digest that is known of it.
-fn check(file: &Path, known: Option<&Known>) -> Result<Result<String, String>> {
+/// Compares a file with the digest that is known of it; None where there is none.
+fn check(file: &Path, known: Option<&Known>) -> Result<Option<Result<String, String>>> {
     let listed = known.and_then(|known| match &known.source {
         Source::Url { sha256, .. } => sha256.clone().map(Expected::Sha256),
         Source::Hub { .. } => None,
     });
     let Some(expected) = listed.or_else(|| Expected::of_cached(file)) else {
-        return Ok(Ok("there; no digest of it is known".to_owned()));
+        return Ok(None);
     };
     let want = expected.wanted();
     let how = match &expected {
@@ -81,10 +93,10 @@ fn check(file: &Path, known: Option<&Known>) -> Result<Result<String, String>> {
         Expected::Sha256(_) => "SHA-256",
         Expected::GitBlob(_) => "git's SHA-1",
     };
-    Ok(match expected.differs(file)? {
+    Ok(Some(match expected.differs(file)? {
         None => Ok(format!("{how} is {want}")),
         Some(got) => Err(format!("{how} is {got} and should be {want}; delete it and fetch it again")),
-    })
+    }))
 }
 
 /// Whether weights parse and have the layout that they should have.
@@ -101,7 +113,7 @@ fn fits(path: &Path, known: Option<&Known>) -> Result<String, String> {
             let wanted = wanted.and_then(architecture::title).map_or(String::new(), |title| format!("no {title}, "));
             Err(match &found.nearest {
                 Some(near) => format!("{wanted}nearest {}: {}", near.titles(), near.mismatch.listed(DIFFERENT)),
-                None if found.parts.is_empty() => format!("{wanted}nothing that is known"),
+                None if found.parts.is_empty() => format!("{wanted}no architecture that is known fits"),
                 None => format!("{wanted}but {}, and {} tensors beside", parts(), found.rest.len()),
             })
         }

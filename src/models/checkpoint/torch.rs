@@ -130,7 +130,7 @@ pub(super) fn read_legacy(file: &Bytes) -> Result<Tensors> {
         let key = keys.str(key).ok_or("a storage has no key")?;
         let storage = storages.get(key).ok_or_else(|| format!("storage {key} is used nowhere"))?;
         let width = storage.width.ok_or_else(|| format!("storage {key} has an unknown element type"))?;
-        let cut_off = || format!("storage {key} is cut off");
+        let cut_off = || format!("storage {key} is cut off; download it again");
         let length = file.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(cut_off)?;
         let bytes = usize::try_from(i64::from_le_bytes(*length)).ok().and_then(|length| length.checked_mul(width));
         let end = bytes.and_then(|bytes| bytes.checked_add(at + 8)).filter(|&end| end <= file.len());

@@ -6,21 +6,27 @@ use std::arch::x86_64::*;
 
 const SHIFT: i32 = PRECISION_BITS as i32;
 
-/// Four pixels at a time, two in each register: lanes are r, g, b and nothing of one, then of the next.
+/// A weight is summed as its upper and its lower bits, each of which a multiplication of 16 bits holds.
+const LOWER: i32 = 11;
+
+/// Four pixels at a time: lanes are r, g, b and nothing of two pixels, then of the next two.
 #[target_feature(enable = "avx2")]
 pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps<i32>]) {
-    // Each byte of two pixels to a lane of its own; -1 is 0.
-    let lanes = |pixel: i8| {
-        let [r, g, b, u, v, w] = std::array::from_fn(|i| i32::from(3 * pixel + i as i8) | !0xff);
-        _mm256_setr_epi32(r, g, b, -1, u, v, w, -1)
-    };
-    let (first_two, last_two) = (lanes(0), lanes(2));
-    let mut weights: Vec<[[i32; 8]; 2]> = Vec::new();
+    // The same channel of two pixels side by side; -1 is 0.
+    let pairs = _mm256_setr_epi8(
+        0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, //
+        6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+    );
+    let mut weights: Vec<[[i16; 16]; 2]> = Vec::new();
     let mut spans = Vec::with_capacity(taps.len());
     for taps in taps {
         let fours = taps.weights.chunks(4).map(|four| {
             let w = |i: usize| four.get(i).copied().unwrap_or(0);
-            [[w(0), w(0), w(0), 0, w(1), w(1), w(1), 0], [w(2), w(2), w(2), 0, w(3), w(3), w(3), 0]]
+            let laid_out = |part: fn(i32) -> i32| {
+                let [a, b, c, d] = [w(0), w(1), w(2), w(3)].map(|weight| part(weight) as i16);
+                [a, b, a, b, a, b, 0, 0, c, d, c, d, c, d, 0, 0]
+            };
+            [laid_out(|weight| weight >> LOWER), laid_out(|weight| weight & ((1 << LOWER) - 1))]
         });
         spans.push((3 * taps.first, fours.len()));
         weights.extend(fours);
@@ -34,13 +40,14 @@ pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[T
             let (fours, others) = rest.split_at(*fours);
             rest = others;
             let mut pixels = &row[*first..];
-            let mut sums = _mm256_setzero_si256();
+            let (mut upper, mut lower) = (_mm256_setzero_si256(), _mm256_setzero_si256());
             for [a, b] in fours {
-                let bytes = _mm256_broadcastsi128_si256(load_bytes(pixels));
-                sums = _mm256_add_epi32(sums, _mm256_mullo_epi32(_mm256_shuffle_epi8(bytes, first_two), load(a)));
-                sums = _mm256_add_epi32(sums, _mm256_mullo_epi32(_mm256_shuffle_epi8(bytes, last_two), load(b)));
+                let values = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_bytes(pixels)), pairs);
+                upper = _mm256_add_epi32(upper, _mm256_madd_epi16(values, load(a)));
+                lower = _mm256_add_epi32(lower, _mm256_madd_epi16(values, load(b)));
                 pixels = &pixels[12..];
             }
+            let sums = _mm256_add_epi32(_mm256_slli_epi32::<LOWER>(upper), lower);
             let sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let levels = _mm_srai_epi32::<SHIFT>(_mm_add_epi32(sum, _mm_set1_epi32(ROUND)));
             let words = _mm_packs_epi32(levels, levels);
@@ -88,7 +95,7 @@ fn load_bytes(bytes: &[u8]) -> __m128i {
 }
 
 #[target_feature(enable = "avx2")]
-fn load(values: &[i32; 8]) -> __m256i {
+fn load(values: &[i16; 16]) -> __m256i {
     // SAFETY: 256 bits are 256 bits, and need no alignment.
     unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
 }
