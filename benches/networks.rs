@@ -372,9 +372,9 @@ fn main() -> Result<()> {
         names => names.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?,
     };
     println!(
-        "| network, {} threads | vlmdiff | Python | ratio | vlmdiff, memory | Python, memory |",
+        "| network, {} threads | vlmdiff | Python | ratio | of processor time | vlmdiff, memory | Python, memory |",
         arguments.threads
     );
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     chosen.into_iter().try_for_each(|(name, about, _)| compare(name, about, &arguments))
 }

@@ -16,9 +16,9 @@ pub enum Protocol {
     /// at 200 thresholds between the lowest and the highest score, and its area up to the largest false positive rate below
     /// 0.3 that they hit, over that rate. Maps have at least 57 pixels a side, or there are no image metrics.
     Reference,
-    /// As ADer's own functions compute them by its configuration, without ADEval: the image's score is the largest average of
+    /// As ADer's own functions compute them with their defaults, without ADEval: the image's score is the largest average of
     /// 16x16 windows of its map, its label is whether its mask has any pixel; the pixels' F1 is the largest of 21 thresholds; PRO
-    /// is taken at 100 thresholds, and its area over the false positive rates below 0.3 that they hit, stretched to 0..1.
+    /// is taken at 200 thresholds, and its area over the false positive rates below 0.3 that they hit, stretched to 0..1.
     Ader,
 }
 
@@ -29,10 +29,8 @@ pub const PIXEL_METRICS: [&str; 4] = ["pixel_auroc", "pixel_ap", "pixel_f1_max",
 
 /// PRO is integrated up to here.
 const FPR_LIMIT: f64 = 0.3;
-/// Thresholds of the authors' PRO.
+/// Thresholds of PRO.
 const STEPS: u32 = 200;
-/// Thresholds of ADer's.
-const ADER_STEPS: u32 = 100;
 /// Keeps ADer's divisions from zero.
 const EPSILON: f64 = 1e-8;
 
@@ -82,7 +80,7 @@ impl Protocol {
         match self {
             Self::Exact => [auroc, ap, f1, pixels.aupro(limit)],
             Self::Reference => [auroc.map(flipped), ap, f1, pixels.aupro_reference()],
-            Self::Ader => [auroc, ap, pixels.f1_max_ader(), pixels.aupro_ader(ADER_STEPS)],
+            Self::Ader => [auroc, ap, pixels.f1_max_ader(), pixels.aupro_ader(STEPS)],
         }
     }
 }

@@ -83,7 +83,7 @@ pub const MEAN: &str = "mean";
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const REVISION: u32 = 3;
+    const REVISION: u32 = 2;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["class", "label", "mask"]).also(&["mask_grey"]),
         Port::rows("anomaly_maps", &["map", "score"]),

@@ -80,7 +80,7 @@ impl Network {
         match self {
             Self::Autoencoder => weights::AUTOENCODER,
             Self::TextEncoder => weights::TEXT_ENCODER,
-            Self::Denoiser => weights::DENOISER,
+            Self::Denoiser => weights::UNET,
         }
     }
 }

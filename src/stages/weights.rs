@@ -19,8 +19,6 @@ pub(super) const TEXT_ENCODER: &[&str] =
     &["clip-text", "clip", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
 /// The layouts of a U-Net, with a control branch or without.
 pub(super) const UNET: &[&str] = &["unet", "unet-ldm", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
-/// The layouts of a U-Net with its control branch.
-pub(super) const DENOISER: &[&str] = &["stable-diffusion-controlnet", "vlmdiff"];
 /// The layouts of what a perceptual loss is made of.
 pub(super) const LPIPS: &[&str] = &["vgg16", "lpips-lins", "lpips-vgg", "lpips", "vae-ldm-loss"];
 
