@@ -1,6 +1,6 @@
 //! What is wrong with a statement, as a person would say it.
 
-use arrow::error::ArrowError;
+use arrow::{datatypes::DataType, error::ArrowError};
 use datafusion::{
     common::{Column, SchemaError},
     error::DataFusionError,
@@ -23,17 +23,29 @@ pub(super) fn query_error(error: DataFusionError) -> Error {
     }
 }
 
-/// The same for a statement of a session, whose tables are known.
-pub(super) fn statement_error(error: DataFusionError, context: &SessionContext) -> Error {
+/// The same for a statement over tables that are known. `reads` says that it may only read.
+pub(super) fn statement_error(error: DataFusionError, context: &SessionContext, reads: &str) -> Error {
     match query_error(error) {
         Error::Input(message) => Error::Input(match unknown_table(&message) {
             Some(reference) => no_table(reference, context),
             None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
-                format!("{message}; statements only read, unless the session is opened with --allow-write")
+                format!("{message}; {reads}")
             }
             None => message,
         }),
         other => other,
+    }
+}
+
+/// A type as pipelines write it.
+pub(super) fn type_in_words(of: &DataType) -> String {
+    match of {
+        DataType::Boolean => "bool".into(),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "utf8".into(),
+        DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => {
+            format!("a list of {}", type_in_words(item.data_type()))
+        }
+        other => other.to_string().to_lowercase(),
     }
 }
 
@@ -53,8 +65,15 @@ fn message(error: &DataFusionError) -> String {
             other => other.to_string(),
         },
         DataFusionError::Shared(error) => message(error),
-        other => other.message().into_owned(),
+        other => said_by_function(&other.message()).to_owned(),
     }
+}
+
+/// What a function says of the types of its arguments, without what DataFusion puts before and behind it.
+fn said_by_function(message: &str) -> &str {
+    let Some((_, said)) = message.split_once("user-defined coercion failed with: ") else { return message };
+    let said = said.split_once(". No function matches").map_or(said, |(said, _)| said);
+    said.strip_prefix("Error during planning: ").unwrap_or(said)
 }
 
 /// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.
@@ -92,7 +111,7 @@ fn no_column(field: &Column, known: &[Column]) -> String {
     listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The table that DataFusion did not find: `vlmdiff.PIPELINE.TABLE`.
+/// The table that DataFusion did not find: `CATALOG.PIPELINE.TABLE`.
 fn unknown_table(message: &str) -> Option<&str> {
     message.strip_prefix("table '")?.strip_suffix("' not found")
 }
@@ -100,14 +119,21 @@ fn unknown_table(message: &str) -> Option<&str> {
 fn no_table(reference: &str, context: &SessionContext) -> String {
     let steps: Vec<&str> = reference.splitn(3, '.').collect();
     let &[catalog, pipeline, table] = steps.as_slice() else { return format!("there is no table `{reference}`") };
-    let catalog = context.catalog(catalog).or_else(|| context.catalog(CATALOG));
-    let schema = catalog.as_ref().and_then(|catalog| catalog.schema(pipeline));
+    let own = context.catalog(CATALOG);
+    let is_session = own.is_some();
+    let catalog = context.catalog(catalog).or(own);
+    let schema = |name: &str| catalog.as_ref().and_then(|catalog| catalog.schema(name));
     let known = |names: Vec<String>, what: &str, name: &str| {
         let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
         listed(what, name, &others)
     };
-    match schema {
+    match schema(pipeline) {
         Some(schema) => known(schema.table_names(), "table", table),
+        // A query of a pipeline sees no pipelines.
+        None if !is_session => {
+            let tables = schema("public").map(|schema| schema.table_names()).unwrap_or_default();
+            known(tables, "table", &format!("{pipeline}.{table}"))
+        }
         None => known(catalog.map(|catalog| catalog.schema_names()).unwrap_or_default(), "pipeline", pipeline),
     }
 }

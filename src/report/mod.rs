@@ -180,10 +180,11 @@ fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Ve
 fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
     let Some(first) = instances.first() else { return Ok(Vec::new()) };
     let names = data::measures(&first.schema()?);
-    let limit = |table: &&Manifest| table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64);
-    let limits = distinct(instances.iter().filter_map(limit));
+    // Metrics are explained once for all tables.
+    let limit = |table: &Manifest| table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64);
+    let limits = distinct(source.of_stage(&first.made.stage).filter_map(limit));
     let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, &limits)).collect();
-    let axes = distinct(instances.iter().flat_map(|table| &table.variant.0).map(|(axis, _)| axis));
+    let axes = distinct(instances.iter().flat_map(|table| &table.variant.0).map(|(axis, _)| axis.clone()));
     let mut all = Vec::new();
     for table in instances {
         all.extend(rows(source, table, &names)?);
