@@ -145,6 +145,7 @@ fn a_wrong_statement_is_told_what_there_is() {
         "select auroc(label, label) from images",
         "select auroc(width) from images",
         "select aupro(pixels, mask, 0.3) from images",
+        "select avg(class) from images",
     ];
     let told = statements.map(|statement| {
         let ended = lab.vlmdiff(&["sql", statement]);

@@ -23,7 +23,7 @@ fn pictures_are_those_of_the_combination_that_ran_last() {
     let lab = Lab::new(&format!("{LIGHT}sweep: {{ size: [16, 32] }}\n"));
     let shown = |size: u32| {
         let (html, text) = page(&lab);
-        assert!(text.contains(&format!("\nsize={size}\n, one of 2 combinations")), "{text}");
+        assert!(text.contains(&format!("\nsize={size}\n, of 2 combinations the one that ran last")), "{text}");
         assert_eq!(html.matches("aria-label=\"input\"><image id=").count(), 6);
         assert!(html.contains(&format!("viewBox=\"0 0 {size} {size}\"")));
     };

@@ -65,15 +65,23 @@ fn message(error: &DataFusionError) -> String {
             other => other.to_string(),
         },
         DataFusionError::Shared(error) => message(error),
-        other => said_by_function(&other.message()).to_owned(),
+        other => {
+            let text = other.message();
+            arguments(&text).unwrap_or_else(|| text.into_owned())
+        }
     }
 }
 
-/// What a function says of the types of its arguments, without what DataFusion puts before and behind it.
-fn said_by_function(message: &str) -> &str {
-    let Some((_, said)) = message.split_once("user-defined coercion failed with: ") else { return message };
-    let said = said.split_once(". No function matches").map_or(said, |(said, _)| said);
-    said.strip_prefix("Error during planning: ").unwrap_or(said)
+/// What is wrong with the arguments of a function: in its own words, or which it takes.
+fn arguments(message: &str) -> Option<String> {
+    let (why, call) = message.split_once("No function matches the given name and argument types '")?;
+    if let Some((_, said)) = why.split_once("user-defined coercion failed with: ") {
+        let said = said.strip_prefix("Error during planning: ").unwrap_or(said);
+        return Some(said.trim_end_matches(". ").to_owned());
+    }
+    let (call, known) = call.split_once("'. ")?;
+    let known: Vec<&str> = known.split_once("Candidate functions:\n")?.1.lines().map(str::trim).collect();
+    Some(format!("there is no `{call}`; there are {}", known.join(", ")))
 }
 
 /// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.

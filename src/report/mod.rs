@@ -263,6 +263,8 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let Some(images) = images else { return Ok(context! { missing }) };
     // What depends on most swept values.
     let of = maps.or(reconstructions).unwrap_or(images);
+    let is_other = |table: &&Manifest| table.table == of.table && table.variant != of.variant;
+    let others: Vec<&Manifest> = source.tables.iter().filter(is_other).collect();
     let all = source.test_images(images, captions, maps)?;
     let chosen: Vec<&TestImage> =
         data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
@@ -271,8 +273,8 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     Ok(context! {
         missing,
         of => of.variant.settings().join(", "),
-        only => of.variant.settings().iter().map(|setting| format!("--only {setting}")).collect::<Vec<_>>().join(" "),
-        instances => source.tables.iter().filter(|table| table.table == of.table).count(),
+        instances => others.len() + 1,
+        another => others.first().map(|table| only(&table.variant)),
         total => all.len(),
         classes => chosen.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>(),
         defects => chosen.iter().map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
@@ -280,6 +282,11 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
         pictures => 2 + below.iter().flatten().count(),
         cards => cards.collect::<Vec<_>>(),
     })
+}
+
+/// What chooses a combination for a run.
+fn only(variant: &Variant) -> String {
+    variant.settings().iter().map(|setting| format!("--only '{setting}'")).collect::<Vec<_>>().join(" ")
 }
 
 fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value {
