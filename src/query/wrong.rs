@@ -130,18 +130,21 @@ fn no_table(reference: &str, context: &SessionContext) -> String {
     let own = context.catalog(CATALOG);
     let is_session = own.is_some();
     let catalog = context.catalog(catalog).or(own);
-    let schema = |name: &str| catalog.as_ref().and_then(|catalog| catalog.schema(name));
+    let tables_of = |name: &str| {
+        let mut tables = catalog.as_ref()?.schema(name)?.table_names();
+        if !is_session {
+            tables.sort(); // DataFusion keeps them in no order.
+        }
+        Some(tables)
+    };
     let known = |names: Vec<String>, what: &str, name: &str| {
         let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
         listed(what, name, &others)
     };
-    match schema(pipeline) {
-        Some(schema) => known(schema.table_names(), "table", table),
+    match tables_of(pipeline) {
+        Some(tables) => known(tables, "table", table),
         // A query of a pipeline sees no pipelines.
-        None if !is_session => {
-            let tables = schema("public").map(|schema| schema.table_names()).unwrap_or_default();
-            known(tables, "table", &format!("{pipeline}.{table}"))
-        }
+        None if !is_session => known(tables_of("public").unwrap_or_default(), "table", &format!("{pipeline}.{table}")),
         None => known(catalog.map(|catalog| catalog.schema_names()).unwrap_or_default(), "pipeline", pipeline),
     }
 }
