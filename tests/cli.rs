@@ -55,6 +55,7 @@ fn a_wrong_pipeline_is_an_error_with_a_place() {
         "stage: caption, from: [images], where: \"split = 'train'\", with: { model: dataset, default: nothing }";
     wrong("table_that_does_not_fit", captions, "stage: encode_latents, from: [images, images]");
     wrong("broken_yaml", "name: light", "name: [light");
+    wrong("table_of_sql", "  counts:", "  runs:");
     wrong("unset_variable", "root: data", "root: \"${VLMDIFF_NO_SUCH_VARIABLE}\"");
     check("no_pipeline", &lab, &["run", "nothing.yaml"]);
     check("set_unknown_table", &lab, &["run", "pipeline.yaml", "--set", "imgs.size=64"]);
@@ -120,6 +121,9 @@ fn tables_are_shown_in_every_format() {
     let ended = lab.vlmdiff(&["sql", "select * from images", "--format", "parquet", "-o", "images.parquet"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(&fs::read(lab.path("images.parquet")).unwrap()[..4], b"PAR1");
+    // What the paper does not say is null.
+    let unknown = "select count(*) - count(value), avg(value) > 0 from paper_results where \"table\" in ('5', '9')";
+    assert_eq!(lab.sql(".vlmdiff", unknown), ["6,true"]);
 }
 
 #[test]
@@ -138,6 +142,10 @@ fn a_wrong_statement_is_told_what_there_is() {
         "select nothing from images i, counts c",
         "select cast('a' as int)",
         "create table x as select 1",
+        "select auroc(label, label) from images",
+        "select auroc(width) from images",
+        "select aupro(pixels, mask, 0.3) from images",
+        "select avg(class) from images",
     ];
     let told = statements.map(|statement| {
         let ended = lab.vlmdiff(&["sql", statement]);

@@ -18,6 +18,7 @@ mod proxy;
 mod python;
 mod read;
 mod remote;
+mod report;
 mod resume;
 mod sql;
 mod sweep;

@@ -1,20 +1,16 @@
 //! `vlmdiff status`
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
-use serde_json::Value;
 
 use super::{
     EXIT_DONE, StoreArgs,
     text::{count, print, width},
 };
-use crate::engine::{
-    manifest::Manifest,
-    sweep::{Variant, text},
-};
+use crate::engine::manifest::Manifest;
 
 /// List the published tables and what the store holds for each.
 #[derive(Args)]
@@ -45,23 +41,13 @@ impl Status {
 fn list(tables: Vec<Vec<Manifest>>) -> Result<()> {
     let current = |versions: Vec<Manifest>| Some((versions.last().filter(|now| !now.retired)?.clone(), versions));
     let mut tables: Vec<(Manifest, Vec<Manifest>)> = tables.into_iter().filter_map(current).collect();
-    tables.sort_by(|(a, _), (b, _)| a.table.cmp(&b.table).then_with(|| by_values(&a.variant, &b.variant)));
+    tables.sort_by(|(a, _), (b, _)| a.table.cmp(&b.table).then_with(|| a.variant.by_values(&b.variant)));
     let names = || tables.iter().map(|(now, _)| now.variant.name(&now.table));
     let widths = [width(names()), width(tables.iter().map(|(now, _)| &now.made.stage))];
     tables.iter().zip(names()).try_for_each(|((now, versions), name)| {
         print(format!("  {}", describe(&name, now, versions, widths)))?;
         Ok(())
     })
-}
-
-/// The order of the instances of a swept table: numbers by size.
-fn by_values(a: &Variant, b: &Variant) -> Ordering {
-    let order = |(a, b): (&Value, &Value)| match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => a.total_cmp(&b),
-        _ => text(a).cmp(&text(b)),
-    };
-    let values = a.0.iter().map(|(_, value)| value).zip(b.0.iter().map(|(_, value)| value));
-    values.map(order).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 fn describe(name: &str, current: &Manifest, versions: &[Manifest], [names, stages]: [usize; 2]) -> String {

@@ -10,7 +10,7 @@ use super::{
     columns::{KEY, digest_name, is_heavy, stored_schema},
     filter::Filter,
     from::{Blamed, blamed, from_entries},
-    pipeline::{self, Input, OnError, Pipeline, Table, or_none, suggestion},
+    pipeline::{self, Input, OnError, Pipeline, TABLES_OF_SQL, Table, or_none, suggestion},
     stage::{Described, Ports, Reads, Schemas, StageKind},
     sweep::{Axis, Sweep, Variant},
     yaml::{Key, Kind, Node, Place},
@@ -152,6 +152,10 @@ impl Loader<'_> {
 
     fn table(&self, key: &Key, node: &Node, variant: Variant, above: &[&Table], all: &[&str]) -> Result<Table> {
         check_name(&key.name).map_err(|message| self.error(key.place, message))?;
+        if TABLES_OF_SQL.contains(&key.name.as_str()) {
+            let taken = TABLES_OF_SQL.join(", ");
+            return Err(self.error(key.place, format!("`{}` is a table of SQL itself; taken are {taken}", key.name)));
+        }
         self.keys(node, "a table", &["stage", "from", "with", "where", "on_error"])?;
         let name = variant.name(&key.name);
         let stage = self

@@ -1,6 +1,9 @@
 //! `sweep:`, several values of some parameters: every combination runs, and what they share is computed once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,8 +42,22 @@ impl Variant {
         if self.is_empty() {
             return table.to_owned();
         }
-        let values: Vec<String> = self.0.iter().map(|(axis, value)| format!("{axis}={}", text(value))).collect();
-        format!("{table}[{}]", values.join(","))
+        format!("{table}[{}]", self.settings().join(","))
+    }
+
+    /// Each axis with its value: `extractor=dino-vits8`.
+    pub fn settings(&self) -> Vec<String> {
+        self.0.iter().map(|(axis, value)| format!("{axis}={}", text(value))).collect()
+    }
+
+    /// The order of the instances of a swept table: numbers by size.
+    pub fn by_values(&self, other: &Self) -> Ordering {
+        let order = |(a, b): (&Value, &Value)| match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) => a.total_cmp(&b),
+            _ => text(a).cmp(&text(b)),
+        };
+        let values = self.0.iter().map(|(_, value)| value).zip(other.0.iter().map(|(_, value)| value));
+        values.map(order).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
     }
 
     /// Where the store keeps a table's versions; no table is called so.

@@ -57,7 +57,8 @@ impl Node {
             let first = first.strip_prefix("error: ").unwrap_or(first);
             let first =
                 first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
-            (place, first.to_owned())
+            let twice = first.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.rsplit_once(", set "));
+            (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` stands here twice")))
         })
     }
 
@@ -262,8 +263,8 @@ mod tests {
     fn broken_yaml_has_a_place() {
         let (place, message) = Node::parse("a: 1\nb: [1, 2\n").unwrap_err();
         assert!(place.line >= 2, "{place:?} {message}");
-        let (place, _) = Node::parse("a: 1\na: 2\n").unwrap_err();
-        assert_eq!(place.line, 2);
+        let (place, message) = Node::parse("a: 1\na: 2\n").unwrap_err();
+        assert_eq!((place.line, message.as_str()), (2, "`a` stands here twice"));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use datafusion::{
     prelude::SessionContext,
 };
 
+use super::wrong::type_in_words;
 use crate::{
     engine::tensor_shape,
     metrics::{ImageMetrics, PixelMetrics, Ranking, Score, State},
@@ -93,7 +94,8 @@ impl AggregateUDFImpl for Function {
 
     fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
         if given.len() != self.arguments.len() {
-            return Err(self.wrong(format!("it was given {} arguments", given.len())));
+            let arguments = if given.len() == 1 { "argument" } else { "arguments" };
+            return Err(self.wrong(format!("it was given {} {arguments}", given.len())));
         }
         let types = self.arguments.iter().zip(given).map(|(argument, given)| {
             let (fits, taken, expected) = match *argument {
@@ -104,7 +106,8 @@ impl AggregateUDFImpl for Function {
                     (pixels(given).is_some_and(is_flag), given.clone(), "a list of whole numbers or of true and false")
                 }
             };
-            fits.then_some(taken).ok_or_else(|| self.wrong(format!("`{argument}` is {given}, not {expected}")))
+            fits.then_some(taken)
+                .ok_or_else(|| self.wrong(format!("`{argument}` is {}, not {expected}", type_in_words(given))))
         });
         types.collect()
     }
@@ -158,9 +161,10 @@ impl Function {
             None => 1.,
             Some(limit) => match limit.downcast_ref::<Literal>().map(Literal::value) {
                 Some(ScalarValue::Float64(Some(limit))) if *limit > 0. && *limit <= 1. => *limit,
-                _ => {
+                other => {
+                    let given = other.map_or_else(|| "a column".into(), ToString::to_string);
                     return Err(
-                        self.wrong(format!("`limit` is {limit}, not a number above 0 and up to 1, such as 0.3"))
+                        self.wrong(format!("`limit` is {given}, not a number above 0 and up to 1, such as 0.3"))
                     );
                 }
             },

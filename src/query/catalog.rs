@@ -72,9 +72,11 @@ impl Names {
         if manifests.is_empty() { Ok(None) } else { Published::new(&self.store, &manifests).map(Some) }
     }
 
-    fn current(&self, table: &str) -> Result<Vec<Manifest>, Error> {
-        let Some(slots) = self.slots.get(table) else { return Ok(Vec::new()) };
-        let slots: Vec<String> = slots.iter().cloned().collect();
+    /// All instances of a table, or the one that is kept in the slot of this name.
+    fn current(&self, name: &str) -> Result<Vec<Manifest>, Error> {
+        let Some(slots) = self.slots.get(table_of(name)) else { return Ok(Vec::new()) };
+        let is_meant = |slot: &&String| name == table_of(slot) || name == *slot;
+        let slots: Vec<String> = slots.iter().filter(is_meant).cloned().collect();
         let published = self.store.current(&self.pipeline, &slots)?;
         let of_slot = |(slot, published): (&String, Option<(u64, Manifest)>)| {
             let published = published.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired);

@@ -10,13 +10,9 @@ use crate::engine::{
     history::{self, Run, TableRun},
 };
 
-/// The tables of what a store's runs did, by name.
-pub(super) fn tables(store: &Store) -> Result<[(&'static str, Lazy); 3]> {
-    Ok([
-        ("runs", lazy(store, history::runs, runs)?),
-        ("stage_runs", lazy(store, table_runs, stage_runs)?),
-        ("errors", lazy(store, failures, errors)?),
-    ])
+/// The tables of what a store's runs did, in the order of their names in `TABLES_OF_SQL`.
+pub(super) fn tables(store: &Store) -> Result<[Lazy; 3]> {
+    Ok([lazy(store, history::runs, runs)?, lazy(store, table_runs, stage_runs)?, lazy(store, failures, errors)?])
 }
 
 fn lazy<T: 'static>(

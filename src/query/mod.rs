@@ -3,7 +3,8 @@
 //! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that ran last. The instances of a
 //! swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the run's id or a
 //! tag. Beside the tables stand `runs`, `stage_runs` and `errors` (what runs did, by table, and the rows that failed), and
-//! `paper_results` and `paper_datasets` (the numbers of the paper). The metrics are aggregate functions.
+//! `paper_results` and `paper_datasets` (the numbers of the paper, of which ROC_I, ROC_P and PRO are `image_auroc`, `pixel_auroc` and
+//! `aupro` times 100). The metrics are aggregate functions.
 
 mod aggregate;
 mod catalog;
@@ -30,7 +31,7 @@ use crate::engine::{
     Error, Result, Store,
     event::{Event, Logged},
     manifest::Manifest,
-    pipeline::or_none,
+    pipeline::{TABLES_OF_SQL, or_none},
 };
 
 const CATALOG: &str = "vlmdiff";
@@ -98,7 +99,8 @@ impl Session {
         let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
         let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
         let sql = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
-        let wrong = |error| statement_error(error, &self.context);
+        let reads = "statements only read, unless the session is opened with --allow-write";
+        let wrong = |error| statement_error(error, &self.context, reads);
         self.store.runtime().block_on(async {
             let frame = self.context.sql_with_options(sql, options).await.map_err(wrong)?;
             let schema = Arc::new(frame.schema().as_arrow().clone());
@@ -137,10 +139,10 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     Ok(manifests)
 }
 
-/// The tables that every store has; a pipeline's own of the same name win.
+/// The tables that every store has; those that a pipeline published under such a name win.
 fn common(store: &Store, tables: &Tables) -> Result<()> {
-    let paper = [("paper_results", csv(PAPER_RESULTS)?), ("paper_datasets", csv(PAPER_DATASETS)?)];
-    for (name, table) in history::tables(store)?.into_iter().chain(paper) {
+    let paper = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?];
+    for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(paper)) {
         if !tables.table_exist(name) {
             tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
         }

@@ -24,7 +24,10 @@ use datafusion::{
     prelude::SessionContext,
 };
 
-use super::aggregate;
+use super::{
+    aggregate,
+    wrong::{query_error, statement_error},
+};
 use crate::engine::filter::{session, unrepeatable};
 
 /// Rows that DataFusion works on at a time.
@@ -41,7 +44,7 @@ pub struct Statement {
 }
 
 fn message(error: DataFusionError) -> String {
-    error.strip_backtrace()
+    query_error(error).to_string()
 }
 
 impl Statement {
@@ -59,7 +62,8 @@ impl Statement {
             context.register_table(TableReference::bare(name.as_str()), table.clone()).map_err(message)?;
         }
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(message)?;
+        let wrong = |error| statement_error(error, &context, "a query only reads").to_string();
+        let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(wrong)?;
         let plan = frame.logical_plan().clone();
         check_repeatable(&plan)?;
         Ok(Self { context, runtime, tables, plan, physical: None })
@@ -342,10 +346,26 @@ mod tests {
         }
     }
 
+    fn wrong(sql: &str) -> String {
+        Statement::new(sql, &schemas()).err().unwrap()
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_as_in_a_session() {
+        for (sql, expected) in [
+            ("selct x from a", "line 1, column 1: expected an SQL statement, found `selct`"),
+            ("select x from aa", "there is no table `aa`; did you mean `a`? There are a, b"),
+            ("select x from light.a", "there is no table `light.a`; there are a, b"),
+            ("select nothing from a", "there is no column `nothing`; there are id, x, y, pixels"),
+            ("select auroc(id, true) from a", "auroc(score, label): `score` is utf8, not a number"),
+        ] {
+            assert_eq!(wrong(sql), expected, "{sql}");
+        }
+    }
+
     #[test]
     fn a_query_only_reads() {
-        assert!(Statement::new("create table c as select 1", &schemas()).is_err());
-        assert!(Statement::new("select nothing from a", &schemas()).err().unwrap().contains("nothing"));
+        assert!(wrong("create table c as select 1").ends_with("a query only reads"));
         for clock in ["now()", "random()"] {
             let refused = Statement::new(&format!("select id from a where x > (select {clock})"), &schemas());
             assert!(refused.err().unwrap().contains("answers differently each time"), "{clock}");

@@ -1,6 +1,6 @@
 //! What is wrong with a statement, as a person would say it.
 
-use arrow::error::ArrowError;
+use arrow::{datatypes::DataType, error::ArrowError};
 use datafusion::{
     common::{Column, SchemaError},
     error::DataFusionError,
@@ -23,17 +23,29 @@ pub(super) fn query_error(error: DataFusionError) -> Error {
     }
 }
 
-/// The same for a statement of a session, whose tables are known.
-pub(super) fn statement_error(error: DataFusionError, context: &SessionContext) -> Error {
+/// The same for a statement over tables that are known. `reads` says that it may only read.
+pub(super) fn statement_error(error: DataFusionError, context: &SessionContext, reads: &str) -> Error {
     match query_error(error) {
         Error::Input(message) => Error::Input(match unknown_table(&message) {
             Some(reference) => no_table(reference, context),
             None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
-                format!("{message}; statements only read, unless the session is opened with --allow-write")
+                format!("{message}; {reads}")
             }
             None => message,
         }),
         other => other,
+    }
+}
+
+/// A type as pipelines write it.
+pub(super) fn type_in_words(of: &DataType) -> String {
+    match of {
+        DataType::Boolean => "bool".into(),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "utf8".into(),
+        DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => {
+            format!("a list of {}", type_in_words(item.data_type()))
+        }
+        other => other.to_string().to_lowercase(),
     }
 }
 
@@ -53,8 +65,23 @@ fn message(error: &DataFusionError) -> String {
             other => other.to_string(),
         },
         DataFusionError::Shared(error) => message(error),
-        other => other.message().into_owned(),
+        other => {
+            let text = other.message();
+            arguments(&text).unwrap_or_else(|| text.into_owned())
+        }
     }
+}
+
+/// What is wrong with the arguments of a function: in its own words, or which it takes.
+fn arguments(message: &str) -> Option<String> {
+    let (why, call) = message.split_once("No function matches the given name and argument types '")?;
+    if let Some((_, said)) = why.split_once("user-defined coercion failed with: ") {
+        let said = said.strip_prefix("Error during planning: ").unwrap_or(said);
+        return Some(said.trim_end_matches(". ").to_owned());
+    }
+    let (call, known) = call.split_once("'. ")?;
+    let known: Vec<&str> = known.split_once("Candidate functions:\n")?.1.lines().map(str::trim).collect();
+    Some(format!("there is no `{call}`; there are {}", known.join(", ")))
 }
 
 /// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.
@@ -92,7 +119,7 @@ fn no_column(field: &Column, known: &[Column]) -> String {
     listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The table that DataFusion did not find: `vlmdiff.PIPELINE.TABLE`.
+/// The table that DataFusion did not find: `CATALOG.PIPELINE.TABLE`.
 fn unknown_table(message: &str) -> Option<&str> {
     message.strip_prefix("table '")?.strip_suffix("' not found")
 }
@@ -100,14 +127,24 @@ fn unknown_table(message: &str) -> Option<&str> {
 fn no_table(reference: &str, context: &SessionContext) -> String {
     let steps: Vec<&str> = reference.splitn(3, '.').collect();
     let &[catalog, pipeline, table] = steps.as_slice() else { return format!("there is no table `{reference}`") };
-    let catalog = context.catalog(catalog).or_else(|| context.catalog(CATALOG));
-    let schema = catalog.as_ref().and_then(|catalog| catalog.schema(pipeline));
+    let own = context.catalog(CATALOG);
+    let is_session = own.is_some();
+    let catalog = context.catalog(catalog).or(own);
+    let tables_of = |name: &str| {
+        let mut tables = catalog.as_ref()?.schema(name)?.table_names();
+        if !is_session {
+            tables.sort(); // DataFusion keeps them in no order.
+        }
+        Some(tables)
+    };
     let known = |names: Vec<String>, what: &str, name: &str| {
         let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
         listed(what, name, &others)
     };
-    match schema {
-        Some(schema) => known(schema.table_names(), "table", table),
+    match tables_of(pipeline) {
+        Some(tables) => known(tables, "table", table),
+        // A query of a pipeline sees no pipelines.
+        None if !is_session => known(tables_of("public").unwrap_or_default(), "table", &format!("{pipeline}.{table}")),
         None => known(catalog.map(|catalog| catalog.schema_names()).unwrap_or_default(), "pipeline", pipeline),
     }
 }

@@ -1,6 +1,6 @@
 //! What a report is made from: which published tables, which rows of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arrow::{
     array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, RecordBatch, StringArray},
@@ -9,7 +9,7 @@ use arrow::{
 };
 
 use crate::{
-    engine::{Error, Result, Store, manifest::Manifest, stage::StageKind, tensor_shape},
+    engine::{Error, Result, Store, history, manifest::Manifest, stage::StageKind, tensor_shape},
     query::{self, Session},
 };
 
@@ -22,8 +22,10 @@ const CHUNK: usize = 256;
 pub struct Source {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The current manifest of each table.
+    /// The current manifest of each table; of a swept one that of each instance.
     pub tables: Vec<Manifest>,
+    /// The slots of the tables that the last run looked at.
+    ran_last: BTreeSet<String>,
     kinds: &'static [StageKind],
     session: Session,
 }
@@ -46,13 +48,32 @@ impl Source {
         let session = Session::open(store, Some(&pipeline))?;
         let mut tables: Vec<Manifest> =
             all.into_iter().filter(|(name, _)| *name == pipeline).map(|(_, manifest)| manifest).collect();
-        tables.sort_by_key(|table| kinds.iter().position(|kind| kind.name == table.made.stage).unwrap_or(kinds.len()));
-        Ok(Self { pipeline, tables, kinds, session })
+        let order =
+            |table: &Manifest| kinds.iter().position(|kind| kind.name == table.made.stage).unwrap_or(kinds.len());
+        tables.sort_by(|a, b| {
+            let tables = (order(a), &a.table).cmp(&(order(b), &b.table));
+            tables.then_with(|| a.variant.by_values(&b.variant))
+        });
+        let runs = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline);
+        let ran_last = runs.map(|run| run.versions()).rfind(|tables| !tables.is_empty()).unwrap_or_default();
+        Ok(Self { pipeline, tables, ran_last: ran_last.into_keys().collect(), kinds, session })
     }
 
     /// What a stage does, in a sentence or two.
     pub(super) fn about(&self, stage: &str) -> String {
-        self.kinds.iter().find(|kind| kind.name == stage).map(StageKind::about).unwrap_or_default()
+        self.kind(stage).map(StageKind::about).unwrap_or_default()
+    }
+
+    /// What one of the words that a parameter takes means; `of` is the type of these words.
+    pub(super) fn about_word(&self, stage: &str, of: &str, word: &str) -> Option<String> {
+        let schema = (self.kind(stage)?.schema)();
+        let words = schema.pointer(&format!("/$defs/{of}/oneOf"))?.as_array()?;
+        let about = words.iter().find(|known| known["const"] == word)?.get("description")?;
+        Some(about.as_str()?.replace('\n', " "))
+    }
+
+    fn kind(&self, stage: &str) -> Option<&StageKind> {
+        self.kinds.iter().find(|kind| kind.name == stage)
     }
 
     /// The tables that a stage made.
@@ -60,12 +81,16 @@ impl Source {
         self.tables.iter().filter(move |table| table.made.stage == stage)
     }
 
-    /// The stage's table that one of `below` was made from; else the one published last.
+    /// The stage's table that one of `below` was made from; else one of their swept values, of the last run, published last.
     pub(super) fn table<'a>(&'a self, stage: &'a str, below: &[Option<&Manifest>]) -> Option<&'a Manifest> {
-        let is_input = |table: &&Manifest| {
-            below.iter().flatten().any(|b| b.made.inputs.iter().any(|(name, _)| *name == table.table))
-        };
-        self.of_stage(stage).find(is_input).or_else(|| self.of_stage(stage).max_by_key(|table| table.published_ms))
+        let below = || below.iter().flatten();
+        self.of_stage(stage).max_by_key(|table| {
+            let name = table.variant.name(&table.table);
+            let is_input = below().any(|b| b.made.inputs.iter().any(|(input, _)| *input == name));
+            let fits = below().any(|b| table.variant.is_part_of(&b.variant));
+            let ran_last = self.ran_last.contains(&table.variant.slot(&table.table));
+            (is_input, fits, ran_last, table.published_ms)
+        })
     }
 
     /// The rows of a query in one batch.
@@ -148,8 +173,11 @@ impl Source {
             .collect())
     }
 
+    /// What SQL calls the table, of a swept one this very instance.
     fn name(&self, table: &Manifest) -> String {
-        [&self.pipeline, &table.table].map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(".")
+        [&self.pipeline, &table.variant.slot(&table.table)]
+            .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
+            .join(".")
     }
 }
 

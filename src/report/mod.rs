@@ -11,7 +11,11 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 
-use crate::engine::{Error, Result, manifest::Manifest};
+use crate::engine::{
+    Error, Result,
+    manifest::Manifest,
+    sweep::{self, Variant},
+};
 use data::TestImage;
 use pictures::{GroundTruth, Pictures, Scale};
 
@@ -32,7 +36,9 @@ pub struct Options {
 
 /// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
 pub fn html(source: &Source, options: Options) -> Result<String> {
-    let metrics = source.of_stage("evaluate").map(|table| metrics(source, table)).collect::<Result<Vec<_>>>()?.concat();
+    let evaluated: Vec<&Manifest> = source.of_stage("evaluate").collect();
+    let metrics = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
+    let metrics = metrics.collect::<Result<Vec<_>>>()?.concat();
     let trained = source.tables.iter().filter(|table| table.made.stage.starts_with("train_"));
     let curves: Vec<Value> = trained.map(|table| curve(source, table)).collect::<Result<_>>()?;
     let page = context! {
@@ -58,6 +64,7 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
 fn table_row(source: &Source, table: &Manifest) -> Value {
     context! {
         name => &table.table,
+        instance => table.variant.name(&table.table),
         stage => &table.made.stage,
         about => source.about(&table.made.stage),
         rows => HumanCount(table.rows).to_string(),
@@ -77,14 +84,15 @@ struct Measure {
 }
 
 impl Measure {
-    fn new(column: &str, aupro_limit: f64) -> Self {
+    fn new(column: &str, aupro_limits: &[f64]) -> Self {
         let (of, kind) = match column.split_once('_') {
             Some(("image", kind)) => ("Images", kind),
             Some(("pixel", kind)) => ("Pixels", kind),
             _ => ("Pixels", column),
         };
         let (one, many) = if of == "Images" { ("image", "images") } else { ("pixel", "pixels") };
-        let limit = charts::short(aupro_limit * 100.);
+        let limits: Vec<String> = aupro_limits.iter().map(|limit| charts::short(limit * 100.)).collect();
+        let limit = limits.join(" or ");
         let (name, about) = match kind {
             "auroc" => (
                 "AUROC",
@@ -127,64 +135,104 @@ impl Cell {
         let value = value.filter(|value| !value.is_nan());
         let why = match value {
             Some(_) => None,
-            None if anomalous == 0. => Some("not defined: no test image is anomalous"),
-            None if anomalous == images => Some("not defined: no test image is normal"),
-            None if of == "Images" => Some("not defined: the maps are too small for the score of this protocol"),
-            None => Some("not defined: no anomalous test image has a ground-truth mask"),
+            None if anomalous == 0. => Some("no test image is anomalous"),
+            None if anomalous == images => Some("no test image is normal"),
+            None if of == "Images" => Some("the maps are too small for this protocol's score of an image"),
+            None => Some("no anomalous test image has a ground-truth mask"),
         };
         Self { percent: percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
     }
 }
 
-/// The metrics of a table by each protocol.
-fn metrics(source: &Source, table: &Manifest) -> Result<Vec<Value>> {
-    let batch = source.rows(table)?;
-    let names = data::measures(&batch.schema());
-    let limit = table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64).unwrap_or(0.3);
-    let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, limit)).collect();
-    // A line stands before the first metric of images and before the first of pixels.
-    let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
-    let classes = data::text(&batch, "class")?;
-    let (images, anomalous) = (data::numbers(&batch, "n_images")?, data::numbers(&batch, "n_anomalous")?);
-    let values = names.iter().map(|name| data::numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
-    let by = data::text(&batch, "protocol")?;
-    let mut protocols: Vec<&str> = Vec::new();
-    by.iter().flatten().for_each(|name| protocols.extend((!protocols.contains(&name)).then_some(name)));
-    let rows_of = |protocol: &str| {
-        let mut rows: Vec<usize> = (0..batch.num_rows()).filter(|row| by.value(*row) == protocol).collect();
-        rows.sort_by_key(|row| (classes.value(*row) == MEAN, classes.value(*row)));
-        rows
-    };
-    let row = |row: usize| {
-        let (images, anomalous) = (images[row].unwrap_or_default(), anomalous[row].unwrap_or_default());
-        let cells = values.iter().zip(&measures).zip(&first).map(|((column, measure), first)| {
-            let Cell { percent, bar, why } = Cell::new(column[row], measure.of, images, anomalous);
-            context! { percent, bar, why, first => *first }
-        });
-        context! {
-            class => classes.value(row),
-            mean => classes.value(row) == MEAN,
-            images => images as u64,
-            anomalous => anomalous as u64,
-            cells => cells.collect::<Vec<_>>(),
-            tiles => tiles(&names, &measures, |column| values[column][row]),
-        }
-    };
-    let columns = measures
-        .iter()
-        .zip(&first)
-        .map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
-    let columns: Vec<Value> = columns.collect();
-    let of_protocol = |protocol: &&str| {
-        let rows: Vec<Value> = rows_of(protocol).into_iter().map(&row).collect();
-        context! { table => format!("{} by the protocol {protocol}", table.table), columns => &columns, rows }
-    };
-    Ok(protocols.iter().map(of_protocol).collect())
+/// What a table of metrics says of a class by a protocol.
+struct Row<'a> {
+    variant: &'a Variant,
+    class: String,
+    protocol: String,
+    images: f64,
+    anomalous: f64,
+    values: Vec<Option<f64>>,
 }
 
-fn tiles(names: &[String], measures: &[Measure], value: impl Fn(usize) -> Option<f64>) -> Vec<Value> {
+impl Row<'_> {
+    fn is_mean(&self) -> bool {
+        self.class == MEAN
+    }
+}
+
+fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Vec<Row<'a>>> {
+    let batch = source.rows(table)?;
+    let (classes, protocols) = (data::text(&batch, "class")?, data::text(&batch, "protocol")?);
+    let (images, anomalous) = (data::numbers(&batch, "n_images")?, data::numbers(&batch, "n_anomalous")?);
+    let values = names.iter().map(|name| data::numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
+    let row = |row: usize| Row {
+        variant: &table.variant,
+        class: classes.value(row).to_owned(),
+        protocol: protocols.value(row).to_owned(),
+        images: images[row].unwrap_or_default(),
+        anomalous: anomalous[row].unwrap_or_default(),
+        values: values.iter().map(|column| column[row]).collect(),
+    };
+    Ok((0..batch.num_rows()).map(row).collect())
+}
+
+/// The metrics of a table by each protocol; `instances` are one table, or those of its swept values.
+fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
+    let Some(first) = instances.first() else { return Ok(Vec::new()) };
+    let names = data::measures(&first.schema()?);
+    // Metrics are explained once for all tables.
+    let limit = |table: &Manifest| table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64);
+    let limits = distinct(source.of_stage(&first.made.stage).filter_map(limit));
+    let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, &limits)).collect();
+    let axes = distinct(instances.iter().flat_map(|table| &table.variant.0).map(|(axis, _)| axis.clone()));
+    let mut all = Vec::new();
+    for table in instances {
+        all.extend(rows(source, table, &names)?);
+    }
+    // Those of a class stay in the order of the instances.
+    all.sort_by(|a, b| (a.is_mean(), &a.class).cmp(&(b.is_mean(), &b.class)));
+    // A line stands before the first metric of images and before the first of pixels.
+    let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
+    let columns = measures.iter().zip(&first);
+    let columns =
+        columns.map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
+    let columns: Vec<Value> = columns.collect();
+    let by_protocol = |protocol: &String| {
+        let mut undefined = BTreeSet::new();
+        let row = |row: &Row<'_>| {
+            let cells = row.values.iter().zip(&measures).zip(&first).map(|((value, measure), first)| {
+                let Cell { percent, bar, why } = Cell::new(*value, measure.of, row.images, row.anomalous);
+                undefined.extend(why);
+                context! { percent, bar, why, first => *first }
+            });
+            context! {
+                class => &row.class,
+                mean => row.is_mean(),
+                settings => row.variant.settings().join(", "),
+                values => axes.iter().map(|axis| row.variant.get(axis).map(sweep::text)).collect::<Vec<_>>(),
+                images => row.images as u64,
+                anomalous => row.anomalous as u64,
+                cells => cells.collect::<Vec<_>>(),
+                tiles => tiles(&names, &measures, &row.values),
+            }
+        };
+        let rows: Vec<Value> = all.iter().filter(|row| row.protocol == *protocol).map(row).collect();
+        let about = source.about_word(&instances[0].made.stage, "Protocol", protocol);
+        context! { table => &instances[0].table, protocol, about, axes => &axes, columns => &columns, rows, undefined }
+    };
+    Ok(distinct(all.iter().map(|row| &row.protocol)).into_iter().map(by_protocol).collect())
+}
+
+/// Each value once, in the order in which they come.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut once = Vec::new();
+    values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
+    once
+}
+
+fn tiles(names: &[String], measures: &[Measure], values: &[Option<f64>]) -> Vec<Value> {
     let found = HEADLINES.iter().filter_map(|headline| names.iter().position(|name| name == headline));
-    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => percent(Some(value(i)?)) })).collect()
+    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => percent(Some(values[i]?)) })).collect()
 }
 
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
@@ -200,7 +248,7 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
         (Err(why), _) => (None, format!("no curve: {why}")),
         (_, None) => (None, "no step was logged".into()),
     };
-    Ok(context! { table => &table.table, about => source.about(&table.made.stage), svg, note })
+    Ok(context! { table => table.variant.name(&table.table), about => source.about(&table.made.stage), svg, note })
 }
 
 /// The pictures and what can be asked of them.
@@ -213,6 +261,10 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let wanted = [("ingest", images), ("reconstruct", reconstructions), ("anomaly_maps", maps)];
     let missing: Vec<&str> = wanted.into_iter().filter_map(|(stage, table)| table.is_none().then_some(stage)).collect();
     let Some(images) = images else { return Ok(context! { missing }) };
+    // What depends on most swept values.
+    let of = maps.or(reconstructions).unwrap_or(images);
+    let is_other = |table: &&Manifest| table.table == of.table && table.variant != of.variant;
+    let others: Vec<&Manifest> = source.tables.iter().filter(is_other).collect();
     let all = source.test_images(images, captions, maps)?;
     let chosen: Vec<&TestImage> =
         data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
@@ -220,6 +272,9 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let cards = chosen.iter().filter_map(|image| Some(card(image, pictures.get(&image.id)?, scales.get(&image.class))));
     Ok(context! {
         missing,
+        of => of.variant.settings().join(", "),
+        instances => others.len() + 1,
+        another => others.first().map(|table| only(&table.variant)),
         total => all.len(),
         classes => chosen.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>(),
         defects => chosen.iter().map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
@@ -227,6 +282,11 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
         pictures => 2 + below.iter().flatten().count(),
         cards => cards.collect::<Vec<_>>(),
     })
+}
+
+/// What chooses a combination for a run.
+fn only(variant: &Variant) -> String {
+    variant.settings().iter().map(|setting| format!("--only '{setting}'")).collect::<Vec<_>>().join(" ")
 }
 
 fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value {

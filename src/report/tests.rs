@@ -19,11 +19,11 @@ fn a_metric_without_a_number_says_why() {
 #[test]
 fn every_metric_is_explained() {
     for column in ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"] {
-        let measure = Measure::new(column, 0.05);
+        let measure = Measure::new(column, &[0.05]);
         assert_eq!(measure.of == "Images", column.starts_with("image"), "{column}");
         assert!(measure.about.len() > 20 && measure.name != column, "{measure:?}");
     }
-    assert!(Measure::new("aupro", 0.05).about.contains("at most 5 %"));
+    assert!(Measure::new("aupro", &[0.05, 0.3]).about.contains("at most 5 or 30 %"));
 }
 
 #[test]
