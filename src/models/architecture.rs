@@ -84,10 +84,17 @@ pub fn recognise<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> 
     Recognised { nearest: nearest.filter(|nearest| nearest.matched > 0), ..Default::default() }
 }
 
+/// The layout that all of it has, if there is one: what [`recognise`] would find first, without a look at what else it may be.
+pub fn whole<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Part> {
+    fitting(&Tree::new(shapes), "")
+}
+
+fn fitting(tree: &Tree, prefix: &str) -> Option<Part> {
+    if tree.leaves() < FEWEST { None } else { compare::fitting(&LAYOUTS, tree, prefix) }
+}
+
 fn seek(tree: &Tree, prefix: &str, found: &mut Recognised) {
-    if tree.leaves() >= FEWEST
-        && let Some(part) = compare::fitting(&LAYOUTS, tree, prefix)
-    {
+    if let Some(part) = fitting(tree, prefix) {
         found.parts.push(part);
         return;
     }

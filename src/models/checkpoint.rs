@@ -16,7 +16,7 @@ pub use error::{CheckpointError, Mismatch};
 pub use format::Format;
 pub use safe::to_safetensors;
 
-use super::architecture::{self, Recognised};
+use super::architecture::{self, Part, Recognised};
 use bytes::Bytes;
 use entry::{Entry, same_shape};
 use map::Map;
@@ -308,8 +308,12 @@ impl Checkpoint {
     /// The part of a file with all parts that lies below `prefix`, as [`select`](Self::select) has it; a file that has
     /// nothing there is the part itself.
     pub fn part(self, prefix: &str) -> Self {
-        let below = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
-        if self.names().any(below) { self.select(prefix) } else { self }
+        if self.has_part(prefix) { self.select(prefix) } else { self }
+    }
+
+    /// Whether a tensor lies below `prefix`.
+    pub fn has_part(&self, prefix: &str) -> bool {
+        self.names().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')))
     }
 
     /// Steps into the dict that a training program keeps the weights in (`state_dict`, `model_state_dict`, `model`,
@@ -368,7 +372,16 @@ impl Checkpoint {
 
     /// What it is, by its names and shapes.
     pub fn recognise(&self) -> Recognised {
-        architecture::recognise(self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice())))
+        architecture::recognise(self.shapes())
+    }
+
+    /// The published architecture that it is, all of it and nothing else; quicker than [`recognise`](Self::recognise).
+    pub fn architecture(&self) -> Option<Part> {
+        architecture::whole(self.shapes())
+    }
+
+    fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
     }
 
     /// In a few words, what the file is, whatever was renamed since.

@@ -42,7 +42,7 @@ impl Published {
     /// # Errors
     /// [`CheckpointError::Format`] lists what belongs to no part of a model.
     pub fn new(file: Checkpoint, config: &ControlNetConfig) -> Result<Self, CheckpointError> {
-        if latent_diffusion::has(&file, "unet") {
+        if file.has_part("unet") {
             // What is of neither is left for the branch to refuse.
             let rest = |name: &str| name.strip_prefix("control.").unwrap_or(name).to_owned();
             let control = file.clone().rename(|name| (!name.starts_with("unet.")).then(|| rest(name)))?;
@@ -51,7 +51,7 @@ impl Published {
                 control: Some(control).filter(|control| !control.is_empty()),
             });
         }
-        let [has_unet, has_control] = [UNET, CONTROL].map(|part| latent_diffusion::has(&file, part));
+        let [has_unet, has_control] = [UNET, CONTROL].map(|part| file.has_part(part));
         if has_unet || has_control {
             latent_diffusion::check(&file, &[UNET])?;
         }

@@ -35,15 +35,6 @@ const IGNORED: [&str; 16] = [
     "model_ema",
 ];
 
-fn is_below(name: &str, part: &str) -> bool {
-    name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// Whether a file has a part.
-pub fn has(file: &Checkpoint, part: &str) -> bool {
-    file.names().any(|name| is_below(name, part))
-}
-
 /// Whether all of a file, flat or stepped into ([`Checkpoint::state_dict`]), belongs to a model, of which it has these parts.
 ///
 /// # Errors
@@ -51,13 +42,16 @@ pub fn has(file: &Checkpoint, part: &str) -> bool {
 pub fn check(file: &Checkpoint, needs: &[&str]) -> Result<(), CheckpointError> {
     let error = |reason| Err(CheckpointError::Format { path: file.path().to_owned(), reason });
     let parts = [UNET, CONTROL, AUTOENCODER, TEXT_ENCODER];
-    let known = |name: &&str| parts.iter().chain(&IGNORED).any(|part| is_below(name, part));
+    let known = |name: &&str| {
+        let within = |part: &&str| name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        parts.iter().chain(&IGNORED).any(within)
+    };
     let unexpected: Vec<String> = file.names().filter(|name| !known(name)).map(str::to_owned).collect();
     if !unexpected.is_empty() {
         let mismatch = Mismatch { unexpected, ..Mismatch::default() };
         return error(format!("it is no file of latent-diffusion: {mismatch}"));
     }
-    match needs.iter().find(|part| !has(file, part)) {
+    match needs.iter().find(|part| !file.has_part(part)) {
         Some(part) => error(format!("it has no tensors below {part}")),
         None => Ok(()),
     }

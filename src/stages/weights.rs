@@ -71,12 +71,12 @@ impl Weights<'_> {
 
     fn check(&self, layouts: &[&str]) -> Result<(), String> {
         let weights = Checkpoint::open(self.path()?).map_err(|e| e.to_string())?.state_dict();
-        match weights.recognise().parts.as_slice() {
-            [whole] if whole.prefix.is_empty() && !layouts.contains(&whole.layout.as_str()) => {
+        match weights.architecture() {
+            Some(other) if !layouts.contains(&other.layout.as_str()) => {
                 let titles: Vec<&str> = layouts.iter().filter_map(|layout| architecture::title(layout)).collect();
-                Err(format!("{} is {whole}; what fits is {}", weights.path().display(), titles.join(", ")))
+                Err(format!("{} is {other}; what fits is {}", weights.path().display(), titles.join(", ")))
             }
-            // a part of a whole, or nothing that is known: loading is strict
+            // or parts of a whole, or nothing that is known: loading is strict
             _ => Ok(()),
         }
     }

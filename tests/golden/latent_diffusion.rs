@@ -68,7 +68,7 @@ pub(crate) fn single_file(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let file = Checkpoint::open(case.path("v1-5-tiny.ckpt")).unwrap().state_dict();
     latent_diffusion::check(&file, &[UNET, AUTOENCODER, TEXT_ENCODER]).unwrap();
-    case.equal("has a control branch", &latent_diffusion::has(&file, CONTROL), &false);
+    case.equal("has a control branch", &file.has_part(CONTROL), &false);
     let unet: UNet2DConditionConfig = case.json("../unet/config.json");
     let vae: AutoencoderKlConfig = case.json("../vae/config.json");
     let compare = |what: &str, ours: Checkpoint, beside: Checkpoint| {
