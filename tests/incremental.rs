@@ -8,6 +8,7 @@ use vlmdiff::{
         event::Event,
         pipeline,
         plan::{Doubts, Planner, plan},
+        store::Inventory,
     },
     stages::KINDS,
 };
@@ -156,7 +157,9 @@ fn a_new_revision_of_a_stage_reruns_it() {
             None
         })
         .unwrap();
-    let planner = Planner { store: &store, sources: &Sources::default(), doubts: &Doubts::default() };
+    let inventory = Inventory::default();
+    let planner =
+        Planner { store: &store, sources: &Sources::default(), doubts: &Doubts::default(), inventory: &inventory };
     let all = pipeline.tables.iter().map(|table| table.name.clone()).collect();
     let plans = plan(&planner, &pipeline, &all).unwrap();
     let json = serde_json::to_value(&plans).unwrap();

@@ -163,7 +163,8 @@ impl Lab {
             fs::read_dir(self.path(store).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
         runs.sort();
         let text = fs::read_to_string(runs.last().unwrap()).unwrap();
-        text.lines().map(|line| serde_json::from_str::<Logged>(line).unwrap().event).collect()
+        // The first line is the digest of the others.
+        text.lines().skip(1).map(|line| serde_json::from_str::<Logged>(line).unwrap().event).collect()
     }
 
     /// A query's result as CSV without its header.

@@ -2,10 +2,7 @@
 
 use serde_json::Value;
 use vlmdiff::{
-    engine::{
-        pipeline,
-        stage::{Described, fingerprint},
-    },
+    engine::{identity::fingerprint, pipeline, stage::Described},
     stages::KINDS,
 };
 

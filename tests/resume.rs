@@ -123,12 +123,24 @@ fn a_damaged_part_is_named_and_computed_again() {
     assert!(ended.stderr.contains(&format!("part {name} does not match its digest")), "{}", ended.stderr);
     assert_eq!(fs::read(&largest).unwrap(), whole);
     lab.run(&[]);
-    // And without being read, when asked for.
-    fs::write(&largest, b"PAR1").unwrap();
+    // A byte that no run reads is found when asked for.
+    let mut bytes = whole.clone();
+    bytes[middle] ^= 1;
+    fs::write(&largest, bytes).unwrap();
     assert_eq!(computed(&lab.run(&[])), []);
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--verify"]);
     assert!(ended.stderr.contains("a part of it is damaged or missing"), "{}", ended.stderr);
     assert_eq!(lab.contents(".vlmdiff"), contents);
+    assert_eq!(fs::read(&largest).unwrap(), whole);
+    // One that is cut short or gone is seen by its size.
+    for damage in [b"PAR1".to_vec(), Vec::new()] {
+        fs::write(&largest, damage).unwrap();
+        let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+        assert!(ended.stderr.contains("a part of it is damaged or missing"), "{}", ended.stderr);
+        assert_eq!(fs::read(&largest).unwrap(), whole);
+    }
+    fs::remove_file(&largest).unwrap();
+    lab.run(&[]);
     assert_eq!(fs::read(&largest).unwrap(), whole);
 }
 
@@ -141,7 +153,7 @@ fn lost_weights_are_trained_again() {
     fs::copy(lab.path("data/gear/train/good/000.png"), lab.path("data/gear/test/good/000.png")).unwrap();
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("is missing: it is computed again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("missing: it is computed again"), "{}", ended.stderr);
     let weights = |contents: &[(String, String)]| {
         let trained =
             contents.iter().filter(|(table, _)| ["text_encoder", "autoencoder", "denoiser"].contains(&table.as_str()));
@@ -150,20 +162,26 @@ fn lost_weights_are_trained_again() {
     assert_eq!(weights(&lab.contents(".vlmdiff")), weights(&contents));
 }
 
-/// A power cut may leave the last files empty: they count as never written.
+/// A power cut may leave the last files empty: what they said is made again.
 #[test]
-fn files_cut_short_count_as_never_written() {
+fn files_cut_short_are_made_again() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let contents = lab.contents(".vlmdiff");
-    for folder in ["published/light/captions", "runs"] {
-        let file = fs::read_dir(lab.path(&format!(".vlmdiff/{folder}"))).unwrap().next().unwrap().unwrap().path();
+    let log = fs::read_dir(lab.path(".vlmdiff/runs")).unwrap().next().unwrap().unwrap().path();
+    for file in [lab.path(".vlmdiff/published/light/captions/0000000001.json"), log] {
         fs::write(file, b"").unwrap();
     }
     for stage in fs::read_dir(lab.path(".vlmdiff/computed")).unwrap() {
         let record = fs::read_dir(stage.unwrap().path()).unwrap().next().unwrap().unwrap().path();
         fs::write(record, b"{\"part\":").unwrap();
     }
-    assert_eq!(computed(&lab.run(&[])), [("captions", 8)]);
+    // A manifest that is damaged is no older version: nothing is answered before a run has mended it.
+    let asked = lab.vlmdiff(&["sql", "select * from captions"]);
+    assert_eq!(asked.code, Some(1), "{}", asked.stdout);
+    assert!(asked.stderr.contains("published/light/captions/0000000001.json is cut short"), "{}", asked.stderr);
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert!(ended.stderr.contains("it is published again"), "{}", ended.stderr);
     assert_eq!(lab.contents(".vlmdiff"), contents);
+    assert_eq!(computed(&lab.run(&[])), []);
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tch::{Device, Tensor, nn::VarStore};
 use vlmdiff::{
-    engine::Store,
+    engine::{Current, Store},
     models::{
         checkpoint::{Checkpoint, to_safetensors},
         lpips::Lpips,
@@ -86,7 +86,7 @@ const ROWS: &str = "select step, loss, disc_loss, rows_per_s, weights from autoe
 
 fn is_published(lab: &Lab) -> bool {
     let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
-    store.published("toy", "autoencoder").unwrap().is_some()
+    matches!(store.published("toy", "autoencoder").unwrap(), Current::Whole(..))
 }
 
 /// Goes on to the end, which is the same as without an interruption.

@@ -14,6 +14,7 @@ use crate::engine::{
     pipeline::Pipeline,
     plan::{Doubts, Planner, State, plan},
     reason::Cause,
+    store::Inventory,
 };
 
 /// Say what a run would compute, and why.
@@ -50,13 +51,14 @@ pub(super) fn show(
     doubts: &Doubts,
     json: bool,
 ) -> Result<u8> {
-    let planner = Planner { store, sources, doubts };
+    let planner = Planner { store, sources, doubts, inventory: &Inventory::default() };
     let width = width(tables);
     for table in plan(&planner, pipeline, tables)? {
         if json {
             print(serde_json::to_string(&table)?)?;
         } else {
             print(format!("{:<width$}  {}", table.table, describe(&table.state)))?;
+            table.notes.iter().try_for_each(|note| print(format!("{:<width$}  note: {note}", "")))?;
         }
     }
     Ok(EXIT_DONE)

@@ -82,7 +82,7 @@ impl Progress {
             }
             Event::PartCommitted { bytes, .. } => self.bytes += bytes,
             Event::RowFailed { table, id, message, .. } => self.line(table, &format!("{id} failed: {message}")),
-            Event::Log { table, message } => self.line(table, message),
+            Event::Log { table, message } | Event::Note { table, message } => self.line(table, message),
             Event::TablePublished { table, rows, computed, errors, seconds, .. } => {
                 self.bar.take().inspect(ProgressBar::finish_and_clear);
                 let speed = if *computed > 1 {

@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 
 use super::{
     EXIT_DONE, StoreArgs,
-    text::{count, print, width},
+    text::{count, print, say, width},
 };
 use crate::engine::manifest::Manifest;
 
@@ -26,9 +26,24 @@ impl Status {
         print(format!("store {}", store.url))?;
         for pipeline in store.pipelines()? {
             print(format!("\n{pipeline}"))?;
-            let versions = store.versions(&pipeline)?.into_iter();
-            let tables = versions.map(|(slot, versions)| store.manifests(&pipeline, &slot, &versions));
-            list(tables.collect::<Result<_, _>>()?)?;
+            let mut tables = Vec::new();
+            for (slot, versions) in store.versions(&pipeline)? {
+                let newest = versions.last().copied();
+                let mut whole = Vec::new();
+                for (version, manifest) in store.manifests(&pipeline, &slot, &versions) {
+                    match manifest {
+                        Ok(manifest) => whole.push(manifest),
+                        Err(error) => {
+                            say(format!("{error}"));
+                            if Some(version) == newest {
+                                whole.clear();
+                            }
+                        }
+                    }
+                }
+                tables.push(whole);
+            }
+            list(tables)?;
         }
         let size = |folder| Ok::<_, anyhow::Error>(HumanBytes(store.size(folder)?));
         print(format!("\nparts {}, blobs {}, saved states {}", size("parts")?, size("blobs")?, size("state")?))?;

@@ -20,10 +20,11 @@ use object_store::{
 };
 use tokio::sync::OnceCell;
 
-use super::{Digest, source::cache_folder};
-
-/// Folders of a store whose objects are named by their digests.
-const IMMUTABLE: [&str; 3] = ["parts", "blobs", "computed"];
+use super::{
+    Digest,
+    checked::{Mismatch, digest_in},
+    source::cache_folder,
+};
 
 /// A remote store with its immutable objects kept in a local folder.
 #[derive(Debug)]
@@ -50,14 +51,6 @@ enum Fetched {
     Bytes(Bytes),
 }
 
-/// An object whose bytes are not those that its name promises.
-#[derive(Debug, thiserror::Error)]
-#[error("{location} does not match its digest")]
-pub(super) struct Mismatch {
-    location: Path,
-    pub(super) digest: Digest,
-}
-
 impl Cached {
     /// The store below `prefix` of `remote`, with copies in the user's cache folder.
     pub(super) fn new(remote: Arc<dyn ObjectStore>, prefix: Path) -> std::io::Result<Self> {
@@ -76,9 +69,8 @@ impl Cached {
 
     fn immutable<'a>(&self, location: &'a Path) -> Option<Immutable<'a>> {
         let copy: Path = location.prefix_match(&self.prefix)?.collect();
-        let folder = copy.parts().next()?;
-        let digest = copy.filename()?.split('.').next()?.parse().ok()?;
-        IMMUTABLE.contains(&folder.as_ref()).then_some(Immutable { location, copy, digest })
+        let digest = digest_in(copy.parts().next()?.as_ref(), copy.filename()?)?;
+        Some(Immutable { location, copy, digest })
     }
 
     fn checked(&self) -> MutexGuard<'_, HashMap<Path, Arc<OnceCell<u64>>>> {
@@ -111,7 +103,7 @@ impl Cached {
         if Digest::of(&bytes) == object.digest {
             return Ok(bytes);
         }
-        let mismatch = Mismatch { location: object.location.clone(), digest: object.digest };
+        let mismatch = Mismatch { location: object.location.to_string(), digest: object.digest };
         Err(Error::Generic { store: "remote", source: Box::new(mismatch) })
     }
 

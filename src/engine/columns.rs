@@ -106,7 +106,7 @@ pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) 
             columns.push(digest_array(digests.into_iter()));
         } else if !is_volatile(field) {
             let value = values(column)?;
-            rows.iter_mut().enumerate().for_each(|(i, row)| value.hash(i, row));
+            rows.iter_mut().enumerate().for_each(|(i, row)| value.encode(i, row));
         }
     }
     if let Some(keys) = keys {
@@ -123,7 +123,7 @@ pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
     let columns = content.map(|(_, column)| values(column)).collect::<Result<Vec<_>>>()?;
     let row = |i| {
         let mut hasher = Hasher::new("row");
-        columns.iter().for_each(|column| column.hash(i, &mut hasher));
+        columns.iter().for_each(|column| column.encode(i, &mut hasher));
         hasher.finish()
     };
     Ok((0..batch.num_rows()).into_par_iter().map(row).collect())
@@ -187,7 +187,33 @@ fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(declared.clone(), columns, &options)?)
 }
 
-/// Hashes the values of one column, row by row.
+/// Takes the canonical encoding of a value, piece by piece.
+trait Encoding {
+    /// Bytes whose number the type and what came before fix.
+    fn raw(&mut self, bytes: &[u8]);
+
+    /// Bytes of any number.
+    fn sized(&mut self, bytes: &[u8]) {
+        self.raw(&(bytes.len() as u64).to_le_bytes());
+        self.raw(bytes);
+    }
+}
+
+impl Encoding for Hasher {
+    fn raw(&mut self, bytes: &[u8]) {
+        Hasher::raw(self, bytes);
+    }
+}
+
+/// Begins the encoding of a null.
+const NULL: u8 = 0;
+/// Begins the encoding of any other value; the items of a list of fixed-width values follow as one run of bytes.
+const VALUE: u8 = 1;
+/// Begins the encoding of a list of fixed-width values in which there are nulls: each item is encoded by itself.
+const VALUE_WITH_NULLS: u8 = 2;
+
+/// The canonical encoding of the values of one column, row by row: two values of one type are encoded alike only where they
+/// are equal, bit for bit, and no encoding begins another.
 enum Values {
     Fixed { data: arrow::buffer::Buffer, offset: usize, width: usize, valid: ArrayRef },
     Bits(ArrayRef),
@@ -199,50 +225,62 @@ enum Values {
 }
 
 impl Values {
-    fn hash(&self, row: usize, out: &mut Hasher) {
+    fn encode(&self, row: usize, out: &mut impl Encoding) {
         let array = match self {
             Self::Fixed { valid, .. } | Self::FixedList { valid, .. } => valid,
             Self::Bits(a) | Self::Text(a) | Self::Bytes(a) | Self::List(a, _) | Self::Struct(a, _) => a,
         };
         if array.is_null(row) {
-            return out.raw(&[0]);
+            return out.raw(&[NULL]);
         }
-        out.raw(&[1]);
         match self {
             Self::Fixed { data, offset, width, .. } => {
-                out.raw(&data[(offset + row) * width..(offset + row + 1) * width])
+                out.raw(&[VALUE]);
+                out.raw(&data[(offset + row) * width..(offset + row + 1) * width]);
             }
-            Self::Bits(array) => out.raw(&[u8::from(array.as_boolean().value(row))]),
+            Self::Bits(array) => out.raw(&[VALUE, u8::from(array.as_boolean().value(row))]),
             Self::Text(array) => {
-                out.field(array.as_string::<i32>().value(row).as_bytes());
+                out.raw(&[VALUE]);
+                out.sized(array.as_string::<i32>().value(row).as_bytes());
             }
             Self::Bytes(array) => {
-                out.field(array.as_binary::<i32>().value(row));
+                out.raw(&[VALUE]);
+                out.sized(array.as_binary::<i32>().value(row));
             }
             Self::List(array, items) => {
                 let offsets = array.as_list::<i32>().value_offsets();
                 let (start, end) = (offsets[row] as usize, offsets[row + 1] as usize);
-                out.raw(&((end - start) as u64).to_le_bytes());
-                items.hash_range(start, end, out);
+                items.encode_items(start, end, Some((end - start) as u64), out);
             }
-            Self::FixedList { size, items, .. } => items.hash_range(row * size, (row + 1) * size, out),
-            Self::Struct(_, fields) => fields.iter().for_each(|field| field.hash(row, out)),
+            Self::FixedList { size, items, .. } => items.encode_items(row * size, (row + 1) * size, None, out),
+            Self::Struct(_, fields) => {
+                out.raw(&[VALUE]);
+                fields.iter().for_each(|field| field.encode(row, out));
+            }
         }
     }
 
-    /// Numbers without nulls are hashed as one run of bytes.
-    fn hash_range(&self, start: usize, end: usize, out: &mut Hasher) {
-        match self {
-            Self::Fixed { data, offset, width, valid } if valid.slice(start, end - start).null_count() == 0 => {
-                out.raw(&data[(offset + start) * width..(offset + end) * width]);
+    /// The items of a list, after their number where the type does not fix it.
+    fn encode_items(&self, start: usize, end: usize, length: Option<u64>, out: &mut impl Encoding) {
+        let run = match self {
+            Self::Fixed { data, offset, width, valid } => {
+                let has_nulls = valid.null_count() > 0 && valid.slice(start, end - start).null_count() > 0;
+                (!has_nulls).then(|| &data[(offset + start) * width..(offset + end) * width])
             }
-            _ => (start..end).for_each(|row| self.hash(row, out)),
+            _ => None,
+        };
+        let has_nulls = run.is_none() && matches!(self, Self::Fixed { .. });
+        out.raw(&[if has_nulls { VALUE_WITH_NULLS } else { VALUE }]);
+        length.iter().for_each(|length| out.raw(&length.to_le_bytes()));
+        match run {
+            Some(run) => out.raw(run),
+            None => (start..end).for_each(|row| self.encode(row, out)),
         }
     }
 
     fn digest(&self, row: usize) -> Digest {
         let mut hasher = Hasher::new("value");
-        self.hash(row, &mut hasher);
+        self.encode(row, &mut hasher);
         hasher.finish()
     }
 }
@@ -291,6 +329,9 @@ pub fn tensor_shape(field: &Field) -> Option<Vec<usize>> {
     let metadata: serde_json::Value = serde_json::from_str(field.metadata().get("ARROW:extension:metadata")?).ok()?;
     metadata["shape"].as_array()?.iter().map(|n| n.as_u64().map(|n| n as usize)).collect()
 }
+
+#[cfg(test)]
+mod encoding_tests;
 
 #[cfg(test)]
 mod tests {

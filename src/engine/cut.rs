@@ -45,9 +45,9 @@ impl Iterator for Tasks<'_> {
     fn next(&mut self) -> Option<Result<Task>> {
         let Self { work, run, job, chunks } = self;
         let chunk = chunks.next()?;
-        let listed = work.listed.as_ref().map(|batch| {
+        let listed = work.listed.as_ref().map(|listed| {
             let rows = UInt32Array::from_iter_values(chunk.iter().map(|row| *row as u32));
-            Listed::pack(&take_record_batch(batch, &rows)?)
+            Listed::pack(&take_record_batch(&listed.rows, &rows)?)
         });
         let listed = match listed.transpose() {
             Ok(listed) => listed,
@@ -102,7 +102,7 @@ fn job(work: &Work<'_>, views: &Views, options: &Options) -> Result<Job> {
             }),
         }
     }
-    schemas.extend(work.listed.as_ref().map(|batch| (SOURCE.to_owned(), encode_schema(batch.schema_ref()))));
+    schemas.extend(work.listed.as_ref().map(|listed| (SOURCE.to_owned(), encode_schema(listed.rows.schema_ref()))));
     Ok(Job {
         stage: table.kind.name.to_owned(),
         params: table.stage.params(),

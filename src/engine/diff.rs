@@ -15,7 +15,7 @@ use super::{
     history::Run,
     join::ids_of,
     manifest::Manifest,
-    parts::{project, read_light},
+    parts::{project, read_table},
     reason::{Cause, RowChanges, compare},
 };
 
@@ -108,7 +108,7 @@ fn table_diff(store: &Store, table: &str, a: Option<Manifest>, b: Option<Manifes
 fn light(store: &Store, manifest: &Manifest) -> Result<RecordBatch> {
     let stored = manifest.schema()?;
     let columns: Vec<String> = light_schema(&stored).into_iter().filter(|name| name != super::KEY).collect();
-    read_light(store, &manifest.parts, &columns, &project(&stored, &columns)?)
+    read_table(store, &manifest.parts, &columns, &project(&stored, &columns)?)
 }
 
 /// The numbers that differ between rows that are otherwise equal. Where other columns do not tell rows apart, whole numbers

@@ -62,7 +62,8 @@ impl Digest {
         &self.0
     }
 
-    fn truncate(hash: blake3::Hash) -> Self {
+    /// The digest that a hash is.
+    pub(super) fn truncate(hash: blake3::Hash) -> Self {
         let mut short = [0; 16];
         short.copy_from_slice(&hash.as_bytes()[..16]);
         Self(short)

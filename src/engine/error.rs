@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Digest, cache::Mismatch};
+use super::{Digest, checked::Mismatch};
 
 /// What can go wrong between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +78,8 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<object_store::Error> for Error {
-    /// Damage that shows on the way from a remote store is the same as on a disk.
     fn from(error: object_store::Error) -> Self {
-        match std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Mismatch>()) {
+        match Mismatch::find(&error) {
             Some(mismatch) => Self::lost(mismatch.digest, mismatch.to_string()),
             None => Self::Store(error),
         }

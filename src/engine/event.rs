@@ -89,6 +89,13 @@ pub enum Event {
         /// What it says.
         message: String,
     },
+    /// A remark on a table that a run has looked at.
+    Note {
+        /// The table.
+        table: String,
+        /// The remark.
+        message: String,
+    },
     /// A table's new version is what SQL sees.
     TablePublished {
         /// The table.

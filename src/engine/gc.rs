@@ -5,15 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
-    Digest, Result, Store,
+    Digest, Error, Result, Store,
     event::now_ms,
     history::{self, Run},
     manifest::{Entry, Manifest},
     store::Object,
+    versions::{parse_version, version_name},
 };
 
 /// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
@@ -53,6 +53,12 @@ pub struct Heap {
 pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     let began = now_ms();
     let runs = history::runs(store)?;
+    if let Some(run) = runs.iter().find(|run| run.damaged && !run.tags.is_empty()) {
+        let (tags, log) = (run.tags.join(", "), history::log_name(&run.run));
+        return Err(Error::Damaged(format!(
+            "{log} does not match its digest, so what the tag {tags} keeps is not known; `vlmdiff runs untag` gives it up"
+        )));
+    }
     let kept = kept_runs(&runs, keep);
     // What an interrupted run has computed is not published yet, and the next run goes on from there.
     let interrupted = kept.iter().filter(|run| run.status() != "done").map(|run| run.started_ms).min();
@@ -64,8 +70,8 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     };
     let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
     let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
-    let (reached, stages, seen) = Default::default();
-    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, seen, garbage };
+    let (reached, stages, failed, seen) = Default::default();
+    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, failed, seen, garbage };
     collector.versions(&kept)?;
     collector.unfinished()?;
     collector.records()?;
@@ -98,6 +104,8 @@ struct Collector<'a> {
     reached: HashSet<Digest>,
     /// Stages of tables to keep.
     stages: HashSet<Digest>,
+    /// Keys of rows that tables to keep leave out.
+    failed: HashSet<Digest>,
     /// Versions that were looked at.
     seen: HashSet<String>,
     garbage: Garbage,
@@ -120,20 +128,39 @@ impl Collector<'_> {
 
     fn versions(&mut self, kept: &[&Run]) -> Result<()> {
         let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
-        let mut folder_of_current = None;
-        for object in self.store.objects_in("published")?.iter().rev() {
+        let objects = self.store.objects_in("published")?;
+        let mut slots: BTreeMap<(&str, &str), BTreeMap<u64, u64>> = BTreeMap::new();
+        for object in &objects {
+            let Some((pipeline, slot, version)) = parse_version(&object.name) else { continue };
             self.seen.insert(object.name.clone());
-            let folder = object.name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-            let is_wanted = wanted.contains(&object.name);
-            if folder == folder_of_current && !is_wanted {
-                self.delete(object, |garbage| &mut garbage.versions)?;
-            } else if let Some(manifest) = self.manifest(&object.name)? {
-                // The newest that can be read is the current one.
-                folder_of_current = folder;
-                if is_wanted || !manifest.retired {
-                    self.reach(&manifest);
+            *slots.entry((pipeline, slot)).or_default().entry(version).or_default() += object.bytes;
+        }
+        for ((pipeline, slot), versions) in slots {
+            // What a damaged current version reaches is not known, and must not be deleted.
+            let current = self.store.published(pipeline, slot)?.whole()?;
+            if let Some((_, manifest)) = current.as_ref().filter(|(_, manifest)| !manifest.retired) {
+                self.reach(manifest);
+            }
+            let newest = versions.keys().next_back().copied();
+            for (version, bytes) in versions.into_iter().filter(|(version, _)| Some(*version) != newest) {
+                let is_wanted = wanted.contains(&version_name(pipeline, slot, version));
+                let manifest = if is_wanted { self.store.version(pipeline, slot, version) } else { Ok(None) };
+                match manifest {
+                    Ok(Some(manifest)) => self.reach(&manifest),
+                    Ok(None) | Err(Error::Damaged(_)) => {
+                        self.garbage.versions.count += 1;
+                        self.garbage.versions.bytes += bytes;
+                        if !self.dry_run {
+                            self.store.delete_version(pipeline, slot, version)?;
+                        }
+                    }
+                    Err(error) => return Err(error),
                 }
             }
+            let retired = current.filter(|(version, manifest)| {
+                manifest.retired && wanted.contains(&version_name(pipeline, slot, *version))
+            });
+            retired.iter().for_each(|(_, manifest)| self.reach(manifest));
         }
         Ok(())
     }
@@ -150,12 +177,9 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn manifest(&self, name: &str) -> Result<Option<Manifest>> {
-        Ok(self.store.get(name)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
-    }
-
     fn reach(&mut self, manifest: &Manifest) {
         self.stages.insert(manifest.made.fingerprint);
+        self.failed.extend(manifest.errors.iter().map(|error| error.key));
         self.reached.extend(manifest.objects());
     }
 
@@ -163,7 +187,8 @@ impl Collector<'_> {
     fn catch_up(&mut self) -> Result<()> {
         for object in self.store.objects_in("published")? {
             if self.seen.insert(object.name.clone())
-                && let Some(manifest) = self.manifest(&object.name)?
+                && let Some((pipeline, slot, version)) = parse_version(&object.name)
+                && let Some(manifest) = self.store.version(pipeline, slot, version)?
             {
                 self.reach(&manifest);
             }
@@ -183,18 +208,26 @@ impl Collector<'_> {
             // tables are either seen or not yet begun, and then their rows are computed anew.
             let lock = self.store.try_lock(stage)?;
             let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
-            let read = |bytes: Option<Bytes>| serde_json::from_slice::<Entry>(&bytes?).ok();
-            let entries: Vec<Option<Entry>> = self.store.get_all(&names)?.into_iter().map(read).collect();
             let mut is_caught_up = false;
-            for (object, entry) in objects.iter().zip(entries) {
-                let Some(entry) = entry else { continue };
+            for (object, read) in objects.iter().zip(self.store.get_each(&names)) {
+                let entry = match read {
+                    Ok(Some(bytes)) => serde_json::from_slice::<Entry>(&bytes).ok(),
+                    Ok(None) => continue,
+                    Err(Error::Lost { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                let Some(entry) = entry else {
+                    // A damaged record says nothing of what was computed.
+                    self.delete(object, |garbage| &mut garbage.records)?;
+                    continue;
+                };
                 let mut is_kept = lock.is_none() || self.reaches(stage, &entry);
                 if !is_kept && !std::mem::replace(&mut is_caught_up, true) {
                     self.catch_up()?;
                     is_kept = self.reaches(stage, &entry);
                 }
                 if is_kept || self.is_young(object) {
-                    self.reached.extend(entry.part.into_iter().chain(entry.blobs));
+                    self.reached.extend(entry.objects());
                 } else {
                     self.delete(object, |garbage| &mut garbage.records)?;
                 }
@@ -204,11 +237,11 @@ impl Collector<'_> {
     }
 
     fn reaches(&self, stage: Digest, entry: &Entry) -> bool {
-        match entry.part {
-            Some(part) => self.reached.contains(&part),
-            // Rows that failed, and nothing else.
-            None => self.stages.contains(&stage),
-        }
+        let has_part = entry.part.is_some_and(|part| self.reached.contains(&part));
+        // A published table that leaves rows out knows by these records that they failed.
+        has_part
+            || (entry.part.is_none() && self.stages.contains(&stage))
+            || entry.errors.iter().any(|error| self.failed.contains(&error.key))
     }
 
     fn states(&mut self) -> Result<()> {

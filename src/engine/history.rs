@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result, Store,
     event::{Event, Logged},
+    sealed,
     versions::version_name,
 };
 
@@ -35,6 +36,8 @@ pub struct Run {
     pub tables: Vec<TableRun>,
     /// Rows that failed.
     pub failures: Vec<Failure>,
+    /// Whether its log is not what was written, so that nothing but its id is known.
+    pub damaged: bool,
     /// When its last table was started.
     #[serde(skip)]
     current: Option<u64>,
@@ -79,9 +82,10 @@ pub struct TableRun {
 }
 
 impl Run {
-    /// `done`, `failed`, `interrupted`, or `unfinished` for a run that was killed or is not over.
+    /// `done`, `failed`, `interrupted`, `unfinished` for a run that was killed or is not over, or `damaged` where the log is.
     pub fn status(&self) -> &'static str {
         match (&self.error, self.seconds) {
+            _ if self.damaged => "damaged",
             (Some(error), _) if *error == Error::Interrupted.to_string() => "interrupted",
             (Some(_), _) => "failed",
             (None, Some(_)) => "done",
@@ -143,7 +147,7 @@ impl Run {
                 self.seconds = Some(seconds);
                 self.error = error;
             }
-            Event::Progress { .. } | Event::Log { .. } => {}
+            Event::Progress { .. } | Event::Log { .. } | Event::Note { .. } => {}
         }
     }
 
@@ -162,6 +166,32 @@ struct Tag {
     run: String,
 }
 
+/// The name of the pipeline of the run that began last and whose log is whole; an error where a later log is damaged.
+pub fn last_pipeline(store: &Store, is_meant: impl Fn(&str) -> bool) -> Result<Option<String>> {
+    for run in store.list("runs")?.iter().rev() {
+        let name = format!("runs/{run}");
+        let Some(log) = store.get(&name)? else { continue };
+        let first = sealed::open_lines(&name, &log)?.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        match serde_json::from_slice(first) {
+            Ok(Logged { event: Event::RunStarted { pipeline, .. }, .. }) if is_meant(&pipeline) => {
+                return Ok(Some(pipeline));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Keeps the log of a run, one event a line.
+pub(super) fn save_log(store: &Store, run: &str, lines: &str) -> Result<()> {
+    store.put(&log_name(run), sealed::seal_lines(lines))
+}
+
+/// The name of the log of a run.
+pub(super) fn log_name(run: &str) -> String {
+    format!("runs/{run}.jsonl")
+}
+
 /// Every run that the store remembers, oldest first.
 pub fn runs(store: &Store) -> Result<Vec<Run>> {
     let tags = tags(store)?;
@@ -169,9 +199,13 @@ pub fn runs(store: &Store) -> Result<Vec<Run>> {
     let logs = store.get_all(&names)?;
     let read = |(name, log): (&String, bytes::Bytes)| {
         let mut run = Run { run: run_of(name).to_owned(), ..Run::default() };
-        // A line cut short by a full disk or a killed writer ends the log.
-        let events = log.split(|byte| *byte == b'\n').map_while(|line| serde_json::from_slice(line).ok());
-        events.for_each(|event| run.add(event));
+        match sealed::open_lines(name, &log) {
+            Ok(lines) => {
+                let events = lines.split(|byte| *byte == b'\n').map_while(|line| serde_json::from_slice(line).ok());
+                events.for_each(|event| run.add(event));
+            }
+            Err(_) => run.damaged = true,
+        }
         run.tags = tags.iter().filter(|(_, tagged)| **tagged == run.run).map(|(tag, _)| tag.clone()).collect();
         run
     };
@@ -182,15 +216,22 @@ fn run_of(name: &str) -> &str {
     name.trim_start_matches("runs/").trim_end_matches(".jsonl")
 }
 
+fn tag_of(name: &str) -> &str {
+    name.trim_start_matches("tags/").trim_end_matches(".json")
+}
+
 /// The tags of a store: tag -> run.
 pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     let names: Vec<String> = store.list("tags")?.iter().map(|name| format!("tags/{name}")).collect();
-    // A tag that a failing disk cut short names nothing.
     let tag = |(name, bytes): (&String, Option<bytes::Bytes>)| {
-        let Tag { run } = serde_json::from_slice(&bytes?).ok()?;
-        Some((name.trim_start_matches("tags/").trim_end_matches(".json").to_owned(), run))
+        let tag = tag_of(name);
+        let opened = sealed::open::<Tag>(name, &bytes?).map_err(|error| match error {
+            Error::Damaged(what) => Error::Damaged(format!("{what}; `vlmdiff runs tag {tag} RUN` writes it again")),
+            other => other,
+        });
+        Some(opened.map(|Tag { run }| (tag.to_owned(), run)))
     };
-    Ok(names.iter().zip(store.get_all(&names)?).filter_map(tag).collect())
+    names.iter().zip(store.get_all(&names)?).filter_map(tag).collect()
 }
 
 /// The run that a name means: a tag, an id or the beginning of one, `last` for the newest or `last~1` for the one before.
@@ -241,15 +282,16 @@ pub fn check_tag(tag: &str) -> Result<String> {
 /// Names a run, so that its tables stay and can be read as `TABLE@TAG`. Returns the run that had the tag before.
 pub fn tag(store: &Store, tag: &str, run: &str) -> Result<Option<String>> {
     check_tag(tag)?;
-    let before = tags(store)?.remove(tag);
-    let json = serde_json::to_vec(&Tag { run: run.to_owned() }).map_err(std::io::Error::from)?;
-    store.put(&format!("tags/{tag}.json"), json)?;
-    Ok(before)
+    let name = format!("tags/{tag}.json");
+    // A damaged tag says nothing, and is replaced.
+    let before = store.get(&name)?.and_then(|bytes| sealed::open::<Tag>(&name, &bytes).ok());
+    store.put(&name, sealed::seal(&Tag { run: run.to_owned() })?)?;
+    Ok(before.map(|tag| tag.run))
 }
 
 /// Forgets a tag.
 pub fn untag(store: &Store, tag: &str) -> Result<()> {
-    if !tags(store)?.contains_key(tag) {
+    if store.listed_size(&format!("tags/{tag}.json"))?.is_none() {
         return Err(Error::Input(format!("the store has no tag `{tag}`")));
     }
     store.delete(&format!("tags/{tag}.json"))

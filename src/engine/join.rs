@@ -11,11 +11,10 @@ use arrow::{
 use super::{
     Digest, Error, Hasher, Result, Store,
     columns::{light_names, row_digests},
-    encode_schema,
     filter::Filter,
-    known::content,
+    identity::{self, content},
     manifest::Manifest,
-    parts::{project, read_light},
+    parts::{project, read_table},
     pipeline::{Input, Table},
     plan::{Pending, View, Views},
     stage::Reads,
@@ -58,13 +57,7 @@ impl Joined {
 
     /// What a row is computed from; `base` is all that rows have in common.
     pub fn key(&self, base: Digest, row: usize) -> Digest {
-        let mut hasher = Hasher::new("row key");
-        // The id is part of the row that is written, and of its randomness.
-        hasher.field(base.as_bytes()).field(self.ids.value(row).as_bytes());
-        self.digests.iter().for_each(|digests| {
-            hasher.field(digests[row].as_bytes());
-        });
-        hasher.finish()
+        identity::row_key(base, self.ids.value(row), self.digests.iter().map(|digests| digests[row]))
     }
 }
 
@@ -81,14 +74,6 @@ impl View {
     }
 }
 
-/// What a stage reads of an input beside the rows: at which port, and the columns with their names and types.
-pub(super) fn shape(view: &View, input: &Input) -> Result<Digest> {
-    let mut hasher = Hasher::new("input");
-    let schema = project(&*view.manifest.schema()?, &input.columns)?;
-    hasher.field(input.port.as_bytes()).field(encode_schema(&schema).as_bytes());
-    Ok(hasher.finish())
-}
-
 /// The content of chosen columns of a table.
 pub(super) fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
     if view.pending != Pending::Nothing {
@@ -96,7 +81,7 @@ pub(super) fn table_content(store: &Store, view: &View, columns: &[String]) -> R
     }
     let stored = view.manifest.schema()?;
     let columns = light_names(&stored, columns);
-    let read = |columns: &[String], schema: &SchemaRef| read_light(store, &view.manifest.parts, columns, schema);
+    let read = |columns: &[String], schema: &SchemaRef| read_table(store, &view.manifest.parts, columns, schema);
     Ok(content(&row_digests(&in_order(view.manifest.keyed, &stored, &columns, read)?)?))
 }
 
@@ -179,7 +164,7 @@ impl Light {
             }
         }
         let schema = project(&stored, &columns)?;
-        let mut batch = read_light(store, &manifest.parts, &columns, &schema)?;
+        let mut batch = read_table(store, &manifest.parts, &columns, &schema)?;
         let mut places = places(manifest);
         if let Some(filter) = filter {
             let kept = filter.evaluate(&batch)?;
@@ -193,15 +178,27 @@ impl Light {
         let indices = declared.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>()?;
         let mut digests = row_digests(&batch.project(&indices)?)?;
         let mut ids = ids_of(&batch)?;
-        // Whether `where:` chooses a row that is still to be computed is not known: it may.
         if let Pending::Rows(pending) = &view.pending {
-            ids = ids.iter().flatten().chain(pending.iter().map(String::as_str)).map(Some).collect();
+            let may_be_chosen = pending_choice(filter, view.known.as_ref())?;
+            let pending = pending.iter().zip(may_be_chosen).filter(|(_, may)| *may).map(|(id, _)| id.as_str());
+            ids = ids.iter().flatten().chain(pending).map(Some).collect();
             digests.resize(ids.len(), Digest::of(PENDING));
             places.resize(ids.len(), NOWHERE);
         }
         let parts = manifest.parts.iter().map(|part| part.part).collect();
         Ok(Self { port: input.port.clone(), ids, digests, parts, places })
     }
+}
+
+/// Whether `where:` may choose each row that is still to be computed: where the columns that it asks for are not known, it may.
+fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Result<Box<dyn Iterator<Item = bool>>> {
+    if let (Some(filter), Some(known)) = (filter, known)
+        && filter.columns.iter().all(|column| known.column_by_name(column).is_some())
+    {
+        let chosen = filter.evaluate(known)?;
+        return Ok(Box::new((0..chosen.len()).map(move |row| chosen.is_valid(row) && chosen.value(row))));
+    }
+    Ok(Box::new(std::iter::repeat(true)))
 }
 
 /// Where each row of a table lies: part and row.

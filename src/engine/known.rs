@@ -1,11 +1,12 @@
 //! What a stage has computed before, by key, and the tables that are made of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{
-    Digest, Hasher,
+    Digest,
     digest::DigestMap,
-    manifest::{Entry, PartRef, RowError, runs},
+    identity::content,
+    manifest::{Entry, NAMED, Note, PartRef, RowError, runs},
 };
 
 /// What a stage has computed before, by key. Of two results for one key the later counts.
@@ -24,6 +25,8 @@ pub struct Chosen {
     pub errors: Vec<RowError>,
     /// Blobs that the rows name.
     pub blobs: Vec<Digest>,
+    /// Remarks on the rows.
+    pub notes: Vec<Note>,
     /// The content of all rows.
     pub content: Digest,
 }
@@ -40,17 +43,6 @@ impl Known {
             }
             self.entries.push(entry);
         }
-    }
-
-    /// What remains when parts are lost.
-    pub fn without(self, lost: &BTreeSet<Digest>) -> Self {
-        if lost.is_empty() {
-            return self;
-        }
-        let is_lost = |entry: &Entry| entry.part.iter().chain(&entry.blobs).any(|digest| lost.contains(digest));
-        let mut known = Self::default();
-        known.extend(self.entries.into_iter().filter(|entry| !is_lost(entry)));
-        known
     }
 
     /// Whether nothing was computed.
@@ -92,7 +84,31 @@ impl Known {
             Some(PartRef { part: entry.part?, bytes: entry.bytes, rows: total, chosen })
         });
         let parts = parts.collect();
-        Chosen { parts, errors, blobs: blobs.into_iter().collect(), content: content(&contents) }
+        let notes = self.notes(keys);
+        Chosen { parts, errors, blobs: blobs.into_iter().collect(), notes, content: content(&contents) }
+    }
+
+    /// The remarks on the rows with these keys, by text.
+    fn notes(&self, keys: &[Digest]) -> Vec<Note> {
+        let noted = self.entries.iter().zip(0u32..).filter(|(entry, _)| !entry.notes.is_empty());
+        let noted: Vec<(&Entry, u32)> = noted.collect();
+        if noted.is_empty() {
+            return Vec::new();
+        }
+        let chosen: HashSet<&Digest> = keys.iter().collect();
+        let mut notes: BTreeMap<&str, Note> = BTreeMap::new();
+        for (entry, at) in noted {
+            for note in &entry.notes {
+                // Of two results for one key the later counts, and so do its remarks.
+                let counts = |key: &Digest| chosen.contains(key) && self.rows.get(key).is_some_and(|row| row.0 == at);
+                for (i, _) in note.keys.iter().enumerate().filter(|(_, key)| counts(key)) {
+                    let all = notes.entry(&note.what).or_insert_with(|| Note::new(note.what.clone()));
+                    all.count += 1;
+                    all.names.extend(note.names.get(i).filter(|_| all.names.len() < NAMED).cloned());
+                }
+            }
+        }
+        notes.into_values().map(|note| Note { of: Some(keys.len() as u64), ..note }).collect()
     }
 
     /// The table that was made as a whole; empty before it was.
@@ -105,16 +121,19 @@ impl Known {
             parts: self.entries.last().and_then(part).into_iter().collect(),
             errors: Vec::new(),
             blobs: self.entries.last().map(|entry| entry.blobs.clone()).unwrap_or_default(),
+            notes: self.entries.last().map(whole_notes).unwrap_or_default(),
             content: content(contents),
         }
     }
 }
 
-/// The digest of rows' digests.
-pub(super) fn content(rows: &[Digest]) -> Digest {
-    let mut hasher = Hasher::new("table");
-    rows.iter().for_each(|row| {
-        hasher.field(row.as_bytes());
-    });
-    hasher.finish()
+/// The remarks on a table that was made as a whole.
+fn whole_notes(entry: &Entry) -> Vec<Note> {
+    let note = |note: &super::manifest::EntryNote| Note {
+        what: note.what.clone(),
+        count: note.count,
+        of: None,
+        names: note.names.clone(),
+    };
+    entry.notes.iter().map(note).collect()
 }

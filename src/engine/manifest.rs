@@ -1,6 +1,6 @@
 //! What the store says of tables: the parts that a stage has computed, and what a published version holds.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
@@ -26,6 +26,9 @@ pub struct Entry {
     pub errors: Vec<RowError>,
     /// Blobs that the rows name.
     pub blobs: Vec<Digest>,
+    /// Remarks on the rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<EntryNote>,
     /// When, in milliseconds since 1970: of two results for one key the later counts.
     pub recorded_ms: u64,
 }
@@ -71,6 +74,88 @@ pub struct RowError {
     /// The run in which it did.
     #[serde(default)]
     pub run: String,
+}
+
+impl Entry {
+    /// What it reaches in the store: its part, and the blobs that its rows name.
+    pub fn objects(&self) -> impl Iterator<Item = Digest> {
+        self.part.into_iter().chain(self.blobs.iter().copied())
+    }
+}
+
+/// One remark on rows of a part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntryNote {
+    /// The remark, the same text for every row that it is about.
+    pub what: String,
+    /// The keys of the rows, of a table whose rows are cached one by one.
+    #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Digest>,
+    /// The number of rows, of a table that is made as a whole; 0 where the remark is about the table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
+    /// The ids of the first rows, aligned with the first keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A remark on a table that a person should know, although it is no error: counted over all rows, and said once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Note {
+    /// The remark.
+    pub what: String,
+    /// How many rows or files it is about; 0 where it is about the table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
+    /// Rows of the table, where rows are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u64>,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A note names this many rows or files.
+pub const NAMED: usize = 3;
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Note {
+    /// A remark on a whole table.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), count: 0, of: None, names: Vec::new() }
+    }
+
+    /// A remark on things with these names, such as files that are left out.
+    pub fn about<T: Into<String>>(what: impl Into<String>, names: impl IntoIterator<Item = T>) -> Self {
+        let mut note = Self::new(what);
+        for name in names {
+            note.count += 1;
+            if note.names.len() < NAMED {
+                note.names.push(name.into());
+            }
+        }
+        note
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match (self.count, self.of) {
+            (0, _) => {}
+            (count, None) => write!(f, ": {count}")?,
+            (count, Some(1)) => write!(f, ": {count} of 1 row")?,
+            (count, Some(rows)) => write!(f, ": {count} of {rows} rows")?,
+        }
+        match (self.names.as_slice(), self.count) {
+            ([], _) => Ok(()),
+            (names, count) if count > names.len() as u64 => write!(f, ", such as {}", names.join(", ")),
+            (names, _) => write!(f, ": {}", names.join(", ")),
+        }
+    }
 }
 
 /// A part of a published table: all of its rows, or runs of them.
@@ -182,6 +267,9 @@ pub struct Manifest {
     /// Blobs that the rows name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Digest>,
+    /// Remarks on the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
     /// The pipeline no longer declares it, so SQL does not see it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retired: bool,
@@ -227,6 +315,16 @@ pub fn decode_schema(text: &str) -> Result<SchemaRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_counts_and_names() {
+        let note = |names: &[&str]| Note::about("no mask", names.iter().copied()).to_string();
+        assert_eq!(note(&["a", "b"]), "no mask: 2: a, b");
+        assert_eq!(note(&["a", "b", "c", "d"]), "no mask: 4, such as a, b, c");
+        let of_rows = Note { of: Some(9), ..Note::about("no mask", ["a"]) };
+        assert_eq!(of_rows.to_string(), "no mask: 1 of 9 rows: a");
+        assert_eq!(Note::new("the loss stayed").to_string(), "the loss stayed");
+    }
 
     #[test]
     fn a_schema_survives_its_text() {

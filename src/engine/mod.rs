@@ -1,6 +1,7 @@
 //! Dataflow: tables made by stages, computed row by row, kept under what they were computed from. Knows Arrow, not images.
 
 mod cache;
+mod checked;
 pub mod columns;
 mod cut;
 pub mod diff;
@@ -10,7 +11,9 @@ pub mod event;
 pub mod filter;
 mod from;
 pub mod gc;
+mod groups;
 pub mod history;
+pub mod identity;
 mod join;
 mod known;
 mod loader;
@@ -23,6 +26,7 @@ pub mod reason;
 mod remote;
 pub mod run;
 pub mod schema;
+mod sealed;
 pub mod select;
 pub mod source;
 pub mod stage;
@@ -31,6 +35,7 @@ pub mod store;
 pub mod sweep;
 pub mod task;
 mod unfinished;
+mod verify;
 mod versions;
 pub mod worker;
 mod yaml;
@@ -43,3 +48,4 @@ pub use parts::read_table;
 pub use source::Sources;
 pub use stop::Stop;
 pub use store::Store;
+pub use versions::Current;

@@ -31,6 +31,7 @@ use rayon::prelude::*;
 
 use super::{
     Digest, Error, Result, Store,
+    checked::Mismatch,
     columns::is_heavy,
     manifest::{PartRef, runs, selection},
 };
@@ -152,9 +153,7 @@ pub(super) fn gather(
         rows.dedup();
         found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
         let part = parts[part as usize];
-        batches.push(
-            in_part(part, || decode(store.part(part)?, columns, Some(&runs(&rows))))?.with_schema(schema.clone())?,
-        );
+        batches.push(read_part(store, part, columns, Some(&runs(&rows)))?.with_schema(schema.clone())?);
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
@@ -169,31 +168,27 @@ pub(super) fn gather(
 
 /// All chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    collect(parts, schema, |part, chosen| in_part(part, || decode(store.part(part)?, columns, chosen)))
-}
-
-/// [`read_table`] of light columns: the bytes of the others are not read, so the part's digest is not checked.
-pub fn read_light(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    collect(parts, schema, |part, chosen| match store.part_file(part)? {
-        Some(file) => in_part(part, || decode(file, columns, chosen)),
-        None => in_part(part, || decode(store.part(part)?, columns, chosen)),
-    })
-}
-
-fn collect(
-    parts: &[PartRef],
-    schema: &SchemaRef,
-    read: impl Fn(Digest, Option<&[(u64, u64)]>) -> Result<RecordBatch> + Sync,
-) -> Result<RecordBatch> {
-    let read = |part: &PartRef| Ok(read(part.part, part.chosen.as_deref())?.with_schema(schema.clone())?);
+    let read =
+        |part: &PartRef| Ok(read_part(store, part.part, columns, part.chosen.as_deref())?.with_schema(schema.clone())?);
     let batches = parts.par_iter().map(read).collect::<Result<Vec<_>>>()?;
     Ok(concat_batches(schema, &batches)?)
+}
+
+/// Columns of a part. On this machine's disk the bytes of other columns are not read; what is read is checked.
+fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
+    in_part(part, || match store.local_part(part)? {
+        Some(opened) => decode(opened, columns, chosen),
+        None => decode(store.part(part)?, columns, chosen),
+    })
 }
 
 /// A part that Parquet cannot read is damaged. It says so by an error, or by a panic at bytes that it never writes.
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
+        error if Mismatch::find(&error).is_some() => {
+            Error::lost(part, format!("part {part} does not match its digest"))
+        }
         // The disk's trouble is not the part's.
         Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
             Error::Stage(format!("part {part} cannot be read: {e}"))

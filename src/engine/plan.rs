@@ -2,21 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::{Array, RecordBatch};
+use arrow::{
+    array::{Array, RecordBatch, UInt32Array},
+    compute::take_record_batch,
+};
 use rayon::prelude::*;
 
 use super::{
-    Digest, Error, Hasher, Result, Sources, Store,
+    Current, Digest, Error, Result, Sources, Store,
     columns::{row_digests, stored_schema},
     encode_schema,
     event::now_ms,
-    join::{Joined, join, shape, sort_by_id, table_content},
-    known::{Known, content},
-    manifest::{Made, Manifest, PartRef},
+    identity::{self, InputRead, fingerprint},
+    join::{Joined, join, sort_by_id, table_content},
+    known::Known,
+    manifest::{Entry, Made, Manifest, Note, PartRef},
+    parts::project,
     pipeline::{OnError, Pipeline, Table},
     reason::{self, Cause},
     select::is_called,
-    stage::{Reads, fingerprint},
+    stage::{Listing, Reads},
+    store::{Inventory, Recorded, blob_name, part_name},
     task::SOURCE,
 };
 
@@ -41,6 +47,9 @@ pub struct TablePlan {
     /// Fresh, stale or blocked.
     #[serde(flatten)]
     pub state: State,
+    /// Remarks on the table, as far as its rows are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
 }
 
 /// Whether a table can be used as it is.
@@ -79,6 +88,15 @@ pub struct View {
     pub manifest: Manifest,
     /// What of it is still to be computed.
     pub pending: Pending,
+    /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
+    pub known: Option<RecordBatch>,
+}
+
+impl View {
+    /// A published table.
+    pub fn new(version: u64, manifest: Manifest) -> Self {
+        Self { version, manifest, pending: Pending::Nothing, known: None }
+    }
 }
 
 /// What of a table is still to be computed, as far as a plan knows.
@@ -95,20 +113,36 @@ pub enum Pending {
 /// The tables of a pipeline, by name.
 pub type Views = BTreeMap<String, View>;
 
+/// The published tables of a pipeline.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Those whose manifests are whole.
+    pub views: Views,
+    /// The version of others and what is wrong with its manifest: they count as not published, and are published again.
+    pub damaged: BTreeMap<String, (u64, String)>,
+}
+
 /// What is published of a pipeline's tables.
-pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Views> {
+pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
     let slots: Vec<String> = pipeline.tables.iter().map(Table::slot).collect();
-    let found = store.current(&pipeline.name, &slots)?;
-    let view = |(table, found): (&Table, Option<_>)| {
-        let (version, manifest) = found?;
-        Some((table.name.clone(), View { version, manifest, pending: Pending::Nothing }))
-    };
-    Ok(pipeline.tables.iter().zip(found).filter_map(view).collect())
+    let mut found = Found::default();
+    for (table, current) in pipeline.tables.iter().zip(store.current(&pipeline.name, &slots)?) {
+        match current {
+            Current::Absent => {}
+            Current::Damaged { version, message } => {
+                found.damaged.insert(table.name.clone(), (version, message));
+            }
+            Current::Whole(version, manifest) => {
+                found.views.insert(table.name.clone(), View::new(version, *manifest));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The plan of the tables that `chosen` names, from top to bottom.
 pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String>) -> Result<Vec<TablePlan>> {
-    let mut views = published(pipeline, planner.store)?;
+    let Found { mut views, damaged } = published(pipeline, planner.store)?;
     let mut plans = Vec::new();
     // What is not chosen is not looked at: no chosen table is made from it.
     for table in pipeline.tables.iter().filter(|table| chosen.contains(&table.name)) {
@@ -123,7 +157,8 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
             match planner.identify(table, &views)? {
                 None => State::Fresh { rows: views[&table.name].manifest.rows },
                 Some(draft) => {
-                    let work = draft.complete(planner, views.get(&table.name))?;
+                    let mut work = draft.complete(planner, views.get(&table.name))?;
+                    work.causes.splice(0..0, damaged.get(&table.name).map(|_| Cause::Damaged));
                     let pending = work.pending();
                     let state = State::Stale {
                         stale: work.stale.len() as u64,
@@ -133,12 +168,14 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                     };
                     let version = views.get(&table.name).map_or(0, |view| view.version);
                     let manifest = work.manifest("");
-                    views.insert(table.name.clone(), View { version, manifest, pending });
+                    views.insert(table.name.clone(), View { version, manifest, pending, known: work.known_columns()? });
                     state
                 }
             }
         };
-        plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state });
+        let known = views.get(&table.name).filter(|_| !matches!(state, State::Blocked { .. }));
+        let notes = known.map(|view| view.manifest.notes.clone()).unwrap_or_default();
+        plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state, notes });
     }
     Ok(plans)
 }
@@ -152,6 +189,8 @@ pub struct Planner<'a> {
     pub sources: &'a Sources,
     /// What not to take for fresh.
     pub doubts: &'a Doubts,
+    /// Which parts and blobs the store has.
+    pub inventory: &'a Inventory,
 }
 
 /// A table that is not fresh: who it is and which rows it has.
@@ -161,7 +200,7 @@ pub struct Draft<'a> {
     pub stage_key: Digest,
     made: Made,
     joined: Joined,
-    listed: Option<RecordBatch>,
+    listed: Option<Listing>,
     keys: Vec<Digest>,
     pending: Vec<Cause>,
 }
@@ -176,8 +215,8 @@ pub struct Work<'a> {
     pub made: Made,
     /// The joined rows, by id.
     pub joined: Joined,
-    /// The listed rows of a stage without inputs, by id.
-    pub listed: Option<RecordBatch>,
+    /// The listed rows of a stage without inputs, by id, and remarks on them.
+    pub listed: Option<Listing>,
     /// The rows' keys; empty for a whole table.
     pub keys: Vec<Digest>,
     /// What the store already has.
@@ -186,6 +225,10 @@ pub struct Work<'a> {
     pub after: u64,
     /// Whether it is computed again although it is known.
     pub forced: bool,
+    /// Parts and blobs of earlier results that are damaged or missing: their rows count as not computed.
+    pub lost: BTreeSet<Digest>,
+    /// The names of records that are damaged: their rows count as not computed.
+    pub damaged: Vec<String>,
     /// Positions of the rows that must be computed; of a whole table one position, or none.
     pub stale: Vec<usize>,
     /// Why the table is not fresh.
@@ -201,60 +244,98 @@ impl<'a> Planner<'a> {
         let files: Vec<_> = files.into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
         let params = table.kind.identity(&*table.stage);
         let fingerprint = fingerprint(&table.kind, &params, &files, &table.output);
-        let listed = table.stage.list(self.sources).map_err(named)?.map(sort_by_id).transpose()?;
-        let listed_rows = listed.as_ref().map(row_digests).transpose()?;
+        let listed = table.stage.list(self.sources).map_err(named)?;
+        let sorted = |Listing { rows, notes }| Ok::<_, Error>(Listing { rows: sort_by_id(rows)?, notes });
+        let listed = listed.map(sorted).transpose()?;
+        let listed_rows = listed.as_ref().map(|listed| row_digests(&listed.rows)).transpose()?;
         let mut inputs: Vec<(String, Digest)> = Vec::new();
-        inputs.extend(listed_rows.iter().map(|rows| (SOURCE.to_owned(), content(rows))));
+        if let (Some(listed), Some(rows)) = (&listed, &listed_rows) {
+            inputs.push((SOURCE.to_owned(), identity::listing(rows, &listed.notes)));
+        }
         for input in &table.inputs {
-            let mut hasher = Hasher::new("read");
-            hasher.field(input.port.as_bytes()).field(views[&input.table].content().as_bytes());
-            inputs.push((input.table.clone(), hasher.finish()));
+            let content = views[&input.table].content();
+            inputs.push((input.table.clone(), identity::read(&input.port, input.reads, content)));
         }
         let filter = table.filter.as_ref().map(|f| f.text.clone());
         let (stage, revision) = (table.kind.name.to_owned(), table.kind.revision);
         let made = Made { stage, revision, params, files, fingerprint, inputs, filter };
-        let current = |view: &View| made.makes_the_same(&view.manifest);
-        if views.get(&table.name).is_some_and(|view| current(view) && self.trusts(table, &view.manifest)) {
+        if let Some(View { manifest, .. }) = views.get(&table.name)
+            && made.makes_the_same(manifest)
+            && self.trusts(table, manifest)?
+        {
             return Ok(None);
         }
         let joined = match (&listed, listed_rows) {
-            (Some(batch), Some(digests)) => Joined::listed(batch, digests).map_err(named)?,
+            (Some(listed), Some(digests)) => Joined::listed(&listed.rows, digests).map_err(named)?,
             _ => join(table, self.store, views)?,
         };
-        let mut base = Hasher::new("key");
-        base.field(fingerprint.as_bytes());
-        listed.iter().for_each(|batch| {
-            base.field(encode_schema(batch.schema_ref()).as_bytes());
-        });
-        for input in &table.inputs {
-            let view = &views[&input.table];
-            base.field(shape(view, input)?.as_bytes());
-            if input.reads == Reads::Table {
-                base.field(table_content(self.store, view, &input.columns)?.as_bytes());
-            }
-        }
-        let base = base.finish();
+        let base = self.base(table, fingerprint, listed.as_ref(), views)?;
         let row_keys: Vec<Digest> = (0..joined.ids.len()).into_par_iter().map(|row| joined.key(base, row)).collect();
-        let (stage_key, keys) = if table.is_keyed() {
-            (fingerprint, row_keys)
-        } else {
-            let mut hasher = Hasher::new("whole");
-            hasher.field(base.as_bytes()).field(content(&row_keys).as_bytes());
-            (hasher.finish(), Vec::new())
-        };
+        let (stage_key, keys) =
+            if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
         let pending = reason::pending(table, views);
         Ok(Some(Draft { table, stage_key, made, joined, listed, keys, pending }))
     }
 
-    /// Whether a table that is made from the right things may be taken as it is.
-    pub fn trusts(&self, table: &Table, previous: &Manifest) -> bool {
-        let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.doubts.retry_errors);
-        settled && !self.forces(table) && !self.has_lost(previous)
+    /// What the rows of a table have in common: see [`identity::base`].
+    fn base(&self, table: &Table, fingerprint: Digest, listed: Option<&Listing>, views: &Views) -> Result<Digest> {
+        let schemas = table.inputs.iter().map(|input| {
+            let stored = views[&input.table].manifest.schema()?;
+            project(&stored, &input.columns)
+        });
+        let schemas = schemas.collect::<Result<Vec<_>>>()?;
+        let read = table.inputs.iter().zip(&schemas).map(|(input, schema)| {
+            let content = match input.reads {
+                Reads::Rows => None,
+                Reads::Table => Some(table_content(self.store, &views[&input.table], &input.columns)?),
+            };
+            Ok(InputRead { port: &input.port, schema, content })
+        });
+        let read = read.collect::<Result<Vec<_>>>()?;
+        Ok(identity::base(fingerprint, listed.map(|listed| listed.rows.schema_ref().as_ref()), &read))
     }
 
-    /// Whether a table holds a part that is damaged or missing.
-    pub fn has_lost(&self, manifest: &Manifest) -> bool {
-        manifest.objects().any(|digest| self.doubts.lost.contains(&digest))
+    /// Whether a table that is made from the right things may be taken as it is.
+    pub fn trusts(&self, table: &Table, previous: &Manifest) -> Result<bool> {
+        let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.doubts.retry_errors);
+        Ok(settled && !self.forces(table) && !self.has_lost(previous)?)
+    }
+
+    /// Whether a table holds a part or a blob that is damaged or missing.
+    pub fn has_lost(&self, manifest: &Manifest) -> Result<bool> {
+        for part in &manifest.parts {
+            if self.is_lost(part.part, Some(part.bytes))? {
+                return Ok(true);
+            }
+        }
+        manifest
+            .blobs
+            .iter()
+            .map(|blob| self.is_lost(*blob, None))
+            .find(|lost| !matches!(lost, Ok(false)))
+            .unwrap_or(Ok(false))
+    }
+
+    /// Whether a part, of so many bytes, or a blob is known to be damaged, or is not there.
+    fn is_lost(&self, digest: Digest, part: Option<u64>) -> Result<bool> {
+        let is_there = || match part {
+            Some(bytes) => self.inventory.has(self.store, &part_name(digest), Some(bytes)),
+            None => self.inventory.has(self.store, &blob_name(digest), None),
+        };
+        Ok(self.doubts.lost.contains(&digest) || !is_there()?)
+    }
+
+    /// The parts and blobs of these results that are damaged or missing.
+    fn lost(&self, recorded: &[Entry]) -> Result<BTreeSet<Digest>> {
+        let parts = recorded.iter().filter_map(|entry| Some((entry.part?, Some(entry.bytes))));
+        let blobs = recorded.iter().flat_map(|entry| &entry.blobs).map(|blob| (*blob, None));
+        let mut lost = BTreeSet::new();
+        for (digest, bytes) in parts.chain(blobs) {
+            if self.is_lost(digest, bytes)? {
+                lost.insert(digest);
+            }
+        }
+        Ok(lost)
     }
 
     fn forces(&self, table: &Table) -> bool {
@@ -283,12 +364,13 @@ impl<'a> Draft<'a> {
     pub fn complete(self, planner: &Planner<'_>, previous: Option<&View>) -> Result<Work<'a>> {
         let Self { table, stage_key, made, joined, listed, keys, pending } = self;
         let forced = planner.forces(table);
-        let recorded = planner.store.computed(stage_key)?;
-        let after = recorded.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
+        let Recorded { entries, damaged } = planner.store.computed(stage_key)?;
+        let after = entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
         let mut known = Known::default();
+        let mut lost = BTreeSet::new();
         if !forced {
-            known.extend(recorded);
-            known = known.without(&planner.doubts.lost);
+            lost = planner.lost(&entries)?;
+            known.extend(entries.into_iter().filter(|entry| !entry.objects().any(|digest| lost.contains(&digest))));
         }
         let skips = table.on_error == OnError::Skip && !planner.doubts.retry_errors;
         let stale = if table.is_keyed() {
@@ -300,7 +382,8 @@ impl<'a> Draft<'a> {
             Vec::new()
         };
         let causes = Vec::new();
-        let mut work = Work { table, stage_key, made, joined, listed, keys, known, after, forced, stale, causes };
+        let mut work =
+            Work { table, stage_key, made, joined, listed, keys, known, after, forced, lost, damaged, stale, causes };
         work.causes = if forced { vec![Cause::Forced] } else { reason::causes(&work, planner, previous, pending)? };
         Ok(work)
     }
@@ -325,6 +408,18 @@ impl Work<'_> {
         }
     }
 
+    /// The columns of the rows to compute that the listing knows: those that the stage writes as they are listed.
+    pub fn known_columns(&self) -> Result<Option<RecordBatch>> {
+        let Some(listed) = self.listed.as_ref().filter(|_| self.table.is_keyed()) else { return Ok(None) };
+        let rows: UInt32Array = self.stale.iter().map(|row| *row as u32).collect();
+        let is_written = |at: &usize| {
+            let field = listed.rows.schema_ref().field(*at);
+            self.table.output.field_with_name(field.name()).is_ok_and(|out| out.data_type() == field.data_type())
+        };
+        let written: Vec<usize> = (0..listed.rows.num_columns()).filter(is_written).collect();
+        Ok(Some(take_record_batch(&listed.rows.project(&written)?, &rows)?))
+    }
+
     /// What is published of the rows that are known.
     pub fn manifest(&self, run: &str) -> Manifest {
         let Self { table, .. } = self;
@@ -340,6 +435,7 @@ impl Work<'_> {
             content: chosen.content,
             errors: chosen.errors,
             blobs: chosen.blobs,
+            notes: self.listed.iter().flat_map(|listed| listed.notes.clone()).chain(chosen.notes).collect(),
             retired: false,
             run: run.to_owned(),
             published_ms: now_ms(),

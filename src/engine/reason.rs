@@ -10,7 +10,7 @@ use super::{
     KEY, Result, Store,
     join::ids_of,
     manifest::{Made, Manifest},
-    parts::{project, read_light},
+    parts::{project, read_table},
     pipeline::Table,
     plan::{Pending, Planner, View, Views, Work},
     task::SOURCE,
@@ -188,14 +188,15 @@ pub fn causes(
         return Ok(vec![Cause::New { known: work.stale.is_empty() }]);
     };
     let mut causes = Vec::new();
-    if planner.has_lost(previous) {
+    let has_lost = planner.has_lost(previous)? || !work.lost.is_empty() || !work.damaged.is_empty();
+    if has_lost {
         causes.push(Cause::Damaged);
     }
     causes.extend(compare(&previous.made, &work.made));
     // What the first change of inputs or predicate does to the rows says it for all of them.
     let mut rows = None;
     let comparable = previous.made.fingerprint == work.made.fingerprint && table.is_keyed();
-    if comparable && pending.is_empty() && !planner.has_lost(previous) {
+    if comparable && pending.is_empty() && !has_lost {
         rows = Some(row_changes(work, planner.store, previous)?);
     }
     if previous.made.filter != work.made.filter {
@@ -247,7 +248,7 @@ pub fn compare(old: &Made, new: &Made) -> Vec<Cause> {
 fn row_changes(work: &Work<'_>, store: &Store, previous: &Manifest) -> Result<RowChanges> {
     let stored = previous.schema()?;
     let columns = vec![stored.field(0).name().clone(), KEY.to_owned()];
-    let batch = read_light(store, &previous.parts, &columns, &project(&stored, &columns)?)?;
+    let batch = read_table(store, &previous.parts, &columns, &project(&stored, &columns)?)?;
     let (ids, keys) = (ids_of(&batch)?, batch.column(1).as_fixed_size_binary());
     let before = ids.iter().flatten().zip(keys.iter().flatten());
     Ok(RowChanges::between(

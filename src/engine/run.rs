@@ -6,14 +6,16 @@ use std::{
 };
 
 use super::{
-    Digest, Error, Result, Sources, Stop, Store,
+    Current, Digest, Error, Result, Sources, Stop, Store,
     cut::Tasks,
     event::{Event, Logged, now_ms},
+    history::save_log,
     manifest::{Entry, Manifest, PartRef},
     pipeline::{OnError, Pipeline, Table},
-    plan::{Doubts, Pending, Planner, View, Views, Work, published},
+    plan::{Doubts, Found, Planner, View, Views, Work, published},
+    reason::Cause,
     select::is_called,
-    store::state_name,
+    store::{Inventory, state_name},
     task::{Executor, Report, Task},
 };
 
@@ -97,6 +99,7 @@ pub fn run(
         doubts,
         remote,
         executor: Executor::new(store.clone(), options.stop.clone()),
+        inventory: Inventory::default(),
         run: run.clone(),
     };
     let result = driver.retire(&mut log).and_then(|()| driver.mend(&mut log));
@@ -128,7 +131,7 @@ impl Log<'_> {
 
     /// Keeps what was added so far: also a killed run has a history.
     fn save(&self) -> Result<()> {
-        self.store.put(&format!("runs/{}.jsonl", self.run), self.lines.clone())
+        save_log(self.store, &self.run, &self.lines)
     }
 }
 
@@ -140,6 +143,7 @@ struct Driver<'a> {
     doubts: Doubts,
     remote: &'a mut dyn Remote,
     executor: Executor,
+    inventory: Inventory,
     run: String,
 }
 
@@ -148,10 +152,7 @@ impl Driver<'_> {
     fn retire(&self, log: &mut Log<'_>) -> Result<()> {
         let pipeline = &self.pipeline.name;
         for slot in self.store.versions(pipeline)?.keys().filter(|slot| !self.pipeline.declares(slot)) {
-            let Some((_, manifest)) = self.store.published(pipeline, slot)? else { continue };
-            if manifest.retired {
-                continue;
-            }
+            let Some(manifest) = self.last_whole(slot)?.filter(|manifest| !manifest.retired) else { continue };
             let message = "the pipeline no longer declares it; its rows are kept for when it does".into();
             log.add(Event::Log { table: manifest.variant.name(&manifest.table), message });
             self.store.publish(pipeline, &Manifest { retired: true, run: self.run.clone(), ..manifest })?;
@@ -159,11 +160,25 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// The newest version of a table whose manifest is whole; later ones, of which nothing is known, are removed.
+    fn last_whole(&self, slot: &str) -> Result<Option<Manifest>> {
+        let pipeline = &self.pipeline.name;
+        let versions = self.store.versions(pipeline)?.remove(slot).unwrap_or_default();
+        for (version, manifest) in self.store.manifests(pipeline, slot, &versions).into_iter().rev() {
+            match manifest {
+                Ok(manifest) => return Ok(Some(manifest)),
+                Err(Error::Damaged(_)) => self.store.delete_version(pipeline, slot, version)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Goes over the tables until none is found to rest on a damaged part. Returns the number of rows that failed.
     fn mend(&mut self, log: &mut Log<'_>) -> Result<u64> {
         if self.options.verify {
-            for lost in self.damaged()? {
-                self.discard(lost, log)?;
+            for message in self.store.verify()? {
+                log.add(Event::Log { table: "store".into(), message });
             }
         }
         for _ in 0..MENDS {
@@ -186,28 +201,22 @@ impl Driver<'_> {
         self.store.discard(digest)
     }
 
-    /// The published parts and blobs that do not match their digests.
-    fn damaged(&self) -> Result<Vec<Error>> {
-        let mut damaged = Vec::new();
-        for View { manifest, .. } in published(self.pipeline, self.store)?.values() {
-            let parts = manifest.parts.iter().map(|part| self.store.part(part.part));
-            for checked in parts.chain(manifest.blobs.iter().map(|blob| self.store.blob(*blob))) {
-                match checked {
-                    Ok(_) => {}
-                    Err(error @ Error::Lost { .. }) => damaged.push(error),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(damaged)
-    }
-
     fn tables(&mut self, log: &mut Log<'_>) -> Result<u64> {
         let pipeline = self.pipeline;
-        let mut views = published(pipeline, self.store)?;
+        let Found { mut views, damaged } = published(pipeline, self.store)?;
         let mut errors = 0;
         for table in pipeline.tables.iter().filter(|table| self.options.tables.contains(&table.name)) {
-            let view = self.table(table, &views, log)?;
+            let damaged = damaged.get(&table.name);
+            if let Some((_, message)) = damaged {
+                log.add(Event::Log { table: table.name.clone(), message: format!("{message}: it is published again") });
+            }
+            let view = self.table(table, &views, damaged.is_some(), log)?;
+            if let Some((version, _)) = damaged {
+                self.store.delete_version(&pipeline.name, &table.slot(), *version)?;
+            }
+            for note in &view.manifest.notes {
+                log.add(Event::Note { table: table.name.clone(), message: note.to_string() });
+            }
             errors += view.manifest.errors.len() as u64;
             // What is made now is neither forced nor lost any more.
             self.doubts.force.retain(|name| *name != table.name);
@@ -220,9 +229,10 @@ impl Driver<'_> {
     }
 
     /// Brings one table up to date.
-    fn table(&mut self, table: &Table, views: &Views, log: &mut Log<'_>) -> Result<View> {
+    fn table(&mut self, table: &Table, views: &Views, damaged: bool, log: &mut Log<'_>) -> Result<View> {
         let doubts = self.doubts.clone();
-        let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts };
+        let inventory = std::mem::take(&mut self.inventory);
+        let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts, inventory: &inventory };
         let fresh = |view: &View| Event::TableFresh {
             table: table.name.clone(),
             stage: table.kind.name.to_owned(),
@@ -241,15 +251,18 @@ impl Driver<'_> {
         };
         let _lock = self.store.lock(draft.stage_key, wait)?;
         // Another run may have published the same meanwhile.
-        if let Some((version, manifest)) = self.store.published(&self.pipeline.name, &table.slot())? {
-            let view = View { version, manifest, pending: Pending::Nothing };
+        if let Current::Whole(version, manifest) = self.store.published(&self.pipeline.name, &table.slot())? {
+            let view = View::new(version, *manifest);
             let is_new = views.get(&table.name).is_none_or(|before| before.version != version);
-            if is_new && draft.is(&view.manifest) && planner.trusts(table, &view.manifest) {
+            if is_new && draft.is(&view.manifest) && planner.trusts(table, &view.manifest)? {
                 log.add(fresh(&view));
                 return Ok(view);
             }
         }
-        let work = draft.complete(&planner, views.get(&table.name))?;
+        let mut work = draft.complete(&planner, views.get(&table.name))?;
+        if damaged {
+            work.causes = vec![Cause::Damaged];
+        }
         self.make(work, views, log)
     }
 
@@ -266,6 +279,15 @@ impl Driver<'_> {
             rows: work.total(),
             reasons: work.causes.iter().take(CAUSES).map(ToString::to_string).collect(),
         });
+        for lost in work.lost.iter().take(CAUSES) {
+            let message = format!("{lost} is damaged or missing: it is computed again");
+            log.add(Event::Log { table: name.clone(), message });
+        }
+        for record in &work.damaged {
+            let message = format!("{record} does not match its digest: its rows are computed again");
+            log.add(Event::Log { table: name.clone(), message });
+            self.store.delete(record)?;
+        }
         // A clean-up that begins now sees what this run has found.
         log.save()?;
         if work.forced {
@@ -299,7 +321,7 @@ impl Driver<'_> {
             seconds: started.elapsed().as_secs_f64(),
         });
         log.save()?;
-        Ok(View { version, manifest, pending: Pending::Nothing })
+        Ok(View::new(version, manifest))
     }
 
     /// Computes the stale rows, task by task.

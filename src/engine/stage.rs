@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Digest, Result, Sources, task::Rows, task::Sink};
+use super::{Result, Sources, manifest::Note, task::Rows, task::Sink};
 
 /// Whether a stage makes one row per row that it reads, or one table from all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -153,10 +153,25 @@ pub trait Stage:
         Ok(Vec::new())
     }
 
-    /// The rows of a stage without inputs, as listed outside the store: the id first, and all that a row depends on.
-    /// `None` for a stage that reads tables.
-    fn list(&self, _sources: &Sources) -> Result<Option<RecordBatch>> {
+    /// The rows of a stage without inputs. `None` for a stage that reads tables.
+    fn list(&self, _sources: &Sources) -> Result<Option<Listing>> {
         Ok(None)
+    }
+}
+
+/// The rows of a stage without inputs, as they are outside the store.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// The rows: the id first, and all that a row depends on. A column that the stage also writes has the values that it
+    /// writes, so that `where:` below can be answered for rows that are still to be computed.
+    pub rows: RecordBatch,
+    /// Remarks on what was listed, such as files that are left out.
+    pub notes: Vec<Note>,
+}
+
+impl From<RecordBatch> for Listing {
+    fn from(rows: RecordBatch) -> Self {
+        Self { rows, notes: Vec::new() }
     }
 }
 
@@ -323,7 +338,7 @@ pub trait Described: Debug + Send + Sync {
     /// See [`Stage::files`].
     fn files(&self) -> Result<Vec<String>, String>;
     /// See [`Stage::list`].
-    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>>;
+    fn list(&self, sources: &Sources) -> Result<Option<Listing>>;
 }
 
 impl<S: Stage> Described for S {
@@ -342,19 +357,7 @@ impl<S: Stage> Described for S {
     fn files(&self) -> Result<Vec<String>, String> {
         Stage::files(self)
     }
-    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {
+    fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         Stage::list(self, sources)
     }
-}
-
-/// All but the inputs that can change a stage's output; `params` as [`StageKind::identity`] gives them.
-pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)], output: &SchemaRef) -> Digest {
-    let mut hasher = super::Hasher::new("stage");
-    hasher.field(kind.name.as_bytes()).field(&kind.revision.to_le_bytes());
-    hasher.field(params.to_string().as_bytes());
-    files.iter().for_each(|(_, digest)| {
-        hasher.field(digest.as_bytes());
-    });
-    hasher.field(super::encode_schema(output).as_bytes());
-    hasher.finish()
 }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! parts/DIGEST.parquet              an immutable piece of a table
+//! parts/DIGEST.groups               hashes of a large part's groups of bytes; found anew where it is missing
 //! blobs/DIGEST                      bytes that a table names: weights, optimiser state
 //! computed/STAGE/ENTRY.json         parts that a stage has computed, with the key of each row
 //! state/KEY.json                    the last saved state of a stage that is not done
 //! published/PIPELINE/TABLE/N.json   version N of a table; the highest is current
+//! published/PIPELINE/TABLE/N.made   says that version N was published, should its manifest be lost
 //! unfinished/PIPELINE/TABLE.json    the rows so far of a table that a run is making
 //! runs/RUN.jsonl                    the events of a run
 //! tags/TAG.json                     a name for a run
@@ -14,25 +16,28 @@
 //!
 //! Parts, blobs and records have names that their content fixes, and versions are written if absent, so any number of runs
 //! may share a store, and a run killed at any moment leaves only whole objects behind.
+//!
+//! Nothing is believed that is not what was written: parts, blobs and records are checked against the digests in their
+//! names, manifests and tags against the digest in their text, a run's log against the digest in its first line.
 
 use std::{
-    collections::HashSet,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    os::unix::fs::DirBuilderExt,
+    path::{Path as FilePath, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{
-    ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload, local::LocalFileSystem, path::Path,
-};
-use serde::de::DeserializeOwned;
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload, path::Path};
 use tokio::runtime::Runtime;
 use url::Url;
 
 use super::{
     Digest, Error, Result,
     cache::Cached,
+    checked::{Checked, GROUPS, Opened, Part},
+    groups::Groups,
     manifest::Entry,
     remote::{PLACES, connect},
     source::{local_path, url_of},
@@ -52,7 +57,6 @@ pub struct Store {
     pub(super) folder: Option<PathBuf>,
     prefix: Path,
     runtime: Arc<Runtime>,
-    verified: Arc<Mutex<HashSet<Digest>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -79,11 +83,6 @@ impl Object {
     }
 }
 
-/// What an object says in JSON.
-pub(super) fn from_json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Damaged(format!("{name}: {e}")))
-}
-
 /// The objects at a URL, with copies of the immutable ones on this machine, and the prefix of the store.
 fn remote_objects(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
     let (objects, prefix) = connect(url)?;
@@ -96,6 +95,51 @@ fn remote_objects(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
     Ok((Arc::new(cached), prefix))
 }
 
+/// The records of what a stage has computed.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// Those that are what was written, oldest first.
+    pub entries: Vec<Entry>,
+    /// The names of the others, whose rows count as not computed.
+    pub damaged: Vec<String>,
+}
+
+/// Which parts and blobs a store has. A local store is asked for each, a remote one lists them once.
+#[derive(Debug, Default)]
+pub struct Inventory(OnceLock<HashMap<String, u64>>);
+
+impl Inventory {
+    /// Whether the store has an object, of this size where it is known.
+    pub(super) fn has(&self, store: &Store, name: &str, bytes: Option<u64>) -> Result<bool> {
+        let fits = |size: Option<u64>| size.is_some_and(|size| bytes.is_none_or(|bytes| bytes == size));
+        if store.folder.is_none() {
+            if self.0.get().is_none() {
+                let objects = ["parts", "blobs"].map(|folder| store.objects_in(folder));
+                let mut listed = HashMap::new();
+                for objects in objects {
+                    listed.extend(objects?.into_iter().map(|object| (object.name, object.bytes)));
+                }
+                let _ = self.0.set(listed);
+            }
+            if fits(self.0.get().and_then(|listed| listed.get(name)).copied()) {
+                return Ok(true);
+            }
+        }
+        // Of a remote object this asks once more: it may have been written since the listing.
+        Ok(fits(store.listed_size(name)?))
+    }
+}
+
+/// The name of a blob.
+pub(super) fn blob_name(blob: Digest) -> String {
+    format!("blobs/{blob}")
+}
+
+/// The name of a part.
+pub(super) fn part_name(part: Digest) -> String {
+    format!("parts/{part}.parquet")
+}
+
 /// The name of the saved state of a stage that is not done.
 pub(super) fn state_name(stage: Digest) -> String {
     format!("state/{stage}.bin")
@@ -104,10 +148,15 @@ pub(super) fn state_name(stage: Digest) -> String {
 /// The objects in a folder, which is made if absent, and the folder as it is named from everywhere.
 fn local_objects(folder: PathBuf) -> Result<(PathBuf, Arc<dyn ObjectStore>)> {
     let named = |e| Error::Input(format!("store {}: {e}; name a folder that can be written", folder.display()));
-    std::fs::create_dir_all(&folder).map_err(named)?;
+    make_private(&folder).map_err(named)?;
     let folder = folder.canonicalize().map_err(named)?;
-    let objects = LocalFileSystem::new_with_prefix(&folder)?;
+    let objects = Checked::new(&folder)?;
     Ok((folder, Arc::new(objects)))
+}
+
+/// Makes a folder, and those around it, that other users may not look into. One that is there stays as it is.
+pub(super) fn make_private(folder: &FilePath) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 impl Store {
@@ -124,7 +173,7 @@ impl Store {
                 (folder.to_string_lossy().into_owned(), Some(folder), (objects, Path::default()))
             }
         };
-        Ok(Self { url, objects, folder, prefix, runtime: Arc::new(runtime), verified: Arc::default() })
+        Ok(Self { url, objects, folder, prefix, runtime: Arc::new(runtime) })
     }
 
     /// The runtime that serves this store's requests.
@@ -138,7 +187,7 @@ impl Store {
 
     /// Where a part lies.
     pub fn part_path(&self, part: Digest) -> Path {
-        self.path(&format!("parts/{part}.parquet"))
+        self.path(&part_name(part))
     }
 
     /// Writes an object unless one of that name is there; says whether it was written.
@@ -170,8 +219,13 @@ impl Store {
 
     /// The bytes of several objects, read side by side; `None` where there is none.
     pub(super) fn get_all(&self, names: &[String]) -> Result<Vec<Option<Bytes>>> {
+        self.get_each(names).into_iter().collect()
+    }
+
+    /// [`Store::get_all`], with an error for each object that cannot be read.
+    pub(super) fn get_each(&self, names: &[String]) -> Vec<Result<Option<Bytes>>> {
         let reads = futures::stream::iter(names.iter().map(|name| self.fetch(name)));
-        self.runtime.block_on(reads.buffered(READS).try_collect())
+        self.runtime.block_on(reads.buffered(READS).collect())
     }
 
     async fn fetch(&self, name: &str) -> Result<Option<Bytes>> {
@@ -188,11 +242,6 @@ impl Store {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(e.into()),
         }
-    }
-
-    /// An object read as JSON.
-    pub(super) fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        self.get(name)?.map(|bytes| from_json(name, &bytes)).transpose()
     }
 
     /// The objects below a folder, sorted by name.
@@ -234,32 +283,37 @@ impl Store {
     pub(super) fn put_blob(&self, bytes: impl Into<Bytes>) -> Result<Digest> {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
-        self.put(&format!("blobs/{digest}"), bytes)?;
+        self.put(&blob_name(digest), bytes)?;
         Ok(digest)
     }
 
     /// The bytes with this digest, checked.
     pub fn blob(&self, digest: Digest) -> Result<Bytes> {
-        self.checked(digest, &format!("blobs/{digest}"), "blob")
+        self.whole(digest, &blob_name(digest), "blob")
     }
 
     /// Keeps a Parquet file under its digest, as [`Store::put_blob`] does.
     pub fn put_part(&self, bytes: Bytes) -> Result<Digest> {
-        let digest = Digest::of(&bytes);
-        self.put(&format!("parts/{digest}.parquet"), bytes)?;
+        let (digest, groups) = Groups::of(&bytes);
+        self.put(&part_name(digest), bytes)?;
+        // A remote part is fetched and checked whole.
+        if let (Some(groups), Some(_)) = (groups, &self.folder) {
+            self.put(&format!("parts/{digest}.{GROUPS}"), groups.to_bytes())?;
+        }
         Ok(digest)
     }
 
-    /// A part's bytes, checked against its digest the first time this process reads it.
+    /// A part's bytes.
     pub(super) fn part(&self, digest: Digest) -> Result<Bytes> {
-        self.checked(digest, &format!("parts/{digest}.parquet"), "part")
+        self.whole(digest, &part_name(digest), "part")
     }
 
-    /// The file of a part, in a store on this machine's disk.
-    pub(super) fn part_file(&self, part: Digest) -> Result<Option<std::fs::File>> {
+    /// A part in a store on this machine's disk, of which ranges can be read.
+    pub(super) fn local_part(&self, part: Digest) -> Result<Option<Part>> {
         let Some(folder) = &self.folder else { return Ok(None) };
-        match std::fs::File::open(folder.join(format!("parts/{part}.parquet"))) {
-            Ok(file) => Ok(Some(file)),
+        let name = part_name(part);
+        match Opened::open(folder.join(&name), name, part) {
+            Ok(opened) => Ok(Some(opened.into())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 Err(Error::lost(part, format!("part {part} is missing")))
             }
@@ -267,34 +321,48 @@ impl Store {
         }
     }
 
-    fn checked(&self, digest: Digest, name: &str, what: &str) -> Result<Bytes> {
-        let bytes = self.get(name)?.ok_or_else(|| Error::lost(digest, format!("{what} {digest} is missing")))?;
-        // Not held while hashing: parts are read side by side.
-        let verified = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if !verified().contains(&digest) {
-            if Digest::of(&bytes) != digest {
-                return Err(Error::lost(digest, format!("{what} {digest} does not match its digest")));
-            }
-            verified().insert(digest);
+    fn whole(&self, digest: Digest, name: &str, what: &str) -> Result<Bytes> {
+        match self.get(name) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(Error::lost(digest, format!("{what} {digest} is missing"))),
+            Err(Error::Lost { .. }) => Err(Error::lost(digest, format!("{what} {digest} does not match its digest"))),
+            Err(error) => Err(error),
         }
-        Ok(bytes)
     }
 
     /// Removes a part that nothing names any more.
     pub(super) fn delete_part(&self, part: Digest) -> Result<()> {
-        self.delete(&format!("parts/{part}.parquet"))
+        self.delete(&part_name(part))?;
+        self.delete(&format!("parts/{part}.{GROUPS}"))
+    }
+
+    /// The bytes of a part or blob as they are listed; `None` where there is none.
+    pub(super) fn listed_size(&self, name: &str) -> Result<Option<u64>> {
+        if let Some(folder) = &self.folder {
+            return match std::fs::metadata(folder.join(name)) {
+                Ok(meta) => Ok(Some(meta.len())),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(e.into()),
+            };
+        }
+        match self.runtime.block_on(self.objects.head(&self.path(name))) {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Whether a blob is there.
     pub(super) fn has_blob(&self, blob: Digest) -> Result<bool> {
-        Ok(self.modified_ms(&format!("blobs/{blob}"))?.is_some())
+        Ok(self.listed_size(&blob_name(blob))?.is_some())
     }
 
     /// Removes a part or a blob, if it is damaged.
     pub(super) fn discard(&self, digest: Digest) -> Result<()> {
-        for name in [format!("parts/{digest}.parquet"), format!("blobs/{digest}")] {
-            if self.get(&name)?.is_some_and(|bytes| Digest::of(&bytes) != digest) {
-                self.delete(&name)?;
+        for name in [part_name(digest), blob_name(digest)] {
+            match self.get(&name) {
+                Err(Error::Lost { .. }) => self.delete(&name)?,
+                other => _ = other?,
             }
         }
         Ok(())
@@ -308,14 +376,24 @@ impl Store {
         Ok(())
     }
 
-    /// All that a stage has computed, oldest first. A record that a failing disk cut short counts as never written.
-    pub fn computed(&self, stage: Digest) -> Result<Vec<Entry>> {
+    /// All that a stage has computed.
+    pub fn computed(&self, stage: Digest) -> Result<Recorded> {
         let folder = format!("computed/{stage}");
         let names: Vec<String> = self.list(&folder)?.iter().map(|name| format!("{folder}/{name}")).collect();
-        let read = |bytes: Option<Bytes>| serde_json::from_slice::<Entry>(&bytes?).ok();
-        let mut entries: Vec<Entry> = self.get_all(&names)?.into_iter().filter_map(read).collect();
-        entries.sort_by_key(|entry| entry.recorded_ms);
-        Ok(entries)
+        let mut recorded = Recorded::default();
+        for (name, read) in names.iter().zip(self.get_each(&names)) {
+            match read {
+                Ok(None) => {}
+                Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
+                    Ok(entry) => recorded.entries.push(entry),
+                    Err(_) => recorded.damaged.push(name.clone()),
+                },
+                Err(Error::Lost { .. }) => recorded.damaged.push(name.clone()),
+                Err(error) => return Err(error),
+            }
+        }
+        recorded.entries.sort_by_key(|entry| entry.recorded_ms);
+        Ok(recorded)
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     columns::seal,
     event::now_ms,
     join::in_order,
-    manifest::{Entry, PartRef, RowError, decode_schema},
+    manifest::{Entry, EntryNote, NAMED, PartRef, RowError, decode_schema},
     parts::{self, Encoder},
     stage::{Context, OpenFn, Operator, Output, Schemas},
     store::state_name,
@@ -360,6 +360,8 @@ pub struct Sink<'a> {
     /// The rows since the last commit.
     pending: Option<Encoder>,
     entry: Entry,
+    /// Remarks by text, each with the ids of rows that are not committed yet.
+    notes: BTreeMap<String, Vec<String>>,
     entries: Vec<Entry>,
     committed: Instant,
     shown: Option<Instant>,
@@ -375,6 +377,7 @@ fn empty_entry() -> Entry {
         contents: Vec::new(),
         errors: Vec::new(),
         blobs: Vec::new(),
+        notes: Vec::new(),
         recorded_ms: 0,
     }
 }
@@ -391,6 +394,7 @@ impl<'a> Sink<'a> {
             ids: HashSet::new(),
             pending: None,
             entry: empty_entry(),
+            notes: BTreeMap::new(),
             entries: Vec::new(),
             committed: Instant::now(),
             shown: None,
@@ -486,6 +490,46 @@ impl<'a> Sink<'a> {
         self.advance()
     }
 
+    /// Remarks on a row that succeeded something that a person should know. `what` is the same text for all rows of a kind; it
+    /// is counted over the table, kept with it, and said once with the first ids.
+    pub fn note(&mut self, what: &str, id: &str) {
+        self.notes.entry(what.to_owned()).or_default().push(id.to_owned());
+    }
+
+    /// Remarks on a table that is made as a whole something that a person should know.
+    pub fn warn(&mut self, what: &str) {
+        self.notes.entry(what.to_owned()).or_default();
+    }
+
+    /// The remarks on rows that are committed now. Those on rows that are still to be written wait for them.
+    fn due_notes(&mut self) -> Vec<EntryNote> {
+        let is_keyed = self.keyed();
+        let (position, written, keys) = (&self.position, &self.written, &self.task.keys);
+        let mut due = Vec::new();
+        self.notes.retain(|what, ids| {
+            let mut note = EntryNote { what: what.clone(), keys: Vec::new(), count: 0, names: Vec::new() };
+            ids.retain(|id| {
+                let at = position.get(id.as_str()).copied().filter(|at| is_keyed && written[*at]);
+                if is_keyed && at.is_none() {
+                    return true;
+                }
+                match at {
+                    Some(at) => note.keys.push(keys[at]),
+                    None => note.count += 1,
+                }
+                if note.names.len() < NAMED {
+                    note.names.push(id.clone());
+                }
+                false
+            });
+            if !is_keyed || !note.keys.is_empty() {
+                due.push(note);
+            }
+            !ids.is_empty()
+        });
+        due
+    }
+
     fn progress_rows(&mut self) {
         self.progress(self.done, self.task.ids.len() as u64, "rows");
     }
@@ -567,6 +611,7 @@ impl<'a> Sink<'a> {
     /// Commits the rows written so far as a part.
     fn commit(&mut self) -> Result<()> {
         self.committed = Instant::now();
+        self.entry.notes = self.due_notes();
         let mut entry = std::mem::replace(&mut self.entry, empty_entry());
         if let Some(encoder) = self.pending.take() {
             let bytes = encoder.finish()?;
@@ -624,7 +669,7 @@ mod tests {
     }
 
     fn keys(task: &Task, store: &Store) -> Vec<Digest> {
-        store.computed(task.stage_key).unwrap().into_iter().flat_map(|entry| entry.keys).collect()
+        store.computed(task.stage_key).unwrap().entries.into_iter().flat_map(|entry| entry.keys).collect()
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Result, Store, event::now_ms, manifest::Manifest};
+use super::{Digest, Result, Store, event::now_ms, manifest::Manifest, sealed};
 
 const FOLDER: &str = "unfinished";
 /// Where no lock tells, an unfinished table that nobody has added to for so long is forgotten, in milliseconds.
@@ -41,8 +41,7 @@ impl Store {
     pub fn unfinished(&self, pipeline: &str, slot: &str) -> Result<Option<Manifest>> {
         let name = name(pipeline, slot);
         let Some(bytes) = self.get(&name)? else { return Ok(None) };
-        // One that a failing disk cut short counts as never written.
-        let Ok(Unfinished { stage_key, manifest }) = serde_json::from_slice(&bytes) else { return Ok(None) };
+        let Unfinished { stage_key, manifest } = sealed::open(&name, &bytes)?;
         let is_made = if self.has_locks() {
             self.is_locked(stage_key)?
         } else {
@@ -54,8 +53,7 @@ impl Store {
     /// Shows the rows so far of a table.
     pub(super) fn show_unfinished(&self, pipeline: &str, stage_key: Digest, manifest: Manifest) -> Result<()> {
         let name = name(pipeline, &manifest.variant.slot(&manifest.table));
-        let json = serde_json::to_vec(&Unfinished { stage_key, manifest }).map_err(std::io::Error::from)?;
-        self.put(&name, json)
+        self.put(&name, sealed::seal(&Unfinished { stage_key, manifest })?)
     }
 
     /// Forgets an unfinished table. What it held stays for whoever reads it now, and a clean-up takes it.

@@ -16,7 +16,7 @@ use datafusion::{
 };
 
 use super::table::Published;
-use crate::engine::{Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
+use crate::engine::{Current, Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
 
 /// A pipeline's published tables; beside them those that a session made itself.
 #[derive(Debug)]
@@ -78,8 +78,8 @@ impl Names {
         let is_meant = |slot: &&String| name == table_of(slot) || name == *slot;
         let slots: Vec<String> = slots.iter().filter(is_meant).cloned().collect();
         let published = self.store.current(&self.pipeline, &slots)?;
-        let of_slot = |(slot, published): (&String, Option<(u64, Manifest)>)| {
-            let published = published.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired);
+        let of_slot = |(slot, published): (&String, Current)| {
+            let published = published.whole()?.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired);
             let is_made = self.unfinished.contains(slot);
             let unfinished = if is_made { self.store.unfinished(&self.pipeline, slot)? } else { None };
             Ok(unfinished.or(published))

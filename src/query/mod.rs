@@ -29,7 +29,7 @@ use self::{
 };
 use crate::engine::{
     Error, Result, Store,
-    event::{Event, Logged},
+    history::last_pipeline,
     manifest::Manifest,
     pipeline::{TABLES_OF_SQL, or_none},
 };
@@ -114,17 +114,14 @@ fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
     if pipelines.len() < 2 {
         return Ok(pipelines.first().map(|name| (*name).to_owned()));
     }
-    for run in store.list("runs")?.iter().rev() {
-        let log = store.get(&format!("runs/{run}"))?.unwrap_or_default();
-        let first = log.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        match serde_json::from_slice(first) {
-            Ok(Logged { event: Event::RunStarted { pipeline, .. }, .. }) if pipelines.contains(pipeline.as_str()) => {
-                return Ok(Some(pipeline));
-            }
-            _ => {}
-        }
+    let last = last_pipeline(store, |name| pipelines.contains(name)).map_err(|error| match error {
+        Error::Damaged(what) => Error::Damaged(format!("{what}; --pipeline says which pipeline bare names mean")),
+        other => other,
+    })?;
+    if last.is_some() {
+        return Ok(last);
     }
-    // Nobody kept the runs.
+    // The logs of the runs are gone: the table that was published last is of the pipeline that ran last.
     Ok(manifests(store)?.into_iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline))
 }
 
@@ -133,8 +130,10 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     let mut manifests = Vec::new();
     for tables in store.tables()?.chunk_by(|a, b| a.0 == b.0) {
         let (pipelines, slots): (Vec<String>, Vec<String>) = tables.iter().cloned().unzip();
-        let current = store.current(&pipelines[0], &slots)?.into_iter().flatten().map(|(_, manifest)| manifest);
-        manifests.extend(pipelines.into_iter().zip(current.filter(|manifest| !manifest.retired)));
+        for (pipeline, current) in pipelines.iter().zip(store.current(&pipelines[0], &slots)?) {
+            let manifest = current.whole()?.map(|(_, manifest)| manifest).filter(|manifest| !manifest.retired);
+            manifests.extend(manifest.map(|manifest| (pipeline.clone(), manifest)));
+        }
     }
     Ok(manifests)
 }

@@ -19,7 +19,7 @@ use crate::{
         Digest, Error, Result, Sources,
         columns::{digest_array, volatile},
         source::join,
-        stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
+        stage::{Context, Listing, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Batch, Rows, SOURCE, Sink},
         tensor_field,
     },
@@ -146,10 +146,10 @@ impl Stage for Ingest {
         ])))
     }
 
-    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {
+    fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         Ok(Some(match self.dataset {
-            Dataset::Folder => list_folder(self.root(), sources)?,
-            Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?,
+            Dataset::Folder => list_folder(self.root(), sources)?.into(),
+            Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?.into(),
         }))
     }
 }
@@ -465,7 +465,7 @@ mod tests {
             picture(&root.join("nut/ground_truth/hole").join(file), 255);
         }
         let stage = ingest(&root);
-        let listed = stage.list(&Sources::default()).unwrap().unwrap();
+        let listed = stage.list(&Sources::default()).unwrap().unwrap().rows;
         assert_eq!(listed.num_rows(), 4);
         picture(&root.join("nut/train/good/0.png"), 101);
         picture(&root.join("nut/ground_truth/hole/1.png"), 0);

@@ -18,7 +18,7 @@ use super::types;
 use crate::engine::{
     Error, Result, Sources,
     columns::plain,
-    stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
+    stage::{Context, Listing, Open, Operator, Output, Ports, Schemas, Stage},
     task::{Rows, SOURCE, Sink},
 };
 
@@ -58,8 +58,8 @@ impl Stage for Read {
         self.schema(&self.open_file(&path)?.0)
     }
 
-    fn list(&self, sources: &Sources) -> Result<Option<RecordBatch>> {
-        self.rows(&sources.local(&self.path)?).map(Some).map_err(Error::Input)
+    fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
+        self.rows(&sources.local(&self.path)?).map(|rows| Some(rows.into())).map_err(Error::Input)
     }
 }
 

@@ -1,0 +1,248 @@
+//! Identity: everything that can change what a table holds, and the digests that stand for it.
+//!
+//! | of | what counts | in |
+//! |---|---|---|
+//! | the stage | kind, revision, parameters but for places, the content of the files that they name, the schema of its output | [`fingerprint`] |
+//! | a listing | names, types and metadata of its columns | [`base`] |
+//! | an input | its port, whether it is read row by row or whole, names, types and metadata of the columns that are read | [`base`] |
+//! | an input read whole | the values of these columns, in the order in which they are read | [`base`] |
+//! | a row | its id, and of each input read row by row (or the listing) the values of the columns that are read | [`row_key`] |
+//! | a table made as a whole | the keys of its rows, in the order of their ids | [`whole_key`] |
+//! | a published table | the fingerprint, each input as [`read`] knows it, `where:`, and remarks on the listing | [`Made`] |
+//!
+//! Volatile columns (times, places) count nowhere, and so no predicate and no query may read them. Not covered are the device, the number of threads,
+//! the versions of libraries, and the environment of programs.
+//!
+//! [`Made`]: super::manifest::Made
+
+use arrow::datatypes::{Schema, SchemaRef};
+use serde_json::Value;
+
+use super::{
+    Digest, Hasher, encode_schema,
+    manifest::Note,
+    stage::{Reads, StageKind},
+};
+
+/// What identifies a stage; `params` as [`StageKind::identity`] gives them.
+pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)], output: &SchemaRef) -> Digest {
+    let mut hasher = Hasher::new("stage");
+    hasher.field(kind.name.as_bytes()).field(&kind.revision.to_le_bytes());
+    hasher.field(params.to_string().as_bytes());
+    files.iter().for_each(|(_, digest)| {
+        hasher.field(digest.as_bytes());
+    });
+    hasher.field(encode_schema(output).as_bytes());
+    hasher.finish()
+}
+
+/// An input as a stage reads it.
+#[derive(Clone, Debug)]
+pub(super) struct InputRead<'a> {
+    pub(super) port: &'a str,
+    /// The columns that are read.
+    pub(super) schema: &'a Schema,
+    /// Their values, of an input that is read whole; `None` where it is read row by row.
+    pub(super) content: Option<Digest>,
+}
+
+/// What all rows of a table have in common.
+pub(super) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[InputRead<'_>]) -> Digest {
+    let mut base = Hasher::new("key");
+    base.field(fingerprint.as_bytes());
+    if let Some(listed) = listed {
+        base.field(encode_schema(listed).as_bytes());
+    }
+    for input in inputs {
+        let mut shape = Hasher::new("input");
+        shape.field(input.port.as_bytes()).field(encode_schema(input.schema).as_bytes());
+        base.field(shape.finish().as_bytes());
+        if let Some(content) = input.content {
+            base.field(content.as_bytes());
+        }
+    }
+    base.finish()
+}
+
+/// The identity of a row: `read` has, by input, the digest of what is read of it. The id counts too: it is part of the row that
+/// is written, and of its randomness.
+pub(super) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Digest>) -> Digest {
+    let mut hasher = Hasher::new("row key");
+    hasher.field(base.as_bytes()).field(id.as_bytes());
+    read.into_iter().for_each(|digest| {
+        hasher.field(digest.as_bytes());
+    });
+    hasher.finish()
+}
+
+/// The identity of a table that is made as a whole from rows with these keys.
+pub(super) fn whole_key(base: Digest, rows: &[Digest]) -> Digest {
+    let mut hasher = Hasher::new("whole");
+    hasher.field(base.as_bytes()).field(content(rows).as_bytes());
+    hasher.finish()
+}
+
+/// The digest of rows' digests.
+pub(super) fn content(rows: &[Digest]) -> Digest {
+    let mut hasher = Hasher::new("table");
+    rows.iter().for_each(|row| {
+        hasher.field(row.as_bytes());
+    });
+    hasher.finish()
+}
+
+/// An input of a published table: all that could be read of a table at a port, and how it is read.
+pub(super) fn read(port: &str, reads: Reads, content: Digest) -> Digest {
+    let reads: &[u8] = match reads {
+        Reads::Rows => b"rows",
+        Reads::Table => b"table",
+    };
+    let mut hasher = Hasher::new("read");
+    hasher.field(port.as_bytes()).field(reads).field(content.as_bytes());
+    hasher.finish()
+}
+
+/// A listing as an input of a published table: its rows, and the remarks that are kept with the table.
+pub(super) fn listing(rows: &[Digest], notes: &[Note]) -> Digest {
+    let mut hasher = Hasher::new("listing");
+    hasher.field(content(rows).as_bytes());
+    notes.iter().for_each(|note| {
+        hasher.field(note.to_string().as_bytes());
+    });
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use arrow::datatypes::{DataType, Field};
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::stage::{Output, ParamError, Ports};
+
+    fn kind(name: &'static str, revision: u32) -> StageKind {
+        StageKind {
+            name,
+            revision,
+            ports: Ports::Any,
+            output: &[Output::Table],
+            locations: &[],
+            memory: "",
+            schema: || schemars::schema_for!(u8),
+            parse: |_| Err(ParamError { path: String::new(), message: String::new() }),
+            open_here: None,
+        }
+    }
+
+    /// Every digest is another one.
+    fn all_differ(what: &str, digests: &[Digest]) {
+        let different: BTreeSet<&Digest> = digests.iter().collect();
+        assert_eq!(different.len(), digests.len(), "{what}");
+    }
+
+    fn schema(name: &str, data_type: DataType, nullable: bool, metadata: &str) -> SchemaRef {
+        let field = Field::new(name, data_type, nullable).with_metadata([("m".to_owned(), metadata.to_owned())].into());
+        Arc::new(Schema::new(vec![field]))
+    }
+
+    /// A schema and one for each way in which another may differ from it.
+    fn schemas() -> Vec<SchemaRef> {
+        vec![
+            schema("a", DataType::Utf8, true, ""),
+            schema("b", DataType::Utf8, true, ""),
+            schema("a", DataType::Int64, true, ""),
+            schema("a", DataType::Utf8, false, ""),
+            schema("a", DataType::Utf8, true, "other"),
+            Arc::new(Schema::empty()),
+        ]
+    }
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(text.as_bytes())
+    }
+
+    #[test]
+    fn each_part_of_a_stage_counts() {
+        let (kind, other, revised) = (kind("a", 1), kind("b", 1), kind("a", 2));
+        let files = |contents: &[&str]| contents.iter().map(|c| ("path".to_owned(), digest(c))).collect::<Vec<_>>();
+        let params = json!({ "size": 1 });
+        let output = schema("a", DataType::Utf8, true, "");
+        let mut digests = vec![
+            fingerprint(&kind, &params, &files(&["x", "y"]), &output),
+            fingerprint(&other, &params, &files(&["x", "y"]), &output),
+            fingerprint(&revised, &params, &files(&["x", "y"]), &output),
+            fingerprint(&kind, &json!({ "size": 2 }), &files(&["x", "y"]), &output),
+            fingerprint(&kind, &json!({ "size": "1" }), &files(&["x", "y"]), &output),
+            fingerprint(&kind, &json!({}), &files(&["x", "y"]), &output),
+            fingerprint(&kind, &params, &files(&["y", "x"]), &output),
+            fingerprint(&kind, &params, &files(&["x"]), &output),
+        ];
+        digests.extend(schemas()[1..].iter().map(|output| fingerprint(&kind, &params, &files(&["x", "y"]), output)));
+        all_differ("stage", &digests);
+        let moved = [("elsewhere".to_owned(), digest("x")), ("path".to_owned(), digest("y"))];
+        assert_eq!(fingerprint(&kind, &params, &moved, &output), digests[0], "the place of a file");
+    }
+
+    #[test]
+    fn each_part_of_an_input_counts() {
+        let schemas = schemas();
+        let input = |port, schema, content: Option<&str>| InputRead { port, schema, content: content.map(digest) };
+        let of = |inputs: &[InputRead<'_>]| base(digest("stage"), None, inputs);
+        let one = input("p", &*schemas[0], None);
+        let two = input("q", &*schemas[0], Some("values"));
+        let mut digests = vec![
+            of(&[]),
+            of(std::slice::from_ref(&one)),
+            of(&[one.clone(), two.clone()]),
+            of(&[two.clone(), one.clone()]),
+            of(&[one.clone(), InputRead { content: None, ..two.clone() }]),
+            of(&[one.clone(), input("q", &schemas[0], Some("other values"))]),
+            of(&[input("q", &schemas[0], None)]),
+            base(digest("another stage"), None, &[]),
+        ];
+        digests.extend(schemas[1..].iter().map(|schema| of(&[input("p", schema, None)])));
+        digests.extend(schemas.iter().map(|schema| base(digest("stage"), Some(schema), &[])));
+        all_differ("base", &digests);
+        let reads = [
+            read("p", Reads::Rows, digest("rows")),
+            read("p", Reads::Table, digest("rows")),
+            read("q", Reads::Rows, digest("rows")),
+            read("p", Reads::Rows, digest("other rows")),
+        ];
+        all_differ("input of a published table", &reads);
+        let note = Note::about("left out", ["a.txt"]);
+        let listings = [
+            listing(&[digest("a")], &[]),
+            listing(&[digest("b")], &[]),
+            listing(&[digest("a")], std::slice::from_ref(&note)),
+            listing(&[digest("a")], &[Note::about("left out", ["a.txt", "b.txt"])]),
+            listing(&[digest("a")], &[note.clone(), note]),
+        ];
+        all_differ("listing", &listings);
+    }
+
+    #[test]
+    fn each_part_of_a_row_counts() {
+        let (base, a, b) = (digest("base"), digest("a"), digest("b"));
+        let rows = [
+            row_key(base, "id", [a, b]),
+            row_key(digest("other base"), "id", [a, b]),
+            row_key(base, "other id", [a, b]),
+            row_key(base, "id", [b, a]),
+            row_key(base, "id", [a]),
+            row_key(base, "id", [a, a]),
+        ];
+        all_differ("row", &rows);
+        let wholes = [
+            whole_key(base, &rows),
+            whole_key(a, &rows),
+            whole_key(base, &rows[1..]),
+            whole_key(base, &[rows[1], rows[0]]),
+            whole_key(base, &[rows[0], rows[1]]),
+            whole_key(base, &[]),
+        ];
+        all_differ("whole table", &wholes);
+    }
+}
