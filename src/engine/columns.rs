@@ -41,6 +41,14 @@ pub fn is_volatile(field: &Field) -> bool {
     field.metadata().contains_key(VOLATILE)
 }
 
+/// Why a stage may not read a volatile column.
+pub fn volatile_misuse(column: &str) -> String {
+    format!(
+        "`{column}` says where a row lies or when it was made, which is no part of what it is: a row is kept when that changes, \
+         so nothing may be made from it"
+    )
+}
+
 /// Whether a column is identified by a stored digest: lists, tensors, bytes, and what is marked heavy.
 pub fn is_heavy(field: &Field) -> bool {
     use DataType::{Binary, BinaryView, FixedSizeList, LargeBinary, LargeList, List};

@@ -20,7 +20,10 @@ use datafusion::{
     prelude::SessionContext,
 };
 
-use super::{Error, Result, columns::light_schema};
+use super::{
+    Error, Result,
+    columns::{is_volatile, light_schema, volatile_misuse},
+};
 
 /// SQL's functions, of which every session has the same: making them is what a session costs.
 static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
@@ -73,6 +76,10 @@ impl Filter {
         if let Some(name) = unrepeatable(&logical).map_err(first_line)? {
             return Err(format!("`{name}()` answers differently each time, and rows are chosen once and kept"));
         }
+        let is_volatile = |name: &str| stored.field_with_name(name).is_ok_and(is_volatile);
+        if let Some(column) = logical.column_refs().iter().find(|column| is_volatile(&column.name)) {
+            return Err(volatile_misuse(&column.name));
+        }
         let mut columns: Vec<String> = logical.column_refs().iter().map(|column| column.name.clone()).collect();
         columns.sort();
         // The expression is evaluated on batches of exactly these columns, in this order.
@@ -119,12 +126,14 @@ mod tests {
             Field::new("id", DataType::Utf8, false),
             Field::new("split", DataType::Utf8, true),
             super::super::tensor_field("pixels", DataType::UInt8, &[2], false),
+            super::super::volatile(Field::new("uri", DataType::Utf8, true)),
         ]);
         let filter = Filter::new("split = 'train'", &schema).unwrap();
         let split: ArrayRef = Arc::new(StringArray::from(vec![Some("train"), Some("test"), None]));
         let chosen = filter.evaluate(&RecordBatch::try_from_iter([("split", split)]).unwrap()).unwrap();
         assert_eq!(chosen.iter().map(|v| v == Some(true)).collect::<Vec<_>>(), [true, false, false]);
         assert!(Filter::new("pixels = 1", &schema).is_err());
+        assert!(Filter::new("uri like 'a/%'", &schema).unwrap_err().starts_with("`uri` says where a row lies"));
         assert!(Filter::new("splitt = 'train'", &schema).is_err());
         assert!(Filter::new("split ||", &schema).is_err());
         assert!(Filter::new("random() < 0.5", &schema).unwrap_err().contains("answers differently each time"));

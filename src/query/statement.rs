@@ -9,7 +9,7 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{Session, TableProvider},
     common::{
-        TableReference,
+        JoinType, SchemaError, TableReference,
         tree_node::{TreeNode, TreeNodeRecursion},
     },
     error::DataFusionError,
@@ -28,7 +28,10 @@ use super::{
     aggregate,
     wrong::{query_error, statement_error},
 };
-use crate::engine::filter::{session, unrepeatable};
+use crate::engine::{
+    columns::{is_volatile, volatile_misuse},
+    filter::{session, unrepeatable},
+};
 
 /// Rows that DataFusion works on at a time.
 const BATCH_ROWS: usize = 8192;
@@ -57,12 +60,15 @@ impl Statement {
         let config = context.copied_config().with_target_partitions(1).with_batch_size(BATCH_ROWS);
         *context.state_ref().write().config_mut() = config;
         let tables: BTreeMap<String, Arc<Table>> =
-            schemas.iter().map(|(name, schema)| (name.clone(), Arc::new(Table::new(name, schema)))).collect();
+            schemas.iter().map(|(name, schema)| (name.clone(), Arc::new(Table::new(name, &lasting(schema))))).collect();
         for (name, table) in &tables {
             context.register_table(TableReference::bare(name.as_str()), table.clone()).map_err(message)?;
         }
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let wrong = |error| statement_error(error, &context, "a query only reads").to_string();
+        let wrong = |error: DataFusionError| {
+            let reason = volatile_column(&error, schemas);
+            reason.unwrap_or_else(|| statement_error(error, &context, "a query only reads").to_string())
+        };
         let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(wrong)?;
         let plan = frame.logical_plan().clone();
         check_repeatable(&plan)?;
@@ -124,19 +130,33 @@ impl Statement {
             Ok(TreeNodeRecursion::Continue)
         };
         self.plan.apply_with_subqueries(visit).map_err(message)?;
-        let ids: Vec<&str> =
-            tables.iter().filter_map(|table| Some(self.tables.get(table)?.schema.field(0).name().as_str())).collect();
         // Rows of two tables come together by their ids, and other rows of them are not there.
-        let visit = |node: &LogicalPlan| match node {
-            LogicalPlan::Join(join)
-                if reads(&join.left)?
-                    && reads(&join.right)?
-                    && !join.on.iter().any(|(a, b)| is_id(a, &join.left, &ids) && is_id(b, &join.right, &ids)) =>
-            {
-                found = Some("`join` but on their ids");
-                Ok(TreeNodeRecursion::Stop)
-            }
-            _ => Ok(TreeNodeRecursion::Continue),
+        let is_id = |side: &Expr, plan: &LogicalPlan| is_id(side, plan, tables);
+        let visit = |node: &LogicalPlan| {
+            let mut across = match node {
+                LogicalPlan::Join(join) if reads(&join.left)? && reads(&join.right)? => {
+                    let by_id = join.on.iter().any(|(a, b)| is_id(a, &join.left) && is_id(b, &join.right));
+                    (!by_id).then_some("`join` but on their ids")
+                }
+                _ => None,
+            };
+            // The optimiser turns subqueries that look at a row of their own into joins; others look at all rows.
+            node.apply_expressions(|expression| {
+                expression.apply(|expression| {
+                    let subquery = match expression {
+                        Expr::ScalarSubquery(subquery) => subquery,
+                        Expr::InSubquery(within) => &within.subquery,
+                        Expr::Exists(exists) => &exists.subquery,
+                        _ => return Ok(TreeNodeRecursion::Continue),
+                    };
+                    if reads(&subquery.subquery)? {
+                        across = Some("subqueries");
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                })
+            })?;
+            found = found.or(across);
+            Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
         };
         self.optimized()?.apply_with_subqueries(visit).map_err(message)?;
         found.map_or(Ok(()), |across| {
@@ -165,17 +185,56 @@ impl Statement {
     }
 }
 
-/// Whether a side of a join is the id of its rows: a column called so, and never another one under that name.
-fn is_id(side: &Expr, plan: &LogicalPlan, ids: &[&str]) -> bool {
+/// Whether a side of a join is the id of one of these tables, as it was read: the first column of its scan.
+fn is_id(side: &Expr, plan: &LogicalPlan, tables: &[String]) -> bool {
     let Expr::Column(column) = side else { return false };
-    let renamed = |node: &LogicalPlan| match node {
-        LogicalPlan::Projection(projection) => Ok(projection.expr.iter().any(|expression| match expression {
-            Expr::Alias(alias) => alias.name == column.name,
-            _ => false,
-        })),
-        _ => Ok(false),
-    };
-    ids.contains(&column.name.as_str()) && !plan.exists(renamed).unwrap_or(true)
+    let at = plan.schema().maybe_index_of_column(column);
+    at.and_then(|at| origin(plan, at)).is_some_and(|(table, at)| at == 0 && tables.contains(&table))
+}
+
+/// The table and the column of it that the column at a position of a plan's result is, unchanged.
+fn origin(plan: &LogicalPlan, at: usize) -> Option<(String, usize)> {
+    match plan {
+        LogicalPlan::TableScan(scan) => {
+            let at = scan.projection.as_ref().map_or(Some(at), |projection| projection.get(at).copied())?;
+            Some((scan.table_name.table().to_owned(), at))
+        }
+        LogicalPlan::Projection(projection) => {
+            let mut expression = projection.expr.get(at)?;
+            while let Expr::Alias(alias) = expression {
+                expression = &alias.expr;
+            }
+            let Expr::Column(column) = expression else { return None };
+            origin(&projection.input, projection.input.schema().maybe_index_of_column(column)?)
+        }
+        LogicalPlan::SubqueryAlias(alias) => origin(&alias.input, at),
+        LogicalPlan::Filter(filter) => origin(&filter.input, at),
+        LogicalPlan::Join(join) => match join.join_type {
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+                let left = join.left.schema().fields().len();
+                if at < left { origin(&join.left, at) } else { origin(&join.right, at - left) }
+            }
+            JoinType::LeftSemi | JoinType::LeftAnti => origin(&join.left, at),
+            JoinType::RightSemi | JoinType::RightAnti => origin(&join.right, at),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The columns of a table that are part of what its rows are: volatile ones change without a row being another one.
+fn lasting(schema: &SchemaRef) -> SchemaRef {
+    let kept: Vec<usize> = (0..schema.fields().len()).filter(|at| !is_volatile(schema.field(*at))).collect();
+    // The positions are the schema's own, so projecting cannot fail.
+    schema.project(&kept).map_or_else(|_| schema.clone(), Arc::new)
+}
+
+/// Why a column that a query asks for is not there, if it is volatile.
+fn volatile_column(error: &DataFusionError, schemas: &BTreeMap<String, SchemaRef>) -> Option<String> {
+    let DataFusionError::SchemaError(error, _) = error.find_root() else { return None };
+    let SchemaError::FieldNotFound { field, .. } = error.as_ref() else { return None };
+    let is_volatile = |schema: &SchemaRef| schema.field_with_name(&field.name).is_ok_and(is_volatile);
+    schemas.values().any(is_volatile).then(|| volatile_misuse(&field.name))
 }
 
 /// Refuses functions that answer differently each time: a table is computed once and kept.
@@ -287,6 +346,8 @@ mod tests {
         BTreeMap::from([
             ("a".to_owned(), table(&[("id", DataType::Utf8), ("x", DataType::Int64), ("y", DataType::Int64)])),
             ("b".to_owned(), table(&[("id", DataType::Utf8), ("z", DataType::Int64)])),
+            // Its second column is only called as the ids of `a` are.
+            ("c".to_owned(), table(&[("key", DataType::Utf8), ("id", DataType::Utf8), ("w", DataType::Int64)])),
         ])
     }
 
@@ -329,6 +390,14 @@ mod tests {
         assert_eq!(check("select id, x / (select max(z) from b) from a"), Ok(()));
         assert_eq!(check("select a.id, b.z from a join b on a.x = b.z"), Ok(()));
         assert_eq!(check("select p.id, q.x from a p join a q on p.id = q.id where q.x > 1"), Ok(()));
+        let check_both = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned(), "c".to_owned()]);
+        for sql in [
+            "select a.id, c.id, w from a join c on a.id = c.key",
+            "select a.id, w from a left join (select key as image, w from c where w > 0) q on a.id = q.image",
+            "select id from a where id in (select key from c)",
+        ] {
+            assert_eq!(check_both(sql), Ok(()), "{sql}");
+        }
         for (sql, what) in [
             ("select id, sum(x) from a group by id", "aggregates"),
             ("select id from a limit 3", "`limit`"),
@@ -340,7 +409,13 @@ mod tests {
             ("select p.id, q.x from a p join a q on p.x = q.y", "`join` but on their ids"),
             ("select p.id, q.x from a p, a q", "`join` but on their ids"),
             ("select a.id, q.y from a join (select y as id, y from a) q on a.id = q.id", "`join` but on their ids"),
+            ("select a.id, c.w from a join c on a.id = c.id", "`join` but on their ids"),
+            ("select a.id, c.w from a left join c on a.id = c.id", "`join` but on their ids"),
+            ("select a.id, q.w from a join (select id as key, w from c) q on a.id = q.key", "`join` but on their ids"),
+            ("select id from a where id in (select id from c)", "`join` but on their ids"),
+            ("select id, (select w from c) from a", "subqueries"),
         ] {
+            let check = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned(), "c".to_owned()]);
             let message = check(sql).unwrap_err();
             assert!(message.starts_with(&format!("no {what} where")), "{sql}: {message}");
         }

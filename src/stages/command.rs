@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::types;
 use crate::engine::{
     Result,
+    columns::{is_volatile, volatile_misuse},
     stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
 };
 
@@ -45,7 +46,8 @@ pub struct Command {
     #[garde(skip)]
     #[serde(default)]
     pub files: Vec<String>,
-    /// The columns it reads, as `column` or `table.column`; all by default. Only their change reruns it.
+    /// The columns it reads, as `column` or `table.column`; all by default, but for those that say where a row lies or when it
+    /// was made (`uri`). Only their change reruns it.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
@@ -108,6 +110,12 @@ impl Command {
         let is = |(table, column): &(String, String), name: &String| {
             name == column || name.split_once('.') == Some((table.as_str(), column.as_str()))
         };
+        let is_volatile = |(table, column): &(String, String)| inputs.field(table, column).is_ok_and(is_volatile);
+        for name in self.columns.iter().flatten() {
+            if all.iter().any(|column| is(column, name) && is_volatile(column)) {
+                return Err(format!("`columns`: {}", volatile_misuse(name)));
+            }
+        }
         if let Some(name) = self.columns.iter().flatten().find(|name| !all.iter().any(|column| is(column, name))) {
             let all: Vec<String> = all.iter().map(|(table, column)| format!("{table}.{column}")).collect();
             return Err(format!("`columns`: no table has a column `{name}`; there are {}", all.join(", ")));
@@ -118,7 +126,7 @@ impl Command {
         let is_id = |(table, column): &(String, String)| {
             inputs.by_row.contains(table) && inputs.get(table).is_some_and(|schema| schema.field(0).name() == column)
         };
-        Ok(all.into_iter().filter(|column| chosen(column) && !is_id(column)).collect())
+        Ok(all.into_iter().filter(|column| chosen(column) && !is_id(column) && !is_volatile(column)).collect())
     }
 
     fn names(&self, placeholder: &str) -> bool {
