@@ -20,6 +20,7 @@ mod read;
 mod remote;
 mod report;
 mod resume;
+mod secrets;
 mod sql;
 mod sweep;
 mod training;

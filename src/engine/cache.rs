@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use super::{
     Digest,
     checked::{Mismatch, digest_in},
-    source::cache_folder,
+    source::{cache_folder, make_private},
 };
 
 /// A remote store with its immutable objects kept in a local folder.
@@ -62,7 +62,7 @@ impl Cached {
             let advice = "set VLMDIFF_CACHE to a folder that can be written";
             std::io::Error::other(format!("the cache folder {}: {e}; {advice}", folder.display()))
         };
-        std::fs::create_dir_all(&folder).map_err(|e| named(&e))?;
+        make_private(&folder).map_err(|e| named(&e))?;
         let local = LocalFileSystem::new_with_prefix(&folder).map_err(|e| named(&e))?;
         Ok(Self { remote, prefix, local, sizes: Mutex::default() })
     }

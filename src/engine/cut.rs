@@ -111,9 +111,10 @@ fn job(work: &Work<'_>, views: &Views, options: &Options) -> Result<Job> {
         inputs,
         schemas,
         tables,
-        files: work.made.files.clone(),
+        files: work.files.clone(),
         device: options.device.clone(),
         batch_size: options.batch_size,
         save_every: options.save_every,
+        secrets: table.secrets.as_ref().clone(),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Digest, checked::Mismatch};
+use super::{Digest, checked::Mismatch, secrets::Secrets};
 
 /// What can go wrong between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,21 @@ impl Error {
             Self::Input(message) => Self::Input(format!("table `{table}`: {message}")),
             Self::Stage(message) => Self::Stage(format!("table `{table}`: {message}")),
             Self::Worker(message) => Self::Worker(format!("table `{table}`: {message}")),
+            other => other,
+        }
+    }
+
+    /// The error with the names of secrets in their places.
+    pub(super) fn without(self, secrets: &Secrets) -> Self {
+        let hide = |text: String| secrets.hide(text);
+        match self {
+            Self::Input(message) => Self::Input(hide(message)),
+            Self::Stage(message) => Self::Stage(hide(message)),
+            Self::Worker(message) => Self::Worker(hide(message)),
+            Self::Rows { table, errors, total } => {
+                let errors = errors.into_iter().map(|(id, message)| (id, hide(message))).collect();
+                Self::Rows { table, errors, total }
+            }
             other => other,
         }
     }

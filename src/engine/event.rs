@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::secrets::Secrets;
+
 /// Something that happened in a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -124,6 +126,23 @@ pub enum Event {
         /// What stopped it, if anything.
         error: Option<String>,
     },
+}
+
+impl Event {
+    /// The event with the names of secrets in their places.
+    pub(super) fn without(self, secrets: &Secrets) -> Self {
+        if secrets.is_empty() {
+            return self;
+        }
+        let hidden = serde_json::to_value(&self).map(|value| {
+            let kind = value["event"].clone();
+            let mut hidden = secrets.hide_in(value);
+            hidden["event"] = kind;
+            hidden
+        });
+        // Texts alone are replaced, so what is read again is an event of the same kind.
+        hidden.and_then(serde_json::from_value).unwrap_or(self)
+    }
 }
 
 /// An event and when it happened, a line of a run's log.

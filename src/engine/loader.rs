@@ -1,6 +1,9 @@
 //! Reads one pipeline file: names, parameters and sweeps are checked here, `from:` beside it, each error at its place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::datatypes::Schema;
 use serde_json::Value;
@@ -11,6 +14,7 @@ use super::{
     filter::Filter,
     from::{Blamed, blamed, from_entries},
     pipeline::{self, Input, OnError, Pipeline, TABLES_OF_SQL, Table, or_none, suggestion},
+    secrets::Secrets,
     stage::{Described, Ports, Reads, Schemas, StageKind},
     sweep::{Axis, Sweep, Variant},
     yaml::{Key, Kind, Node, Place},
@@ -25,11 +29,13 @@ pub(super) struct Loader<'a> {
     pub(super) file: &'a str,
     /// The stages that tables may name.
     pub(super) kinds: &'a [StageKind],
+    /// What was filled in from the environment.
+    pub(super) secrets: Arc<Secrets>,
 }
 
 impl Loader<'_> {
     pub(super) fn error(&self, place: Place, message: impl Into<String>) -> Error {
-        let message = message.into();
+        let message = self.secrets.hide(message.into());
         match place {
             GIVEN => Error::Input(format!("--set: {message}")),
             Place { line, column } => Error::Pipeline { file: self.file.to_owned(), line, column, message },
@@ -124,7 +130,15 @@ impl Loader<'_> {
             axes.insert(&key.name, own);
         }
         let (slots, digest) = (tables.iter().map(Table::slot).collect(), pipeline::digest(&tables));
-        Ok(Pipeline { name, store, tables, combinations: sweep.variants(), slots, digest })
+        Ok(Pipeline {
+            name,
+            store,
+            tables,
+            combinations: sweep.variants(),
+            slots,
+            digest,
+            secrets: self.secrets.clone(),
+        })
     }
 
     fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {
@@ -206,6 +220,7 @@ impl Loader<'_> {
             stage: stage.into(),
             inputs,
             output,
+            secrets: self.secrets.clone(),
         })
     }
 

@@ -27,6 +27,7 @@ mod remote;
 pub mod run;
 pub mod schema;
 mod sealed;
+pub mod secrets;
 pub mod select;
 pub mod source;
 pub mod stage;

@@ -1,6 +1,6 @@
 //! YAML -> [`Pipeline`]: names resolved, parameters checked, schemas matched, before anything runs. Errors have line and column.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 use serde_json::Value;
@@ -9,6 +9,7 @@ use super::{
     Digest, Error, Result,
     filter::Filter,
     loader::Loader,
+    secrets::Secrets,
     stage::{Described, Output, Reads, StageKind},
     sweep::{self, Variant},
     yaml::{Node, substitute},
@@ -32,6 +33,8 @@ pub struct Pipeline {
     pub(super) slots: BTreeSet<String>,
     /// Names what the file says: equal pipelines have equal digests.
     pub digest: Digest,
+    /// Values from the environment that are neither kept nor shown.
+    pub secrets: Arc<Secrets>,
 }
 
 impl Pipeline {
@@ -87,6 +90,8 @@ pub struct Table {
     pub on_error: OnError,
     /// The declared schema of its rows.
     pub output: SchemaRef,
+    /// Values from the environment that are neither kept nor shown.
+    pub secrets: Arc<Secrets>,
 }
 
 impl std::fmt::Debug for Table {
@@ -152,12 +157,19 @@ pub fn parse(
     sets: &[String],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Pipeline> {
-    let loader = Loader { file, kinds };
+    let mut loader = Loader { file, kinds, secrets: Arc::default() };
     let mut root = Node::parse(text).map_err(|(place, message)| loader.error(place, message))?;
     for set in sets {
         loader.assign(&mut root, set)?;
     }
-    root.map_text(&mut |text| substitute(text, variable)).map_err(|(place, message)| loader.error(place, message))?;
+    let filled = RefCell::new(Vec::new());
+    let variable = |name: &str| {
+        let value = variable(name);
+        filled.borrow_mut().extend(value.clone().map(|value| (name.to_owned(), value)));
+        value
+    };
+    root.map_text(&mut |text| substitute(text, &variable)).map_err(|(place, message)| loader.error(place, message))?;
+    loader.secrets = Arc::new(Secrets::among(filled.into_inner()));
     loader.pipeline(stem, &root, sets)
 }
 

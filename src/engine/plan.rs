@@ -199,6 +199,7 @@ pub struct Draft<'a> {
     /// Where its results are recorded: the fingerprint, or the key of a whole table.
     pub stage_key: Digest,
     made: Made,
+    files: Vec<(String, Digest)>,
     joined: Joined,
     listed: Option<Listing>,
     keys: Vec<Digest>,
@@ -213,6 +214,8 @@ pub struct Work<'a> {
     pub stage_key: Digest,
     /// What it is made from.
     pub made: Made,
+    /// Files that parameters name, and their digests.
+    pub files: Vec<(String, Digest)>,
     /// The joined rows, by id.
     pub joined: Joined,
     /// The listed rows of a stage without inputs, by id, and remarks on them.
@@ -256,9 +259,13 @@ impl<'a> Planner<'a> {
             let content = views[&input.table].content();
             inputs.push((input.table.clone(), identity::read(&input.port, input.reads, content)));
         }
-        let filter = table.filter.as_ref().map(|f| f.text.clone());
         let (stage, revision) = (table.kind.name.to_owned(), table.kind.revision);
-        let made = Made { stage, revision, params, files, fingerprint, inputs, filter };
+        // What is kept with the table tells secrets apart, and shows none.
+        let secrets = &table.secrets;
+        let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));
+        let params = secrets.identify_in(params);
+        let shown = files.iter().map(|(path, digest)| (secrets.hide(path.clone()), *digest)).collect();
+        let made = Made { stage, revision, params, files: shown, fingerprint, inputs, filter };
         if let Some(View { manifest, .. }) = views.get(&table.name)
             && made.makes_the_same(manifest)
             && self.trusts(table, manifest)?
@@ -274,7 +281,7 @@ impl<'a> Planner<'a> {
         let (stage_key, keys) =
             if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
         let pending = reason::pending(table, views);
-        Ok(Some(Draft { table, stage_key, made, joined, listed, keys, pending }))
+        Ok(Some(Draft { table, stage_key, made, files, joined, listed, keys, pending }))
     }
 
     /// What the rows of a table have in common: see [`identity::base`].
@@ -362,7 +369,7 @@ impl<'a> Draft<'a> {
 
     /// Looks up what the store already has.
     pub fn complete(self, planner: &Planner<'_>, previous: Option<&View>) -> Result<Work<'a>> {
-        let Self { table, stage_key, made, joined, listed, keys, pending } = self;
+        let Self { table, stage_key, made, files, joined, listed, keys, pending } = self;
         let forced = planner.forces(table);
         let Recorded { entries, damaged } = planner.store.computed(stage_key)?;
         let after = entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
@@ -382,8 +389,22 @@ impl<'a> Draft<'a> {
             Vec::new()
         };
         let causes = Vec::new();
-        let mut work =
-            Work { table, stage_key, made, joined, listed, keys, known, after, forced, lost, damaged, stale, causes };
+        let mut work = Work {
+            table,
+            stage_key,
+            made,
+            files,
+            joined,
+            listed,
+            keys,
+            known,
+            after,
+            forced,
+            lost,
+            damaged,
+            stale,
+            causes,
+        };
         work.causes = if forced { vec![Cause::Forced] } else { reason::causes(&work, planner, previous, pending)? };
         Ok(work)
     }

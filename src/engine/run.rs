@@ -14,6 +14,7 @@ use super::{
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Found, Planner, View, Views, Work, published},
     reason::Cause,
+    secrets::Secrets,
     select::is_called,
     store::{Inventory, state_name},
     task::{Executor, Report, Task},
@@ -77,7 +78,7 @@ pub fn run(
 ) -> Result<Summary> {
     let run = format!("{:013}-{}", now_ms(), std::process::id());
     let started = Instant::now();
-    let mut log = Log { store, run: run.clone(), lines: String::new(), listener };
+    let mut log = Log { store, run: run.clone(), secrets: &pipeline.secrets, lines: String::new(), listener };
     log.add(Event::RunStarted {
         run: run.clone(),
         pipeline: pipeline.name.clone(),
@@ -108,19 +109,21 @@ pub fn run(
         error: result.as_ref().err().map(ToString::to_string),
     });
     log.save()?;
-    Ok(Summary { run, errors: result? })
+    Ok(Summary { run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
 }
 
 /// The events of a run, shown as they come and kept in the store.
 struct Log<'a> {
     store: &'a Store,
     run: String,
+    secrets: &'a Secrets,
     lines: String,
     listener: &'a mut dyn FnMut(&Event),
 }
 
 impl Log<'_> {
     fn add(&mut self, event: Event) {
+        let event = event.without(self.secrets);
         (self.listener)(&event);
         // What a bar shows is no history.
         if !matches!(event, Event::Progress { .. }) {

@@ -35,11 +35,15 @@ pub(super) fn open<T: DeserializeOwned>(name: &str, text: &[u8]) -> Result<T> {
             "is cut short or changed"
         }));
     };
-    let digest = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<Digest>().ok());
-    if digest != Some(Digest::of(rest)) {
+    if !says(digits, rest) {
         return Err(damaged("does not match the digest in it"));
     }
     serde_json::from_slice(text).map_err(|e| Error::Damaged(format!("{name}: {e}")))
+}
+
+/// Whether digits are the digest of bytes, as it is written.
+fn says(digits: &[u8], bytes: &[u8]) -> bool {
+    digits == Digest::of(bytes).to_string().as_bytes()
 }
 
 /// Lines of text below a line with their digest.
@@ -52,8 +56,7 @@ pub(super) fn open_lines<'t>(name: &str, text: &'t [u8]) -> Result<&'t [u8]> {
     let lines = text.strip_prefix(BEGIN.as_bytes()).and_then(|text| {
         let (digits, rest) = text.split_at_checked(DIGITS)?;
         let lines = rest.strip_prefix(b"\"}\n")?;
-        let digest = std::str::from_utf8(digits).ok()?.parse::<Digest>().ok()?;
-        (digest == Digest::of(lines)).then_some(lines)
+        says(digits, lines).then_some(lines)
     });
     lines.ok_or_else(|| Error::Damaged(format!("{name} does not match the digest in its first line")))
 }

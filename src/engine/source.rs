@@ -10,6 +10,7 @@ mod tree;
 
 use std::{
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -161,6 +162,11 @@ impl Sources {
         let mut hashed = hashed.into_iter();
         Ok(recalled.into_iter().filter_map(|digest| digest.or_else(|| hashed.next())).collect())
     }
+}
+
+/// Makes a folder, and those around it, that other users may not look into. One that is there stays as it is.
+pub(super) fn make_private(folder: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// The path of an address that is no URL of a server.

@@ -22,8 +22,7 @@
 
 use std::{
     collections::HashMap,
-    os::unix::fs::DirBuilderExt,
-    path::{Path as FilePath, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
@@ -40,7 +39,7 @@ use super::{
     groups::Groups,
     manifest::Entry,
     remote::{PLACES, connect},
-    source::{local_path, url_of},
+    source::{local_path, make_private, url_of},
 };
 
 /// Objects read at the same time.
@@ -152,11 +151,6 @@ fn local_objects(folder: PathBuf) -> Result<(PathBuf, Arc<dyn ObjectStore>)> {
     let folder = folder.canonicalize().map_err(named)?;
     let objects = Checked::new(&folder)?;
     Ok((folder, Arc::new(objects)))
-}
-
-/// Makes a folder, and those around it, that other users may not look into. One that is there stays as it is.
-pub(super) fn make_private(folder: &FilePath) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 impl Store {

@@ -23,6 +23,7 @@ use super::{
     join::in_order,
     manifest::{Entry, EntryNote, NAMED, PartRef, RowError, decode_schema},
     parts::{self, Encoder},
+    secrets::Secrets,
     stage::{Context, OpenFn, Operator, Output, Schemas},
     store::state_name,
 };
@@ -82,6 +83,9 @@ pub struct Job {
     pub batch_size: Option<usize>,
     /// How often work that takes long saves its state.
     pub save_every: Duration,
+    /// Values that no message may hold.
+    #[serde(default)]
+    pub secrets: Secrets,
 }
 
 /// An input read whole.
@@ -484,8 +488,9 @@ impl<'a> Sink<'a> {
             return Err(Error::Stage(format!("{id}: {error}")));
         }
         let key = self.claim(id)?;
-        let chain = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
-        let (id, message, run) = (id.to_owned(), error.to_string(), self.task.run.clone());
+        let hide = |text: String| self.task.job.secrets.hide(text);
+        let chain = std::iter::successors(error.source(), |e| e.source()).map(|e| hide(e.to_string())).collect();
+        let (id, message, run) = (id.to_owned(), hide(error.to_string()), self.task.run.clone());
         self.entry.errors.push(RowError { id, key, message, chain, run });
         self.advance()
     }
@@ -493,7 +498,7 @@ impl<'a> Sink<'a> {
     /// Remarks on a row that succeeded something that a person should know. `what` is the same text for all rows of a kind; it
     /// is counted over the table, kept with it, and said once with the first ids.
     pub fn note(&mut self, what: &str, id: &str) {
-        self.notes.entry(what.to_owned()).or_default().push(id.to_owned());
+        self.notes.entry(self.task.job.secrets.hide(what.to_owned())).or_default().push(id.to_owned());
     }
 
     /// Remarks on a table that is made as a whole something that a person should know.
@@ -690,6 +695,7 @@ mod tests {
             device: "cpu".into(),
             batch_size: None,
             save_every: Duration::ZERO,
+            secrets: Secrets::default(),
         };
         let task = |ids: &[String]| Task {
             job: job.clone(),

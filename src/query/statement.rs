@@ -429,8 +429,8 @@ mod tests {
     fn what_is_wrong_is_said_as_in_a_session() {
         for (sql, expected) in [
             ("selct x from a", "line 1, column 1: expected an SQL statement, found `selct`"),
-            ("select x from aa", "there is no table `aa`; did you mean `a`? There are a, b"),
-            ("select x from light.a", "there is no table `light.a`; there are a, b"),
+            ("select x from aa", "there is no table `aa`; did you mean `a`? There are a, b, c"),
+            ("select x from light.a", "there is no table `light.a`; there are a, b, c"),
             ("select nothing from a", "there is no column `nothing`; there are id, x, y, pixels"),
             ("select auroc(id, true) from a", "auroc(score, label): `score` is utf8, not a number"),
         ] {

@@ -445,6 +445,7 @@ mod tests {
             device: "cpu".into(),
             batch_size: None,
             save_every: std::time::Duration::MAX,
+            secrets: Default::default(),
         };
         let stage_key = Digest::of(b"stage");
         let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();

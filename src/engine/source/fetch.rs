@@ -10,7 +10,7 @@ use std::{
 use url::Url;
 
 use super::{
-    Digest, Error, Hasher, Result, Sources, cannot_read, local_path,
+    Digest, Error, Hasher, Result, Sources, cannot_read, local_path, make_private,
     remote::{name_of, url_of},
 };
 
@@ -80,12 +80,12 @@ impl Temporary {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let unique = format!("{}.{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = path.with_added_extension(unique);
-        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        path.parent().map_or(Ok(()), make_private)?;
         Ok(Self { file: File::create(&path)?, path })
     }
 
     pub(super) fn keep_as(self, path: &Path) -> io::Result<()> {
-        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        path.parent().map_or(Ok(()), make_private)?;
         fs::rename(&self.path, path)
     }
 }

@@ -1,0 +1,120 @@
+//! Values that a pipeline takes from the environment, which may be secrets: what is kept or shown has `${NAME}` in their place.
+
+use serde_json::Value;
+
+use super::Digest;
+
+/// Shorter values are no secrets, and stand in other words by chance.
+const SHORTEST: usize = 4;
+
+/// The values of environment variables that a pipeline file names, with the names of the variables.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Secrets(Vec<(String, String)>);
+
+impl Secrets {
+    /// The secrets among variables that were filled in. A value that names a file or folder that is there is a place, and
+    /// messages are to show it.
+    pub fn among(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let is_secret = |(_, value): &(String, String)| {
+            value.chars().count() >= SHORTEST && !super::source::local_path(value).exists()
+        };
+        let mut secrets: Vec<_> = variables.into_iter().filter(is_secret).collect();
+        // A value may stand within another.
+        secrets.sort_by(|(_, a), (_, b)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        secrets.dedup();
+        Self(secrets)
+    }
+
+    /// Whether nothing has to be hidden.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A text with `${NAME}` in the place of each secret.
+    pub fn hide(&self, text: String) -> String {
+        self.replace(text, |name, _| format!("${{{name}}}"))
+    }
+
+    /// A text with the name and the digest of each secret in its place: it differs where the secret does.
+    pub(super) fn identify(&self, text: String) -> String {
+        self.replace(text, |name, value| {
+            let digest = Digest::of(value.as_bytes()).to_string();
+            format!("${{{name}}}({})", &digest[..16])
+        })
+    }
+
+    fn replace(&self, text: String, with: impl Fn(&str, &str) -> String) -> String {
+        // A replacement is not looked into: the name of a variable may hold the value of another.
+        let mut pieces = vec![(text, false)];
+        let found: Vec<_> = self.0.iter().filter(|(_, value)| pieces[0].0.contains(value)).collect();
+        for (name, value) in found {
+            pieces = pieces
+                .into_iter()
+                .flat_map(|(piece, is_replaced)| {
+                    if is_replaced {
+                        return vec![(piece, true)];
+                    }
+                    let between = std::iter::repeat_with(|| (with(name, value), true));
+                    let kept = piece.split(value.as_str()).map(|piece| (piece.to_owned(), false)).collect::<Vec<_>>();
+                    let count = 2 * kept.len() - 1;
+                    kept.into_iter().zip(between).flat_map(|(kept, replaced)| [kept, replaced]).take(count).collect()
+                })
+                .collect();
+        }
+        pieces.into_iter().map(|(piece, _)| piece).collect()
+    }
+
+    /// [`Secrets::hide`] of every text in a value.
+    pub(super) fn hide_in(&self, value: Value) -> Value {
+        self.in_value(value, &|text| self.hide(text))
+    }
+
+    /// [`Secrets::identify`] in every text of a value.
+    pub(super) fn identify_in(&self, value: Value) -> Value {
+        self.in_value(value, &|text| self.identify(text))
+    }
+
+    fn in_value(&self, value: Value, replace: &dyn Fn(String) -> String) -> Value {
+        match value {
+            value if self.is_empty() => value,
+            Value::String(text) => Value::String(replace(text)),
+            Value::Array(items) => items.into_iter().map(|item| self.in_value(item, replace)).collect(),
+            Value::Object(fields) => {
+                fields.into_iter().map(|(name, value)| (name, self.in_value(value, replace))).collect()
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(pairs: &[(&str, &str)]) -> Secrets {
+        Secrets::among(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn values_give_way_to_their_names() {
+        let secrets = secrets(&[("TOKEN", "sk-1234"), ("LONG", "sk-1234-5"), ("SIZE", "32"), ("HERE", ".")]);
+        let hidden = secrets.hide("a sk-1234, sk-1234-5sk-1234 and 32 in .".into());
+        assert_eq!(hidden, "a ${TOKEN}, ${LONG}${TOKEN} and 32 in .");
+        let value = serde_json::json!({ "run": ["curl", "sk-1234"], "n": 1234 });
+        assert_eq!(secrets.hide_in(value), serde_json::json!({ "run": ["curl", "${TOKEN}"], "n": 1234 }));
+    }
+
+    #[test]
+    fn different_secrets_are_told_apart_without_being_shown() {
+        let identify = |value: &str| secrets(&[("TOKEN", value)]).identify(format!("key={value}"));
+        assert_eq!(identify("sk-1234"), identify("sk-1234"));
+        assert_ne!(identify("sk-1234"), identify("sk-1235"));
+        assert!(identify("sk-1234").starts_with("key=${TOKEN}(") && !identify("sk-1234").contains("1234"));
+    }
+
+    #[test]
+    fn a_name_that_holds_another_value_stays_whole() {
+        let secrets = secrets(&[("A_TOKEN_B", "longest-value"), ("C", "TOKEN")]);
+        assert_eq!(secrets.hide("longest-value TOKEN".into()), "${A_TOKEN_B} ${C}");
+    }
+}
