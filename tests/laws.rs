@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use vlmdiff::{
-    engine::{identity::fingerprint, pipeline, stage::Described},
+    engine::{Sources, Store, identity::fingerprint, pipeline, read_table, stage::Described},
     stages::KINDS,
 };
 
@@ -108,6 +108,56 @@ fn tables_do_not_depend_on_how_they_were_cut() {
     };
     for (a, b) in scores(".vlmdiff").iter().zip(&scores("cut")) {
         assert!((a - b).abs() < 2e-3 * a.abs().max(0.1), "{a} {b}");
+    }
+}
+
+/// A plan asks a listing for rows that are still to be computed: what it says of them is what the stage writes.
+#[test]
+fn listed_columns_have_the_values_that_are_written() {
+    let lab = Lab::new("");
+    let root = lab.path("data").to_string_lossy().into_owned();
+    let text = format!(
+        "name: listings\ntables:
+  images: {{ stage: ingest, with: {{ dataset: folder, root: '{root}', size: 16 }} }}
+  products: {{ stage: ingest, with: {{ dataset: synthetic, size: 32, synthetic: {{ classes: [tile], train: 2, test_good: 1, test_per_defect: 1 }} }} }}
+  notes: {{ stage: read, with: {{ path: '{}/tests/notes.csv', id: image_id }} }}\n",
+        crate::lab::project().display()
+    );
+    lab.write("pipeline.yaml", &text);
+    lab.run(&[]);
+    let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
+    let pipeline = pipeline::parse("listings", "listings", &text, KINDS, &[], &|_| None).unwrap();
+    for table in &pipeline.tables {
+        let listed = table.stage.list(&Sources::default()).unwrap().unwrap().rows;
+        let (_, manifest) = store.published("listings", &table.name).unwrap().whole().unwrap().unwrap();
+        let is_written = |field: &&std::sync::Arc<arrow::datatypes::Field>| {
+            table.output.field_with_name(field.name()).is_ok_and(|out| out.data_type() == field.data_type())
+        };
+        let shared: Vec<String> =
+            listed.schema().fields().iter().filter(is_written).map(|field| field.name().clone()).collect();
+        assert!(shared.len() > 1, "{}: {shared:?}", table.name);
+        let schema = std::sync::Arc::new(
+            manifest
+                .schema()
+                .unwrap()
+                .project(
+                    &shared.iter().map(|name| manifest.schema().unwrap().index_of(name).unwrap()).collect::<Vec<_>>(),
+                )
+                .unwrap(),
+        );
+        let written = read_table(&store, &manifest.parts, &shared, &schema).unwrap();
+        let rows = |batch: &arrow::array::RecordBatch| {
+            let columns = shared.iter().map(|name| batch.column_by_name(name).unwrap().clone());
+            let options = arrow::util::display::FormatOptions::default().with_null("null");
+            let columns: Vec<_> = columns.collect();
+            let shown: Vec<_> = columns
+                .iter()
+                .map(|column| arrow::util::display::ArrayFormatter::try_new(column.as_ref(), &options).unwrap())
+                .collect();
+            let row = |row| shown.iter().map(|column| column.value(row).to_string()).collect::<Vec<_>>();
+            (0..batch.num_rows()).map(row).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(rows(&listed), rows(&written), "{}", table.name);
     }
 }
 

@@ -3,9 +3,11 @@
 mod cli;
 mod command;
 mod concurrent;
+mod damage;
 mod fits;
 mod golden;
 mod history;
+mod identity;
 mod incremental;
 mod lab;
 mod laws;

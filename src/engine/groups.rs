@@ -5,8 +5,6 @@
 //! right chaining value is what was written. A file `DIGEST.groups` beside a large object holds them.
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
-use rayon::prelude::*;
-
 use super::Digest;
 
 /// Bytes of a group. A small one makes small reads cheap, a large one few hashes; a power of two that BLAKE3's chunks divide.
@@ -26,7 +24,8 @@ impl Groups {
         if size <= GROUP {
             return (Digest::of(bytes), None);
         }
-        let values = bytes.par_chunks(GROUP as usize).enumerate().map(|(at, group)| value(at as u64, group));
+        // One after another: threads of a pool may wait for the very task that hashes here.
+        let values = bytes.chunks(GROUP as usize).zip(0..).map(|(group, at)| value(at, group));
         let groups = Self { size, values: values.collect() };
         (groups.digest(), Some(groups))
     }
