@@ -52,6 +52,12 @@ impl Digest {
         Ok(Self::truncate(blake3::Hasher::new().update_reader(std::fs::File::open(path)?)?.finalize()))
     }
 
+    /// Stands for the content of a file that cannot be read. BLAKE3 derives it in a mode of its own: it is the digest of no content.
+    pub fn unreadable(reason: &str) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("vlmdiff: why a file cannot be read");
+        Self::truncate(hasher.update(reason.as_bytes()).finalize())
+    }
+
     /// A digest from its 16 bytes, or `None` for another length.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)

@@ -25,7 +25,7 @@ use memory::Memory;
 use remote::Remote;
 pub(super) use remote::url_of;
 pub use tree::Tree;
-use tree::{Found, Stamp};
+use tree::{At, Found, Stamp};
 
 /// A file whose change lies less than this before its reading may change again unseen, within the resolution of a clock.
 const SETTLED: i64 = 2_000_000_000;
@@ -81,12 +81,16 @@ impl Sources {
     /// Every file below a folder or URL.
     pub fn tree(&self, root: &str) -> Result<Tree> {
         Ok(match url_of(root)? {
-            Some(url) => Tree::new(root, self.remote.list(&url)?),
+            Some(url) => {
+                let (found, hidden) = self.remote.list(&url)?;
+                Tree::new(root, found, hidden)
+            }
             None => Tree::local(root, retry(|| tree::walk(&local_path(root))).map_err(|e| cannot_read(root, e))?),
         })
     }
 
-    /// The digests of files of a tree, by their paths in it.
+    /// The digests of files of a tree, by their paths in it. A file that cannot be read gets a digest that stands for the reason,
+    /// which no content has: it fails where it is read, and is another one as soon as it can be read.
     pub fn digests(&self, tree: &Tree, paths: &[&str]) -> Result<Vec<Digest>> {
         let wanted: Vec<&Found> = paths
             .par_iter()
@@ -97,9 +101,14 @@ impl Sources {
                 let addresses = missing.iter().map(|found| tree.address(&found.path)).collect::<Result<Vec<_>>>()?;
                 self.remote.digests(&addresses)
             }
-            None => missing.par_iter().map(|found| hash_file(&tree.address(&found.path)?)).collect(),
+            None => {
+                let folder = local_path(&tree.root);
+                let hash = |found: &&Found| hash_file(&folder.join(&*found.path)).map_err(|error| error.to_string());
+                Ok(missing.par_iter().map(hash).collect())
+            }
         };
-        self.known_or(&tree.root, tree.stamps(), &wanted, hash)
+        let digests = self.known_or(&tree.root, tree.stamps(), &wanted, hash)?.into_iter();
+        Ok(digests.map(|digest| digest.unwrap_or_else(|reason| Digest::unreadable(&reason))).collect())
     }
 
     /// The digest of the content of a file or URL.
@@ -110,16 +119,21 @@ impl Sources {
             None => tree::stamp("", &local_path(address)),
         };
         let found = Found { path: "".into(), stamp };
-        let hash = || url.as_ref().map_or_else(|| hash_file(address), |url| self.download(url));
-        let digests = self.known_or(address, found.stamp.iter(), &[&found], |_| Ok(vec![hash()?]))?;
-        digests.first().copied().ok_or_else(|| cannot_read(address, "it has no content"))
+        let local = || hash_file(&local_path(address)).map_err(|e| cannot_read(address, e));
+        let hash = || url.as_ref().map_or_else(local, |url| self.download(url));
+        let digests = self.known_or(address, found.stamp.iter(), &[&found], |_| Ok(vec![Ok(hash()?)]))?;
+        let digest = digests.into_iter().next().unwrap_or_else(|| Err("it has no content".into()));
+        digest.map_err(|reason: String| cannot_read(address, reason))
     }
 
     /// The content of a file or URL.
     pub fn read(&self, address: &str) -> Result<Bytes> {
         match url_of(address)? {
             Some(url) => self.remote.read(&url),
-            None => retry(|| std::fs::read(local_path(address))).map(Bytes::from).map_err(|e| cannot_read(address, e)),
+            None => {
+                let read = |path: PathBuf| is_file(&path).and_then(|()| std::fs::read(path));
+                retry(|| read(local_path(address))).map(Bytes::from).map_err(|e| cannot_read(address, e))
+            }
         }
     }
 
@@ -136,14 +150,15 @@ impl Sources {
         self.cache.join("digests").join(Digest::of(absolute(root).as_bytes()).to_string())
     }
 
-    /// Digests that are remembered for `root`, and of the other files by `hash`, which are then remembered too.
+    /// Digests that are remembered for `root`, and of the other files by `hash`, which are then remembered too. Why a file cannot be
+    /// read is not.
     fn known_or<'a>(
         &self,
         root: &str,
         stamps: impl Iterator<Item = &'a Stamp>,
         wanted: &[&Found],
-        hash: impl FnOnce(&[&Found]) -> Result<Vec<Digest>>,
-    ) -> Result<Vec<Digest>> {
+        hash: impl FnOnce(&[&Found]) -> Result<Vec<Readable>>,
+    ) -> Result<Vec<Readable>> {
         let file = self.memory(root);
         let known = Memory::load(&file);
         let recall = |found: &&Found| found.stamp.as_ref().and_then(|stamp| known.get(stamp)).filter(|_| !self.verify);
@@ -151,16 +166,17 @@ impl Sources {
         let missing: Vec<&Found> =
             wanted.iter().zip(&recalled).filter(|(_, digest)| digest.is_none()).map(|(found, _)| *found).collect();
         if missing.is_empty() {
-            return Ok(recalled.into_iter().flatten().collect());
+            return Ok(recalled.into_iter().flatten().map(Ok).collect());
         }
         let began = (self.now)();
         let hashed = hash(&missing)?;
-        let fresh = missing.iter().zip(&hashed).filter_map(|(found, digest)| Some((found.stamp.as_ref()?, *digest)));
+        let fresh = missing.iter().zip(&hashed);
+        let fresh = fresh.filter_map(|(found, digest)| Some((found.stamp.as_ref()?, *digest.as_ref().ok()?)));
         let settled = fresh.filter(|(stamp, _)| stamp.changed <= began - SETTLED);
         // Nothing is lost but time where the cache cannot be written.
         known.replace(&file, stamps, settled).unwrap_or(());
         let mut hashed = hashed.into_iter();
-        Ok(recalled.into_iter().filter_map(|digest| digest.or_else(|| hashed.next())).collect())
+        Ok(recalled.into_iter().filter_map(|digest| digest.map(Ok).or_else(|| hashed.next())).collect())
     }
 }
 
@@ -168,6 +184,9 @@ impl Sources {
 pub(super) fn make_private(folder: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
+
+/// The digest of a file's content, or why it cannot be read.
+type Readable = Result<Digest, String>;
 
 /// The path of an address that is no URL of a server.
 pub fn local_path(address: &str) -> PathBuf {
@@ -191,8 +210,16 @@ fn cannot_read(address: &str, error: impl std::fmt::Display) -> Error {
     Error::Input(format!("cannot read {address}: {error}"))
 }
 
-fn hash_file(address: &str) -> Result<Digest> {
-    retry(|| Digest::of_file(&local_path(address))).map_err(|e| cannot_read(address, e))
+fn hash_file(path: &Path) -> io::Result<Digest> {
+    retry(|| is_file(path).and_then(|()| Digest::of_file(path)))
+}
+
+/// Refuses what is no file: a pipe would wait for somebody to write, and gives its content only once; a device may have no end.
+fn is_file(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path)?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file, but a folder, pipe, socket or device"))
 }
 
 /// Tries again after errors that pass by themselves, as network file systems have them.
@@ -210,6 +237,7 @@ const EIO: i32 = 5;
 
 fn passes(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, StaleNetworkFileHandle, TimedOut, WouldBlock};
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<At>()).map_or(error, |at| &at.error);
     matches!(error.kind(), Interrupted | StaleNetworkFileHandle | TimedOut | WouldBlock)
         || error.raw_os_error() == Some(EIO)
 }

@@ -10,14 +10,22 @@ use std::{
 use url::Url;
 
 use super::{
-    Digest, Error, Hasher, Result, Sources, cannot_read, local_path, make_private,
+    Digest, Error, Hasher, Result, Sources, cannot_read, is_file, local_path, make_private,
     remote::{name_of, url_of},
 };
 
 impl Sources {
     /// A local path that holds the content of a file or URL. A URL is fetched once, into the user's cache folder.
     pub fn local(&self, address: &str) -> Result<PathBuf> {
-        let Some(url) = url_of(address)? else { return Ok(local_path(address)) };
+        let Some(url) = url_of(address)? else {
+            let path = local_path(address);
+            // A folder may hold what is wanted, and what is not there is named by whoever reads it.
+            return if path.exists() && !path.is_dir() {
+                is_file(&path).map(|()| path).map_err(|e| cannot_read(address, e))
+            } else {
+                Ok(path)
+            };
+        };
         let digest = self.digest(address)?;
         let path = self.place(digest, &url);
         // What was cut or changed since is fetched again.

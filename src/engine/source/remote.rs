@@ -92,19 +92,27 @@ impl Remote {
         Ok((objects, path))
     }
 
-    pub(super) fn list(&self, url: &Url) -> Result<Vec<Found>> {
+    /// The objects below a URL, and the paths of hidden ones up to the name that hides them.
+    pub(super) fn list(&self, url: &Url) -> Result<(Vec<Found>, Vec<Box<str>>)> {
         let (store, root) = self.open(url)?;
-        let hidden = |path: &str| path.split('/').any(|name| name.starts_with('.'));
-        let found = |meta: object_store::ObjectMeta| {
-            let names: Vec<_> = meta.location.prefix_match(&root)?.collect();
-            let path = names.iter().map(|name| name.as_ref()).collect::<Vec<_>>().join("/");
-            (!path.is_empty() && !hidden(&path)).then(|| Found { stamp: remote_stamp(&path, &meta), path: path.into() })
-        };
-        let listing = store.list(Some(&root)).try_filter_map(async |meta| Ok(found(meta)));
-        self.runtime()?.block_on(listing.try_collect()).map_err(|e| match url.scheme() {
+        let listing = store.list(Some(&root)).try_collect::<Vec<_>>();
+        let objects = self.runtime()?.block_on(listing).map_err(|e| match url.scheme() {
             "http" | "https" => cannot_list(url.as_str(), format!("{e}; a web server lists its files by WebDAV only")),
             _ => cannot_list(url.as_str(), e),
-        })
+        })?;
+        let (mut found, mut hidden) = (Vec::new(), Vec::new());
+        for meta in objects {
+            let Some(names) = meta.location.prefix_match(&root) else { continue };
+            let names: Vec<String> = names.map(|name| name.as_ref().to_owned()).collect();
+            let path = names.join("/");
+            if let Some(at) = names.iter().position(|name| name.starts_with('.')) {
+                let slash = if at + 1 < names.len() { "/" } else { "" };
+                hidden.push(format!("{}{slash}", names[..=at].join("/")).into());
+            } else if !path.is_empty() {
+                found.push(Found { stamp: remote_stamp(&path, &meta), path: path.into() });
+            }
+        }
+        Ok((found, hidden))
     }
 
     pub(super) fn stamp(&self, url: &Url) -> Result<Option<Stamp>> {
@@ -123,10 +131,17 @@ impl Remote {
         self.each(addresses, async |store, path| store.get(&path).await?.bytes().await)
     }
 
-    pub(super) fn digests(&self, addresses: &[String]) -> Result<Vec<Digest>> {
-        self.each(addresses, async |store, path| content(&*store, &path, &mut std::io::sink()).await)
-            .into_iter()
-            .collect()
+    /// The digests of objects, or why one object is not to be read. A server that does not answer is an error of all.
+    pub(super) fn digests(&self, addresses: &[String]) -> Result<Vec<Result<Digest, String>>> {
+        use object_store::Error::{NotFound, PermissionDenied};
+        let read =
+            async |store: Arc<dyn ObjectStore>, path: Path| match content(&*store, &path, &mut std::io::sink()).await {
+                Ok(digest) => Ok(Ok(digest)),
+                Err(NotFound { .. }) => Ok(Err("it is not there".to_owned())),
+                Err(PermissionDenied { .. }) => Ok(Err("permission denied".to_owned())),
+                Err(error) => Err(error),
+            };
+        self.each(addresses, read).into_iter().collect()
     }
 
     /// Writes the content of a URL, and says its digest.

@@ -59,11 +59,17 @@ fn digests(sources: &Sources, root: &str) -> (Vec<Digest>, usize) {
     let mut read = 0;
     let digests = sources.known_or(root, tree.stamps(), &wanted, |missing| {
         read = missing.len();
-        missing.iter().map(|found| hash_file(&tree.address(&found.path)?)).collect()
+        let hash = |found: &&Found| hash_file(&place_of(&tree, &found.path)).map_err(|error| error.to_string());
+        Ok(missing.iter().map(hash).collect())
     });
+    let digests: Result<Vec<Digest>> = digests.map(|digests| digests.into_iter().map(Result::unwrap).collect());
     let paths: Vec<&str> = tree.paths().collect();
     assert_eq!(sources.digests(&tree, &paths).unwrap(), *digests.as_ref().unwrap());
     (digests.unwrap(), read)
+}
+
+fn place_of(tree: &Tree, path: &str) -> PathBuf {
+    local_path(&tree.address(path).unwrap())
 }
 
 fn of(texts: &[&str]) -> Vec<Digest> {
@@ -75,8 +81,9 @@ fn a_tree_lists_files_sorted_without_hidden_ones() {
     let place = Place::new(&["b/2", "b/1", "b-c/3", "a", ".hidden", ".git/objects/1", "lost+found/5", "b/.x/4"]);
     assert_eq!(place.paths(), ["a", "b-c/3", "b/1", "b/2"]);
     let tree = place.later().tree(&place.root).unwrap();
-    assert_eq!(tree.name(), "data");
-    assert_eq!(place.later().tree(&format!("{}/b/..", place.root)).unwrap().name(), "data");
+    assert_eq!(tree.hidden().collect::<Vec<_>>(), [".git/", ".hidden", "b/.x/"]);
+    let name = |root: &str| place.later().tree(&format!("{}{root}", place.root)).unwrap().name();
+    assert_eq!(["", "/", "/.", "/b/.."].map(name), ["data"; 4]);
     assert_eq!(fs::read_to_string(tree.address("b/1").unwrap()).unwrap(), "b/1");
 }
 
@@ -100,11 +107,65 @@ fn links_are_followed_and_broken_ones_fail_where_they_are_read() {
     symlink(place.path("a/1"), place.path("c")).unwrap();
     symlink(&place.root, place.path("a/around")).unwrap();
     symlink("nowhere", place.path("d")).unwrap();
-    assert_eq!(place.paths(), ["a/1", "b/1", "c", "d"]);
+    symlink("e", place.path("e")).unwrap();
+    assert_eq!(place.paths(), ["a/1", "b/1", "c", "d", "e"]);
+    // A link has the name that the user gave it.
+    assert_eq!(place.later().tree(place.path("b").to_str().unwrap()).unwrap().name(), "b");
     let (sources, tree) = (place.later(), place.later().tree(&place.root).unwrap());
+    assert_eq!(tree.dead_links().collect::<std::collections::BTreeSet<_>>(), ["d", "e"].into());
     assert_eq!(sources.digests(&tree, &["b/1", "c"]).unwrap(), of(&["a/1", "a/1"]));
-    let error = sources.digests(&tree, &["d"]).unwrap_err().to_string();
+    let error = sources.read(&tree.address("d").unwrap()).unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot read {}/d: ", place.root)), "{error}");
+}
+
+/// One file that cannot be read is no reason to know nothing of the others.
+#[test]
+#[cfg(unix)]
+fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
+    let place = Place::new(&["a", "c"]);
+    std::os::unix::fs::symlink("z", place.path("b")).unwrap();
+    let all = || {
+        let tree = place.later().tree(&place.root).unwrap();
+        place.later().digests(&tree, &["a", "b", "c"]).unwrap()
+    };
+    let [a, b, c] = all()[..] else { panic!() };
+    assert_eq!([a, c], of(&["a", "c"])[..]);
+    assert_eq!(b, all()[1], "the same reason is the same digest");
+    assert_eq!(place.remembered(), 2);
+    // No content has it, not even the text of the reason.
+    let reason = fs::read(place.path("b")).unwrap_err().to_string();
+    assert_eq!(b, Digest::unreadable(&reason));
+    assert_ne!(b, Digest::of(reason.as_bytes()));
+    place.write("z", "now");
+    assert_eq!(all()[1], of(&["now"])[0]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_place_that_cannot_be_listed_is_named() {
+    let place = Place::new(&["a/1"]);
+    // The superuser may read every folder, and follows no link to a name that is too long.
+    std::os::unix::fs::symlink("x".repeat(300), place.path("a/2")).unwrap();
+    let told = place.later().tree(&place.root).unwrap_err().to_string();
+    assert!(told.starts_with(&format!("cannot read {0}: {0}/a/2: ", place.root)), "{told}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_is_refused_without_waiting_for_it() {
+    let place = Place::new(&["a"]);
+    let made = std::process::Command::new("mkfifo").arg(place.path("pipe")).status().unwrap();
+    assert!(made.success());
+    assert_eq!(place.paths(), ["a", "pipe"]);
+    let tree = place.later().tree(&place.root).unwrap();
+    let reason = "it is no file, but a folder, pipe, socket or device";
+    let digests = place.later().digests(&tree, &["a", "pipe"]).unwrap();
+    assert_eq!(digests, [of(&["a"])[0], Digest::unreadable(reason)]);
+    let address = place.path("pipe").to_str().unwrap().to_owned();
+    let told = format!("cannot read {address}: {reason}");
+    assert_eq!(place.later().read(&address).unwrap_err().to_string(), told);
+    assert_eq!(place.later().digest(&address).unwrap_err().to_string(), told);
+    assert_eq!(place.later().local(&address).unwrap_err().to_string(), told);
 }
 
 #[test]
@@ -218,6 +279,9 @@ fn only_errors_that_pass_are_met_by_trying_again() {
     };
     assert_eq!(tries(|| io::ErrorKind::TimedOut.into()), (3, true));
     assert_eq!(tries(|| io::Error::from_raw_os_error(EIO)), (3, true));
+    let below: fn() -> io::Error =
+        || tree::named(Path::new("a"), Some("a/b".into()), io::Error::from_raw_os_error(EIO)).unwrap_err();
+    assert_eq!(tries(below), (3, true));
     assert_eq!(tries(|| io::ErrorKind::NotFound.into()), (1, false));
     assert_eq!(tries(|| io::ErrorKind::PermissionDenied.into()), (1, false));
 }
@@ -240,6 +304,7 @@ fn a_url_is_a_tree_as_a_folder_is() {
     objects(&sources, &all);
     let tree = sources.tree("memory:///data/").unwrap();
     assert_eq!(tree.paths().collect::<Vec<_>>(), ["a.png", "n/50% #1.png"]);
+    assert_eq!(tree.hidden().collect::<Vec<_>>(), [".git/"]);
     assert_eq!(tree.name(), "data");
     assert_eq!(sources.digests(&tree, &["n/50% #1.png", "a.png"]).unwrap(), of(&["x", "a"]));
     let addresses: Vec<String> = tree.paths().map(|path| tree.address(path).unwrap()).collect();

@@ -11,21 +11,38 @@
 //! Of a URL the stamp covers its size, entity tag, version and time of modification; where the server gives neither a strong tag
 //! nor a time, the content is read.
 
-use std::{fs, io, path::Path};
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use object_store::ObjectMeta;
 use rayon::prelude::*;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Error, Hasher, Result, join, local_path};
+use super::{Error, Hasher, Result, is_url, join, local_path};
 use crate::engine::Digest;
 
-/// Every file below a folder or URL, sorted by path. Hidden ones are left out, links are followed.
+/// Every file below a folder or URL, sorted by path. Hidden ones are listed apart, links are followed.
 #[derive(Debug)]
 pub struct Tree {
     /// The folder or URL, as it was named.
     pub root: String,
     files: Vec<Found>,
+    hidden: Vec<Box<str>>,
+    dead: Vec<Box<str>>,
+}
+
+/// The paths of files below a root, with `/`.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    /// The files that are shown.
+    pub(super) shown: Vec<Box<str>>,
+    /// Files and folders whose names begin with a dot; a folder ends in `/`, and what lies in it is not listed.
+    pub(super) hidden: Vec<Box<str>>,
+    /// Those of the files that are shown which are links to nothing.
+    pub(super) dead: Vec<Box<str>>,
 }
 
 /// A file of a tree.
@@ -46,15 +63,18 @@ pub(super) struct Stamp {
 }
 
 impl Tree {
-    pub(super) fn local(root: &str, paths: Vec<Box<str>>) -> Self {
+    pub(super) fn local(root: &str, paths: Paths) -> Self {
         let folder = local_path(root);
         let found = |path: Box<str>| Found { stamp: stamp(&path, &folder.join(&*path)), path };
-        Self::new(root, paths.into_par_iter().map(found).collect())
+        let tree = Self::new(root, paths.shown.into_par_iter().map(found).collect(), paths.hidden);
+        Self { dead: paths.dead, ..tree }
     }
 
-    pub(super) fn new(root: &str, mut files: Vec<Found>) -> Self {
+    pub(super) fn new(root: &str, mut files: Vec<Found>, mut hidden: Vec<Box<str>>) -> Self {
         files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        Self { root: root.to_owned(), files }
+        hidden.sort_unstable();
+        hidden.dedup();
+        Self { root: root.to_owned(), files, hidden, dead: Vec::new() }
     }
 
     /// The files' paths below the root, sorted, with `/` on every system.
@@ -62,8 +82,23 @@ impl Tree {
         self.files.iter().map(|found| &*found.path)
     }
 
-    /// The root's own name, also where the path to it is `.` or ends in `..`.
+    /// The paths of hidden files and folders below the root, sorted; a folder ends in `/`, and what lies in it is not listed.
+    pub fn hidden(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.hidden.iter().map(|path| &**path)
+    }
+
+    /// Those of the paths that are links to nothing, in no order.
+    pub fn dead_links(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.dead.iter().map(|path| &**path)
+    }
+
+    /// The root's own name as the user wrote it, whatever a link of that name leads to. A path that ends in `.` or `..` has no
+    /// name in it: the folder has.
     pub fn name(&self) -> String {
+        let written = local_path(&self.root);
+        if let Some(name) = written.file_name().and_then(OsStr::to_str).filter(|_| !is_url(&self.root)) {
+            return name.to_owned();
+        }
         let root = super::absolute(&self.root);
         root.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
@@ -82,34 +117,95 @@ impl Tree {
     }
 }
 
-/// The paths of the files below a folder. A broken link is listed, and fails where it is read.
-pub(super) fn walk(folder: &Path) -> io::Result<Vec<Box<str>>> {
+/// The paths of the files below a folder. A broken link is listed, and fails where it is read; a folder that cannot be listed is an
+/// error that names it.
+pub(super) fn walk(folder: &Path) -> io::Result<Paths> {
     if !fs::metadata(folder)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is no folder"));
     }
-    let shown = |entry: &DirEntry| {
-        let name = entry.file_name().as_encoded_bytes();
-        entry.depth() == 0 || !(name.starts_with(b".") || name == b"lost+found")
-    };
-    let relative = |path: &Path| {
-        let below = path.strip_prefix(folder).unwrap_or(path);
-        let name = below.to_str().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("the name {} is not UTF-8; rename it", path.display()))
-        })?;
-        Ok::<_, io::Error>(Box::from(name))
-    };
-    let entries = WalkDir::new(folder).follow_links(true).into_iter().filter_entry(shown);
-    entries
-        .filter_map(|entry| match entry {
-            Ok(entry) => (!entry.file_type().is_dir()).then(|| relative(entry.path())),
+    let mut paths = Paths::default();
+    let mut entries = WalkDir::new(folder).follow_links(true).into_iter();
+    while let Some(entry) = entries.next() {
+        match entry {
+            Ok(entry) if entry.depth() > 0 && is_hidden(&entry) => {
+                let is_folder = entry.file_type().is_dir();
+                if is_folder {
+                    entries.skip_current_dir();
+                }
+                if entry.file_name() != LOST_AND_FOUND {
+                    let slash = if is_folder { "/" } else { "" };
+                    // Nobody reads it, so its name may be any.
+                    let name = below(folder, entry.path()).to_string_lossy();
+                    paths.hidden.push(format!("{name}{slash}").into());
+                }
+            }
+            Ok(entry) if entry.file_type().is_dir() => {}
+            Ok(entry) => paths.shown.push(relative(folder, entry.path())?),
             // A link to a folder around it shows nothing new.
-            Err(error) if error.loop_ancestor().is_some() => None,
-            Err(error) => match (error.path().map(Path::to_owned), error.into_io_error()) {
-                (Some(path), Some(error)) if error.kind() == io::ErrorKind::NotFound => Some(relative(&path)),
-                (_, error) => Some(Err(error.unwrap_or_else(|| io::Error::other("it cannot be listed")))),
-            },
-        })
-        .collect()
+            Err(error) if error.loop_ancestor().is_some() => {}
+            Err(error) => {
+                if let Some(link) = dead_link(folder, error)? {
+                    paths.shown.push(link.clone());
+                    paths.dead.push(link);
+                }
+            }
+        }
+    }
+    Ok(paths)
+}
+
+/// The folder in which file systems keep what they found without a name.
+const LOST_AND_FOUND: &str = "lost+found";
+
+fn is_hidden(entry: &DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(b".") || entry.file_name() == LOST_AND_FOUND
+}
+
+fn below<'p>(folder: &Path, path: &'p Path) -> &'p Path {
+    path.strip_prefix(folder).unwrap_or(path)
+}
+
+fn relative(folder: &Path, path: &Path) -> io::Result<Box<str>> {
+    let name = below(folder, path).to_str().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("the name {} is not UTF-8; rename it", path.display()))
+    })?;
+    Ok(Box::from(name))
+}
+
+/// The path of a link that leads nowhere or to itself, unless it is hidden.
+fn dead_link(folder: &Path, error: walkdir::Error) -> io::Result<Option<Box<str>>> {
+    let path = error.path().map(Path::to_owned);
+    let error = error.into_io_error().unwrap_or_else(|| io::Error::other("it cannot be listed"));
+    match path {
+        Some(path) if path != folder && is_dead(&error) => {
+            let is_shown = !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            is_shown.then(|| relative(folder, &path)).transpose()
+        }
+        path => named(folder, path, error).map(|()| None),
+    }
+}
+
+fn is_dead(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ELOOP)
+}
+
+/// The operating system's number of a link that leads to itself; its kind has no name in Rust yet.
+const ELOOP: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
+
+/// An error of a walk with the place where it happened, unless that is the folder itself, which the caller names.
+pub(super) fn named(folder: &Path, path: Option<PathBuf>, error: io::Error) -> io::Result<()> {
+    match path.filter(|path| path != folder) {
+        Some(place) => Err(io::Error::new(error.kind(), At { place, error })),
+        None => Err(error),
+    }
+}
+
+/// An error below a folder, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", place.display())]
+pub(super) struct At {
+    place: PathBuf,
+    pub(super) error: io::Error,
 }
 
 /// The stamp of a local file, known in its tree by `path`.
