@@ -4,6 +4,7 @@
 
 pub mod blur;
 pub mod colormap;
+mod container;
 pub mod decode;
 pub mod pool;
 pub mod resize;
