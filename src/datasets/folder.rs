@@ -7,63 +7,108 @@
 //! ROOT/CLASS/ground_truth/KIND/000_mask.png   (optional; 000.png is accepted too)
 //! ROOT/CLASS/captions.jsonl               (optional) {"image": "train/good/000.png", "caption": "..."}
 //! ```
+//!
+//! Images may lie in folders further below (`test/KIND/line2/000.png`), their masks then at the same place below `ground_truth`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod captions;
+mod left_out;
+mod masks;
+mod names;
 
-use super::record::{DatasetError, Files, Record};
+use std::collections::HashMap;
 
-/// File extensions that are listed, compared without case; other files are ignored.
-pub const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"];
+use super::record::{DatasetError, Files, Listing, Record};
+use captions::Captions;
+pub use names::EXTENSIONS;
+use names::{composed, is_almost, is_image, is_of_masks, stem};
 
 /// The folder name of normal images.
 const GOOD: &str = "good";
 
+/// The name of the row that holds the means over classes, which no class may have.
+pub const MEAN: &str = "mean";
+
 /// Lists a dataset sorted by `image_id`. A root that itself has `train/good` is one class, named as its folder.
 ///
-/// Other extensions are ignored. In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists,
-/// every image of it must have one. Masks of normal images are not read.
+/// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, every image of it must have one.
+/// Masks of normal images are not read. Whatever else looks as if it belonged to the dataset is listed as left out.
 ///
 /// # Errors
 /// Every [`DatasetError`]; see there.
-pub fn list<'a>(files: &Files<'a>) -> Result<Vec<Record<'a>>, DatasetError> {
-    let classes: Vec<(String, &str)> = if below(files.paths, "train/good/").is_empty() {
-        let has = |class: &str, split: &str| !below(files.paths, &format!("{class}/{split}/")).is_empty();
-        let classes = folders(files.paths, "").into_iter().filter(|class| has(class, "train") || has(class, "test"));
-        classes.map(|class| (format!("{class}/"), class)).collect()
-    } else {
-        vec![(String::new(), files.name)]
-    };
-    if classes.is_empty() {
-        return Err(DatasetError::NoClass(files.root.trim_end_matches('/').to_owned()));
-    }
+pub fn list<'a>(files: &Files<'a>) -> Result<Listing<'a>, DatasetError> {
+    let classes = classes(files)?;
     let mut records = Vec::with_capacity(files.paths.len());
-    for (prefix, name) in classes {
-        let class = Class { files, paths: below(files.paths, &prefix), prefix, name };
+    for (prefix, name) in &classes {
+        let class = Class { files, paths: below(files.paths, prefix), prefix, name };
         class.list(&mut records)?;
     }
+    let prefixes: Vec<String> = classes.into_iter().map(|(prefix, _)| prefix).collect();
+    let left_out = left_out::left_out(files, &prefixes, &records);
     records.sort_unstable_by_key(|record| record.image_id);
-    Ok(records)
+    Ok(Listing { records, left_out })
+}
+
+/// The classes, each with the prefix that leads from the root to it in every path.
+fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError> {
+    let has = |prefix: &str, split: &str| !below(files.paths, &format!("{prefix}{split}/")).is_empty();
+    let mut classes = Vec::new();
+    if !below(files.paths, "train/good/").is_empty() {
+        classes.push((String::new(), files.name));
+    } else {
+        for folder in folders(files.paths, "") {
+            let prefix = format!("{folder}/");
+            if has(&prefix, "train") || has(&prefix, "test") {
+                classes.push((prefix, folder));
+                continue;
+            }
+            // A class, or the root's own part of one, whose folders are spelt otherwise.
+            reject_almost(files, &prefix, &["train", "test"])?;
+        }
+    }
+    if classes.is_empty() {
+        reject_almost(files, "", &["train", "test"])?;
+        return Err(DatasetError::NoClass(files.root.trim_end_matches('/').to_owned()));
+    }
+    match classes.iter().find(|(_, name)| *name == MEAN) {
+        Some((prefix, _)) => Err(DatasetError::ClassCalledMean(files.place(prefix.trim_end_matches('/')))),
+        None => Ok(classes),
+    }
+}
+
+/// Refuses folders of pictures below a prefix whose names are almost ones that have a meaning: they would get another.
+fn reject_almost(files: &Files<'_>, prefix: &str, meant: &[&'static str]) -> Result<(), DatasetError> {
+    for folder in folders(files.paths, prefix) {
+        let pictures = below(files.paths, &format!("{prefix}{folder}/")).iter().any(|path| is_image(path));
+        if let Some(meant) = meant.iter().copied().find(|meant| pictures && is_almost(folder, meant)) {
+            return Err(DatasetError::AlmostReserved { folder: files.place(&format!("{prefix}{folder}")), meant });
+        }
+    }
+    Ok(())
 }
 
 /// One class; `prefix` leads from the root to it in every path.
 struct Class<'f, 'a> {
     files: &'f Files<'a>,
-    paths: &'a [&'a str],
-    prefix: String,
+    paths: &'f [&'a str],
+    prefix: &'f str,
     name: &'a str,
 }
 
 impl<'a> Class<'_, 'a> {
     fn list(&self, records: &mut Vec<Record<'a>>) -> Result<(), DatasetError> {
+        reject_almost(self.files, self.prefix, &["train", "test", "ground_truth"])?;
+        for split in ["train", "test"] {
+            reject_almost(self.files, &format!("{}{split}/", self.prefix), &[GOOD, "ground_truth"])?;
+        }
         if let Some(other) = self.folders("train").into_iter().find(|name| *name != GOOD) {
             return Err(DatasetError::UnexpectedTrainFolder(self.place(&["train", other])));
         }
-        let normal = self.images("train", GOOD);
+        let normal = self.images("train", GOOD)?;
         if normal.is_empty() {
             return Err(DatasetError::NoTrainingImages(self.place(&["train", GOOD])));
         }
         self.reject_masks_without_kind()?;
-        let mut captions = self.captions()?;
+        let mut captions = Captions::read(self)?;
         let mut record = |split, kind: &'a str, image: &'a str, mask| {
             records.push(Record {
                 image_id: image,
@@ -72,14 +117,15 @@ impl<'a> Class<'_, 'a> {
                 label: kind != GOOD,
                 defect: kind,
                 mask,
-                caption: captions.by_image.remove(&image[self.prefix.len()..]).map(|(_, caption)| caption),
+                caption: captions.take(&image[self.prefix.len()..]),
             });
         };
         normal.into_iter().for_each(|image| record("train", GOOD, image, None));
         for kind in self.folders("test") {
-            let images = self.images("test", kind);
-            let masks = self.masks(kind, &images)?;
-            images.into_iter().for_each(|image| record("test", kind, image, masks.get(stem(image)).copied()));
+            let images = self.images("test", kind)?;
+            let has_masks = kind != GOOD && self.has_ground_truth(kind);
+            let masks = if has_masks { masks::pair(self, kind, &images)? } else { HashMap::new() };
+            images.into_iter().for_each(|image| record("test", kind, image, masks.get(image).copied()));
         }
         captions.reject_unused()
     }
@@ -88,107 +134,68 @@ impl<'a> Class<'_, 'a> {
         folders(self.paths, &format!("{}{folder}/", self.prefix))
     }
 
-    /// The images in a folder, without those further below.
-    fn images(&self, split: &str, kind: &str) -> Vec<&'a str> {
+    /// The images of a kind, also those in folders further below.
+    fn images(&self, split: &str, kind: &str) -> Result<Vec<&'a str>, DatasetError> {
         let folder = format!("{}{split}/{kind}/", self.prefix);
-        let shown = |path: &&&str| is_image(path) && !path[folder.len()..].contains('/');
-        below(self.paths, &folder).iter().filter(shown).copied().collect()
-    }
-
-    /// The mask of each image of one kind, by the image's stem: exactly one for each, or none at all.
-    fn masks(&self, kind: &str, images: &[&'a str]) -> Result<HashMap<&'a str, &'a str>, DatasetError> {
-        let mut pairs = HashMap::new();
-        if kind == GOOD || below(self.paths, &format!("{}ground_truth/{kind}/", self.prefix)).is_empty() {
-            return Ok(pairs);
-        }
-        let stems: HashSet<&str> = images.iter().map(|image| stem(image)).collect();
-        for mask in self.images("ground_truth", kind) {
-            let bare = bare_stem(mask);
-            let Some(owner) = [stem(mask), bare].into_iter().find(|stem| stems.contains(stem)) else {
-                return Err(self.missing_image(mask, kind));
-            };
-            if let Some(first) = pairs.insert(owner, mask) {
-                let [first, second] = [first, mask].map(|mask| self.files.place(mask));
-                return Err(DatasetError::TwoMasks { image: self.place(&["test", kind, owner]), first, second });
+        let images: Vec<&str> = below(self.paths, &folder).iter().copied().filter(|path| is_image(path)).collect();
+        for image in &images {
+            let (between, _) = image[folder.len()..].rsplit_once('/').unwrap_or_default();
+            if between.split('/').any(is_of_masks) {
+                let at = &image[..folder.len() + between.len()];
+                return Err(DatasetError::MasksAmongImages(self.files.place(at)));
             }
         }
-        match images.iter().find(|image| !pairs.contains_key(stem(image))) {
-            Some(image) => Err(DatasetError::MissingMask {
-                image: self.files.place(image),
-                expected: self.place(&["ground_truth", kind, &format!("{}_mask.png", stem(image))]),
-            }),
-            None => Ok(pairs),
-        }
+        Ok(images)
+    }
+
+    /// The folders below `ground_truth` that are called as a kind, in whatever form of Unicode.
+    fn folders_of_masks(&self, kind: &str) -> impl Iterator<Item = &'a str> {
+        self.folders("ground_truth").into_iter().filter(move |folder| composed(folder) == composed(kind))
+    }
+
+    fn has_ground_truth(&self, kind: &str) -> bool {
+        self.folders_of_masks(kind).next().is_some()
+    }
+
+    /// The masks of a kind.
+    fn masks_of(&self, kind: &str) -> Vec<&'a str> {
+        let folders = self.folders_of_masks(kind);
+        let prefixes = folders.map(|folder| format!("{}ground_truth/{folder}/", self.prefix));
+        let masks = prefixes.flat_map(|prefix| below(self.paths, &prefix).iter().copied());
+        masks.filter(|path| is_image(path)).collect()
     }
 
     /// A folder of masks whose kind is not tested at all is most likely a misspelt name.
     fn reject_masks_without_kind(&self) -> Result<(), DatasetError> {
-        let kinds = self.folders("test");
-        let untested = self.folders("ground_truth").into_iter().filter(|kind| !kinds.contains(kind));
-        let mask = untested.filter_map(|kind| Some((*self.images("ground_truth", kind).first()?, kind))).next();
+        let kinds: Vec<_> = self.folders("test").into_iter().map(composed).collect();
+        let untested = self.folders("ground_truth").into_iter().filter(|kind| !kinds.contains(&composed(kind)));
+        let mask = untested.filter_map(|kind| Some((*self.masks_of(kind).first()?, kind))).next();
         mask.map_or(Ok(()), |(mask, kind)| Err(self.missing_image(mask, kind)))
     }
 
     fn missing_image(&self, mask: &str, kind: &str) -> DatasetError {
-        let expected = self.place(&["test", kind, &format!("{}.png", bare_stem(mask))]);
+        let folder = self.below_split(mask).rsplit_once('/').map_or(kind, |(folder, _)| folder);
+        let expected = self.place(&["test", folder, &format!("{}.png", masks::bare(stem(mask)))]);
         DatasetError::MissingImage { mask: self.files.place(mask), expected }
+    }
+
+    /// The part of a path after `train/`, `test/` or `ground_truth/`, without the extension.
+    fn below_split<'p>(&self, path: &'p str) -> &'p str {
+        let within = &path[self.prefix.len()..];
+        names::without_extension(within.split_once('/').map_or(within, |(_, below)| below))
     }
 
     /// A place in the class, for messages.
     fn place(&self, names: &[&str]) -> String {
         self.files.place(&format!("{}{}", self.prefix, names.join("/")))
     }
-
-    /// Reads captions, one JSON object a line; empty lines are skipped and a missing file has none.
-    fn captions(&self) -> Result<Captions, DatasetError> {
-        #[derive(serde::Deserialize)]
-        struct Line {
-            image: String,
-            caption: Box<str>,
-        }
-        let path = format!("{}captions.jsonl", self.prefix);
-        let mut captions = Captions { path: self.files.place(&path), by_image: BTreeMap::new() };
-        if self.paths.binary_search(&path.as_str()).is_err() {
-            return Ok(captions);
-        }
-        let text = (self.files.read)(&path).map_err(DatasetError::Unreadable)?;
-        for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let Line { image, caption } =
-                serde_json::from_slice(line).map_err(|error| captions.bad(number, format!("bad caption ({error})")))?;
-            if let Some((first, _)) = captions.by_image.insert(image.clone(), (number, caption)) {
-                return Err(captions.bad(number, format!("{image:?} already has a caption in line {first}")));
-            }
-        }
-        Ok(captions)
-    }
-}
-
-/// The captions file of a class: by image, each with its line number.
-struct Captions {
-    path: String,
-    by_image: BTreeMap<String, (usize, Box<str>)>,
-}
-
-impl Captions {
-    fn bad(&self, line: usize, message: String) -> DatasetError {
-        DatasetError::BadCaption { path: self.path.clone(), line, message }
-    }
-
-    fn reject_unused(self) -> Result<(), DatasetError> {
-        match self.by_image.iter().min_by_key(|(_, (line, _))| line) {
-            Some((image, (line, _))) => Err(self.bad(*line, format!("no image {image:?} in this class"))),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Files<'_> {
     /// A path below the root, for messages.
     fn place(&self, path: &str) -> String {
-        format!("{}/{path}", self.root.trim_end_matches('/'))
+        let root = self.root.trim_end_matches('/');
+        if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") }
     }
 }
 
@@ -206,148 +213,5 @@ fn folders<'a>(paths: &[&'a str], prefix: &str) -> Vec<&'a str> {
     names
 }
 
-/// The file name without its extension.
-fn stem(path: &str) -> &str {
-    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
-    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
-}
-
-/// The stem of the image that a mask is usually of.
-fn bare_stem(mask: &str) -> &str {
-    stem(mask).strip_suffix("_mask").unwrap_or(stem(mask))
-}
-
-fn is_image(path: &str) -> bool {
-    let extension = path.rsplit_once('.').map_or("", |(_, extension)| extension);
-    EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Lists files below ROOT, which all hold this text.
-    fn with_list<T>(paths: &[&str], text: &str, use_it: impl FnOnce(Result<Vec<Record<'_>>, DatasetError>) -> T) -> T {
-        let mut paths = paths.to_vec();
-        paths.sort_unstable();
-        let read = |_: &str| Ok(text.as_bytes().to_vec());
-        use_it(list(&Files { root: "ROOT/", name: "root", paths: &paths, read: &read }))
-    }
-
-    fn failure(paths: &[&str], text: &str) -> String {
-        with_list(paths, text, |listed| listed.unwrap_err().to_string())
-    }
-
-    const NUT: [&str; 6] = [
-        "nut/train/good/b.PNG",
-        "nut/train/good/a.jpeg",
-        "nut/test/good/0.png",
-        "nut/test/bent/0.png",
-        "nut/test/bent/1.tif",
-        "nut/test/rust/0.webp",
-    ];
-
-    #[test]
-    fn lists_sorted_with_masks() {
-        let masks = ["nut/ground_truth/bent/0_mask.png", "nut/ground_truth/bent/1.BMP", "nut/ground_truth/good/0.png"];
-        let ignored = ["notes.txt", "nut/train/good/Thumbs.db", "nut/train/good/more/1.png", "readme/license.png"];
-        with_list(&[&NUT[..], &masks, &ignored].concat(), "", |listed| {
-            let listed = listed.unwrap();
-            let rows: Vec<(&str, &str, bool, &str, Option<&str>)> =
-                listed.iter().map(|r| (r.image_id, r.split, r.label, r.defect, r.mask)).collect();
-            let expected = [
-                ("nut/test/bent/0.png", "test", true, "bent", Some("nut/ground_truth/bent/0_mask.png")),
-                ("nut/test/bent/1.tif", "test", true, "bent", Some("nut/ground_truth/bent/1.BMP")),
-                ("nut/test/good/0.png", "test", false, "good", None),
-                ("nut/test/rust/0.webp", "test", true, "rust", None),
-                ("nut/train/good/a.jpeg", "train", false, "good", None),
-                ("nut/train/good/b.PNG", "train", false, "good", None),
-            ];
-            assert_eq!(rows, expected);
-            assert!(listed.iter().all(|r| r.class == "nut"));
-        });
-    }
-
-    #[test]
-    fn one_class_is_a_root_too() {
-        let nut = NUT.map(|path| path.strip_prefix("nut/").unwrap());
-        with_list(&nut, "", |listed| {
-            let listed = listed.unwrap();
-            assert_eq!(listed.len(), NUT.len());
-            assert_eq!((listed[0].image_id, listed[0].class), ("test/bent/0.png", "root"));
-        });
-    }
-
-    /// Names that begin alike lie apart although `-` sorts before `/`.
-    #[test]
-    fn classes_whose_names_begin_alike_are_told_apart() {
-        let paths = ["a/train/good/0.png", "a-b/train/good/0.png", "a/test/c/0.png", "a/test/c-d/0.png", "a.png"];
-        with_list(&paths, "", |listed| {
-            let listed = listed.unwrap();
-            let rows: Vec<_> = listed.iter().map(|r| (r.class, r.defect)).collect();
-            assert_eq!(rows, [("a-b", "good"), ("a", "c-d"), ("a", "c"), ("a", "good")]);
-        });
-    }
-
-    #[test]
-    fn captions_join_by_image() {
-        let captions = "{\"image\": \"train/good/a.jpeg\", \"caption\": \"a hex nut\", \"model\": \"x\"}\r\n\n";
-        let paths = [&NUT[..], &["nut/captions.jsonl"]].concat();
-        with_list(&paths, captions, |listed| {
-            let captioned: Vec<_> =
-                listed.unwrap().into_iter().filter_map(|r| Some((r.image_id, r.caption?))).collect();
-            assert_eq!(captioned, [("nut/train/good/a.jpeg", "a hex nut".into())]);
-        });
-        let wrong = |text: &str, starts: &str| {
-            let message = failure(&paths, text);
-            assert!(message.starts_with(starts), "{message}");
-        };
-        wrong(&format!("{captions}{{\"image\": 3}}"), "ROOT/nut/captions.jsonl:3: bad caption (invalid type");
-        wrong(
-            &captions.replace("a.jpeg", "z.png"),
-            "ROOT/nut/captions.jsonl:1: no image \"train/good/z.png\" in this class",
-        );
-        wrong(&captions.repeat(2), "ROOT/nut/captions.jsonl:3: \"train/good/a.jpeg\" already has a caption in line 1");
-    }
-
-    #[test]
-    fn errors_name_the_layout_that_would_work() {
-        assert_eq!(
-            failure(&["pictures/a.png"], ""),
-            "no class in ROOT: expected ROOT/CLASS/train/good/*.png and ROOT/CLASS/test/KIND/*.png, \
-             or a folder that is itself one class"
-        );
-        assert_eq!(
-            failure(&["nut/test/bent/0.png"], ""),
-            "no training images in ROOT/nut/train/good: expected normal images there (png jpg jpeg bmp tif tiff webp)"
-        );
-        assert_eq!(
-            failure(&["nut/train/good/0.png", "nut/train/bad/0.png"], ""),
-            "ROOT/nut/train/bad: training images are all normal and belong in train/good, anomalous ones in test/KIND"
-        );
-    }
-
-    #[test]
-    fn masks_and_images_belong_together() {
-        let with = |files: &[&str]| failure(&[&NUT, files].concat(), "");
-        let both = ["nut/ground_truth/bent/0_mask.png", "nut/ground_truth/bent/1_mask.png"];
-        assert_eq!(
-            with(&both[..1]),
-            "no mask for ROOT/nut/test/bent/1.tif: expected ROOT/nut/ground_truth/bent/1_mask.png \
-             (any image extension, _mask may be left out)"
-        );
-        assert_eq!(
-            with(&[both[0], both[1], "nut/ground_truth/bent/7_mask.png"]),
-            "no image for mask ROOT/nut/ground_truth/bent/7_mask.png: expected ROOT/nut/test/bent/7.png (any image extension)"
-        );
-        assert_eq!(
-            with(&["nut/ground_truth/brnt/0_mask.png"]),
-            "no image for mask ROOT/nut/ground_truth/brnt/0_mask.png: expected ROOT/nut/test/brnt/0.png (any image extension)"
-        );
-        assert_eq!(
-            with(&[both[0], both[1], "nut/ground_truth/bent/1.png"]),
-            "two masks for ROOT/nut/test/bent/1: ROOT/nut/ground_truth/bent/1.png and \
-             ROOT/nut/ground_truth/bent/1_mask.png; keep one"
-        );
-    }
-}
+mod tests;

@@ -4,4 +4,4 @@ pub mod folder;
 pub mod record;
 pub mod synthetic;
 
-pub use record::{DatasetError, Files, Record};
+pub use record::{DatasetError, Files, LeftOut, Listing, Record};

@@ -10,6 +10,10 @@ pub struct Files<'a> {
     pub name: &'a str,
     /// Paths below the root, sorted, with `/`.
     pub paths: &'a [&'a str],
+    /// Hidden files and folders below the root, which `paths` leaves out; a folder ends in `/`.
+    pub hidden: &'a [&'a str],
+    /// Those of `paths` that are links to nothing, in no order.
+    pub dead: &'a [&'a str],
     /// Reads a file that says more about the others.
     pub read: &'a dyn Fn(&str) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>,
 }
@@ -33,6 +37,24 @@ pub struct Record<'a> {
     pub caption: Option<Box<str>>,
 }
 
+/// A dataset's images, and what of its files is not among them.
+#[derive(Debug)]
+pub struct Listing<'a> {
+    /// The images, by id.
+    pub records: Vec<Record<'a>>,
+    /// Files that look as if they belonged to the dataset and are not read, or not as one may expect.
+    pub left_out: Vec<LeftOut<'a>>,
+}
+
+/// Files that are not read, for one reason.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LeftOut<'a> {
+    /// The reason: which files these are and what would have been read.
+    pub what: &'static str,
+    /// Their paths below the root, at least one.
+    pub names: Vec<&'a str>,
+}
+
 /// Why a folder is not a dataset. Each message names the path and the layout that would have worked.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -50,6 +72,34 @@ pub enum DatasetError {
     /// A training folder other than `good`.
     #[error("{0}: training images are all normal and belong in train/good, anomalous ones in test/KIND")]
     UnexpectedTrainFolder(String),
+    /// A folder whose name differs from one that has a meaning by case or separators alone; as it stands it would get another.
+    #[error(
+        "{folder} differs from `{meant}` by case, spaces or punctuation alone; rename it to `{meant}`, or to something else if it is another thing"
+    )]
+    AlmostReserved {
+        /// The folder.
+        folder: String,
+        /// The name that has a meaning.
+        meant: &'static str,
+    },
+    /// A folder of masks below a folder of images, whose masks would count as images.
+    #[error("{0} is called as a folder of masks and lies among images; masks belong in ground_truth/KIND")]
+    MasksAmongImages(String),
+    /// A class that metrics could not tell from the mean over classes.
+    #[error("{0}: a class `mean` would be taken for the mean over classes; rename the folder")]
+    ClassCalledMean(String),
+    /// A mask that could belong to one of two images.
+    #[error(
+        "{mask} could be the mask of {first} and of {second}; a mask belongs to one image, so give them different names"
+    )]
+    AmbiguousMask {
+        /// The mask.
+        mask: String,
+        /// One image.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// An anomalous image whose kind has ground truth, but not for this image.
     #[error("no mask for {image}: expected {expected} (any image extension, _mask may be left out)")]
     MissingMask {

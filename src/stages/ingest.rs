@@ -1,5 +1,7 @@
 //! Images in: decoded, resized, with labels and masks.
 
+mod masks;
+
 use std::sync::Arc;
 
 use arrow::{
@@ -8,31 +10,38 @@ use arrow::{
 };
 use bytes::Bytes;
 use garde::Validate;
+use image::metadata::Orientation;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::column;
 use crate::{
-    datasets::{Files, folder, synthetic},
+    datasets::{self, Files, LeftOut, folder, synthetic},
     engine::{
         Digest, Error, Result, Sources,
         columns::{digest_array, volatile},
+        manifest::Note,
         source::join,
         stage::{Context, Listing, Open, Operator, Output, Ports, Schemas, Stage},
         task::{Batch, Rows, SOURCE, Sink},
         tensor_field,
     },
-    vision::{VisionError, decode, resize},
+    vision::{
+        VisionError,
+        decode::{self, Photograph, Remark},
+        resize,
+    },
 };
 
 /// Lists a dataset and reads its images, one row per image.
 ///
-/// Images are converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect ratio not kept). A mask is kept in two
-/// ways, in both of which a pixel above 0 is anomalous. `mask` is binarised at its own size and 255 where more than half of a
-/// pixel is covered: the rule of the protocols `exact` and `ader`. `mask_grey` is what the authors' loader makes of the file: its
-/// grey levels, resized and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Both
-/// are null where there is no ground truth.
+/// Images are turned as their EXIF orientation says, converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect
+/// ratio not kept). A mask is kept in two ways, in both of which a pixel above 0 is anomalous. `mask` is binarised at its own size
+/// (above 0; of a lossy format, such as JPEG, above half of the range) and 255 where more than half of a pixel is covered: the
+/// rule of the protocols `exact` and `ader`. `mask_grey` is what the authors' loader makes of the file: its grey levels, resized
+/// and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Both are null where there is no
+/// ground truth.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
@@ -105,7 +114,7 @@ impl Synthetic {
 
 impl Stage for Ingest {
     const NAME: &'static str = "ingest";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const PORTS: Ports = Ports::Named(&[]);
     const OUTPUT: &'static [Output] = &[Output::RowPerRow];
     const LOCATIONS: &'static [&'static str] = &["root"];
@@ -148,7 +157,7 @@ impl Stage for Ingest {
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         Ok(Some(match self.dataset {
-            Dataset::Folder => list_folder(self.root(), sources)?.into(),
+            Dataset::Folder => list_folder(self.root(), sources)?,
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?.into(),
         }))
     }
@@ -171,20 +180,21 @@ fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field
 }
 
 /// Paths are volatile; contents are what identifies a row.
-fn list_folder(root: &str, sources: &Sources) -> Result<RecordBatch> {
+fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
     let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
     let tree = sources.tree(root).map_err(expected)?;
-    let (name, paths) = (tree.name(), tree.paths().collect::<Vec<_>>());
+    let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
+    let dead: Vec<&str> = tree.dead_links().collect();
     let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
-    let records = folder::list(&Files { root, name: &name, paths: &paths, read: &read })
-        .map_err(|e| Error::Input(e.to_string()))?;
+    let files = Files { root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
+    let datasets::Listing { records, left_out } = folder::list(&files).map_err(|e| Error::Input(e.to_string()))?;
     let files: Vec<&str> = records.iter().map(|r| r.image_id).chain(records.iter().filter_map(|r| r.mask)).collect();
     let contents = sources.digests(&tree, &files)?;
     let (images, masks) = contents.split_at(records.len());
     let mut masks = masks.iter().copied();
     let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
     let (mask_path, mask_paths) = text("mask_path", records.iter().map(|r| r.mask));
-    listing(vec![
+    let rows = listing(vec![
         text(column::IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
         text("class", records.iter().map(|r| Some(r.class))),
         text("split", records.iter().map(|r| Some(r.split))),
@@ -194,7 +204,9 @@ fn list_folder(root: &str, sources: &Sources) -> Result<RecordBatch> {
         digests("image_content", digest_array(images.iter().copied().map(Some))),
         digests("mask_content", digest_array(records.iter().map(|r| r.mask.and_then(|_| masks.next())))),
         (volatile(mask_path), mask_paths),
-    ])
+    ])?;
+    let notes = left_out.into_iter().map(|LeftOut { what, names }| Note::about(what, names)).collect();
+    Ok(Listing { rows, notes })
 }
 
 fn labels(values: impl Iterator<Item = bool>) -> (Field, ArrayRef) {
@@ -226,6 +238,9 @@ struct Reader {
     sources: Sources,
 }
 
+/// Why a picture may have another size than its file says.
+const TURNED: &str = " (turned as its EXIF orientation says)";
+
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -236,10 +251,10 @@ enum Failure {
     #[error("{address}: {source}")]
     Decode { address: String, source: VisionError },
     #[error(
-        "the mask {mask} is {}x{} and its image {image} is {}x{}; a mask has the size of its image",
+        "the mask {mask} is {}x{} and its image {image} is {}x{}{turned}; a mask has the size of its image",
         mask_size.0, mask_size.1, image_size.0, image_size.1
     )]
-    MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32) },
+    MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32), turned: &'static str },
     #[error(transparent)]
     Synthetic(#[from] synthetic::Error),
 }
@@ -274,6 +289,8 @@ struct Image {
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
     mask_grey: Option<Vec<u8>>,
+    /// Reasons why the row may not be what the user meant.
+    remarks: Vec<Remark>,
 }
 
 impl Operator for Reader {
@@ -289,7 +306,10 @@ impl Operator for Reader {
             let mut good = Vec::with_capacity(images.len());
             for (row, image) in images.into_iter().enumerate() {
                 match image {
-                    Ok(image) => good.push((row as u32, image)),
+                    Ok(image) => {
+                        image.remarks.iter().for_each(|remark| out.note(remark, &batch.ids[row]));
+                        good.push((row as u32, image));
+                    }
                     Err(failure) => out.fail(&batch.ids[row], failure)?,
                 }
             }
@@ -323,31 +343,38 @@ impl Reader {
     }
 
     fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
-        let (address, image) = image.decode(decode::rgb)?;
+        let (address, Photograph { image, turn, mut remarks }) = image.decode(decode::photograph)?;
         let (width, height) = image.dimensions();
         let size = self.stage.size;
         let (mask, mask_grey) = match mask {
             Some(mask) => {
                 let (mask_address, mask) = mask.decode(decode::mask)?;
+                let mask = masks::aligned(mask, &image, turn);
                 if mask.any.dimensions() != (width, height) {
+                    let turned = if turn == Orientation::NoTransforms { "" } else { TURNED };
+                    let (mask_size, image_size) = (mask.any.dimensions(), (width, height));
                     return Err(Failure::MaskSize {
                         mask: mask_address,
-                        mask_size: mask.any.dimensions(),
+                        mask_size,
                         image: address,
-                        image_size: (width, height),
+                        image_size,
+                        turned,
                     });
                 }
                 let resized = |mask| resize::grey(mask, size, size, resize::Filter::Bilinear);
                 let any = resized(&mask.any);
                 let grey = mask.grey.as_ref().map_or_else(|| any.clone(), resized);
-                (Some(resize::majority(any).into_raw()), Some(grey.into_raw()))
+                let majority = resize::majority(any);
+                remarks.extend(mask.remarks);
+                remarks.extend(masks::lost_by_resizing(&mask.any, &majority));
+                (Some(majority.into_raw()), Some(grey.into_raw()))
             }
             None => (self.empty_mask(batch, row)?, None),
         };
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
         let caption = batch.column(SOURCE, "caption")?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey })
+        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey, remarks })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -372,6 +399,7 @@ impl Reader {
             pixels: sample.image.into_raw(),
             mask: Some(sample.mask.into_raw()),
             mask_grey: None,
+            remarks: Vec::new(),
         })
     }
 
@@ -410,79 +438,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::engine::{
-        Stop, Store, encode_schema,
-        manifest::Entry,
-        stage,
-        task::{Executor, Job, Listed, Task},
-    };
-
-    fn picture(path: &Path, grey: u8) {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        image::RgbImage::from_pixel(20, 20, image::Rgb([grey; 3])).save(path).unwrap();
-    }
-
-    fn ingest(root: &Path) -> Ingest {
-        Ingest { dataset: Dataset::Folder, root: Some(root.to_str().unwrap().into()), size: 16, synthetic: None }
-    }
-
-    /// Ingests the rows of a listing, as the engine does.
-    fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
-        let ids: Vec<String> = listed.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
-        let job = Job {
-            stage: Ingest::NAME.into(),
-            params: serde_json::to_value(stage).unwrap(),
-            makes: Output::RowPerRow,
-            output: encode_schema(&stage.output(&Schemas::default()).unwrap()),
-            inputs: Vec::new(),
-            schemas: Vec::new(),
-            tables: Vec::new(),
-            files: Vec::new(),
-            device: "cpu".into(),
-            batch_size: None,
-            save_every: std::time::Duration::MAX,
-            secrets: Default::default(),
-        };
-        let stage_key = Digest::of(b"stage");
-        let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
-        let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
-        let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
-        let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap(), Stop::default());
-        executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
-    }
-
-    #[test]
-    fn an_image_that_changes_after_it_was_listed_fails() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("data");
-        for file in ["train/good/0.png", "train/good/1.png", "test/hole/0.png", "test/hole/1.png"] {
-            picture(&root.join("nut").join(file), 100);
-        }
-        for file in ["0.png", "1.png"] {
-            picture(&root.join("nut/ground_truth/hole").join(file), 255);
-        }
-        let stage = ingest(&root);
-        let listed = stage.list(&Sources::default()).unwrap().unwrap().rows;
-        assert_eq!(listed.num_rows(), 4);
-        picture(&root.join("nut/train/good/0.png"), 101);
-        picture(&root.join("nut/ground_truth/hole/1.png"), 0);
-        std::fs::remove_file(root.join("nut/train/good/1.png")).unwrap();
-        let entries = read(&stage, &listed, &folder.path().join("store"));
-        let [entry] = &entries[..] else { panic!("{} entries", entries.len()) };
-        let failed: Vec<(&str, String)> = entry
-            .errors
-            .iter()
-            .map(|error| (error.id.as_str(), error.message.replace(root.to_str().unwrap(), "ROOT")))
-            .collect();
-        assert_eq!(entry.contents.len(), 1);
-        let [mask, image, gone] = &failed[..] else { panic!("{failed:?}") };
-        let changed = "changed while it was being read; run again";
-        assert_eq!(*mask, ("nut/test/hole/1.png", format!("ROOT/nut/ground_truth/hole/1.png {changed}")));
-        assert_eq!(*image, ("nut/train/good/0.png", format!("ROOT/nut/train/good/0.png {changed}")));
-        assert!(gone.1.starts_with("cannot read ROOT/nut/train/good/1.png: "), "{gone:?}");
-    }
-}
+mod tests;

@@ -1,0 +1,99 @@
+//! Which mask belongs to which image of a kind of defect.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, HashSet},
+};
+
+use super::{
+    super::record::DatasetError,
+    Class,
+    names::{composed, without_extension},
+};
+
+/// The mask of each image of one kind, by the image's path: exactly one for each, or none at all.
+///
+/// A mask lies below `ground_truth/KIND` as its image lies below `test/KIND`, under the same name without extension, with or
+/// without `_mask` at its end. Names are compared in Unicode's composed form.
+pub(super) fn pair<'a>(
+    class: &Class<'_, 'a>,
+    kind: &str,
+    images: &[&'a str],
+) -> Result<HashMap<&'a str, &'a str>, DatasetError> {
+    let masks = class.masks_of(kind);
+    let images = ByName::new(images, &format!("{}test/", class.prefix));
+    let in_ground_truth = format!("{}ground_truth/", class.prefix);
+    let named: Vec<(&str, Cow<'_, str>)> = masks.iter().map(|mask| (*mask, name(mask, &in_ground_truth))).collect();
+    let names: HashSet<&str> = named.iter().map(|(_, name)| &**name).collect();
+    let mut pairs: HashMap<&str, &str> = HashMap::new();
+    for (mask, name) in &named {
+        let owner = images.owner(class, mask, name, &names)?.ok_or_else(|| class.missing_image(mask, kind))?;
+        if let Some(first) = pairs.insert(owner, mask) {
+            let [first, second] = [first, mask].map(|mask| class.files.place(mask));
+            return Err(DatasetError::TwoMasks { image: class.files.place(without_extension(owner)), first, second });
+        }
+    }
+    match images.all().find(|image| !pairs.contains_key(image)) {
+        Some(image) => Err(DatasetError::MissingMask {
+            image: class.files.place(image),
+            expected: class.place(&["ground_truth", &format!("{}_mask.png", class.below_split(image))]),
+        }),
+        None => Ok(pairs),
+    }
+}
+
+/// A path below a folder without its extension, in composed form.
+fn name<'p>(path: &'p str, folder: &str) -> Cow<'p, str> {
+    composed(without_extension(&path[folder.len()..]))
+}
+
+/// The name of the image that a mask of this name is usually of.
+pub(super) fn bare(name: &str) -> &str {
+    name.strip_suffix("_mask").unwrap_or(name)
+}
+
+/// Images of one kind by their names, under which several may lie.
+struct ByName<'a>(BTreeMap<Cow<'a, str>, Vec<&'a str>>);
+
+impl<'a> ByName<'a> {
+    fn new(images: &[&'a str], folder: &str) -> Self {
+        let mut by_name: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        images.iter().for_each(|image| by_name.entry(name(image, folder)).or_default().push(*image));
+        Self(by_name)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a str> {
+        self.0.values().flatten().copied()
+    }
+
+    /// The image of a mask, or an error where it could belong to several. `masks` are the names of all masks.
+    fn owner(
+        &self,
+        class: &Class<'_, 'a>,
+        mask: &str,
+        name: &str,
+        masks: &HashSet<&str>,
+    ) -> Result<Option<&'a str>, DatasetError> {
+        // An image `a_mask` beside an image `a`: each is the mask's owner unless it has a mask under another name.
+        let has_another = |image: &str| {
+            let suffixed = format!("{image}_mask");
+            [image, &suffixed].into_iter().any(|other| other != name && masks.contains(other))
+        };
+        let mut names = vec![name];
+        names.extend(Some(bare(name)).filter(|bare| *bare != name));
+        names.retain(|image| self.0.contains_key(*image));
+        if names.len() > 1 && !names.iter().all(|image| has_another(image)) {
+            names.retain(|image| !has_another(image));
+        }
+        let owners: Vec<&str> = names.iter().filter_map(|image| self.0.get(*image)).flatten().copied().collect();
+        match owners[..] {
+            [] => Ok(None),
+            [owner] => Ok(Some(owner)),
+            [first, second, ..] => Err(DatasetError::AmbiguousMask {
+                mask: class.files.place(mask),
+                first: class.files.place(first),
+                second: class.files.place(second),
+            }),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A mask beside its picture: turned alike, and what of it is left at the stored size.
+
+use image::{GrayImage, RgbImage, metadata::Orientation};
+
+use crate::{
+    metrics::Components,
+    vision::decode::{Mask, Remark},
+};
+
+const TURNED: Remark =
+    "the picture was turned as its EXIF orientation says, and its mask taken as drawn on the turned picture";
+const BOTH_TURNED: Remark = "the picture was turned as its EXIF orientation says, and its mask too, which has the size of the \
+    picture as stored";
+const EMPTIED: Remark = "the mask became empty by resizing: it covers more than half of no pixel and is no region of AUPRO; a larger \
+    `size` keeps it";
+const PARTLY_LOST: Remark = "a region of the mask was lost by resizing: it covers more than half of no pixel and is no region of \
+    AUPRO; a larger `size` keeps it";
+
+/// Turns a mask as its picture was turned, where its size says that it was drawn on the picture as stored.
+pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> Mask {
+    let (width, height) = picture.dimensions();
+    if turn == Orientation::NoTransforms {
+        mask
+    } else if mask.any.dimensions() == (width, height) {
+        mask.remarks.push(TURNED);
+        mask
+    } else if mask.any.dimensions() == (height, width) {
+        let mut mask = mask.turned(turn);
+        mask.remarks.push(BOTH_TURNED);
+        mask
+    } else {
+        mask
+    }
+}
+
+/// Finds out whether the stored size loses a region of a mask, or all of it.
+pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<Remark> {
+    let whole = bounding_box(mask)?;
+    if resized.iter().all(|value| *value == 0) {
+        return Some(EMPTIED);
+    }
+    let (left, top, right, bottom) = whole;
+    let (width, height) = (right - left + 1, bottom - top + 1);
+    let at = |x: u32, y: u32| mask.get_pixel(left + x, top + y).0[0] > 0;
+    let inside: Vec<bool> = (0..height).flat_map(|y| (0..width).map(move |x| at(x, y))).collect();
+    let regions = Components::label(&inside, width as usize).ok()?;
+    let mut kept = vec![false; regions.areas.len()];
+    // The resized pixel over the middle of a pixel.
+    let over = |at: u32, from: u32, to: u32| ((2 * u64::from(at) + 1) * u64::from(to) / (2 * u64::from(from))) as u32;
+    for (label, pixel) in regions.labels.iter().zip(0u32..).filter(|(label, _)| **label > 0) {
+        let (x, y) = (left + pixel % width, top + pixel / width);
+        let (x, y) = (over(x, mask.width(), resized.width()), over(y, mask.height(), resized.height()));
+        kept[*label as usize - 1] |= resized.get_pixel(x, y).0[0] > 0;
+    }
+    kept.contains(&false).then_some(PARTLY_LOST)
+}
+
+/// The first and last column and row with an anomalous pixel: left, top, right, bottom.
+fn bounding_box(mask: &GrayImage) -> Option<(u32, u32, u32, u32)> {
+    let rows: Vec<(u32, u32, u32)> = (0u32..)
+        .zip(mask.rows())
+        .filter_map(|(y, mut row)| {
+            let last = row.clone().rposition(|pixel| pixel.0[0] > 0)? as u32;
+            Some((y, row.position(|pixel| pixel.0[0] > 0)? as u32, last))
+        })
+        .collect();
+    let left = rows.iter().map(|(_, first, _)| *first).min()?;
+    let right = rows.iter().map(|(_, _, last)| *last).max()?;
+    Some((left, rows.first()?.0, right, rows.last()?.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Luma;
+
+    use super::*;
+    use crate::vision::resize;
+
+    /// A mask with squares of (left, top, side).
+    fn squares(size: (u32, u32), squares: &[(u32, u32, u32)]) -> GrayImage {
+        let inside = |at: u32, from: u32, side: u32| (from..from + side).contains(&at);
+        GrayImage::from_fn(size.0, size.1, |x, y| {
+            let is_in = squares.iter().any(|(left, top, side)| inside(x, *left, *side) && inside(y, *top, *side));
+            Luma([if is_in { 255 } else { 0 }])
+        })
+    }
+
+    #[test]
+    fn regions_that_resizing_loses_are_told() {
+        let lost = |mask: GrayImage, size| lost_by_resizing(&mask, &resize::mask(&mask, size, size));
+        assert_eq!(lost(squares((256, 200), &[]), 32), None);
+        assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), Some(EMPTIED));
+        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 199, 1)]), 32), Some(PARTLY_LOST));
+        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 150, 40)]), 32), None);
+        assert_eq!(lost(squares((20, 24), &[(0, 0, 1), (19, 23, 1), (7, 9, 2)]), 128), None);
+        assert_eq!(lost(squares((128, 128), &[(0, 0, 1), (100, 3, 1)]), 128), None);
+    }
+
+    #[test]
+    fn a_mask_is_turned_with_its_picture() {
+        let mask = |width, height| Mask {
+            any: squares((width, height), &[(0, 0, 1)]),
+            grey: Some(squares((width, height), &[(0, 0, 2)])),
+            remarks: Vec::new(),
+        };
+        let picture = RgbImage::new(6, 4);
+        let turned = |mask, turn| {
+            let mask = aligned(mask, &picture, turn);
+            let first = mask.any.enumerate_pixels().find(|(_, _, pixel)| pixel.0[0] > 0).map(|(x, y, _)| (x, y));
+            (mask.any.dimensions(), first.unwrap(), mask.grey.unwrap().dimensions(), mask.remarks)
+        };
+        assert_eq!(turned(mask(6, 4), Orientation::NoTransforms), ((6, 4), (0, 0), (6, 4), vec![]));
+        assert_eq!(turned(mask(6, 4), Orientation::Rotate180), ((6, 4), (0, 0), (6, 4), vec![TURNED]));
+        assert_eq!(turned(mask(4, 6), Orientation::Rotate90), ((6, 4), (5, 0), (6, 4), vec![BOTH_TURNED]));
+        // No turn makes it fit: the caller says so.
+        assert_eq!(turned(mask(5, 6), Orientation::Rotate90), ((5, 6), (0, 0), (5, 6), vec![]));
+    }
+}

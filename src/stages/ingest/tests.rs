@@ -1,0 +1,74 @@
+use std::path::Path;
+
+use super::*;
+use crate::engine::{
+    Stop, Store, encode_schema,
+    manifest::Entry,
+    stage,
+    task::{Executor, Job, Listed, Task},
+};
+
+fn picture(path: &Path, grey: u8) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    image::RgbImage::from_pixel(20, 20, image::Rgb([grey; 3])).save(path).unwrap();
+}
+
+fn ingest(root: &Path) -> Ingest {
+    Ingest { dataset: Dataset::Folder, root: Some(root.to_str().unwrap().into()), size: 16, synthetic: None }
+}
+
+/// Ingests the rows of a listing, as the engine does.
+fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
+    let ids: Vec<String> = listed.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+    let job = Job {
+        stage: Ingest::NAME.into(),
+        params: serde_json::to_value(stage).unwrap(),
+        makes: Output::RowPerRow,
+        output: encode_schema(&stage.output(&Schemas::default()).unwrap()),
+        inputs: Vec::new(),
+        schemas: Vec::new(),
+        tables: Vec::new(),
+        files: Vec::new(),
+        device: "cpu".into(),
+        batch_size: None,
+        save_every: std::time::Duration::MAX,
+        secrets: Default::default(),
+    };
+    let stage_key = Digest::of(b"stage");
+    let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
+    let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
+    let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
+    let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap(), Stop::default());
+    executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn an_image_that_changes_after_it_was_listed_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("data");
+    for file in ["train/good/0.png", "train/good/1.png", "test/hole/0.png", "test/hole/1.png"] {
+        picture(&root.join("nut").join(file), 100);
+    }
+    for file in ["0.png", "1.png"] {
+        picture(&root.join("nut/ground_truth/hole").join(file), 255);
+    }
+    let stage = ingest(&root);
+    let listed = stage.list(&Sources::default()).unwrap().unwrap().rows;
+    assert_eq!(listed.num_rows(), 4);
+    picture(&root.join("nut/train/good/0.png"), 101);
+    picture(&root.join("nut/ground_truth/hole/1.png"), 0);
+    std::fs::remove_file(root.join("nut/train/good/1.png")).unwrap();
+    let entries = read(&stage, &listed, &folder.path().join("store"));
+    let [entry] = &entries[..] else { panic!("{} entries", entries.len()) };
+    let failed: Vec<(&str, String)> = entry
+        .errors
+        .iter()
+        .map(|error| (error.id.as_str(), error.message.replace(root.to_str().unwrap(), "ROOT")))
+        .collect();
+    assert_eq!(entry.contents.len(), 1);
+    let [mask, image, gone] = &failed[..] else { panic!("{failed:?}") };
+    let changed = "changed while it was being read; run again";
+    assert_eq!(*mask, ("nut/test/hole/1.png", format!("ROOT/nut/ground_truth/hole/1.png {changed}")));
+    assert_eq!(*image, ("nut/train/good/0.png", format!("ROOT/nut/train/good/0.png {changed}")));
+    assert!(gone.1.starts_with("cannot read ROOT/nut/train/good/1.png: "), "{gone:?}");
+}
