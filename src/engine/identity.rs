@@ -130,6 +130,7 @@ mod tests {
             output: &[Output::Table],
             locations: &[],
             memory: "",
+            needs_rows: false,
             schema: || schemars::schema_for!(u8),
             parse: |_| Err(ParamError { path: String::new(), message: String::new() }),
             open_here: None,

@@ -13,7 +13,7 @@ use super::{
     columns::{light_names, row_digests},
     filter::Filter,
     identity::{self, content},
-    manifest::Manifest,
+    manifest::{Manifest, Note},
     parts::{project, read_table},
     pipeline::{Input, Table},
     plan::{Pending, View, Views},
@@ -26,6 +26,8 @@ pub struct Joined {
     pub ids: StringArray,
     /// Where they lie in each input that is read row by row.
     pub places: Vec<Places>,
+    /// That `where:` chooses none of the rows that there are, most likely by a misspelt value.
+    pub(super) none_chosen: Option<Note>,
     /// By input: the digest of what is read of each row.
     digests: Vec<Vec<Digest>>,
 }
@@ -52,7 +54,7 @@ impl Joined {
         if let Some(row) = (1..ids.len()).find(|row| ids.value(*row) == ids.value(row - 1)) {
             return Err(Error::Input(format!("the id `{}` is listed twice", ids.value(row))));
         }
-        Ok(Self { ids, digests: vec![digests], places: Vec::new() })
+        Ok(Self { ids, digests: vec![digests], places: Vec::new(), none_chosen: None })
     }
 
     /// What a row is computed from; `base` is all that rows have in common.
@@ -62,6 +64,12 @@ impl Joined {
 }
 
 impl View {
+    /// How many rows it will have, as far as that is known.
+    fn rows(&self) -> u64 {
+        let pending = if let Pending::Rows(rows) = &self.pending { rows.len() as u64 } else { 0 };
+        self.manifest.rows + pending
+    }
+
     /// All that a stage can read of the table: its rows, and what their columns are called and hold. Another digest while rows
     /// are pending.
     pub fn content(&self) -> Digest {
@@ -118,8 +126,11 @@ pub(super) fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
 pub(super) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
     let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
     let Some((first, others)) = inputs.split_first() else {
-        return Ok(Joined { ids: StringArray::new_null(0), digests: Vec::new(), places: Vec::new() });
+        let ids = StringArray::new_null(0);
+        return Ok(Joined { ids, digests: Vec::new(), places: Vec::new(), none_chosen: None });
     };
+    let all_rows = views[&first.table].rows();
+    let names: Vec<&str> = inputs.iter().map(|input| input.table.as_str()).collect();
     let first = Light::read(store, &views[&first.table], first, table.filter.as_ref())?;
     let others =
         others.iter().map(|input| Light::read(store, &views[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
@@ -129,6 +140,11 @@ pub(super) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined
         .collect();
     let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
     let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
+    if order.is_empty() && table.kind.needs_rows && !table.is_keyed() {
+        return Err(Error::Input(no_rows(table, &names, all_rows, first.ids.len())).in_table(&table.name));
+    }
+    let none_chosen = table.filter.as_ref().filter(|_| first.ids.is_empty() && all_rows > 0);
+    let none_chosen = none_chosen.map(|filter| Note::new(fits_none(filter, names[0], all_rows)));
     order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));
     let order = UInt32Array::from(order);
     let ids = take(&first.ids, &order, None)?.as_string::<i32>().clone();
@@ -140,7 +156,24 @@ pub(super) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined
         let at = order.iter().map(|row| light.places[*row as usize]).collect();
         places.push(Places { port: light.port, parts: light.parts, at });
     }
-    Ok(Joined { ids, digests, places })
+    Ok(Joined { ids, digests, places, none_chosen })
+}
+
+/// Says why a table that is made of rows has none. `all` rows has the first of its inputs, and `where:` chooses so many of them.
+fn no_rows(table: &Table, inputs: &[&str], all: u64, chosen: usize) -> String {
+    let first = inputs.first().copied().unwrap_or_default();
+    match &table.filter {
+        _ if all == 0 => format!("there is nothing to make it of: `{first}` has no rows"),
+        Some(filter) if chosen == 0 => format!("there is nothing to make it of: {}", fits_none(filter, first, all)),
+        _ => format!(
+            "there is nothing to make it of: none of the {chosen} rows chosen of `{first}` is in all of {}",
+            inputs.join(", ")
+        ),
+    }
+}
+
+fn fits_none(filter: &Filter, input: &str, rows: u64) -> String {
+    format!("none of the {rows} rows of `{input}` fits `where: {}`", filter.text)
 }
 
 /// The light columns of one input.

@@ -445,6 +445,7 @@ impl Work<'_> {
     pub fn manifest(&self, run: &str) -> Manifest {
         let Self { table, .. } = self;
         let chosen = if table.is_keyed() { self.known.choose(&self.keys) } else { self.known.whole() };
+        let listed = self.listed.iter().flat_map(|listed| listed.notes.clone());
         Manifest {
             table: table.declared.clone(),
             variant: table.variant.clone(),
@@ -456,7 +457,7 @@ impl Work<'_> {
             content: chosen.content,
             errors: chosen.errors,
             blobs: chosen.blobs,
-            notes: self.listed.iter().flat_map(|listed| listed.notes.clone()).chain(chosen.notes).collect(),
+            notes: listed.chain(self.joined.none_chosen.clone()).chain(chosen.notes).collect(),
             retired: false,
             run: run.to_owned(),
             published_ms: now_ms(),

@@ -132,6 +132,8 @@ pub trait Stage:
     const LOCATIONS: &'static [&'static str] = &[];
     /// What helps where memory runs out.
     const MEMORY: &'static str = "lower --batch-size or --task-rows";
+    /// True if a table that is made as a whole takes at least one row, as a training does.
+    const NEEDS_ROWS: bool = false;
 
     /// The schema of every batch it writes. An error says which parameter or input does not fit.
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
@@ -221,6 +223,8 @@ pub struct StageKind {
     pub locations: &'static [&'static str],
     /// What helps where memory runs out.
     pub memory: &'static str,
+    /// True if a table that is made as a whole takes at least one row.
+    pub needs_rows: bool,
     /// The JSON Schema of its parameters; its description is the stage's documentation.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
@@ -251,6 +255,7 @@ impl StageKind {
             output: S::OUTPUT,
             locations: S::LOCATIONS,
             memory: S::MEMORY,
+            needs_rows: S::NEEDS_ROWS,
             schema: schema_of::<S>,
             parse: parse::<S>,
             open_here: None,

@@ -233,6 +233,7 @@ impl Stage for TrainAutoencoder {
     const OUTPUT: &'static [Output] = &[Output::Table];
     const LOCATIONS: &'static [&'static str] = &["init", "perceptual"];
     const MEMORY: &'static str = training::MEMORY;
+    const NEEDS_ROWS: bool = true;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
         self.config.validate().map_err(|e| format!("`config`: {e}"))?;

@@ -295,6 +295,7 @@ impl Stage for TrainDenoiser {
         Port::table(UNCONDITIONAL, &["embedding"]).optional(),
     ]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const NEEDS_ROWS: bool = true;
     const LOCATIONS: &'static [&'static str] = &["init"];
     const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set \
                                   `gradient_checkpointing: true` or `dtype: bf16`";
