@@ -4,6 +4,7 @@ mod cli;
 mod command;
 mod concurrent;
 mod damage;
+mod dataset;
 mod fits;
 mod golden;
 mod history;

@@ -161,12 +161,18 @@ impl ClipTokenizer {
 
     /// `length` ids; of a longer text the tokens beyond are cut, and the last id stays the end. In CLIP `length` is 77.
     pub fn encode(&self, text: &str, length: usize) -> Result<Vec<i64>, TokenizerError> {
+        Ok(self.encode_or_cut(text, length)?.0)
+    }
+
+    /// [`encode`](Self::encode), and whether tokens were cut.
+    pub fn encode_or_cut(&self, text: &str, length: usize) -> Result<(Vec<i64>, bool), TokenizerError> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
+        let (tokens, room) = (encoding.get_ids(), length.saturating_sub(2));
         let mut ids = vec![i64::from(self.start)];
-        ids.extend(encoding.get_ids().iter().take(length.saturating_sub(2)).map(|id| i64::from(*id)));
+        ids.extend(tokens.iter().take(room).map(|id| i64::from(*id)));
         ids.push(i64::from(self.end));
         ids.resize(length, i64::from(self.pad));
-        Ok(ids)
+        Ok((ids, tokens.len() > room))
     }
 }
 

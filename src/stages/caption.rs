@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, AsArray, StringArray},
+    array::{AsArray, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -63,7 +63,6 @@ struct FromDataset {
 
 impl Operator for FromDataset {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut missing = 0;
         while let Some(batch) = rows.next(1024)? {
             let given = batch.column("images", "caption")?.as_string::<i32>();
             let classes = batch.column("images", "class")?.as_string::<i32>();
@@ -72,9 +71,8 @@ impl Operator for FromDataset {
                 None => self.default.replace("{class}", class.unwrap_or_default()),
             });
             out.rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
-            missing += given.null_count();
+            column::note_missing_captions(out, &batch.ids, given, "`default`");
         }
-        column::tell_missing_captions(out, missing, rows.len(), "`default`");
         Ok(())
     }
 }

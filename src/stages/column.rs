@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, FixedSizeListArray, PrimitiveArray},
+    array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, FixedSizeListArray, PrimitiveArray, StringArray},
     datatypes::{DataType, Field},
 };
 
@@ -94,9 +94,13 @@ pub fn missing(id: &str, port: &str, name: &str) -> Error {
     Error::Input(format!("{id}: `{port}` has no `{name}`; leave such rows out by `where:`"))
 }
 
-/// Says how many of so many rows have no caption, and what stands for it.
-pub fn tell_missing_captions(out: &mut Sink<'_>, missing: usize, rows: usize, instead: &str) {
-    if missing > 0 {
-        out.log(format!("{missing} of {rows} images have no caption: {instead} stands for it"));
-    }
+/// Notes the rows that have no caption, and what stands for it.
+pub fn note_missing_captions(out: &mut Sink<'_>, ids: &[String], captions: &StringArray, instead: &str) {
+    let missing = ids.iter().zip(captions).filter(|(_, caption)| caption.is_none());
+    missing.for_each(|(id, _)| out.note(&format!("the image has no caption, and {instead} stands for it"), id));
+}
+
+/// The note of a caption that has more tokens than a text encoder takes.
+pub fn cut_caption(tokens: usize) -> String {
+    format!("the caption is longer than the encoder's {tokens} tokens and is cut")
 }

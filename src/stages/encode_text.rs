@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{Array, AsArray},
+    array::AsArray,
     datatypes::{DataType, Float32Type, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -81,22 +81,32 @@ struct Encoder {
     length: usize,
     batch_size: usize,
     /// What was encoded last, by caption; the empty caption of a test set is mostly all there is.
-    encoded: HashMap<String, Vec<f32>>,
+    encoded: HashMap<String, Encoded>,
+}
+
+/// An encoded caption.
+struct Encoded {
+    /// The hidden states of its tokens.
+    states: Vec<f32>,
+    /// True if it has more tokens than the encoder takes.
+    is_cut: bool,
 }
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut missing = 0;
+        let cut = column::cut_caption(self.length);
         while let Some(batch) = rows.next(self.batch_size)? {
             let column = batch.column("captions", "caption")?.as_string::<i32>();
-            missing += column.null_count();
+            column::note_missing_captions(out, &batch.ids, column, "the empty one");
             let captions: Vec<&str> = column.iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
-            let values: Vec<f32> = captions.iter().flat_map(|caption| self.encoded[*caption].iter().copied()).collect();
+            let encoded: Vec<&Encoded> = captions.iter().map(|caption| &self.encoded[*caption]).collect();
+            let is_cut = batch.ids.iter().zip(&encoded).filter(|(_, encoded)| encoded.is_cut);
+            is_cut.for_each(|(id, _)| out.note(&cut, id));
+            let values: Vec<f32> = encoded.iter().flat_map(|encoded| encoded.states.iter().copied()).collect();
             let size = values.len() / batch.len();
             out.rows(&batch, vec![column::tensors::<Float32Type>(values, size, None)?])?;
         }
-        column::tell_missing_captions(out, missing, rows.len(), "the empty one");
         Ok(())
     }
 }
@@ -114,13 +124,14 @@ impl Encoder {
         if new.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Vec<i64>> =
-            new.iter().map(|caption| self.tokenizer.encode(caption, self.length)).collect::<Result<_, _>>()?;
+        let encode = |caption: &&str| self.tokenizer.encode_or_cut(caption, self.length);
+        let (ids, cut): (Vec<Vec<i64>>, Vec<bool>) =
+            new.iter().map(encode).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let ids = Tensor::from_slice(&ids.concat()).view([new.len() as i64, self.length as i64]).to_device(self.device);
         let states = no_grad(|| self.network.forward(&ids).last_hidden_state); // [B, 77, D]
-        for (i, caption) in new.into_iter().enumerate() {
-            let values = floats(&states.f_get(i as i64)?)?;
-            self.encoded.insert(caption.to_owned(), values);
+        for (i, (caption, is_cut)) in new.into_iter().zip(cut).enumerate() {
+            let states = floats(&states.f_get(i as i64)?)?;
+            self.encoded.insert(caption.to_owned(), Encoded { states, is_cut });
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::column;
+pub use crate::datasets::folder::MEAN;
 use crate::{
     engine::{
         Error, Result,
@@ -77,9 +78,6 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Protocol
     }
     Ok(once)
 }
-
-/// The row of the means over classes.
-pub const MEAN: &str = "mean";
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
@@ -156,14 +154,18 @@ impl Operator for Evaluator {
         let mut done = 0;
         while let Some(batch) = rows.next(64)? {
             whole(&batch)?;
+            note_masks(&batch, out)?;
             tallies.par_iter_mut().try_for_each(|tally| tally.add(&batch))?;
             done += batch.len() as u64;
             out.progress(done, total, "images");
         }
+        if rows.is_empty() {
+            out.warn("there are no images to judge, so that every metric is null");
+        }
         let one_sided: BTreeSet<&str> = tallies.iter().flat_map(Tally::one_sided).collect();
         if !one_sided.is_empty() {
             let names = one_sided.into_iter().collect::<Vec<_>>().join(", ");
-            out.log(format!("no part of the means, for they have only normal or only anomalous images: {names}"));
+            out.warn(&format!("no part of the means, for they have only normal or only anomalous images: {names}"));
         }
         tallies.iter().try_for_each(|tally| out.columns(tally.columns(self.stage.aupro_limit)))
     }
@@ -185,6 +187,20 @@ fn whole(batch: &Batch) -> Result<()> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Notes anomalous images whose ground truth says nothing of where.
+fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
+    let labels = batch.column("images", "label")?.as_boolean();
+    let masks = batch.column("images", "mask")?;
+    for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| labels.value(*row)) {
+        if masks.is_null(row) {
+            out.note("the image is anomalous and has no mask: it counts in image metrics alone", id);
+        } else if column::row::<UInt8Type>(masks, row)?.iter().all(|pixel| *pixel == 0) {
+            out.note("the image is anomalous and its `mask` is empty: its pixels count as normal, and it has no region of AUPRO", id);
+        }
+    }
+    Ok(())
 }
 
 impl Tally {

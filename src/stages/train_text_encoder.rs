@@ -1,7 +1,7 @@
 //! Images and captions -> a text encoder.
 
 use arrow::{
-    array::{Array, AsArray},
+    array::AsArray,
     datatypes::{DataType, SchemaRef},
 };
 use garde::Validate;
@@ -63,6 +63,7 @@ impl Stage for TrainTextEncoder {
     const REVISION: u32 = 3;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
+    const NEEDS_ROWS: bool = true;
     const MEMORY: &'static str = training::MEMORY;
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
@@ -93,22 +94,25 @@ struct Trainer {
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut pixels = Column::new(rows.len());
-        let (mut captions, mut missing) = (Vec::<String>::new(), 0);
+        let (mut captions, mut image_ids) = (Vec::<String>::new(), Vec::<String>::new());
         while let Some(batch) = rows.next(256)? {
             pixels.push(&batch, "images", "pixels")?;
             let column = batch.column("captions", "caption")?.as_string::<i32>();
-            missing += column.null_count();
+            column::note_missing_captions(out, &batch.ids, column, "the empty one");
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
+            image_ids.extend(batch.ids);
         }
-        column::tell_missing_captions(out, missing, captions.len(), "the empty one");
         let pixels = pixels.done();
         let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
         let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize)?;
         (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let length = config.max_position_embeddings as usize;
-        let encode = |caption: &String| tokenizer.encode(caption, length);
-        let ids: Vec<i64> = captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.concat();
-        let ids = Tensor::from_slice(&ids).view([captions.len() as i64, length as i64]);
+        let encode = |caption: &String| tokenizer.encode_or_cut(caption, length);
+        let (ids, is_cut): (Vec<Vec<i64>>, Vec<bool>) =
+            captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let cut = column::cut_caption(length);
+        image_ids.iter().zip(is_cut).filter(|(_, is_cut)| *is_cut).for_each(|(id, _)| out.note(&cut, id));
+        let ids = Tensor::from_slice(&ids.concat()).view([captions.len() as i64, length as i64]);
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
         let text = ClipTextModel::with_projection(vs.root(), &config)?;
