@@ -1,6 +1,11 @@
 //! Programs of one's own as stages.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use vlmdiff::engine::event::Event;
 
@@ -203,4 +208,82 @@ fn a_program_makes_a_table() {
     said += &format!("\n{}", ended.stderr.split("the program").next().unwrap());
     said += ended.stderr.split("does not").nth(1).unwrap();
     insta::assert_snapshot!(said);
+}
+
+/// Two rows and a program.
+fn with_program(stage: &str) -> Lab {
+    let lab = Lab::empty();
+    lab.write("notes.csv", "id,n\na,1\nb,2\n");
+    lab.write(
+        "pipeline.yaml",
+        &format!(
+            "name: own\ntables:\n  notes: {{ stage: read, with: {{ path: notes.csv, id: id }} }}\n  own: {stage}\n"
+        ),
+    );
+    lab
+}
+
+fn signal(name: &str, process: u32) {
+    assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
+}
+
+const READS_ALL_FIRST: &str =
+    "{ stage: command, from: [notes], with: { run: [sh, -c, 'cat > /dev/null'], output: { m: int64 } } }";
+
+#[test]
+fn a_program_that_waits_for_the_end_of_its_input_is_told_of() {
+    let lab = with_program(READS_ALL_FIRST);
+    let mut run = lab.command(&["run", "pipeline.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said = lines.map(|line| line.to_owned()).find(|line| line.contains("has not answered")).unwrap();
+    assert!(said.contains("a batch of 2 rows for 10 s") && said.contains("flush"), "{said}");
+    signal("-TERM", run.id());
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_program_is_asked_to_end_when_the_run_is() {
+    let whole = "{ stage: command, from: [notes], with: { run: [sh, -c, 'echo begun; exec sleep 60 # {notes} {output}'], output: { id: utf8 }, makes: table } }";
+    let by_row = READS_ALL_FIRST.replace("cat > /dev/null", "echo begun >&2; cat > /dev/null");
+    for stage in [whole, &by_row] {
+        for name in ["-TERM", "-HUP"] {
+            let lab = with_program(stage);
+            let mut run = lab.command(&["run", "pipeline.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+            let mut lines = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+            assert!(lines.any(|line| line.contains("begun")));
+            let asked = Instant::now();
+            signal(name, run.id());
+            let said: Vec<String> = lines.collect();
+            assert_eq!(run.wait().unwrap().code(), Some(130), "{said:?}");
+            assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+            assert!(said.iter().any(|line| line.starts_with("stopping")), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_to_outlive_its_terminal_does() {
+    let lab = with_program(
+        "{ stage: command, from: [notes], with: { run: [sh, -c, 'echo begun; sleep 2; cp {notes} {output}'], output: { id: utf8, n: 'int64?' }, makes: table } }",
+    );
+    let mut command = Command::new("nohup");
+    command.arg(env!("CARGO_BIN_EXE_vlmdiff")).args(["run", "pipeline.yaml"]).current_dir(lab.path(""));
+    let mut run = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("begun")));
+    signal("-HUP", run.id());
+    let said: Vec<String> = lines.collect();
+    assert_eq!(run.wait().unwrap().code(), Some(0), "{said:?}");
+}
+
+#[test]
+fn a_program_that_leaves_a_child_has_ended() {
+    let lab = with_program(
+        "{ stage: command, from: [notes], with: { run: [sh, -c, 'cp {notes} {output}; sleep 30 & echo done'], output: { id: utf8, n: 'int64?' }, makes: table } }",
+    );
+    let began = Instant::now();
+    let events = lab.run(&[]);
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(events.iter().any(|e| matches!(e, Event::Log { message, .. } if message == "done")), "{events:?}");
+    assert_eq!(computed(&events), [("notes", 2), ("own", 2)]);
 }

@@ -5,6 +5,7 @@ fn main() -> std::process::ExitCode {
         eprintln!("vlmdiff-worker is started by `vlmdiff run`");
         return std::process::ExitCode::from(2);
     };
+    vlmdiff::engine::signals::outlive_file_size_limit();
     let served = vlmdiff::engine::Store::open(&address)
         .and_then(|store| vlmdiff::engine::worker::serve(store, vlmdiff::stages::open_in_worker));
     match served {

@@ -14,7 +14,7 @@ use super::{
     EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress, text::say,
 };
 use crate::{
-    engine::{Sources, Stop, Store, history, run, worker::Worker},
+    engine::{Sources, Stop, Store, history, run, signals::ignores_hangup, worker::Worker},
     models::device::{self, DeviceError},
 };
 
@@ -91,16 +91,24 @@ impl Run {
         };
         let summary = run::run(&pipeline, &store, &sources, &options, &mut worker, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
-            history::tag(&store, tag, &summary.run)?;
+            let before = history::tag(&store, tag, &summary.run)?.filter(|before| *before != summary.run);
+            if let Some(before) = before.filter(|_| !self.quiet) {
+                say(format!(
+                    "{tag} names this run now; before it was {before} (`vlmdiff runs tag NAME {before}` names that again)"
+                ));
+            }
         }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
     }
 }
 
-/// Ctrl-C, or a request to terminate, once: what runs is brought to an end that the next run goes on from. Twice: at once.
+/// Ctrl-C, a request to terminate, or the end of the terminal, once: what runs is brought to an end that the next run goes on
+/// from. Twice: at once.
 fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
     let _in_runtime = store.runtime().enter();
-    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+    let hangup = (!ignores_hangup()).then(SignalKind::hangup);
+    let mut signals = kinds.into_iter().chain(hangup).map(signal).collect::<std::io::Result<Vec<Signal>>>()?;
     let stop = stop.clone();
     store.runtime().spawn(async move {
         next(&mut signals).await;
@@ -115,11 +123,9 @@ fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-async fn next([interrupt, terminate]: &mut [Signal; 2]) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+/// Waits for any of the signals.
+async fn next(signals: &mut [Signal]) {
+    futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
 /// The worker is built beside the driver.

@@ -29,6 +29,7 @@ pub mod schema;
 mod sealed;
 pub mod secrets;
 pub mod select;
+pub mod signals;
 pub mod source;
 pub mod stage;
 pub mod stop;

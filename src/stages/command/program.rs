@@ -10,7 +10,7 @@ use std::{
 
 use arrow::array::RecordBatch;
 
-use crate::engine::{Error, Result, task::Sink};
+use crate::engine::{Error, Result, signals::ask_to_end, task::Sink};
 
 /// Lines of standard error that an error repeats.
 const TAIL: usize = 20;
@@ -18,6 +18,14 @@ const TAIL: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long after its answer a line may come.
 const GRACE: Duration = Duration::from_millis(10);
+/// How often it is asked whether the program has ended or the run is to stop.
+const POLL: Duration = Duration::from_millis(50);
+/// How long after its end a program is listened to: what it started may live on and hold its output open.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a program is waited for in silence, at first; then twice as long each time.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long a program may go on after a request to stop, before it is asked to end too.
+const LAST_WORK: Duration = Duration::from_secs(2);
 
 /// What a program says.
 pub(super) enum Said {
@@ -37,6 +45,18 @@ pub(super) struct Program {
     tail: VecDeque<String>,
     /// Said before it was asked.
     early: Option<Said>,
+    /// How long it is waited for before that is said.
+    silence: Duration,
+    /// Since when the run is to stop.
+    stopping: Option<Instant>,
+}
+
+/// Why a program has not answered.
+pub(super) enum Unanswered {
+    /// What it did instead.
+    Failed(String),
+    /// The run is to stop.
+    Stopped,
 }
 
 impl Program {
@@ -64,19 +84,47 @@ impl Program {
             std::thread::spawn(move || listen(stdout, &say));
         }
         let stdin = child.stdin.take();
-        Ok((Self { command, child, said, tail: VecDeque::new(), early: None }, stdin))
+        let program =
+            Self { command, child, said, tail: VecDeque::new(), early: None, silence: SILENCE, stopping: None };
+        Ok((program, stdin))
     }
 
-    /// The next rows, or `Err` with the reason why there are none. Lines are logged on the way.
-    pub(super) fn answer(&mut self, out: &mut Sink<'_>) -> Result<RecordBatch, String> {
+    /// The answer to so many rows. Lines are logged on the way, and that there is none for long.
+    pub(super) fn answer(&mut self, rows: usize, out: &mut Sink<'_>) -> Result<RecordBatch, Unanswered> {
+        let asked = Instant::now();
         loop {
-            match self.early.take().map_or_else(|| self.said.recv(), Ok) {
+            match self.early.take().map_or_else(|| self.said.recv_timeout(POLL), Ok) {
                 Ok(Said::Line(line)) => self.log(line, out),
                 Ok(Said::Answer(batch)) => return Ok(batch),
-                Ok(Said::Ended(why)) => return Err(why),
-                Err(mpsc::RecvError) => return Err("ended".into()),
+                Ok(Said::Ended(why)) => return Err(Unanswered::Failed(why)),
+                Err(RecvTimeoutError::Disconnected) => return Err(Unanswered::Failed("ended".into())),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.is_to_end(out) {
+                return Err(Unanswered::Stopped);
+            }
+            if asked.elapsed() > self.silence {
+                out.log(format!(
+                    "the program has not answered a batch of {rows} row{} for {} s; it is to answer each batch, and flush, before it \
+                     waits for the next: one that first reads to the end of its input waits for ever",
+                    if rows == 1 { "" } else { "s" },
+                    self.silence.as_secs()
+                ));
+                self.silence *= 2;
             }
         }
+    }
+
+    /// Whether the run is to stop and the program had its time to bring the work at hand to an end; it is then asked to end.
+    fn is_to_end(&mut self, out: &Sink<'_>) -> bool {
+        if !out.is_interrupted() {
+            return false;
+        }
+        let is_over = self.stopping.get_or_insert_with(Instant::now).elapsed() > LAST_WORK;
+        if is_over {
+            ask_to_end(&self.child);
+        }
+        is_over
     }
 
     /// Logs the lines that the program has said since; those it wrote just before its answer may still be on their way.
@@ -92,15 +140,31 @@ impl Program {
 
     /// Waits until the program has ended by itself. Lines are logged on the way.
     pub(super) fn finish(&mut self, out: &mut Sink<'_>) -> Result<()> {
-        while let Ok(said) = self.said.recv() {
-            if let Said::Line(line) = said {
-                self.log(line, out);
+        let mut ended: Option<(ExitStatus, Instant)> = None;
+        let status = loop {
+            let is_silent = match self.said.recv_timeout(POLL) {
+                Ok(Said::Line(line)) => {
+                    self.log(line, out);
+                    false
+                }
+                Ok(Said::Answer(_) | Said::Ended(_)) => false,
+                Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Its output is closed, and it may still work.
+                    std::thread::sleep(if ended.is_none() { GRACE } else { Duration::ZERO });
+                    true
+                }
+            };
+            match ended {
+                Some((status, at)) if is_silent || at.elapsed() > LINGER => break status,
+                Some(_) => {}
+                None => ended = self.child.try_wait()?.map(|status| (status, Instant::now())),
             }
-        }
-        match self.child.wait()? {
-            status if status.success() => Ok(()),
-            _ => Err(self.failure("failed", out)),
-        }
+            if ended.is_none() && self.is_to_end(out) {
+                return Err(Error::Interrupted);
+            }
+        };
+        if status.success() { Ok(()) } else { Err(self.failure("failed", out)) }
     }
 
     fn log(&mut self, line: String, out: &mut Sink<'_>) {

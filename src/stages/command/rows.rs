@@ -12,7 +12,11 @@ use arrow::{
     ipc::writer::StreamWriter,
 };
 
-use super::{Command, answer, program::Program, table::Files};
+use super::{
+    Command, answer,
+    program::{Program, Unanswered},
+    table::Files,
+};
 use crate::engine::{
     Error, Result,
     stage::{Context, Operator, Schemas},
@@ -65,11 +69,16 @@ impl RowByRow {
         };
         // A program that is gone takes nothing; its answer says so.
         let _ = running.feed.as_ref().map(|feed| feed.send(question));
-        let answer = running.program.answer(out);
-        let answer = answer.and_then(|answer| answer::check(&batch.ids, &self.output, &answer));
-        let answer = answer.map_err(|what| {
+        let answer = running
+            .program
+            .answer(batch.len(), out)
+            .and_then(|answer| answer::check(&batch.ids, &self.output, &answer).map_err(Unanswered::Failed));
+        let answer = answer.map_err(|why| {
             running.feed = None;
-            running.program.failure(&what, out)
+            match why {
+                Unanswered::Failed(what) => running.program.failure(&what, out),
+                Unanswered::Stopped => Error::Interrupted,
+            }
         })?;
         out.write(&answer.rows)?;
         answer.failed.into_iter().try_for_each(|(id, message)| out.fail(&id, message))
