@@ -1,6 +1,9 @@
 //! Rows in, from a file: Parquet, CSV or JSON lines.
 
-use std::{fs::File, io::BufReader, path::Path, sync::Arc};
+mod text;
+mod values;
+
+use std::{fs::File, path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, RecordBatch},
@@ -14,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use self::text::{Opened, Text};
 use super::types;
 use crate::engine::{
     Error, Result, Sources,
@@ -22,8 +26,6 @@ use crate::engine::{
     task::{Rows, SOURCE, Sink},
 };
 
-/// Rows of a CSV or JSON file that its columns' types are guessed from.
-const GUESS_ROWS: usize = 10_000;
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 65_536;
 
@@ -34,16 +36,22 @@ const BATCH_ROWS: usize = 65_536;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct Read {
-    /// The file or its URL, ending in `.parquet`, `.csv`, `.jsonl` or `.ndjson`. Where it lies is no part of the rows' identity.
+    /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`. Where it lies is no part of the rows'
+    /// identity.
     #[garde(length(min = 1))]
     pub path: String,
-    /// The column that identifies a row: text or integers, each value once.
+    /// The column that identifies a row, each value once: text as it stands in the file, or integers of a Parquet file.
     #[garde(length(min = 1))]
     pub id: String,
-    /// Types of columns of a CSV or JSON file where the first ten thousand rows do not show them, such as `zip: utf8?`.
+    /// Types of columns of a CSV or JSON file where the first ten thousand rows do not show them, such as `zip: utf8?`. A type
+    /// that is guessed changes no value: `007` is text.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub types: Map<String, Value>,
+    /// What stands between the columns of a CSV file: by default a comma, in a `.tsv` file a tab.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<char>,
 }
 
 impl Stage for Read {
@@ -55,113 +63,95 @@ impl Stage for Read {
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
         let path = Sources::default().local(&self.path).map_err(|e| format!("`path`: {e}"))?;
-        self.schema(&self.open_file(&path)?.0)
+        self.schema(&self.open_file(&path)?.schema)
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
-        self.rows(&sources.local(&self.path)?).map(|rows| Some(rows.into())).map_err(Error::Input)
+        self.rows(&sources.local(&self.path)?).map(Some).map_err(Error::Input)
     }
 }
 
-type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
-
 impl Read {
-    /// The file's own schema and its rows.
-    fn open_file(&self, path: &Path) -> Result<(SchemaRef, Batches), String> {
-        let failed = |e: &dyn std::fmt::Display| format!("`path`: cannot read {}: {e}", self.path);
-        let open = || File::open(path).map_err(|e| failed(&e));
-        let arrow = |e: ArrowError| failed(&e);
+    /// The file's own schema and its rows, in the types of the table.
+    fn open_file(&self, path: &Path) -> Result<Opened, String> {
         let place = self.path.split('?').next().unwrap_or(&self.path);
-        match place.rsplit('.').next().unwrap_or_default() {
-            "parquet" if !self.types.is_empty() => {
-                Err("`types`: a Parquet file says itself what its columns are".into())
-            }
-            "parquet" => {
-                let builder = ParquetRecordBatchReaderBuilder::try_new(open()?).map_err(|e| failed(&e))?;
-                let schema = builder.schema().clone();
-                let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| failed(&e))?;
-                Ok((schema, Box::new(reader)))
-            }
-            "csv" => {
-                let format = arrow::csv::reader::Format::default().with_header(true);
-                let (guess, _) = format.infer_schema(BufReader::new(open()?), Some(GUESS_ROWS)).map_err(arrow)?;
-                let schema = self.with_types(guess)?;
-                let reader =
-                    arrow::csv::ReaderBuilder::new(schema.clone()).with_header(true).with_batch_size(BATCH_ROWS);
-                Ok((schema, Box::new(reader.build(open()?).map_err(arrow)?)))
-            }
-            "jsonl" | "ndjson" => {
-                let guess = arrow::json::reader::infer_json_schema(BufReader::new(open()?), Some(GUESS_ROWS));
-                let schema = self.with_types(guess.map_err(arrow)?.0)?;
-                let reader = arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(BATCH_ROWS);
-                // A column that appears later is not lost silently.
-                let reader = reader.with_strict_mode(true).build(BufReader::new(open()?)).map_err(arrow)?;
-                Ok((schema, Box::new(reader)))
-            }
-            _ => Err(format!("`path`: {} ends in none of .parquet, .csv, .jsonl and .ndjson", self.path)),
+        let ending = place.rsplit('.').next().unwrap_or_default().to_lowercase();
+        let types = types::fields(&self.types).map_err(|e| format!("`types`: {e}"))?;
+        if ending == "parquet" && !types.is_empty() {
+            return Err("`types`: a Parquet file says itself what its columns are".into());
         }
+        let text = Text { name: &self.path, path, id: &self.id, types };
+        if self.separator.is_some() && !matches!(ending.as_str(), "csv" | "tsv") {
+            return Err(format!("`separator`: {} is no CSV file", self.path));
+        }
+        let opened = match ending.as_str() {
+            "parquet" => self.parquet(path),
+            "csv" => text.csv(self.separator),
+            "tsv" => text.csv(self.separator.or(Some('\t'))),
+            "jsonl" | "ndjson" => text.json(),
+            _ => Err(format!("{} ends in none of .parquet, .csv, .tsv, .jsonl and .ndjson", self.path)),
+        };
+        opened.map_err(|e| if e.starts_with('`') { e } else { format!("`path`: {e}") })
     }
 
-    fn with_types(&self, guess: Schema) -> Result<SchemaRef, String> {
-        let types = types::fields(&self.types).map_err(|e| format!("`types`: {e}"))?;
-        let mut fields = guess.fields().to_vec();
-        for given in types {
-            match fields.iter_mut().find(|field| field.name() == given.name()) {
-                Some(field) => *field = Arc::new(given),
-                // A JSON column that no row shows yet.
-                None => fields.push(Arc::new(given)),
-            }
-        }
-        Ok(Arc::new(Schema::new(fields)))
+    fn parquet(&self, path: &Path) -> Result<Opened, String> {
+        let name = self.path.clone();
+        let failed = move |e: &dyn std::fmt::Display| format!("cannot read {name}: {e}");
+        let file = File::open(path).map_err(|e| failed(&e))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
+        let schema = builder.schema().clone();
+        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| failed(&e))?;
+        let rows = reader.map(move |rows| rows.map_err(|e| failed(&e)));
+        Ok(Opened { schema, rows: Box::new(rows), notes: Vec::new() })
     }
 
     /// The schema of the table: the id first, as text, and no view or dictionary of a value instead of the value.
     fn schema(&self, file: &SchemaRef) -> Result<SchemaRef, String> {
-        let id = file.field_with_name(&self.id).map_err(|_| {
-            let names: Vec<&str> = file.fields().iter().map(|field| field.name().as_str()).collect();
-            format!("`id`: {} has no column `{}`; it has {}", self.path, self.id, names.join(", "))
-        })?;
-        if !id.data_type().is_integer() && plain(id.data_type()) != DataType::Utf8 {
+        let id = file.field_with_name(&self.id).map_err(|_| without_id(&self.path, &self.id, file))?;
+        if !id.data_type().is_integer() && !matches!(plain(id.data_type()), DataType::Utf8 | DataType::Null) {
             return Err(format!(
                 "`id`: column `{}` is {}; rows are identified by text or integers",
                 self.id,
                 id.data_type()
             ));
         }
+        if file.fields().iter().filter(|field| *field.name() == self.id).count() > 1 {
+            return Err(format!("`id`: {} has several columns `{}`", self.path, self.id));
+        }
         let others = file.fields().iter().filter(|field| *field.name() != self.id).map(|field| {
             let mut metadata = field.metadata().clone();
             metadata.retain(|name, _| name.starts_with("ARROW:extension"));
-            Field::new(field.name(), plain(field.data_type()), field.is_nullable()).with_metadata(metadata)
+            let kept = values::known(&plain(field.data_type()));
+            Field::new(field.name(), kept, field.is_nullable()).with_metadata(metadata)
         });
         let id = Field::new(&self.id, DataType::Utf8, false);
         Ok(Arc::new(Schema::new(std::iter::once(id).chain(others).collect::<Vec<_>>())))
     }
 
-    fn rows(&self, path: &Path) -> Result<RecordBatch, String> {
-        let (file, batches) = self.open_file(path)?;
+    fn rows(&self, path: &Path) -> Result<Listing, String> {
+        let Opened { schema: file, rows: batches, notes } = self.open_file(path)?;
         let schema = self.schema(&file)?;
         let places: Vec<usize> = schema.fields().iter().filter_map(|field| file.index_of(field.name()).ok()).collect();
-        let failed = |e: ArrowError| {
-            let hint = if self.path.ends_with("parquet") {
-                ""
-            } else {
-                "; `types` says what a column is, such as `zip: utf8?`"
-            };
-            format!("cannot read {}: {e}{hint}", self.path)
-        };
-        let rows = batches.map(|batch| {
+        let failed = |e: ArrowError| format!("cannot read {}: {e}", self.path);
+        let (mut rows, mut before) = (Vec::new(), 0);
+        for batch in batches {
             let batch = batch?;
             let columns = schema.fields().iter().zip(&places);
             let columns = columns.map(|(field, at)| cast(batch.column(*at), field.data_type()));
-            let columns = columns.collect::<Result<Vec<_>, _>>()?;
-            if columns.first().is_some_and(|ids| ids.null_count() > 0) {
-                return Err(ArrowError::ParseError(format!("a row has no `{}`", self.id)));
+            let columns = columns.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+            if let Some(row) = columns.first().and_then(|ids| (0..ids.len()).find(|row| ids.is_null(*row))) {
+                return Err(format!("cannot read {}: row {} has no `{}`", self.path, before + row + 1, self.id));
             }
-            RecordBatch::try_new(schema.clone(), columns)
-        });
-        let rows = rows.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        concat_batches(&schema, &rows).map_err(failed)
+            before += batch.num_rows();
+            rows.push(RecordBatch::try_new(schema.clone(), columns).map_err(failed)?);
+        }
+        Ok(Listing { rows: concat_batches(&schema, &rows).map_err(failed)?, notes })
     }
+}
+
+fn without_id(file: &str, id: &str, schema: &Schema) -> String {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    format!("`id`: {file} has no column `{id}`; it has {}", names.join(", "))
 }
 
 impl Open for Read {

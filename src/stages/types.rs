@@ -60,20 +60,25 @@ fn field(name: &str, text: &str) -> Option<Field> {
     (item.is_numeric() && i32::try_from(size).is_ok()).then(|| tensor_field(name, item.clone(), &shape, nullable))
 }
 
+/// The name of a type of single values, as pipelines write it where they can.
+pub(super) fn name_of(of: &DataType) -> String {
+    let name = NAMES.iter().find(|(_, known)| known == of).map(|(name, _)| (*name).to_owned());
+    name.unwrap_or_else(|| match of {
+        DataType::Timestamp(..) => "timestamp".into(),
+        other => other.to_string(),
+    })
+}
+
 /// A field's type in words.
 fn words(field: &Field) -> String {
-    let named = |data_type: &DataType| {
-        let name = NAMES.iter().find(|(_, known)| known == data_type);
-        name.map_or_else(|| data_type.to_string(), |(name, _)| (*name).to_owned())
-    };
     match field.data_type() {
         DataType::FixedSizeList(item, size) => {
             let shape = tensor_shape(field).unwrap_or_else(|| vec![*size as usize]);
             let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();
-            format!("{}[{}]", named(item.data_type()), shape.join(","))
+            format!("{}[{}]", name_of(item.data_type()), shape.join(","))
         }
-        DataType::List(item) | DataType::LargeList(item) => format!("a list of {}", named(item.data_type())),
-        other => named(other),
+        DataType::List(item) | DataType::LargeList(item) => format!("a list of {}", name_of(item.data_type())),
+        other => name_of(other),
     }
 }
 
