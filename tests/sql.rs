@@ -64,3 +64,16 @@ fn ids_are_unique() {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("table `test`: the id `gear` stands in two rows"), "{}", ended.stderr);
 }
+
+#[test]
+fn a_column_of_nothing_is_refused_at_its_place() {
+    let lab = Lab::new(PIPELINE.split("  names:").next().unwrap());
+    let query = "test.query=select image_id, null as note from images";
+    let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", query]);
+    assert_eq!(ended.code, Some(2));
+    assert!(
+        ended.stderr.contains("table `test`: column `note` is of type Null, which no table holds"),
+        "{}",
+        ended.stderr
+    );
+}

@@ -26,7 +26,8 @@ use crate::{
         pipeline::{self, Pipeline},
         plan::Doubts,
         select::{self, Selection},
-        source::{is_url, local_path},
+        signals,
+        source::{expand_home, is_url, local_path},
     },
     stages,
 };
@@ -41,6 +42,11 @@ pub const EXIT_INPUT: u8 = 2;
 pub const EXIT_SKIPPED: u8 = 3;
 /// Somebody asked it to stop: what a shell reports of a program that Ctrl-C ended.
 pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// What Rust ends a program with that panicked.
+const PANICKED: u8 = 101;
+/// Bytes of the stack that commands run on; what is not used takes no memory.
+const STACK: usize = 256 << 20;
 
 const DEFAULT_STORE: &str = ".vlmdiff";
 
@@ -123,7 +129,7 @@ impl PipelineArgs {
     fn open(&self) -> Result<(Pipeline, Store)> {
         let pipeline = self.load()?;
         let address = self.store.as_deref().or(pipeline.store.as_deref()).unwrap_or(DEFAULT_STORE);
-        let store = Store::open(address)?;
+        let store = Store::open(&expand_home(address))?;
         Ok((pipeline, store))
     }
 }
@@ -164,19 +170,32 @@ struct StoreArgs {
 
 impl StoreArgs {
     fn open(&self) -> Result<Store> {
-        if !is_url(&self.store) && !local_path(&self.store).is_dir() {
+        let address = expand_home(&self.store);
+        if !is_url(&address) && !local_path(&address).is_dir() {
             return Err(Error::Input(format!(
-                "there is no store at {}; run a pipeline here first, or name one with --store",
-                self.store
+                "there is no store at {address}; run a pipeline here first, or name one with --store"
             ))
             .into());
         }
-        Ok(Store::open(&self.store)?)
+        Ok(Store::open(&address)?)
     }
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    signals::outlive_file_size_limit();
+    // An expression of some thousand terms is a tree of that depth, which SQL's planner goes down by recursion.
+    let thread = std::thread::Builder::new().name("main".into()).stack_size(STACK);
+    match thread.spawn(command).map(std::thread::JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        // It has panicked, and said why.
+        Ok(Err(_)) => PANICKED.into(),
+        // The system gives no such stack, and most expressions need none.
+        Err(_) => command(),
+    }
+}
+
+fn command() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(command) => command.run(),

@@ -293,6 +293,16 @@ impl Values {
     }
 }
 
+/// Whether a table can hold values of a type.
+pub(super) fn is_storable(of: &DataType) -> bool {
+    match plain(of) {
+        DataType::Boolean | DataType::Utf8 | DataType::Binary | DataType::FixedSizeBinary(_) => true,
+        DataType::List(item) | DataType::FixedSizeList(item, _) => is_storable(item.data_type()),
+        DataType::Struct(fields) => fields.iter().all(|field| is_storable(field.data_type())),
+        other => other.primitive_width().is_some(),
+    }
+}
+
 fn values(array: &ArrayRef) -> Result<Values> {
     Ok(match array.data_type() {
         DataType::Boolean => Values::Bits(array.clone()),

@@ -4,8 +4,8 @@
 //! to an object's digest are therefore as trustworthy as the digest, wherever they were kept, and a group of bytes with the
 //! right chaining value is what was written. A file `DIGEST.groups` beside a large object holds them.
 
-use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use super::Digest;
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 
 /// Bytes of a group. A small one makes small reads cheap, a large one few hashes; a power of two that BLAKE3's chunks divide.
 pub(super) const GROUP: u64 = 32 * 1024;

@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use super::{
     Error, Result,
-    columns::{KEY, digest_name, is_heavy, stored_schema},
+    columns::{KEY, digest_name, is_heavy, is_storable, stored_schema},
     filter::Filter,
     from::{Blamed, blamed, from_entries},
     pipeline::{self, Input, OnError, Pipeline, TABLES_OF_SQL, Table, or_none, suggestion},
     secrets::Secrets,
-    stage::{Described, Ports, Reads, Schemas, StageKind},
+    source::expand_home,
+    stage::{Described, ParamError, Ports, Reads, Schemas, StageKind},
     sweep::{Axis, Sweep, Variant},
     yaml::{Key, Kind, Node, Place},
 };
@@ -58,9 +59,7 @@ impl Loader<'_> {
                 root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
             return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
         }
-        let mut value = Node::parse(value).map_err(|(_, message)| wrong(&message))?;
-        value.place = GIVEN;
-        root.set(&[&["tables", table, "with"], parameter].concat(), value);
+        root.set(&[&["tables", table, "with"], parameter].concat(), Node::given(value, GIVEN));
         Ok(())
     }
 
@@ -248,8 +247,7 @@ impl Loader<'_> {
 
     fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
         let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
-        let params = with.map_or_else(|| Value::Object(Default::default()), Node::to_json);
-        (kind.parse)(&params).map_err(|error| {
+        read_parameters(with.cloned(), kind).map_err(|error| {
             let place = with.map_or(key.place, |with| with.place_of(&error.path));
             let of = error.path.rsplit_once('.').map_or(kind.name, |(parent, _)| parent);
             let message = explain(of, &error.message);
@@ -263,6 +261,36 @@ impl Loader<'_> {
     }
 }
 
+/// Reads a stage's parameters. A value that can be read in two ways is taken in the way that its parameter takes; where it takes
+/// neither, the error is that of the reading that is no text.
+fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Described>, ParamError> {
+    let Some(mut with) = with else { return (kind.parse)(&Value::Object(Default::default())) };
+    let mut of_yaml: Option<ParamError> = None;
+    loop {
+        let mut params = with.to_json();
+        let all = params.as_object_mut().into_iter().flatten();
+        all.filter(|(name, _)| kind.locations.contains(&name.as_str())).for_each(|(_, place)| below_home(place));
+        let error = match (kind.parse)(&params) {
+            Ok(stage) => return Ok(stage),
+            Err(error) => error,
+        };
+        match with.reread(&error.path) {
+            None => return Err(of_yaml.filter(|first| error.path.starts_with(&first.path)).unwrap_or(error)),
+            Some(is_text) if is_text && of_yaml.is_none() => of_yaml = Some(error),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Paths that begin with `~/` lie in the home folder.
+fn below_home(place: &mut Value) {
+    match place {
+        Value::String(path) => *path = expand_home(path),
+        Value::Array(paths) => paths.iter_mut().for_each(below_home),
+        _ => {}
+    }
+}
+
 /// Columns have names of their own, and none that the engine gives to columns of its own.
 fn check_columns(output: &Schema) -> Result<(), String> {
     let names: Vec<&String> = output.fields().iter().map(|field| field.name()).collect();
@@ -270,6 +298,12 @@ fn check_columns(output: &Schema) -> Result<(), String> {
         return Err(format!(
             "two columns are called `{}`; give one another name, such as `x as y` in a query",
             twice.1
+        ));
+    }
+    if let Some(field) = output.fields().iter().find(|field| !is_storable(field.data_type())) {
+        let (name, of) = (field.name(), field.data_type());
+        return Err(format!(
+            "column `{name}` is of type {of}, which no table holds; a cast such as `cast({name} as text)` helps"
         ));
     }
     let heavy = output.fields().iter().filter(|field| is_heavy(field)).map(|field| digest_name(field.name()));

@@ -12,7 +12,7 @@ use super::{
     secrets::Secrets,
     stage::{Described, Output, Reads, StageKind},
     sweep::{self, Variant},
-    yaml::{Node, substitute},
+    yaml::Node,
 };
 
 /// What SQL calls the tables that it has beside those of pipelines; no table is called so.
@@ -168,7 +168,7 @@ pub fn parse(
         filled.borrow_mut().extend(value.clone().map(|value| (name.to_owned(), value)));
         value
     };
-    root.map_text(&mut |text| substitute(text, &variable)).map_err(|(place, message)| loader.error(place, message))?;
+    root.fill_in(&variable).map_err(|(place, message)| loader.error(place, message))?;
     loader.secrets = Arc::new(Secrets::among(filled.into_inner()));
     loader.pipeline(stem, &root, sets)
 }

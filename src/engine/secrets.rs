@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::Digest;
+use super::{
+    Digest,
+    source::{expand_home, local_path},
+};
 
 /// Shorter values are no secrets, and stand in other words by chance.
 const SHORTEST: usize = 4;
@@ -16,7 +19,7 @@ impl Secrets {
     /// messages are to show it.
     pub fn among(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_secret = |(_, value): &(String, String)| {
-            value.chars().count() >= SHORTEST && !super::source::local_path(value).exists()
+            value.chars().count() >= SHORTEST && !local_path(&expand_home(value)).exists()
         };
         let mut secrets: Vec<_> = variables.into_iter().filter(is_secret).collect();
         // A value may stand within another.

@@ -194,6 +194,16 @@ pub fn local_path(address: &str) -> PathBuf {
     file.unwrap_or_else(|| address.into())
 }
 
+/// The address with the user's home folder in the place of a `~` before the first slash, as shells have it. An address that names
+/// another user's home, or where no home is known, stays as it is.
+pub fn expand_home(address: &str) -> String {
+    let below = address.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match below.zip(std::env::home_dir()) {
+        Some((rest, home)) => format!("{}{rest}", home.to_string_lossy().trim_end_matches('/')),
+        None => address.to_owned(),
+    }
+}
+
 /// The address as it is named from everywhere.
 fn absolute(address: &str) -> String {
     match url_of(address) {

@@ -22,6 +22,9 @@ pub(super) struct Node {
     pub place: Place,
     /// What it is.
     pub kind: Kind,
+    /// Another reading of the same text, for a parameter that does not take this one: `2024` of a command line is a number, or
+    /// text where a folder is meant.
+    otherwise: Option<Kind>,
 }
 
 /// What a YAML node is.
@@ -33,6 +36,18 @@ pub(super) enum Kind {
     List(Vec<Node>),
     /// A mapping, in the order written.
     Map(Vec<(Key, Node)>),
+}
+
+impl Kind {
+    pub(super) fn is_text(&self) -> bool {
+        matches!(self, Self::Scalar(Value::String(_)))
+    }
+}
+
+impl From<String> for Kind {
+    fn from(text: String) -> Self {
+        Self::Scalar(Value::String(text))
+    }
 }
 
 /// A key of a mapping and its place.
@@ -60,6 +75,50 @@ impl Node {
             let twice = first.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.rsplit_once(", set "));
             (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` stands here twice")))
         })
+    }
+
+    /// A value of a command line: the text, all of it. Where it is YAML for anything but text it is that, and the text to a
+    /// parameter that takes text. Quotes around the whole are YAML's, so that a shell's own need not be thought of.
+    pub(super) fn given(text: &str, place: Place) -> Self {
+        let as_text = Kind::Scalar(Value::String(text.to_owned()));
+        let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
+        let yaml = Self::parse(text).ok().filter(|_| !has_comment(text)).map(|node| node.kind);
+        let (kind, otherwise) = match yaml {
+            Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
+            Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
+            Some(other) => (other, Some(as_text)),
+        };
+        Self { place, kind, otherwise }
+    }
+
+    /// Takes the other reading of the value at a path, or of all values below it. Returns `None` where there is none, else whether
+    /// it is text.
+    pub(super) fn reread(&mut self, path: &str) -> Option<bool> {
+        let (step, rest) = path.split_once(['.', '[', ']']).unwrap_or((path, ""));
+        if step.is_empty() && !rest.is_empty() {
+            return self.reread(rest);
+        }
+        let next = match &mut self.kind {
+            Kind::Map(entries) => entries.iter_mut().find(|(key, _)| key.name == step).map(|(_, node)| node),
+            Kind::List(items) => step.parse().ok().and_then(|at: usize| items.get_mut(at)),
+            Kind::Scalar(_) => None,
+        };
+        if let Some(next) = next {
+            return next.reread(rest);
+        }
+        if let Some(kind) = self.otherwise.take() {
+            self.kind = kind;
+            return Some(self.as_text().is_some());
+        }
+        self.children().filter_map(|node| node.reread("")).reduce(|one, other| one || other)
+    }
+
+    fn children(&mut self) -> Box<dyn Iterator<Item = &mut Self> + '_> {
+        match &mut self.kind {
+            Kind::Scalar(_) => Box::new(std::iter::empty()),
+            Kind::List(items) => Box::new(items.iter_mut()),
+            Kind::Map(entries) => Box::new(entries.iter_mut().map(|(_, node)| node)),
+        }
     }
 
     /// The value below a key.
@@ -118,18 +177,22 @@ impl Node {
         place
     }
 
-    /// Replaces every text scalar by what `f` makes of it; structure cannot change.
-    pub(super) fn map_text(
-        &mut self,
-        f: &mut impl FnMut(&str) -> Result<String, String>,
-    ) -> Result<(), (Place, String)> {
-        match &mut self.kind {
-            Kind::Scalar(Value::String(text)) => *text = f(text).map_err(|message| (self.place, message))?,
-            Kind::Scalar(_) => {}
-            Kind::List(items) => items.iter_mut().try_for_each(|item| item.map_text(f))?,
-            Kind::Map(entries) => entries.iter_mut().try_for_each(|(_, node)| node.map_text(f))?,
+    /// Fills in the variables of every text scalar; structure cannot change. A scalar that is one variable and nothing else is
+    /// text, and what YAML reads in it to a parameter that takes no text.
+    pub(super) fn fill_in(&mut self, variable: &dyn Fn(&str) -> Option<String>) -> Result<(), (Place, String)> {
+        let place = self.place;
+        let fill = |text: &str| substitute(text, variable).map_err(|message| (place, message));
+        if let Some(Kind::Scalar(Value::String(text))) = &mut self.otherwise {
+            *text = fill(text)?;
         }
-        Ok(())
+        if let Kind::Scalar(Value::String(text)) = &mut self.kind {
+            let filled = fill(text)?;
+            if is_one_variable(text) {
+                self.otherwise = Self::parse(&filled).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
+            }
+            *text = filled;
+        }
+        self.children().try_for_each(|node| node.fill_in(variable))
     }
 
     /// Sets what a dotted path names, making mappings on the way.
@@ -144,7 +207,7 @@ impl Node {
         let place = value.place;
         if let Kind::Map(entries) = &mut self.kind {
             let at = entries.iter().position(|(key, _)| key.name == *first).unwrap_or_else(|| {
-                let empty = Self { place, kind: Kind::Scalar(Value::Null) };
+                let empty = Self { place, kind: Kind::Scalar(Value::Null), otherwise: None };
                 entries.push((Key { name: (*first).to_owned(), place }, empty));
                 entries.len() - 1
             });
@@ -159,7 +222,7 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value: Raw(kind), referenced, .. } = Spanned::<Raw>::deserialize(deserializer)?;
-        Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind })
+        Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind, otherwise: None })
     }
 }
 
@@ -187,6 +250,26 @@ pub(super) fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         }
     }
     Ok(out + rest)
+}
+
+/// Whether a scalar is `${NAME}` or `${NAME:-default}` alone.
+fn is_one_variable(text: &str) -> bool {
+    text.starts_with("${") && text.find('}') == Some(text.len() - 1)
+}
+
+/// Whether YAML would take a part of the text for a comment.
+fn has_comment(text: &str) -> bool {
+    let (mut quote, mut before) = (None, ' ');
+    for c in text.chars() {
+        match quote {
+            None if c == '#' && before.is_whitespace() => return true,
+            None if c == '"' || c == '\'' => quote = Some(c),
+            Some(open) if c == open => quote = None,
+            _ => {}
+        }
+        before = c;
+    }
+    false
 }
 
 struct Raw(Kind);
@@ -274,5 +357,62 @@ mod tests {
         assert_eq!(substitute("${NONE:-d}", &lookup).unwrap(), "d");
         assert!(substitute("${NONE}", &lookup).unwrap_err().contains("no variable `NONE`"));
         assert!(substitute("${ROOT", &lookup).is_err());
+    }
+
+    /// The readings of a value, in the order in which a parameter is offered them.
+    fn readings(mut node: Node) -> Vec<Value> {
+        let first = node.to_json();
+        let then = node.reread("").map(|_| node.to_json());
+        std::iter::once(first).chain(then).collect()
+    }
+
+    #[test]
+    fn a_value_of_the_command_line_is_all_that_follows() {
+        use serde_json::json;
+        let given = |text| readings(Node::given(text, Place::default()));
+        for text in [
+            "photos #2",
+            "#1",
+            "a: b: c",
+            "*.png",
+            "[z",
+            "{a",
+            "@x",
+            "%",
+            " x",
+            "x ",
+            "it's",
+            "a\"b",
+            "- a: [",
+            "'a' b",
+        ] {
+            assert_eq!(given(text), [json!(text)], "{text}");
+        }
+        assert_eq!(given("2024"), [json!(2024), json!("2024")]);
+        assert_eq!(given("no"), [json!(false), json!("no")]);
+        assert_eq!(given("~"), [Value::Null, json!("~")]);
+        assert_eq!(given("[1, 2]"), [json!([1, 2]), json!("[1, 2]")]);
+        assert_eq!(given("{ n: utf8? }"), [json!({"n": "utf8?"}), json!("{ n: utf8? }")]);
+        assert_eq!(given("{ n: 'a #b' }"), [json!({"n": "a #b"}), json!("{ n: 'a #b' }")]);
+        assert_eq!(given("[1] #2"), [json!("[1] #2")]);
+        assert_eq!(given("\"2024\""), [json!("2024")]);
+        assert_eq!(given("'it''s'"), [json!("it's")]);
+    }
+
+    #[test]
+    fn a_variable_alone_is_text_or_what_yaml_reads_in_it() {
+        use serde_json::json;
+        let filled = |text: &str| {
+            let mut node = Node::parse(&format!("a: {text}")).unwrap().get("a").unwrap().clone();
+            let lookup = |name: &str| (name == "N").then(|| "48".to_owned());
+            node.fill_in(&lookup).unwrap();
+            readings(node)
+        };
+        assert_eq!(filled("${N}"), [json!("48"), json!(48)]);
+        assert_eq!(filled("\"${M:-[1, 2]}\""), [json!("[1, 2]"), json!([1, 2])]);
+        assert_eq!(filled("${M:-true}"), [json!("true"), json!(true)]);
+        assert_eq!(filled("${M:-plain}"), [json!("plain")]);
+        assert_eq!(filled("${N}${N}"), [json!("4848")]);
+        assert_eq!(filled("x${N}"), [json!("x48")]);
     }
 }

@@ -1,0 +1,96 @@
+//! What is meant by a value of the command line, of the environment and of a path.
+
+use std::fs;
+
+use crate::lab::Lab;
+
+const PIPELINE: &str = r#"
+name: values
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: "${ROOT:-data}", size: "${SIZE:-32}" } }
+  captions: { stage: caption, from: [images], with: { model: dataset, default: "${CAPTION:-none}" } }
+"#;
+
+/// Runs the pipeline with a variable and a setting, and returns the number of images and what is said.
+fn run(lab: &Lab, variable: (&str, &str), set: &str) -> (Option<i32>, String) {
+    let mut command = lab.command(&["run", "pipeline.yaml", "--quiet", "--set", set]);
+    let ended = lab.ended(command.env(variable.0, variable.1));
+    (ended.code, ended.stderr)
+}
+
+fn images(lab: &Lab) -> String {
+    lab.sql(".vlmdiff", "select count(*) from images").remove(0)
+}
+
+/// A folder of one image called as given.
+fn folder(lab: &Lab, name: &str) {
+    fs::create_dir_all(lab.path(name).join("tile/train/good")).unwrap();
+    fs::copy(lab.path("data/tile/train/good/000.png"), lab.path(name).join("tile/train/good/000.png")).unwrap();
+}
+
+#[test]
+fn a_text_parameter_takes_all_that_follows_the_sign() {
+    let lab = Lab::new(PIPELINE);
+    for name in ["photos #2", "2024", "007", "no", "null", "[z]", "[z", "a: b", "{x}", "*", "1e3", "it's"] {
+        folder(&lab, name);
+        assert_eq!(run(&lab, ("X", ""), &format!("images.root={name}")), (Some(0), String::new()), "{name}");
+        assert_eq!(images(&lab), "1", "{name}");
+    }
+    // Quotes are YAML's.
+    assert_eq!(run(&lab, ("X", ""), "images.root=\"2024\"").0, Some(0));
+    // Other parameters take what YAML reads, and nothing else.
+    assert_eq!(run(&lab, ("X", ""), "images.size=48").0, Some(0));
+    assert_eq!(lab.sql(".vlmdiff", "select distinct array_length(mask) from images"), ["2304"]);
+    let wrong = |set| run(&lab, ("X", ""), set).1;
+    assert!(wrong("images.size=[48]").contains("`size`: invalid type: sequence, expected u32"));
+    assert!(wrong("images.size=48 #2").contains("`size`: invalid type: string \"48 #2\", expected u32"));
+    assert!(
+        wrong("images.size=3").contains("--set: table `images`: `size`: lower than 8"),
+        "{}",
+        wrong("images.size=3")
+    );
+}
+
+#[test]
+fn a_variable_is_what_its_parameter_takes() {
+    let lab = Lab::new(PIPELINE);
+    let pixels = || lab.sql(".vlmdiff", "select distinct array_length(mask) from images");
+    let caption = || lab.sql(".vlmdiff", "select caption from captions where caption not like 'A %' limit 1");
+    assert_eq!(run(&lab, ("X", ""), "images.root=data"), (Some(0), String::new()));
+    assert_eq!(pixels(), ["1024"]);
+    assert_eq!(run(&lab, ("SIZE", "48"), "images.root=data"), (Some(0), String::new()));
+    assert_eq!(pixels(), ["2304"]);
+    fs::remove_file(lab.path("data/tile/captions.jsonl")).unwrap();
+    assert_eq!(run(&lab, ("CAPTION", "007"), "images.root=data"), (Some(0), String::new()));
+    assert_eq!(caption(), ["007"]);
+    for (size, message) in [
+        ("large", "`size`: invalid type: string \"large\", expected u32"),
+        ("4.5", "`size`: invalid type: floating point `4.5`, expected u32"),
+        ("3", "`size`: lower than 8"),
+    ] {
+        let (code, said) = run(&lab, ("SIZE", size), "images.root=data");
+        assert_eq!(code, Some(2));
+        assert!(said.contains(message), "{said}");
+    }
+}
+
+#[test]
+fn paths_may_begin_in_the_home_folder() {
+    let lab = Lab::new(PIPELINE);
+    let home = lab.path("").to_string_lossy().into_owned();
+    let run = |arguments: &[&str], root: &str| {
+        let mut command = lab.command(&[&["run", "pipeline.yaml", "--quiet"], arguments].concat());
+        lab.ended(command.env("HOME", &home).env("ROOT", root))
+    };
+    for (arguments, root) in
+        [(&["--set", "images.root=~/data"][..], ""), (&[], "~/data"), (&["--store", "~/kept"], "~/data")]
+    {
+        let ended = run(arguments, root);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert!(lab.path("kept/runs").is_dir());
+    // A folder of that name is still there to be named.
+    folder(&lab, "~");
+    assert_eq!(run(&["--set", "images.root=./~"], "").code, Some(0));
+    assert_eq!(images(&lab), "1");
+}
