@@ -138,3 +138,53 @@ fn what_an_interrupted_run_computed_is_kept() {
     fs::write(&image, whole).unwrap();
     assert_eq!(computed(&lab.run(&[]))[0], ("images", 1));
 }
+
+#[test]
+fn the_last_run_is_the_one_that_ran_last_whatever_the_clock_says() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    // The clock was a day ahead when this ran.
+    let runs = lab.path(".vlmdiff/runs");
+    let log = fs::read_dir(&runs).unwrap().next().unwrap().unwrap().path();
+    let name = log.file_name().unwrap().to_string_lossy();
+    let (time, process) = name.split_once('-').unwrap();
+    let ahead = format!("{}-{process}", time.parse::<u64>().unwrap() + 86_400_000);
+    fs::rename(&log, runs.join(&ahead)).unwrap();
+    lab.write(
+        "other.yaml",
+        &LIGHT
+            .replace("name: light", "name: other")
+            .replace("  captions", "  texts")
+            .replace("[captions]", "[texts]")
+            .replace("from captions", "from texts"),
+    );
+    assert_eq!(lab.vlmdiff(&["run", "other.yaml", "--quiet"]).code, Some(0));
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from texts"), ["8"]);
+    let shown = lab.vlmdiff(&["runs", "show", "last"]).stdout;
+    assert!(shown.contains("pipeline  other"), "{shown}");
+    let ids = lab.sql(".vlmdiff", "select run from runs");
+    assert!(ids[1] > ids[0] && ids[1].split('-').next().map(str::len) == Some(13), "{ids:?}");
+}
+
+#[test]
+fn a_tag_that_moves_says_where_it_was() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&["--tag", "best"]);
+    let first = lab.sql(".vlmdiff", "select run from runs").remove(0);
+    let again = lab.vlmdiff(&["run", "pipeline.yaml", "--tag", "best"]);
+    assert_eq!(again.code, Some(0));
+    assert!(again.stderr.contains(&format!("best names this run now; before it was {first}")), "{}", again.stderr);
+}
+
+#[test]
+fn a_store_that_cannot_be_locked_is_named() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let stage = lab.vlmdiff(&["sql", "select pipeline_digest from runs", "--format", "csv"]).stdout;
+    let lock = format!(".vlmdiff/locks/{}", stage.lines().nth(1).unwrap());
+    // A folder in the place of a lock can no more be opened than a file of a store that may only be read.
+    fs::create_dir_all(lab.path(&lock)).unwrap();
+    let ended = lab.vlmdiff(&["gc", "--dry-run"]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    assert!(ended.stderr.contains(&format!("cannot lock [lab]/{lock}: ")), "{}", ended.stderr);
+}

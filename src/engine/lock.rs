@@ -94,10 +94,11 @@ impl Drop for Lock {
 }
 
 fn open(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    Ok(OpenOptions::new().create(true).append(true).open(path)?)
+    let open = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        OpenOptions::new().create(true).append(true).open(path)
+    };
+    open().map_err(|e| std::io::Error::new(e.kind(), format!("cannot lock {}: {e}", path.display())).into())
 }
 
 /// Whether the path still names the file, which its last holder may have removed.

@@ -76,7 +76,7 @@ pub fn run(
     remote: &mut dyn Remote,
     listener: &mut dyn FnMut(&Event),
 ) -> Result<Summary> {
-    let run = format!("{:013}-{}", now_ms(), std::process::id());
+    let run = new_id(store)?;
     let started = Instant::now();
     let mut log = Log { store, run: run.clone(), secrets: &pipeline.secrets, lines: String::new(), listener };
     log.add(Event::RunStarted {
@@ -110,6 +110,14 @@ pub fn run(
     });
     log.save()?;
     Ok(Summary { run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
+}
+
+/// An id that is later than all in the store, also where the clock was set back or another machine's goes ahead of this one's.
+fn new_id(store: &Store) -> Result<String> {
+    let time_of = |name: &String| name.split('-').next()?.parse::<u64>().ok();
+    let last = store.list("runs")?.iter().filter_map(time_of).max();
+    let time = last.map_or_else(now_ms, |last| now_ms().max(last + 1));
+    Ok(format!("{time:013}-{}", std::process::id()))
 }
 
 /// The events of a run, shown as they come and kept in the store.
