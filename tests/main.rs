@@ -16,6 +16,7 @@ mod layering;
 mod loading;
 mod metrics;
 mod models;
+mod output;
 mod parameters;
 mod properties;
 mod proxy;

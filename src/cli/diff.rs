@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{
     EXIT_DONE, StoreArgs,
-    text::{count, print, width},
+    text::{count, print, print_exactly, width},
 };
 use crate::engine::{
     Error, Store,
@@ -52,7 +52,9 @@ impl Diff {
         }
         let tables = diff(&store, a, b)?;
         if self.json {
-            tables.iter().try_for_each(|table| Ok::<_, anyhow::Error>(print(serde_json::to_string(table)?)?))?;
+            tables
+                .iter()
+                .try_for_each(|table| Ok::<_, anyhow::Error>(print_exactly(serde_json::to_string(table)?)?))?;
         } else {
             describe(&runs, &tables)?;
         }

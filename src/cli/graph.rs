@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::{EXIT_DONE, PipelineArgs, text::print};
+use super::{EXIT_DONE, PipelineArgs, text::print_exactly};
 use crate::engine::{pipeline::Pipeline, stage::Reads};
 
 /// Draw the tables of a pipeline and what they are made from.
@@ -32,7 +32,7 @@ impl Graph {
             Language::Mermaid => mermaid(&pipeline),
             Language::Dot => dot(&pipeline),
         };
-        print(drawing.trim_end())?;
+        print_exactly(drawing.trim_end())?;
         Ok(EXIT_DONE)
     }
 }

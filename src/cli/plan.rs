@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     EXIT_DONE, PipelineArgs, SelectionArgs,
-    text::{count, print, width},
+    text::{count, print, print_exactly, width},
 };
 use crate::engine::{
     Sources, Store,
@@ -55,7 +55,7 @@ pub(super) fn show(
     let width = width(tables);
     for table in plan(&planner, pipeline, tables)? {
         if json {
-            print(serde_json::to_string(&table)?)?;
+            print_exactly(serde_json::to_string(&table)?)?;
         } else {
             print(format!("{:<width$}  {}", table.table, describe(&table.state)))?;
             table.notes.iter().try_for_each(|note| print(format!("{:<width$}  note: {note}", "")))?;

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 
 use super::text::{count, say, width};
-use crate::engine::event::Event;
+use crate::{engine::event::Event, query::output::printable};
 
 /// Where there are no bars, a long table says how far it is this often.
 const SAY_EVERY: Duration = Duration::from_secs(15);
@@ -35,7 +35,7 @@ impl Progress {
     fn line(&self, table: &str, text: &str) {
         let line = format!("{table:<width$}  {text}", width = self.width);
         match &self.bar {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(printable(&line)),
             None => say(line),
         }
     }
@@ -73,7 +73,7 @@ impl Progress {
             Event::Progress { table, done, total, unit } => {
                 if let Some(bar) = &self.bar {
                     bar.set_length(*total);
-                    bar.set_message(unit.clone());
+                    bar.set_message(printable(unit).into_owned());
                     bar.set_position(*done);
                 } else if self.said.elapsed() > SAY_EVERY {
                     self.said = Instant::now();

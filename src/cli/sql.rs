@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, IsTerminal, Read, Write},
-    path::PathBuf,
+    io::{BufWriter, IsTerminal, Write},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -14,9 +14,13 @@ use super::{
     EXIT_DONE, StoreArgs,
     text::{print, say},
 };
-use crate::query::{
-    Session,
-    output::{self, Format},
+use crate::{
+    engine::Error,
+    query::{
+        Session, is_ended,
+        output::{Format, Writer},
+        statements,
+    },
 };
 
 /// Query the published tables.
@@ -25,7 +29,7 @@ use crate::query::{
 Examples:
   vlmdiff sql \"select class, protocol, pixel_auroc from metrics\"
   vlmdiff sql \"select image_id, score from anomaly_maps order by score desc limit 5\" --format csv
-  vlmdiff sql \"select * from latents\" --format parquet -o latents.parquet
+  vlmdiff sql \"select * from latents\" -o latents.parquet
   vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
   vlmdiff sql                      a prompt; statements end with `;`
   vlmdiff sql \"show tables\"
@@ -38,12 +42,13 @@ of the protocol `exact`; a row in which an argument is null is left out:
 The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
 them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.")]
 pub(super) struct Sql {
-    /// The query; without one, a prompt opens (or standard input is read).
+    /// The query, or several with `;` between them; without one, a prompt opens (or standard input is read).
     query: Option<String>,
-    /// How to write the result.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-    /// Write to a file instead of standard output.
+    /// How to write the result. Default: as the ending of --output says (.csv, .json, .jsonl, .ndjson, .parquet, .txt), else a
+    /// drawn table.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Write to a file instead of standard output. It takes its name when all is written.
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// The pipeline that bare table names mean; by default the one that ran last.
@@ -59,76 +64,166 @@ pub(super) struct Sql {
 
 impl Sql {
     pub(super) fn run(self) -> Result<u8> {
+        let format = match (self.format, &self.output) {
+            (Some(format), _) => format,
+            (None, Some(path)) => Format::of_file(path)?,
+            (None, None) => Format::Table,
+        };
         let store = self.store.open()?;
         let session = Session::open(&store, self.pipeline.as_deref())?;
         let session = if self.allow_write { session.allow_write() } else { session };
-        match &self.query {
-            Some(query) => self.answer(&session, query)?,
-            None if std::io::stdin().is_terminal() => self.prompt(&session)?,
+        let mut results = Results::new(self.output.as_deref(), format)?;
+        match self.query {
+            Some(query) => {
+                let statements = statements(&query)?;
+                if statements.is_empty() {
+                    return Err(Error::Input("the query is empty".into()).into());
+                }
+                statements.iter().try_for_each(|statement| results.answer(&session, statement))?;
+            }
+            None if std::io::stdin().is_terminal() => prompt(&session.end_at_interrupt(), &mut results)?,
             None => {
-                let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text)?;
-                text.split(';')
-                    .filter(|statement| !statement.trim().is_empty())
-                    .try_for_each(|statement| self.answer(&session, statement))?;
+                let text = std::io::read_to_string(std::io::stdin())?;
+                statements(&text)?.iter().try_for_each(|statement| results.answer(&session, statement))?;
             }
         }
+        results.finish()?;
         Ok(EXIT_DONE)
     }
+}
 
-    fn answer(&self, session: &Session, query: &str) -> Result<()> {
-        let (schema, batches) = session.query(query)?;
-        if schema.fields().is_empty() && batches.is_empty() {
+/// Where results are written, one after another.
+struct Results {
+    format: Format,
+    written: usize,
+    out: Output,
+}
+
+enum Output {
+    Standard,
+    /// A file that takes its name when all is written: what fails leaves an older file as it was.
+    File {
+        file: BufWriter<File>,
+        unfinished: PathBuf,
+        path: PathBuf,
+    },
+    /// What is there and no file: a device, a pipe.
+    Device(BufWriter<File>),
+}
+
+impl Results {
+    fn new(path: Option<&Path>, format: Format) -> Result<Self> {
+        let out = match path {
+            None => Output::Standard,
+            Some(path) => {
+                let is_device = path.metadata().is_ok_and(|there| !there.is_file());
+                // A link stays one.
+                let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+                let mut name = path.file_name().unwrap_or_default().to_owned();
+                name.push(format!(".{}.unfinished", std::process::id()));
+                let unfinished = path.with_file_name(name);
+                let create = |at: &Path| File::create(at).with_context(|| format!("cannot write {}", path.display()));
+                if is_device {
+                    Output::Device(BufWriter::new(create(&path)?))
+                } else {
+                    Output::File { file: BufWriter::new(create(&unfinished)?), unfinished, path }
+                }
+            }
+        };
+        Ok(Self { format, written: 0, out })
+    }
+
+    /// Writes what a statement answers, as it comes.
+    fn answer(&mut self, session: &Session, statement: &str) -> Result<()> {
+        let mut answer = session.answer(statement)?;
+        let mut rows = answer.next()?;
+        if answer.schema.fields().is_empty() && rows.is_none() {
             // `create table` and its like answer nothing.
             return Ok(());
         }
-        match &self.output {
-            Some(path) => {
-                let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-                let mut out = BufWriter::new(file);
-                output::write(&mut out, &schema, &batches, self.format)?;
-                out.flush()?;
-            }
-            None => output::write(&mut std::io::stdout().lock(), &schema, &batches, self.format)?,
+        self.written += 1;
+        if self.format == Format::Parquet && self.written > 1 {
+            let message = "a Parquet file holds one result, and this is the second; ask for them one by one".to_owned();
+            return Err(Error::Input(message).into());
         }
-        Ok(())
+        let mut standard;
+        let out: &mut dyn Write = match &mut self.out {
+            Output::Standard => {
+                standard = std::io::stdout().lock();
+                &mut standard
+            }
+            Output::File { file, .. } | Output::Device(file) => file,
+        };
+        let mut writer = Writer::new(out, &answer.schema, self.format)?;
+        while let Some(batch) = rows {
+            writer.write(&batch)?;
+            rows = answer.next()?;
+        }
+        Ok(writer.finish()?)
     }
 
-    fn prompt(&self, session: &Session) -> Result<()> {
-        let mut editor = DefaultEditor::new()?;
-        let history = std::env::home_dir().map(|home| home.join(".vlmdiff_history"));
-        if let Some(history) = &history {
-            // The first time there is none.
-            let _ = editor.load_history(history);
-        }
-        print("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.")?;
-        let mut statement = String::new();
-        loop {
-            match editor.readline(if statement.is_empty() { "vlmdiff> " } else { "     ... " }) {
-                Ok(line) if statement.is_empty() && matches!(line.trim(), "quit" | "exit" | "\\q") => break,
-                Ok(line) => {
-                    statement.push_str(&line);
-                    statement.push('\n');
-                    if let Some(query) = statement.trim_end().strip_suffix(';') {
-                        if !query.trim().is_empty() {
-                            editor.add_history_entry(statement.trim())?;
-                            if let Err(error) = self.answer(session, query) {
-                                say(format!("error: {error:#}"));
-                            }
-                        }
-                        statement.clear();
-                    } else if statement.trim().is_empty() {
-                        statement.clear();
-                    }
-                }
-                Err(ReadlineError::Interrupted) => statement.clear(),
-                Err(ReadlineError::Eof) => break,
-                Err(error) => return Err(error.into()),
+    fn finish(mut self) -> Result<()> {
+        match &mut self.out {
+            Output::Standard => {}
+            Output::Device(file) => file.flush()?,
+            Output::File { file, unfinished, path } => {
+                let done = file.flush().and_then(|()| std::fs::rename(unfinished, &path));
+                done.with_context(|| format!("cannot write {}", path.display()))?;
             }
-        }
-        if let Some(history) = &history {
-            editor.save_history(history).with_context(|| format!("cannot write {}", history.display()))?;
         }
         Ok(())
     }
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        if let Output::File { unfinished, .. } = &self.out {
+            // After all went well there is none.
+            let _ = std::fs::remove_file(unfinished);
+        }
+    }
+}
+
+fn prompt(session: &Session, results: &mut Results) -> Result<()> {
+    let mut editor = DefaultEditor::new()?;
+    let history = std::env::home_dir().map(|home| home.join(".vlmdiff_history"));
+    if let Some(history) = &history {
+        // The first time there is none.
+        let _ = editor.load_history(history);
+    }
+    print("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.")?;
+    let mut text = String::new();
+    loop {
+        match editor.readline(if text.is_empty() { "vlmdiff> " } else { "     ... " }) {
+            Ok(line) if text.is_empty() && matches!(line.trim(), "quit" | "exit" | "\\q") => break,
+            Ok(line) => {
+                text.push_str(&line);
+                text.push('\n');
+                if is_ended(&text) {
+                    editor.add_history_entry(text.trim())?;
+                    let answered = statements(&text)
+                        .map_err(anyhow::Error::from)
+                        .and_then(|all| all.iter().try_for_each(|statement| results.answer(session, statement)));
+                    if let Err(error) = answered {
+                        match error.downcast_ref::<Error>() {
+                            Some(Error::Interrupted) => say("interrupted"),
+                            _ => say(format!("error: {error:#}")),
+                        }
+                    }
+                    text.clear();
+                } else if text.trim().is_empty() {
+                    text.clear();
+                }
+            }
+            Err(ReadlineError::Interrupted) => text.clear(),
+            Err(ReadlineError::Eof) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(history) = &history
+        && let Err(error) = editor.save_history(history)
+    {
+        say(format!("the statements are not remembered: cannot write {}: {error}", history.display()));
+    }
+    Ok(())
 }

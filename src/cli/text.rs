@@ -5,17 +5,25 @@ use std::{
     io::{self, Write},
 };
 
+use crate::query::output::printable;
+
 /// Names longer than this do not push the other columns to the right.
 const WIDEST: usize = 48;
 
-/// Prints a line. Where nobody reads on, that is an error, which ends the command quietly, and not a panic.
+/// Prints a line for people: what a terminal would obey in names and values of others is escaped. Where nobody reads on, that is an
+/// error, which ends the command quietly, and not a panic.
 pub(super) fn print(line: impl Display) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{}", printable(&line.to_string()))
+}
+
+/// Prints a line for programs, such as JSON, as it is.
+pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-/// Says a line beside the output. Where nobody listens, the work goes on.
+/// Says a line beside the output, escaped as [`print`] does it. Where nobody listens, the work goes on.
 pub(super) fn say(line: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
 }
 
 /// The width of a column of names.

@@ -11,13 +11,18 @@ use datafusion::{
         CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     },
     common::{
-        DFSchema,
+        DFSchema, SchemaError,
         tree_node::{TreeNode, TreeNodeRecursion},
     },
     error::DataFusionError,
     logical_expr::{Expr, Volatility},
     physical_expr::PhysicalExpr,
     prelude::SessionContext,
+    sql::sqlparser::{
+        dialect::GenericDialect,
+        keywords::Keyword,
+        tokenizer::{Token, Tokenizer},
+    },
 };
 
 use super::{
@@ -27,6 +32,32 @@ use super::{
 
 /// SQL's functions, of which every session has the same: making them is what a session costs.
 static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
+
+/// Operators that an expression may have. Those in a row make a tree as deep as they are many, which is gone down by recursion on
+/// the stack that the program's commands have.
+const MOST_OPERATORS: usize = 5_000;
+
+/// Refuses SQL that is too long to be planned.
+pub fn check_length(sql: &str) -> Result<(), String> {
+    let is_operator = |token: &Token| match token {
+        Token::Word(word) => {
+            matches!(
+                word.keyword,
+                Keyword::OR | Keyword::AND | Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::JOIN
+            )
+        }
+        Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod | Token::StringConcat => true,
+        _ => false,
+    };
+    // What is no SQL at all is the parser's to tell.
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
+    match tokens.iter().filter(|token| is_operator(token)).count() {
+        many if many > MOST_OPERATORS => Err(format!(
+            "{many} operators in one statement are too many, {MOST_OPERATORS} would do; `x in (1, 2, 3)` takes any number of values"
+        )),
+        _ => Ok(()),
+    }
+}
 
 /// A session without tables.
 pub fn session() -> Result<SessionContext, DataFusionError> {
@@ -67,11 +98,13 @@ pub struct Filter {
 impl Filter {
     /// Parses a predicate over the light columns of a stored table.
     pub fn new(text: &str, stored: &Schema) -> Result<Self, String> {
+        check_length(text)?;
         let light = light_schema(stored);
         let fields: Vec<_> = stored.fields().iter().filter(|f| light.contains(f.name())).cloned().collect();
         let schema = DFSchema::try_from(Schema::new(fields)).map_err(|e| e.to_string())?;
         let session = &*FUNCTIONS;
-        let first_line = |e: DataFusionError| e.strip_backtrace().lines().next().unwrap_or_default().to_owned();
+        let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
+        let first_line = |e: DataFusionError| message(&e, &names);
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
         if let Some(name) = unrepeatable(&logical).map_err(first_line)? {
             return Err(format!("`{name}()` answers differently each time, and rows are chosen once and kept"));
@@ -111,6 +144,20 @@ impl Filter {
     }
 }
 
+/// What is wrong with a predicate over columns of these names.
+fn message(error: &DataFusionError, names: &[&String]) -> String {
+    if let DataFusionError::SchemaError(schema, _) = error.find_root()
+        && let SchemaError::FieldNotFound { field, .. } = schema.as_ref()
+        && let Some(capital) = names.iter().find(|name| name.eq_ignore_ascii_case(&field.name))
+    {
+        let name = &field.name;
+        return format!(
+            "there is no column `{name}`; write \"{capital}\": names without double quotes are read in small letters"
+        );
+    }
+    error.strip_backtrace().lines().next().unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use arrow::{
@@ -136,6 +183,8 @@ mod tests {
         assert!(Filter::new("uri like 'a/%'", &schema).unwrap_err().starts_with("`uri` says where a row lies"));
         assert!(Filter::new("splitt = 'train'", &schema).is_err());
         assert!(Filter::new("split ||", &schema).is_err());
+        let many = vec!["split = 'x'"; MOST_OPERATORS + 2].join(" or ");
+        assert!(Filter::new(&many, &schema).unwrap_err().contains("`x in (1, 2, 3)` takes any number of values"));
         assert!(Filter::new("random() < 0.5", &schema).unwrap_err().contains("answers differently each time"));
         assert!(
             Filter::new("length(split)", &schema).unwrap_err().contains("not a condition")

@@ -153,11 +153,16 @@ fn local_objects(folder: PathBuf) -> Result<(PathBuf, Arc<dyn ObjectStore>)> {
     Ok((folder, Arc::new(objects)))
 }
 
+/// Bytes of the stack of a thread that serves requests and runs queries, whose long expressions it goes down by recursion; what is
+/// not used takes no memory.
+const STACK: usize = 64 << 20;
+
 impl Store {
     /// Opens a store at a folder, which is made if absent, or at a URL.
     pub fn open(address: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(2, usize::from))
+            .thread_stack_size(STACK)
             .enable_all()
             .build()?;
         let (url, folder, (objects, prefix)) = match url_of(address)? {

@@ -10,6 +10,7 @@ mod aggregate;
 mod catalog;
 mod history;
 pub mod output;
+mod split;
 pub mod statement;
 mod table;
 mod wrong;
@@ -19,9 +20,13 @@ use std::{collections::BTreeSet, sync::Arc};
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
-    execution::{context::SQLOptions, object_store::ObjectStoreUrl},
+    execution::{SendableRecordBatchStream, context::SQLOptions, object_store::ObjectStoreUrl},
     prelude::{SessionConfig, SessionContext},
 };
+use futures::StreamExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+pub use self::split::{is_ended, statements};
 
 use self::{
     catalog::{Lazy, Tables},
@@ -29,6 +34,7 @@ use self::{
 };
 use crate::engine::{
     Error, Result, Store,
+    filter::check_length,
     history::last_pipeline,
     manifest::Manifest,
     pipeline::{TABLES_OF_SQL, or_none},
@@ -46,6 +52,7 @@ pub struct Session {
     context: SessionContext,
     store: Store,
     writes: bool,
+    ends_at_interrupt: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -86,7 +93,7 @@ impl Session {
             }
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
-        Ok(Self { context, store: store.clone(), writes: false })
+        Ok(Self { context, store: store.clone(), writes: false, ends_at_interrupt: false })
     }
 
     /// Lets statements make tables of this session's own and write files; published tables stay as they are.
@@ -94,18 +101,78 @@ impl Session {
         Self { writes: true, ..self }
     }
 
-    /// Runs one statement.
+    /// Lets an interrupt signal end a statement with [`Error::Interrupted`], and not the process.
+    pub fn end_at_interrupt(self) -> Self {
+        Self { ends_at_interrupt: true, ..self }
+    }
+
+    /// Runs one statement to its end.
     pub fn query(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+        let mut answer = self.answer(sql)?;
+        let mut batches = Vec::new();
+        while let Some(batch) = answer.next()? {
+            batches.push(batch);
+        }
+        Ok((answer.schema, batches))
+    }
+
+    /// Begins one statement, whose rows are read as they come.
+    pub fn answer(&self, sql: &str) -> Result<Answer<'_>> {
+        check_length(sql).map_err(Error::Input)?;
         let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
         let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
-        let sql = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
-        let reads = "statements only read, unless the session is opened with --allow-write";
-        let wrong = |error| statement_error(error, &self.context, reads);
+        let statement = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
+        let wrong = |error| statement_error(error, sql, &self.context, ONLY_READS);
         self.store.runtime().block_on(async {
-            let frame = self.context.sql_with_options(sql, options).await.map_err(wrong)?;
-            let schema = Arc::new(frame.schema().as_arrow().clone());
-            Ok((schema, frame.collect().await.map_err(wrong)?))
+            let mut interrupt = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
+            let begin = async {
+                let frame = self.context.sql_with_options(statement, options).await.map_err(wrong)?;
+                let schema = Arc::new(frame.schema().as_arrow().clone());
+                Ok((schema, frame.execute_stream().await.map_err(wrong)?))
+            };
+            let (schema, rows) = unless(&mut interrupt, begin).await?;
+            Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
         })
+    }
+}
+
+const ONLY_READS: &str = "statements only read, unless the session is opened with --allow-write";
+
+/// The rows of a statement, as they come.
+pub struct Answer<'a> {
+    session: &'a Session,
+    sql: String,
+    /// Their schema.
+    pub schema: SchemaRef,
+    rows: SendableRecordBatchStream,
+    interrupt: Option<Signal>,
+}
+
+impl std::fmt::Debug for Answer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Answer({})", self.sql)
+    }
+}
+
+impl Answer<'_> {
+    /// The next rows, or `None` at the end.
+    pub fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let Self { session, sql, rows, interrupt, .. } = self;
+        let next = async { rows.next().await.transpose() };
+        session.store.runtime().block_on(unless(interrupt, async {
+            next.await.map_err(|error| statement_error(error, sql, &session.context, ONLY_READS))
+        }))
+    }
+}
+
+/// Does some work unless a signal comes before it is done.
+async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match signal {
+        None => work.await,
+        Some(signal) => tokio::select! {
+            done = work => done,
+            _ = signal.recv() => Err(Error::Interrupted),
+        },
     }
 }
 

@@ -1,17 +1,23 @@
-//! Query results in the formats that people and programs read.
+//! Query results in the formats that people and programs read, written as they come.
 
-use std::{io::Write, sync::Arc};
+use std::{borrow::Cow, io::Write, path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    datatypes::{DataType, Field, FieldRef, Float16Type, Float32Type, Float64Type, Schema, SchemaRef},
+    error::ArrowError,
+    json::{
+        WriterBuilder,
+        writer::{Encoder, EncoderFactory, EncoderOptions, LineDelimited, NullableEncoder},
+    },
     util::{
         display::{ArrayFormatter, FormatOptions},
         pretty::pretty_format_batches,
     },
 };
+use parquet::arrow::ArrowWriter;
 
-use crate::engine::Result;
+use crate::engine::{Error, Result};
 
 /// Longer texts are cut in a drawn table.
 const WIDEST: usize = 60;
@@ -19,68 +25,175 @@ const WIDEST: usize = 60;
 /// How a result is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A drawn table; long values are cut, which the other formats write whole.
+    /// A drawn table; long values are cut and control characters escaped, while the other formats write values as they are.
     Table,
     /// Comma-separated values with a header.
     Csv,
-    /// One JSON object per line.
+    /// One JSON object per line, with every column. JSON has no numbers for NaN and infinity: they are the texts "NaN",
+    /// "Infinity" and "-Infinity".
     Json,
     /// A Parquet file.
     Parquet,
 }
 
-/// Writes a result.
-pub fn write(out: &mut dyn Write, schema: &SchemaRef, batches: &[RecordBatch], format: Format) -> Result<()> {
-    // No rows have columns, too.
-    let empty = [RecordBatch::new_empty(schema.clone())];
-    let batches = if batches.is_empty() { &empty } else { batches };
-    match format {
-        Format::Table => {
-            let batches = batches.iter().map(|batch| readable(batch, true)).collect::<Result<Vec<_>>>()?;
-            writeln!(out, "{}", pretty_format_batches(&batches)?)?;
-        }
-        Format::Csv => {
-            // Each batch by way of a buffer: Arrow's writer hides what the output said.
-            for (i, batch) in batches.iter().enumerate() {
-                let mut text = Vec::new();
-                let mut writer = arrow::csv::WriterBuilder::new().with_header(i == 0).build(&mut text);
-                writer.write(&readable(batch, false)?)?;
-                drop(writer);
-                out.write_all(&text)?;
-            }
-        }
-        Format::Json => {
-            for batch in batches {
-                let mut text = Vec::new();
-                let mut writer = arrow::json::LineDelimitedWriter::new(&mut text);
-                writer.write(&half_as_float(batch)?)?;
-                writer.finish()?;
-                out.write_all(&text)?;
-            }
-        }
-        Format::Parquet => {
-            let mut bytes = Vec::new();
-            let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, schema.clone(), None)?;
-            batches.iter().try_for_each(|batch| writer.write(batch))?;
-            writer.close()?;
-            out.write_all(&bytes)?;
+impl Format {
+    /// The format that a file's ending asks for: a drawn table for `.txt` and for no ending at all.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        match ending.as_deref() {
+            None | Some("txt") => Ok(Self::Table),
+            Some("csv") => Ok(Self::Csv),
+            Some("json" | "jsonl" | "ndjson") => Ok(Self::Json),
+            Some("parquet") => Ok(Self::Parquet),
+            Some(other) => Err(Error::Input(format!(
+                "`.{other}` of {} is the ending of no format; --format says which, or one of .csv, .json, .jsonl, .ndjson, .parquet \
+                 and .txt",
+                path.display()
+            ))),
         }
     }
-    Ok(())
 }
 
-/// Lists as text, since neither a drawn table nor CSV has them. With `cut` texts on one line and no longer than fits, and of
-/// lists their shape and the first few values.
-fn readable(batch: &RecordBatch, cut: bool) -> Result<RecordBatch> {
+/// Writes one result, batch by batch. Only a drawn table is kept until its end, where its columns' widths are known.
+pub struct Writer<'a> {
+    out: &'a mut dyn Write,
+    schema: SchemaRef,
+    kind: Kind,
+}
+
+enum Kind {
+    /// The batches as they are drawn.
+    Table(Vec<RecordBatch>),
+    Csv {
+        is_begun: bool,
+    },
+    Json,
+    Parquet(Box<ArrowWriter<Vec<u8>>>),
+}
+
+impl<'a> Writer<'a> {
+    /// Begins a result.
+    pub fn new(out: &'a mut dyn Write, schema: &SchemaRef, format: Format) -> Result<Self> {
+        let kind = match format {
+            Format::Table => Kind::Table(Vec::new()),
+            Format::Csv => Kind::Csv { is_begun: false },
+            Format::Json => {
+                check_names(schema, "a JSON object has")?;
+                Kind::Json
+            }
+            Format::Parquet => {
+                check_names(schema, "a Parquet file has")?;
+                Kind::Parquet(Box::new(ArrowWriter::try_new(Vec::new(), schema.clone(), None)?))
+            }
+        };
+        Ok(Self { out, schema: schema.clone(), kind })
+    }
+
+    /// Writes some rows.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        match &mut self.kind {
+            Kind::Table(drawn) => drawn.push(readable(batch, true)?),
+            Kind::Csv { is_begun } => {
+                // By way of a buffer: Arrow's writer hides what the output said.
+                let mut text = Vec::new();
+                let mut writer = arrow::csv::WriterBuilder::new().with_header(!*is_begun).build(&mut text);
+                writer.write(&readable(batch, false)?)?;
+                drop(writer);
+                *is_begun = true;
+                self.out.write_all(&text)?;
+            }
+            Kind::Json => {
+                let mut text = Vec::new();
+                let builder = WriterBuilder::new().with_explicit_nulls(true).with_encoder_factory(Arc::new(Floats));
+                let mut writer = builder.build::<_, LineDelimited>(&mut text);
+                writer.write(batch)?;
+                writer.finish()?;
+                self.out.write_all(&text)?;
+            }
+            Kind::Parquet(writer) => {
+                writer.write(batch)?;
+                flush(writer, self.out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the result. No rows have columns, too.
+    pub fn finish(mut self) -> Result<()> {
+        match &self.kind {
+            Kind::Table(drawn) if drawn.is_empty() => self.write(&RecordBatch::new_empty(self.schema.clone()))?,
+            Kind::Csv { is_begun: false } => self.write(&RecordBatch::new_empty(self.schema.clone()))?,
+            _ => {}
+        }
+        match self.kind {
+            Kind::Table(drawn) => writeln!(self.out, "{}", pretty_format_batches(&drawn)?)?,
+            Kind::Parquet(mut writer) => {
+                writer.finish()?;
+                flush(&mut writer, self.out)?;
+            }
+            Kind::Csv { .. } | Kind::Json => {}
+        }
+        Ok(())
+    }
+}
+
+/// Hands on what a Parquet writer has written so far.
+fn flush(writer: &mut ArrowWriter<Vec<u8>>, out: &mut dyn Write) -> std::io::Result<()> {
+    out.write_all(&std::mem::take(writer.inner_mut()))
+}
+
+/// Refuses names of which a reader keeps one.
+fn check_names(schema: &Schema, what: &str) -> Result<()> {
+    let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
+    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, twice)) => Err(Error::Input(format!(
+            "two columns are called `{twice}`, and {what} each name once; name one otherwise: `… as other_{twice}`"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Text with control characters escaped, as a terminal would obey them, and with those that change the direction of writing. Line
+/// breaks and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_hidden = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            c if !is_hidden(c) => shown.push(c),
+            '\r' => shown.push_str("\\r"),
+            c if u32::from(c) < 0x100 => shown.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => shown.extend(c.escape_unicode()),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// Lists as text, since neither a drawn table nor CSV has them. As `drawn` texts on one line and no longer than fits, and of lists
+/// their shape and the first few values.
+fn readable(batch: &RecordBatch, drawn: bool) -> Result<RecordBatch> {
     // The plans of `explain` are read as they are.
-    let cut = cut && batch.schema_ref().field_with_name("plan_type").is_err();
+    let cut = drawn && batch.schema_ref().field_with_name("plan_type").is_err();
     let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
-        let shown: ArrayRef = match column.data_type() {
+        let mut shown: ArrayRef = match column.data_type() {
             kind if kind.is_nested() => Arc::new(lists(field, column, cut)?),
-            kind if kind.is_string() && cut => Arc::new(one_line(column)?),
+            kind if kind.is_string() && drawn => arrow::compute::cast(column, &DataType::Utf8)?,
             _ => column.clone(),
         };
-        Ok((Field::new(field.name(), shown.data_type().clone(), true), shown))
+        let mut name = Cow::Borrowed(field.name().as_str());
+        if drawn {
+            name = Cow::Owned(printable(&one_line(&name)).into_owned());
+            if let Some(text) = shown.as_string_opt::<i32>() {
+                shown = Arc::new(text.iter().map(|text| text.map(|text| draw(text, cut))).collect::<StringArray>());
+            }
+        }
+        Ok((Field::new(name, shown.data_type().clone(), true), shown))
     });
     rebuilt(columns.collect::<Result<_>>()?, batch.num_rows())
 }
@@ -100,13 +213,20 @@ fn lists(field: &Field, column: &ArrayRef, cut: bool) -> Result<StringArray> {
     Ok(StringArray::from(text.collect::<Result<Vec<_>>>()?))
 }
 
-fn one_line(column: &ArrayRef) -> Result<StringArray> {
-    let text = arrow::compute::cast(column, &DataType::Utf8)?;
-    let shorter = |text: &str| match text.char_indices().nth(WIDEST) {
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r', '\t'], " ")
+}
+
+/// A text as a drawn table shows it.
+fn draw(text: &str, cut: bool) -> String {
+    if !cut {
+        return printable(text).into_owned();
+    }
+    let text = printable(&one_line(text)).into_owned();
+    match text.char_indices().nth(WIDEST) {
         Some(_) => text.chars().take(WIDEST - 1).chain(['…']).collect(),
-        None => text.to_owned(),
-    };
-    Ok(text.as_string::<i32>().iter().map(|text| text.map(|text| shorter(&text.replace(['\n', '\r'], " ")))).collect())
+        None => text,
+    }
 }
 
 /// A batch of other columns; there may be none.
@@ -116,21 +236,106 @@ fn rebuilt(columns: Vec<(Field, ArrayRef)>, rows: usize) -> Result<RecordBatch> 
     Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)?)
 }
 
-/// Arrow's JSON writer has no half-precision numbers.
-fn half_as_float(batch: &RecordBatch) -> Result<RecordBatch> {
-    let target = |data_type: &DataType| match data_type {
-        DataType::Float16 => Some(DataType::Float32),
-        DataType::FixedSizeList(item, size) if *item.data_type() == DataType::Float16 => {
-            Some(DataType::new_fixed_size_list(DataType::Float32, *size, item.is_nullable()))
-        }
-        _ => None,
-    };
-    let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
-        let column = match target(column.data_type()) {
-            Some(data_type) => arrow::compute::cast(column, &data_type)?,
-            None => column.clone(),
+/// How floats are written in JSON, wherever they stand: Arrow's writer makes null of what is no number.
+#[derive(Debug)]
+struct Floats;
+
+impl EncoderFactory for Floats {
+    fn make_default_encoder<'a>(
+        &self,
+        _: &'a FieldRef,
+        array: &'a dyn Array,
+        _: &'a EncoderOptions,
+    ) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
+        let encoder: Box<dyn Encoder> = match array.data_type() {
+            DataType::Float16 => Box::new(Float(array.as_primitive::<Float16Type>().values(), |v| json(v.to_f32()))),
+            DataType::Float32 => Box::new(Float(array.as_primitive::<Float32Type>().values(), json)),
+            DataType::Float64 => Box::new(Float(array.as_primitive::<Float64Type>().values(), json)),
+            _ => return Ok(None),
         };
-        Ok((Field::new(field.name(), column.data_type().clone(), true), column))
-    });
-    rebuilt(columns.collect::<Result<_>>()?, batch.num_rows())
+        Ok(Some(NullableEncoder::new(encoder, array.nulls().cloned())))
+    }
+}
+
+/// Floats, and the text of one.
+struct Float<'a, N>(&'a [N], fn(N) -> String);
+
+impl<N: Copy> Encoder for Float<'_, N> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice((self.1)(self.0[row]).as_bytes());
+    }
+}
+
+/// A number of JSON, or a text that says which number it has none for.
+fn json<N: Copy + Into<f64> + serde::Serialize>(value: N) -> String {
+    let float: f64 = value.into();
+    if float.is_nan() {
+        "\"NaN\"".into()
+    } else if float.is_infinite() {
+        format!("\"{}Infinity\"", if float < 0. { "-" } else { "" })
+    } else {
+        serde_json::to_string(&value).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Float16Array, Float64Array};
+
+    use super::*;
+
+    fn written(batch: &RecordBatch, format: Format) -> String {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(&mut out, batch.schema_ref(), format).unwrap();
+        writer.write(&batch.slice(0, 1)).unwrap();
+        writer.write(&batch.slice(1, batch.num_rows() - 1)).unwrap();
+        writer.finish().unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn json_tells_null_from_what_is_no_number() {
+        let floats = [Some(f64::NAN), Some(f64::INFINITY), Some(f64::NEG_INFINITY), None, Some(1.5), Some(2.)];
+        let x: ArrayRef = Arc::new(Float64Array::from(floats.to_vec()));
+        let h: ArrayRef = Arc::new(floats.iter().map(|v| v.map(half::f16::from_f64)).collect::<Float16Array>());
+        let text = written(&RecordBatch::try_from_iter([("x", x), ("h", h)]).unwrap(), Format::Json);
+        let values = ["\"NaN\"", "\"Infinity\"", "\"-Infinity\"", "null", "1.5", "2.0"];
+        assert_eq!(text, values.map(|v| format!("{{\"x\":{v},\"h\":{v}}}\n")).concat());
+    }
+
+    #[test]
+    fn drawn_tables_hold_no_control_characters() {
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["one\u{1b}]0;title\u{7}two", "a\tb\nc\u{9b}\u{202e}d"]));
+        let item = Arc::new(Field::new_list_field(DataType::Utf8, true));
+        let offsets = arrow::buffer::OffsetBuffer::from_lengths([1, 1]);
+        let list: ArrayRef = Arc::new(arrow::array::ListArray::new(item, offsets, text.clone(), None));
+        let batch = RecordBatch::try_from_iter([("x\u{1b}[2J", text), ("list", list)]).unwrap();
+        let drawn = written(&batch, Format::Table);
+        assert!(drawn.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{drawn:?}");
+        assert!(drawn.contains(r"one\x1b]0;title\x07two") && drawn.contains(r"a b c\x9b\u{202e}d"), "{drawn}");
+        assert!(drawn.contains(r"x\x1b[2J"), "{drawn}");
+        // A program gets values as they are.
+        assert!(written(&batch, Format::Csv).contains("one\u{1b}]0;title\u{7}two"));
+    }
+
+    #[test]
+    fn a_file_is_written_as_its_ending_says() {
+        let of = |name: &str| Format::of_file(Path::new(name));
+        assert_eq!(of("a/scores.CSV").unwrap(), Format::Csv);
+        assert_eq!(of("scores.jsonl").unwrap(), Format::Json);
+        assert_eq!(of("b.d/scores").unwrap(), Format::Table);
+        assert_eq!(of("x.parquet").unwrap(), Format::Parquet);
+        assert!(of("scores.xlsx").unwrap_err().to_string().contains("--format"));
+    }
+
+    #[test]
+    fn two_columns_of_one_name_are_no_json() {
+        let schema: SchemaRef =
+            Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, true), Field::new("id", DataType::Utf8, true)]));
+        for (format, fits) in
+            [(Format::Json, false), (Format::Parquet, false), (Format::Csv, true), (Format::Table, true)]
+        {
+            assert_eq!(Writer::new(&mut Vec::new(), &schema, format).is_ok(), fits, "{format:?}");
+        }
+    }
 }

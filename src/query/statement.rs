@@ -30,7 +30,7 @@ use super::{
 };
 use crate::engine::{
     columns::{is_volatile, volatile_misuse},
-    filter::{session, unrepeatable},
+    filter::{check_length, session, unrepeatable},
 };
 
 /// Rows that DataFusion works on at a time.
@@ -53,6 +53,7 @@ fn message(error: DataFusionError) -> String {
 impl Statement {
     /// Plans a query; it may read, not write.
     pub fn new(sql: &str, schemas: &BTreeMap<String, SchemaRef>) -> Result<Self, String> {
+        check_length(sql)?;
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
         // One partition: equal inputs give equal rows in equal order.
         let context = session().map_err(message)?;
@@ -67,7 +68,7 @@ impl Statement {
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let wrong = |error: DataFusionError| {
             let reason = volatile_column(&error, schemas);
-            reason.unwrap_or_else(|| statement_error(error, &context, "a query only reads").to_string())
+            reason.unwrap_or_else(|| statement_error(error, sql, &context, "a query only reads").to_string())
         };
         let frame = runtime.block_on(context.sql_with_options(sql, options)).map_err(wrong)?;
         let plan = frame.logical_plan().clone();

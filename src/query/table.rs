@@ -17,12 +17,13 @@ use datafusion::{
     error::Result,
     execution::object_store::ObjectStoreUrl,
     logical_expr::{Expr, TableType},
-    physical_plan::ExecutionPlan,
+    physical_plan::{ExecutionPlan, empty::EmptyExec},
 };
 use serde_json::Value;
 
 use crate::engine::{
-    Error, KEY, Store, digest_name,
+    Error, Store,
+    columns::declared_schema,
     manifest::{Manifest, PartRef},
     sweep, tensor_shape,
 };
@@ -58,9 +59,7 @@ impl Published {
 /// People ask for what a stage declares; digests and keys are the engine's.
 fn visible(manifest: &Manifest) -> Result<Vec<FieldRef>, Error> {
     let stored = manifest.schema()?;
-    let digests: Vec<String> = stored.fields().iter().map(|field| digest_name(field.name())).collect();
-    let is_visible = |field: &&FieldRef| field.name() != KEY && !digests.contains(field.name());
-    Ok(stored.fields().iter().filter(is_visible).cloned().collect())
+    Ok(declared_schema(&stored).fields().to_vec())
 }
 
 /// The columns of all instances; one that some lack is null there, one of several types is left out.
@@ -137,6 +136,12 @@ impl TableProvider for Published {
         _: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if self.files.is_empty() {
+            // A source without files has no partitions, of which a sort needs one.
+            let schema = self.schema.table_schema();
+            let chosen = projection.map(|columns| schema.project(columns)).transpose()?;
+            return Ok(Arc::new(EmptyExec::new(chosen.map_or_else(|| schema.clone(), Arc::new))));
+        }
         let partitions = state.config().target_partitions().max(1);
         let groups = FileGroup::new(self.files.clone()).split_files(partitions);
         let source = Arc::new(ParquetSource::new(self.schema.clone()));

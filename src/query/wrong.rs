@@ -24,17 +24,42 @@ pub(super) fn query_error(error: DataFusionError) -> Error {
 }
 
 /// The same for a statement over tables that are known. `reads` says that it may only read.
-pub(super) fn statement_error(error: DataFusionError, context: &SessionContext, reads: &str) -> Error {
+pub(super) fn statement_error(error: DataFusionError, sql: &str, context: &SessionContext, reads: &str) -> Error {
     match query_error(error) {
-        Error::Input(message) => Error::Input(match unknown_table(&message) {
-            Some(reference) => no_table(reference, context),
-            None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
-                format!("{message}; {reads}")
-            }
-            None => message,
-        }),
+        Error::Input(message) => {
+            let message = match unknown_table(&message) {
+                Some(reference) => no_table(reference, context),
+                None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
+                    format!("{message}; {reads}")
+                }
+                None => message,
+            };
+            Error::Input(message + &unquoted(sql, context).unwrap_or_default())
+        }
         other => other,
     }
+}
+
+/// The names of pipelines and tables that a session knows.
+fn names(context: &SessionContext) -> Vec<String> {
+    let mut names = Vec::new();
+    for catalog in context.catalog_names().iter().filter_map(|name| context.catalog(name)) {
+        for schema in catalog.schema_names() {
+            names.extend(catalog.schema(&schema).map(|schema| schema.table_names()).unwrap_or_default());
+            names.push(schema);
+        }
+    }
+    names
+}
+
+/// A name with a dash in it that stands in a statement without quotes, where SQL subtracts.
+fn unquoted(sql: &str, context: &SessionContext) -> Option<String> {
+    let is_unquoted = |name: &String| {
+        sql.match_indices(name.as_str())
+            .any(|(at, _)| !sql[..at].ends_with(|c: char| matches!(c, '"' | '\'' | '-' | '_') || c.is_alphanumeric()))
+    };
+    let name = names(context).into_iter().find(|name| name.contains('-') && is_unquoted(name))?;
+    Some(format!("; a name with a `-` stands in double quotes: \"{name}\""))
 }
 
 /// A type as pipelines write it.
@@ -85,7 +110,7 @@ fn arguments(message: &str) -> Option<String> {
 }
 
 /// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.
-fn syntax(text: &str) -> String {
+pub(super) fn syntax(text: &str) -> String {
     let (what, place) = text.split_once(" at Line: ").unwrap_or((text, ""));
     let what = match what.strip_prefix("Expected: ").and_then(|what| what.split_once(", found: ")) {
         Some((expected, "EOF")) => format!("expected {expected}, found the end of the statement"),
@@ -151,6 +176,15 @@ fn no_table(reference: &str, context: &SessionContext) -> String {
 
 /// `there is no table X; did you mean Y? There are …`
 fn listed(what: &str, name: &str, known: &[&str]) -> String {
+    if let Some(capital) = known.iter().find(|known| known.eq_ignore_ascii_case(name)) {
+        let quoted = match capital.rsplit_once('.') {
+            Some((of, name)) => format!("{of}.\"{name}\""),
+            None => format!("\"{capital}\""),
+        };
+        return format!(
+            "there is no {what} `{name}`; write {quoted}: names without double quotes are read in small letters"
+        );
+    }
     let meant = suggestion(name, known);
     match (known, meant.is_empty()) {
         ([], _) => format!("there is no {what} `{name}`"),

@@ -10,7 +10,7 @@ use super::{DIFFERENT, Format, input, locate, size};
 use crate::{
     cli::{
         EXIT_DONE,
-        text::{count, print},
+        text::{count, print, print_exactly},
     },
     models::{
         architecture::{Part, Recognised},
@@ -46,7 +46,9 @@ impl Inspect {
         let found = weights.recognise();
         let around = Some(whole.recognise()).filter(|around| weights.len() < whole.len() && !around.parts.is_empty());
         match self.format {
-            Format::Json => print(serde_json::to_string_pretty(&object(&whole, &weights, &found, around.as_ref()))?)?,
+            Format::Json => {
+                print_exactly(serde_json::to_string_pretty(&object(&whole, &weights, &found, around.as_ref()))?)?
+            }
             Format::Text => {
                 print(whole.path().display())?;
                 facts(&whole, &weights)?;

@@ -8,7 +8,7 @@ use super::{Format, size};
 use crate::{
     cli::{
         EXIT_DONE,
-        text::{print, width},
+        text::{print, print_exactly, width},
     },
     models::known::{self, Known, NotHere, Source},
 };
@@ -26,7 +26,7 @@ impl List {
     pub(super) fn run(self) -> Result<u8> {
         if self.format == Format::Json {
             let all: Vec<_> = known::ALL.iter().map(object).collect();
-            print(serde_json::to_string_pretty(&all)?)?;
+            print_exactly(serde_json::to_string_pretty(&all)?)?;
             return Ok(EXIT_DONE);
         }
         let names = width(known::ALL.iter().map(|known| &known.name));
