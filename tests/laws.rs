@@ -182,3 +182,36 @@ fn shipped_pipelines_load() {
         assert!(loaded.tables.iter().any(|table| table.kind.name == "evaluate"), "{}", path.display());
     }
 }
+
+/// The tables of a shipped pipeline with their parameters and inputs, up to a table.
+fn shipped(name: &str, sweep: &str, last: &str) -> Vec<(String, Value, Vec<String>)> {
+    let path = crate::lab::project().join("pipelines").join(name);
+    let text = std::fs::read_to_string(path).unwrap() + sweep;
+    let loaded = pipeline::parse(name, name, &text, KINDS, &[], &|_| None).unwrap();
+    let end = loaded.tables.iter().rposition(|table| table.declared == last).unwrap();
+    let table = |table: &pipeline::Table| {
+        let inputs = table.inputs.iter().map(|input| input.table.clone()).collect();
+        (table.name.clone(), table.stage.params(), inputs)
+    };
+    loaded.tables[..=end].iter().map(table).collect()
+}
+
+/// What the quickstart has trained is there for the ablation of its captions.
+#[test]
+fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
+    assert_eq!(shipped("captions.yaml", "", "denoiser"), shipped("quickstart.yaml", "", "denoiser"));
+    let metrics = shipped("captions.yaml", "", "metrics");
+    let variants = metrics.iter().filter(|(name, ..)| name.starts_with("metrics[query=select * from "));
+    assert_eq!(variants.count(), 4);
+}
+
+/// As README writes it.
+#[test]
+fn a_sweep_over_seeds_trains_the_networks_once_per_seed() {
+    let readme = std::fs::read_to_string(crate::lab::project().join("README.md")).unwrap();
+    let start = readme.find("sweep: [{ text_encoder.training.seed").unwrap();
+    let sweep = readme[start..].split("```").next().unwrap();
+    let tables = shipped("quickstart.yaml", &format!("\n{sweep}"), "metrics");
+    let instances = |table: &str| tables.iter().filter(|(name, ..)| name.split('[').next() == Some(table)).count();
+    assert_eq!(["images", "captions", "autoencoder", "denoiser", "metrics"].map(instances), [1, 1, 3, 3, 3]);
+}

@@ -29,3 +29,4 @@ mod secrets;
 mod sql;
 mod sweep;
 mod training;
+mod warnings;

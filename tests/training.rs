@@ -270,3 +270,23 @@ fn where_memory_runs_out_the_table_and_what_to_lower_are_named() {
         ["table `text_encoder`: memory ran out: ", "lower `training.batch_size` and raise `training.accumulate`"];
     assert!(expected.iter().all(|text| ended.stderr.contains(text)), "{}", ended.stderr);
 }
+
+/// A reconstruction begins in noise, and the mean of several depends less on which noise that was.
+#[test]
+fn more_draws_make_reconstructions_of_two_seeds_more_alike() {
+    let lab = Lab::new(TOY);
+    let latents = |draws: u32, seed: u32| -> Vec<f64> {
+        let sets = [format!("reconstructions.draws={draws}"), format!("reconstructions.seed={seed}")];
+        lab.run(&["--until", "reconstructions", "--set", &sets[0], "--set", &sets[1]]);
+        let ended = lab.vlmdiff(&["sql", "select latent from reconstructions order by image_id", "--format", "json"]);
+        let numbers = ended.stdout.split(|c: char| !(c.is_ascii_digit() || "-+.eE".contains(c)));
+        numbers.filter_map(|number| number.parse().ok()).collect()
+    };
+    let apart = |draws: u32| {
+        let (a, b) = (latents(draws, 0), latents(draws, 1));
+        assert!(a.len() == b.len() && a.len() > 1000, "{} {}", a.len(), b.len());
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+    };
+    let (one, many) = (apart(1), apart(8));
+    assert!(one > 0. && many < 0.6 * one, "{one} {many}");
+}

@@ -1,12 +1,13 @@
 //! What a stage has computed before, by key, and the tables that are made of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{
     Digest,
     digest::DigestMap,
     identity::content,
     manifest::{Entry, NAMED, Note, PartRef, RowError, runs},
+    sample::Addresses,
 };
 
 /// What a stage has computed before, by key. Of two results for one key the later counts.
@@ -58,6 +59,22 @@ impl Known {
     /// How the row with this key failed.
     pub fn failure(&self, key: &Digest) -> Option<&RowError> {
         self.failed.get(key).map(|(entry, i)| &self.entries[*entry as usize].errors[*i as usize])
+    }
+
+    /// Where the rows with these keys lie: parts, and `(part, row)` of each. Keys that are not known are passed over.
+    pub fn places<'k>(&self, keys: impl Iterator<Item = &'k Digest>) -> Addresses {
+        let mut numbers = HashMap::new();
+        let (mut parts, mut places) = (Vec::new(), Vec::new());
+        for key in keys {
+            let Some((entry, row)) = self.rows.get(key) else { continue };
+            let Some(part) = self.entries[*entry as usize].part else { continue };
+            let number = *numbers.entry(part).or_insert_with(|| {
+                parts.push(part);
+                parts.len() as u32 - 1
+            });
+            places.push((number, u64::from(*row)));
+        }
+        (parts, places)
     }
 
     /// The table made of the rows with these keys, the failures among the keys beside it.

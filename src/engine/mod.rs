@@ -25,6 +25,7 @@ pub mod plan;
 pub mod reason;
 mod remote;
 pub mod run;
+pub mod sample;
 pub mod schema;
 mod sealed;
 pub mod secrets;

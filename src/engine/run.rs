@@ -14,6 +14,7 @@ use super::{
     pipeline::{OnError, Pipeline, Table},
     plan::{Doubts, Found, Planner, View, Views, Work, published},
     reason::Cause,
+    sample::Sample,
     secrets::Secrets,
     select::is_called,
     store::{Inventory, state_name},
@@ -318,7 +319,9 @@ impl Driver<'_> {
             }
             work.known.extend(entries);
         }
-        let manifest = work.manifest(&self.run);
+        let mut manifest = work.manifest(&self.run);
+        let review = table.stage.review(&Sample::new(self.store, views, &work, &manifest));
+        manifest.notes.extend(review.map_err(|e| e.in_table(&name))?);
         let version = self.store.publish(&self.pipeline.name, &manifest)?;
         log.add(Event::TablePublished {
             table: name,

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Result, Sources, manifest::Note, task::Rows, task::Sink};
+use super::{Result, Sources, manifest::Note, sample::Sample, task::Rows, task::Sink};
 
 /// Whether a stage makes one row per row that it reads, or one table from all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -152,6 +152,12 @@ pub trait Stage:
     /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights. An error says
     /// which file is needed and not there, and what brings it.
     fn files(&self) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
+    /// What a person should know of a table that was made without an error: whether it did what it is for. Asked in the driver
+    /// each time before a table is published.
+    fn review(&self, _table: &Sample<'_>) -> Result<Vec<Note>> {
         Ok(Vec::new())
     }
 
@@ -342,6 +348,8 @@ pub trait Described: Debug + Send + Sync {
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String>;
     /// See [`Stage::files`].
     fn files(&self) -> Result<Vec<String>, String>;
+    /// See [`Stage::review`].
+    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>>;
     /// See [`Stage::list`].
     fn list(&self, sources: &Sources) -> Result<Option<Listing>>;
 }
@@ -361,6 +369,9 @@ impl<S: Stage> Described for S {
     }
     fn files(&self) -> Result<Vec<String>, String> {
         Stage::files(self)
+    }
+    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
+        Stage::review(self, table)
     }
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         Stage::list(self, sources)

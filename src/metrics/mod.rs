@@ -5,6 +5,7 @@
 //! and no tensors: slices in, numbers out.
 
 pub mod components;
+pub mod guessing;
 pub mod image;
 pub mod levels;
 pub mod pixel;
@@ -12,6 +13,7 @@ pub mod protocol;
 pub mod ranking;
 
 pub use components::Components;
+pub use guessing::Guess;
 pub use image::ImageMetrics;
 pub use levels::Score;
 pub use pixel::PixelMetrics;

@@ -5,11 +5,14 @@ use super::{
     nn::{GroupNorm, group_norm, linear_no_bias},
 };
 use tch::{
-    Kind, Tensor,
+    Tensor,
     nn::{self, Module},
 };
 
-/// Strided convolutions, a mean over the picture and a projection.
+/// The sides of the grid that the last map is averaged to: it keeps where in the picture something is, such as the light.
+const GRID: i64 = 4;
+
+/// Strided convolutions and a projection of their last map.
 #[derive(Debug)]
 pub struct ImageTower {
     levels: Vec<(Conv2d, GroupNorm)>,
@@ -26,14 +29,15 @@ impl ImageTower {
         };
         let levels = inputs.zip(widths.iter().copied()).enumerate().map(level).collect();
         let last = widths.last().copied().unwrap_or(3);
-        Self { levels, projection: linear_no_bias(&vs / "projection", last, projection_dim) }
+        Self { levels, projection: linear_no_bias(&vs / "projection", last * GRID * GRID, projection_dim) }
     }
 
     /// Images [B, 3, H, W] -> embeddings of length 1, [B, projection_dim].
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let x =
             self.levels.iter().fold(images.shallow_clone(), |x, (conv, norm)| norm.forward(&conv.forward(&x)).silu());
-        let x = self.projection.forward(&x.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)); // [B, D]
+        let grid = x.adaptive_avg_pool2d([GRID, GRID]).flatten(1, -1); // [B, C * 16]
+        let x = self.projection.forward(&grid); // [B, D]
         &x / x.norm_scalaropt_dim(2, [-1].as_slice(), true)
     }
 }

@@ -47,6 +47,7 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         published => source.tables.iter().map(|table| table.published_ms).max().map(time),
         tables => source.tables.iter().map(|table| table_row(source, table)).collect::<Vec<_>>(),
         gradient => charts::gradient(),
+        notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
         metrics,
         curves,
         ..gallery(source, options)?
@@ -59,6 +60,12 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.add_template("report.html", TEMPLATE)?;
     environment.get_template("report.html")?.render(page)
+}
+
+/// The remarks on a table.
+fn notes(table: &Manifest) -> Vec<Value> {
+    let name = table.variant.name(&table.table);
+    table.notes.iter().map(|note| context! { table => &name, text => note.to_string() }).collect()
 }
 
 fn table_row(source: &Source, table: &Manifest) -> Value {

@@ -45,6 +45,22 @@ fn a_page_without_tables_names_each_that_is_missing() {
 }
 
 #[test]
+fn remarks_stand_above_the_numbers() {
+    let notes = vec![
+        context! { table => "denoiser", text => "the loss began at 1 <b> and ended at 1; try more `training.steps`" },
+    ];
+    let html = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec(), notes }).unwrap();
+    let (above, below) = html.split_once("Know this first").unwrap();
+    assert!(!above.contains("id=\"metrics\"") && below.contains("id=\"metrics\""));
+    assert!(
+        below.contains("<code>denoiser</code>: the loss began at 1 &lt;b&gt; and")
+            && below.contains("<code>training.steps</code>")
+    );
+    let none = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec() }).unwrap();
+    assert!(!none.contains("Know this first"));
+}
+
+#[test]
 fn names_cannot_break_the_page() {
     let image = TestImage {
         id: "<b>/test/&".into(),

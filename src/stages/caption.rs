@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::column;
 use crate::engine::{
     Result,
+    manifest::Note,
+    sample::{ITSELF, Sample},
     stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
     task::{Rows, Sink},
 };
@@ -49,6 +51,29 @@ impl Stage for Caption {
         column::typed(inputs, "images", "class", &DataType::Utf8)?;
         Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))
     }
+
+    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
+        let rows = table.rows(LOOKED_AT, &[(ITSELF, &["caption"])])?;
+        let captions: Vec<&str> = rows.column(ITSELF, "caption")?.as_string::<i32>().iter().flatten().collect();
+        Ok(all_equal(&captions, table.len()).map(Note::new).into_iter().collect())
+    }
+}
+
+/// Captions that are looked at.
+const LOOKED_AT: usize = 8192;
+
+/// The remark on captions that are one and the same, of a table of so many.
+fn all_equal(captions: &[&str], rows: usize) -> Option<String> {
+    let (first, others) = captions.split_first()?;
+    if others.is_empty() || others.iter().any(|caption| caption != first) {
+        return None;
+    }
+    let seen = if captions.len() < rows { " that were looked at" } else { "" };
+    let count = captions.len();
+    let are = if first.trim().is_empty() { "empty".to_owned() } else { format!("equal: `{first}`") };
+    Some(format!(
+        "all {count} captions{seen} are {are}; they tell no image from another, and a model learns nothing from them"
+    ))
 }
 
 impl Open for Caption {
@@ -96,5 +121,14 @@ mod tests {
         assert_eq!(problem(DataType::Utf8), None);
         let told = "column `caption` is Int64; Utf8 is read, which `cast(caption as varchar) as caption` in a stage `sql` makes of it";
         assert_eq!(problem(DataType::Int64).as_deref(), Some(told));
+    }
+
+    #[test]
+    fn captions_that_are_all_equal_or_empty_are_told() {
+        assert_eq!(all_equal(&["a nut", "a bolt"], 2), None);
+        assert_eq!(all_equal(&["a nut"], 1), None);
+        assert_eq!(all_equal(&[], 0), None);
+        assert!(all_equal(&["a nut"; 3], 3).unwrap().starts_with("all 3 captions are equal: `a nut`; they tell no"));
+        assert!(all_equal(&[""; 3], 9).unwrap().starts_with("all 3 captions that were looked at are empty; they"));
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         task::{Batch, Rows, Sink},
     },
     metrics::{
-        ImageMetrics, MetricError, PixelMetrics, Protocol,
+        Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
         protocol::{IMAGE_METRICS, PIXEL_METRICS},
     },
     vision::pool,
@@ -146,6 +146,21 @@ struct Class {
     pixels: PixelMetrics,
 }
 
+/// A remark names this many classes.
+const NAMED: usize = 4;
+
+impl Class {
+    /// What guessing gives for a metric, where that is known and does not depend on the data.
+    fn guess(&self, metric: &str, limit: f64) -> Option<Guess> {
+        match metric {
+            "image_auroc" => Guess::image_auroc((self.n_images - self.n_anomalous) as u64, self.n_anomalous as u64),
+            "pixel_auroc" => Guess::pixel_auroc(self.pixels.regions()),
+            "aupro" => Guess::aupro(self.pixels.regions(), limit),
+            _ => None,
+        }
+    }
+}
+
 impl Operator for Evaluator {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let of = |protocol: &Protocol| Tally { protocol: *protocol, size: self.size, classes: BTreeMap::new() };
@@ -167,7 +182,17 @@ impl Operator for Evaluator {
             let names = one_sided.into_iter().collect::<Vec<_>>().join(", ");
             out.warn(&format!("no part of the means, for they have only normal or only anomalous images: {names}"));
         }
-        tallies.iter().try_for_each(|tally| out.columns(tally.columns(self.stage.aupro_limit)))
+        let limit = self.stage.aupro_limit;
+        // Once: by the definitions, or where they are not asked for by the rules that are.
+        let judged = self.stage.protocol.iter().position(|protocol| *protocol == Protocol::Exact).unwrap_or_default();
+        for (i, tally) in tallies.iter().enumerate() {
+            let values = tally.values(limit);
+            out.columns(tally.columns(&values))?;
+            if i == judged {
+                tally.guesses(&values, limit).iter().for_each(|remark| out.warn(remark));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -262,8 +287,41 @@ impl Tally {
         self.classes.iter().filter(move |(_, class)| one_sided(class)).map(|(name, _)| name.as_str())
     }
 
+    /// The metrics of each class, those of images first.
+    fn values(&self, limit: f64) -> Vec<Vec<Option<f64>>> {
+        let metrics = |class: &Class| -> Vec<Option<f64>> {
+            let images = self.protocol.image_metrics(&class.images.ranking());
+            let pixels = self.protocol.pixel_metrics(&class.pixels, limit);
+            images.into_iter().chain(pixels).collect()
+        };
+        self.classes.values().map(metrics).collect()
+    }
+
+    /// The remarks on metrics that guessing reaches too, one for each metric, with the classes.
+    fn guesses(&self, values: &[Vec<Option<f64>>], limit: f64) -> Vec<String> {
+        let percent = |share: f64| share * 100.;
+        let names = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
+        let remark = |(i, metric): (usize, &&str)| {
+            let guessed = self.classes.iter().zip(values).filter_map(|((name, class), values)| {
+                let (value, guess) = (values[i]?, class.guess(metric, limit)?);
+                guess.explains(value).then(|| {
+                    let Guess { value: mean, spread } = guess;
+                    format!("{name} {:.1} % (guessing: {:.0} ± {:.0})", percent(value), percent(mean), percent(spread))
+                })
+            });
+            let guessed: Vec<String> = guessed.collect();
+            let named = guessed[..guessed.len().min(NAMED)].join(", ");
+            let more = match guessed.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            (!guessed.is_empty()).then(|| format!("`{metric}` is no better than guessing: {named}{more}"))
+        };
+        names.enumerate().filter_map(remark).collect()
+    }
+
     /// A row per class, and one of the means over the classes where a metric is defined.
-    fn columns(&self, limit: f64) -> Vec<ArrayRef> {
+    fn columns(&self, values: &[Vec<Option<f64>>]) -> Vec<ArrayRef> {
         let classes = || self.classes.values();
         let names = self.classes.keys().map(String::as_str).chain([MEAN]);
         let count = |of: fn(&Class) -> i64| {
@@ -276,12 +334,6 @@ impl Tally {
             count(|class| class.n_images),
             count(|class| class.n_anomalous),
         ];
-        let metrics = |class: &Class| -> Vec<Option<f64>> {
-            let images = self.protocol.image_metrics(&class.images.ranking());
-            let pixels = self.protocol.pixel_metrics(&class.pixels, limit);
-            images.into_iter().chain(pixels).collect()
-        };
-        let values: Vec<Vec<Option<f64>>> = classes().map(metrics).collect();
         columns.extend((0..IMAGE_METRICS.len() + PIXEL_METRICS.len()).map(|i| {
             let column = || values.iter().map(|row| row[i]);
             let known: Vec<f64> = column().flatten().collect();
@@ -365,8 +417,25 @@ mod tests {
         tally.add(&batch(["nut", "nut"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
         tally.add(&batch(["bolt", "gear"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
         assert_eq!(tally.one_sided().collect::<Vec<_>>(), ["bolt", "gear"]);
-        let columns = tally.columns(0.3);
+        let columns = tally.columns(&tally.values(0.3));
         let counts = columns[2].as_primitive::<arrow::datatypes::Int64Type>();
         assert_eq!(counts.values(), &[1, 1, 2, 4]);
+    }
+    #[test]
+    fn a_metric_that_guessing_reaches_too_is_named_with_its_classes() {
+        let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };
+        let names = ["bolt", "gear", "nut", "pipe", "valve", "wheel"];
+        for _ in 0..20 {
+            for name in names {
+                let scores = if name == "gear" { [Some(0.), Some(1.)] } else { [Some(1.), Some(1.)] };
+                tally.add(&batch([name, name], [Some(false), Some(true)], scores)).unwrap();
+            }
+        }
+        let told = tally.guesses(&tally.values(0.3), 0.3);
+        let expected = "`image_auroc` is no better than guessing: bolt 50.0 % (guessing: 50 ± 9), nut 50.0 % (guessing: 50 ± 9), \
+                        pipe 50.0 % (guessing: 50 ± 9), valve 50.0 % (guessing: 50 ± 9) and 1 more";
+        assert_eq!(told, [expected]);
+        tally.classes.retain(|name, _| name == "gear");
+        assert_eq!(tally.guesses(&tally.values(0.3), 0.3), [""; 0]);
     }
 }

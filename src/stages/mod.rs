@@ -8,6 +8,7 @@ pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
+mod likeness;
 pub mod pretrained;
 pub mod read;
 pub mod reconstruct;

@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
     column::{self, TEXT, UNCONDITIONAL},
+    likeness,
     tensors::{device, first_embedding, floats, halves, network, normalise, tensor},
     train_denoiser::DenoiserConfig,
     training::config_of,
@@ -25,6 +26,8 @@ use crate::{
     },
     engine::{
         Error, Result,
+        manifest::Note,
+        sample::Sample,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Batch, Rows, Sink},
         tensor_field,
@@ -60,10 +63,19 @@ pub struct Reconstruct {
     #[garde(skip)]
     #[serde(default)]
     pub latent: Latent,
+    /// How often the sampler runs from other noise; the reconstruction is the mean of what it ends at. More make it depend less on
+    /// chance.
+    #[garde(range(min = 1, max = 256))]
+    #[serde(default = "one")]
+    pub draws: u32,
     /// Seed of all noise.
     #[garde(skip)]
     #[serde(default)]
     pub seed: u64,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn default_guidance_scale() -> f64 {
@@ -133,6 +145,10 @@ impl Stage for Reconstruct {
             tensor_field("pixels", DataType::Float16, &[3, height, width], false),
             tensor_field("autoencoded", DataType::Float16, &[3, height, width], !self.autoencoded),
         ])))
+    }
+
+    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
+        likeness::review(table)
     }
 }
 
@@ -223,7 +239,7 @@ impl Reconstructor {
             Latent::Mode => posterior.mean,
         };
         let autoencoded = self.stage.autoencoded.then(|| self.vae.decode(&z));
-        let x = self.sampler.start(&(z * self.scale), &noise("start")?);
+        let z = z * self.scale;
         let guidance = match &self.unconditional {
             Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale)?,
             None => Guidance::none(&context),
@@ -236,7 +252,16 @@ impl Reconstructor {
             };
             guidance.predict(x, model)
         };
-        let latent = self.sampler.sample(x, model, |t| noise(&format!("step {t}")))? / self.scale;
+        let draw = |draw: u32| {
+            let of = |what: &str| if draw == 0 { noise(what) } else { noise(&format!("{what}, draw {draw}")) };
+            self.sampler.sample(self.sampler.start(&z, &of("start")?), model, |t| of(&format!("step {t}")))
+        };
+        let draws = self.stage.draws;
+        let mut latent = draw(0)?;
+        for i in 1..draws {
+            latent += draw(i)?;
+        }
+        let latent = latent / f64::from(draws) / self.scale;
         let pixels = self.vae.decode(&latent);
         Ok(Reconstruction { latent, pixels, autoencoded })
     }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use super::{
     column,
     tensors::{Column, device, input, normalise, save_weights},
-    training::{self, LoggedLoss, MicroBatch, Subject, Training},
+    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
     weights::{self, Weights},
 };
 use crate::{
@@ -266,7 +266,7 @@ impl Stage for TrainAutoencoder {
         if !self.perceptual.is_empty() && side < Lpips::SMALLEST {
             return Err(format!("`perceptual`: VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST));
         }
-        Ok(training::schema(&self.parts(), &self.config))
+        Ok(training::schema(&self.parts(), &[], &self.config))
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
@@ -382,7 +382,7 @@ impl Operator for Trainer {
                 _ => {
                     let total =
                         judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
-                    Ok(LoggedLoss { total: total.into(), parts: [(); 3].map(|()| Tensor::from(0_f32)).into() })
+                    Ok(LoggedLoss { total: total.into(), parts: [(); 3].map(|()| Some(Tensor::from(0_f32))).into() })
                 }
             }
         };
@@ -396,7 +396,9 @@ impl Operator for Trainer {
             }
             save_weights(vs.variables(), &config, &[])
         };
-        training.run(Subject { trainers, variables, rows: count, loss, weights }, out)
+        // The error of the reconstruction: the whole loss may rise once the discriminator takes part.
+        let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::StartOfPart(0) };
+        training.run(Subject { trainers, variables, rows: count, loss, weights, judge }, out)
     }
 }
 
@@ -434,7 +436,7 @@ impl Trainer {
             let (g, weight) = terms.adversarial.unwrap_or_else(|| (nothing(), nothing()));
             parts.extend([g, weight]);
         }
-        Ok(LoggedLoss { total: terms.total.into(), parts })
+        Ok(LoggedLoss { total: terms.total.into(), parts: parts.into_iter().map(Some).collect() })
     }
 
     fn discriminator_loss(
@@ -451,6 +453,6 @@ impl Trainer {
             .discriminator_loss(&x, &noise, 1.)
             .ok_or_else(|| Error::Stage("there is no discriminator to train".into()))?;
         let value = total.detach();
-        Ok(LoggedLoss { total: total.into(), parts: vec![value, real, fake] })
+        Ok(LoggedLoss { total: total.into(), parts: [value, real, fake].map(Some).into() })
     }
 }

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use super::{
     column::{self, TEXT, UNCONDITIONAL},
     tensors::{Column, device, first_embedding, input, load_weights, normalise, save_weights},
-    training::{self, LoggedLoss, MicroBatch, Subject, Training, config_of},
+    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, config_of},
     weights::{self, Weights},
 };
 use crate::{
@@ -323,7 +323,7 @@ impl Stage for TrainDenoiser {
                 "`config`: latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"
             ));
         }
-        Ok(training::schema(&[], &config))
+        Ok(training::schema(&[], &[], &config))
     }
 
     fn files(&self) -> Result<Vec<String>, String> {
@@ -446,8 +446,8 @@ impl Operator for Trainer {
             Ok(LoggedLoss { total, parts: Vec::new() })
         };
         let weights = || save_weights(vs.variables(), &self.config, &[]);
-        let subject =
-            Subject { trainers: vec![trainer], variables, rows: data.pixels.size()[0] as usize, loss, weights };
-        training.run(subject, out)
+        let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::Start };
+        let rows = data.pixels.size()[0] as usize;
+        training.run(Subject { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
     }
 }

@@ -10,17 +10,18 @@ use serde::{Deserialize, Serialize};
 use tch::{
     Device, Kind, Tensor,
     nn::{Init, VarStore},
+    no_grad,
 };
 
 use super::{
     column,
-    tensors::{Column, device, normalise, save_weights},
-    training::{self, LoggedLoss, MicroBatch, Subject, Training},
+    tensors::{device, normalise, save_weights, tensor},
+    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
 };
 use crate::{
     diffusion::optim::train_only,
     engine::{
-        Error, Result,
+        Digest, Error, Result,
         stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
         task::{Rows, Sink},
     },
@@ -34,7 +35,8 @@ use crate::{
 /// Trains a small CLIP text transformer, with a tokeniser of its own, to tell which caption belongs to which image.
 ///
 /// The objective is CLIP's: symmetric cross-entropy over the cosine similarities of a batch. Equal captions in a batch count
-/// as one. For published CLIP weights no training is needed.
+/// as one. Some images are held out, and the table says of how many the encoders find the caption among all captions held out
+/// (`held_out_accuracy`), and of how many guessing would (`held_out_guessing`). For published CLIP weights no training is needed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct TrainTextEncoder {
@@ -45,6 +47,14 @@ pub struct TrainTextEncoder {
     #[garde(length(min = 1), inner(range(min = 8)))]
     #[serde(default = "default_widths")]
     pub image_widths: Vec<i64>,
+    /// The image encoder sees images no larger than this: captions speak of what a small picture shows.
+    #[garde(range(min = 16))]
+    #[serde(default = "default_image_size")]
+    pub image_size: u32,
+    /// The share of the images that is not trained on but measured with. Which ones depends on their ids alone.
+    #[garde(range(min = 0., max = 0.9))]
+    #[serde(default = "default_held_out")]
+    pub held_out: f64,
     /// How to train.
     #[garde(dive)]
     #[serde(default)]
@@ -55,12 +65,20 @@ fn default_widths() -> Vec<i64> {
     vec![16, 32, 64, 96, 128]
 }
 
+fn default_image_size() -> u32 {
+    64
+}
+
+fn default_held_out() -> f64 {
+    0.1
+}
+
 /// The metadata key of the tokeniser in the weights file.
 pub(super) const TOKENIZER: &str = "tokenizer";
 
 impl Stage for TrainTextEncoder {
     const NAME: &'static str = "train_text_encoder";
-    const REVISION: u32 = 3;
+    const REVISION: u32 = 4;
     const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
     const OUTPUT: &'static [Output] = &[Output::Table];
     const NEEDS_ROWS: bool = true;
@@ -76,7 +94,7 @@ impl Stage for TrainTextEncoder {
         }
         column::pixels(inputs)?;
         column::typed(inputs, "captions", "caption", &DataType::Utf8)?;
-        Ok(training::schema(&["accuracy"], &self.config))
+        Ok(training::schema(&["accuracy"], &["held_out_accuracy", "held_out_guessing"], &self.config))
     }
 }
 
@@ -91,52 +109,152 @@ struct Trainer {
     device: Device,
 }
 
-impl Operator for Trainer {
-    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Column::new(rows.len());
-        let (mut captions, mut image_ids) = (Vec::<String>::new(), Vec::<String>::new());
-        while let Some(batch) = rows.next(256)? {
-            pixels.push(&batch, "images", "pixels")?;
+/// What is trained on and what is held out, each by row.
+struct Data {
+    /// As the image encoder sees them, [N, 3, H, W].
+    images: Tensor,
+    captions: Vec<String>,
+    ids: Vec<String>,
+    /// Which rows are trained on.
+    trained: Vec<i64>,
+    /// Which rows are held out.
+    held_out: Vec<i64>,
+}
+
+/// The two halves of CLIP, and how sharply they tell apart.
+struct Encoders {
+    text: ClipTextModel,
+    image: ImageTower,
+    logit_scale: Tensor,
+}
+
+/// How well a batch's captions are found.
+struct Similarity {
+    /// Of each image with each caption, [B, B].
+    logits: Tensor,
+    /// 1 where a caption is the image's own or equal to it, [B, B].
+    same: Tensor,
+}
+
+impl Encoders {
+    fn new(vs: &VarStore, config: &ClipTextConfig, image_widths: &[i64]) -> Result<Self> {
+        let text = ClipTextModel::with_projection(vs.root(), config)?;
+        let vs = vs.root() / "image";
+        let image = ImageTower::new(vs.clone(), image_widths, config.projection_dim);
+        let logit_scale = vs.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07)))?;
+        Ok(Self { text, image, logit_scale })
+    }
+
+    /// Images [B, 3, H, W] and their captions' tokens [B, 77].
+    fn compare(&self, images: &Tensor, tokens: &Tensor) -> Result<Similarity> {
+        let x = self.image.forward(images); // [B, D]
+        let pooled = self.text.forward(tokens).pooled;
+        let t = self.text.embed(&pooled).ok_or_else(|| Error::Stage("the text encoder has no projection".into()))?; // [B, D]
+        let logits = x.matmul(&t.tr()) * self.logit_scale.exp().clamp_max(100.);
+        let same = tokens.unsqueeze(0).eq_tensor(&tokens.unsqueeze(1)).all_dim(-1, false).to_kind(Kind::Float);
+        Ok(Similarity { logits, same })
+    }
+}
+
+impl Similarity {
+    /// A caption that stands twice in the batch is right for both of its images.
+    fn loss(&self) -> Tensor {
+        let target = &self.same / self.same.sum_dim_intlist([1].as_slice(), true, Kind::Float);
+        let entropy = |logits: &Tensor| {
+            -(&target * logits.log_softmax(1, Kind::Float))
+                .sum_dim_intlist([1].as_slice(), false, Kind::Float)
+                .mean(Kind::Float)
+        };
+        (entropy(&self.logits) + entropy(&self.logits.tr())) / 2.
+    }
+
+    /// The share of images whose nearest caption is theirs.
+    fn accuracy(&self) -> Tensor {
+        self.same.gather(1, &self.logits.argmax(1, true), false).mean(Kind::Float)
+    }
+
+    /// That share where captions are drawn at random.
+    fn guessing(&self) -> Tensor {
+        self.same.mean(Kind::Float)
+    }
+}
+
+impl Trainer {
+    fn read(&self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<Data> {
+        let (mut images, mut captions, mut ids) = (Vec::new(), Vec::<String>::new(), Vec::new());
+        while let Some(batch) = rows.next(64)? {
+            images.push(self.shrunk(&normalise(&tensor(&batch, "images", "pixels")?)));
             let column = batch.column("captions", "caption")?.as_string::<i32>();
             column::note_missing_captions(out, &batch.ids, column, "the empty one");
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
-            image_ids.extend(batch.ids);
+            ids.extend(batch.ids);
         }
-        let pixels = pixels.done();
-        let TrainTextEncoder { mut config, image_widths, training } = self.stage.clone();
-        let tokenizer = ClipTokenizer::train(&captions, config.vocab_size as usize)?;
+        let (trained, held_out) = split(&ids, self.stage.held_out);
+        Ok(Data { images: Tensor::f_cat(&images, 0)?, captions, ids, trained, held_out })
+    }
+
+    /// Images [N, 3, H, W] as the image encoder sees them.
+    fn shrunk(&self, x: &Tensor) -> Tensor {
+        let (height, width) = (x.size()[2], x.size()[3]);
+        let most = i64::from(self.stage.image_size);
+        if height.max(width) <= most {
+            return x.shallow_clone();
+        }
+        let side = |side: i64| (side * most / height.max(width)).max(1);
+        x.adaptive_avg_pool2d([side(height), side(width)])
+    }
+}
+
+/// At most so many images are held out: all are compared with each other.
+const MOST_HELD_OUT: usize = 1024;
+
+/// The rows to train on and those to hold out, a share of them: whether an image is held out does not depend on the order of the
+/// rows.
+fn split(ids: &[String], share: f64) -> (Vec<i64>, Vec<i64>) {
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_cached_key(|row| *Digest::of(ids[*row].as_bytes()).as_bytes());
+    let count = ((ids.len() as f64 * share) as usize).min(MOST_HELD_OUT);
+    let sorted = |rows: &[usize]| {
+        let mut rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+        rows.sort_unstable();
+        rows
+    };
+    (sorted(&order[count..]), sorted(&order[..count]))
+}
+
+impl Operator for Trainer {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let Data { images, captions, ids, trained, held_out } = self.read(rows, out)?;
+        let TrainTextEncoder { mut config, image_widths, training, .. } = self.stage.clone();
+        let learned: Vec<String> = trained.iter().map(|row| captions[*row as usize].clone()).collect();
+        let tokenizer = ClipTokenizer::train(&learned, config.vocab_size as usize)?;
         (config.vocab_size, config.eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let length = config.max_position_embeddings as usize;
         let encode = |caption: &String| tokenizer.encode_or_cut(caption, length);
-        let (ids, is_cut): (Vec<Vec<i64>>, Vec<bool>) =
+        let (tokens, is_cut): (Vec<Vec<i64>>, Vec<bool>) =
             captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let cut = column::cut_caption(length);
-        image_ids.iter().zip(is_cut).filter(|(_, is_cut)| *is_cut).for_each(|(id, _)| out.note(&cut, id));
-        let ids = Tensor::from_slice(&ids.concat()).view([captions.len() as i64, length as i64]);
+        ids.iter().zip(is_cut).filter(|(_, is_cut)| *is_cut).for_each(|(id, _)| out.note(&cut, id));
+        let tokens = Tensor::from_slice(&tokens.concat()).view([captions.len() as i64, length as i64]);
         tch::manual_seed(training.seed as i64);
         let vs = VarStore::new(self.device);
-        let text = ClipTextModel::with_projection(vs.root(), &config)?;
-        let image = vs.root() / "image";
-        let tower = ImageTower::new(image.clone(), &image_widths, config.projection_dim);
-        let logit_scale = image.f_var("logit_scale", &[], Init::Const(f64::ln(1. / 0.07)))?;
+        let encoders = Encoders::new(&vs, &config, &image_widths)?;
         let trainers = vec![training.trainer(train_only(&vs, |_| true))];
+        let compare = |rows: &[i64]| {
+            let pick = |all: &Tensor| all.index_select(0, &Tensor::from_slice(rows)).to_device(self.device);
+            encoders.compare(&pick(&images), &pick(&tokens))
+        };
         let loss = |_, batch: &MicroBatch| {
-            let x = tower.forward(&normalise(&batch.of(&pixels, self.device))); // [B, D]
-            let tokens = batch.of(&ids, self.device); // [B, 77]
-            let pooled = text.forward(&tokens).pooled;
-            let t = text.embed(&pooled).ok_or_else(|| Error::Stage("the text encoder has no projection".into()))?; // [B, D]
-            let logits = x.matmul(&t.tr()) * logit_scale.exp().clamp_max(100.); // [B, B]
-            // A caption that stands twice in the batch is right for both of its images.
-            let same = tokens.unsqueeze(0).eq_tensor(&tokens.unsqueeze(1)).all_dim(-1, false).to_kind(Kind::Float);
-            let target = &same / same.sum_dim_intlist([1].as_slice(), true, Kind::Float);
-            let entropy = |logits: &Tensor| {
-                -(&target * logits.log_softmax(1, Kind::Float))
-                    .sum_dim_intlist([1].as_slice(), false, Kind::Float)
-                    .mean(Kind::Float)
-            };
-            let hit = same.gather(1, &logits.argmax(1, true), false).mean(Kind::Float);
-            let total = (entropy(&logits) + entropy(&logits.tr())) / 2.;
-            Ok(LoggedLoss { total: total.into(), parts: vec![hit] })
+            let rows: Vec<i64> = batch.rows.iter().map(|row| trained[*row as usize]).collect();
+            let similarity = compare(&rows)?;
+            let unseen =
+                (batch.is_logged && !held_out.is_empty()).then(|| no_grad(|| compare(&held_out))).transpose()?;
+            let parts = vec![
+                Some(similarity.accuracy()),
+                unseen.as_ref().map(Similarity::accuracy),
+                unseen.as_ref().map(Similarity::guessing),
+            ];
+            Ok(LoggedLoss { total: similarity.loss().into(), parts })
         };
         let json = tokenizer.to_json()?;
         let weights = || {
@@ -146,6 +264,41 @@ impl Operator for Trainer {
             save_weights(kept, &config, &[(TOKENIZER, json.clone())])
         };
         let variables = vs.variables().into_iter().collect();
-        training.run(Subject { trainers, variables, rows: captions.len(), loss, weights }, out)
+        let judge = Judge::Guessing(|rows| (rows as f64).ln());
+        training.run(Subject { trainers, variables, rows: trained.len(), loss, weights, judge }, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_held_out_by_their_ids_whatever_the_order_of_the_rows() {
+        let ids: Vec<String> = (0..40).map(|i| format!("gear/train/good/{i:03}")).collect();
+        let (trained, held_out) = split(&ids, 0.1);
+        assert_eq!((trained.len(), held_out.len()), (36, 4));
+        let reversed: Vec<String> = ids.iter().rev().cloned().collect();
+        let names = |ids: &[String], rows: &[i64]| {
+            rows.iter().map(|row| ids[*row as usize].clone()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(&reversed, &split(&reversed, 0.1).1), names(&ids, &held_out));
+        assert_eq!(split(&ids[..3], 0.1).1, [0; 0]);
+        assert_eq!(split(&ids[..3], 0.), (vec![0, 1, 2], vec![]));
+    }
+
+    #[test]
+    fn an_equal_caption_is_as_right_as_the_own_one() {
+        let logits = Tensor::from_slice2(&[[0_f32, 9., 1.], [1., 2., 9.], [0., 0., 9.]]);
+        let same = Tensor::from_slice2(&[[1_f32, 1., 0.], [1., 1., 0.], [0., 0., 1.]]);
+        let similarity = Similarity { logits, same };
+        assert!((similarity.accuracy().double_value(&[]) - 2. / 3.).abs() < 1e-6);
+        assert!((similarity.guessing().double_value(&[]) - 5. / 9.).abs() < 1e-6);
+        // all captions equal: guessing is as good as it gets
+        let equal = Similarity {
+            logits: Tensor::zeros([4, 4], tch::kind::FLOAT_CPU),
+            same: Tensor::ones([4, 4], tch::kind::FLOAT_CPU),
+        };
+        assert!((equal.loss().double_value(&[]) - 4_f64.ln()).abs() < 1e-6);
     }
 }

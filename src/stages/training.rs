@@ -1,6 +1,8 @@
 //! The training loop that all trained stages share: length, data order, learning rate, log rows and kept weights, and a saved
 //! state from which training goes on bit for bit.
 
+mod learned;
+
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -19,6 +21,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tch::{Device, Tensor, no_grad};
+
+pub(super) use learned::Judge;
 
 use super::tensors::{CONFIG, checkpoint};
 use crate::{
@@ -144,6 +148,8 @@ pub(super) struct MicroBatch {
     pub(super) step: u64,
     /// Its rows.
     pub(super) rows: Vec<i64>,
+    /// Whether the parts of its loss are read, for the log.
+    pub(super) is_logged: bool,
 }
 
 impl MicroBatch {
@@ -163,10 +169,10 @@ impl MicroBatch {
     }
 }
 
-/// A batch's loss and, for the log, its parts.
+/// A batch's loss and, for the log, its parts; of what cannot be told there is no number.
 pub(super) struct LoggedLoss<'a> {
     pub(super) total: train::Loss<'a>,
-    pub(super) parts: Vec<Tensor>,
+    pub(super) parts: Vec<Option<Tensor>>,
 }
 
 /// A network in training, as the loop sees it.
@@ -181,6 +187,8 @@ pub(super) struct Subject<L, W> {
     pub(super) loss: L,
     /// The file of the weights as they are.
     pub(super) weights: W,
+    /// What tells whether the first trainer has learned anything.
+    pub(super) judge: Judge,
 }
 
 /// One row of a training table.
@@ -189,19 +197,24 @@ struct LogRow {
     step: u64,
     epoch: u64,
     loss: f32,
-    parts: Vec<f32>,
+    parts: Vec<Option<f32>>,
+    /// What guessing costs on the same batches, where that is known. No column of the table.
+    #[serde(default)]
+    guessing: Option<f64>,
     lr: f32,
     grad_norm: f32,
     rows_per_s: f32,
     weights: Option<Digest>,
 }
 
-/// The schema of a training table. `parts` names the loss's parts; `config` is what a reader of the weights needs to know.
-pub(super) fn schema(parts: &[&str], config: &impl Serialize) -> SchemaRef {
+/// The schema of a training table. `parts` names the loss's parts, then come those that are `optional`; `config` is what a reader
+/// of the weights needs to know.
+pub(super) fn schema(parts: &[&str], optional: &[&str], config: &impl Serialize) -> SchemaRef {
     let float = |name: &str| Field::new(name, DataType::Float32, false);
     let mut fields =
         vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
     fields.extend(parts.iter().map(|part| float(part)));
+    fields.extend(optional.iter().map(|part| float(part).with_nullable(true)));
     fields.extend([float("lr"), float("grad_norm"), volatile(float("rows_per_s")), weights_field(config)]);
     Arc::new(Schema::new(fields))
 }
@@ -261,7 +274,7 @@ impl Training {
     }
 
     /// The batches of a step: each epoch is a permutation that seed and epoch fix, so the order needs no state.
-    fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>) -> Vec<MicroBatch> {
+    fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>, is_logged: bool) -> Vec<MicroBatch> {
         let (epoch, within) = (step / self.per_epoch(rows), step % self.per_epoch(rows));
         if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut permutation: Vec<i64> = (0..rows as i64).collect();
@@ -272,7 +285,7 @@ impl Training {
         let order = order.as_ref().map_or(&[][..], |(_, order)| order);
         let chunks = order.chunks(self.batch_size).skip(within as usize * self.accumulate).take(self.accumulate);
         let first = step * self.accumulate as u64;
-        chunks.zip(first..).map(|(rows, number)| MicroBatch { number, step, rows: rows.to_vec() }).collect()
+        chunks.zip(first..).map(|(rows, number)| MicroBatch { number, step, rows: rows.to_vec(), is_logged }).collect()
     }
 
     /// Trains, and writes the table, whose last row names the trained (or averaged) weights.
@@ -281,12 +294,12 @@ impl Training {
         L: FnMut(usize, &MicroBatch) -> Result<LoggedLoss<'a>>,
         W: Fn() -> Result<Vec<u8>>,
     {
-        let Subject { trainers, variables, rows, mut loss, weights } = subject;
+        let Subject { trainers, variables, rows, mut loss, weights, judge } = subject;
         if rows == 0 {
             return Err(Error::Input("there are no rows to train on; look at `where:` and at the tables above".into()));
         }
         let (steps, schema) = (self.length(rows), out.schema().clone());
-        let mut state = State { step: 0, trainers, variables, log: Log::default() };
+        let mut state = State { step: 0, trainers, variables, first: None, log: Log::default() };
         if let Some(saved) = out.saved()? {
             state.restore(saved, out)?;
         }
@@ -294,38 +307,44 @@ impl Training {
         let mut saves = Saves::new(out.save_every());
         let (mut logged, mut seen) = (Instant::now(), 0);
         while state.step < steps {
-            let batches = self.batches(state.step, rows, &mut order);
             let lr = self.lr_at(state.step, steps);
             state.trainers.iter_mut().for_each(|trainer| trainer.optimizer.config.lr = lr);
-            state.step += 1;
-            let step = state.step;
+            let step = state.step + 1;
             let is_last = step == steps;
             let is_kept = self.checkpoint_every > 0 && step % self.checkpoint_every == 0 && !is_last;
             let is_logged = is_last || is_kept || step % self.log_every == 0;
-            // Per trainer the sums of its loss and of the parts; read only for the log, because a GPU waits for that.
-            let mut sums: Vec<Vec<f64>> = vec![Vec::new(); state.trainers.len()];
+            let is_read = is_logged || step == 1;
+            let batches = self.batches(state.step, rows, &mut order, is_logged);
+            state.step = step;
+            // Per trainer the loss and its parts, summed; read only for the log, because a GPU waits for that.
+            let mut sums: Vec<Vec<Option<f64>>> = vec![Vec::new(); state.trainers.len()];
             let norms = train::step(&mut state.trainers, batches.len(), self.accumulate, |which, at| {
                 let LoggedLoss { total, parts } = loss(which, &batches[at])?;
-                if is_logged {
-                    let values = std::iter::once(&total.value).chain(&parts).map(|value| value.double_value(&[]));
+                if is_read {
                     let sums = &mut sums[which];
-                    sums.resize(parts.len() + 1, 0.);
-                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                    sums.resize(parts.len() + 1, Some(0.));
+                    let parts = parts.iter().map(|part| part.as_ref().map(|part| part.double_value(&[])));
+                    let values = std::iter::once(Some(total.value.double_value(&[]))).chain(parts);
+                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.zip(value).map(|(a, b)| a + b));
                 }
                 Ok::<_, Error>(total)
             })?;
             seen += batches.iter().map(|batch| batch.rows.len()).sum::<usize>();
             out.progress(step, steps, "steps");
+            let mean = |sum: &Option<f64>| sum.map(|sum| (sum / batches.len() as f64) as f32);
+            let means: Vec<Vec<Option<f32>>> = sums.iter().map(|sums| sums.iter().map(mean).collect()).collect();
+            if step == 1 {
+                state.first = means[0].get(judge.column()).copied().flatten();
+            }
             if is_logged {
-                let mean = |sum: &f64| (sum / batches.len() as f64) as f32;
-                let means: Vec<Vec<f32>> = sums.iter().map(|sums| sums.iter().map(mean).collect()).collect();
                 let norms: Vec<f32> = norms.into_iter().map(|norm| norm as f32).collect();
                 check(step, &means, &norms)?;
                 let kept = if is_kept { Some(out.blob(state.averaged(&weights)?)?) } else { None };
                 state.log.0.push(LogRow {
                     step,
                     epoch: step / self.per_epoch(rows),
-                    loss: means[0][0],
+                    loss: means[0].first().copied().flatten().unwrap_or_default(),
+                    guessing: judge.guessing(&batches),
                     parts: means.iter().flat_map(|means| &means[1..]).copied().collect(),
                     lr: lr as f32,
                     grad_norm: norms[0],
@@ -348,16 +367,20 @@ impl Training {
         if let Some(last) = state.log.0.last_mut() {
             last.weights = Some(blob);
         }
+        if let Some(remark) = judge.remark(state.first, &state.log.0) {
+            out.warn(&remark);
+        }
         out.write(&state.log.batch(&schema)?)
     }
 }
 
 /// Numbers that are none mean that training diverged, whichever trainer's they are; no saved state can hold them. Of each
 /// trainer its loss and the parts of it, and the norm of its gradients.
-fn check(step: u64, losses: &[Vec<f32>], norms: &[f32]) -> Result<()> {
+fn check(step: u64, losses: &[Vec<Option<f32>>], norms: &[f32]) -> Result<()> {
     let parts = losses.iter().flat_map(|loss| loss.iter().enumerate());
-    let parts = parts.map(|(i, value)| (if i == 0 { "the loss" } else { "a part of the loss" }, value));
-    let numbers = parts.chain(norms.iter().map(|norm| ("the norm of the gradients", norm)));
+    let named = |(i, value): (usize, &Option<f32>)| (if i == 0 { "the loss" } else { "a part of the loss" }, *value);
+    let parts = parts.map(named).filter_map(|(what, value)| Some((what, value?)));
+    let numbers = parts.chain(norms.iter().map(|norm| ("the norm of the gradients", *norm)));
     match numbers.into_iter().find(|(_, number)| !number.is_finite()) {
         Some((what, number)) => Err(Error::Stage(format!(
             "{what} is {number} at step {step}: training diverged; lower `lr` or set `max_grad_norm`"
@@ -396,6 +419,8 @@ struct State {
     step: u64,
     trainers: Vec<Trainer>,
     variables: Named,
+    /// What is judged of the loss, as it was in the first step.
+    first: Option<f32>,
     log: Log,
 }
 
@@ -429,7 +454,9 @@ impl State {
             tensors.extend(ema.iter().flat_map(|ema| named(format!("ema.{i}"), clone(ema.averages()))));
         }
         let log = serde_json::to_string(&self.log.0).map_err(std::io::Error::from)?;
-        let metadata = HashMap::from([("step".into(), self.step.to_string()), ("log".into(), log)]);
+        let first = self.first.map(|first| first.to_string()).unwrap_or_default();
+        let metadata =
+            HashMap::from([("step".into(), self.step.to_string()), ("first".into(), first), ("log".into(), log)]);
         Ok(to_safetensors(tensors, metadata)?)
     }
 
@@ -466,7 +493,7 @@ impl State {
                 ema.load(&part(format!("ema.{i}"))?).map_err(wrong)?;
             }
         }
-        (self.step, self.log) = (step, Log(rows));
+        (self.step, self.first, self.log) = (step, field("first").parse().ok(), Log(rows));
         out.log(format!("goes on from step {step}"));
         Ok(())
     }
@@ -485,12 +512,13 @@ impl Log {
     fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch> {
         let float =
             |f: &dyn Fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(self.0.iter().map(f))) as ArrayRef;
+        let part = |i: usize| Arc::new(Float32Array::from_iter(self.0.iter().map(|r| r.parts[i]))) as ArrayRef;
         let int = |f: &dyn Fn(&LogRow) -> u64| {
             Arc::new(Int64Array::from_iter_values(self.0.iter().map(|r| f(r) as i64))) as ArrayRef
         };
         let parts = self.0.first().map_or(0, |row| row.parts.len());
         let mut columns = vec![int(&|r| r.step), int(&|r| r.epoch), float(&|r| r.loss)];
-        columns.extend((0..parts).map(|i| float(&|r| r.parts[i])));
+        columns.extend((0..parts).map(part));
         columns.extend([float(&|r| r.lr), float(&|r| r.grad_norm), float(&|r| r.rows_per_s)]);
         columns.push(Arc::new(StringArray::from_iter(self.0.iter().map(|row| row.weights.map(|w| w.to_string())))));
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
@@ -523,7 +551,7 @@ mod tests {
         let training = Training { batch_size: 3, accumulate: 2, epochs: Some(2), ..Training::default() };
         assert_eq!((training.per_epoch(13), training.length(13)), (3, 6));
         let mut order = None;
-        let steps: Vec<Vec<MicroBatch>> = (0..6).map(|step| training.batches(step, 13, &mut order)).collect();
+        let steps: Vec<Vec<MicroBatch>> = (0..6).map(|step| training.batches(step, 13, &mut order, false)).collect();
         // five batches an epoch, two a step
         let sizes: Vec<Vec<usize>> = steps.iter().map(|step| rows(step)).collect();
         assert_eq!(sizes[..3], [vec![3, 3], vec![3, 3], vec![1]]);
@@ -536,7 +564,7 @@ mod tests {
         // no noise is drawn twice, and any step is found without those before it
         let numbers: Vec<u64> = steps.iter().flatten().map(|batch| batch.number).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
-        assert_eq!(training.batches(4, 13, &mut None)[1].rows, steps[4][1].rows);
+        assert_eq!(training.batches(4, 13, &mut None, false)[1].rows, steps[4][1].rows);
         assert_ne!(steps[0][0].rows, steps[3][0].rows);
     }
 
@@ -551,8 +579,9 @@ mod tests {
 
     #[test]
     fn no_number_that_is_none_is_logged() {
-        let error = |losses: [&[f32]; 2], norms| check(7, &losses.map(<[f32]>::to_vec), norms).unwrap_err().to_string();
-        assert!(check(7, &[vec![1., 2.], vec![3.]], &[4., 5.]).is_ok());
+        let values = |losses: [&[f32]; 2]| losses.map(|loss| loss.iter().copied().map(Some).collect::<Vec<_>>());
+        let error = |losses, norms| check(7, &values(losses), norms).unwrap_err().to_string();
+        assert!(check(7, &[vec![Some(1.), None], vec![Some(3.)]], &[4., 5.]).is_ok());
         let advice = "at step 7: training diverged; lower `lr` or set `max_grad_norm`";
         assert_eq!(error([&[1.], &[f32::NAN]], &[1., 1.]), format!("the loss is NaN {advice}"));
         assert_eq!(error([&[1., f32::INFINITY], &[1.]], &[1., 1.]), format!("a part of the loss is inf {advice}"));

@@ -1,0 +1,218 @@
+//! How much of an image is in its reconstruction: whether reconstructions follow their inputs, told from some of them.
+
+use std::collections::BTreeMap;
+
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::{Float16Type, UInt8Type},
+};
+
+use super::column;
+use crate::{
+    engine::{
+        Result,
+        manifest::Note,
+        sample::{ITSELF, Sample},
+        task::Batch,
+        tensor_shape,
+    },
+    models::preprocessing::Preprocessing,
+};
+
+/// Images that are looked at.
+const LOOKED_AT: usize = 48;
+/// Of fewer images of a class nothing is said.
+const FEWEST: usize = 3;
+/// Images are compared in cells, this many a side: a reconstruction is smoother than its image.
+const CELLS: usize = 16;
+/// Images of a class that differ by less, in grey levels, are all alike, and so may be their reconstructions.
+const ALIKE: f64 = 1.;
+/// Reconstructions that differ by a smaller share of what their images differ by are one and the same.
+const SMALLEST_SHARE: f64 = 0.2;
+/// Reconstructions whose differences correlate less with those of their images do not follow them.
+const SMALLEST_CORRELATION: f64 = 0.25;
+
+/// The remarks on a table of the stage `reconstruct`.
+pub(super) fn review(table: &Sample<'_>) -> Result<Vec<Note>> {
+    let batch = table.rows(LOOKED_AT, &[("images", &["pixels", "class"]), (ITSELF, &["pixels"])])?;
+    let mut classes: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
+    for (class, pair) in pairs(&batch)? {
+        classes.entry(class).or_default().push(pair);
+    }
+    let found: Vec<(String, Following)> =
+        classes.into_iter().filter_map(|(class, pairs)| Some((class, Following::of(&pairs)?))).collect();
+    Ok(remarks(&found))
+}
+
+fn remarks(classes: &[(String, Following)]) -> Vec<Note> {
+    let told = |what: &str, is: fn(&Following) -> bool, number: fn(&Following) -> String| {
+        let named = classes.iter().filter(|(_, found)| is(found));
+        let names: Vec<String> = named.map(|(class, found)| format!("{class} ({})", number(found))).collect();
+        (!names.is_empty()).then(|| Note::about(what, names))
+    };
+    let same = told(
+        "the reconstructions of a class are nearly one and the same picture, whatever the image",
+        Following::is_one_picture,
+        |found| format!("they differ by {:.1} grey levels, their images by {:.1}", found.reconstructions, found.images),
+    );
+    let apart = told(
+        "reconstructions do not follow their images",
+        |found| !found.is_one_picture() && found.correlation < SMALLEST_CORRELATION,
+        |found| format!("what sets them apart correlates by {:.2}", found.correlation),
+    );
+    same.into_iter().chain(apart).collect()
+}
+
+/// An image and its reconstruction in cells, in grey levels, channel by channel.
+struct Pair {
+    image: Vec<f64>,
+    reconstruction: Vec<f64>,
+}
+
+/// The pairs of a batch with their classes; all of one class where the images say none.
+fn pairs(batch: &Batch) -> Result<Vec<(String, Pair)>> {
+    let Some((images, shape)) = batch.port("images").and_then(|images| Some((images, pixels(images)?))) else {
+        return Ok(Vec::new());
+    };
+    let [height, width, channels] = shape;
+    let scale = Preprocessing::imagenet(1);
+    let grey = |value: f32, c: usize| f64::from((value * scale.std[c % 3] + scale.mean[c % 3]).clamp(0., 1.) * 255.);
+    let (given, made) = (batch.column("images", "pixels")?, batch.column(ITSELF, "pixels")?);
+    let classes = images.column_by_name("class").and_then(|column| column.as_string_opt::<i32>());
+    let mut pairs = Vec::new();
+    for row in 0..batch.len() {
+        let image = column::row::<UInt8Type>(given, row)?; // [H, W, C]
+        let reconstruction = column::row::<Float16Type>(made, row)?; // [C, H, W]
+        if image.len() != height * width * channels || reconstruction.len() != image.len() {
+            continue;
+        }
+        let plane = height * width;
+        let image = cells(shape, |c, at| f64::from(image[at * channels + c]));
+        let reconstruction = cells(shape, |c, at| grey(reconstruction[c * plane + at].to_f32(), c));
+        let class = classes.filter(|classes| classes.is_valid(row)).map_or("all images", |classes| classes.value(row));
+        pairs.push((class.to_owned(), Pair { image, reconstruction }));
+    }
+    Ok(pairs)
+}
+
+/// The shape [H, W, C] of images.
+fn pixels(images: &RecordBatch) -> Option<[usize; 3]> {
+    let schema = images.schema();
+    tensor_shape(schema.field_with_name("pixels").ok()?)?.try_into().ok()
+}
+
+/// The means of a picture's cells; `value` is that of a channel at a pixel.
+fn cells([height, width, channels]: [usize; 3], value: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    let (rows, columns) = (CELLS.min(height), CELLS.min(width));
+    let mut sums = vec![0.; rows * columns * channels];
+    let mut counts = vec![0.; rows * columns * channels];
+    for at in 0..height * width {
+        let (row, column) = (at / width * rows / height, at % width * columns / width);
+        for c in 0..channels {
+            let cell = (row * columns + column) * channels + c;
+            sums[cell] += value(c, at);
+            counts[cell] += 1.;
+        }
+    }
+    sums.iter().zip(counts).map(|(sum, count)| sum / count).collect()
+}
+
+/// How reconstructions of a class follow their images, beside what all images of the class have in common.
+#[derive(Clone, Copy, Debug)]
+struct Following {
+    /// By how many grey levels images differ from their mean, on average.
+    images: f64,
+    /// The same of reconstructions.
+    reconstructions: f64,
+    /// How these differences correlate, 1 for a faithful copy.
+    correlation: f64,
+}
+
+impl Following {
+    /// None of too few images, and of images that are all alike.
+    fn of(pairs: &[Pair]) -> Option<Self> {
+        if pairs.len() < FEWEST {
+            return None;
+        }
+        let cells = pairs[0].image.len();
+        let mean = |of: fn(&Pair) -> &Vec<f64>, cell: usize| {
+            pairs.iter().map(|pair| of(pair)[cell]).sum::<f64>() / pairs.len() as f64
+        };
+        let [mut images, mut reconstructions, mut xx, mut yy, mut xy] = [0.; 5];
+        for cell in 0..cells {
+            let (image, reconstruction) = (mean(|pair| &pair.image, cell), mean(|pair| &pair.reconstruction, cell));
+            for pair in pairs {
+                let (x, y) = (pair.image[cell] - image, pair.reconstruction[cell] - reconstruction);
+                images += x.abs();
+                reconstructions += y.abs();
+                (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
+            }
+        }
+        let count = (cells * pairs.len()) as f64;
+        let found = Self {
+            images: images / count,
+            reconstructions: reconstructions / count,
+            correlation: xy / (xx * yy).sqrt().max(f64::MIN_POSITIVE),
+        };
+        (found.images >= ALIKE).then_some(found)
+    }
+
+    fn is_one_picture(&self) -> bool {
+        self.reconstructions < SMALLEST_SHARE * self.images
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Images of 4x4 whose left half is brighter the higher the number, and what `made` makes of number and pixel.
+    fn found(made: impl Fn(f64, usize) -> f64) -> Option<Following> {
+        let picture = |value: &dyn Fn(usize) -> f64| cells([4, 4, 1], |_, at| value(at));
+        let pair = |i: usize| {
+            let i = i as f64;
+            let image = picture(&|at| if at % 4 < 2 { 100. + 20. * i } else { 50. });
+            Pair { image, reconstruction: picture(&|at| made(i, at)) }
+        };
+        Following::of(&(0..6).map(pair).collect::<Vec<_>>())
+    }
+
+    fn told(found: Following) -> String {
+        remarks(&[("nut".to_owned(), found)]).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn one_grey_square_for_all_is_told() {
+        let grey = found(|i, _| 90. + i / 4.).unwrap();
+        let expected = "the reconstructions of a class are nearly one and the same picture, whatever the image: 1: nut (they \
+                        differ by 0.4 grey levels, their images by 15.0)";
+        assert_eq!(told(grey), expected);
+    }
+
+    #[test]
+    fn reconstructions_of_something_else_are_told() {
+        // blots whose place follows from nothing in the image
+        let blots = found(|i, at| if (at * 7 + i as usize * 5) % 11 < 4 { 250. } else { 5. }).unwrap();
+        assert!(
+            told(blots).starts_with("reconstructions do not follow their images: 1: nut (what sets them apart"),
+            "{blots:?}"
+        );
+    }
+
+    #[test]
+    fn a_dim_copy_follows_and_equal_images_tell_nothing() {
+        let copy = found(|i, at| if at % 4 < 2 { 90. + 10. * i } else { 60. }).unwrap();
+        assert!(copy.correlation > 0.99 && told(copy).is_empty(), "{copy:?}");
+        let pair = || Pair { image: vec![7.; 16], reconstruction: vec![3.; 16] };
+        assert!(Following::of(&[pair(), pair(), pair()]).is_none());
+        assert!(Following::of(&[pair(), pair()]).is_none());
+    }
+
+    #[test]
+    fn cells_are_means_of_a_picture_of_any_size() {
+        assert_eq!(cells([2, 2, 1], |_, at| at as f64), [0., 1., 2., 3.]);
+        let large = cells([20, 33, 3], |c, _| c as f64);
+        assert_eq!(large.len(), 16 * 16 * 3);
+        assert!(large.chunks(3).all(|cell| cell == [0., 1., 2.]));
+    }
+}
