@@ -303,7 +303,7 @@ impl Store {
     }
 
     /// A part's bytes.
-    pub(super) fn part(&self, digest: Digest) -> Result<Bytes> {
+    pub fn part(&self, digest: Digest) -> Result<Bytes> {
         self.whole(digest, &part_name(digest), "part")
     }
 

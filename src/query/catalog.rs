@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -16,7 +16,7 @@ use datafusion::{
 };
 
 use super::table::Published;
-use crate::engine::{Current, Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
+use crate::engine::{Current, Digest, Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
 
 /// A pipeline's published tables; beside them those that a session made itself.
 #[derive(Debug)]
@@ -34,7 +34,12 @@ struct Names {
     slots: BTreeMap<String, BTreeSet<String>>,
     /// Those of tables that are being made.
     unfinished: BTreeSet<String>,
+    /// The parts of the tables that queries of the session have read.
+    read: PartsRead,
 }
+
+/// The parts of the tables that queries of a session have read.
+pub(super) type PartsRead = Arc<Mutex<BTreeSet<Digest>>>;
 
 impl Tables {
     /// `slots` and `unfinished` are the store's published tables and those that runs are making.
@@ -43,6 +48,7 @@ impl Tables {
         pipeline: &str,
         slots: &[(String, String)],
         unfinished: &[(String, String)],
+        read: &PartsRead,
     ) -> Result<Self, Error> {
         let own = |tables: &[(String, String)]| {
             tables.iter().filter(|(of, _)| of == pipeline).map(|(_, slot)| slot.clone()).collect::<BTreeSet<String>>()
@@ -57,7 +63,7 @@ impl Tables {
         for slot in own(slots).union(&unfinished) {
             slots_of.entry(table_of(slot).to_owned()).or_default().insert(slot.clone());
         }
-        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: slots_of, unfinished };
+        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: slots_of, unfinished, read: read.clone() };
         Ok(Self { published: Arc::new(names), made: RwLock::default() })
     }
 }
@@ -69,6 +75,8 @@ impl Names {
             Some((table, run)) => self.of_run(table, run)?,
             None => self.current(name)?,
         };
+        let parts = manifests.iter().flat_map(|manifest| &manifest.parts).map(|part| part.part);
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).extend(parts);
         if manifests.is_empty() { Ok(None) } else { Published::new(&self.store, &manifests).map(Some) }
     }
 

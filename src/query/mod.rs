@@ -15,11 +15,15 @@ pub mod statement;
 mod table;
 mod wrong;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
+    error::DataFusionError,
     execution::{SendableRecordBatchStream, context::SQLOptions, object_store::ObjectStoreUrl},
     prelude::{SessionConfig, SessionContext},
 };
@@ -29,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use self::split::{is_ended, statements};
 
 use self::{
-    catalog::{Lazy, Tables},
+    catalog::{Lazy, PartsRead, Tables},
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
@@ -51,6 +55,7 @@ const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
 pub struct Session {
     context: SessionContext,
     store: Store,
+    read: PartsRead,
     writes: bool,
     ends_at_interrupt: bool,
 }
@@ -86,14 +91,15 @@ impl Session {
         context.register_object_store(objects.as_ref(), store.objects.clone());
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog(CATALOG, catalog.clone());
+        let read = PartsRead::default();
         for name in pipelines.into_iter().chain([default.as_str()]) {
-            let tables = Tables::new(store, name, &slots, &unfinished)?;
+            let tables = Tables::new(store, name, &slots, &unfinished, &read)?;
             if name == default {
                 common(store, &tables)?;
             }
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
-        Ok(Self { context, store: store.clone(), writes: false, ends_at_interrupt: false })
+        Ok(Self { context, store: store.clone(), read, writes: false, ends_at_interrupt: false })
     }
 
     /// Lets statements make tables of this session's own and write files; published tables stay as they are.
@@ -122,16 +128,35 @@ impl Session {
         let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
         let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
         let statement = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
-        let wrong = |error| statement_error(error, sql, &self.context, ONLY_READS);
-        self.store.runtime().block_on(async {
-            let mut interrupt = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
-            let begin = async {
-                let frame = self.context.sql_with_options(statement, options).await.map_err(wrong)?;
-                let schema = Arc::new(frame.schema().as_arrow().clone());
-                Ok((schema, frame.execute_stream().await.map_err(wrong)?))
-            };
-            let (schema, rows) = unless(&mut interrupt, begin).await?;
-            Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
+        let _in_runtime = self.store.runtime().enter();
+        let mut interrupt = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
+        let begin = async {
+            let frame = self.context.sql_with_options(statement, options).await?;
+            let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
+            Ok((schema, frame.execute_stream().await?))
+        };
+        let begun = self.store.runtime().block_on(unless(&mut interrupt, begin)).ok_or(Error::Interrupted)?;
+        let (schema, rows) = begun.map_err(|error| self.wrong(error, sql))?;
+        Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
+    }
+
+    /// What is wrong with a statement, or with the parts of the tables that it reads.
+    fn wrong(&self, error: DataFusionError, sql: &str) -> Error {
+        use DataFusionError::{External, IoError, ObjectStore, ParquetError};
+        let is_of_storage = matches!(error.find_root(), ParquetError(_) | ObjectStore(_) | IoError(_) | External(_));
+        let damage = if is_of_storage { self.damage() } else { None };
+        damage.unwrap_or_else(|| statement_error(error, sql, &self.context, ONLY_READS))
+    }
+
+    /// The first part that is damaged or missing, of the tables that were read. DataFusion tells that a part could not be read
+    /// in words alone.
+    fn damage(&self) -> Option<Error> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        read.into_iter().find_map(|part| match self.store.part(part) {
+            Err(Error::Lost { digest, message }) => {
+                Some(Error::lost(digest, format!("{message}; `vlmdiff run --verify` of its pipeline computes it again")))
+            }
+            _ => None,
         })
     }
 }
@@ -158,20 +183,18 @@ impl Answer<'_> {
     /// The next rows, or `None` at the end.
     pub fn next(&mut self) -> Result<Option<RecordBatch>> {
         let Self { session, sql, rows, interrupt, .. } = self;
-        let next = async { rows.next().await.transpose() };
-        session.store.runtime().block_on(unless(interrupt, async {
-            next.await.map_err(|error| statement_error(error, sql, &session.context, ONLY_READS))
-        }))
+        let next = session.store.runtime().block_on(unless(interrupt, rows.next())).ok_or(Error::Interrupted)?;
+        next.transpose().map_err(|error| session.wrong(error, sql))
     }
 }
 
-/// Does some work unless a signal comes before it is done.
-async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = Result<T>>) -> Result<T> {
+/// Does some work, unless a signal comes before it is done.
+async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = T>) -> Option<T> {
     match signal {
-        None => work.await,
+        None => Some(work.await),
         Some(signal) => tokio::select! {
-            done = work => done,
-            _ = signal.recv() => Err(Error::Interrupted),
+            done = work => Some(done),
+            _ = signal.recv() => None,
         },
     }
 }
