@@ -95,7 +95,7 @@ fn nothing_is_made_from_a_volatile_column() {
         assert!(ended.stderr.contains("`uri` says where a row lies"), "{table}: {}", ended.stderr);
     };
     refused(
-        "{ stage: sql, from: [images], where: \"uri like 'data/%'\", with: { query: 'select image_id from images' } }",
+        "{ stage: sql, from: [images], where: \"uri like 'data/%'\", with: { query: 'select image_id from images', makes: row_per_row } }",
     );
     refused("{ stage: sql, from: [images], with: { query: 'select image_id, uri from images', makes: row_per_row } }");
     refused("{ stage: command, from: [images], with: { run: cat, columns: [uri], output: { n: int64 } } }");

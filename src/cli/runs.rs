@@ -66,7 +66,7 @@ impl Runs {
             None => list(&store, self.number)?,
             Some(Command::Show { run }) => show(&history::find(&store, &run)?)?,
             Some(Command::Tag { tag, run }) => {
-                let run = history::find(&store, &run)?.run;
+                let run = history::id_of(&store, &run)?;
                 match history::tag(&store, &tag, &run)?.filter(|before| *before != run) {
                     Some(before) => print(format!("{tag}: {run} (before: {before})"))?,
                     None => print(format!("{tag}: {run}"))?,

@@ -234,12 +234,27 @@ pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     names.iter().zip(store.get_all(&names)?).filter_map(tag).collect()
 }
 
+/// The id of the run that a name means, as [`find`] knows it. Where no tag is asked for, none is read: one that is damaged can so
+/// be written again.
+pub fn id_of(store: &Store, name: &str) -> Result<String> {
+    let runs: Vec<String> = store.list("runs")?.iter().map(|run| run_of(run).to_owned()).collect();
+    match back(name) {
+        Some(back) => runs.into_iter().rev().nth(back),
+        None => runs.into_iter().find(|run| run == name),
+    }
+    .map_or_else(|| Ok(find(store, name)?.run), Ok)
+}
+
+/// How many runs before the last one a name means: `last`, `last~1`.
+fn back(name: &str) -> Option<usize> {
+    if name == "last" { Some(0) } else { name.strip_prefix("last~")?.parse().ok() }
+}
+
 /// The run that a name means: a tag, an id or the beginning of one, `last` for the newest or `last~1` for the one before.
 pub fn find(store: &Store, name: &str) -> Result<Run> {
     let mut runs = runs(store)?;
-    let back = if name == "last" { Some(0) } else { name.strip_prefix("last~").and_then(|n| n.parse::<usize>().ok()) };
     let named = |run: &Run| run.run == name || run.tags.iter().any(|tag| tag == name);
-    let at = match back {
+    let at = match back(name) {
         Some(back) => runs.len().checked_sub(back + 1),
         None => runs.iter().position(named).map_or_else(|| begins_with(&runs, name), |at| Ok(Some(at)))?,
     };
