@@ -116,18 +116,19 @@ impl Results {
         let out = match path {
             None => Output::Standard,
             Some(path) => {
-                let is_device = path.metadata().is_ok_and(|there| !there.is_file());
+                let failed = || format!("cannot write {}", path.display());
+                // `/dev/stdout` may be a file, which has no other name.
+                if path.starts_with("/dev") || path.metadata().is_ok_and(|there| !there.is_file()) {
+                    let device = File::options().append(true).open(path).with_context(failed)?;
+                    return Ok(Self { format, written: 0, out: Output::Device(BufWriter::new(device)) });
+                }
                 // A link stays one.
                 let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 let mut name = path.file_name().unwrap_or_default().to_owned();
                 name.push(format!(".{}.unfinished", std::process::id()));
                 let unfinished = path.with_file_name(name);
-                let create = |at: &Path| File::create(at).with_context(|| format!("cannot write {}", path.display()));
-                if is_device {
-                    Output::Device(BufWriter::new(create(&path)?))
-                } else {
-                    Output::File { file: BufWriter::new(create(&unfinished)?), unfinished, path }
-                }
+                let file = BufWriter::new(File::create(&unfinished).with_context(failed)?);
+                Output::File { file, unfinished, path }
             }
         };
         Ok(Self { format, written: 0, out })
