@@ -82,7 +82,9 @@ impl Node {
     pub(super) fn given(text: &str, place: Place) -> Self {
         let as_text = Kind::Scalar(Value::String(text.to_owned()));
         let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
-        let yaml = Self::parse(text).ok().filter(|_| !has_comment(text)).map(|node| node.kind);
+        // YAML has `~` for nothing, and paths have it for the home folder.
+        let is_yaml = !has_comment(text) && text.trim() != "~";
+        let yaml = Self::parse(text).ok().filter(|_| is_yaml).map(|node| node.kind);
         let (kind, otherwise) = match yaml {
             Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
             Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
@@ -390,7 +392,8 @@ mod tests {
         }
         assert_eq!(given("2024"), [json!(2024), json!("2024")]);
         assert_eq!(given("no"), [json!(false), json!("no")]);
-        assert_eq!(given("~"), [Value::Null, json!("~")]);
+        assert_eq!(given("~"), [json!("~")]);
+        assert_eq!(given("null"), [Value::Null, json!("null")]);
         assert_eq!(given("[1, 2]"), [json!([1, 2]), json!("[1, 2]")]);
         assert_eq!(given("{ n: utf8? }"), [json!({"n": "utf8?"}), json!("{ n: utf8? }")]);
         assert_eq!(given("{ n: 'a #b' }"), [json!({"n": "a #b"}), json!("{ n: 'a #b' }")]);
