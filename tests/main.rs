@@ -7,6 +7,7 @@ mod damage;
 mod dataset;
 mod fits;
 mod golden;
+mod gradients;
 mod history;
 mod identity;
 mod incremental;

@@ -3,7 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 /// Whether an image's error is the sum or the mean over its values. With a plain Adam this scales nothing; with clipping, and
 /// in the balance between reconstruction and discriminator, it does.
@@ -85,12 +85,13 @@ pub fn autoencoder_loss(
 ) -> Result<Terms, TchError> {
     let values = (x.numel() as i64 / x.size()[0]) as f64;
     let error = y - x;
-    let mut reconstruction = error.abs().mean(Kind::Float) + error.square().mean(Kind::Float) * weights.mse;
-    let perceptual = perceptual.map(|distances| distances.mean(Kind::Float));
+    let kind = error.kind();
+    let mut reconstruction = error.abs().mean(kind) + error.square().mean(kind) * weights.mse;
+    let perceptual = perceptual.map(|distances| distances.mean(kind));
     if let Some(distance) = &perceptual {
         reconstruction += distance * weights.perceptual;
     }
-    let kl = kl.mean(Kind::Float) / values;
+    let kl = kl.mean(kind) / values;
     let scaled = |term: &Tensor| match weights.reduction {
         Reduction::Sum => term * values,
         Reduction::Mean => term.shallow_clone(),
@@ -98,7 +99,7 @@ pub fn autoencoder_loss(
     let mut total = scaled(&(&reconstruction + &kl * weights.kl));
     let mut adversarial = None;
     if let Some(Adversary { fake, last_layer, weight, factor }) = adversary {
-        let g = -fake.mean(Kind::Float);
+        let g = -fake.mean(kind);
         let d_weight = adaptive_weight(&scaled(&reconstruction), &g, last_layer)? * *weight;
         total += &d_weight * &g * *factor;
         adversarial = Some((g, d_weight));
@@ -122,13 +123,15 @@ pub fn discriminator_loss(real: &Tensor, fake: &Tensor, loss: AdversarialLoss) -
         AdversarialLoss::Hinge => ((-real + 1.).relu(), (fake + 1.).relu()),
         AdversarialLoss::Vanilla => ((-real).softplus(), fake.softplus()),
     };
-    (real.mean(Kind::Float) + fake.mean(Kind::Float)) * 0.5
+    let kind = real.kind();
+    (real.mean(kind) + fake.mean(kind)) * 0.5
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Noise;
     use super::*;
+    use tch::Kind;
 
     #[test]
     fn the_mean_is_the_sum_over_the_values_of_an_image() {

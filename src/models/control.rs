@@ -10,7 +10,7 @@ use super::{
         CONTROL,
         names::{self, Names},
     },
-    nn::{ConfigError, channels_last, require, show, silu},
+    nn::{ConfigError, channels_last, instance_norm, require, show, silu},
     recompute::{Pass, segment},
     unet::{Encoder, UNet2DConditionConfig},
 };
@@ -189,9 +189,8 @@ impl Fusion {
 
     /// `x` [B, C, h, w] of the deepest level, its `to`-th, with what the `sources` [B, Ci, 2h, 2w] add to it.
     fn forward(&self, to: usize, x: &Tensor, sources: &[Tensor]) -> Tensor {
-        let none = None::<&Tensor>;
-        let norm = |x: Tensor| x.instance_norm(none, none, none, none, true, 0., 1e-5, false);
-        let add = |sum: Tensor, (conv, source): (&Conv2d, &Tensor)| sum + norm(conv.forward(source)).silu();
+        let add =
+            |sum: Tensor, (conv, source): (&Conv2d, &Tensor)| sum + instance_norm(&conv.forward(source), 1e-5).silu();
         self.down[to].iter().zip(sources).fold(x.shallow_clone(), add)
     }
 }

@@ -6,7 +6,7 @@ use super::{
     nn::skip_init,
 };
 use tch::{
-    Device, Kind, Tensor,
+    Device, Tensor,
     nn::{self, Init, Module, VarStore},
 };
 
@@ -85,10 +85,11 @@ impl Lpips {
 
     /// What each block adds to the distance of images with these [`features`](Self::features): five of [B].
     pub fn distances(&self, a: &[Tensor], b: &[Tensor]) -> Vec<Tensor> {
-        let unit = |x: &Tensor| x / (x.square().sum_dim_intlist([1].as_slice(), true, Kind::Float).sqrt() + EPS);
+        let unit = |x: &Tensor| x / (x.square().sum_dim_intlist([1].as_slice(), true, x.kind()).sqrt() + EPS);
         let distance = |((a, b), lin): ((&Tensor, &Tensor), &Tensor)| {
             let weighted = (unit(a) - unit(b)).square() * lin;
-            weighted.sum_dim_intlist([1].as_slice(), false, Kind::Float).mean_dim([1, 2].as_slice(), false, Kind::Float)
+            let kind = weighted.kind();
+            weighted.sum_dim_intlist([1].as_slice(), false, kind).mean_dim([1, 2].as_slice(), false, kind)
         };
         a.iter().zip(b).zip(&self.lins).map(distance).collect()
     }

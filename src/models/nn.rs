@@ -122,6 +122,17 @@ impl Module for GroupNorm {
     }
 }
 
+/// Each channel of each row of [B, C, H, W] to mean 0 and variance 1.
+///
+/// The map is flattened first, for libtorch normalises the view [1, B·C, H, W] of a map of four dimensions. Where B is 1, the
+/// gradient of that view may lie channels-last behind a stride that does not say so, and batch normalisation on the CPU reads
+/// it as if it lay plainly: every channel gets the gradients of others. Three dimensions have one plain layout, which is not
+/// mistaken for another.
+pub(crate) fn instance_norm(x: &Tensor, eps: f64) -> Tensor {
+    let none = None::<&Tensor>;
+    x.flatten(2, 3).instance_norm(none, none, none, none, true, 0., eps, false).view_as(x)
+}
+
 /// Layer normalisation over the last dimension.
 pub(crate) fn layer_norm(vs: nn::Path, width: i64, eps: f64) -> nn::LayerNorm {
     nn::layer_norm(vs, vec![width], nn::LayerNormConfig { eps, ..Default::default() })

@@ -286,7 +286,7 @@ fn captions(inputs: &Schemas) -> Result<&'static str, String> {
 
 impl Stage for TrainDenoiser {
     const NAME: &'static str = "train_denoiser";
-    const REVISION: u32 = 2;
+    const REVISION: u32 = 3;
     const PORTS: Ports = Ports::Named(&[
         Port::rows("images", &["pixels"]),
         Port::rows("latents", &["mean", "logvar"]),
