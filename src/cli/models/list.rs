@@ -49,10 +49,11 @@ fn here(known: &Known) -> &'static str {
     }
 }
 
-fn origin(known: &Known) -> &str {
+fn origin(known: &Known) -> String {
     match &known.source {
-        Source::Hub { repo, .. } => repo,
-        Source::Url { url, .. } => url.split('/').nth(2).unwrap_or(url),
+        Source::Hub { repo, .. } => repo.clone(),
+        Source::Url { url, .. } => url.split('/').nth(2).unwrap_or(url).to_owned(),
+        Source::Package { package, version, .. } => format!("Python package {package} {version}"),
     }
 }
 
@@ -60,6 +61,9 @@ fn object(known: &Known) -> serde_json::Value {
     let source = match &known.source {
         Source::Hub { repo, revision, files } => json!({ "hub": repo, "revision": revision, "files": files }),
         Source::Url { url, file, sha256, .. } => json!({ "url": url, "file": file, "sha256": sha256 }),
+        Source::Package { package, version, wheel, file, sha256 } => {
+            json!({ "package": package, "version": version, "wheel": wheel, "file": file, "sha256": sha256 })
+        }
     };
     json!({
         "name": known.name,

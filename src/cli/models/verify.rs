@@ -82,6 +82,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 fn check(file: &Path, known: Option<&Known>) -> Result<Option<Result<String, String>>> {
     let listed = known.and_then(|known| match &known.source {
         Source::Url { sha256, .. } => sha256.clone().map(Expected::Sha256),
+        Source::Package { sha256, .. } => Some(Expected::Sha256(sha256.clone())),
         Source::Hub { .. } => None,
     });
     let Some(expected) = listed.or_else(|| Expected::of_cached(file)) else {
