@@ -8,8 +8,11 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tch::Tensor;
-use vlmdiff::models::checkpoint::to_safetensors;
+use tch::{Device, Tensor, nn::VarStore};
+use vlmdiff::models::{
+    checkpoint::to_safetensors,
+    vae::{AutoencoderKl, AutoencoderKlConfig},
+};
 
 use crate::lab::{Ended, Lab};
 
@@ -205,6 +208,31 @@ fn weights_that_are_none_are_told() {
         ended.stderr
     });
     insta::assert_snapshot!("models_wrong", told.collect::<String>());
+}
+
+#[test]
+fn weights_that_were_saved_within_a_wrapper_are_loaded() {
+    let lab = Lab::empty();
+    let config = r#"{ "block_out_channels": [4], "layers_per_block": 1, "norm_num_groups": 2 }"#;
+    let vs = VarStore::new(Device::Cpu);
+    let _network =
+        AutoencoderKl::new(vs.root(), &serde_json::from_str::<AutoencoderKlConfig>(config).unwrap()).unwrap();
+    lab.write(
+        "pipeline.yaml",
+        &format!(
+            "name: wrapped\ntables:\n  autoencoder: {{ stage: pretrained, with: {{ network: autoencoder, \
+             weights: weights.safetensors, config: {config} }} }}\n"
+        ),
+    );
+    for prefix in ["", "module.", "_orig_mod.", "module._orig_mod.", "trainer.vae."] {
+        let wrapped = vs.variables().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
+        fs::write(lab.path("weights.safetensors"), to_safetensors(wrapped, HashMap::new()).unwrap()).unwrap();
+        let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet"]);
+        assert_eq!(ended.code, Some(0), "{prefix}: {}", ended.stderr);
+    }
+    let other = vs.variables().into_iter().map(|(name, tensor)| (format!("module.other.{name}"), tensor)).skip(1);
+    fs::write(lab.path("weights.safetensors"), to_safetensors(other, HashMap::new()).unwrap()).unwrap();
+    assert_eq!(lab.vlmdiff(&["run", "pipeline.yaml", "--quiet"]).code, Some(2), "one of its tensors is missing");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod map;
 mod pickle;
 mod safe;
 mod torch;
+mod wrappers;
 
 pub use error::{CheckpointError, Mismatch};
 pub use format::Format;
@@ -39,8 +40,8 @@ pub const FILES: [&str; 10] = [
     "diffusion_pytorch_model.fp16.safetensors",
 ];
 
-/// Levels that training programs put above the weights, outermost first.
-const LEVELS: [&str; 4] = ["state_dict", "model_state_dict", "model", "teacher"];
+/// Levels that training programs put above the weights, outermost first; the last is DeepSpeed's.
+const LEVELS: [&str; 5] = ["state_dict", "model_state_dict", "model", "teacher", "module"];
 
 /// Named tensors in a file. Nested dicts and lists are flattened: `{"a": {"b": t}}` is `a.b`.
 #[derive(Debug, Clone)]
@@ -317,7 +318,8 @@ impl Checkpoint {
     }
 
     /// Steps into the dict that a training program keeps the weights in (`state_dict`, `model_state_dict`, `model`,
-    /// `teacher`), also where two are nested. A flat file stays as it is, even if its names begin with `model.`.
+    /// `teacher`), also where two are nested. A flat file keeps a `model.` before its names, unless what stands below it is a
+    /// published architecture. What wrappers such as DataParallel and torch.compile add to names is left out.
     pub fn state_dict(mut self) -> Self {
         let holds = |this: &Self, level: &str| {
             this.containers.contains(level) && this.names().any(|name| name.starts_with(&format!("{level}.")))
@@ -325,7 +327,7 @@ impl Checkpoint {
         while let Some(level) = LEVELS.into_iter().find(|level| holds(&self, level)) {
             self = self.select(level);
         }
-        self
+        self.unwrapped()
     }
 
     /// Fills the variables of a model, converted to their type and device. The names and shapes must be the same on both
