@@ -1,16 +1,18 @@
 //! One case of a golden set: its files, and a record of what was compared.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     io::Read,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     rc::Rc,
 };
 use tch::{Kind, Tensor};
 use vlmdiff::models::checkpoint::Checkpoint;
+
+use super::tolerance::{NETWORK, share};
 
 /// A case `models/NAME`, a folder with `inputs`, `expected` and `meta.json`; or `reference/NAME`, whose files are
 /// `NAME.safetensors` and `NAME.json` in the folder `reference`.
@@ -38,8 +40,8 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
 }
 
-/// A file that a set lacks, as the payload of a panic: what comes after it in a case is not compared.
-pub(super) struct Absent(pub(super) String);
+/// A file or tensor that a set lacks, as the payload of a panic: what comes after it in a part of a case is not compared.
+struct Absent(String);
 
 /// The tensors of a file. Each must be asked for: what is in a set and not compared is a failure.
 pub(crate) struct Tensors {
@@ -56,8 +58,9 @@ impl Tensors {
         Some(if tensor.kind() == Kind::Half { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() })
     }
 
+    /// Ends the [part](Case::part) of the case that needs it if the set lacks it.
     pub(crate) fn get(&self, name: &str) -> Tensor {
-        self.find(name).unwrap_or_else(|| panic!("{} has no tensor {name}", self.file))
+        self.find(name).unwrap_or_else(|| std::panic::panic_any(Absent(format!("{name} of {}", self.file))))
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -104,11 +107,27 @@ impl Case {
         self.record.borrow_mut().failures.push(failure);
     }
 
-    /// Ends the case if the set lacks a file.
+    /// Runs a part of the case. What the set lacks ends the part and is listed; what the other parts need is compared.
+    pub(crate) fn part(&self, compare: impl FnOnce()) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(compare)) else { return };
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        match panic.downcast_ref::<Absent>() {
+            Some(Absent(what)) => self.absent(&format!("{what}, and what needs it")),
+            None => self.fail(text.unwrap_or_default()),
+        }
+    }
+
+    /// Ends the part, for the set lacks something.
+    pub(crate) fn missing(&self, what: &str) -> ! {
+        std::panic::panic_any(Absent(what.to_owned()))
+    }
+
+    /// Ends the part if the set lacks a file.
     fn need(&self, file: &str) -> PathBuf {
         let path = self.path(file);
         if !path.exists() {
-            std::panic::panic_any(Absent(file.to_owned()));
+            self.missing(file);
         }
         path
     }
@@ -154,29 +173,44 @@ impl Case {
         super::weights::read(self, name)
     }
 
-    /// Compares with `expected.safetensors`, within `slack` times what two correct f32 implementations differ by
-    /// according to `meta.json`.
-    pub(crate) fn close(&self, name: &str, got: &Tensor, slack: f64) {
-        let meta: Value = self.json("meta.json");
-        let of = |what: &str| meta[what][name].as_f64().unwrap_or_default();
-        let bound = slack * f64::max(1e-5, f64::max(2e-5 * of("scale_max_abs"), 10. * of("noise_max_abs")));
-        self.compare("expected.safetensors", name, got, |_| bound);
+    /// Compares with `expected.safetensors` what networks compute, within so many times [`NETWORK`] of the largest value.
+    pub(crate) fn close(&self, name: &str, got: &Tensor, times: f64) {
+        self.compare("expected.safetensors", name, got, |want| share(want, times * NETWORK));
+    }
+
+    /// Compares with `expected.safetensors`, within what `bound` makes of the expected values.
+    pub(crate) fn expect(&self, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
+        self.compare("expected.safetensors", name, got, bound);
+    }
+
+    /// Compares with `expected.safetensors` what has to be equal.
+    pub(crate) fn exact(&self, name: &str, got: &Tensor) {
+        self.expect(name, got, |_| Tensor::from(0_f64));
     }
 
     /// Compares with a tensor of `NAME.safetensors`, within `tolerance` times its largest absolute value.
     pub(crate) fn near(&self, name: &str, got: &Tensor, tolerance: f64) {
-        self.compare(&format!("{}.safetensors", self.name), name, got, |want| tolerance * largest(want));
+        self.compare(&format!("{}.safetensors", self.name), name, got, |want| share(want, tolerance));
     }
 
-    /// Compares with a tensor of a file, within what `bound` makes of the expected values.
-    pub(crate) fn compare(&self, file: &str, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> f64) {
+    /// Compares with a tensor of `NAME.safetensors`, within what `bound` makes of the expected values.
+    pub(crate) fn within(&self, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
+        self.compare(&format!("{}.safetensors", self.name), name, got, bound);
+    }
+
+    /// Compares with a tensor of a file. `bound` makes of the expected values, in f64, by how much each may differ; it has
+    /// their shape or one that is broadcast to it.
+    pub(crate) fn compare(&self, file: &str, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
         let Some(want) = self.tensors(file).find(name) else { return self.absent(name) };
         let got = if want.dim() == 1 && got.dim() == 0 { got.unsqueeze(0) } else { got.shallow_clone() };
         if got.size() != want.size() {
             return self.fail(format!("{name} has the shape {:?}, not {:?}", got.size(), want.size()));
         }
-        let difference = largest(&(got.to_kind(Kind::Double) - want.to_kind(Kind::Double)));
-        self.judge(name, difference, bound(&want));
+        let want = want.to_kind(Kind::Double);
+        let difference = (got.to_kind(Kind::Double) - &want).abs();
+        // A finite number beside an infinite or an undefined one differs by more than is allowed.
+        let difference = difference.nan_to_num(f64::INFINITY, f64::INFINITY, f64::INFINITY);
+        self.judge_all(name, &difference, &bound(&want).expand_as(&difference));
     }
 
     /// Compares one number, within an absolute tolerance.
@@ -192,6 +226,18 @@ impl Case {
         }
     }
 
+    /// Judges each of several values; the worst is reported.
+    fn judge_all(&self, name: &str, difference: &Tensor, bound: &Tensor) {
+        if difference.numel() == 0 {
+            return self.judge(name, 0., 0.);
+        }
+        // Of no difference where none is allowed, 0 / 0, nothing is exceeded.
+        let over = (difference / bound).nan_to_num(0., f64::INFINITY, 0.);
+        let at = over.argmax(None, false);
+        let of = |x: &Tensor| x.reshape([-1]).index_select(0, &at.reshape([1])).double_value(&[0]);
+        self.judge(name, of(difference), of(bound));
+    }
+
     fn judge(&self, name: &str, difference: f64, bound: f64) {
         let mut record = self.record.borrow_mut();
         record.compared += 1;
@@ -204,18 +250,18 @@ impl Case {
         }
     }
 
+    /// What came of it. A tensor that is in the set and was not compared is a failure, unless something that it may need is
+    /// absent.
     pub(super) fn finish(self) -> Outcome {
         let mut record = self.record.into_inner();
+        let whole = record.absent.is_empty();
         for tensors in self.opened.into_inner().into_values() {
             let used = tensors.used.borrow();
             let left = tensors.tensors.keys().filter(|name| !used.contains(*name));
-            record.failures.extend(left.map(|name| format!("{name} of {} is not compared", tensors.file)));
+            let into = if whole { &mut record.failures } else { &mut record.absent };
+            into.extend(left.map(|name| format!("{name} of {} is not compared", tensors.file)));
         }
         let Record { compared, worst, absent, failures } = record;
         Outcome { compared, worst, absent, failures }
     }
-}
-
-fn largest(x: &Tensor) -> f64 {
-    if x.numel() == 0 { 0. } else { x.to_kind(Kind::Double).abs().max().double_value(&[]) }
 }

@@ -3,6 +3,7 @@
 use super::{
     Case,
     networks::{compare_shapes, filled, manifest, unet_of_yaml},
+    tolerance::{NETWORK, sinusoids},
     unet::ldm_names,
 };
 use serde_json::Value;
@@ -29,11 +30,12 @@ pub(crate) fn controlnet(case: &Case) {
         case.close(&format!("down.{i}"), skip, 1.);
     }
     case.close("mid", &residuals.mid, 1.);
-
-    let unet: UNet2DConditionConfig = case.json("../unet/config.json");
-    let weights = unet.canonical(case.checkpoint("../unet/diffusion_pytorch_model.safetensors")).unwrap();
-    let unet = filled(&weights, |vs| UNet2DConditionModel::new(vs, &unet));
-    case.close("unet_sample", &unet.forward(&x, &t, &context, Some(&residuals)), 1.);
+    case.part(|| {
+        let unet: UNet2DConditionConfig = case.json("../unet/config.json");
+        let weights = unet.canonical(case.checkpoint("../unet/diffusion_pytorch_model.safetensors")).unwrap();
+        let unet = filled(&weights, |vs| UNet2DConditionModel::new(vs, &unet));
+        case.close("unet_sample", &unet.forward(&x, &t, &context, Some(&residuals)), 1.);
+    });
     ldm_names(case, |file| config.canonical(file));
 }
 
@@ -56,7 +58,6 @@ pub(crate) fn reference(case: &Case) {
     let unet = filled(&unet, |vs| UNet2DConditionModel::new(vs, &unet_config));
     let file = case.tensors("network.safetensors");
     let [x, t, context, hint] = ["x", "t", "context", "hint"].map(|name| file.get(name));
-    let tolerance = 2e-5;
     for only_mid_control in [false, true] {
         let mut config = ControlNetConfig {
             unet: unet_config.clone(),
@@ -71,19 +72,19 @@ pub(crate) fn reference(case: &Case) {
         let hint = control.hint(&hint);
         let (residuals, maps) = observe(|| control.forward(&x, &t, &context, &hint));
         let eps = unet.forward(&x, &t, &context, Some(&residuals));
-        case.near(&format!("eps.only_mid_control_{only_mid_control}"), &eps, tolerance);
+        case.near(&format!("eps.only_mid_control_{only_mid_control}"), &eps, NETWORK);
         if only_mid_control {
             continue;
         }
-        case.near("guided_hint", &hint, tolerance);
-        case.near("t_emb", &maps["time_proj"], tolerance);
-        case.near("emb.control", &maps["time_embedding"], tolerance);
+        case.near("guided_hint", &hint, NETWORK);
+        case.within("t_emb", &maps["time_proj"], |_| sinusoids(&t));
+        case.near("emb.control", &maps["time_embedding"], NETWORK);
         for (i, out) in residuals.skips.iter().chain([&residuals.mid]).enumerate() {
-            case.near(&format!("sgn.out.{i}"), out, tolerance);
+            case.near(&format!("sgn.out.{i}"), out, NETWORK);
         }
         for i in file.names().filter_map(|name| name.strip_prefix("sgn.pre_sff.")) {
-            case.near(&format!("sgn.pre_sff.{i}"), &maps[&format!("controlnet_down_blocks.{i}")], tolerance);
+            case.near(&format!("sgn.pre_sff.{i}"), &maps[&format!("controlnet_down_blocks.{i}")], NETWORK);
         }
     }
-    case.near("eps.no_control", &unet.forward(&x, &t, &context, None), tolerance);
+    case.near("eps.no_control", &unet.forward(&x, &t, &context, None), NETWORK);
 }

@@ -3,6 +3,8 @@
 use super::{
     Case,
     networks::{filled, unet_of_yaml},
+    schedule::noised,
+    tolerance::{GRADIENT, NETWORK},
     training::AdamDefaults,
     vae,
 };
@@ -26,6 +28,12 @@ use vlmdiff::{
     stages::train_denoiser::{DenoisingObjective, Trainable},
 };
 
+/// A mean of squares of numbers that are each wrong by a share of [`NETWORK`]: these are independent of each other over more than
+/// a hundred cells, so that a tenth of 2 · [`NETWORK`] is left, and with a reserve of two, this.
+const LOSS: f64 = 0.4 * NETWORK;
+/// The same after steps along gradients that are wrong by [`GRADIENT`]: where a loss changes by about itself, by so much.
+const STEPPED: f64 = GRADIENT;
+
 /// A part of `training.json`.
 #[derive(Deserialize)]
 struct Steps {
@@ -48,9 +56,9 @@ struct Recomputed {
 #[derive(Deserialize)]
 struct Golden {
     adamw_defaults: AdamDefaults,
-    only_mid_control_true: Steps,
-    only_mid_control_false: Steps,
-    checkpointing_check: Recomputed,
+    only_mid_control_true: Option<Steps>,
+    only_mid_control_false: Option<Steps>,
+    checkpointing_check: Option<Recomputed>,
 }
 
 /// The network, the trainer of what the authors train, and one batch.
@@ -169,13 +177,12 @@ fn groups<'t>(
     let squares: Vec<(&str, f64)> = tensors.map(|(name, tensor)| (name, square(tensor))).collect();
     for (group, want) in want {
         let got: f64 = squares.iter().filter(|(name, _)| is_in(name, group)).map(|(_, square)| square).sum();
-        case.number(&format!("{what} of {group}"), got.sqrt(), *want, 1e-4 * want);
+        case.number(&format!("{what} of {group}"), got.sqrt(), *want, GRADIENT * want);
     }
 }
 
 /// `reference/training`.
 pub(super) fn steps(case: &Case) {
-    tch::set_num_threads(1);
     let golden: Golden = case.json("training.json");
     latents(case);
     let weights = case.weights("weights");
@@ -183,6 +190,10 @@ pub(super) fn steps(case: &Case) {
     let batch = |name: &str| tensors.get(name);
     for (only_mid_control, want) in [(true, &golden.only_mid_control_true), (false, &golden.only_mid_control_false)] {
         let name = |what: &str| format!("only_mid_control {only_mid_control}: {what}");
+        let Some(want) = want else {
+            case.absent(&name("all of it"));
+            continue;
+        };
         let mut training = Training::new(case, weights.clone(), batch, only_mid_control, &golden.adamw_defaults);
         let start = training.weights();
         let moved = |training: &Training| -> Vec<(String, Tensor)> {
@@ -192,7 +203,7 @@ pub(super) fn steps(case: &Case) {
         let relative = |what: &str, got: f64, want: f64, by: f64| case.number(&name(what), got, want, by * want.abs());
         predictions(case, &training, only_mid_control, want);
 
-        relative("loss before", training.step(), want.losses[0], 1e-5);
+        relative("loss before", training.step(), want.losses[0], LOSS);
         let gradients = training.gradients();
         let defined = gradients.iter().filter_map(|(name, gradient)| Some((*name, (*gradient)?)));
         groups(case, &name("gradient"), defined, &want.grad_norm_group);
@@ -203,22 +214,23 @@ pub(super) fn steps(case: &Case) {
         let largest = want.grad_norm_param.values().copied().fold(0., f64::max);
         for (parameter, want) in &want.grad_norm_param {
             let got = gradients.get(parameter.as_str()).copied().flatten().map_or(f64::NAN, |g| square(g).sqrt());
-            let bound = if *want > 1e-6 * largest { 1e-3 * want } else { 1e-6 * largest };
+            // Where the true gradient is zero, the norm is all rounding: of sums of √n · L terms as large as those of the others.
+            let bound = if *want > 1e-6 * largest { 10. * GRADIENT * want } else { 1e-6 * largest };
             case.number(&name(&format!("gradient of {parameter}")), got, *want, bound);
         }
         let prefix = format!("grad.omc_{only_mid_control}.");
         let tensors = case.tensors("training.safetensors");
         for parameter in tensors.names().filter_map(|name| name.strip_prefix(&prefix)) {
-            case.near(&format!("{prefix}{parameter}"), gradients[parameter].unwrap(), 1e-4);
+            case.near(&format!("{prefix}{parameter}"), gradients[parameter].unwrap(), GRADIENT);
         }
         let deltas = moved(&training);
         groups(case, &name("first step"), by_name(&deltas), &want.delta_norm_group_after_step1);
 
         for after in 1..want.losses.len() - 1 {
-            relative(&format!("loss after {after}"), training.step(), want.losses[after], 1e-4);
+            relative(&format!("loss after {after}"), training.step(), want.losses[after], STEPPED);
         }
         let after = want.losses.len() - 1;
-        relative(&format!("loss after {after}"), training.loss(), want.losses[after], 1e-4);
+        relative(&format!("loss after {after}"), training.loss(), want.losses[after], STEPPED);
         let deltas = moved(&training);
         groups(case, &name("three steps"), by_name(&deltas), &want.delta_norm_group_after_step3);
         let trained: Vec<&str> = training.gradients().into_keys().collect();
@@ -227,10 +239,10 @@ pub(super) fn steps(case: &Case) {
         case.equal(&name("frozen weights"), &unchanged, &want.frozen_unchanged);
     }
 
+    let Some(want) = &golden.checkpointing_check else { return case.absent("checkpointing_check") };
     let mut training = Training::new(case, weights, batch, true, &golden.adamw_defaults);
     training.objective.gradient_checkpointing = true;
-    let want = &golden.checkpointing_check;
-    case.number("loss with gradient checkpointing", training.step(), want.loss, 1e-5 * want.loss);
+    case.number("loss with gradient checkpointing", training.step(), want.loss, LOSS * want.loss);
     let gradients = training.gradients();
     let defined = gradients.iter().filter_map(|(name, gradient)| Some((*name, (*gradient)?)));
     groups(case, "gradient with gradient checkpointing", defined, &want.grad_norm_group);
@@ -243,17 +255,17 @@ fn latents(case: &Case) {
     let tensors = case.tensors("training.safetensors");
     let network = filled(&config.canonical(case.weights("weights")).unwrap(), |vs| AutoencoderKl::new(vs, &config));
     let posterior = no_grad(|| network.encode(&tensors.get("jpg")));
-    case.near("z", &(posterior.sample(&tensors.get("posterior_noise")) * config.scaling_factor), 2e-5);
+    case.near("z", &(posterior.sample(&tensors.get("posterior_noise")) * config.scaling_factor), NETWORK);
     let schedule = ScheduleConfig::default().build().unwrap();
     let [z, noise, t] = ["z", "noise", "t"].map(|name| tensors.get(name));
-    case.near("x_noisy", &schedule.q_sample(&z, &noise, &t), 1e-6);
+    case.within("x_noisy", &schedule.q_sample(&z, &noise, &t), noised(&z, &noise));
 }
 
 /// The prediction before the first step, and its weighted error, which the authors' program logs.
 fn predictions(case: &Case, training: &Training, only_mid_control: bool, want: &Steps) {
     let [z, noise, t, context, hint] = &training.batch;
     let prediction = no_grad(|| training.objective.predict(None, z, noise, t, context, hint));
-    case.near(&format!("eps_pred.omc_{only_mid_control}"), &prediction, 2e-5);
+    case.near(&format!("eps_pred.omc_{only_mid_control}"), &prediction, NETWORK);
     let schedule = &training.objective.schedule;
     let weight = |t: i64| {
         let (now, before) = (schedule.alpha_cumprod(t), schedule.alpha_cumprod(t - 1));
@@ -265,7 +277,7 @@ fn predictions(case: &Case, training: &Training, only_mid_control: bool, want: &
     let errors = Vec::<f32>::try_from(mse_per_row(&prediction, noise)).unwrap();
     let vlb = errors.iter().zip(&weights).map(|(error, weight)| f64::from(*error) * weight).sum::<f64>();
     let vlb = vlb / weights.len() as f64;
-    case.number(&format!("only_mid_control {only_mid_control}: vlb"), vlb, want.vlb, 1e-4 * want.vlb);
+    case.number(&format!("only_mid_control {only_mid_control}: vlb"), vlb, want.vlb, 2. * NETWORK * want.vlb);
 }
 
 /// A part of `zero_init_experiment.json`: what becomes of the weights that start at zero.
@@ -279,7 +291,6 @@ struct Experiment {
 
 /// `reference/zero_init_experiment`: from Stable Diffusion's U-Net, as the authors start.
 pub(super) fn zero_init(case: &Case) {
-    tch::set_num_threads(1);
     let golden: BTreeMap<String, Value> = case.json("zero_init_experiment.json");
     case.tensors("training.safetensors").skip(""); // compared in `reference/training`
     let Golden { adamw_defaults, .. } = case.json("training.json");

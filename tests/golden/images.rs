@@ -1,6 +1,9 @@
 //! Resampling beside Pillow, torchvision and the processors of published checkpoints.
 
-use super::Case;
+use super::{
+    Case,
+    tolerance::{F32, share},
+};
 use image::{GrayImage, RgbImage};
 use tch::{Kind, Tensor};
 use vlmdiff::vision::{
@@ -45,6 +48,13 @@ fn pixel_values(image: &RgbImage, (mean, std): ([f64; 3], [f64; 3])) -> Tensor {
     ((channels(image).to_kind(Kind::Double) / 255. - of(mean)) / of(std)).to_kind(Kind::Float)
 }
 
+/// Pixels over 255, less a mean, over a deviation of at least 0.224: the three roundings of numbers up to 1 are divided by it, and
+/// the largest values are above 2, so that 3 · 2⁻²⁴ / 0.224 is at most four roundings of 2⁻²⁴ · 2 of the largest.
+const NORMALISED: f64 = 8. * F32;
+
+/// A pixel is a sum of up to 32 others along each axis, with weights that are rounded like it.
+const RESAMPLED: f64 = 64. * F32;
+
 const FILTERS: [(&str, Filter); 5] = [
     ("bilinear", Filter::Bilinear),
     ("bicubic", Filter::Bicubic),
@@ -56,7 +66,7 @@ const FILTERS: [(&str, Filter); 5] = [
 pub(super) fn pillow(case: &Case) {
     let inputs = case.tensors("inputs.safetensors");
     let expected = case.tensors("expected.safetensors");
-    let exact = |name: &str, got: &Tensor| case.compare("expected.safetensors", name, got, |_| 0.);
+    let exact = |name: &str, got: &Tensor| case.exact(name, got);
     for name in inputs.names().filter(|name| name.starts_with("img")) {
         let image = rgb(&inputs.get(name));
         let Some(size) = expected.find(&format!("{name}.bilinear")).map(|x| x.size()) else {
@@ -76,7 +86,8 @@ pub(super) fn pillow(case: &Case) {
             let out = resize::float(values, image.dimensions(), (width, height), filter);
             Tensor::from_slice(&out).view([i64::from(height), i64::from(width)])
         };
-        case.close(&format!("{name}.F.bilinear"), &resized(&floats(luma.as_raw(), 255.), Filter::Bilinear), 1.);
+        let smooth = |name: &str, got: &Tensor| case.expect(name, got, |want| share(want, RESAMPLED));
+        smooth(&format!("{name}.F.bilinear"), &resized(&floats(luma.as_raw(), 255.), Filter::Bilinear));
         // torch's antialiasing is that of Pillow without rounding
         for (filter_name, filter) in &FILTERS[..2] {
             let torch = format!("{name}.torch_{filter_name}_aa");
@@ -84,14 +95,14 @@ pub(super) fn pillow(case: &Case) {
                 let planes: Vec<Vec<f32>> =
                     (0..3).map(|c| floats(&image.iter().skip(c).step_by(3).copied().collect::<Vec<_>>(), 1.)).collect();
                 let planes: Vec<Tensor> = planes.iter().map(|plane| resized(plane, *filter)).collect();
-                case.close(&torch, &Tensor::stack(&planes, 0), 1.);
+                smooth(&torch, &Tensor::stack(&planes, 0));
             }
         }
         let torch = format!("{name}.torch_bilinear");
         if expected.find(&torch).is_some() {
             let x = channels(&image).unsqueeze(0);
             let x = x.upsample_bilinear2d([i64::from(height), i64::from(width)], false, None, None);
-            case.close(&torch, &x.squeeze_dim(0), 1.);
+            smooth(&torch, &x.squeeze_dim(0));
         }
     }
     let photo = rgb(&inputs.get("photo"));
@@ -104,7 +115,7 @@ pub(super) fn pillow(case: &Case) {
     ] {
         let values = pixel_values(&image, normal);
         let some = values.slice(1, None, None, 9).slice(2, None, None, 9);
-        case.close(&format!("{name}.pixel_values[:, ::9, ::9]"), &some, 1.);
+        case.expect(&format!("{name}.pixel_values[:, ::9, ::9]"), &some, |want| share(want, NORMALISED));
         let all = format!("{name}.mean_std");
         if expected.find(&all).is_some() {
             let plane = [1, 2].as_slice();
@@ -117,14 +128,14 @@ pub(super) fn pillow(case: &Case) {
 /// The authors' images, and their masks beside those of ADer's rule.
 pub(super) fn transforms(case: &Case) {
     let file = case.tensors("transforms.safetensors");
-    let exact = |name: &str, got: &Tensor| case.compare("transforms.safetensors", name, got, |_| 0.);
+    let exact = |name: &str, got: &Tensor| case.within(name, got, |_| Tensor::from(0_f64));
     for name in file.names().filter_map(|name| name.strip_suffix(".rgb")) {
         let image = rgb(&file.get(&format!("{name}.rgb")));
         let (_, height, width) = file.get(&format!("{name}.jpg")).size3().unwrap();
         let (width, height) = (width as u32, height as u32);
         let resized = resize::rgb(&image, width, height, Filter::Bilinear);
         exact(&format!("{name}.resized_u8"), &of_rgb(&resized));
-        case.near(&format!("{name}.jpg"), &pixel_values(&resized, IMAGENET), 1e-6);
+        case.near(&format!("{name}.jpg"), &pixel_values(&resized, IMAGENET), NORMALISED);
         for mask in ["mask255", "mask1"] {
             let (raw, out) = (format!("{name}.{mask}"), format!("{name}.{mask}_out"));
             let Some(raw) = file.find(&raw) else { continue };

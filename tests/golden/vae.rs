@@ -3,6 +3,7 @@
 use super::{
     Case,
     networks::{compare_shapes, filled, manifest},
+    tolerance::NETWORK,
 };
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -77,7 +78,7 @@ pub(crate) fn reference(case: &Case) {
     let weights = config.canonical(case.weights("weights")).unwrap();
     let vae = filled(&weights, |vs| AutoencoderKl::new(vs, &config));
     let file = case.tensors("autoencoder.safetensors");
-    let near = |name: &str, got: &Tensor| case.near(name, got, 2e-5);
+    let near = |name: &str, got: &Tensor| case.near(name, got, NETWORK);
     let (posterior, maps) = observe(|| vae.encode(&file.get("x")));
     near("moments", &maps["moments"]);
     near("mean", &posterior.mean);
