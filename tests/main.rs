@@ -1,5 +1,6 @@
 //! Behaviour of the built programs: one test binary, since linking libtorch is slow.
 
+mod checker;
 mod cli;
 mod command;
 mod concurrent;

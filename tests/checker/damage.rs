@@ -1,0 +1,290 @@
+//! Damage to the objects of a store: no command may answer wrongly or panic, and a run that verifies makes everything right.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::{
+    edits::{below, one},
+    given,
+    observe::{self, Content, Wanted, ended},
+    pipeline::{Axis, Filter, Makes, Pipeline, Stage, Table, Variant},
+    sources::{File, Manner},
+    steps::{files_below, whole_run},
+    world::World,
+};
+
+/// What happens to a file.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// A bit of one byte is another.
+    Flip { at: u64, bit: u8 },
+    /// Only so many bytes are left.
+    Cut { to: u64 },
+    /// It is gone.
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Damage {
+    pub(super) file: PathBuf,
+    pub(super) kind: Kind,
+}
+
+impl Damage {
+    /// Any damage to any object of a store but for locks, of each kind of objects equally often; `None` where there is no object.
+    pub(super) fn random(store: &Path, random: &mut ChaCha8Rng) -> Option<Self> {
+        let mut kinds: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+        for file in files_below(store) {
+            let kind = file.strip_prefix(store).unwrap().components().next().unwrap().as_os_str().into();
+            kinds.entry(kind).or_default().push(file);
+        }
+        kinds.remove(Path::new("locks"));
+        let kinds: Vec<Vec<PathBuf>> = kinds.into_values().collect();
+        let file = (!kinds.is_empty()).then(|| one(random, &one(random, &kinds)))?;
+        Some(Self { kind: Kind::random(&file, random), file })
+    }
+
+    pub(super) fn inflict(&self) {
+        let mut bytes = fs::read(&self.file).unwrap();
+        match self.kind {
+            Kind::Gone => return fs::remove_file(&self.file).unwrap(),
+            Kind::Flip { at, bit } => {
+                if let Some(byte) = bytes.get_mut(at as usize) {
+                    *byte ^= 1 << bit;
+                }
+            }
+            Kind::Cut { to } => bytes.truncate(to as usize),
+        }
+        fs::write(&self.file, bytes).unwrap();
+    }
+}
+
+impl Kind {
+    fn random(file: &Path, random: &mut ChaCha8Rng) -> Self {
+        let length = fs::metadata(file).unwrap().len();
+        match below(random, 10) {
+            0..7 => Self::Flip { at: below(random, length), bit: below(random, 8) as u8 },
+            7 => Self::Cut { to: 0 },
+            8 => Self::Cut { to: below(random, length) },
+            _ => Self::Gone,
+        }
+    }
+}
+
+/// A pipeline of all kinds of tables.
+fn pipeline() -> Pipeline {
+    let table = |name: &str, stage: Stage, from: &[&str]| Table {
+        name: name.into(),
+        stage,
+        from: from.iter().map(|name| (*name).to_owned()).collect(),
+        is_turned: false,
+        filter: None,
+        skips: name == "images",
+    };
+    let mut captions = table("captions", Stage::Caption { default: "nothing".into() }, &["images"]);
+    captions.filter = Some(Filter::Train);
+    Pipeline {
+        name: "one".into(),
+        tables: vec![
+            table("a", Stage::Read(File::Csv), &[]),
+            table("c", Stage::Read(File::Parquet), &[]),
+            table("images", Stage::Ingest { size: 16 }, &[]),
+            captions,
+            table("parts", Stage::Parts, &["c"]),
+            table("kept", Stage::Keep { above: 0, makes: Makes::Rows }, &["a"]),
+            table("left", Stage::Left, &["a", "kept"]),
+            table("total", Stage::Total, &["a"]),
+            table("against", Stage::Against, &["a", "total"]),
+        ],
+        sweep: vec![Axis {
+            table: "captions".into(),
+            values: ["nothing", "a {class}"].map(|default| Stage::Caption { default: default.into() }).into(),
+        }],
+    }
+}
+
+/// A store with a history: several versions, a tag, rows that failed, a table that is no longer declared.
+fn world() -> Result<World, String> {
+    let mut world = World::new(&mut ChaCha8Rng::seed_from_u64(11));
+    world.pipelines = vec![pipeline()];
+    let mut silent = |_: String| {};
+    let folder = world.folder();
+    for number in [5, 7, 8] {
+        let rows = world.sources.records.get_mut(&File::Csv).unwrap();
+        rows[1].insert("n".into(), json!(number));
+        world.sources.write_records(File::Csv, &folder, Manner::Replaced);
+        if number == 7 {
+            world.sources.classes.get_mut("tile").unwrap().pictures.get_mut("test/good/0.png").unwrap().is_broken = true;
+            world.sources.write_picture("tile", "test/good/0.png", &folder, Manner::Replaced);
+        }
+        if number == 8 {
+            world.pipelines[0].tables.retain(|table| table.name != "left");
+        }
+        world.write_pipelines();
+        let mut attempt = world.attempt(world.pipelines[0].clone(), &|_, _| true);
+        if number == 7 {
+            attempt.arguments.extend(["--tag", "first"].map(str::to_owned));
+            attempt.tag = Some("first".into());
+        }
+        whole_run(&mut world, &attempt, &mut silent)?;
+    }
+    Ok(world)
+}
+
+/// Every table as SQL has to answer it, by its name in SQL.
+type Answers = BTreeMap<String, (Stage, BTreeMap<Variant, Content>)>;
+
+/// The answers that a run makes right, and those of the tagged run.
+fn answers(world: &World) -> (Answers, Answers) {
+    let pipeline = &world.pipelines[0];
+    let mut now = Answers::new();
+    let attempt = world.attempt(pipeline.clone(), &|_, _| true);
+    for (instance, made) in &attempt.tables {
+        let name = observe::in_sql(pipeline, &instance.table.name, None);
+        let (_, variants) = now.entry(name).or_insert_with(|| (made.stage.clone(), BTreeMap::new()));
+        variants.insert(instance.variant.clone(), observe::content(&made.rows));
+    }
+    let mut tagged = Answers::new();
+    for run in world.runs.iter().filter(|run| run.tag.is_some()) {
+        for ((_, table, variant), published) in &run.tables {
+            let name = observe::in_sql(pipeline, table, run.tag.as_deref());
+            let (_, variants) = tagged.entry(name).or_insert_with(|| (published.stage.clone(), BTreeMap::new()));
+            variants.insert(variant.clone(), published.content.clone());
+        }
+    }
+    (now, tagged)
+}
+
+/// Asks for tables, all at once and, where that is refused, one by one. Each is one of the right answers or refused; says
+/// whether any was refused.
+fn ask(world: &World, right: &[&Answers]) -> Result<Option<String>, String> {
+    let wanted = |(name, (stage, _)): (&String, &(Stage, _))| Wanted { label: name.clone(), name: name.clone(), stage: stage.clone() };
+    let all: Vec<Wanted> = right[0].iter().map(wanted).collect();
+    if let Ok(rows) = observe::ask(&world.lab, &all)? {
+        for (name, rows) in rows {
+            check(&name, rows, right)?;
+        }
+        return Ok(None);
+    }
+    let mut refused = None;
+    for table in all {
+        let name = table.name.clone();
+        match observe::ask(&world.lab, &[table])? {
+            Ok(mut rows) => check(&name, rows.remove(&name).unwrap(), right)?,
+            Err(said) => refused = Some(said),
+        }
+    }
+    Ok(refused)
+}
+
+fn check(name: &str, rows: Vec<super::sources::Row>, right: &[&Answers]) -> Result<(), String> {
+    let is_right = |answers: &&&Answers| {
+        let variants: BTreeSet<Variant> = answers[name].1.keys().cloned().collect();
+        observe::by_variant(rows.clone(), &variants).is_ok_and(|split| split == answers[name].1)
+    };
+    if right.iter().any(|answers| is_right(&answers)) {
+        return Ok(());
+    }
+    Err(format!("SQL answers {name} wrongly:\n  {}\nright is\n  {:?}", observe::content(&rows).join("\n  "), right[0][name].1))
+}
+
+/// A copy of a store beside it, from which it is made whole again.
+struct Copy {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    store: PathBuf,
+}
+
+impl Copy {
+    fn of(store: PathBuf) -> Self {
+        Self { files: files_below(&store).into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect(), store }
+    }
+
+    fn restore(&self) {
+        for file in files_below(&self.store).iter().filter(|file| !self.files.contains_key(*file)) {
+            fs::remove_file(file).unwrap();
+        }
+        for (file, bytes) in &self.files {
+            if fs::read(file).ok().as_ref() != Some(bytes) {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, bytes).unwrap();
+            }
+        }
+    }
+}
+
+/// One damage and the commands after it. Says how often SQL refused.
+fn trial(world: &mut World, damage: &Damage, random: &mut ChaCha8Rng) -> Result<(), String> {
+    let (before, tagged) = answers(world);
+    damage.inflict();
+    ask(world, &[&before])?;
+    ask(world, &[&tagged])?;
+    if below(random, 2) == 0 {
+        let folder = world.folder();
+        let number = world.sources.records[&File::Csv][2].get("n").and_then(|n| n.as_i64()).unwrap_or(0);
+        world.sources.records.get_mut(&File::Csv).unwrap()[2].insert("n".into(), json!(number + 20));
+        world.sources.write_records(File::Csv, &folder, Manner::Replaced);
+    }
+    let (after, _) = answers(world);
+    let other = one(random, &[&["status"][..], &["runs"], &["gc", "--keep", "1"], &["diff", "first"], &["plan", "one.yaml"]]);
+    ended(&mut world.lab.command(other), "")?;
+    ended(&mut world.lab.command(&["plan", "one.yaml"]), "")?;
+    let end = ended(&mut world.lab.command(&["run", "one.yaml"]), "")?;
+    // A run that refuses has made some of the tables.
+    let right: &[&Answers] = if end.code == Some(3) { &[&after] } else { &[&after, &before] };
+    ask(world, right)?;
+    let end = ended(&mut world.lab.command(&["run", "one.yaml", "--verify"]), "")?;
+    if end.code != Some(3) {
+        return Err(format!("run --verify ends with {:?}: {}", end.code, end.stderr));
+    }
+    ask(world, &[&tagged])?;
+    match ask(world, &[&after])? {
+        Some(said) => Err(format!("after run --verify SQL refuses: {said}")),
+        None => Ok(()),
+    }
+}
+
+/// So many damages, each to the same store.
+fn damages(seed: u64, count: u64) {
+    let began = Instant::now();
+    let mut world = world().unwrap();
+    let copy = Copy::of(world.lab.path(".vlmdiff"));
+    let sources = world.sources.clone();
+    let mut failed = Vec::new();
+    for number in seed..seed + count {
+        let mut random = ChaCha8Rng::seed_from_u64(number);
+        copy.restore();
+        if world.sources.records != sources.records {
+            world.sources = sources.clone();
+            world.sources.write_records(File::Csv, &world.folder(), Manner::Replaced);
+        }
+        let damage = Damage::random(&copy.store, &mut random).unwrap();
+        if let Err(why) = trial(&mut world, &damage, &mut random) {
+            let file = damage.file.strip_prefix(&copy.store).unwrap().display().to_string();
+            failed.push(format!("VLMDIFF_SEED={number} {file} {:?}: {why}", damage.kind));
+            println!("{}\n", failed[failed.len() - 1]);
+        }
+    }
+    println!("{count} damages in {:.0} s", began.elapsed().as_secs_f64());
+    assert!(failed.is_empty(), "{} of {count} damages:\n\n{}", failed.len(), failed.join("\n\n"));
+}
+
+#[test]
+fn damage_is_never_an_answer() {
+    let seed = given("VLMDIFF_SEED").unwrap_or_else(|| rand::random::<u32>().into());
+    damages(seed, if given("VLMDIFF_SEED").is_some() { 1 } else { 100 });
+}
+
+/// `make soak`: two thousand damages.
+#[test]
+#[ignore = "takes many minutes"]
+fn two_thousand_damages_are_never_an_answer() {
+    damages(given("VLMDIFF_SEED").unwrap_or(1), given("VLMDIFF_DAMAGES").unwrap_or(2000));
+}

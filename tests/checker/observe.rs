@@ -1,0 +1,184 @@
+//! What the program answers: its exit codes and words, the rows of tables by SQL, and what its runs computed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use vlmdiff::engine::event::{Event, Logged};
+
+use super::{
+    pipeline::{Pipeline, Stage, Variant},
+    sources::Row,
+};
+use crate::lab::Lab;
+
+/// How a program ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// `None` where a signal ended it.
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+/// Waits for a program that was given `input`. No program may panic, and none ends with a code that it does not declare.
+pub(super) fn ended(command: &mut Command, input: &str) -> Result<Ended, String> {
+    let said = format!("{:?}", command.get_args().collect::<Vec<_>>());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A program that refuses may not read.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    checked(&said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
+
+/// The same end, unless it is none that a program may have.
+pub(super) fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
+    let is_panic = ["panicked at", "RUST_BACKTRACE", "stack backtrace"].iter().any(|word| ended.stderr.contains(word));
+    let is_code = ended.code.is_none_or(|code| [0, 1, 2, 3, 130].contains(&code));
+    let is_said = ended.code.is_none_or(|code| code == 0 || code == 3 || !ended.stderr.trim().is_empty());
+    match (is_panic, is_code, is_said) {
+        (false, true, true) => Ok(ended),
+        (true, ..) => Err(format!("{said} panicked: {}", ended.stderr)),
+        (_, false, _) => Err(format!("{said} ended with code {:?}: {}", ended.code, ended.stderr)),
+        _ => Err(format!("{said} failed without a word")),
+    }
+}
+
+/// Where a table is: the pipeline, the table and the swept values.
+pub(super) type Place = (String, String, Variant);
+
+/// Rows in one order, each as text.
+pub(super) type Content = Vec<String>;
+
+/// The content of rows; of a swept table each row also holds the axes' values, which are left out.
+pub(super) fn content(rows: &[Row]) -> Content {
+    let mut content: Content = rows.iter().map(|row| serde_json::to_string(row).unwrap()).collect();
+    content.sort();
+    content
+}
+
+/// The columns of a table as they are compared: of pictures some pixels, as all of one picture are equal.
+fn columns(stage: &Stage) -> &'static str {
+    match stage {
+        Stage::Ingest { .. } => {
+            "image_id, class, split, label, defect, width, height, caption, pixels[1] as first, pixels[-1] as last, \
+             mask[1] > 0 as left, mask[-1] > 0 as right"
+        }
+        _ => "*",
+    }
+}
+
+/// A table to ask for: the label of its rows, its name in SQL, the stage.
+pub(super) struct Wanted {
+    pub(super) label: String,
+    pub(super) name: String,
+    pub(super) stage: Stage,
+}
+
+/// Asks for tables in one process. `Ok(Err(_))` holds the words of a refusal.
+pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String, Vec<Row>>, String>, String> {
+    let mut rows: BTreeMap<String, Vec<Row>> = wanted.iter().map(|w| (w.label.clone(), Vec::new())).collect();
+    if wanted.is_empty() {
+        return Ok(Ok(rows));
+    }
+    let query = |w: &Wanted| format!("select '{}' as _of, {} from {}", w.label, columns(&w.stage), w.name);
+    let queries: Vec<String> = wanted.iter().map(query).collect();
+    let ended = ended(&mut lab.command(&["sql", "--format", "json"]), &queries.join(";\n"))?;
+    if ended.code != Some(0) {
+        return Ok(Err(ended.stderr));
+    }
+    for line in ended.stdout.lines() {
+        let row: Value = serde_json::from_str(line).map_err(|e| format!("SQL wrote {line}: {e}"))?;
+        let mut row = row_of(&row);
+        let Some(Value::String(label)) = row.remove("_of") else { return Err(format!("SQL wrote {line}")) };
+        rows.get_mut(&label).ok_or_else(|| format!("SQL wrote {line}"))?.push(row);
+    }
+    Ok(Ok(rows))
+}
+
+/// A row of JSON without its nulls; objects within it have sorted names.
+fn row_of(value: &Value) -> Row {
+    let members = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    members.map(|(name, value)| (name.clone(), canonical(value))).collect()
+}
+
+/// A value that has one text: objects without nulls, their names sorted. Nulls in lists stay.
+pub(super) fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(canonical).collect(),
+        Value::Object(_) => row_of(value).into_iter().collect(),
+        other => other.clone(),
+    }
+}
+
+/// Splits the rows of a table into its instances, which the columns of the axes tell apart.
+pub(super) fn by_variant(rows: Vec<Row>, variants: &BTreeSet<Variant>) -> Result<BTreeMap<Variant, Content>, String> {
+    let axes: BTreeSet<&String> = variants.iter().flatten().map(|(axis, _)| axis).collect();
+    let mut split: BTreeMap<Variant, Vec<Row>> = variants.iter().map(|v| (v.clone(), Vec::new())).collect();
+    for mut row in rows {
+        let values: Variant = axes
+            .iter()
+            .filter_map(|axis| Some(((*axis).clone(), row.remove(*axis)?.as_str().unwrap_or_default().to_owned())))
+            .collect();
+        let same = |variant: &&Variant| {
+            variant.len() == values.len() && variant.iter().all(|value| values.contains(value))
+        };
+        let variant = variants.iter().find(same).ok_or_else(|| format!("a row of no instance: {values:?} {row:?}"))?;
+        split.get_mut(variant).unwrap().push(row);
+    }
+    Ok(split.into_iter().map(|(variant, rows)| (variant, content(&rows))).collect())
+}
+
+/// The tables that SQL has, with their swept values.
+pub(super) fn published(lab: &Lab) -> Result<BTreeSet<Place>, String> {
+    let folder = lab.path(".vlmdiff");
+    if !folder.is_dir() {
+        return Ok(BTreeSet::new());
+    }
+    let store = vlmdiff::engine::Store::open(&folder.to_string_lossy()).map_err(|e| e.to_string())?;
+    let manifests = vlmdiff::query::manifests(&store).map_err(|e| e.to_string())?;
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let place = |(pipeline, manifest): (String, vlmdiff::engine::manifest::Manifest)| {
+        let variant = manifest.variant.0.iter().map(|(axis, value)| (axis.clone(), text(value))).collect();
+        (pipeline, manifest.table, variant)
+    };
+    Ok(manifests.into_iter().map(place).collect())
+}
+
+/// The logs of runs in the store.
+pub(super) fn logs(lab: &Lab) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(lab.path(".vlmdiff/runs")) else { return BTreeSet::new() };
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).filter(|n| n.ends_with(".jsonl")).collect()
+}
+
+/// Rows that runs computed, by table; of a table that was found fresh `None`.
+pub(super) fn computed<'a>(lab: &Lab, logs: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, Option<u64>> {
+    let mut computed: BTreeMap<String, Option<u64>> = BTreeMap::new();
+    for log in logs {
+        let text = fs::read_to_string(lab.path(".vlmdiff/runs").join(log)).unwrap_or_default();
+        for logged in text.lines().filter_map(|line| serde_json::from_str::<Logged>(line).ok()) {
+            match logged.event {
+                Event::TableFresh { table, .. } => drop(computed.entry(table).or_default()),
+                Event::TablePublished { table, computed: rows, .. } => {
+                    let before = computed.entry(table).or_default();
+                    *before = Some(before.unwrap_or(0) + rows);
+                }
+                _ => {}
+            }
+        }
+    }
+    computed
+}
+
+/// A table's name in SQL.
+pub(super) fn in_sql(pipeline: &Pipeline, table: &str, tag: Option<&str>) -> String {
+    let tag = tag.map(|tag| format!("@{tag}")).unwrap_or_default();
+    format!("{}.\"{table}{tag}\"", pipeline.name)
+}

@@ -1,0 +1,330 @@
+//! One step of a sequence: some edits, then a run of some kind, or an accident; then everything is compared.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    damage,
+    edits::{self, below, one},
+    observe::{self, Ended, checked, ended},
+    pipeline::{Instance, Pipeline, Stage},
+    world::{Attempt, World},
+};
+
+/// Makes a step; `log` is told what is done before it is done.
+pub(super) fn step(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    for _ in 0..one(random, &[0, 1, 1, 1, 2, 3]) {
+        let folder = world.folder();
+        log(match random.random_range(0..5) {
+            0..3 => edits::edit_sources(&mut world.sources, &folder, random),
+            _ => {
+                let which = random.random_range(0..world.pipelines.len());
+                edits::edit_pipeline(&mut world.pipelines[which], random)
+            }
+        });
+    }
+    world.write_pipelines();
+    match random.random_range(0..100) {
+        0..62 => run(world, random, log),
+        62..72 => stopped(world, random, log),
+        72..77 => full_disk(world, random, log),
+        77..85 => together(world, random, log),
+        85..93 => clean_up(world, random, log),
+        93..97 if super::given("VLMDIFF_DAMAGE") != Some(0) => damaged(world, random, log),
+        _ => nothing_changed(world, random, log),
+    }
+}
+
+fn words(attempt: &Attempt) -> Vec<&str> {
+    attempt.arguments.iter().map(String::as_str).collect()
+}
+
+/// An attempt with random options.
+fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
+    let mut pipeline = one(random, &world.pipelines);
+    let mut arguments: Vec<String> = Vec::new();
+    let percent = |random: &mut ChaCha8Rng, percent: u64| below(random, 100) < percent;
+    if percent(random, 15) {
+        arguments.extend(set(&mut pipeline, random));
+    }
+    let only = if percent(random, 25) { only(&pipeline, random) } else { None };
+    arguments.extend(only.iter().flat_map(|(axis, value)| ["--only".to_owned(), format!("{axis}={value}")]));
+    let fits = |instance: &Instance| match &only {
+        None => true,
+        Some((axis, value)) => instance.variant.iter().all(|(name, other)| name != axis || other == value),
+    };
+    let instances = pipeline.instances();
+    // A pipeline without a table of the chosen combination has no such table to name.
+    let here: Vec<&Instance> = instances.iter().filter(|instance| fits(instance)).collect();
+    let named = one(random, &here).table.name.clone();
+    let which = below(random, 8);
+    match which {
+        0 => arguments.extend(["--target".to_owned(), named.clone()]),
+        1 => arguments.extend(["--until".to_owned(), named.clone()]),
+        _ => {}
+    }
+    let mut chosen: BTreeSet<usize> = BTreeSet::new();
+    for (at, instance) in instances.iter().enumerate().rev().filter(|(_, instance)| fits(instance)) {
+        let is_named = instance.table.name == named;
+        let is_below = |other: &&Instance| fits(other) && other.table.name == named;
+        let is_chosen = match which {
+            0 => is_named,
+            1 => instances[at..].iter().any(|other| is_below(&other)),
+            _ => true,
+        };
+        if is_chosen || chosen.contains(&at) {
+            chosen.insert(at);
+            chosen.extend(&instance.inputs);
+        }
+    }
+    let mut attempt = world.attempt(pipeline, &|at, _| chosen.contains(&at));
+    if percent(random, 12) {
+        let table = one(random, &here).table.name.clone();
+        arguments.extend(["--force".to_owned(), table.clone()]);
+        let is_called = |instance: &&Instance| instance.table.name == table;
+        attempt.forced = instances.iter().filter(is_called).map(Instance::name).collect();
+    }
+    if percent(random, 25) {
+        arguments.extend(["--task-rows".to_owned(), one(random, &["1", "2", "3"]).to_owned()]);
+    }
+    if percent(random, 12) {
+        arguments.push("--verify".into());
+    }
+    if percent(random, 12) {
+        let tag = one(random, &["first", "second"]).to_owned();
+        arguments.extend(["--tag".to_owned(), tag.clone()]);
+        attempt.tag = Some(tag);
+    }
+    attempt.arguments.extend(arguments);
+    attempt
+}
+
+/// Sets a parameter of a table that no sweep sets.
+fn set(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> Vec<String> {
+    let swept: Vec<String> = pipeline.sweep.iter().map(|axis| axis.table.clone()).collect();
+    let free = pipeline.tables.iter_mut().filter(|table| !swept.contains(&table.name));
+    let mut may: Vec<_> = free.filter(|table| matches!(table.stage, Stage::Caption { .. } | Stage::Ingest { .. })).collect();
+    if may.is_empty() {
+        return Vec::new();
+    }
+    let at = random.random_range(0..may.len());
+    let table = &mut may[at];
+    let set = match &mut table.stage {
+        Stage::Ingest { size } => {
+            *size = 24;
+            format!("{}.size=24", table.name)
+        }
+        Stage::Caption { default } => {
+            *default = "words".into();
+            format!("{}.default=words", table.name)
+        }
+        _ => return Vec::new(),
+    };
+    vec!["--set".into(), set]
+}
+
+/// A value of an axis.
+fn only(pipeline: &Pipeline, random: &mut ChaCha8Rng) -> Option<(String, String)> {
+    let axis = (!pipeline.sweep.is_empty()).then(|| one(random, &pipeline.sweep))?;
+    let (name, value) = one(random, &axis.values).setting()?;
+    Some((name.to_owned(), value))
+}
+
+/// A run that goes on to its end.
+fn run(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let attempt = random_attempt(world, random);
+    whole_run(world, &attempt, log)?;
+    if below(random, 4) == 0 { world.compare_tags() } else { Ok(()) }
+}
+
+/// Runs to the end and compares everything.
+pub(super) fn whole_run(world: &mut World, attempt: &Attempt, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    log(format!("vlmdiff {}", attempt.arguments.join(" ")));
+    let before = observe::logs(&world.lab);
+    let end = ended(&mut world.lab.command(&words(attempt)), "")?;
+    ends_rightly(attempt, &end)?;
+    let after = observe::logs(&world.lab);
+    let computed = observe::computed(&world.lab, after.difference(&before));
+    world.check_computed(attempt, &computed)?;
+    let allowed = world.allowed(&[attempt], true);
+    world.learn(attempt, true);
+    if attempt.stops.is_some() {
+        // A run that failed has no tag.
+        world.runs.last_mut().unwrap().tag = None;
+    }
+    world.compare(&allowed)
+}
+
+/// Whether a run that nothing disturbed ends as it has to.
+fn ends_rightly(attempt: &Attempt, end: &Ended) -> Result<(), String> {
+    let has_failed = attempt.tables.iter().any(|(_, made)| made.failed > 0);
+    let right: &[i32] = match (&attempt.stops, has_failed) {
+        (Some(_), _) => &[1, 2],
+        (None, true) => &[3],
+        (None, false) => &[0],
+    };
+    if end.code.is_some_and(|code| right.contains(&code)) {
+        return Ok(());
+    }
+    let at = attempt.stops.as_ref().map(|(instance, _)| instance.name());
+    Err(format!("the run ended with {:?}, not {right:?} (it has to stop at {at:?}): {}", end.code, end.stderr))
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn wait(child: Child, said: &str) -> Result<Ended, String> {
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    checked(said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
+
+/// A run that is killed or asked to end.
+fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let attempt = random_attempt(world, random);
+    let moment = Duration::from_millis(below(random, 90));
+    let signal = one(random, &["KILL", "TERM", "KILL"]);
+    log(format!("vlmdiff {}, and {signal} after {moment:?}", attempt.arguments.join(" ")));
+    let child = spawn(&mut world.lab.command(&words(&attempt)));
+    std::thread::sleep(moment);
+    Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+    let end = wait(child, "the stopped run")?;
+    let disturbed = [None, Some(130)].contains(&end.code);
+    if !disturbed {
+        ends_rightly(&attempt, &end)?;
+    }
+    let allowed = world.allowed(&[&attempt], false);
+    world.learn(&attempt, false);
+    world.compare(&allowed)
+}
+
+/// A run that may write no file larger than a few KiB.
+fn full_disk(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let attempt = random_attempt(world, random);
+    let most = one(random, &[1, 2, 3, 4, 6, 8]);
+    log(format!("vlmdiff {} where a file has {most} KiB at most", attempt.arguments.join(" ")));
+    let like = world.lab.command(&[]);
+    let mut shell = Command::new("bash");
+    // The signal is ignored, so that writing fails as on a full disk.
+    let script = format!("trap '' XFSZ; ulimit -f {most}; exec \"$0\" \"$@\"");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_vlmdiff")]).args(&attempt.arguments).current_dir(world.folder());
+    like.get_envs().for_each(|(name, value)| {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    });
+    ended(&mut shell, "")?;
+    let allowed = world.allowed(&[&attempt], false);
+    world.learn(&attempt, false);
+    world.compare(&allowed)
+}
+
+/// Two to four runs at once, perhaps with a clean-up beside them.
+fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let first = random_attempt(world, random);
+    let is_same = below(random, 2) == 0;
+    let count = random.random_range(1..4);
+    let others: Vec<Attempt> = (0..count).map(|_| random_attempt(world, random)).collect();
+    let attempts: Vec<&Attempt> =
+        if is_same { vec![&first; count + 1] } else { std::iter::once(&first).chain(&others).collect() };
+    let cleans = below(random, 4) == 0;
+    for attempt in &attempts {
+        log(format!("at once: vlmdiff {}{}", attempt.arguments.join(" "), if cleans { " beside gc" } else { "" }));
+    }
+    let children: Vec<Child> = attempts.iter().map(|a| spawn(&mut world.lab.command(&words(a)))).collect();
+    if cleans && world.lab.path(".vlmdiff").is_dir() {
+        std::thread::sleep(Duration::from_millis(below(random, 60)));
+        let end = ended(&mut world.lab.command(&["gc", "--keep", "0"]), "")?;
+        if end.code != Some(0) {
+            return Err(format!("gc beside runs failed: {}", end.stderr));
+        }
+    }
+    let mut ends = Vec::new();
+    for child in children {
+        ends.push(wait(child, "one of several runs")?);
+    }
+    for (attempt, end) in attempts.iter().zip(&ends) {
+        ends_rightly(attempt, end)?;
+    }
+    let allowed = world.allowed(&attempts, false);
+    attempts.iter().for_each(|attempt| world.learn(attempt, false));
+    if cleans {
+        world.forget(0);
+    }
+    world.compare(&allowed)
+}
+
+/// A clean-up, which changes no answer.
+fn clean_up(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let keep = one(random, &["0", "1", "2", "10"]);
+    log(format!("vlmdiff gc --keep {keep}"));
+    if !world.lab.path(".vlmdiff").is_dir() {
+        return Ok(());
+    }
+    let end = ended(&mut world.lab.command(&["gc", "--keep", keep]), "")?;
+    if end.code != Some(0) {
+        return Err(format!("gc failed: {}", end.stderr));
+    }
+    world.forget(keep.parse().unwrap());
+    world.compare(&world.allowed(&[], true))?;
+    world.compare_tags()
+}
+
+/// An object of the store is damaged; runs that verify mend what is published.
+fn damaged(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let store = world.lab.path(".vlmdiff");
+    let Some(damage) = damage::Damage::random(&store, random) else { return Ok(()) };
+    log(format!("{damage:?}"));
+    damage.inflict();
+    world.tags_may_be_lost = true;
+    world.known.surely.clear();
+    for pipeline in world.pipelines.clone() {
+        let mut attempt = world.attempt(pipeline, &|_, _| true);
+        attempt.arguments.push("--verify".into());
+        whole_run(world, &attempt, log)?;
+    }
+    Ok(())
+}
+
+/// A run, and one more of the same, which finds everything fresh, as its plan says.
+fn nothing_changed(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let attempt = world.attempt(one(random, &world.pipelines), &|_, _| true);
+    whole_run(world, &attempt, log)?;
+    if attempt.stops.is_some() {
+        return Ok(());
+    }
+    let plan = ended(&mut world.lab.command(&["plan", &attempt.pipeline.file(), "--json"]), "")?;
+    let stale: Vec<&str> = plan.stdout.lines().filter(|line| !line.contains("\"state\":\"fresh\"")).collect();
+    if plan.code != Some(0) || !stale.is_empty() {
+        return Err(format!("after a run the plan says {stale:?} {}", plan.stderr));
+    }
+    let before = observe::logs(&world.lab);
+    whole_run(world, &attempt, log)?;
+    let after = observe::logs(&world.lab);
+    let computed = observe::computed(&world.lab, after.difference(&before));
+    match computed.iter().find(|(_, rows)| rows.is_some()) {
+        Some((table, _)) => Err(format!("nothing has changed, and {table} was published again")),
+        None => Ok(()),
+    }
+}
+
+/// A file of a store, if there is one.
+pub(super) fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}
