@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: quickstart test build setup weights tools lint
+.PHONY: quickstart test soak build setup weights tools lint
 
 ## Runs the whole method on generated products and opens the results to SQL and to a report.
 quickstart: build weights
@@ -14,6 +14,11 @@ quickstart: build weights
 ## Builds everything and runs the tests.
 test: build weights tools
 	PYTHON=$(PYTHON) $(CARGO) test
+
+## A hundred long random sequences of edits and accidents and two thousand damages to a store, each compared with a model:
+## most of an hour on two cores. VLMDIFF_SEED=N repeats what failed.
+soak: build
+	$(CARGO) test --test integration -- --ignored --nocapture checker::
 
 build: setup
 	$(CARGO) build

@@ -205,7 +205,12 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
     // An id that stands twice stays so for a step or two.
     if !what.starts_with("list") && chance(random, 60) {
         let mut seen = Vec::new();
-        rows.retain(|row| !seen.contains(&row["id"]) && { seen.push(row["id"].clone()); true });
+        rows.retain(|row| {
+            !seen.contains(&row["id"]) && {
+                seen.push(row["id"].clone());
+                true
+            }
+        });
     }
     sources.write_records(file, folder, manner);
     format!("{}: {what} ({manner:?})", file.name())
@@ -236,7 +241,8 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
             // Renamed on the disk, so that the file keeps its times and its inode.
             let class_folder = folder.join("photos").join(&class);
             fs::rename(class_folder.join(&path), class_folder.join(&new)).unwrap();
-            let masks = super::sources::mask_path(&path).zip(super::sources::mask_path(&new)).filter(|_| found.has_masks);
+            let masks =
+                super::sources::mask_path(&path).zip(super::sources::mask_path(&new)).filter(|_| found.has_masks);
             masks.into_iter().for_each(|(a, b)| fs::rename(class_folder.join(a), class_folder.join(b)).unwrap());
             found.pictures.insert(new.clone(), picture);
             format!("rename {path} to {new}")
@@ -249,7 +255,11 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
                 fs::rename(from, to).unwrap();
             }
             // Captions and masks stay with the names.
-            let swapped = |file: &Picture, name: &Picture| Picture { colour: file.colour, is_broken: file.is_broken, ..name.clone() };
+            let swapped = |file: &Picture, name: &Picture| Picture {
+                colour: file.colour,
+                is_broken: file.is_broken,
+                ..name.clone()
+            };
             found.pictures.extend([(path.clone(), swapped(&b, &a)), (other.clone(), swapped(&a, &b))]);
             format!("swap {path} and {other}")
         }
@@ -355,7 +365,11 @@ fn try_edit(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> String {
         }
         7 => {
             let new = one(random, &["p", "q", "r", "s", "u", "images", "v"]).to_owned();
-            let renamed = |old: &mut String| if *old == name { old.clone_from(&new) };
+            let renamed = |old: &mut String| {
+                if *old == name {
+                    old.clone_from(&new)
+                }
+            };
             pipeline.tables.iter_mut().for_each(|table| {
                 renamed(&mut table.name);
                 table.from.iter_mut().for_each(renamed);

@@ -66,8 +66,12 @@ fn shorter(seed: u64, mut chosen: Vec<u64>, mut failure: Failure) -> (Vec<u64>, 
     while size > 0 && Instant::now() < until {
         let mut start = 0;
         while start < chosen.len() && Instant::now() < until {
-            let fewer: Vec<u64> =
-                chosen.iter().enumerate().filter(|(i, _)| !(start..start + size).contains(i)).map(|(_, s)| *s).collect();
+            let fewer: Vec<u64> = chosen
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !(start..start + size).contains(i))
+                .map(|(_, s)| *s)
+                .collect();
             match sequence(seed, &fewer, false) {
                 Err(again) => {
                     chosen = fewer.into_iter().filter(|step| *step <= again.at).collect();

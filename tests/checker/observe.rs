@@ -1,4 +1,4 @@
-//! What the program answers: its exit codes and words, the rows of tables by SQL, and what its runs computed.
+//! Observations of the program: its exit codes and words, the rows of tables by SQL, and how many rows its runs computed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,14 @@ pub(super) fn ended(command: &mut Command, input: &str) -> Result<Ended, String>
     checked(&said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
 }
 
-/// The same end, unless it is none that a program may have.
+/// The program with arguments. One thread is enough for tables of a few rows.
+pub(super) fn command(lab: &Lab, arguments: &[&str]) -> Command {
+    let mut command = lab.command(arguments);
+    command.env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+/// An end of a program, refused where no command may end so: by a panic, by an undeclared exit code, or by a failure without a word.
 pub(super) fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
     let is_panic = ["panicked at", "RUST_BACKTRACE", "stack backtrace"].iter().any(|word| ended.stderr.contains(word));
     let is_code = ended.code.is_none_or(|code| [0, 1, 2, 3, 130].contains(&code));
@@ -51,7 +58,7 @@ pub(super) fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
     }
 }
 
-/// Where a table is: the pipeline, the table and the swept values.
+/// The name of an instance of a table: the pipeline, the table and the swept values.
 pub(super) type Place = (String, String, Variant);
 
 /// Rows in one order, each as text.
@@ -90,7 +97,7 @@ pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String
     }
     let query = |w: &Wanted| format!("select '{}' as _of, {} from {}", w.label, columns(&w.stage), w.name);
     let queries: Vec<String> = wanted.iter().map(query).collect();
-    let ended = ended(&mut lab.command(&["sql", "--format", "json"]), &queries.join(";\n"))?;
+    let ended = ended(&mut command(lab, &["sql", "--format", "json"]), &queries.join(";\n"))?;
     if ended.code != Some(0) {
         return Ok(Err(ended.stderr));
     }
@@ -127,9 +134,8 @@ pub(super) fn by_variant(rows: Vec<Row>, variants: &BTreeSet<Variant>) -> Result
             .iter()
             .filter_map(|axis| Some(((*axis).clone(), row.remove(*axis)?.as_str().unwrap_or_default().to_owned())))
             .collect();
-        let same = |variant: &&Variant| {
-            variant.len() == values.len() && variant.iter().all(|value| values.contains(value))
-        };
+        let same =
+            |variant: &&Variant| variant.len() == values.len() && variant.iter().all(|value| values.contains(value));
         let variant = variants.iter().find(same).ok_or_else(|| format!("a row of no instance: {values:?} {row:?}"))?;
         split.get_mut(variant).unwrap().push(row);
     }
@@ -159,8 +165,11 @@ pub(super) fn logs(lab: &Lab) -> BTreeSet<String> {
 }
 
 /// Rows that runs computed, by table; of a table that was found fresh `None`.
-pub(super) fn computed<'a>(lab: &Lab, logs: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, Option<u64>> {
-    let mut computed: BTreeMap<String, Option<u64>> = BTreeMap::new();
+pub(super) type Computed = BTreeMap<String, Option<u64>>;
+
+/// The rows that runs say they computed in these logs.
+pub(super) fn computed<'a>(lab: &Lab, logs: impl IntoIterator<Item = &'a String>) -> Computed {
+    let mut computed = Computed::new();
     for log in logs {
         let text = fs::read_to_string(lab.path(".vlmdiff/runs").join(log)).unwrap_or_default();
         for logged in text.lines().filter_map(|line| serde_json::from_str::<Logged>(line).ok()) {

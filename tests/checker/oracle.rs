@@ -19,10 +19,10 @@ pub(super) struct Made {
     pub(super) rows: Vec<Row>,
     /// Rows that fail.
     pub(super) failed: usize,
-    /// What each row is computed from, with all that the engine promises to tell apart; of a table that is computed as a whole
+    /// A digest of all that each row is computed from, with everything that the engine promises to tell apart; of a table that is computed as a whole
     /// one key. Who computes a row whose key was seen before computes too much.
     pub(super) keys: Vec<u64>,
-    /// The same without the names and the order of inputs. A row whose key was never seen has to be computed.
+    /// These digests without the names and the order of inputs. A row whose key was never seen has to be computed.
     pub(super) least: Vec<u64>,
     pub(super) stage: Stage,
     /// The stages above it, which say what types its columns have.
@@ -75,8 +75,9 @@ pub(super) fn make(instance: &Instance, inputs: &[&Made], sources: &Sources) -> 
         }
         Stage::Ingest { size } => {
             let classes = sources.classes.iter();
-            let pictures =
-                classes.flat_map(|(name, class)| class.pictures.iter().map(move |(path, picture)| (name, class, path, picture)));
+            let pictures = classes.flat_map(|(name, class)| {
+                class.pictures.iter().map(move |(path, picture)| (name, class, path, picture))
+            });
             let made = pictures.map(|(name, class, path, picture)| {
                 let row = picture_row(name, class, path, picture);
                 let key = format!("ingest {size} {} {:?} {}", json!(row), picture, mask(class, path, picture));
@@ -149,7 +150,7 @@ fn content(made: &Made, columns: &[&str]) -> String {
     json!(rows.iter().map(|row| only(row, columns)).collect::<Vec<_>>()).to_string()
 }
 
-/// What a row or a table is computed from beside the inputs' values, with the names and the order of inputs or without.
+/// Everything that a row or a table is computed from beside the inputs' values, with the names and the order of inputs or without.
 fn base(instance: &Instance, inputs: &[&Made], sources: Option<&Sources>) -> (String, String) {
     let stage = &instance.table.stage;
     let program = sources.filter(|_| *stage == Stage::Copy).map(Sources::tool_text);
@@ -228,7 +229,7 @@ fn row_by_row(instance: &Instance, inputs: &[&Made]) -> Made {
     made
 }
 
-/// What a stage makes of the rows with an id.
+/// The row that a stage makes of the inputs' rows with an id.
 fn answer(stage: &Stage, id: &str, inputs: &[&Made]) -> Row {
     let rows: Vec<Option<&Row>> =
         inputs.iter().map(|made| if made.stage == Stage::Total { made.rows.first() } else { made.row(id) }).collect();
@@ -237,7 +238,8 @@ fn answer(stage: &Stage, id: &str, inputs: &[&Made]) -> Row {
     let values: Vec<(&str, Option<Value>)> = match stage {
         Stage::Caption { default } => {
             let class = value(0, "class").unwrap();
-            let caption = value(0, "caption").unwrap_or_else(|| json!(default.replace("{class}", class.as_str().unwrap())));
+            let caption =
+                value(0, "caption").unwrap_or_else(|| json!(default.replace("{class}", class.as_str().unwrap())));
             vec![("caption", Some(caption))]
         }
         Stage::Lengths => vec![("n", value(0, "caption").map(|text| json!(text.as_str().unwrap().chars().count())))],
@@ -258,6 +260,7 @@ fn answer(stage: &Stage, id: &str, inputs: &[&Made]) -> Row {
         Stage::Left => vec![("n", value(0, "n")), ("m", value(1, "n"))],
         _ => vec![("n", value(0, "n"))],
     };
-    let present = values.into_iter().filter_map(|(column, value)| Some((column.to_owned(), value.filter(|v| !v.is_null())?)));
+    let present =
+        values.into_iter().filter_map(|(column, value)| Some((column.to_owned(), value.filter(|v| !v.is_null())?)));
     std::iter::once((stage.id().to_owned(), json!(id))).chain(present).collect()
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::sources::{File, Row};
 
-/// What a stage makes: a row for each row, rows with ids of their own, or a table without ids.
+/// The three kinds of results of a stage: a row for each row, rows with ids of their own, or a table without ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Makes {
     RowPerRow,
@@ -39,9 +39,9 @@ pub(super) enum Stage {
     Against,
     /// Each number beside that of another table, where that has the id.
     Left,
-    /// The same rows, by a program that copies a Parquet file.
+    /// Unchanged rows, by a program that copies a Parquet file.
     Copy,
-    /// The same rows, by a program that answers on its standard output.
+    /// Unchanged rows, by a program that answers on its standard output.
     Pass,
 }
 
@@ -64,7 +64,7 @@ impl Stage {
         if matches!(self, Self::Ingest { .. } | Self::Caption { .. }) { "image_id" } else { "id" }
     }
 
-    /// Whether its table has an `id` and `n`.
+    /// True for a stage whose table has an `id` and `n`.
     fn is_numeric(&self) -> bool {
         !matches!(self, Self::Ingest { .. } | Self::Caption { .. } | Self::Total)
     }
@@ -79,7 +79,7 @@ impl Stage {
         }
     }
 
-    /// Whether a table of another stage can be read at a port.
+    /// True if a table of the other stage can be read at a port.
     pub(super) fn takes(&self, port: &str, other: &Self) -> bool {
         match (self, port) {
             (Self::Caption { .. }, _) => matches!(other, Self::Ingest { .. }),
@@ -189,7 +189,7 @@ impl Filter {
         }
     }
 
-    /// Whether it chooses a row; unknown is no.
+    /// True if it chooses a row; an unknown answer (null) is no.
     pub(super) fn chooses(&self, row: &Row, id: &str) -> bool {
         let n = row.get("n").and_then(Value::as_i64);
         match self {
@@ -244,7 +244,7 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// As runs call it.
+    /// The name that runs give it in their logs.
     pub(super) fn name(&self) -> String {
         if self.variant.is_empty() {
             return self.table.name.clone();
@@ -269,7 +269,7 @@ impl Pipeline {
         self.tables.iter().find(|table| table.name == name)
     }
 
-    /// Whether each table reads what lies above it and fits.
+    /// True if each table reads tables above it that fit its stage.
     pub(super) fn is_valid(&self) -> bool {
         let names: BTreeSet<&str> = self.tables.iter().map(|table| table.name.as_str()).collect();
         let fits = |(at, table): (usize, &Table)| {
@@ -279,7 +279,7 @@ impl Pipeline {
             let first = if table.is_turned { inputs.last() } else { inputs.first() };
             let is_chosen = match &table.filter {
                 None => true,
-                // Of the inputs that are read row by row the first.
+                // The predicate is about the first input that is read row by row.
                 Some(filter) => {
                     table.stage.makes() == Makes::RowPerRow && first.is_some_and(|s| s.has_ids() && filter.fits(s))
                 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A row: its values by column. A column that is null is not there.
 pub(super) type Row = BTreeMap<String, Value>;
@@ -53,7 +53,7 @@ pub(super) struct Sources {
 pub(super) enum Manner {
     /// Into the file that is there.
     InPlace,
-    /// As another file that takes its name.
+    /// Into a new file that takes the place of the old one.
     Replaced,
     /// Into the file that is there, whose time of modification is set back.
     WithOldTime,
@@ -85,9 +85,9 @@ impl File {
     /// The types that a pipeline has to say, since the rows may not show them.
     pub(super) fn types(self) -> Value {
         match self {
-            Self::Csv => serde_json::json!({ "n": "int64?", "x": "float64?", "t": "utf8?" }),
-            Self::Json => serde_json::json!({ "n": "int64?", "flag": "bool?", "t": "utf8?" }),
-            Self::Parquet => serde_json::json!({}),
+            Self::Csv => json!({ "n": "int64?", "x": "float64?", "t": "utf8?" }),
+            Self::Json => json!({ "n": "int64?", "flag": "bool?", "t": "utf8?" }),
+            Self::Parquet => json!({}),
         }
     }
 }
@@ -118,7 +118,7 @@ impl Sources {
         let rows = &self.records[&file];
         let bytes = match file {
             File::Csv => csv(file, rows).into_bytes(),
-            File::Json => json_lines(rows).into_bytes(),
+            File::Json => json_lines(rows.iter().map(|row| with_nulls(file, row))).into_bytes(),
             File::Parquet => parquet(rows),
         };
         put(&folder.join(file.name()), &bytes, manner);
@@ -147,7 +147,7 @@ impl Sources {
     pub(super) fn write_captions(&self, class: &str, folder: &Path) {
         let line = |(path, picture): (&String, &Picture)| {
             let caption = picture.caption.as_ref()?;
-            Some(serde_json::json!({ "image": path, "caption": caption }).to_string() + "\n")
+            Some(json!({ "image": path, "caption": caption }).to_string() + "\n")
         };
         let text: String = self.classes[class].pictures.iter().filter_map(line).collect();
         put(&folder.join("photos").join(class).join("captions.jsonl"), text.as_bytes(), Manner::InPlace);
@@ -205,13 +205,25 @@ fn csv(file: File, rows: &[Row]) -> String {
     text
 }
 
-fn json_lines(rows: &[Row]) -> String {
-    rows.iter().map(|row| serde_json::to_string(row).unwrap() + "\n").collect()
+fn json_lines(rows: impl Iterator<Item = Value>) -> String {
+    rows.map(|row| row.to_string() + "\n").collect()
+}
+
+/// A row with all of its columns: their order is part of the table, and is read from the first row.
+fn with_nulls(file: File, row: &Row) -> Value {
+    let value = |name: &&str| match row.get(*name) {
+        Some(Value::Object(members)) => {
+            ["p", "q"].iter().map(|name| ((*name).to_owned(), json!(members.get(*name)))).collect()
+        }
+        other => json!(other),
+    };
+    ["id"].iter().chain(file.columns()).map(|name| ((*name).to_owned(), value(name))).collect()
 }
 
 fn parquet(rows: &[Row]) -> Vec<u8> {
     let list = |of| DataType::List(Arc::new(Field::new("item", of, true)));
-    let part = Fields::from(vec![Field::new("a", DataType::Int32, true), Field::new("words", list(DataType::Utf8), true)]);
+    let part =
+        Fields::from(vec![Field::new("a", DataType::Int32, true), Field::new("words", list(DataType::Utf8), true)]);
     let schema = Arc::new(Schema::new(vec![
         Field::new("id", DataType::Utf8, false),
         Field::new("n", DataType::Int64, true),
@@ -220,7 +232,7 @@ fn parquet(rows: &[Row]) -> Vec<u8> {
         Field::new("part", DataType::Struct(part), true),
         Field::new("raw", DataType::Binary, true),
     ]));
-    let text = json_lines(rows);
+    let text = json_lines(rows.iter().map(|row| json!(row)));
     let reader = arrow::json::ReaderBuilder::new(schema.clone()).build(text.as_bytes()).unwrap();
     let mut bytes = Vec::new();
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, schema, None).unwrap();

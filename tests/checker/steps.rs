@@ -9,13 +9,14 @@ use std::{
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
 use super::{
     damage,
     edits::{self, below, one},
-    observe::{self, Ended, checked, ended},
-    pipeline::{Instance, Pipeline, Stage},
-    world::{Attempt, World},
+    observe::{self, Computed, Ended, checked, ended},
+    pipeline::{Instance, Makes, Pipeline, Stage},
+    world::{Allowed, Attempt, World},
 };
 
 /// Makes a step; `log` is told what is done before it is done.
@@ -38,6 +39,7 @@ pub(super) fn step(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnM
         77..85 => together(world, random, log),
         85..93 => clean_up(world, random, log),
         93..97 if super::given("VLMDIFF_DAMAGE") != Some(0) => damaged(world, random, log),
+        97 => refused(world, random, log),
         _ => nothing_changed(world, random, log),
     }
 }
@@ -91,16 +93,12 @@ fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
         let is_called = |instance: &&Instance| instance.table.name == table;
         attempt.forced = instances.iter().filter(is_called).map(Instance::name).collect();
     }
+    attempt.selection.clone_from(&arguments);
     if percent(random, 25) {
         arguments.extend(["--task-rows".to_owned(), one(random, &["1", "2", "3"]).to_owned()]);
     }
     if percent(random, 12) {
         arguments.push("--verify".into());
-    }
-    if percent(random, 12) {
-        let tag = one(random, &["first", "second"]).to_owned();
-        arguments.extend(["--tag".to_owned(), tag.clone()]);
-        attempt.tag = Some(tag);
     }
     attempt.arguments.extend(arguments);
     attempt
@@ -110,7 +108,8 @@ fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
 fn set(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> Vec<String> {
     let swept: Vec<String> = pipeline.sweep.iter().map(|axis| axis.table.clone()).collect();
     let free = pipeline.tables.iter_mut().filter(|table| !swept.contains(&table.name));
-    let mut may: Vec<_> = free.filter(|table| matches!(table.stage, Stage::Caption { .. } | Stage::Ingest { .. })).collect();
+    let mut may: Vec<_> =
+        free.filter(|table| matches!(table.stage, Stage::Caption { .. } | Stage::Ingest { .. })).collect();
     if may.is_empty() {
         return Vec::new();
     }
@@ -139,30 +138,78 @@ fn only(pipeline: &Pipeline, random: &mut ChaCha8Rng) -> Option<(String, String)
 
 /// A run that goes on to its end.
 fn run(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
-    let attempt = random_attempt(world, random);
+    let mut attempt = random_attempt(world, random);
+    attempt.is_planned = below(random, 5) == 0;
+    if below(random, 8) == 0 {
+        let tag = one(random, &["first", "second"]).to_owned();
+        attempt.arguments.extend(["--tag".to_owned(), tag.clone()]);
+        attempt.tag = Some(tag);
+    }
     whole_run(world, &attempt, log)?;
     if below(random, 4) == 0 { world.compare_tags() } else { Ok(()) }
 }
 
 /// Runs to the end and compares everything.
 pub(super) fn whole_run(world: &mut World, attempt: &Attempt, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let allowed = run_to_end(world, attempt, log)?;
+    world.compare(&allowed)
+}
+
+/// Runs to the end; returns what tables then hold.
+fn run_to_end(world: &mut World, attempt: &Attempt, log: &mut dyn FnMut(String)) -> Result<Allowed, String> {
     log(format!("vlmdiff {}", attempt.arguments.join(" ")));
+    let planned = if attempt.is_planned { plan(world, attempt)? } else { Vec::new() };
     let before = observe::logs(&world.lab);
-    let end = ended(&mut world.lab.command(&words(attempt)), "")?;
+    let end = ended(&mut observe::command(&world.lab, &words(attempt)), "")?;
     ends_rightly(attempt, &end)?;
     let after = observe::logs(&world.lab);
     let computed = observe::computed(&world.lab, after.difference(&before));
     world.check_computed(attempt, &computed)?;
+    planned.iter().try_for_each(|table| keeps_promise(table, attempt, &computed))?;
     let allowed = world.allowed(&[attempt], true);
     world.learn(attempt, true);
     if attempt.stops.is_some() {
         // A run that failed has no tag.
         world.runs.last_mut().unwrap().tag = None;
     }
-    world.compare(&allowed)
+    Ok(allowed)
 }
 
-/// Whether a run that nothing disturbed ends as it has to.
+/// The plan of a run, a JSON object for each table.
+fn plan(world: &World, attempt: &Attempt) -> Result<Vec<Value>, String> {
+    let file = attempt.pipeline.file();
+    let selection = attempt.selection.iter().map(String::as_str);
+    let arguments: Vec<&str> = ["plan", &file, "--json"].into_iter().chain(selection).collect();
+    let end = ended(&mut observe::command(&world.lab, &arguments), "")?;
+    match (end.code, &attempt.stops) {
+        (Some(0), _) => end.stdout.lines().map(|line| serde_json::from_str(line).map_err(|e| e.to_string())).collect(),
+        (_, Some(_)) => Ok(Vec::new()),
+        (_, None) => Err(format!("the plan of a run that can be made fails: {}", end.stderr)),
+    }
+}
+
+/// Compares a table's plan with what the run did: a fresh table stays as it is, and of a stale one as many rows are computed as
+/// the plan says, or fewer where it says "at most".
+fn keeps_promise(planned: &Value, attempt: &Attempt, computed: &Computed) -> Result<(), String> {
+    let at = attempt.tables.iter().position(|(instance, _)| planned["table"] == instance.name().as_str());
+    let Some(at) = at else { return Ok(()) };
+    let (instance, made) = &attempt.tables[at];
+    // Rows that an equal table above computes are known then.
+    let is_twice = attempt.tables[..at].iter().any(|(_, above)| above.keys.iter().any(|key| made.keys.contains(key)));
+    let rows = computed.get(&instance.name()).copied().flatten();
+    let is_right = match planned["state"].as_str() {
+        Some("fresh") => rows.is_none(),
+        Some("stale") if made.stage.makes() == Makes::RowPerRow => {
+            let (rows, stale) = (rows.unwrap_or(0), planned["stale"].as_u64().unwrap_or(0));
+            let may_be_fewer = planned["at_most"] == true || is_twice;
+            rows <= stale && (may_be_fewer || rows + made.failed as u64 >= stale)
+        }
+        _ => true,
+    };
+    if is_right { Ok(()) } else { Err(format!("the plan says {planned}, and the run computed {rows:?} rows")) }
+}
+
+/// Checks the exit code of a run that nothing disturbed.
 fn ends_rightly(attempt: &Attempt, end: &Ended) -> Result<(), String> {
     let has_failed = attempt.tables.iter().any(|(_, made)| made.failed > 0);
     let right: &[i32] = match (&attempt.stops, has_failed) {
@@ -193,7 +240,7 @@ fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     let moment = Duration::from_millis(below(random, 90));
     let signal = one(random, &["KILL", "TERM", "KILL"]);
     log(format!("vlmdiff {}, and {signal} after {moment:?}", attempt.arguments.join(" ")));
-    let child = spawn(&mut world.lab.command(&words(&attempt)));
+    let child = spawn(&mut observe::command(&world.lab, &words(&attempt)));
     std::thread::sleep(moment);
     Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
     let end = wait(child, "the stopped run")?;
@@ -211,7 +258,7 @@ fn full_disk(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Str
     let attempt = random_attempt(world, random);
     let most = one(random, &[1, 2, 3, 4, 6, 8]);
     log(format!("vlmdiff {} where a file has {most} KiB at most", attempt.arguments.join(" ")));
-    let like = world.lab.command(&[]);
+    let like = observe::command(&world.lab, &[]);
     let mut shell = Command::new("bash");
     // The signal is ignored, so that writing fails as on a full disk.
     let script = format!("trap '' XFSZ; ulimit -f {most}; exec \"$0\" \"$@\"");
@@ -240,10 +287,10 @@ fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     for attempt in &attempts {
         log(format!("at once: vlmdiff {}{}", attempt.arguments.join(" "), if cleans { " beside gc" } else { "" }));
     }
-    let children: Vec<Child> = attempts.iter().map(|a| spawn(&mut world.lab.command(&words(a)))).collect();
+    let children: Vec<Child> = attempts.iter().map(|a| spawn(&mut observe::command(&world.lab, &words(a)))).collect();
     if cleans && world.lab.path(".vlmdiff").is_dir() {
         std::thread::sleep(Duration::from_millis(below(random, 60)));
-        let end = ended(&mut world.lab.command(&["gc", "--keep", "0"]), "")?;
+        let end = ended(&mut observe::command(&world.lab, &["gc", "--keep", "0"]), "")?;
         if end.code != Some(0) {
             return Err(format!("gc beside runs failed: {}", end.stderr));
         }
@@ -270,7 +317,7 @@ fn clean_up(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     if !world.lab.path(".vlmdiff").is_dir() {
         return Ok(());
     }
-    let end = ended(&mut world.lab.command(&["gc", "--keep", keep]), "")?;
+    let end = ended(&mut observe::command(&world.lab, &["gc", "--keep", keep]), "")?;
     if end.code != Some(0) {
         return Err(format!("gc failed: {}", end.stderr));
     }
@@ -290,9 +337,12 @@ fn damaged(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     for pipeline in world.pipelines.clone() {
         let mut attempt = world.attempt(pipeline, &|_, _| true);
         attempt.arguments.push("--verify".into());
-        whole_run(world, &attempt, log)?;
+        // Tables of the other pipeline may be refused until its own run.
+        let allowed = run_to_end(world, &attempt, log)?;
+        world.published =
+            allowed.into_iter().filter_map(|(place, mut options)| Some((place, options.pop()??))).collect();
     }
-    Ok(())
+    world.compare(&world.allowed(&[], true))
 }
 
 /// A run, and one more of the same, which finds everything fresh, as its plan says.
@@ -302,7 +352,7 @@ fn nothing_changed(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnM
     if attempt.stops.is_some() {
         return Ok(());
     }
-    let plan = ended(&mut world.lab.command(&["plan", &attempt.pipeline.file(), "--json"]), "")?;
+    let plan = ended(&mut observe::command(&world.lab, &["plan", &attempt.pipeline.file(), "--json"]), "")?;
     let stale: Vec<&str> = plan.stdout.lines().filter(|line| !line.contains("\"state\":\"fresh\"")).collect();
     if plan.code != Some(0) || !stale.is_empty() {
         return Err(format!("after a run the plan says {stale:?} {}", plan.stderr));
@@ -317,7 +367,38 @@ fn nothing_changed(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnM
     }
 }
 
-/// A file of a store, if there is one.
+/// A query row by row whose answer for a row depends on other rows: how the rows are cut would show, so it is refused.
+fn refused(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
+    let query = one(
+        random,
+        &[
+            // `id` is the id of `l` and an ordinary column of `r`.
+            "select l.id, r.n from l left join r on l.id = r.id",
+            "select l.id, r.n from l join r on l.n = r.n",
+            "select l.id, r.n from l cross join r",
+            "select l.id, sum(l.n) over () as n from l",
+            "select l.id, l.n from l where l.n > (select avg(n) from r)",
+            "select l.id, (select max(r.n) from r where r.id < l.id) as n from l",
+            "select id, n from l union all select key as id, n from r",
+            "select id, n from l order by n limit 2",
+            "select distinct id, n from l",
+        ],
+    );
+    log(format!("refuses {query}"));
+    let text = format!(
+        "name: refused\ntables:\n  a: {{ stage: read, with: {{ path: c.parquet, id: id }} }}\n  \
+         keys: {{ stage: sql, from: [a], with: {{ query: \"select concat('k', id) as key, id, n from a\", makes: rows }} }}\n  \
+         n: {{ stage: sql, from: {{ l: a, r: keys }}, with: {{ query: \"{query}\", makes: row_per_row }} }}\n"
+    );
+    world.lab.write("refused.yaml", &text);
+    let end = ended(&mut observe::command(&world.lab, &["run", "refused.yaml", "--quiet"]), "")?;
+    if end.code != Some(2) {
+        return Err(format!("a query that looks at other rows ends with {:?}: {}", end.code, end.stderr));
+    }
+    world.compare(&world.allowed(&[], true))
+}
+
+/// The files below a folder, sorted.
 pub(super) fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! What the checker knows of a store: what each table has to hold, what was ever computed, which runs and tags there are.
+//! The checker's knowledge of a store: what each table has to hold, which rows were ever computed, which runs and tags there are.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     edits,
-    observe::{self, Content, Place, Wanted},
+    observe::{self, Computed, Content, Place, Wanted},
     oracle::{self, Made, Wrong},
     pipeline::{Instance, Pipeline, Stage},
     sources::Sources,
@@ -22,7 +22,7 @@ use crate::lab::Lab;
 pub(super) struct Published {
     pub(super) content: Content,
     pub(super) stage: Stage,
-    /// What its rows were computed from; empty where an accident leaves that open.
+    /// The digests of what its rows were computed from; empty where an accident leaves that open.
     pub(super) keys: Rc<Vec<u64>>,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Ran {
     pub(super) tables: BTreeMap<Place, Published>,
 }
 
-/// What the store knows of rows by what they are computed from.
+/// Rows that the store knows, by the digests of what they are computed from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Rows that need not be computed again.
@@ -59,6 +59,10 @@ pub(super) struct World {
 pub(super) struct Attempt {
     pub(super) pipeline: Pipeline,
     pub(super) arguments: Vec<String>,
+    /// Those of the arguments that a plan takes too.
+    pub(super) selection: Vec<String>,
+    /// Its plan is asked for before, and has to come true.
+    pub(super) is_planned: bool,
     /// The tables that it makes, from top to bottom.
     pub(super) tables: Vec<(Instance, Made)>,
     /// The table that it stops at, and what of its rows succeeds.
@@ -68,7 +72,7 @@ pub(super) struct Attempt {
     pub(super) tag: Option<String>,
 }
 
-/// What a table may hold; `None` is no table.
+/// The contents that a table may have; `None` is no table.
 pub(super) type Allowed = BTreeMap<Place, Vec<Option<Published>>>;
 
 pub(super) fn place(pipeline: &Pipeline, instance: &Instance) -> Place {
@@ -126,10 +130,10 @@ impl World {
         }
         let tables = made.into_iter().map(|(at, made)| (instances[at].clone(), made)).collect();
         let (arguments, forced) = (vec!["run".to_owned(), pipeline.file(), "--quiet".to_owned()], BTreeSet::new());
-        Attempt { pipeline, arguments, tables, stops, forced, tag: None }
+        Attempt { pipeline, arguments, selection: Vec::new(), is_planned: false, tables, stops, forced, tag: None }
     }
 
-    /// What tables may hold after attempts of which each ended anywhere, or, where `is_whole`, after one that went on to its end.
+    /// The contents that tables may have after attempts of which each ended anywhere, or, with `is_whole`, after one that went on to its end.
     pub(super) fn allowed(&self, attempts: &[&Attempt], is_whole: bool) -> Allowed {
         let mut allowed: Allowed =
             self.published.iter().map(|(place, table)| (place.clone(), vec![Some(table.clone())])).collect();
@@ -164,7 +168,8 @@ impl World {
                 self.known.surely.extend(&made.keys);
             }
         }
-        let tables = attempt.tables.iter().map(|(instance, made)| (place(&attempt.pipeline, instance), published(made)));
+        let tables =
+            attempt.tables.iter().map(|(instance, made)| (place(&attempt.pipeline, instance), published(made)));
         let tables = if is_whole { tables.collect() } else { BTreeMap::new() };
         if let Some(tag) = attempt.tag.as_ref().filter(|_| is_whole) {
             self.runs.iter_mut().filter(|run| run.tag.as_ref() == Some(tag)).for_each(|run| run.tag = None);
@@ -174,7 +179,7 @@ impl World {
     }
 
     /// Compares the rows that a run computed with those that had to be.
-    pub(super) fn check_computed(&self, attempt: &Attempt, computed: &BTreeMap<String, Option<u64>>) -> Result<(), String> {
+    pub(super) fn check_computed(&self, attempt: &Attempt, computed: &Computed) -> Result<(), String> {
         let mut known = self.known.clone();
         for (instance, made) in &attempt.tables {
             let name = instance.name();
@@ -249,7 +254,8 @@ impl World {
             for (_, table, variant) in run.tables.keys() {
                 tables.entry(table).or_default().insert(variant.clone());
             }
-            let stage = |table: &String| run.tables.iter().find(|(place, _)| place.1 == *table).unwrap().1.stage.clone();
+            let stage =
+                |table: &String| run.tables.iter().find(|(place, _)| place.1 == *table).unwrap().1.stage.clone();
             let wanted = tables.keys().map(|table| Wanted {
                 label: (*table).clone(),
                 name: observe::in_sql(pipeline, table, run.tag.as_deref()),
