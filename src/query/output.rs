@@ -17,7 +17,7 @@ use arrow::{
 };
 use parquet::arrow::ArrowWriter;
 
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, columns::plain};
 
 /// Longer texts are cut in a drawn table.
 const WIDEST: usize = 60;
@@ -183,7 +183,7 @@ fn readable(batch: &RecordBatch, drawn: bool) -> Result<RecordBatch> {
     let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
         let mut shown: ArrayRef = match column.data_type() {
             kind if kind.is_nested() => Arc::new(lists(field, column, cut)?),
-            kind if kind.is_string() && drawn => arrow::compute::cast(column, &DataType::Utf8)?,
+            kind if drawn && plain(kind) == DataType::Utf8 => arrow::compute::cast(column, &DataType::Utf8)?,
             _ => column.clone(),
         };
         let mut name = Cow::Borrowed(field.name().as_str());
