@@ -47,7 +47,7 @@ fn equal_captions_are_told() {
     }
     let told = only(&remarks(&lab, &[]), "captions");
     assert!(told.iter().any(|note| note.starts_with("all 8 captions are equal: `nothing`")), "{told:?}");
-    let told = only(&remarks(&lab, &["--set", "captions.default="]), "captions");
+    let told = only(&remarks(&lab, &["--set", "captions.default=''"]), "captions");
     assert!(told.iter().any(|note| note.starts_with("all 8 captions are empty")), "{told:?}");
     let told = only(&remarks(&lab, &["--set", "captions.default=a photo of a {class}"]), "captions");
     assert!(!told.iter().any(|note| note.contains("equal")), "{told:?}");
