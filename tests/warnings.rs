@@ -101,14 +101,13 @@ fn a_training_that_learns_nothing_is_told() {
     assert_eq!(only(&remarks(&lab, &[until("autoencoder"), learns.to_vec()].concat()), "autoencoder"), [""; 0]);
 }
 
-/// An autoencoder that was not trained makes one grey picture of everything.
 #[test]
 fn reconstructions_that_do_not_depend_on_their_images_are_told() {
     let lab = Lab::new(TOY);
     let until = ["--until", "reconstructions"];
+    // Networks that were not trained: what they decode has nothing of the image.
     let told = only(&remarks(&lab, &[&until[..], &["--set", "autoencoder.training.lr=0"]].concat()), "reconstructions");
-    let expected = "the reconstructions of a class are nearly one and the same picture, whatever the image: 2: gear (they differ by ";
-    assert!(told.len() == 1 && told[0].starts_with(expected), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("gear (") && told[0].contains("tile ("), "{told:?}");
     // Hardly any noise is added, and so hardly any removed: the autoencoder's own pictures.
     let healthy = [
         "--set",

@@ -299,7 +299,7 @@ impl Training {
             return Err(Error::Input("there are no rows to train on; look at `where:` and at the tables above".into()));
         }
         let (steps, schema) = (self.length(rows), out.schema().clone());
-        let mut state = State { step: 0, trainers, variables, first: None, log: Log::default() };
+        let mut state = State { step: 0, trainers, variables, first: Vec::new(), log: Log::default() };
         if let Some(saved) = out.saved()? {
             state.restore(saved, out)?;
         }
@@ -313,7 +313,8 @@ impl Training {
             let is_last = step == steps;
             let is_kept = self.checkpoint_every > 0 && step % self.checkpoint_every == 0 && !is_last;
             let is_logged = is_last || is_kept || step % self.log_every == 0;
-            let is_read = is_logged || step == 1;
+            let is_first = step <= learned::first_steps(steps);
+            let is_read = is_logged || is_first;
             let batches = self.batches(state.step, rows, &mut order, is_logged);
             state.step = step;
             // Per trainer the loss and its parts, summed; read only for the log, because a GPU waits for that.
@@ -333,8 +334,8 @@ impl Training {
             out.progress(step, steps, "steps");
             let mean = |sum: &Option<f64>| sum.map(|sum| (sum / batches.len() as f64) as f32);
             let means: Vec<Vec<Option<f32>>> = sums.iter().map(|sums| sums.iter().map(mean).collect()).collect();
-            if step == 1 {
-                state.first = means[0].get(judge.column()).copied().flatten();
+            if is_first {
+                state.first.extend(means[0].get(judge.column()).copied().flatten());
             }
             if is_logged {
                 let norms: Vec<f32> = norms.into_iter().map(|norm| norm as f32).collect();
@@ -367,7 +368,7 @@ impl Training {
         if let Some(last) = state.log.0.last_mut() {
             last.weights = Some(blob);
         }
-        if let Some(remark) = judge.remark(state.first, &state.log.0) {
+        if let Some(remark) = judge.remark(&state.first, &state.log.0) {
             out.warn(&remark);
         }
         out.write(&state.log.batch(&schema)?)
@@ -419,8 +420,8 @@ struct State {
     step: u64,
     trainers: Vec<Trainer>,
     variables: Named,
-    /// What is judged of the loss, as it was in the first step.
-    first: Option<f32>,
+    /// What is judged of the loss, as it was in the first steps.
+    first: Vec<f32>,
     log: Log,
 }
 
@@ -454,7 +455,7 @@ impl State {
             tensors.extend(ema.iter().flat_map(|ema| named(format!("ema.{i}"), clone(ema.averages()))));
         }
         let log = serde_json::to_string(&self.log.0).map_err(std::io::Error::from)?;
-        let first = self.first.map(|first| first.to_string()).unwrap_or_default();
+        let first = serde_json::to_string(&self.first).map_err(std::io::Error::from)?;
         let metadata =
             HashMap::from([("step".into(), self.step.to_string()), ("first".into(), first), ("log".into(), log)]);
         Ok(to_safetensors(tensors, metadata)?)
@@ -493,7 +494,7 @@ impl State {
                 ema.load(&part(format!("ema.{i}"))?).map_err(wrong)?;
             }
         }
-        (self.step, self.first, self.log) = (step, field("first").parse().ok(), Log(rows));
+        (self.step, self.first, self.log) = (step, serde_json::from_str(field("first")).unwrap_or_default(), Log(rows));
         out.log(format!("goes on from step {step}"));
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::{LogRow, MicroBatch};
 /// What the losses of a training are compared with.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::stages) enum Judge {
-    /// The loss of the first step.
+    /// The loss of the first steps.
     Start,
     /// As `Start`, of one part of the loss, by its index: the whole loss may rise, for example once a discriminator joins in.
     StartOfPart(usize),
@@ -32,7 +32,7 @@ impl Judge {
     }
 
     /// The remark on a training that has learned nothing.
-    pub(super) fn remark(self, first: Option<f32>, log: &[LogRow]) -> Option<String> {
+    pub(super) fn remark(self, first: &[f32], log: &[LogRow]) -> Option<String> {
         let loss = |row: &LogRow| match self {
             Self::StartOfPart(part) => row.parts.get(part).copied().flatten(),
             _ => Some(row.loss),
@@ -41,7 +41,7 @@ impl Judge {
         let log: Vec<Logged> = log.iter().filter_map(logged).collect();
         match self {
             Self::Nothing => None,
-            _ => remark(first.map(f64::from), &log),
+            _ => remark(first, &log),
         }
     }
 }
@@ -50,8 +50,15 @@ impl Judge {
 const SMALLEST_FALL: f64 = 0.05;
 /// A loss that is not below guessing by this share is at guessing.
 const SMALLEST_GAIN: f64 = 0.03;
-/// So many standard deviations of the last losses are no fall, either.
+/// So many standard deviations of the losses of single steps are no fall, either.
 const NOISE: f64 = 2.;
+/// The median of the distance between two normal numbers, in standard deviations.
+const MEDIAN_DISTANCE: f64 = 0.954;
+
+/// The first steps of so many, whose mean loss is where a training began.
+pub(super) fn first_steps(steps: u64) -> u64 {
+    (steps / 8).clamp(1, 16)
+}
 
 /// A logged loss, and what guessing would have cost on the same batches.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +67,8 @@ struct Logged {
     guessing: Option<f64>,
 }
 
-/// The remark on a training whose loss began at `first` and was logged as `log`; none where it fell.
-fn remark(first: Option<f64>, log: &[Logged]) -> Option<String> {
+/// The remark on a training whose first steps had these losses, and which was logged as `log`; none where the loss fell.
+fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
     let last = &log[log.len() - log.len().div_ceil(4)..];
     if last.is_empty() {
         return None;
@@ -77,14 +84,22 @@ fn remark(first: Option<f64>, log: &[Logged]) -> Option<String> {
             )
         });
     }
-    let first = first.filter(|first| *first > 0.)?;
-    let spread = mean(&|row| (row.loss - loss).powi(2)).sqrt();
-    (first - loss < (first * SMALLEST_FALL).max(NOISE * spread)).then(|| {
+    let began = first.iter().map(|loss| f64::from(*loss)).sum::<f64>() / first.len() as f64;
+    let of_means = (1. / first.len() as f64 + 1. / last.len() as f64).sqrt();
+    // Without first steps, of a state that was saved before they were, `began` is no number, and nothing is said.
+    (began > 0. && began - loss < (began * SMALLEST_FALL).max(NOISE * noise(log) * of_means)).then(|| {
         format!(
-            "the loss began at {first:.3} and ended at {loss:.3}: the network has learned next to nothing; try more \
+            "the loss began at {began:.3} and ended at {loss:.3}: the network has learned next to nothing; try more \
              `training.steps` or another `training.lr`"
         )
     })
+}
+
+/// The standard deviation of a single loss, told from how far each is from the one before: a trend hardly changes that.
+fn noise(log: &[Logged]) -> f64 {
+    let mut distances: Vec<f64> = log.windows(2).map(|pair| (pair[1].loss - pair[0].loss).abs()).collect();
+    distances.sort_by(f64::total_cmp);
+    distances.get(distances.len() / 2).map_or(0., |median| median / MEDIAN_DISTANCE)
 }
 
 #[cfg(test)]
@@ -97,26 +112,33 @@ mod tests {
 
     #[test]
     fn a_loss_that_stays_where_it_began_is_told() {
-        let remark = |first, losses: &[f64]| remark(Some(first), &log(losses, None));
-        assert_eq!(remark(1., &[0.9, 0.6, 0.4, 0.3]), None);
-        assert!(
-            remark(1., &[0.99, 1.01, 0.98, 0.99]).unwrap().starts_with("the loss began at 1.000 and ended at 0.990")
-        );
-        assert!(remark(1., &[1.5, 2., 3., 4.]).is_some());
-        // a fall that is smaller than the noise of the losses is none
-        let noisy = [1.1, 0.7, 1.2, 0.8, 1.1, 0.7, 1.2, 0.8, 1.1, 0.7, 1.2, 0.8];
-        assert!(remark(1.2, &noisy).is_some());
-        assert_eq!(remark(1., &[]), None);
+        let remark = |first: &[f32], losses: &[f64]| remark(first, &log(losses, None));
+        assert_eq!(remark(&[1.], &[0.9, 0.6, 0.4, 0.3]), None);
+        let told = remark(&[1.], &[0.99, 1.01, 0.98, 0.99]).unwrap();
+        assert!(told.starts_with("the loss began at 1.000 and ended at 0.990"), "{told}");
+        assert!(remark(&[1.], &[1.5, 2., 3., 4.]).is_some());
+        assert_eq!((remark(&[1.], &[]), remark(&[], &[1., 1.])), (None, None));
+    }
+
+    /// As an autoencoder's with a learning rate of 0, whose first batch happened to be the hardest.
+    #[test]
+    fn a_fall_within_the_noise_of_single_batches_is_none() {
+        let losses =
+            [0.785, 0.864, 0.826, 0.807, 0.881, 0.886, 0.803, 0.904, 0.787, 0.808, 0.881, 0.878, 0.811, 0.841, 0.851];
+        assert!(remark(&[0.905, 0.785], &log(&losses, None)).is_some());
+        // falling as much as it is noisy
+        let falling: Vec<f64> = losses.iter().enumerate().map(|(i, loss)| loss - 0.03 * i as f64).collect();
+        assert_eq!(remark(&[0.905, 0.785], &log(&falling, None)), None);
     }
 
     #[test]
     fn a_loss_at_guessing_is_told_whatever_it_began_at() {
         let chance = Some(32_f64.ln());
-        let told = remark(Some(9.), &log(&[3.469, 3.46, 3.455, 3.45], chance)).unwrap();
+        let told = remark(&[9.], &log(&[3.469, 3.46, 3.455, 3.45], chance)).unwrap();
         assert!(told.starts_with("the loss ended at 3.450 and guessing has 3.466"), "{told}");
-        assert_eq!(remark(Some(3.47), &log(&[3.4, 2., 1., 0.8], chance)), None);
+        assert_eq!(remark(&[3.47], &log(&[3.4, 2., 1., 0.8], chance)), None);
         // the last batch of an epoch is smaller, and so is what guessing costs on it
         let small = [Logged { loss: 2.64, guessing: Some(14_f64.ln()) }];
-        assert!(remark(Some(3.47), &small).is_some());
+        assert!(remark(&[3.47], &small).is_some());
     }
 }
