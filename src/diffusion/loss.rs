@@ -56,7 +56,8 @@ mod tests {
                 let output = schedule.target(&(&x0 + 0.1), &(&noise - snr.sqrt() * 0.1), &t);
                 denoising_loss(&schedule, &output, &x0, &noise, &t, Some(5.)).double_value(&[])
             });
-        assert!(losses.iter().all(|loss| (loss / losses[2] - 1.).abs() < 1e-3), "{losses:?}");
+        // The error of 0.1 · √snr, 0.012 at the noisiest, is a difference of f32 numbers up to 4: 4 · 2⁻²⁴ / 0.012, squared, is 4e-5.
+        assert!(losses.iter().all(|loss| (loss / losses[2] - 1.).abs() < 1e-4), "{losses:?}");
         let schedule = ScheduleConfig::default().build().unwrap();
         let weight = Vec::<f32>::try_from(min_snr_weight(&schedule, &t, 5.)).unwrap();
         assert!(weight[0] < 0.2 && weight[2] == 1., "{weight:?}");

@@ -438,7 +438,8 @@ mod tests {
         assert_eq!(optimiser.clip_grad_norm(1.), 0.);
         optimiser.backward(&(&a * &b).sum(Kind::Float)).unwrap();
         let norm = optimiser.clip_grad_norm(f64::INFINITY);
-        assert!((norm - 2_f64.sqrt()).abs() < 1e-6);
+        // The norm is f32: √2 within a few roundings of 2⁻²⁴.
+        assert!((norm - 2_f64.sqrt()).abs() < 4e-7);
         optimiser.step().unwrap();
         let one = Tensor::ones([2], (Kind::Float, Device::Cpu));
         assert!(!a.grad().defined() && a == one && c == one && b != one);

@@ -230,8 +230,9 @@ mod tests {
         let ddim = DdimConfig::default().build(&schedule()).unwrap();
         assert_eq!(ddim.timesteps(), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]);
         let one = Tensor::from_slice(&[1_f32]);
-        assert!((ddim.start(&one, &(&one * 0.)).double_value(&[0]) - 0.06826).abs() < 1e-5);
-        assert!((ddim.final_alpha - 0.99915).abs() < 1e-6);
+        // The authors' numbers are known to five digits, half of the last of which is 5e-6.
+        assert!((ddim.start(&one, &(&one * 0.)).double_value(&[0]) - 0.06826).abs() < 6e-6);
+        assert!((ddim.final_alpha - 0.99915).abs() < 6e-6);
     }
 
     /// `DDIMScheduler.step` of diffusers.
@@ -256,7 +257,9 @@ mod tests {
         let config = DdimConfig { noise_level: None, set_alpha_to_one: true, ..Default::default() };
         let ddim = config.build(&schedule).unwrap();
         let x = ddim.sample(ddim.start(&x0, &noise), |_, _| Ok(noise.shallow_clone()), silent).unwrap();
-        assert!((x - x0).abs().max().double_value(&[]) < 1e-4);
+        // x0 is what is left of x, up to 5, after the noise is taken away, over √ᾱ, which is 0.12 at the first step: four roundings
+        // of 2⁻²⁴ · 5 / 0.12, and less at each of the nine steps behind it.
+        assert!((x - x0).abs().max().double_value(&[]) < 2e-5);
     }
 
     #[test]

@@ -192,7 +192,8 @@ mod tests {
         let schedule = ScheduleConfig::default().build().unwrap();
         let known = [(0, 0.999150), (1, 0.998296), (101, 0.892981), (501, 0.274999), (901, 0.014005), (999, 0.004660)];
         for (t, alpha) in known {
-            assert!((schedule.alpha_cumprod(t) - alpha).abs() < 1e-6, "{t}: {}", schedule.alpha_cumprod(t));
+            // Known to six digits, half of the last of which is 5e-7.
+            assert!((schedule.alpha_cumprod(t) - alpha).abs() < 6e-7, "{t}: {}", schedule.alpha_cumprod(t));
         }
     }
 
@@ -204,8 +205,9 @@ mod tests {
             let schedule = ScheduleConfig { prediction_type, ..Default::default() }.build().unwrap();
             let x = schedule.q_sample(&x0, &noise, &t);
             let told = schedule.interpret(&schedule.target(&x0, &noise, &t), &x, 300);
-            assert!((told.sample - &x0).abs().max().double_value(&[]) < 1e-5, "{prediction_type:?}");
-            assert!((told.epsilon - &noise).abs().max().double_value(&[]) < 1e-5, "{prediction_type:?}");
+            // x up to 5 is rounded four times by 2⁻²⁴, and divided by √ᾱ or √(1 − ᾱ), which are above 0.5 at 300.
+            assert!((told.sample - &x0).abs().max().double_value(&[]) < 3e-6, "{prediction_type:?}");
+            assert!((told.epsilon - &noise).abs().max().double_value(&[]) < 3e-6, "{prediction_type:?}");
         }
     }
 

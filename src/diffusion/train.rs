@@ -127,7 +127,8 @@ mod tests {
             let loss = |_, _| Ok::<_, TchError>((&copy * 0.001).sum(Kind::Float));
             step(std::slice::from_mut(&mut mixed), 1, 1, loss).unwrap();
         }
-        assert!((x.double_value(&[0]) - 0.992).abs() < 1e-4, "{x}");
+        // The gradient of 0.001 is a bfloat16, within 2⁻⁹ of it, and is followed eight times.
+        assert!((x.double_value(&[0]) - 0.992).abs() < 8. * 0.001 / 512., "{x}");
         assert_eq!(copy, x.detach().to_kind(Kind::BFloat16));
     }
 }

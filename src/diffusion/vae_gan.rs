@@ -145,6 +145,7 @@ mod tests {
         // per image the sum over all values, the distance broadcast to each of them
         let rec = (&x - &y).abs() + (&x - &y).square() * 0.3 + distance.view([2, 1, 1, 1]) * 2.;
         let by_hand = (rec.sum(Kind::Float) / 2. + kl.sum(Kind::Float) / 2. * 1e-2).double_value(&[]);
+        // Sums of 96 positive values in f32, each rounded by 2⁻²⁴, in two orders.
         assert!((loss(Reduction::Sum) / by_hand - 1.).abs() < 1e-5, "{} {by_hand}", loss(Reduction::Sum));
         assert!((loss(Reduction::Mean) * 48. / by_hand - 1.).abs() < 1e-5);
     }
@@ -154,7 +155,8 @@ mod tests {
         let w = Tensor::from_slice(&[1_f32, 2.]).set_requires_grad(true);
         let (nll, g) = ((&w * 3.).sum(Kind::Float), (&w * 0.5).sum(Kind::Float));
         let weight = adaptive_weight(&nll, &g, &w).unwrap();
-        assert!((weight.double_value(&[]) - 6.).abs() < 1e-2 && !weight.requires_grad());
+        // 1e-4 beside a norm of 0.7 takes 8.5e-4 of 6.
+        assert!((weight.double_value(&[]) - 6.).abs() < 1e-3 && !weight.requires_grad());
         // a discriminator that says nothing does not drown everything
         assert_eq!(adaptive_weight(&nll, &(&g * 1e-9), &w).unwrap().double_value(&[]), 1e4);
     }

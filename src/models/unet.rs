@@ -237,6 +237,7 @@ mod tests {
             assert_eq!(shared.size(), x.size());
             // one context for all rows is as good as a copy for each
             let copied = unet.forward(&x, &t, &context.repeat([3, 1, 1]), None);
+            // The same products in another order: 2⁻²⁴ · √(n · L) for n = 432 and L = 20 layers, of values of about 1.
             assert!((shared - copied).abs().max().double_value(&[]) < 1e-5);
         });
     }

@@ -55,6 +55,7 @@ mod tests {
         let map: Vec<f64> = (0..12 * 9).map(|i| f64::from(i * i % 31)).collect();
         for (kernel, repeats) in [(1, 1), (1, 4), (3, 1), (3, 4), (5, 2), (9, 1)] {
             let (fast, slow) = (largest_mean(&map, 12, 9, kernel, repeats), slow(&map, 12, 9, kernel, repeats));
+            // Running sums of 108 numbers up to 30 in f64: 2⁻⁵³ · 108 · 30 = 4e-13.
             assert!((fast - slow).abs() < 1e-12, "{kernel} {repeats}: {fast} {slow}");
         }
     }
