@@ -4,7 +4,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -33,9 +35,30 @@ pub(super) fn ended(command: &mut Command, input: &str) -> Result<Ended, String>
     // A program that refuses may not read.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
+    end_of(child, &said)
+}
+
+/// Longer than any command on tables of a few rows, also on a machine that does much else.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// The end of a program that was started with pipes; one that does not end is killed, and refused.
+pub(super) fn end_of(child: Child, said: &str) -> Result<Ended, String> {
+    let (done, is_done) = mpsc::channel::<()>();
+    let id = child.id().to_string();
+    let watch = std::thread::spawn(move || {
+        let hangs = is_done.recv_timeout(LONGEST) == Err(mpsc::RecvTimeoutError::Timeout);
+        if hangs {
+            let _ = Command::new("kill").args(["-KILL", &id]).status();
+        }
+        hangs
+    });
     let output = child.wait_with_output().unwrap();
+    drop(done);
+    if watch.join().unwrap() {
+        return Err(format!("{said} does not end"));
+    }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    checked(&said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+    checked(said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
 }
 
 /// The program with arguments. One thread is enough for tables of a few rows.
@@ -46,7 +69,7 @@ pub(super) fn command(lab: &Lab, arguments: &[&str]) -> Command {
 }
 
 /// An end of a program, refused where no command may end so: by a panic, by an undeclared exit code, or by a failure without a word.
-pub(super) fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
+fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
     let is_panic = ["panicked at", "RUST_BACKTRACE", "stack backtrace"].iter().any(|word| ended.stderr.contains(word));
     let is_code = ended.code.is_none_or(|code| [0, 1, 2, 3, 130].contains(&code));
     let is_said = ended.code.is_none_or(|code| code == 0 || code == 3 || !ended.stderr.trim().is_empty());

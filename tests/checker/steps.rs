@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     damage,
     edits::{self, below, one},
-    observe::{self, Computed, Ended, checked, ended},
+    observe::{self, Computed, Ended, end_of, ended},
     pipeline::{Instance, Makes, Pipeline, Stage},
     world::{Allowed, Attempt, World},
 };
@@ -228,12 +228,6 @@ fn spawn(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn wait(child: Child, said: &str) -> Result<Ended, String> {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    checked(said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
-}
-
 /// A run that is killed or asked to end.
 fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let attempt = random_attempt(world, random);
@@ -243,7 +237,7 @@ fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     let child = spawn(&mut observe::command(&world.lab, &words(&attempt)));
     std::thread::sleep(moment);
     Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
-    let end = wait(child, "the stopped run")?;
+    let end = end_of(child, "the stopped run")?;
     let disturbed = [None, Some(130)].contains(&end.code);
     if !disturbed {
         ends_rightly(&attempt, &end)?;
@@ -297,7 +291,7 @@ fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     }
     let mut ends = Vec::new();
     for child in children {
-        ends.push(wait(child, "one of several runs")?);
+        ends.push(end_of(child, "one of several runs")?);
     }
     for (attempt, end) in attempts.iter().zip(&ends) {
         ends_rightly(attempt, end)?;
