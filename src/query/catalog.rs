@@ -97,6 +97,9 @@ impl Names {
 
     fn of_run(&self, table: &str, name: &str) -> Result<Vec<Manifest>, Error> {
         let run = history::find(&self.store, name)?;
+        if run.damaged {
+            return Err(Error::Damaged(format!("runs/{}.jsonl, the log of the run `{name}`, is damaged", run.run)));
+        }
         if run.pipeline != self.pipeline {
             return Err(Error::Input(format!(
                 "`{name}` is a run of the pipeline `{0}`, not of `{1}`; write {0}.\"{table}@{name}\"",
