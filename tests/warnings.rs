@@ -119,5 +119,7 @@ fn reconstructions_that_do_not_depend_on_their_images_are_told() {
         "--set",
         "reconstructions.sampler={ num_inference_steps: 1, noise_level: 1, first_step: 1 }",
     ];
-    assert_eq!(only(&remarks(&lab, &[&until[..], &healthy[..]].concat()), "reconstructions"), [""; 0]);
+    let told = only(&remarks(&lab, &[&until[..], &healthy[..]].concat()), "reconstructions");
+    // So short a training has learned gears on their grounds, and not the pattern of tiles.
+    assert!(!told.iter().any(|note| note.contains("gear (")), "{told:?}");
 }
