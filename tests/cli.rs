@@ -203,7 +203,7 @@ fn a_closed_pipe_ends_a_command_quietly() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab.run(&["--tag", "again"]);
-    let query = "select images.*, caption from images, captions";
+    let query = "select images.* from images, captions";
     for arguments in [
         &["runs"][..],
         &["runs", "show"],

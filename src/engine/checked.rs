@@ -10,7 +10,10 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path as FilePath, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -75,6 +78,8 @@ pub(super) struct Opened {
     size: u64,
     /// Found when the first range is read.
     groups: OnceLock<Groups>,
+    /// Whether bytes were read that are not those that the name promises.
+    damaged: AtomicBool,
     /// The bytes that were checked last, and where they begin: small reads follow one another.
     last: Mutex<(u64, Bytes)>,
 }
@@ -84,10 +89,20 @@ impl Opened {
     pub(super) fn open(path: PathBuf, location: String, digest: Digest) -> io::Result<Self> {
         let file = File::open(&path)?;
         let size = file.metadata()?.len();
-        Ok(Self { file, path, location, digest, size, groups: OnceLock::new(), last: Mutex::default() })
+        Ok(Self {
+            file,
+            path,
+            location,
+            digest,
+            size,
+            groups: OnceLock::new(),
+            damaged: AtomicBool::new(false),
+            last: Mutex::default(),
+        })
     }
 
     fn mismatch(&self) -> io::Error {
+        self.damaged.store(true, Ordering::Relaxed);
         io::Error::other(Mismatch { location: self.location.clone(), digest: self.digest })
     }
 
@@ -178,6 +193,13 @@ pub(super) struct Part(Arc<Opened>);
 impl From<Opened> for Part {
     fn from(opened: Opened) -> Self {
         Self(Arc::new(opened))
+    }
+}
+
+impl Part {
+    /// Whether a read has found that the object is not what its name promises.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.0.damaged.load(Ordering::Relaxed)
     }
 }
 

@@ -31,7 +31,6 @@ use rayon::prelude::*;
 
 use super::{
     Digest, Error, Result, Store,
-    checked::Mismatch,
     columns::is_heavy,
     manifest::{PartRef, runs, selection},
 };
@@ -176,9 +175,13 @@ pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: 
 
 /// Columns of a part. On this machine's disk the bytes of other columns are not read; what is read is checked.
 fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
-    in_part(part, || match store.local_part(part)? {
-        Some(opened) => decode(opened, columns, chosen),
-        None => decode(store.part(part)?, columns, chosen),
+    let Some(opened) = store.local_part(part)? else {
+        return in_part(part, || decode(store.part(part)?, columns, chosen));
+    };
+    // On its way through Parquet and Arrow a mismatch becomes text.
+    in_part(part, || decode(opened.clone(), columns, chosen)).map_err(|error| match opened.is_damaged() {
+        true => Error::lost(part, format!("part {part} does not match its digest")),
+        false => error,
     })
 }
 
@@ -186,9 +189,6 @@ fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
-        error if Mismatch::find(&error).is_some() => {
-            Error::lost(part, format!("part {part} does not match its digest"))
-        }
         // The disk's trouble is not the part's.
         Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
             Error::Stage(format!("part {part} cannot be read: {e}"))

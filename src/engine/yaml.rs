@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// A value of a command line: the text, all of it. Where it is YAML for anything but text it is that, and the text to a
-    /// parameter that takes text. Quotes around the whole are YAML's, so that a shell's own need not be thought of.
+    /// parameter that takes text, but for an empty list, which nobody means as text. Quotes around the whole are YAML's, so that a shell's own need not be thought of.
     pub(super) fn given(text: &str, place: Place) -> Self {
         let as_text = Kind::Scalar(Value::String(text.to_owned()));
         let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
@@ -88,6 +88,7 @@ impl Node {
         let (kind, otherwise) = match yaml {
             Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
             Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
+            Some(Kind::List(items)) if items.is_empty() => (Kind::List(items), None),
             Some(other) => (other, Some(as_text)),
         };
         Self { place, kind, otherwise }

@@ -63,7 +63,13 @@ impl Tables {
         for slot in own(slots).union(&unfinished) {
             slots_of.entry(table_of(slot).to_owned()).or_default().insert(slot.clone());
         }
-        let names = Names { store: store.clone(), pipeline: pipeline.to_owned(), slots: slots_of, unfinished, read: read.clone() };
+        let names = Names {
+            store: store.clone(),
+            pipeline: pipeline.to_owned(),
+            slots: slots_of,
+            unfinished,
+            read: read.clone(),
+        };
         Ok(Self { published: Arc::new(names), made: RwLock::default() })
     }
 }

@@ -153,9 +153,10 @@ impl Session {
     fn damage(&self) -> Option<Error> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
         read.into_iter().find_map(|part| match self.store.part(part) {
-            Err(Error::Lost { digest, message }) => {
-                Some(Error::lost(digest, format!("{message}; `vlmdiff run --verify` of its pipeline computes the parts of current tables again")))
-            }
+            Err(Error::Lost { digest, message }) => Some(Error::lost(
+                digest,
+                format!("{message}; `vlmdiff run --verify` of its pipeline computes the parts of current tables again"),
+            )),
             _ => None,
         })
     }
