@@ -10,7 +10,7 @@ use super::{
     text::{count, print, print_exactly, width},
 };
 use crate::engine::{
-    Sources, Store,
+    Error, Sources, Store,
     pipeline::Pipeline,
     plan::{Doubts, Planner, State, plan},
     reason::Cause,
@@ -53,7 +53,11 @@ pub(super) fn show(
 ) -> Result<u8> {
     let planner = Planner { store, sources, doubts, inventory: &Inventory::default() };
     let width = width(tables);
-    for table in plan(&planner, pipeline, tables)? {
+    let plans = plan(&planner, pipeline, tables).map_err(|error| match error {
+        Error::Lost { digest, message } => Error::lost(digest, format!("{message}; `vlmdiff run` computes it again")),
+        other => other,
+    });
+    for table in plans? {
         if json {
             print_exactly(serde_json::to_string(&table)?)?;
         } else {

@@ -143,8 +143,8 @@ impl Session {
     /// What is wrong with a statement, or with the parts of the tables that it reads.
     fn wrong(&self, error: DataFusionError, sql: &str) -> Error {
         use DataFusionError::{External, IoError, ObjectStore, ParquetError};
-        let is_of_storage = matches!(error.find_root(), ParquetError(_) | ObjectStore(_) | IoError(_) | External(_));
-        let damage = if is_of_storage { self.damage() } else { None };
+        let is_of_storage = |error: &_| matches!(error, ParquetError(_) | ObjectStore(_) | IoError(_) | External(_));
+        let damage = if is_of_storage(&error) || is_of_storage(error.find_root()) { self.damage() } else { None };
         damage.unwrap_or_else(|| statement_error(error, sql, &self.context, ONLY_READS))
     }
 
