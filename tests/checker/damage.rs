@@ -85,7 +85,7 @@ impl Kind {
 }
 
 /// A pipeline of all kinds of tables.
-fn pipeline() -> Pipeline {
+pub(super) fn pipeline() -> Pipeline {
     let table = |name: &str, stage: Stage, from: &[&str]| Table {
         name: name.into(),
         stage,

@@ -172,7 +172,7 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
             }
             format!("swap the ids {first} and {second}")
         }
-        6 if file == File::Parquet => {
+        6 | 9 if file == File::Parquet => {
             // Nulls and zeros in a list change places.
             let column = one(random, &["votes", "grades"]);
             let turned = |item: &Value| if item.is_null() { json!(0) } else { Value::Null };
@@ -204,13 +204,7 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
     };
     // An id that stands twice stays so for a step or two.
     if !what.starts_with("list") && chance(random, 60) {
-        let mut seen = Vec::new();
-        rows.retain(|row| {
-            !seen.contains(&row["id"]) && {
-                seen.push(row["id"].clone());
-                true
-            }
-        });
+        list_once(rows);
     }
     sources.write_records(file, folder, manner);
     format!("{}: {what} ({manner:?})", file.name())
@@ -295,6 +289,24 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
     format!("photos/{class}: {what} ({manner:?})")
 }
 
+/// Makes every picture one, and every id of a file stand there once.
+pub(super) fn mend(sources: &mut Sources, folder: &Path) {
+    sources.records.values_mut().for_each(list_once);
+    let pictures = |class: &mut Class| class.pictures.values_mut().for_each(|picture| picture.is_broken = false);
+    sources.classes.values_mut().for_each(pictures);
+    sources.write(folder);
+}
+
+/// Keeps the first row of each id.
+fn list_once(rows: &mut Vec<Row>) {
+    let mut seen = Vec::new();
+    rows.retain(|row| {
+        let is_new = !seen.contains(&row["id"]);
+        seen.push(row["id"].clone());
+        is_new
+    });
+}
+
 /// A pipeline to begin with.
 pub(super) fn pipeline(name: &str, random: &mut ChaCha8Rng) -> Pipeline {
     let table = |name: &str, stage: Stage, from: &[&str]| Table {
@@ -341,7 +353,12 @@ pub(super) fn edit_pipeline(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) ->
 }
 
 fn try_edit(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> String {
-    let at = random.random_range(0..pipeline.tables.len());
+    let kept = pipeline.tables.iter().position(|table| matches!(table.stage, Stage::Keep { .. }));
+    // Often a table that may lose its ids, since then others read it in another way.
+    let at = match kept.filter(|_| chance(random, 25)) {
+        Some(at) => at,
+        None => random.random_range(0..pipeline.tables.len()),
+    };
     let name = pipeline.tables[at].name.clone();
     let names: Vec<String> = pipeline.tables.iter().map(|table| table.name.clone()).collect();
     let is_read = pipeline.tables.iter().any(|table| table.from.contains(&name));

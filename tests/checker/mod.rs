@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use self::world::World;
+use self::{
+    sources::{File, Manner},
+    world::World,
+};
 
 /// Steps of a sequence.
 const STEPS: u64 = 50;
@@ -125,6 +128,35 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn every_table_is_right_after_any_sequence_of_edits_and_accidents() {
     sequences(seeds(), 25, Some(Duration::from_secs(25)));
+}
+
+/// The checker itself: values that the files do not have are told from right ones, and rows that are known from others.
+#[test]
+fn a_wrong_table_and_a_row_too_many_are_found() {
+    let mut world = World::new(&mut random(7, 0));
+    world.pipelines = vec![damage::pipeline()];
+    world.write_pipelines();
+    let run = |world: &mut World| {
+        let attempt = world.attempt(world.pipelines[0].clone(), &|_, _| true);
+        steps::whole_run(world, &attempt, &mut |_| {})
+    };
+    run(&mut world).unwrap();
+    let right = world.sources.clone();
+    world.sources.records.get_mut(&File::Csv).unwrap()[0].insert("n".into(), 77.into());
+    let why = run(&mut world).unwrap_err();
+    assert!(why.contains("a: 0 rows were computed, and 1 never were before"), "{why}");
+    let allowed = world.allowed(&[&world.attempt(world.pipelines[0].clone(), &|_, _| true)], true);
+    let why = world.compare(&allowed).unwrap_err();
+    assert!(why.contains("one.a[] is wrong") && why.contains("\"n\":77"), "{why}");
+    // A row that is written anew, and that the checker takes for known.
+    world.sources = right;
+    let records = world.sources.records.get_mut(&File::Csv).unwrap();
+    records[0].insert("n".into(), 78.into());
+    world.sources.write_records(File::Csv, &world.folder(), Manner::InPlace);
+    let attempt = world.attempt(world.pipelines[0].clone(), &|_, _| true);
+    attempt.tables.iter().for_each(|(_, made)| world.known.surely.extend(&made.keys));
+    let why = run(&mut world).unwrap_err();
+    assert!(why.contains("a: 1 rows were computed, of which 0 had to be"), "{why}");
 }
 
 /// `make soak`: a hundred sequences.
