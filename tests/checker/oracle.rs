@@ -80,7 +80,9 @@ pub(super) fn make(instance: &Instance, inputs: &[&Made], sources: &Sources) -> 
             });
             let made = pictures.map(|(name, class, path, picture)| {
                 let row = picture_row(name, class, path, picture);
-                let key = format!("ingest {size} {} {:?} {}", json!(row), picture, mask(class, path, picture));
+                let Picture { colour, is_broken, .. } = picture;
+                let mask = mask(class, path, picture);
+                let key = format!("ingest {size} {} {colour:?} {is_broken} {mask}", json!(row));
                 (key, (!picture.is_broken).then_some(row))
             });
             let made = listed(stage, made);
