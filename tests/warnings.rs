@@ -19,7 +19,8 @@ fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     let plan = lab.vlmdiff(&[&["plan", "pipeline.yaml"], arguments].concat());
     let page = lab.vlmdiff(&["report"]);
     assert_eq!((plan.code, page.code), (Some(0), Some(0)), "{}{}", plan.stderr, page.stderr);
-    let page = fs::read_to_string(lab.path("report.html")).unwrap().replace("&#x27;", "'");
+    let page = fs::read_to_string(lab.path("report.html")).unwrap();
+    let page = page.replace("&#x27;", "'").replace("&#x2f;", "/");
     assert_eq!(page.contains("Know this first"), !notes.is_empty());
     for note in &notes {
         let (_, text) = note.split_once(": ").unwrap();
