@@ -34,9 +34,11 @@ fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     notes
 }
 
+/// The remarks on a table, but for captions that are longer than the small encoder of these tests.
 fn only(notes: &[String], table: &str) -> Vec<String> {
     let prefix = format!("{table}: ");
-    notes.iter().filter_map(|note| note.strip_prefix(&prefix)).map(str::to_owned).collect()
+    let of_table = notes.iter().filter_map(|note| note.strip_prefix(&prefix));
+    of_table.filter(|note| !note.starts_with("the caption is longer")).map(str::to_owned).collect()
 }
 
 #[test]

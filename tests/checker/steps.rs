@@ -299,7 +299,8 @@ fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     let allowed = world.allowed(&attempts, false);
     attempts.iter().for_each(|attempt| world.learn(attempt, false));
     if cleans {
-        world.forget(0);
+        // The clean-up may have come between two versions of a table, of which only the last is seen here.
+        world.known.surely.clear();
     }
     world.compare(&allowed)
 }
@@ -332,6 +333,7 @@ fn damaged(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     log(format!("{damage:?}"));
     damage.inflict();
     world.tags_may_be_lost = true;
+    world.records_may_be_lost = true;
     world.known.surely.clear();
     for pipeline in world.pipelines.clone() {
         let mut attempt = world.attempt(pipeline, &|_, _| true);
