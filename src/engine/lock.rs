@@ -51,8 +51,13 @@ impl Store {
 
     /// Whether some process works on a stage's results; asked without disturbing one that is about to.
     pub(super) fn is_locked(&self, stage: Digest) -> Result<bool> {
-        let Some(path) = self.lock_path(stage).filter(|path| path.exists()) else { return Ok(false) };
-        match OpenOptions::new().append(true).open(&path)?.try_lock_shared() {
+        let Some(path) = self.lock_path(stage) else { return Ok(false) };
+        // The last holder of a lock removes its file.
+        let file = match OpenOptions::new().append(true).open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        match file.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(e)) => Err(e.into()),
