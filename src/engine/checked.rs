@@ -78,7 +78,7 @@ pub(super) struct Opened {
     size: u64,
     /// Found when the first range is read.
     groups: OnceLock<Groups>,
-    /// Whether bytes were read that are not those that the name promises.
+    /// A read has found bytes that do not match the digest in the name.
     damaged: AtomicBool,
     /// The bytes that were checked last, and where they begin: small reads follow one another.
     last: Mutex<(u64, Bytes)>,
@@ -197,7 +197,7 @@ impl From<Opened> for Part {
 }
 
 impl Part {
-    /// Whether a read has found that the object is not what its name promises.
+    /// Says that a read has found bytes that do not match the digest in the name.
     pub(super) fn is_damaged(&self) -> bool {
         self.0.damaged.load(Ordering::Relaxed)
     }

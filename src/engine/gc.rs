@@ -136,7 +136,7 @@ impl Collector<'_> {
             *slots.entry((pipeline, slot)).or_default().entry(version).or_default() += object.bytes;
         }
         for ((pipeline, slot), versions) in slots {
-            // What a damaged current version reaches is not known, and must not be deleted.
+            // A damaged current version ends the clean-up: the objects that it reaches are not known, and must stay.
             let current = self.store.published(pipeline, slot)?.whole()?;
             if let Some((_, manifest)) = current.as_ref().filter(|(_, manifest)| !manifest.retired) {
                 self.reach(manifest);

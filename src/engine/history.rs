@@ -36,7 +36,7 @@ pub struct Run {
     pub tables: Vec<TableRun>,
     /// Rows that failed.
     pub failures: Vec<Failure>,
-    /// Whether its log is not what was written, so that nothing but its id is known.
+    /// Its log is not the one that was written, so that nothing but its id is known.
     pub damaged: bool,
     /// When its last table was started.
     #[serde(skip)]

@@ -243,7 +243,7 @@ impl Driver<'_> {
     /// Brings one table up to date.
     fn table(&mut self, table: &Table, views: &Views, damaged: bool, log: &mut Log<'_>) -> Result<View> {
         let doubts = self.doubts.clone();
-        let inventory = std::mem::take(&mut self.inventory);
+        let inventory = self.inventory.clone();
         let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts, inventory: &inventory };
         let fresh = |view: &View| Event::TableFresh {
             table: table.name.clone(),

@@ -103,9 +103,10 @@ pub struct Recorded {
     pub damaged: Vec<String>,
 }
 
-/// Which parts and blobs a store has. A local store is asked for each, a remote one lists them once.
-#[derive(Debug, Default)]
-pub struct Inventory(OnceLock<HashMap<String, u64>>);
+/// Which parts and blobs a store has. A local store is asked for each, a remote one lists them once for
+/// all clones.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory(Arc<OnceLock<HashMap<String, u64>>>);
 
 impl Inventory {
     /// Whether the store has an object, of this size where it is known.
