@@ -146,7 +146,7 @@ fn world() -> Result<World, String> {
 }
 
 /// Every table as SQL has to answer it, by its name in SQL.
-type Answers = BTreeMap<String, (Stage, BTreeMap<Variant, Content>)>;
+type Answers = BTreeMap<String, BTreeMap<Variant, Content>>;
 
 /// The answers that a run makes right, and those of the tagged run.
 fn answers(world: &World) -> (Answers, Answers) {
@@ -155,15 +155,13 @@ fn answers(world: &World) -> (Answers, Answers) {
     let attempt = world.attempt(pipeline.clone(), &|_, _| true);
     for (instance, made) in &attempt.tables {
         let name = observe::in_sql(pipeline, &instance.table.name, None);
-        let (_, variants) = now.entry(name).or_insert_with(|| (made.stage.clone(), BTreeMap::new()));
-        variants.insert(instance.variant.clone(), observe::content(&made.rows));
+        now.entry(name).or_default().insert(instance.variant.clone(), observe::content(&made.rows));
     }
     let mut tagged = Answers::new();
     for run in world.runs.iter().filter(|run| run.tag.is_some()) {
         for ((_, table, variant), published) in &run.tables {
             let name = observe::in_sql(pipeline, table, run.tag.as_deref());
-            let (_, variants) = tagged.entry(name).or_insert_with(|| (published.stage.clone(), BTreeMap::new()));
-            variants.insert(variant.clone(), published.content.clone());
+            tagged.entry(name).or_default().insert(variant.clone(), published.content.clone());
         }
     }
     (now, tagged)
@@ -172,12 +170,8 @@ fn answers(world: &World) -> (Answers, Answers) {
 /// Asks for tables, all at once and, where that is refused, one by one. Each is one of the right answers or refused; says
 /// whether any was refused.
 fn ask(world: &World, right: &[&Answers]) -> Result<Option<String>, String> {
-    let wanted = |(name, (stage, _)): (&String, &(Stage, _))| Wanted {
-        label: name.clone(),
-        name: name.clone(),
-        stage: stage.clone(),
-    };
-    let all: Vec<Wanted> = right[0].iter().map(wanted).collect();
+    let wanted = |name: &String| Wanted { label: name.clone(), name: name.clone() };
+    let all: Vec<Wanted> = right[0].keys().map(wanted).collect();
     if let Ok(rows) = observe::ask(&world.lab, &all)? {
         for (name, rows) in rows {
             check(&name, rows, right)?;
@@ -201,8 +195,8 @@ const NAMES: [&str; 6] = ["damaged", "missing", "does not match", "no longer in 
 
 fn check(name: &str, rows: Vec<super::sources::Row>, right: &[&Answers]) -> Result<(), String> {
     let is_right = |answers: &&&Answers| {
-        let variants: BTreeSet<Variant> = answers[name].1.keys().cloned().collect();
-        observe::by_variant(rows.clone(), &variants).is_ok_and(|split| split == answers[name].1)
+        let variants: BTreeSet<Variant> = answers[name].keys().cloned().collect();
+        observe::by_variant(rows.clone(), &variants).is_ok_and(|split| split == answers[name])
     };
     if right.iter().any(|answers| is_right(&answers)) {
         return Ok(());
@@ -210,7 +204,7 @@ fn check(name: &str, rows: Vec<super::sources::Row>, right: &[&Answers]) -> Resu
     Err(format!(
         "SQL answers {name} wrongly:\n  {}\nright is\n  {:?}",
         observe::content(&rows).join("\n  "),
-        right[0][name].1
+        right[0][name]
     ))
 }
 

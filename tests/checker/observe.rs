@@ -13,7 +13,7 @@ use serde_json::Value;
 use vlmdiff::engine::event::{Event, Logged};
 
 use super::{
-    pipeline::{Pipeline, Stage, Variant},
+    pipeline::{Pipeline, Variant},
     sources::Row,
 };
 use crate::lab::Lab;
@@ -94,22 +94,24 @@ pub(super) fn content(rows: &[Row]) -> Content {
     content
 }
 
-/// The columns of a table as they are compared: of pictures some pixels, as all of one picture are equal.
-fn columns(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::Ingest { .. } => {
-            "image_id, class, split, label, defect, width, height, caption, pixels[1] as first, pixels[-1] as last, \
-             mask[1] > 0 as left, mask[-1] > 0 as right"
-        }
-        _ => "*",
+/// A picture's row as it is compared: of its pixels and of its mask the two ends, as either half of a picture is of one
+/// value; no path.
+fn without_pixels(mut row: Row) -> Row {
+    let Some(pixels) = row.remove("pixels") else { return row };
+    let end = |values: &Value, at: usize| values[at].as_u64().unwrap();
+    let last = |values: &Value| end(values, values.as_array().unwrap().len() - 1);
+    row.extend([("first".to_owned(), end(&pixels, 0).into()), ("last".to_owned(), last(&pixels).into())]);
+    if let Some(mask) = row.remove("mask") {
+        row.extend([("left".to_owned(), (end(&mask, 0) > 0).into()), ("right".to_owned(), (last(&mask) > 0).into())]);
     }
+    row.retain(|name, _| !["mask_grey", "uri"].contains(&name.as_str()));
+    row
 }
 
-/// A table to ask for: the label of its rows, its name in SQL, the stage.
+/// A table to ask for: the label of its rows, its name in SQL.
 pub(super) struct Wanted {
     pub(super) label: String,
     pub(super) name: String,
-    pub(super) stage: Stage,
 }
 
 /// Asks for tables in one process. `Ok(Err(_))` holds the words of a refusal.
@@ -118,7 +120,7 @@ pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String
     if wanted.is_empty() {
         return Ok(Ok(rows));
     }
-    let query = |w: &Wanted| format!("select '{}' as _of, {} from {}", w.label, columns(&w.stage), w.name);
+    let query = |w: &Wanted| format!("select '{}' as _of, * from {}", w.label, w.name);
     let queries: Vec<String> = wanted.iter().map(query).collect();
     let ended = ended(&mut command(lab, &["sql", "--format", "json"]), &queries.join(";\n"))?;
     if ended.code != Some(0) {
@@ -128,7 +130,7 @@ pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String
         let row: Value = serde_json::from_str(line).map_err(|e| format!("SQL wrote {line}: {e}"))?;
         let mut row = row_of(&row);
         let Some(Value::String(label)) = row.remove("_of") else { return Err(format!("SQL wrote {line}")) };
-        rows.get_mut(&label).ok_or_else(|| format!("SQL wrote {line}"))?.push(row);
+        rows.get_mut(&label).ok_or_else(|| format!("SQL wrote {line}"))?.push(without_pixels(row));
     }
     Ok(Ok(rows))
 }

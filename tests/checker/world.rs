@@ -12,7 +12,7 @@ use super::{
     edits,
     observe::{self, Computed, Content, Place, Wanted},
     oracle::{self, Made, Wrong},
-    pipeline::{Instance, Pipeline, Stage},
+    pipeline::{Instance, Pipeline},
     sources::Sources,
 };
 use crate::lab::Lab;
@@ -21,7 +21,6 @@ use crate::lab::Lab;
 #[derive(Clone, Debug)]
 pub(super) struct Published {
     pub(super) content: Content,
-    pub(super) stage: Stage,
     /// The digests of what its rows were computed from; empty where an accident leaves that open.
     pub(super) keys: Rc<Vec<u64>>,
 }
@@ -82,7 +81,7 @@ pub(super) fn place(pipeline: &Pipeline, instance: &Instance) -> Place {
 }
 
 fn published(made: &Made) -> Published {
-    Published { content: observe::content(&made.rows), stage: made.stage.clone(), keys: Rc::new(made.keys.clone()) }
+    Published { content: observe::content(&made.rows), keys: Rc::new(made.keys.clone()) }
 }
 
 impl World {
@@ -222,10 +221,8 @@ impl World {
             tables.entry((pipeline, table)).or_default().insert(variant.clone());
         }
         let wanted = tables.keys().map(|(pipeline, table)| {
-            let options = allowed.iter().filter(|(place, _)| place.0 == **pipeline && place.1 == **table);
-            let stage = options.flat_map(|(_, options)| options).flatten().next().unwrap().stage.clone();
             let pipeline = self.pipelines.iter().find(|p| p.name == **pipeline).unwrap();
-            Wanted { label: format!("{}.{table}", pipeline.name), name: observe::in_sql(pipeline, table, None), stage }
+            Wanted { label: format!("{}.{table}", pipeline.name), name: observe::in_sql(pipeline, table, None) }
         });
         let wanted: Vec<Wanted> = wanted.collect();
         let mut rows = observe::ask(&self.lab, &wanted)?.map_err(|said| format!("SQL refuses: {said}"))?;
@@ -257,12 +254,9 @@ impl World {
             for (_, table, variant) in run.tables.keys() {
                 tables.entry(table).or_default().insert(variant.clone());
             }
-            let stage =
-                |table: &String| run.tables.iter().find(|(place, _)| place.1 == *table).unwrap().1.stage.clone();
             let wanted = tables.keys().map(|table| Wanted {
                 label: (*table).clone(),
                 name: observe::in_sql(pipeline, table, run.tag.as_deref()),
-                stage: stage(table),
             });
             let mut rows = match observe::ask(&self.lab, &wanted.collect::<Vec<_>>())? {
                 Ok(rows) => rows,
