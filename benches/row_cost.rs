@@ -18,10 +18,12 @@ use rayon::prelude::*;
 use vlmdiff::{
     datasets::synthetic::{self, Class, Item, Split},
     engine::{
-        Sources, Stop, Store, parts,
-        pipeline::{self, Pipeline},
+        Stop, pipeline,
+        pipeline::Pipeline,
         run,
-        worker::Worker,
+        run::Worker,
+        source::Sources,
+        store::{Store, encode_part},
     },
     stages::{KINDS, column},
     vision::{decode, resize},
@@ -112,7 +114,7 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
             column::tensors::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![false; rows]))?,
         ];
         let batch = RecordBatch::try_new(schema.clone(), columns)?;
-        fs::write(folder.join(format!("{number}.parquet")), parts::encode(&batch)?)?;
+        fs::write(folder.join(format!("{number}.parquet")), encode_part(&batch)?)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vlmdiff::engine::event::Event;
+use vlmdiff::engine::store::Event;
 
 use crate::lab::{Ended, Lab, computed, project};
 

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use vlmdiff::engine::{Store, event::Event, history};
+use vlmdiff::engine::store::{Event, Store, history};
 
 use crate::lab::{LIGHT, Lab, TOY, computed};
 

@@ -14,7 +14,7 @@ fn parquet(lab: &Lab, name: &str, rows: [[Option<i8>; 2]; 2]) {
     let columns: [(&str, ArrayRef); 2] =
         [("id", Arc::new(StringArray::from(vec!["a", "b"]))), ("votes", Arc::new(lists))];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    fs::write(lab.path(name), vlmdiff::engine::parts::encode(&batch).unwrap()).unwrap();
+    fs::write(lab.path(name), vlmdiff::engine::store::encode_part(&batch).unwrap()).unwrap();
 }
 
 #[test]

@@ -4,11 +4,10 @@ use std::fs;
 
 use vlmdiff::{
     engine::{
-        Sources, Store,
-        event::Event,
         pipeline,
         plan::{Doubts, Planner, plan},
-        store::Inventory,
+        source::Sources,
+        store::{Event, Inventory, Store},
     },
     stages::KINDS,
 };

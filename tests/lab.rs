@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use vlmdiff::engine::event::{Event, Logged};
+use vlmdiff::engine::store::{Event, Logged};
 
 /// A temporary folder with a pipeline and a store.
 pub(crate) struct Lab {
@@ -176,7 +176,7 @@ impl Lab {
 
     /// The content digest of every published table, by name.
     pub(crate) fn contents(&self, store: &str) -> Vec<(String, String)> {
-        let store = vlmdiff::engine::Store::open(&self.path(store).to_string_lossy()).unwrap();
+        let store = vlmdiff::engine::store::Store::open(&self.path(store).to_string_lossy()).unwrap();
         let manifests = vlmdiff::query::manifests(&store).unwrap();
         manifests.into_iter().map(|(_, m)| (m.table, m.content.to_string())).collect()
     }

@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 use vlmdiff::{
-    engine::{Sources, Store, identity::fingerprint, pipeline, read_table, stage::Described},
+    engine::{
+        identity::fingerprint,
+        pipeline,
+        source::Sources,
+        stage::Described,
+        store::{Store, read_table},
+    },
     stages::KINDS,
 };
 
@@ -42,7 +48,9 @@ fn parameters_are_identity() {
     for table in &toy.tables {
         seen.insert(table.kind.name);
         let params = table.stage.params();
-        let of = |stage: &dyn Described| fingerprint(&table.kind, &table.kind.identity(stage), &[], &table.output);
+        let of = |stage: &dyn Described| {
+            fingerprint(table.kind.name, table.kind.revision, &table.kind.identity(stage), &[], &table.output)
+        };
         let again = (table.kind.parse)(&params).unwrap();
         assert_eq!(params, again.params(), "{}: parameters do not survive being written out", table.kind.name);
         let mut leaves = Vec::new();
@@ -163,7 +171,7 @@ fn listed_columns_have_the_values_that_are_written() {
 
 #[test]
 fn generated_schemas_are_current() {
-    for (name, text) in vlmdiff::engine::schema::files(KINDS).unwrap() {
+    for (name, text) in vlmdiff::engine::pipeline::files(KINDS).unwrap() {
         let path = crate::lab::project().join("schemas").join(&name);
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(written == text, "schemas/{name} is stale; run `vlmdiff schema`");

@@ -9,9 +9,8 @@ use arrow::{
 use proptest::prelude::*;
 use vlmdiff::{
     engine::{
-        Current, Digest, Error, Store, gc,
-        manifest::{Entry, PartRef},
-        parts, pipeline,
+        Digest, Error, pipeline,
+        store::{Current, Entry, PartRef, Store, encode_part, gc, read_table},
     },
     stages::KINDS,
 };
@@ -129,7 +128,7 @@ proptest! {
         let ids: ArrayRef = Arc::new(StringArray::from_iter_values((0..9).map(|i| format!("row {i}"))));
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..9));
         let batch = RecordBatch::try_from_iter([("id", ids), ("n", numbers)]).unwrap();
-        let whole = parts::encode(&batch).unwrap();
+        let whole = encode_part(&batch).unwrap();
         let part = store.put_part(whole.clone()).unwrap();
         let damaged = damage(&whole, &changes, length);
         fs::write(folder.path().join(format!("parts/{part}.parquet")), &damaged).unwrap();
@@ -137,7 +136,7 @@ proptest! {
         let part = [PartRef { part, bytes: whole.len() as u64, rows: 9, chosen }];
         let columns = ["id".to_owned()];
         let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, false)]));
-        match parts::read_table(&store, &part, &columns, &schema) {
+        match read_table(&store, &part, &columns, &schema) {
             Ok(read) => {
                 prop_assert_eq!(&damaged[..], &whole[..]);
                 prop_assert_eq!(read.num_rows() as u64, part[0].len());

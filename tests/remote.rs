@@ -16,10 +16,7 @@ use object_store::{
     ObjectStore, ObjectStoreExt,
     aws::{AmazonS3, AmazonS3Builder},
 };
-use vlmdiff::engine::{
-    event::{Event, Logged},
-    manifest::Manifest,
-};
+use vlmdiff::engine::store::{Event, Logged, Manifest};
 
 use crate::{
     lab::{LIGHT, Lab, project},

@@ -4,9 +4,9 @@ use std::fs;
 
 use vlmdiff::{
     engine::{
-        Store, history,
-        pipeline::{self, Pipeline},
-        sweep::Variant,
+        Variant, pipeline,
+        pipeline::Pipeline,
+        store::{Store, history},
     },
     stages::KINDS,
 };

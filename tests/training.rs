@@ -9,7 +9,7 @@ use std::{
 
 use tch::{Device, Tensor, nn::VarStore};
 use vlmdiff::{
-    engine::{Current, Store},
+    engine::store::{Current, Store},
     models::{
         checkpoint::{Checkpoint, to_safetensors},
         lpips::Lpips,

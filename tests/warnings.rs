@@ -11,7 +11,7 @@ use crate::{
 fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     let ran = lab.vlmdiff(&[&["run", "pipeline.yaml"], arguments].concat());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let store = vlmdiff::engine::Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
+    let store = vlmdiff::engine::store::Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
     let manifests = vlmdiff::query::manifests(&store).unwrap();
     let notes = manifests.iter().flat_map(|(_, m)| m.notes.iter().map(|note| format!("{}: {note}", m.table)));
     let notes: Vec<String> = notes.collect();

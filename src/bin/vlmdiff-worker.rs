@@ -6,8 +6,8 @@ fn main() -> std::process::ExitCode {
         return std::process::ExitCode::from(2);
     };
     vlmdiff::engine::signals::outlive_file_size_limit();
-    let served = vlmdiff::engine::Store::open(&address)
-        .and_then(|store| vlmdiff::engine::worker::serve(store, vlmdiff::stages::open_in_worker));
+    let served = vlmdiff::engine::store::Store::open(&address)
+        .and_then(|store| vlmdiff::engine::run::serve(store, vlmdiff::stages::open_in_worker));
     match served {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

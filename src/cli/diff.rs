@@ -8,9 +8,9 @@ use super::{
     text::{count, print, print_exactly, width},
 };
 use crate::engine::{
-    Error, Store,
-    diff::{TableDiff, diff},
-    history::{self, Run},
+    Error,
+    plan::{TableDiff, diff},
+    store::{Run, Store, history},
 };
 
 /// Say what changed from one run to another: in the pipeline, and in the results.

@@ -8,7 +8,7 @@ use super::{
     EXIT_DONE, StoreArgs,
     text::{count, print},
 };
-use crate::engine::gc::{Garbage, Heap, collect};
+use crate::engine::store::{Garbage, Heap, collect};
 
 /// Delete what no published table, no tag and none of the last runs reaches.
 #[derive(Args)]

@@ -22,12 +22,11 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     engine::{
-        Error, Store,
-        pipeline::{self, Pipeline},
+        Error, expand_home, is_url, local_path,
+        pipeline::{self, Pipeline, Selection},
         plan::Doubts,
-        select::{self, Selection},
         signals,
-        source::{expand_home, is_url, local_path},
+        store::Store,
     },
     stages,
 };
@@ -154,7 +153,7 @@ struct SelectionArgs {
 impl SelectionArgs {
     fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Doubts)> {
         let selection = Selection { targets: self.targets.clone(), until: self.until.iter().cloned().collect() };
-        select::check(pipeline, self.force.iter())?;
+        pipeline::check(pipeline, self.force.iter())?;
         let doubts = Doubts { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
         Ok((selection.of(pipeline)?, doubts))
     }

@@ -10,11 +10,11 @@ use super::{
     text::{count, print, print_exactly, width},
 };
 use crate::engine::{
-    Error, Sources, Store,
+    Error,
     pipeline::Pipeline,
-    plan::{Doubts, Planner, State, plan},
-    reason::Cause,
-    store::Inventory,
+    plan::{Cause, Doubts, Planner, State, plan},
+    source::Sources,
+    store::{Inventory, Store},
 };
 
 /// Say what a run would compute, and why.

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 
 use super::text::{count, say, width};
-use crate::{engine::event::Event, query::output::printable};
+use crate::{engine::store::Event, query::output::printable};
 
 /// Where there are no bars, a long table says how far it is this often.
 const SAY_EVERY: Duration = Duration::from_secs(15);

@@ -14,7 +14,13 @@ use super::{
     EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress, text::say,
 };
 use crate::{
-    engine::{Sources, Stop, Store, history, run, signals::ignores_hangup, worker::Worker},
+    engine::{
+        Stop, run,
+        run::Worker,
+        signals::ignores_hangup,
+        source::Sources,
+        store::{Store, history},
+    },
     models::device::{self, DeviceError},
 };
 

@@ -9,10 +9,7 @@ use super::{
     EXIT_DONE, StoreArgs,
     text::{count, print, width},
 };
-use crate::engine::{
-    Store,
-    history::{self, Run, TableRun},
-};
+use crate::engine::store::{Run, Store, TableRun, history};
 
 /// List what runs did, and name runs.
 #[derive(Args)]

@@ -10,7 +10,7 @@ use super::{
     EXIT_DONE, StoreArgs,
     text::{count, print, say, width},
 };
-use crate::engine::manifest::Manifest;
+use crate::engine::store::Manifest;
 
 /// List the published tables and what the store holds for each.
 #[derive(Args)]

@@ -17,11 +17,11 @@ impl std::hash::Hash for Digest {
 }
 
 /// A map by digests, which are not hashed again.
-pub(super) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<AsIs>>;
+pub(in crate::engine) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<AsIs>>;
 
 /// The hash of a digest.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct AsIs(u64);
+pub(in crate::engine) struct AsIs(u64);
 
 impl std::hash::Hasher for AsIs {
     fn finish(&self) -> u64 {
@@ -69,7 +69,7 @@ impl Digest {
     }
 
     /// The digest that a hash is.
-    pub(super) fn truncate(hash: blake3::Hash) -> Self {
+    pub(in crate::engine) fn truncate(hash: blake3::Hash) -> Self {
         let mut short = [0; 16];
         short.copy_from_slice(&hash.as_bytes()[..16]);
         Self(short)

@@ -1,8 +1,8 @@
 //! The errors of the dataflow layer.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
-use super::{Digest, checked::Mismatch, secrets::Secrets};
+use crate::engine::Digest;
 
 /// What can go wrong between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
@@ -102,24 +102,9 @@ impl Error {
         }
     }
 
-    /// The error with the names of secrets in their places.
-    pub(super) fn without(self, secrets: &Secrets) -> Self {
-        let hide = |text: String| secrets.hide(text);
-        match self {
-            Self::Input(message) => Self::Input(hide(message)),
-            Self::Stage(message) => Self::Stage(hide(message)),
-            Self::Worker(message) => Self::Worker(hide(message)),
-            Self::Rows { table, errors, total } => {
-                let errors = errors.into_iter().map(|(id, message)| (id, hide(message))).collect();
-                Self::Rows { table, errors, total }
-            }
-            other => other,
-        }
-    }
-
     /// Says what helps, where memory ran out: libtorch and the allocator say so in words of their own, a process that the
     /// system killed says nothing.
-    pub(super) fn advised(self, help: &str) -> Self {
+    pub(in crate::engine) fn advised(self, help: &str) -> Self {
         const SIGNS: [&str; 3] = ["out of memory", "can't allocate memory", "bad_alloc"];
         let advise = |message: String| {
             if SIGNS.iter().any(|sign| message.contains(sign)) {
@@ -169,5 +154,29 @@ mod tests {
         let killed = "the worker died 3 times on the same task (signal: 9 (SIGKILL))";
         assert_eq!(advised(Error::Worker(killed.into())), format!("{killed}; if memory ran out, lower it"));
         assert_eq!(advised(Error::Stage("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
+    }
+}
+
+/// An object whose bytes are not those that its name promises.
+#[derive(Debug, thiserror::Error)]
+#[error("{location} does not match its digest")]
+pub(crate) struct Mismatch {
+    pub(in crate::engine) location: String,
+    pub(in crate::engine) digest: Digest,
+}
+
+impl Mismatch {
+    /// The mismatch in a chain of errors.
+    pub(in crate::engine) fn find<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref::<Self>() {
+                return Some(found);
+            }
+            // An input or output error shows the source of what it wraps, and hides the wrapped error itself.
+            let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            next = wrapped.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+        }
+        None
     }
 }

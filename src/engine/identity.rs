@@ -13,21 +13,24 @@
 //! Volatile columns (times, places) count nowhere, and so no predicate and no query may read them. Not covered are the device, the number of threads,
 //! the versions of libraries, and the environment of programs.
 //!
-//! [`Made`]: super::manifest::Made
+//! [`Made`]: crate::engine::store::Made
 
 use arrow::datatypes::{Schema, SchemaRef};
 use serde_json::Value;
 
-use super::{
-    Digest, Hasher, encode_schema,
-    manifest::Note,
-    stage::{Reads, StageKind},
-};
+use crate::engine::{Digest, Hasher, arrow_schema::encode_schema};
 
-/// What identifies a stage; `params` as [`StageKind::identity`] gives them.
-pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)], output: &SchemaRef) -> Digest {
+/// What identifies a stage: its name in `stage:`, its revision, its parameters but for places, the content of the files that they
+/// name, and the schema of its output.
+pub fn fingerprint(
+    stage: &str,
+    revision: u32,
+    params: &Value,
+    files: &[(String, Digest)],
+    output: &SchemaRef,
+) -> Digest {
     let mut hasher = Hasher::new("stage");
-    hasher.field(kind.name.as_bytes()).field(&kind.revision.to_le_bytes());
+    hasher.field(stage.as_bytes()).field(&revision.to_le_bytes());
     hasher.field(params.to_string().as_bytes());
     files.iter().for_each(|(_, digest)| {
         hasher.field(digest.as_bytes());
@@ -38,16 +41,16 @@ pub fn fingerprint(kind: &StageKind, params: &Value, files: &[(String, Digest)],
 
 /// An input as a stage reads it.
 #[derive(Clone, Debug)]
-pub(super) struct InputRead<'a> {
-    pub(super) port: &'a str,
+pub(in crate::engine) struct InputRead<'a> {
+    pub(in crate::engine) port: &'a str,
     /// The columns that are read.
-    pub(super) schema: &'a Schema,
+    pub(in crate::engine) schema: &'a Schema,
     /// Their values, of an input that is read whole; `None` where it is read row by row.
-    pub(super) content: Option<Digest>,
+    pub(in crate::engine) content: Option<Digest>,
 }
 
 /// What all rows of a table have in common.
-pub(super) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[InputRead<'_>]) -> Digest {
+pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[InputRead<'_>]) -> Digest {
     let mut base = Hasher::new("key");
     base.field(fingerprint.as_bytes());
     if let Some(listed) = listed {
@@ -66,7 +69,7 @@ pub(super) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[Input
 
 /// The identity of a row: `read` has, by input, the digest of what is read of it. The id counts too: it is part of the row that
 /// is written, and of its randomness.
-pub(super) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Digest>) -> Digest {
+pub(in crate::engine) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Digest>) -> Digest {
     let mut hasher = Hasher::new("row key");
     hasher.field(base.as_bytes()).field(id.as_bytes());
     read.into_iter().for_each(|digest| {
@@ -76,14 +79,14 @@ pub(super) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Dig
 }
 
 /// The identity of a table that is made as a whole from rows with these keys.
-pub(super) fn whole_key(base: Digest, rows: &[Digest]) -> Digest {
+pub(in crate::engine) fn whole_key(base: Digest, rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("whole");
     hasher.field(base.as_bytes()).field(content(rows).as_bytes());
     hasher.finish()
 }
 
 /// The digest of rows' digests.
-pub(super) fn content(rows: &[Digest]) -> Digest {
+pub(in crate::engine) fn content(rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("table");
     rows.iter().for_each(|row| {
         hasher.field(row.as_bytes());
@@ -92,18 +95,15 @@ pub(super) fn content(rows: &[Digest]) -> Digest {
 }
 
 /// An input of a published table: all that could be read of a table at a port, and how it is read.
-pub(super) fn read(port: &str, reads: Reads, content: Digest) -> Digest {
-    let reads: &[u8] = match reads {
-        Reads::Rows => b"rows",
-        Reads::Table => b"table",
-    };
+pub(in crate::engine) fn read(port: &str, is_whole: bool, content: Digest) -> Digest {
+    let reads: &[u8] = if is_whole { b"table" } else { b"rows" };
     let mut hasher = Hasher::new("read");
     hasher.field(port.as_bytes()).field(reads).field(content.as_bytes());
     hasher.finish()
 }
 
 /// A listing as an input of a published table: its rows, and the remarks that are kept with the table.
-pub(super) fn listing(rows: &[Digest], notes: &[Note]) -> Digest {
+pub(in crate::engine) fn listing(rows: &[Digest], notes: &[impl ToString]) -> Digest {
     let mut hasher = Hasher::new("listing");
     hasher.field(content(rows).as_bytes());
     notes.iter().for_each(|note| {
@@ -120,22 +120,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::engine::stage::{Output, ParamError, Ports};
-
-    fn kind(name: &'static str, revision: u32) -> StageKind {
-        StageKind {
-            name,
-            revision,
-            ports: Ports::Any,
-            output: &[Output::Table],
-            locations: &[],
-            memory: "",
-            needs_rows: false,
-            schema: || schemars::schema_for!(u8),
-            parse: |_| Err(ParamError { path: String::new(), message: String::new() }),
-            open_here: None,
-        }
-    }
 
     /// Every digest is another one.
     fn all_differ(what: &str, digests: &[Digest]) {
@@ -166,24 +150,23 @@ mod tests {
 
     #[test]
     fn each_part_of_a_stage_counts() {
-        let (kind, other, revised) = (kind("a", 1), kind("b", 1), kind("a", 2));
         let files = |contents: &[&str]| contents.iter().map(|c| ("path".to_owned(), digest(c))).collect::<Vec<_>>();
         let params = json!({ "size": 1 });
         let output = schema("a", DataType::Utf8, true, "");
         let mut digests = vec![
-            fingerprint(&kind, &params, &files(&["x", "y"]), &output),
-            fingerprint(&other, &params, &files(&["x", "y"]), &output),
-            fingerprint(&revised, &params, &files(&["x", "y"]), &output),
-            fingerprint(&kind, &json!({ "size": 2 }), &files(&["x", "y"]), &output),
-            fingerprint(&kind, &json!({ "size": "1" }), &files(&["x", "y"]), &output),
-            fingerprint(&kind, &json!({}), &files(&["x", "y"]), &output),
-            fingerprint(&kind, &params, &files(&["y", "x"]), &output),
-            fingerprint(&kind, &params, &files(&["x"]), &output),
+            fingerprint("a", 1, &params, &files(&["x", "y"]), &output),
+            fingerprint("b", 1, &params, &files(&["x", "y"]), &output),
+            fingerprint("a", 2, &params, &files(&["x", "y"]), &output),
+            fingerprint("a", 1, &json!({ "size": 2 }), &files(&["x", "y"]), &output),
+            fingerprint("a", 1, &json!({ "size": "1" }), &files(&["x", "y"]), &output),
+            fingerprint("a", 1, &json!({}), &files(&["x", "y"]), &output),
+            fingerprint("a", 1, &params, &files(&["y", "x"]), &output),
+            fingerprint("a", 1, &params, &files(&["x"]), &output),
         ];
-        digests.extend(schemas()[1..].iter().map(|output| fingerprint(&kind, &params, &files(&["x", "y"]), output)));
+        digests.extend(schemas()[1..].iter().map(|output| fingerprint("a", 1, &params, &files(&["x", "y"]), output)));
         all_differ("stage", &digests);
         let moved = [("elsewhere".to_owned(), digest("x")), ("path".to_owned(), digest("y"))];
-        assert_eq!(fingerprint(&kind, &params, &moved, &output), digests[0], "the place of a file");
+        assert_eq!(fingerprint("a", 1, &params, &moved, &output), digests[0], "the place of a file");
     }
 
     #[test]
@@ -207,19 +190,19 @@ mod tests {
         digests.extend(schemas.iter().map(|schema| base(digest("stage"), Some(schema), &[])));
         all_differ("base", &digests);
         let reads = [
-            read("p", Reads::Rows, digest("rows")),
-            read("p", Reads::Table, digest("rows")),
-            read("q", Reads::Rows, digest("rows")),
-            read("p", Reads::Rows, digest("other rows")),
+            read("p", false, digest("rows")),
+            read("p", true, digest("rows")),
+            read("q", false, digest("rows")),
+            read("p", false, digest("other rows")),
         ];
         all_differ("input of a published table", &reads);
-        let note = Note::about("left out", ["a.txt"]);
+        let note = "left out: a.txt";
         let listings = [
-            listing(&[digest("a")], &[]),
-            listing(&[digest("b")], &[]),
-            listing(&[digest("a")], std::slice::from_ref(&note)),
-            listing(&[digest("a")], &[Note::about("left out", ["a.txt", "b.txt"])]),
-            listing(&[digest("a")], &[note.clone(), note]),
+            listing(&[digest("a")], &[""; 0]),
+            listing(&[digest("b")], &[""; 0]),
+            listing(&[digest("a")], &[note]),
+            listing(&[digest("a")], &["left out: a.txt, b.txt"]),
+            listing(&[digest("a")], &[note, note]),
         ];
         all_differ("listing", &listings);
     }

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::{
-    Digest,
-    source::{expand_home, local_path},
+use crate::engine::{
+    Digest, Error,
+    address::{expand_home, local_path},
 };
 
 /// Shorter values are no secrets, and stand in other words by chance.
@@ -39,7 +39,7 @@ impl Secrets {
     }
 
     /// A text with the name and the digest of each secret in its place: it differs where the secret does.
-    pub(super) fn identify(&self, text: String) -> String {
+    pub(in crate::engine) fn identify(&self, text: String) -> String {
         self.replace(text, |name, value| {
             let digest = Digest::of(value.as_bytes()).to_string();
             format!("${{{name}}}({})", &digest[..16])
@@ -68,12 +68,12 @@ impl Secrets {
     }
 
     /// [`Secrets::hide`] of every text in a value.
-    pub(super) fn hide_in(&self, value: Value) -> Value {
+    pub(in crate::engine) fn hide_in(&self, value: Value) -> Value {
         self.in_value(value, &|text| self.hide(text))
     }
 
     /// [`Secrets::identify`] in every text of a value.
-    pub(super) fn identify_in(&self, value: Value) -> Value {
+    pub(in crate::engine) fn identify_in(&self, value: Value) -> Value {
         self.in_value(value, &|text| self.identify(text))
     }
 
@@ -84,6 +84,23 @@ impl Secrets {
             Value::Array(items) => items.into_iter().map(|item| self.in_value(item, replace)).collect(),
             Value::Object(fields) => {
                 fields.into_iter().map(|(name, value)| (name, self.in_value(value, replace))).collect()
+            }
+            other => other,
+        }
+    }
+}
+
+impl Error {
+    /// The error with the names of secrets in their places.
+    pub(in crate::engine) fn without(self, secrets: &Secrets) -> Self {
+        let hide = |text: String| secrets.hide(text);
+        match self {
+            Error::Input(message) => Error::Input(hide(message)),
+            Error::Stage(message) => Error::Stage(hide(message)),
+            Error::Worker(message) => Error::Worker(hide(message)),
+            Error::Rows { table, errors, total } => {
+                let errors = errors.into_iter().map(|(id, message)| (id, hide(message))).collect();
+                Error::Rows { table, errors, total }
             }
             other => other,
         }

@@ -33,7 +33,7 @@ impl Stop {
     }
 
     /// Calls `tell` at the request: for those who wait for something else.
-    pub(super) fn on_request(&self, tell: impl Fn() + Send + 'static) {
+    pub(in crate::engine) fn on_request(&self, tell: impl Fn() + Send + 'static) {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tell));
     }
 }

@@ -26,7 +26,7 @@ use datafusion::{
 
 use super::wrong::type_in_words;
 use crate::{
-    engine::tensor_shape,
+    engine::store::tensor_shape,
     metrics::{ImageMetrics, PixelMetrics, Ranking, Score, State},
 };
 
@@ -310,7 +310,7 @@ mod tests {
     use datafusion::{datasource::MemTable, prelude::SessionConfig};
     use half::f16;
 
-    use crate::engine::tensor_field;
+    use crate::engine::store::tensor_field;
 
     const SHAPE: [usize; 2] = [3, 4];
 

@@ -16,7 +16,11 @@ use datafusion::{
 };
 
 use super::table::Published;
-use crate::engine::{Current, Digest, Error, Store, history, manifest::Manifest, pipeline::or_none, sweep::table_of};
+use crate::engine::{
+    Digest, Error, or_none,
+    store::{Current, Manifest, Store, history},
+    table_of,
+};
 
 /// A pipeline's published tables; beside them those that a session made itself.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray,
 
 use super::{catalog::Lazy, manifests};
 use crate::engine::{
-    Result, Store,
-    history::{self, Run, TableRun},
+    Result,
+    store::{Run, Store, TableRun, history},
 };
 
 /// The tables of what a store's runs did, in the order of their names in `TABLES_OF_SQL`.

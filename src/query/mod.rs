@@ -37,11 +37,9 @@ use self::{
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
-    Error, Result, Store,
-    filter::check_length,
-    history::last_pipeline,
-    manifest::Manifest,
-    pipeline::{TABLES_OF_SQL, or_none},
+    Error, Result, or_none,
+    pipeline::{TABLES_OF_SQL, check_length},
+    store::{Manifest, Store, last_pipeline},
 };
 
 const CATALOG: &str = "vlmdiff";

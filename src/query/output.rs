@@ -17,7 +17,7 @@ use arrow::{
 };
 use parquet::arrow::ArrowWriter;
 
-use crate::engine::{Error, Result, columns::plain};
+use crate::engine::{Error, Result, store::plain};
 
 /// Longer texts are cut in a drawn table.
 const WIDEST: usize = 60;
@@ -205,7 +205,7 @@ fn lists(field: &Field, column: &ArrayRef, cut: bool) -> Result<StringArray> {
             let head = list.value(row).slice(0, (list.value_length() as usize).min(4));
             let shown = ArrayFormatter::try_new(&head, &options)?;
             let head: Vec<String> = (0..head.len()).map(|i| shown.value(i).to_string()).collect();
-            let shape = crate::engine::tensor_shape(field).unwrap_or_else(|| vec![list.value_length() as usize]);
+            let shape = crate::engine::store::tensor_shape(field).unwrap_or_else(|| vec![list.value_length() as usize]);
             return Ok(format!("{shape:?} [{}, …]", head.join(", ")));
         }
         Ok(ArrayFormatter::try_new(column, &options)?.value(row).to_string())

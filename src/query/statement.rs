@@ -29,8 +29,8 @@ use super::{
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
-    columns::{is_volatile, volatile_misuse},
-    filter::{check_length, session, unrepeatable},
+    pipeline::{check_length, session, unrepeatable},
+    store::{is_volatile, volatile_misuse},
 };
 
 /// Rows that DataFusion works on at a time.
@@ -336,7 +336,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::engine::tensor_field;
+    use crate::engine::store::tensor_field;
 
     fn schemas() -> BTreeMap<String, SchemaRef> {
         let table = |columns: &[(&str, DataType)]| {

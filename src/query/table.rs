@@ -22,10 +22,9 @@ use datafusion::{
 use serde_json::Value;
 
 use crate::engine::{
-    Error, Store,
-    columns::declared_schema,
-    manifest::{Manifest, PartRef},
-    sweep, tensor_shape,
+    Error,
+    store::{Manifest, PartRef, Store, declared_schema, tensor_shape},
+    value_text,
 };
 
 /// The address under which a session finds the store's objects.
@@ -103,7 +102,7 @@ fn axes(instances: &[Manifest]) -> Vec<Axis> {
         } else if all(Value::is_number) {
             |value| ScalarValue::Float64(value.and_then(Value::as_f64))
         } else {
-            |value| ScalarValue::Utf8(value.map(sweep::text))
+            |value| ScalarValue::Utf8(value.map(value_text))
         };
         let values: Vec<ScalarValue> = values.iter().map(|value| scalar(value.as_ref())).collect();
         Axis { field: Arc::new(Field::new(name, scalar(None).data_type(), true)), values }

@@ -9,7 +9,7 @@ use datafusion::{
 };
 
 use super::CATALOG;
-use crate::engine::{Error, pipeline::suggestion};
+use crate::engine::{Error, suggestion};
 
 /// The engine's own errors as they are, all others as the user's.
 pub(super) fn query_error(error: DataFusionError) -> Error {

@@ -9,7 +9,11 @@ use arrow::{
 };
 
 use crate::{
-    engine::{Error, Result, Store, history, manifest::Manifest, stage::StageKind, tensor_shape},
+    engine::{
+        Error, Result,
+        stage::StageKind,
+        store::{Manifest, Store, history, tensor_shape},
+    },
     query::{self, Session},
 };
 

@@ -11,11 +11,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 
-use crate::engine::{
-    Error, Result,
-    manifest::Manifest,
-    sweep::{self, Variant},
-};
+use crate::engine::{Error, Result, Variant, store::Manifest, value_text};
 use data::TestImage;
 use pictures::{GroundTruth, Pictures, Scale};
 
@@ -216,7 +212,7 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
                 class => &row.class,
                 mean => row.is_mean(),
                 settings => row.variant.settings().join(", "),
-                values => axes.iter().map(|axis| row.variant.get(axis).map(sweep::text)).collect::<Vec<_>>(),
+                values => axes.iter().map(|axis| row.variant.get(axis).map(value_text)).collect::<Vec<_>>(),
                 images => row.images as u64,
                 anomalous => row.anomalous as u64,
                 cells => cells.collect::<Vec<_>>(),

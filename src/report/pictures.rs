@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::data::{Source, TestImage, shape, tensor};
 use crate::{
-    engine::{Error, Result, manifest::Manifest},
+    engine::{Error, Result, store::Manifest},
     vision::{colormap, resize},
 };
 

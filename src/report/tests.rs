@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::Store;
+use crate::engine::store::Store;
 
 #[test]
 fn shares_and_times_read_well() {

@@ -21,9 +21,8 @@ use super::{
 use crate::{
     engine::{
         Error, Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Batch, Rows, Sink},
-        tensor_field,
+        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        store::tensor_field,
     },
     models::{
         anomaly_map::{Combine, MapOrder, anomaly_map},

@@ -13,10 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::column;
 use crate::engine::{
     Result,
-    manifest::Note,
-    sample::{ITSELF, Sample},
-    stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-    task::{Rows, Sink},
+    stage::{Context, ITSELF, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
+    store::Note,
 };
 
 /// Describes each image in words.

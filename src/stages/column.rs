@@ -7,7 +7,11 @@ use arrow::{
     datatypes::{DataType, Field},
 };
 
-use crate::engine::{Error, Result, stage::Schemas, task::Sink, tensor_shape};
+use crate::engine::{
+    Error, Result,
+    stage::{Schemas, Sink},
+    store::tensor_shape,
+};
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
 pub const IMAGE_ID: &str = "image_id";

@@ -16,8 +16,8 @@ use serde_json::{Map, Value};
 use super::types;
 use crate::engine::{
     Result,
-    columns::{is_volatile, volatile_misuse},
     stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
+    store::{is_volatile, volatile_misuse},
 };
 
 /// Where a program writes its table, in `run`.

@@ -16,9 +16,8 @@ use super::{
 use crate::{
     engine::{
         Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Rows, Sink},
-        tensor_field,
+        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        store::tensor_field,
     },
     models::vae::{AutoencoderKl, AutoencoderKlConfig},
 };

@@ -19,8 +19,7 @@ pub use crate::datasets::folder::MEAN;
 use crate::{
     engine::{
         Error, Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Batch, Rows, Sink},
+        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     metrics::{
         Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
@@ -353,7 +352,7 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::engine::tensor_field;
+    use crate::engine::store::tensor_field;
 
     #[test]
     fn columns_of_another_type_are_named() {

@@ -19,13 +19,10 @@ use super::column;
 use crate::{
     datasets::{self, Files, LeftOut, folder, synthetic},
     engine::{
-        Digest, Error, Result, Sources,
-        columns::{digest_array, volatile},
-        manifest::Note,
-        source::join,
-        stage::{Context, Listing, Open, Operator, Output, Ports, Schemas, Stage},
-        task::{Batch, Rows, SOURCE, Sink},
-        tensor_field,
+        Digest, Error, Result, join,
+        source::Sources,
+        stage::{Batch, Context, Listing, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
+        store::{Note, digest_array, tensor_field, volatile},
     },
     vision::{
         VisionError,

@@ -11,10 +11,8 @@ use super::column;
 use crate::{
     engine::{
         Result,
-        manifest::Note,
-        sample::{ITSELF, Sample},
-        task::Batch,
-        tensor_shape,
+        stage::{Batch, ITSELF, Sample},
+        store::{Note, tensor_shape},
     },
     models::preprocessing::Preprocessing,
 };

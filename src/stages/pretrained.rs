@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result, Sources,
-        stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
-        task::{Rows, Sink},
+        Error, Result,
+        source::Sources,
+        stage::{Context, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},

@@ -20,10 +20,10 @@ use serde_json::{Map, Value};
 use self::text::{Opened, Text};
 use super::types;
 use crate::engine::{
-    Error, Result, Sources,
-    columns::plain,
-    stage::{Context, Listing, Open, Operator, Output, Ports, Schemas, Stage},
-    task::{Rows, SOURCE, Sink},
+    Error, Result,
+    source::Sources,
+    stage::{Context, Listing, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
+    store::plain,
 };
 
 /// Rows decoded at a time.

@@ -26,11 +26,8 @@ use crate::{
     },
     engine::{
         Error, Result,
-        manifest::Note,
-        sample::Sample,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Batch, Rows, Sink},
-        tensor_field,
+        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
+        store::{Note, tensor_field},
     },
     models::{
         denoiser::Denoiser,

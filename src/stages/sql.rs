@@ -10,10 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     engine::{
         Error, Result,
-        columns::plain,
-        is_heavy,
-        stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
-        task::{Rows, Sink},
+        stage::{Context, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
+        store::{is_heavy, plain},
     },
     query::statement::Statement,
 };

@@ -12,7 +12,11 @@ use tch::{Device, Kind, Tensor, nn};
 use super::column;
 use crate::{
     diffusion::schedule::ScheduleError,
-    engine::{Digest, Error, Result, stage::Context, task::Batch, tensor_shape},
+    engine::{
+        Digest, Error, Result,
+        stage::{Batch, Context},
+        store::tensor_shape,
+    },
     models::{
         checkpoint::{Checkpoint, CheckpointError, to_safetensors},
         denoiser::DenoiserError,
@@ -232,7 +236,7 @@ mod tests {
     use arrow::datatypes::Schema;
 
     use super::*;
-    use crate::engine::tensor_field;
+    use crate::engine::store::tensor_field;
 
     /// Three rows of two numbers, of which the second row has none where `valid` says so.
     fn batch(valid: bool) -> Batch {

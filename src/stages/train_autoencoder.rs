@@ -20,9 +20,9 @@ use crate::{
         vae_gan::{self, AdversarialLoss, Adversary, Reduction, TermWeights, Terms},
     },
     engine::{
-        Error, Result, Sources,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Rows, Sink},
+        Error, Result,
+        source::Sources,
+        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         lpips::Lpips,

@@ -22,9 +22,9 @@ use crate::{
         train,
     },
     engine::{
-        Digest, Error, Result, Sources,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Rows, Sink},
+        Digest, Error, Result,
+        source::Sources,
+        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         control::{ControlForm, ControlNetConfig},

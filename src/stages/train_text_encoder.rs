@@ -22,8 +22,7 @@ use crate::{
     diffusion::optim::train_only,
     engine::{
         Digest, Error, Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Schemas, Stage},
-        task::{Rows, Sink},
+        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},

@@ -31,7 +31,11 @@ use crate::{
         optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, StateError},
         train::{self, Trainer},
     },
-    engine::{Digest, Error, Result, columns::volatile, stage::Schemas, task::Sink},
+    engine::{
+        Digest, Error, Result,
+        stage::{Schemas, Sink},
+        store::volatile,
+    },
     models::checkpoint::{Checkpoint, to_safetensors},
 };
 

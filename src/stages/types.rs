@@ -9,7 +9,7 @@ use arrow::{
 };
 use serde_json::{Map, Value};
 
-use crate::engine::{columns::plain, tensor_field, tensor_shape};
+use crate::engine::store::{plain, tensor_field, tensor_shape};
 
 const NAMES: &[(&str, DataType)] = &[
     ("utf8", DataType::Utf8),

@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use super::tensors::input;
 use crate::{
-    engine::{
-        Error, Result, Sources,
-        source::{is_url, local_path},
-    },
+    engine::{Error, Result, is_url, local_path, source::Sources},
     models::{architecture, checkpoint::Checkpoint, known::locate},
 };
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
-use vlmdiff::engine::event::{Event, Logged};
+use vlmdiff::engine::store::{Event, Logged};
 
 use super::{
     pipeline::{Pipeline, Variant},
@@ -173,10 +173,10 @@ pub(super) fn published(lab: &Lab) -> Result<BTreeSet<Place>, String> {
     if !folder.is_dir() {
         return Ok(BTreeSet::new());
     }
-    let store = vlmdiff::engine::Store::open(&folder.to_string_lossy()).map_err(|e| e.to_string())?;
+    let store = vlmdiff::engine::store::Store::open(&folder.to_string_lossy()).map_err(|e| e.to_string())?;
     let manifests = vlmdiff::query::manifests(&store).map_err(|e| e.to_string())?;
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let place = |(pipeline, manifest): (String, vlmdiff::engine::manifest::Manifest)| {
+    let place = |(pipeline, manifest): (String, vlmdiff::engine::store::Manifest)| {
         let variant = manifest.variant.0.iter().map(|(axis, value)| (axis.clone(), text(value))).collect();
         (pipeline, manifest.table, variant)
     };

@@ -10,8 +10,13 @@ use std::{
 use url::Url;
 
 use super::{
-    Digest, Error, Hasher, Result, Sources, cannot_read, is_file, local_path, make_private,
-    remote::{name_of, url_of},
+    cache_folder::make_private,
+    remote::name_of,
+    sources::{Sources, cannot_read, is_file},
+};
+use crate::engine::{
+    Digest, Error, Hasher, Result,
+    address::{local_path, url_of},
 };
 
 impl Sources {
@@ -63,7 +68,7 @@ impl Sources {
     }
 
     /// Fetches a URL to its place in the cache, and says what it holds.
-    pub(super) fn download(&self, url: &Url) -> Result<Digest> {
+    pub(in crate::engine) fn download(&self, url: &Url) -> Result<Digest> {
         let folder = self.cache.join("sources");
         let mut temporary = Temporary::beside(&folder.join(name_of(url))).map_err(|e| cannot_write(&folder, e))?;
         let digest = self.remote.fetch(url, &mut temporary).map_err(|e| cannot_read(url.as_str(), e))?;
@@ -78,13 +83,13 @@ fn cannot_write(path: &Path, error: io::Error) -> Error {
 }
 
 /// A file that is removed unless it is kept under its final name, which it takes at once and whole.
-pub(super) struct Temporary {
+pub(in crate::engine) struct Temporary {
     path: PathBuf,
     file: File,
 }
 
 impl Temporary {
-    pub(super) fn beside(path: &Path) -> io::Result<Self> {
+    pub(in crate::engine) fn beside(path: &Path) -> io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let unique = format!("{}.{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = path.with_added_extension(unique);
@@ -92,7 +97,7 @@ impl Temporary {
         Ok(Self { file: File::create(&path)?, path })
     }
 
-    pub(super) fn keep_as(self, path: &Path) -> io::Result<()> {
+    pub(in crate::engine) fn keep_as(self, path: &Path) -> io::Result<()> {
         path.parent().map_or(Ok(()), make_private)?;
         fs::rename(&self.path, path)
     }

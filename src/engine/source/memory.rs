@@ -5,18 +5,21 @@ use std::{
     path::Path,
 };
 
-use super::{Digest, fetch::Temporary, tree::Stamp};
+use super::{fetch::Temporary, tree::Stamp};
+use crate::engine::Digest;
 
 /// Begins the file; the digest of the rest follows, then pairs of stamp and digest, ascending.
 const MAGIC: &[u8; 16] = b"vlmdiff digests\x01";
+
 const HEADER: usize = MAGIC.len() + Digest::LEN;
+
 const PAIR: usize = 2 * Digest::LEN;
 
 /// What is remembered. A file that is missing or broken remembers nothing.
-pub(super) struct Memory(Vec<u8>);
+pub(in crate::engine) struct Memory(Vec<u8>);
 
 impl Memory {
-    pub(super) fn load(file: &Path) -> Self {
+    pub(in crate::engine) fn load(file: &Path) -> Self {
         let whole = |bytes: &Vec<u8>| {
             let (header, body) = bytes.split_at_checked(HEADER)?;
             (header.starts_with(MAGIC) && header.ends_with(Digest::of(body).as_bytes())).then_some(())
@@ -28,14 +31,14 @@ impl Memory {
         self.0.get(HEADER..).unwrap_or_default().as_chunks().0
     }
 
-    pub(super) fn get(&self, stamp: &Stamp) -> Option<Digest> {
+    pub(in crate::engine) fn get(&self, stamp: &Stamp) -> Option<Digest> {
         let pairs = self.pairs();
         let at = pairs.binary_search_by(|pair| pair[..Digest::LEN].cmp(stamp.id.as_bytes())).ok()?;
         Digest::from_slice(&pairs[at][Digest::LEN..])
     }
 
     /// Remembers fresh digests, and of the others those whose stamps are still there.
-    pub(super) fn replace<'a, 'b>(
+    pub(in crate::engine) fn replace<'a, 'b>(
         &self,
         file: &Path,
         stamps: impl Iterator<Item = &'a Stamp>,

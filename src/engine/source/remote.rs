@@ -14,48 +14,23 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use super::{
-    Digest, Error, Hasher, Result, cannot_read, is_url,
+    sources::cannot_read,
     tree::{Found, Stamp, cannot_list, remote_stamp},
 };
-use crate::engine::remote::connect;
+use crate::engine::{Digest, Error, Hasher, Result, address::url_of, connect::connect};
 
 /// Objects read at the same time.
 const READS: usize = 32;
 
-/// The URL that an address is, or `None` for a path.
-pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
-    if !is_url(address) {
-        return Ok(None);
-    }
-    let wrong = |what: &dyn fmt::Display| {
-        Error::Input(format!("`{address}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
-    };
-    match Url::parse(address) {
-        Ok(url) if url.query().or(url.fragment()).is_some() => {
-            Err(wrong(&"`?` and `#` in a name are written %3F and %23"))
-        }
-        Ok(url) => Ok(Some(url)),
-        Err(error) => Err(wrong(&error)),
-    }
-}
-
-/// A URL below another.
-pub(super) fn below(mut url: Url, relative: &str) -> Url {
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.pop_if_empty().extend(relative.split('/'));
-    }
-    url
-}
-
 /// The last name in a URL's path.
-pub(super) fn name_of(url: &Url) -> String {
+pub(in crate::engine) fn name_of(url: &Url) -> String {
     let path = Path::from_url_path(url.path()).unwrap_or_default();
     path.filename().unwrap_or("content").to_owned()
 }
 
 /// Connections, made when they are first needed.
 #[derive(Default)]
-pub(super) struct Remote {
+pub(in crate::engine) struct Remote {
     runtime: OnceLock<Runtime>,
     servers: Mutex<HashMap<Url, Arc<dyn ObjectStore>>>,
 }
@@ -67,7 +42,7 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
-    pub(super) fn runtime(&self) -> Result<&Runtime> {
+    pub(in crate::engine) fn runtime(&self) -> Result<&Runtime> {
         if let Some(runtime) = self.runtime.get() {
             return Ok(runtime);
         }
@@ -76,7 +51,7 @@ impl Remote {
     }
 
     /// The server of a URL, and where on it the URL lies.
-    pub(super) fn open(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    pub(in crate::engine) fn open(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
         let (_, path) = ObjectStoreScheme::parse(url).map_err(|e| cannot_read(url.as_str(), e))?;
         // Some URLs name a bucket before the path: another bucket is another server.
         let segments: Vec<&str> = url.path().split('/').filter(|segment| !segment.is_empty()).collect();
@@ -93,7 +68,7 @@ impl Remote {
     }
 
     /// The objects below a URL, and the paths of hidden ones up to the name that hides them.
-    pub(super) fn list(&self, url: &Url) -> Result<(Vec<Found>, Vec<Box<str>>)> {
+    pub(in crate::engine) fn list(&self, url: &Url) -> Result<(Vec<Found>, Vec<Box<str>>)> {
         let (store, root) = self.open(url)?;
         let listing = store.list(Some(&root)).try_collect::<Vec<_>>();
         let objects = self.runtime()?.block_on(listing).map_err(|e| match url.scheme() {
@@ -115,24 +90,24 @@ impl Remote {
         Ok((found, hidden))
     }
 
-    pub(super) fn stamp(&self, url: &Url) -> Result<Option<Stamp>> {
+    pub(in crate::engine) fn stamp(&self, url: &Url) -> Result<Option<Stamp>> {
         let (store, path) = self.open(url)?;
         let meta = self.runtime()?.block_on(store.head(&path)).map_err(|e| cannot_read(url.as_str(), e))?;
         Ok(remote_stamp(url.as_str(), &meta))
     }
 
-    pub(super) fn read(&self, url: &Url) -> Result<Bytes> {
+    pub(in crate::engine) fn read(&self, url: &Url) -> Result<Bytes> {
         let (store, path) = self.open(url)?;
         let read = async { store.get(&path).await?.bytes().await };
         self.runtime()?.block_on(read).map_err(|e| cannot_read(url.as_str(), e))
     }
 
-    pub(super) fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
+    pub(in crate::engine) fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
         self.each(addresses, async |store, path| store.get(&path).await?.bytes().await)
     }
 
     /// The digests of objects, or why one object is not to be read. A server that does not answer is an error of all.
-    pub(super) fn digests(&self, addresses: &[String]) -> Result<Vec<Result<Digest, String>>> {
+    pub(in crate::engine) fn digests(&self, addresses: &[String]) -> Result<Vec<Result<Digest, String>>> {
         use object_store::Error::{NotFound, PermissionDenied};
         let read =
             async |store: Arc<dyn ObjectStore>, path: Path| match content(&*store, &path, &mut std::io::sink()).await {
@@ -145,7 +120,7 @@ impl Remote {
     }
 
     /// Writes the content of a URL, and says its digest.
-    pub(super) fn fetch(&self, url: &Url, to: &mut impl Write) -> Result<Digest> {
+    pub(in crate::engine) fn fetch(&self, url: &Url, to: &mut impl Write) -> Result<Digest> {
         let (store, path) = self.open(url)?;
         Ok(self.runtime()?.block_on(content(&*store, &path, to))?)
     }

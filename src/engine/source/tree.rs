@@ -21,8 +21,10 @@ use object_store::ObjectMeta;
 use rayon::prelude::*;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Error, Hasher, Result, is_url, join, local_path};
-use crate::engine::Digest;
+use crate::engine::{
+    Digest, Error, Hasher, Result,
+    address::{is_url, join, local_path},
+};
 
 /// Every file below a folder or URL, sorted by path. Hidden ones are listed apart, links are followed.
 #[derive(Debug)]
@@ -36,41 +38,41 @@ pub struct Tree {
 
 /// The paths of files below a root, with `/`.
 #[derive(Debug, Default)]
-pub(super) struct Paths {
+pub(in crate::engine) struct Paths {
     /// The files that are shown.
-    pub(super) shown: Vec<Box<str>>,
+    pub(in crate::engine) shown: Vec<Box<str>>,
     /// Files and folders whose names begin with a dot; a folder ends in `/`, and what lies in it is not listed.
-    pub(super) hidden: Vec<Box<str>>,
+    pub(in crate::engine) hidden: Vec<Box<str>>,
     /// Those of the files that are shown which are links to nothing.
-    pub(super) dead: Vec<Box<str>>,
+    pub(in crate::engine) dead: Vec<Box<str>>,
 }
 
 /// A file of a tree.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(in crate::engine) struct Found {
     /// Below the root, with `/`.
-    pub(super) path: Box<str>,
+    pub(in crate::engine) path: Box<str>,
     /// `None` where only the content says whether it has changed.
-    pub(super) stamp: Option<Stamp>,
+    pub(in crate::engine) stamp: Option<Stamp>,
 }
 
 /// What identifies a file's content without reading it.
 #[derive(Debug)]
-pub(super) struct Stamp {
-    pub(super) id: Digest,
+pub(in crate::engine) struct Stamp {
+    pub(in crate::engine) id: Digest,
     /// Nanoseconds since 1970 of the last change.
-    pub(super) changed: i64,
+    pub(in crate::engine) changed: i64,
 }
 
 impl Tree {
-    pub(super) fn local(root: &str, paths: Paths) -> Self {
+    pub(in crate::engine) fn local(root: &str, paths: Paths) -> Self {
         let folder = local_path(root);
         let found = |path: Box<str>| Found { stamp: stamp(&path, &folder.join(&*path)), path };
         let tree = Self::new(root, paths.shown.into_par_iter().map(found).collect(), paths.hidden);
         Self { dead: paths.dead, ..tree }
     }
 
-    pub(super) fn new(root: &str, mut files: Vec<Found>, mut hidden: Vec<Box<str>>) -> Self {
+    pub(in crate::engine) fn new(root: &str, mut files: Vec<Found>, mut hidden: Vec<Box<str>>) -> Self {
         files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path));
         hidden.sort_unstable();
         hidden.dedup();
@@ -99,7 +101,7 @@ impl Tree {
         if let Some(name) = written.file_name().and_then(OsStr::to_str).filter(|_| !is_url(&self.root)) {
             return name.to_owned();
         }
-        let root = super::absolute(&self.root);
+        let root = super::sources::absolute(&self.root);
         root.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
 
@@ -108,18 +110,18 @@ impl Tree {
         join(&self.root, path)
     }
 
-    pub(super) fn find(&self, path: &str) -> Option<&Found> {
+    pub(in crate::engine) fn find(&self, path: &str) -> Option<&Found> {
         self.files.binary_search_by(|found| (*found.path).cmp(path)).ok().map(|at| &self.files[at])
     }
 
-    pub(super) fn stamps(&self) -> impl Iterator<Item = &Stamp> {
+    pub(in crate::engine) fn stamps(&self) -> impl Iterator<Item = &Stamp> {
         self.files.iter().filter_map(|found| found.stamp.as_ref())
     }
 }
 
 /// The paths of the files below a folder. A broken link is listed, and fails where it is read; a folder that cannot be listed is an
 /// error that names it.
-pub(super) fn walk(folder: &Path) -> io::Result<Paths> {
+pub(in crate::engine) fn walk(folder: &Path) -> io::Result<Paths> {
     if !fs::metadata(folder)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is no folder"));
     }
@@ -193,7 +195,7 @@ fn is_dead(error: &io::Error) -> bool {
 const ELOOP: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
 
 /// An error of a walk with the place where it happened, unless that is the folder itself, which the caller names.
-pub(super) fn named(folder: &Path, path: Option<PathBuf>, error: io::Error) -> io::Result<()> {
+pub(in crate::engine) fn named(folder: &Path, path: Option<PathBuf>, error: io::Error) -> io::Result<()> {
     match path.filter(|path| path != folder) {
         Some(place) => Err(io::Error::new(error.kind(), At { place, error })),
         None => Err(error),
@@ -203,14 +205,14 @@ pub(super) fn named(folder: &Path, path: Option<PathBuf>, error: io::Error) -> i
 /// An error below a folder, and where.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {error}", place.display())]
-pub(super) struct At {
+pub(in crate::engine) struct At {
     place: PathBuf,
-    pub(super) error: io::Error,
+    pub(in crate::engine) error: io::Error,
 }
 
 /// The stamp of a local file, known in its tree by `path`.
 #[cfg(unix)]
-pub(super) fn stamp(path: &str, file: &Path) -> Option<Stamp> {
+pub(in crate::engine) fn stamp(path: &str, file: &Path) -> Option<Stamp> {
     use std::os::unix::fs::MetadataExt;
     let meta = fs::metadata(file).ok().filter(|meta| meta.is_file() && meta.ctime_nsec() != 0)?;
     let numbers =
@@ -223,12 +225,12 @@ pub(super) fn stamp(path: &str, file: &Path) -> Option<Stamp> {
 
 /// The stamp of a local file, known in its tree by `path`.
 #[cfg(not(unix))]
-pub(super) fn stamp(_: &str, _: &Path) -> Option<Stamp> {
+pub(in crate::engine) fn stamp(_: &str, _: &Path) -> Option<Stamp> {
     None
 }
 
 /// The stamp of an object, known in its tree by `path`.
-pub(super) fn remote_stamp(path: &str, meta: &ObjectMeta) -> Option<Stamp> {
+pub(in crate::engine) fn remote_stamp(path: &str, meta: &ObjectMeta) -> Option<Stamp> {
     let tag = meta.e_tag.as_deref().unwrap_or_default();
     // A server that gives no time is listed at 1970.
     let changed = meta.last_modified.timestamp_nanos_opt().unwrap_or(0);
@@ -244,6 +246,6 @@ pub(super) fn remote_stamp(path: &str, meta: &ObjectMeta) -> Option<Stamp> {
 }
 
 /// A folder or URL that cannot be listed.
-pub(super) fn cannot_list(root: &str, error: impl std::fmt::Display) -> Error {
+pub(in crate::engine) fn cannot_list(root: &str, error: impl std::fmt::Display) -> Error {
     Error::Input(format!("cannot list {root}: {error}"))
 }

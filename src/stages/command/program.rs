@@ -10,7 +10,7 @@ use std::{
 
 use arrow::array::RecordBatch;
 
-use crate::engine::{Error, Result, signals::ask_to_end, task::Sink};
+use crate::engine::{Error, Result, signals::ask_to_end, stage::Sink};
 
 /// Lines of standard error that an error repeats.
 const TAIL: usize = 20;

@@ -19,8 +19,7 @@ use super::{
 };
 use crate::engine::{
     Error, Result,
-    stage::{Context, Operator, Schemas},
-    task::{Batch, Rows, Sink},
+    stage::{Batch, Context, Operator, Rows, Schemas, Sink},
 };
 
 /// A program that answers batches. It is started at the first one, and again after it has failed.

@@ -20,11 +20,9 @@ use super::{
 };
 use crate::{
     engine::{
-        Error, Result,
-        event::now_ms,
-        parts,
-        stage::{Context, Operator},
-        task::{Rows, Sink},
+        Error, Result, now_ms,
+        stage::{Context, Operator, Rows, Sink},
+        store::encode_part,
     },
     stages::types::conform,
 };
@@ -44,7 +42,7 @@ impl Files {
         fs::create_dir(&files.folder)?;
         tables
             .iter()
-            .try_for_each(|(name, table)| fs::write(files.path(name), parts::encode(table)?).map_err(Error::from))?;
+            .try_for_each(|(name, table)| fs::write(files.path(name), encode_part(table)?).map_err(Error::from))?;
         Ok(files)
     }
 

@@ -2,10 +2,11 @@ use std::path::Path;
 
 use super::*;
 use crate::engine::{
-    Stop, Store, encode_schema,
-    manifest::Entry,
+    Stop, encode_schema,
+    run::Executor,
     stage,
-    task::{Executor, Job, Listed, Task},
+    stage::{Job, Listed, Task},
+    store::{Entry, Store},
 };
 
 fn picture(path: &Path, grey: u8) {

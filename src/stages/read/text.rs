@@ -19,7 +19,7 @@ use super::{
     BATCH_ROWS,
     values::{self, Column},
 };
-use crate::engine::manifest::Note;
+use crate::engine::store::Note;
 
 /// Rows of a file that its columns' types are guessed from.
 const GUESS_ROWS: usize = 10_000;

@@ -1,0 +1,70 @@
+//! Addresses: paths, and URLs that `object_store` knows.
+
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+};
+
+use url::Url;
+
+use crate::engine::{Error, Result};
+
+/// The URL that an address is, or `None` for a path.
+pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
+    if !is_url(address) {
+        return Ok(None);
+    }
+    let wrong = |what: &dyn fmt::Display| {
+        Error::Input(format!("`{address}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
+    };
+    match Url::parse(address) {
+        Ok(url) if url.query().or(url.fragment()).is_some() => {
+            Err(wrong(&"`?` and `#` in a name are written %3F and %23"))
+        }
+        Ok(url) => Ok(Some(url)),
+        Err(error) => Err(wrong(&error)),
+    }
+}
+
+/// A URL below another.
+pub(in crate::engine) fn below(mut url: Url, relative: &str) -> Url {
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(relative.split('/'));
+    }
+    url
+}
+
+/// Whether an address is a URL of a server, and no path.
+pub fn is_url(address: &str) -> bool {
+    address.contains("://") && !address.starts_with("file://")
+}
+
+/// The address of a file below a root. Refuses a path that leads out of the root, as data may name one.
+pub fn join(root: &str, relative: &str) -> Result<String> {
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if relative.is_empty() || !Path::new(relative).components().all(inside) {
+        return Err(Error::Input(format!(
+            "`{relative}` leads out of {root}; a path below it, without `..`, would work"
+        )));
+    }
+    match url_of(root)? {
+        Some(url) => Ok(below(url, relative).into()),
+        None => Ok(local_path(root).join(relative).to_string_lossy().into_owned()),
+    }
+}
+
+/// The path of an address that is no URL of a server.
+pub fn local_path(address: &str) -> PathBuf {
+    let file = address.starts_with("file://").then(|| url::Url::parse(address).ok()?.to_file_path().ok()).flatten();
+    file.unwrap_or_else(|| address.into())
+}
+
+/// The address with the user's home folder in the place of a `~` before the first slash, as shells have it. An address that names
+/// another user's home, or where no home is known, stays as it is.
+pub fn expand_home(address: &str) -> String {
+    let below = address.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match below.zip(std::env::home_dir()) {
+        Some((rest, home)) => format!("{}{rest}", home.to_string_lossy().trim_end_matches('/')),
+        None => address.to_owned(),
+    }
+}

@@ -1,0 +1,350 @@
+//! Reads one pipeline file: names, parameters and sweeps are checked here, `from:` beside it, each error at its place.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use arrow::datatypes::Schema;
+use serde_json::Value;
+
+use super::{
+    file::{File, GIVEN},
+    filter::Filter,
+    inputs::{Blamed, blamed, from_entries, inputs},
+    sweep::{Axis, Sweep},
+    table::{Input, OnError, Pipeline, TABLES_OF_SQL, Table, digest},
+    yaml::{Key, Kind, Node, Place},
+};
+use crate::engine::{
+    Error, Result, Secrets, Variant,
+    address::expand_home,
+    stage::{Described, ParamError, Ports, Reads, Schemas, StageKind},
+    store::{KEY, digest_name, is_heavy, is_storable, stored_schema},
+    suggest::{or_none, suggestion},
+};
+
+/// Reads one file.
+pub(in crate::engine) struct Loader<'a> {
+    /// The file.
+    pub(in crate::engine) file: File<'a>,
+    /// The stages that tables may name.
+    pub(in crate::engine) kinds: &'a [StageKind],
+}
+
+impl Loader<'_> {
+    /// `images.root=DIR` sets `tables.images.with.root`.
+    pub(in crate::engine) fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
+        let wrong = |why: &str| {
+            Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
+        };
+        let (path, value) = set.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
+        let steps: Vec<&str> = path.trim().split('.').collect();
+        let [table, parameter @ ..] = steps.as_slice() else { return Err(wrong("there is no table")) };
+        if parameter.is_empty() {
+            return Err(wrong("there is no parameter"));
+        }
+        if root.get("tables").and_then(|tables| tables.get(table)).is_none() {
+            let names: Vec<&str> =
+                root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
+            return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
+        }
+        root.set(&[&["tables", table, "with"], parameter].concat(), Node::given(value, GIVEN));
+        Ok(())
+    }
+
+    /// The pipeline of a file; `sets` is what [`Loader::assign`] was given.
+    pub(in crate::engine) fn pipeline(&self, stem: &str, root: &Node, sets: &[String]) -> Result<Pipeline> {
+        self.file.keys(root, "a pipeline", &["name", "store", "tables", "sweep"])?;
+        let name = self.file.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
+        check_name(&name).map_err(|message| self.file.error(root.place_of("name"), message))?;
+        let store = self.file.text(root.get("store"), "store")?.map(str::to_owned);
+        let declared = root.get("tables").filter(|tables| !tables.entries().is_empty());
+        let declared = declared.map(Node::entries).ok_or_else(|| {
+            self.file.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
+        })?;
+        let sweep = self.sweep(root, declared, sets)?;
+        let all: Vec<&str> = declared.iter().map(|(key, _)| key.name.as_str()).collect();
+        let mut tables: Vec<Table> = Vec::new();
+        // The axes that each table depends on, by itself or through what it reads.
+        let mut axes: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for (key, node) in declared {
+            let mut own = sweep.axes_of(&key.name);
+            let read = from_entries(node).into_iter().filter_map(|(_, item)| axes.get(item.as_text()?));
+            own.extend(read.flatten());
+            for (variant, values) in sweep.distinct(&own) {
+                let mut node = node.clone();
+                for (axis, value) in values.iter().filter(|(axis, _)| axis.table == key.name) {
+                    let path: Vec<&str> = std::iter::once("with").chain(axis.path.iter().map(String::as_str)).collect();
+                    node.set(&path, (*value).clone());
+                }
+                let mut above: Vec<&Table> = Vec::new();
+                for table in tables.iter().filter(|table| table.variant.is_part_of(&variant)) {
+                    above.extend((above.last().map(|t| &t.declared) != Some(&table.declared)).then_some(table));
+                }
+                let table = self.table(key, &node, variant, &above, &all)?;
+                let is_column = |(axis, _): &&(&Axis, &Node)| table.output.field_with_name(&axis.name).is_ok();
+                if let Some((axis, _)) = values.iter().find(is_column) {
+                    let message = format!("sweep: table `{}` has a column `{}` already", key.name, axis.name);
+                    return Err(self.file.error(axis.place, message));
+                }
+                tables.push(table);
+            }
+            axes.insert(&key.name, own);
+        }
+        let (slots, digest) = (tables.iter().map(Table::slot).collect(), digest(&tables));
+        Ok(Pipeline {
+            name,
+            store,
+            tables,
+            combinations: sweep.variants(),
+            slots,
+            digest,
+            secrets: self.file.secrets.clone(),
+        })
+    }
+
+    fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {
+        let Some(node) = root.get("sweep") else { return Ok(Sweep::default()) };
+        let takes: Vec<(String, Vec<String>)> = declared
+            .iter()
+            .map(|(key, table)| {
+                let stage = table.get("stage").and_then(Node::as_text);
+                let kind = self.kinds.iter().find(|kind| Some(kind.name) == stage);
+                (key.name.clone(), kind.map(StageKind::parameters).unwrap_or_default())
+            })
+            .collect();
+        let sweep = Sweep::read(node, &takes).map_err(|(place, message)| self.file.error(place, message))?;
+        for set in sets {
+            let path: Vec<&str> = set.split('=').next().unwrap_or_default().trim().split('.').collect();
+            if let Some(axis) = sweep.axes.iter().find(|axis| axis.overlaps(&path)) {
+                return Err(Error::Input(format!(
+                    "--set {set}: the sweep sets this parameter ({}:{}:{}), so neither would win; choose among its values with --only {}=VALUE",
+                    self.file.name, axis.place.line, axis.place.column, axis.name
+                )));
+            }
+        }
+        Ok(sweep)
+    }
+
+    fn table(&self, key: &Key, node: &Node, variant: Variant, above: &[&Table], all: &[&str]) -> Result<Table> {
+        check_name(&key.name).map_err(|message| self.file.error(key.place, message))?;
+        if TABLES_OF_SQL.contains(&key.name.as_str()) {
+            let taken = TABLES_OF_SQL.join(", ");
+            return Err(self
+                .file
+                .error(key.place, format!("`{}` is a table of SQL itself; taken are {taken}", key.name)));
+        }
+        self.file.keys(node, "a table", &["stage", "from", "with", "where", "on_error"])?;
+        let name = variant.name(&key.name);
+        let stage = self
+            .file
+            .text(node.get("stage"), "stage")?
+            .ok_or_else(|| self.file.error(key.place, format!("table `{}` names no `stage:`", key.name)))?;
+        let kind = *self.kinds.iter().find(|kind| kind.name == stage).ok_or_else(|| {
+            let names: Vec<&str> = self.kinds.iter().map(|kind| kind.name).collect();
+            let message =
+                format!("there is no stage `{stage}`{}; stages are {}", suggestion(stage, &names), names.join(", "));
+            self.file.error(node.get("stage").map_or(key.place, |n| n.place), message)
+        })?;
+        let stage = self.parameters(key, &name, node, &kind)?;
+        let (entries, mut inputs): (Vec<Place>, Vec<Input>) =
+            inputs(&self.file, key, node, &kind, stage.makes(), above, all)?.into_iter().unzip();
+        let output_of = |input: &Input| above.iter().find(|t| t.name == input.table).map(|t| t.output.clone());
+        let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
+        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
+        let schemas = Schemas { all: schemas, by_row };
+        let misfit = |message: String| {
+            let (place, message) = match blamed(&message, node, &kind, &inputs, &schemas) {
+                Blamed::Parameter(place) => (place, message),
+                Blamed::Input(at) => {
+                    let Input { table, port, .. } = &inputs[at];
+                    (entries[at], format!("`{table}` does not fit as `{port}` of stage `{}`: {message}", kind.name))
+                }
+                Blamed::Table => (node.get("with").map_or(key.place, |with| with.place), message),
+            };
+            self.file.error(place, format!("table `{name}`: {message}"))
+        };
+        let output = stage.output(&schemas).map_err(misfit)?;
+        if matches!(kind.ports, Ports::Any) {
+            let mut columns = stage.columns(&schemas).map_err(misfit)?;
+            inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
+        }
+        check_columns(&output)
+            .map_err(|message| self.file.error(node.place_of("with"), format!("table `{}`: {message}", key.name)))?;
+        if stage.makes().has_ids() {
+            check_ids(&output)
+                .map_err(|message| self.file.error(node.place_of("with"), format!("table `{name}`: {message}")))?;
+        }
+        Ok(Table {
+            filter: self.filter(key, node, &inputs, above)?,
+            on_error: self.on_error(node)?,
+            name,
+            declared: key.name.clone(),
+            variant,
+            kind,
+            stage: stage.into(),
+            inputs,
+            output,
+            secrets: self.file.secrets.clone(),
+        })
+    }
+
+    fn filter(&self, key: &Key, node: &Node, inputs: &[Input], above: &[&Table]) -> Result<Option<Filter>> {
+        let Some(predicate) = self.file.text(node.get("where"), "where")? else { return Ok(None) };
+        let place = node.get("where").map_or(key.place, |n| n.place);
+        let first = inputs.iter().find(|input| input.reads == Reads::Rows);
+        let first = first.and_then(|input| above.iter().find(|t| t.name == input.table)).ok_or_else(|| {
+            self.file.error(place, format!("table `{}` reads no rows that `where:` could choose from", key.name))
+        })?;
+        let filter = Filter::new(predicate, &stored_schema(&first.output, first.is_keyed()));
+        let wrong = |message| self.file.error(place, format!("where: {message} (columns of `{}`)", first.name));
+        filter.map(Some).map_err(wrong)
+    }
+
+    fn on_error(&self, node: &Node) -> Result<OnError> {
+        match self.file.text(node.get("on_error"), "on_error")? {
+            None | Some("fail") => Ok(OnError::Fail),
+            Some("skip") => Ok(OnError::Skip),
+            Some(other) => {
+                Err(self.file.error(node.place_of("on_error"), format!("on_error is `fail` or `skip`, not `{other}`")))
+            }
+        }
+    }
+
+    fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
+        let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
+        read_parameters(with.cloned(), kind).map_err(|error| {
+            let place = with.map_or(key.place, |with| with.place_of(&error.path));
+            let of = error.path.rsplit_once('.').map_or(kind.name, |(parent, _)| parent);
+            let message = explain(of, &error.message);
+            let path = if error.path.is_empty() || message.contains(&format!("`{}`", error.path)) {
+                String::new()
+            } else {
+                format!("`{}`: ", error.path)
+            };
+            self.file.error(place, format!("table `{name}`: {path}{message}"))
+        })
+    }
+}
+
+/// Reads a stage's parameters. A value that can be read in two ways is taken in the way that its parameter takes; where it takes
+/// neither, the error is that of the reading that is no text.
+fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Described>, ParamError> {
+    let Some(mut with) = with else { return (kind.parse)(&Value::Object(Default::default())) };
+    let mut of_yaml: Option<ParamError> = None;
+    loop {
+        let mut params = with.to_json();
+        let all = params.as_object_mut().into_iter().flatten();
+        all.filter(|(name, _)| kind.locations.contains(&name.as_str())).for_each(|(_, place)| below_home(place));
+        let error = match (kind.parse)(&params) {
+            Ok(stage) => return Ok(stage),
+            Err(error) => error,
+        };
+        match with.reread(&error.path) {
+            None => return Err(of_yaml.filter(|first| error.path.starts_with(&first.path)).unwrap_or(error)),
+            Some(is_text) if is_text && of_yaml.is_none() => of_yaml = Some(error),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Paths that begin with `~/` lie in the home folder.
+fn below_home(place: &mut Value) {
+    match place {
+        Value::String(path) => *path = expand_home(path),
+        Value::Array(paths) => paths.iter_mut().for_each(below_home),
+        _ => {}
+    }
+}
+
+/// Columns have names of their own, and none that the engine gives to columns of its own.
+fn check_columns(output: &Schema) -> Result<(), String> {
+    let names: Vec<&String> = output.fields().iter().map(|field| field.name()).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(format!(
+            "two columns are called `{}`; give one another name, such as `x as y` in a query",
+            twice.1
+        ));
+    }
+    if let Some(field) = output.fields().iter().find(|field| !is_storable(field.data_type())) {
+        let (name, of) = (field.name(), field.data_type());
+        return Err(format!(
+            "column `{name}` is of type {of}, which no table holds; a cast such as `cast({name} as text)` helps"
+        ));
+    }
+    let heavy = output.fields().iter().filter(|field| is_heavy(field)).map(|field| digest_name(field.name()));
+    match heavy.chain([KEY.to_owned()]).find(|reserved| names.contains(&reserved)) {
+        Some(reserved) => Err(format!("`{reserved}` is a column of the engine's own; give it another name")),
+        None => Ok(()),
+    }
+}
+
+/// Rows are told apart by the text in their first column.
+fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
+    match output.fields().first() {
+        Some(field) if *field.data_type() == arrow::datatypes::DataType::Utf8 => Ok(()),
+        Some(field) => {
+            Err(format!("the first column identifies a row and is text; `{}` is {}", field.name(), field.data_type()))
+        }
+        None => Err("a table has at least one column, which identifies a row".into()),
+    }
+}
+
+/// Names go into paths and SQL.
+fn check_name(name: &str) -> Result<(), String> {
+    let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && name.starts_with(|c: char| c.is_ascii_alphabetic());
+    if good {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is no name; names are letters, digits, `_` and `-`, a letter first"))
+    }
+}
+
+/// Serde's message in the words of the YAML.
+fn explain(of: &str, message: &str) -> String {
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };
+    let mut names = quoted(rest);
+    if names.is_empty() {
+        return message.to_owned();
+    }
+    let unknown = names.remove(0);
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    format!("unknown parameter `{unknown}`{}; `{of}` takes {}", suggestion(&unknown, &known), or_none(&known))
+}
+
+/// Reads a pipeline file, with `table.parameter=value` assignments on top.
+pub fn load(path: &std::path::Path, kinds: &[StageKind], sets: &[String]) -> Result<Pipeline> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let stem = path.file_stem().map_or_else(|| "pipeline".into(), |stem| stem.to_string_lossy().into_owned());
+    parse(&path.display().to_string(), &stem, &text, kinds, sets, &|name| std::env::var(name).ok())
+}
+
+/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `variable` looks `${NAME}` up.
+pub fn parse(
+    file: &str,
+    stem: &str,
+    text: &str,
+    kinds: &[StageKind],
+    sets: &[String],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Pipeline> {
+    let file = File { name: file, secrets: Arc::default() };
+    let mut loader = Loader { file, kinds };
+    let mut root = Node::parse(text).map_err(|(place, message)| loader.file.error(place, message))?;
+    for set in sets {
+        loader.assign(&mut root, set)?;
+    }
+    let filled = RefCell::new(Vec::new());
+    let variable = |name: &str| {
+        let value = variable(name);
+        filled.borrow_mut().extend(value.clone().map(|value| (name.to_owned(), value)));
+        value
+    };
+    root.fill_in(&variable).map_err(|(place, message)| loader.file.error(place, message))?;
+    loader.file.secrets = Arc::new(Secrets::among(filled.into_inner()));
+    loader.pipeline(stem, &root, sets)
+}

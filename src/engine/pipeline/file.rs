@@ -1,0 +1,58 @@
+//! The file that a pipeline is read from: its name and secrets, as errors need them.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::yaml::{Key, Kind, Node, Place};
+use crate::engine::{Error, Result, Secrets, suggest::suggestion};
+
+/// The place of what `--set` gave.
+pub(in crate::engine) const GIVEN: Place = Place { line: 0, column: 0 };
+
+/// A pipeline file as errors name it.
+pub(in crate::engine) struct File<'a> {
+    /// Its path.
+    pub(in crate::engine) name: &'a str,
+    /// What was filled in from the environment.
+    pub(in crate::engine) secrets: Arc<Secrets>,
+}
+
+impl File<'_> {
+    /// An error at a place of the file, or of `--set`.
+    pub(in crate::engine) fn error(&self, place: Place, message: impl Into<String>) -> Error {
+        let message = self.secrets.hide(message.into());
+        match place {
+            GIVEN => Error::Input(format!("--set: {message}")),
+            Place { line, column } => Error::Pipeline { file: self.name.to_owned(), line, column, message },
+        }
+    }
+
+    /// The entries of a mapping that takes these keys.
+    pub(in crate::engine) fn keys<'n>(&self, node: &'n Node, what: &str, known: &[&str]) -> Result<&'n [(Key, Node)]> {
+        let Kind::Map(entries) = &node.kind else {
+            return Err(self.error(node.place, format!("{what} is a mapping with {}", known.join(", "))));
+        };
+        match entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
+            Some((key, _)) => Err(self.error(
+                key.place,
+                format!(
+                    "{what} has no key `{}`{}; it takes {}",
+                    key.name,
+                    suggestion(&key.name, known),
+                    known.join(", ")
+                ),
+            )),
+            None => Ok(entries),
+        }
+    }
+
+    /// The text at a node; none where it is absent or null.
+    pub(in crate::engine) fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
+        match node.map(|node| (node.place, &node.kind)) {
+            None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),
+            Some((_, Kind::Scalar(Value::String(text)))) => Ok(Some(text)),
+            Some((place, _)) => Err(self.error(place, format!("{what} is text"))),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Pipelines: YAML read, checked and matched, before anything runs.
+
+mod document;
+mod file;
+mod filter;
+mod inputs;
+mod json_schema;
+mod selection;
+mod sweep;
+mod table;
+mod yaml;
+
+pub use document::{load, parse};
+pub use filter::{Filter, check_length, session, unrepeatable};
+pub use json_schema::files;
+pub use selection::{Selection, check, is_called};
+pub use table::{Input, OnError, Pipeline, TABLES_OF_SQL, Table};

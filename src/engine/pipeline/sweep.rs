@@ -1,0 +1,241 @@
+//! `sweep:`, several values of some parameters: every combination runs, and what they share is computed once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::yaml::{Key, Kind, Node, Place};
+use crate::engine::{
+    Error, Result, Variant,
+    suggest::{or_none, suggestion},
+    value_text,
+};
+
+/// More than anyone runs; a slip of the pen is refused before it fills the memory.
+const MOST_COMBINATIONS: usize = 4096;
+
+/// A swept parameter.
+#[derive(Debug)]
+pub(in crate::engine) struct Axis {
+    pub(in crate::engine) name: String,
+    pub(in crate::engine) place: Place,
+    pub(in crate::engine) table: String,
+    /// The parameter below the table's `with:`.
+    pub(in crate::engine) path: Vec<String>,
+}
+
+impl Axis {
+    /// Whether this and a dotted path `table.parameter` set some of the same.
+    pub(in crate::engine) fn overlaps(&self, path: &[&str]) -> bool {
+        let own = std::iter::once(&self.table).chain(&self.path);
+        own.zip(path).all(|(own, other)| own == other)
+    }
+}
+
+/// The parameters that a table takes, by table, in the order of the file.
+pub(in crate::engine) type Takes = [(String, Vec<String>)];
+
+type Wrong = (Place, String);
+
+/// `sweep:` of a pipeline file.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Sweep {
+    pub(in crate::engine) axes: Vec<Axis>,
+    /// The values of all axes, in their order.
+    combinations: Vec<Vec<Node>>,
+}
+
+impl Sweep {
+    pub(in crate::engine) fn read(node: &Node, takes: &Takes) -> Result<Self, Wrong> {
+        let (axes, combinations) = match &node.kind {
+            Kind::Map(lists) if !lists.is_empty() => {
+                (axes(lists.iter().map(|(key, _)| key), takes)?, every_combination(lists)?)
+            }
+            Kind::List(items) if !items.is_empty() => {
+                let first: Vec<&Key> = items[0].entries().iter().map(|(key, _)| key).collect();
+                (
+                    axes(first.iter().copied(), takes)?,
+                    items.iter().map(|i| listed(i, &first)).collect::<Result<_, _>>()?,
+                )
+            }
+            _ => {
+                let message = "sweep is a mapping of parameters to lists, such as `sigma: [1, 2]`, or a list of combinations, such as `- { sigma: 1 }`";
+                return Err((node.place, message.into()));
+            }
+        };
+        let sweep = Self { axes, combinations };
+        let mut seen = BTreeSet::new();
+        match sweep.combinations.iter().find(|values| !seen.insert(format!("{:?}", json(values)))) {
+            Some(twice) => {
+                let place = twice.iter().map(|value| value.place).max_by_key(|p| (p.line, p.column));
+                let whole: Vec<usize> = (0..sweep.axes.len()).collect();
+                let values = sweep.variant(&whole, twice).name("");
+                Err((place.unwrap_or(node.place), format!("the combination {values} is there twice")))
+            }
+            None => Ok(sweep),
+        }
+    }
+
+    /// The axes that set parameters of a table.
+    pub(in crate::engine) fn axes_of(&self, table: &str) -> BTreeSet<usize> {
+        (0..self.axes.len()).filter(|axis| self.axes[*axis].table == table).collect()
+    }
+
+    /// The different values that some axes have together: one, empty, of no axis.
+    pub(in crate::engine) fn distinct(&self, axes: &BTreeSet<usize>) -> Vec<(Variant, Vec<(&Axis, &Node)>)> {
+        let axes: Vec<usize> = axes.iter().copied().collect();
+        if axes.is_empty() {
+            return vec![Default::default()];
+        }
+        let mut distinct: Vec<(Variant, Vec<_>)> = Vec::new();
+        for values in &self.combinations {
+            let variant = self.variant(&axes, values);
+            if distinct.iter().all(|(other, _)| *other != variant) {
+                distinct.push((variant, axes.iter().map(|axis| (&self.axes[*axis], &values[*axis])).collect()));
+            }
+        }
+        distinct
+    }
+
+    /// Every combination.
+    pub(in crate::engine) fn variants(&self) -> Vec<Variant> {
+        let all: Vec<usize> = (0..self.axes.len()).collect();
+        self.combinations.iter().map(|values| self.variant(&all, values)).collect()
+    }
+
+    fn variant(&self, axes: &[usize], values: &[Node]) -> Variant {
+        Variant(axes.iter().map(|axis| (self.axes[*axis].name.clone(), values[*axis].to_json())).collect())
+    }
+}
+
+fn json(values: &[Node]) -> Vec<Value> {
+    values.iter().map(Node::to_json).collect()
+}
+
+/// Finds the parameters that the keys of a sweep name.
+fn axes<'k>(keys: impl Iterator<Item = &'k Key>, takes: &Takes) -> Result<Vec<Axis>, Wrong> {
+    let mut axes: Vec<Axis> = Vec::new();
+    for key in keys {
+        let (table, path) = resolve(&key.name, takes).map_err(|message| (key.place, format!("sweep: {message}")))?;
+        let steps: Vec<&str> = std::iter::once(&table).chain(&path).map(String::as_str).collect();
+        if let Some(other) = axes.iter().find(|axis| axis.overlaps(&steps)) {
+            let message = format!("sweep: `{}` and `{}` set the same parameter of `{table}`", other.name, key.name);
+            return Err((key.place, message));
+        }
+        axes.push(Axis { name: key.name.clone(), place: key.place, table, path });
+    }
+    // Called by its last word where that is enough.
+    let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
+    let words: Vec<String> = axes.iter().map(last).collect();
+    for (axis, word) in axes.iter_mut().zip(&words) {
+        let shared = words.iter().filter(|other| *other == word).count() > 1;
+        axis.name = if shared { format!("{}.{}", axis.table, axis.path.join(".")) } else { word.clone() };
+    }
+    Ok(axes)
+}
+
+/// The table and the parameter that `parameter` or `table.parameter` names.
+fn resolve(name: &str, takes: &Takes) -> Result<(String, Vec<String>), String> {
+    let Some((table, path)) = name.split_once('.') else {
+        let owners: Vec<&str> =
+            takes.iter().filter(|(_, all)| all.iter().any(|p| p == name)).map(|(table, _)| table.as_str()).collect();
+        return match owners.as_slice() {
+            [table] => Ok(((*table).to_owned(), vec![name.to_owned()])),
+            [] => {
+                let all: Vec<&str> = takes.iter().flat_map(|(_, all)| all).map(String::as_str).collect();
+                Err(format!(
+                    "no table takes a parameter `{name}`{}; write a parameter or table.parameter",
+                    suggestion(name, &all)
+                ))
+            }
+            several => {
+                let written: Vec<String> = several.iter().map(|table| format!("{table}.{name}")).collect();
+                Err(format!("several tables take a parameter `{name}`; write {}", written.join(" or ")))
+            }
+        };
+    };
+    let tables: Vec<&str> = takes.iter().map(|(table, _)| table.as_str()).collect();
+    let (_, parameters) = takes.iter().find(|(other, _)| other == table).ok_or_else(|| {
+        format!("there is no table `{table}`{}; tables are {}", suggestion(table, &tables), or_none(&tables))
+    })?;
+    let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+    let known: Vec<&str> = parameters.iter().map(String::as_str).collect();
+    if !known.contains(&path[0].as_str()) || path.iter().any(String::is_empty) {
+        return Err(format!(
+            "table `{table}` takes no parameter `{}`{}; it takes {}",
+            path[0],
+            suggestion(&path[0], &known),
+            or_none(&known)
+        ));
+    }
+    Ok((table.to_owned(), path))
+}
+
+fn every_combination(lists: &[(Key, Node)]) -> Result<Vec<Vec<Node>>, Wrong> {
+    let mut combinations = vec![Vec::new()];
+    for (key, node) in lists {
+        let values = match &node.kind {
+            Kind::List(values) if !values.is_empty() => values,
+            _ => return Err((node.place, format!("sweep: `{}` has a list of at least one value", key.name))),
+        };
+        if values.len() * combinations.len() > MOST_COMBINATIONS {
+            return Err((key.place, format!("sweep: there are more than {MOST_COMBINATIONS} combinations")));
+        }
+        let longer = |start: &Vec<Node>, value: &Node| start.iter().chain([value]).cloned().collect();
+        combinations = combinations.iter().flat_map(|start| values.iter().map(move |v| longer(start, v))).collect();
+    }
+    Ok(combinations)
+}
+
+/// One combination written out, its values in the order of `keys`.
+fn listed(item: &Node, keys: &[&Key]) -> Result<Vec<Node>, Wrong> {
+    let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+    if keys.is_empty() {
+        return Err((item.place, "sweep: a combination is a mapping such as { sigma: 1 }".into()));
+    }
+    if let Some((key, _)) = item.entries().iter().find(|(key, _)| !names.contains(&key.name.as_str())) {
+        let message = format!("sweep: the first combination sets {} and not `{}`", names.join(", "), key.name);
+        return Err((key.place, message));
+    }
+    let value = |name: &&str| {
+        let message = || format!("sweep: this combination does not set `{name}`; the first sets {}", names.join(", "));
+        item.get(name).cloned().ok_or_else(|| (item.place, message()))
+    };
+    names.iter().map(value).collect()
+}
+
+/// The combinations that `--only AXIS=VALUE` keeps: of one axis any of the values, of several axes all.
+pub(in crate::engine) fn choose(combinations: &[Variant], only: &[String]) -> Result<Vec<Variant>> {
+    let axes: Vec<&str> = combinations.first().map_or(&[][..], |v| &v.0).iter().map(|(a, _)| a.as_str()).collect();
+    let mut wanted: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for choice in only {
+        let wrong = |why: String| Error::Input(format!("--only {choice}: {why}"));
+        let (axis, value) =
+            choice.split_once('=').ok_or_else(|| wrong("there is no `=`; write axis=value".to_owned()))?;
+        if !axes.contains(&axis) {
+            return Err(wrong(match axes.as_slice() {
+                [] => "the pipeline has no `sweep:`".into(),
+                axes => format!("there is no axis `{axis}`{}; axes are {}", suggestion(axis, axes), axes.join(", ")),
+            }));
+        }
+        let mut values: Vec<&Value> = Vec::new();
+        for known in combinations.iter().filter_map(|combination| combination.get(axis)) {
+            values.extend((!values.contains(&known)).then_some(known));
+        }
+        let parsed = Node::parse(value).ok().map(|node| node.to_json());
+        let found = values.iter().find(|known| value_text(known) == value || Some(**known) == parsed.as_ref());
+        let found = found.ok_or_else(|| {
+            let values: Vec<String> = values.iter().map(|value| value_text(value)).collect();
+            wrong(format!("axis `{axis}` has no value `{value}`; it has {}", values.join(", ")))
+        })?;
+        wanted.entry(axis).or_default().push((*found).clone());
+    }
+    let fits = |combination: &&Variant| {
+        wanted.iter().all(|(axis, values)| combination.get(axis).is_some_and(|value| values.contains(value)))
+    };
+    let chosen: Vec<Variant> = combinations.iter().filter(fits).cloned().collect();
+    if chosen.is_empty() {
+        return Err(Error::Input(format!("no combination of the sweep has --only {}", only.join(" --only "))));
+    }
+    Ok(chosen)
+}

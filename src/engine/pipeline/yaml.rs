@@ -1,0 +1,425 @@
+//! YAML as a tree that remembers where each node stands.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+/// A place in a file, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::engine) struct Place {
+    /// Line, from 1.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+}
+
+/// A YAML node and its place.
+#[derive(Clone, Debug)]
+pub(in crate::engine) struct Node {
+    /// Where the node begins.
+    pub place: Place,
+    /// What it is.
+    pub kind: Kind,
+    /// Another reading of the same text, for a parameter that does not take this one: `2024` of a command line is a number, or
+    /// text where a folder is meant.
+    otherwise: Option<Kind>,
+}
+
+/// What a YAML node is.
+#[derive(Clone, Debug)]
+pub(in crate::engine) enum Kind {
+    /// Null, boolean, number or text.
+    Scalar(Value),
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping, in the order written.
+    Map(Vec<(Key, Node)>),
+}
+
+impl Kind {
+    pub(in crate::engine) fn is_text(&self) -> bool {
+        matches!(self, Self::Scalar(Value::String(_)))
+    }
+}
+
+impl From<String> for Kind {
+    fn from(text: String) -> Self {
+        Self::Scalar(Value::String(text))
+    }
+}
+
+/// A key of a mapping and its place.
+#[derive(Clone, Debug)]
+pub(in crate::engine) struct Key {
+    /// The text.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl Node {
+    /// Parses one YAML document; an error has its place where the parser knows it.
+    pub(in crate::engine) fn parse(text: &str) -> Result<Self, (Place, String)> {
+        serde_saphyr::from_str(text).map_err(|error| {
+            let place = error
+                .location()
+                .map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
+            // The parser's text goes on with an excerpt of the file, which the place already names.
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default();
+            let first = first.strip_prefix("error: ").unwrap_or(first);
+            let first =
+                first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
+            let twice = first.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.rsplit_once(", set "));
+            (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` stands here twice")))
+        })
+    }
+
+    /// A value of a command line: the text, all of it. Where it is YAML for anything but text it is that, and the text to a
+    /// parameter that takes text, but for an empty list, which nobody means as text. Quotes around the whole are YAML's, so that a shell's own need not be thought of.
+    pub(in crate::engine) fn given(text: &str, place: Place) -> Self {
+        let as_text = Kind::Scalar(Value::String(text.to_owned()));
+        let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
+        // YAML has `~` for nothing, and paths have it for the home folder.
+        let is_yaml = !has_comment(text) && text.trim() != "~";
+        let yaml = Self::parse(text).ok().filter(|_| is_yaml).map(|node| node.kind);
+        let (kind, otherwise) = match yaml {
+            Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
+            Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
+            Some(Kind::List(items)) if items.is_empty() => (Kind::List(items), None),
+            Some(other) => (other, Some(as_text)),
+        };
+        Self { place, kind, otherwise }
+    }
+
+    /// Takes the other reading of the value at a path, or of all values below it. Returns `None` where there is none, else whether
+    /// it is text.
+    pub(in crate::engine) fn reread(&mut self, path: &str) -> Option<bool> {
+        let (step, rest) = path.split_once(['.', '[', ']']).unwrap_or((path, ""));
+        if step.is_empty() && !rest.is_empty() {
+            return self.reread(rest);
+        }
+        let next = match &mut self.kind {
+            Kind::Map(entries) => entries.iter_mut().find(|(key, _)| key.name == step).map(|(_, node)| node),
+            Kind::List(items) => step.parse().ok().and_then(|at: usize| items.get_mut(at)),
+            Kind::Scalar(_) => None,
+        };
+        if let Some(next) = next {
+            return next.reread(rest);
+        }
+        if let Some(kind) = self.otherwise.take() {
+            self.kind = kind;
+            return Some(self.as_text().is_some());
+        }
+        self.children().filter_map(|node| node.reread("")).reduce(|one, other| one || other)
+    }
+
+    fn children(&mut self) -> Box<dyn Iterator<Item = &mut Self> + '_> {
+        match &mut self.kind {
+            Kind::Scalar(_) => Box::new(std::iter::empty()),
+            Kind::List(items) => Box::new(items.iter_mut()),
+            Kind::Map(entries) => Box::new(entries.iter_mut().map(|(_, node)| node)),
+        }
+    }
+
+    /// The value below a key.
+    pub(in crate::engine) fn get(&self, key: &str) -> Option<&Self> {
+        self.entries().iter().find(|(k, _)| k.name == key).map(|(_, node)| node)
+    }
+
+    /// The entries of a mapping; none for anything else.
+    pub(in crate::engine) fn entries(&self) -> &[(Key, Self)] {
+        match &self.kind {
+            Kind::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// A text scalar's text.
+    pub(in crate::engine) fn as_text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar(Value::String(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The tree as JSON.
+    pub(in crate::engine) fn to_json(&self) -> Value {
+        match &self.kind {
+            Kind::Scalar(value) => value.clone(),
+            Kind::List(items) => items.iter().map(Self::to_json).collect(),
+            Kind::Map(entries) => Value::Object(entries.iter().map(|(k, v)| (k.name.clone(), v.to_json())).collect()),
+        }
+    }
+
+    /// The place of what a path such as `config.layers[2].size` names, or of the deepest part of it that is written.
+    pub(in crate::engine) fn place_of(&self, path: &str) -> Place {
+        let mut node = self;
+        let mut place = self.place;
+        for step in path.split(['.', '[', ']']).filter(|s| !s.is_empty()) {
+            match &node.kind {
+                Kind::Map(entries) => match entries.iter().find(|(key, _)| key.name == step) {
+                    Some((key, next)) => {
+                        place = key.place;
+                        node = next;
+                    }
+                    None => break,
+                },
+                Kind::List(items) => match step.parse().ok().and_then(|i: usize| items.get(i)) {
+                    Some(next) => {
+                        place = next.place;
+                        node = next;
+                    }
+                    None => break,
+                },
+                Kind::Scalar(_) => break,
+            }
+        }
+        place
+    }
+
+    /// Fills in the variables of every text scalar; structure cannot change. A scalar that is one variable and nothing else is
+    /// text, and what YAML reads in it to a parameter that takes no text.
+    pub(in crate::engine) fn fill_in(
+        &mut self,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(), (Place, String)> {
+        let place = self.place;
+        let fill = |text: &str| substitute(text, variable).map_err(|message| (place, message));
+        if let Some(Kind::Scalar(Value::String(text))) = &mut self.otherwise {
+            *text = fill(text)?;
+        }
+        if let Kind::Scalar(Value::String(text)) = &mut self.kind {
+            let filled = fill(text)?;
+            if is_one_variable(text) {
+                self.otherwise = Self::parse(&filled).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
+            }
+            *text = filled;
+        }
+        self.children().try_for_each(|node| node.fill_in(variable))
+    }
+
+    /// Sets what a dotted path names, making mappings on the way.
+    pub(in crate::engine) fn set(&mut self, path: &[&str], value: Self) {
+        let Some((first, rest)) = path.split_first() else {
+            *self = value;
+            return;
+        };
+        if !matches!(self.kind, Kind::Map(_)) {
+            self.kind = Kind::Map(Vec::new());
+        }
+        let place = value.place;
+        if let Kind::Map(entries) = &mut self.kind {
+            let at = entries.iter().position(|(key, _)| key.name == *first).unwrap_or_else(|| {
+                let empty = Self { place, kind: Kind::Scalar(Value::Null), otherwise: None };
+                entries.push((Key { name: (*first).to_owned(), place }, empty));
+                entries.len() - 1
+            });
+            if rest.is_empty() {
+                entries[at].0.place = place;
+            }
+            entries[at].1.set(rest, value);
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value: Raw(kind), referenced, .. } = Spanned::<Raw>::deserialize(deserializer)?;
+        Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind, otherwise: None })
+    }
+}
+
+/// `${NAME}` and `${NAME:-default}` in a scalar; `$$` is a dollar sign.
+pub(in crate::engine) fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out += &rest[..at];
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some(body) = rest.strip_prefix('{') {
+            let (inside, after) = body.split_once('}').ok_or_else(|| format!("`{text}`: `${{` without `}}`"))?;
+            let (name, default) =
+                inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
+            let value = variable(name).or_else(|| default.map(str::to_owned));
+            out += &value.ok_or_else(|| {
+                format!("the environment has no variable `{name}`; set it, or write ${{{name}:-default}}")
+            })?;
+            rest = after;
+        } else {
+            out.push('$');
+        }
+    }
+    Ok(out + rest)
+}
+
+/// Whether a scalar is `${NAME}` or `${NAME:-default}` alone.
+fn is_one_variable(text: &str) -> bool {
+    text.starts_with("${") && text.find('}') == Some(text.len() - 1)
+}
+
+/// Whether YAML would take a part of the text for a comment.
+fn has_comment(text: &str) -> bool {
+    let (mut quote, mut before) = (None, ' ');
+    for c in text.chars() {
+        match quote {
+            None if c == '#' && before.is_whitespace() => return true,
+            None if c == '"' || c == '\'' => quote = Some(c),
+            Some(open) if c == open => quote = None,
+            _ => {}
+        }
+        before = c;
+    }
+    false
+}
+
+struct Raw(Kind);
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor).map(Raw)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> de::Visitor<'de> for RawVisitor {
+    type Value = Kind;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Kind, E> {
+        Ok(Kind::Scalar(v.into()))
+    }
+    fn visit_unit<E>(self) -> Result<Kind, E> {
+        Ok(Kind::Scalar(Value::Null))
+    }
+    fn visit_none<E>(self) -> Result<Kind, E> {
+        Ok(Kind::Scalar(Value::Null))
+    }
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Kind, D::Error> {
+        d.deserialize_any(self)
+    }
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Kind, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Kind::List(items))
+    }
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Kind, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            let place = Place { line: key.referenced.line(), column: key.referenced.column() };
+            entries.push((Key { name: key.value, place }, map.next_value()?));
+        }
+        Ok(Kind::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_know_their_places() {
+        let node = Node::parse("a: 1\nb:\n  c: [x, {d: 2.5}]\n  e:\n").unwrap();
+        assert_eq!(node.to_json(), serde_json::json!({"a": 1, "b": {"c": ["x", {"d": 2.5}], "e": null}}));
+        assert_eq!(node.place_of("b.c"), Place { line: 3, column: 3 });
+        assert_eq!(node.place_of("b.c[1].d"), Place { line: 3, column: 11 });
+        assert_eq!(node.place_of("b.missing.deeper"), Place { line: 2, column: 1 });
+    }
+
+    #[test]
+    fn broken_yaml_has_a_place() {
+        let (place, message) = Node::parse("a: 1\nb: [1, 2\n").unwrap_err();
+        assert!(place.line >= 2, "{place:?} {message}");
+        let (place, message) = Node::parse("a: 1\na: 2\n").unwrap_err();
+        assert_eq!((place.line, message.as_str()), (2, "`a` stands here twice"));
+    }
+
+    #[test]
+    fn variables_fill_scalars_only() {
+        let lookup = |name: &str| (name == "ROOT").then(|| "/data: [x]".to_owned());
+        assert_eq!(substitute("${ROOT}/a$$b", &lookup).unwrap(), "/data: [x]/a$b");
+        assert_eq!(substitute("${NONE:-d}", &lookup).unwrap(), "d");
+        assert!(substitute("${NONE}", &lookup).unwrap_err().contains("no variable `NONE`"));
+        assert!(substitute("${ROOT", &lookup).is_err());
+    }
+
+    /// The readings of a value, in the order in which a parameter is offered them.
+    fn readings(mut node: Node) -> Vec<Value> {
+        let first = node.to_json();
+        let then = node.reread("").map(|_| node.to_json());
+        std::iter::once(first).chain(then).collect()
+    }
+
+    #[test]
+    fn a_value_of_the_command_line_is_all_that_follows() {
+        use serde_json::json;
+        let given = |text| readings(Node::given(text, Place::default()));
+        for text in [
+            "photos #2",
+            "#1",
+            "a: b: c",
+            "*.png",
+            "[z",
+            "{a",
+            "@x",
+            "%",
+            " x",
+            "x ",
+            "it's",
+            "a\"b",
+            "- a: [",
+            "'a' b",
+        ] {
+            assert_eq!(given(text), [json!(text)], "{text}");
+        }
+        assert_eq!(given("2024"), [json!(2024), json!("2024")]);
+        assert_eq!(given("no"), [json!(false), json!("no")]);
+        assert_eq!(given("~"), [json!("~")]);
+        assert_eq!(given("null"), [Value::Null, json!("null")]);
+        assert_eq!(given("[1, 2]"), [json!([1, 2]), json!("[1, 2]")]);
+        assert_eq!(given("{ n: utf8? }"), [json!({"n": "utf8?"}), json!("{ n: utf8? }")]);
+        assert_eq!(given("{ n: 'a #b' }"), [json!({"n": "a #b"}), json!("{ n: 'a #b' }")]);
+        assert_eq!(given("[1] #2"), [json!("[1] #2")]);
+        assert_eq!(given("\"2024\""), [json!("2024")]);
+        assert_eq!(given("'it''s'"), [json!("it's")]);
+    }
+
+    #[test]
+    fn a_variable_alone_is_text_or_what_yaml_reads_in_it() {
+        use serde_json::json;
+        let filled = |text: &str| {
+            let mut node = Node::parse(&format!("a: {text}")).unwrap().get("a").unwrap().clone();
+            let lookup = |name: &str| (name == "N").then(|| "48".to_owned());
+            node.fill_in(&lookup).unwrap();
+            readings(node)
+        };
+        assert_eq!(filled("${N}"), [json!("48"), json!(48)]);
+        assert_eq!(filled("\"${M:-[1, 2]}\""), [json!("[1, 2]"), json!([1, 2])]);
+        assert_eq!(filled("${M:-true}"), [json!("true"), json!(true)]);
+        assert_eq!(filled("${M:-plain}"), [json!("plain")]);
+        assert_eq!(filled("${N}${N}"), [json!("4848")]);
+        assert_eq!(filled("x${N}"), [json!("x48")]);
+    }
+}

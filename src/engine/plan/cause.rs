@@ -1,0 +1,223 @@
+//! Why a table is not fresh, as a person would say it.
+
+use std::{collections::HashMap, fmt};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::engine::{stage::SOURCE, store::Made};
+
+/// One cause.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+pub enum Cause {
+    /// It was never published.
+    New {
+        /// Whether its rows were computed before, by another pipeline or for another predicate.
+        known: bool,
+    },
+    /// Asked for.
+    Forced,
+    /// A part of it is damaged or missing.
+    Damaged,
+    /// Another stage makes it.
+    Stage {
+        /// Before.
+        from: String,
+        /// Now.
+        to: String,
+    },
+    /// The stage means something else than before.
+    Revision {
+        /// The stage.
+        stage: String,
+        /// Before.
+        from: u32,
+        /// Now.
+        to: u32,
+    },
+    /// A parameter has another value.
+    Parameter {
+        /// Path to it.
+        path: String,
+        /// Before; null where it was not there.
+        from: Value,
+        /// Now.
+        to: Value,
+    },
+    /// A file named by a parameter, such as weights, has another content.
+    File {
+        /// The file.
+        path: String,
+        /// Whether it was read before.
+        new: bool,
+    },
+    /// Another predicate chooses the rows.
+    Where {
+        /// Before.
+        from: Option<String>,
+        /// Now.
+        to: Option<String>,
+        /// What that does to the rows.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rows: Option<RowChanges>,
+    },
+    /// A table above, or the source, has another content.
+    Input {
+        /// The table, or `source`.
+        table: String,
+        /// What that does to the rows.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rows: Option<RowChanges>,
+    },
+    /// A table above will have another content once it is computed.
+    Pending {
+        /// The table.
+        table: String,
+        /// Its rows that are to be computed; `None` where it is made as a whole.
+        rows: Option<u64>,
+    },
+    /// Other tables are read, or the same ones in another order.
+    From {
+        /// Before.
+        from: Vec<String>,
+        /// Now.
+        to: Vec<String>,
+    },
+    /// The columns that the stage writes have changed.
+    Schema,
+    /// Rows failed before.
+    Failed {
+        /// How many.
+        rows: u64,
+    },
+}
+
+/// How the rows of a table differ from those that are published.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RowChanges {
+    /// Rows with an id that was not there.
+    pub new: u64,
+    /// Rows that are made from something else.
+    pub changed: u64,
+    /// Rows that are there no more.
+    pub removed: u64,
+    /// One of the new or changed, else of the removed ones.
+    pub example: Option<String>,
+}
+
+impl fmt::Display for RowChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [(self.new, "new"), (self.changed, "changed"), (self.removed, "removed")];
+        let counts: Vec<String> =
+            counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        f.write_str(&counts.join(", "))?;
+        let all = self.new + self.changed + self.removed;
+        match &self.example {
+            Some(example) if all == 1 => write!(f, ": {example}"),
+            Some(example) => write!(f, ", such as {example}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_rows = |rows: &Option<RowChanges>| match rows {
+            None => String::new(),
+            Some(rows) if rows.is_empty() => ", but not in these rows".into(),
+            Some(rows) => format!(" ({rows})"),
+        };
+        match self {
+            Self::New { known: false } => f.write_str("not computed yet"),
+            Self::New { known: true } => f.write_str("all rows are known"),
+            Self::Forced => f.write_str("forced"),
+            Self::Damaged => f.write_str("a part of it is damaged or missing"),
+            Self::Stage { from, to } => write!(f, "stage: {from} -> {to}"),
+            Self::Revision { stage, from, to } => write!(f, "stage `{stage}` has a new revision: {from} -> {to}"),
+            Self::Parameter { path, from, to } => write!(f, "{path}: {from} -> {to}"),
+            Self::File { path, new: false } => write!(f, "{path} has changed"),
+            Self::File { path, new: true } => write!(f, "reads {path} now"),
+            Self::Where { from, to, rows } => {
+                let text = |filter: &Option<String>| filter.as_ref().map_or("all rows".into(), |f| format!("`{f}`"));
+                write!(f, "where: {} -> {}{}", text(from), text(to), in_rows(rows))
+            }
+            Self::Input { table, rows } if table == SOURCE => write!(f, "the source has changed{}", in_rows(rows)),
+            Self::Input { table, rows } => write!(f, "{table} has changed{}", in_rows(rows)),
+            Self::Pending { table, rows: Some(1) } => write!(f, "1 row of {table} is computed first"),
+            Self::Pending { table, rows: Some(rows) } => write!(f, "{rows} rows of {table} are computed first"),
+            Self::Pending { table, rows: None } => write!(f, "{table} is computed first"),
+            Self::From { from, to } => write!(f, "from: {} -> {}", from.join(", "), to.join(", ")),
+            Self::Schema => f.write_str("the output schema has changed"),
+            Self::Failed { rows: 1 } => f.write_str("1 row failed before"),
+            Self::Failed { rows } => write!(f, "{rows} rows failed before"),
+        }
+    }
+}
+
+/// How two stages differ: kind, revision, parameters, the content of files and the tables they read.
+pub(super) fn compare(old: &Made, new: &Made) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if old.stage != new.stage {
+        causes.push(Cause::Stage { from: old.stage.clone(), to: new.stage.clone() });
+    } else if old.revision != new.revision {
+        causes.push(Cause::Revision { stage: new.stage.clone(), from: old.revision, to: new.revision });
+    }
+    differences("", &old.params, &new.params, &mut causes);
+    for (path, digest) in &new.files {
+        match old.files.iter().find(|(p, _)| p == path) {
+            Some((_, before)) if before == digest => {}
+            // The same content elsewhere is no cause.
+            None if old.files.iter().any(|(_, before)| before == digest) => {}
+            found => causes.push(Cause::File { path: path.clone(), new: found.is_none() }),
+        }
+    }
+    let tables = |made: &Made| made.inputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let (from, to) = (tables(old), tables(new));
+    if from != to {
+        causes.push(Cause::From { from, to });
+    }
+    causes
+}
+
+impl RowChanges {
+    /// Whether the rows are the same.
+    pub fn is_empty(&self) -> bool {
+        (self.new, self.changed, self.removed) == (0, 0, 0)
+    }
+
+    /// Compares rows by id, each with what identifies its content.
+    pub fn between<'a>(
+        before: impl Iterator<Item = (&'a str, &'a [u8])>,
+        now: impl Iterator<Item = (&'a str, &'a [u8])>,
+    ) -> Self {
+        let mut before: HashMap<&str, &[u8]> = before.collect();
+        let mut changes = Self::default();
+        for (id, content) in now {
+            match before.remove(id) {
+                Some(old) if old == content => continue,
+                Some(_) => changes.changed += 1,
+                None => changes.new += 1,
+            }
+            changes.example.get_or_insert_with(|| id.to_owned());
+        }
+        changes.removed = before.len() as u64;
+        changes.example = changes.example.or_else(|| before.into_keys().min().map(str::to_owned));
+        changes
+    }
+}
+
+/// Every parameter whose value differs.
+fn differences(path: &str, old: &Value, new: &Value, out: &mut Vec<Cause>) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            for key in keys {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                differences(&path, old.get(key).unwrap_or(&Value::Null), new.get(key).unwrap_or(&Value::Null), out);
+            }
+        }
+        _ if old != new => out.push(Cause::Parameter { path: path.into(), from: old.clone(), to: new.clone() }),
+        _ => {}
+    }
+}

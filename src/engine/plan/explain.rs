@@ -1,0 +1,81 @@
+//! Why a table is not fresh.
+
+use arrow::array::AsArray;
+
+use super::{
+    cause::{Cause, RowChanges, compare},
+    state::{Pending, Views},
+    work::{Planner, Work},
+};
+use crate::engine::{
+    Result,
+    pipeline::Table,
+    store::{KEY, Manifest, Store, ids_of, project, read_table},
+};
+
+/// The tables above that are stale themselves.
+fn pending(table: &Table, views: &Views) -> Vec<Cause> {
+    let cause = |name: &String| match &views[name].pending {
+        Pending::Nothing => None,
+        Pending::Rows(rows) => Some(Cause::Pending { table: name.clone(), rows: Some(rows.len() as u64) }),
+        Pending::Everything => Some(Cause::Pending { table: name.clone(), rows: None }),
+    };
+    table.inputs.iter().filter_map(|input| cause(&input.table)).collect()
+}
+
+/// Why a table is not fresh: how it differs from what is published of it, the first cause first. `views` holds what is published
+/// of it and the tables above it.
+pub fn explain(work: &Work<'_>, planner: &Planner<'_>, views: &Views) -> Result<Vec<Cause>> {
+    if work.forced {
+        return Ok(vec![Cause::Forced]);
+    }
+    let table = work.table;
+    let previous = views.get(&table.name).map(|view| &view.manifest);
+    let Some(previous) = previous.filter(|manifest| !manifest.retired) else {
+        return Ok(vec![Cause::New { known: work.stale.is_empty() }]);
+    };
+    let pending = pending(table, views);
+    let mut causes = Vec::new();
+    let has_lost = planner.has_lost(previous)? || !work.lost.is_empty() || !work.damaged.is_empty();
+    if has_lost {
+        causes.push(Cause::Damaged);
+    }
+    causes.extend(compare(&previous.made, &work.made));
+    // What the first change of inputs or predicate does to the rows says it for all of them.
+    let mut rows = None;
+    let comparable = previous.made.fingerprint == work.made.fingerprint && table.is_keyed();
+    if comparable && pending.is_empty() && !has_lost {
+        rows = Some(row_changes(work, planner.store, previous)?);
+    }
+    if previous.made.filter != work.made.filter {
+        let (from, to) = (previous.made.filter.clone(), work.made.filter.clone());
+        causes.push(Cause::Where { from, to, rows: rows.take() });
+    }
+    let is_pending = |name: &str| pending.iter().any(|c| matches!(c, Cause::Pending { table, .. } if table == name));
+    for (name, digest) in work.made.inputs.iter().filter(|(name, _)| !is_pending(name)) {
+        if previous.made.inputs.iter().any(|(n, old)| n == name && old != digest) {
+            causes.push(Cause::Input { table: name.clone(), rows: rows.take() });
+        }
+    }
+    causes.extend(pending);
+    if causes.is_empty() {
+        causes.push(match previous.errors.len() as u64 {
+            0 => Cause::Schema,
+            rows => Cause::Failed { rows },
+        });
+    }
+    Ok(causes)
+}
+
+/// Compares the rows' keys with those of the published table.
+fn row_changes(work: &Work<'_>, store: &Store, previous: &Manifest) -> Result<RowChanges> {
+    let stored = previous.schema()?;
+    let columns = vec![stored.field(0).name().clone(), KEY.to_owned()];
+    let batch = read_table(store, &previous.parts, &columns, &project(&stored, &columns)?)?;
+    let (ids, keys) = (ids_of(&batch)?, batch.column(1).as_fixed_size_binary());
+    let before = ids.iter().flatten().zip(keys.iter().flatten());
+    Ok(RowChanges::between(
+        before,
+        work.joined.ids.iter().flatten().zip(work.keys.iter().map(|key| &key.as_bytes()[..])),
+    ))
+}

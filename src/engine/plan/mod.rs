@@ -1,0 +1,17 @@
+//! Plans: which rows of which table are to be computed, and why.
+
+mod cause;
+mod diff;
+mod explain;
+mod rows;
+mod state;
+mod tables;
+mod work;
+
+pub use cause::Cause;
+pub use diff::{TableDiff, diff};
+pub use explain::explain;
+pub use rows::Places;
+pub use state::{Found, Pending, View, Views, published};
+pub use tables::{State, plan};
+pub use work::{Doubts, Planner, Work};

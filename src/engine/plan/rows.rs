@@ -1,0 +1,188 @@
+//! The rows of a table: its inputs joined on their ids, from light columns alone.
+
+use std::collections::HashMap;
+
+use arrow::{
+    array::{Array, AsArray, RecordBatch, StringArray, UInt32Array},
+    compute::{take, take_record_batch},
+    datatypes::SchemaRef,
+};
+
+use super::state::{PENDING, Pending, View, Views};
+use crate::engine::{
+    Digest, Error, Result,
+    identity::{self, content},
+    pipeline::{Filter, Input, Table},
+    stage::Reads,
+    store::{Manifest, Note, PartRef, Store, ids_of, in_order, light_names, project, read_table, row_digests},
+};
+
+/// Joined rows, ascending by id.
+pub struct Joined {
+    /// Their ids.
+    pub ids: StringArray,
+    /// Where they lie in each input that is read row by row.
+    pub places: Vec<Places>,
+    /// That `where:` chooses none of the rows that there are, most likely by a misspelt value.
+    pub(in crate::engine) none_chosen: Option<Note>,
+    /// By input: the digest of what is read of each row.
+    digests: Vec<Vec<Digest>>,
+}
+
+/// Where joined rows lie in one input.
+pub struct Places {
+    /// The port.
+    pub port: String,
+    /// Parts that places count in.
+    pub parts: Vec<Digest>,
+    /// `(part, row)` of each joined row.
+    pub at: Vec<(u32, u64)>,
+}
+
+/// The place of a row that is not computed yet.
+const NOWHERE: (u32, u64) = (u32::MAX, 0);
+
+impl Joined {
+    /// The rows of a stage without inputs, sorted by id.
+    pub fn listed(batch: &RecordBatch, digests: Vec<Digest>) -> Result<Self> {
+        let ids = ids_of(batch)?;
+        if let Some(row) = (1..ids.len()).find(|row| ids.value(*row) == ids.value(row - 1)) {
+            return Err(Error::Input(format!("the id `{}` is listed twice", ids.value(row))));
+        }
+        Ok(Self { ids, digests: vec![digests], places: Vec::new(), none_chosen: None })
+    }
+
+    /// What a row is computed from; `base` is all that rows have in common.
+    pub fn key(&self, base: Digest, row: usize) -> Digest {
+        identity::row_key(base, self.ids.value(row), self.digests.iter().map(|digests| digests[row]))
+    }
+}
+
+/// The content of chosen columns of a table.
+pub(in crate::engine) fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
+    if view.pending != Pending::Nothing {
+        return Ok(view.content());
+    }
+    let stored = view.manifest.schema()?;
+    let columns = light_names(&stored, columns);
+    let read = |columns: &[String], schema: &SchemaRef| read_table(store, &view.manifest.parts, columns, schema);
+    Ok(content(&row_digests(&in_order(view.manifest.keyed, &stored, &columns, read)?)?))
+}
+
+/// Joins the inputs read row by row on their ids, ascending, after `where:`.
+pub(in crate::engine) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
+    let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
+    let Some((first, others)) = inputs.split_first() else {
+        let ids = StringArray::new_null(0);
+        return Ok(Joined { ids, digests: Vec::new(), places: Vec::new(), none_chosen: None });
+    };
+    let all_rows = views[&first.table].rows();
+    let names: Vec<&str> = inputs.iter().map(|input| input.table.as_str()).collect();
+    let first = Light::read(store, &views[&first.table], first, table.filter.as_ref())?;
+    let others =
+        others.iter().map(|input| Light::read(store, &views[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
+    let lookups: Vec<HashMap<&str, u32>> = others
+        .iter()
+        .map(|light| (0..light.ids.len()).map(|row| (light.ids.value(row), row as u32)).collect())
+        .collect();
+    let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
+    let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
+    if order.is_empty() && table.kind.needs_rows && !table.is_keyed() {
+        return Err(Error::Input(no_rows(table, &names, all_rows, first.ids.len())).in_table(&table.name));
+    }
+    let none_chosen = table.filter.as_ref().filter(|_| first.ids.is_empty() && all_rows > 0);
+    let none_chosen = none_chosen.map(|filter| Note::new(fits_none(filter, names[0], all_rows)));
+    order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));
+    let order = UInt32Array::from(order);
+    let ids = take(&first.ids, &order, None)?.as_string::<i32>().clone();
+    let positions = lookups.iter().map(|lookup| ids.iter().flatten().map(|id| lookup[id]).collect());
+    let positions: Vec<Vec<u32>> = std::iter::once(order.values().to_vec()).chain(positions).collect();
+    let (mut digests, mut places) = (Vec::new(), Vec::new());
+    for (light, order) in std::iter::once(first).chain(others).zip(positions) {
+        digests.push(order.iter().map(|row| light.digests[*row as usize]).collect());
+        let at = order.iter().map(|row| light.places[*row as usize]).collect();
+        places.push(Places { port: light.port, parts: light.parts, at });
+    }
+    Ok(Joined { ids, digests, places, none_chosen })
+}
+
+/// Says why a table that is made of rows has none. `all` rows has the first of its inputs, and `where:` chooses so many of them.
+fn no_rows(table: &Table, inputs: &[&str], all: u64, chosen: usize) -> String {
+    let first = inputs.first().copied().unwrap_or_default();
+    match &table.filter {
+        _ if all == 0 => format!("there is nothing to make it of: `{first}` has no rows"),
+        Some(filter) if chosen == 0 => format!("there is nothing to make it of: {}", fits_none(filter, first, all)),
+        _ => format!(
+            "there is nothing to make it of: none of the {chosen} rows chosen of `{first}` is in all of {}",
+            inputs.join(", ")
+        ),
+    }
+}
+
+fn fits_none(filter: &Filter, input: &str, rows: u64) -> String {
+    format!("none of the {rows} rows of `{input}` fits `where: {}`", filter.text)
+}
+
+/// The light columns of one input.
+struct Light {
+    port: String,
+    ids: StringArray,
+    digests: Vec<Digest>,
+    parts: Vec<Digest>,
+    places: Vec<(u32, u64)>,
+}
+
+impl Light {
+    fn read(store: &Store, view: &View, input: &Input, filter: Option<&Filter>) -> Result<Self> {
+        let manifest = &view.manifest;
+        let stored = manifest.schema()?;
+        let declared = light_names(&stored, &input.columns);
+        let mut columns = vec![stored.field(0).name().clone()];
+        for name in declared.iter().chain(filter.iter().flat_map(|f| &f.columns)) {
+            if !columns.contains(name) {
+                columns.push(name.clone());
+            }
+        }
+        let schema = project(&stored, &columns)?;
+        let mut batch = read_table(store, &manifest.parts, &columns, &schema)?;
+        let mut places = places(manifest);
+        if let Some(filter) = filter {
+            let kept = filter.evaluate(&batch)?;
+            let chosen: UInt32Array = (0..batch.num_rows())
+                .filter(|row| kept.is_valid(*row) && kept.value(*row))
+                .map(|row| row as u32)
+                .collect();
+            batch = take_record_batch(&batch, &chosen)?;
+            places = chosen.values().iter().map(|row| places[*row as usize]).collect();
+        }
+        let indices = declared.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut digests = row_digests(&batch.project(&indices)?)?;
+        let mut ids = ids_of(&batch)?;
+        if let Pending::Rows(pending) = &view.pending {
+            let may_be_chosen = pending_choice(filter, view.known.as_ref())?;
+            let pending = pending.iter().zip(may_be_chosen).filter(|(_, may)| *may).map(|(id, _)| id.as_str());
+            ids = ids.iter().flatten().chain(pending).map(Some).collect();
+            digests.resize(ids.len(), Digest::of(PENDING));
+            places.resize(ids.len(), NOWHERE);
+        }
+        let parts = manifest.parts.iter().map(|part| part.part).collect();
+        Ok(Self { port: input.port.clone(), ids, digests, parts, places })
+    }
+}
+
+/// Whether `where:` may choose each row that is still to be computed: where the columns that it asks for are not known, it may.
+fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Result<Box<dyn Iterator<Item = bool>>> {
+    if let (Some(filter), Some(known)) = (filter, known)
+        && filter.columns.iter().all(|column| known.column_by_name(column).is_some())
+    {
+        let chosen = filter.evaluate(known)?;
+        return Ok(Box::new((0..chosen.len()).map(move |row| chosen.is_valid(row) && chosen.value(row))));
+    }
+    Ok(Box::new(std::iter::repeat(true)))
+}
+
+/// Where each row of a table lies: part and row.
+fn places(manifest: &Manifest) -> Vec<(u32, u64)> {
+    let rows = |(part, number): (&PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
+    manifest.parts.iter().zip(0..).flat_map(rows).collect()
+}

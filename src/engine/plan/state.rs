@@ -1,0 +1,94 @@
+//! A table as the tables below it see it while a pipeline is planned.
+
+use std::collections::BTreeMap;
+
+use arrow::array::RecordBatch;
+
+use crate::engine::{
+    Digest, Hasher, Result,
+    pipeline::{Pipeline, Table},
+    store::{Current, Manifest, Store},
+};
+
+/// A table as the tables below it see it.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The version that is published; 0 before the first.
+    pub version: u64,
+    /// Its rows and what they were made from.
+    pub manifest: Manifest,
+    /// What of it is still to be computed.
+    pub pending: Pending,
+    /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
+    pub known: Option<RecordBatch>,
+}
+
+impl View {
+    /// A published table.
+    pub fn new(version: u64, manifest: Manifest) -> Self {
+        Self { version, manifest, pending: Pending::Nothing, known: None }
+    }
+}
+
+/// What of a table is still to be computed, as far as a plan knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pending {
+    /// Nothing: it is published.
+    Nothing,
+    /// The rows with these ids.
+    Rows(Vec<String>),
+    /// The whole table; its rows are not known.
+    Everything,
+}
+
+/// The tables of a pipeline, by name.
+pub type Views = BTreeMap<String, View>;
+
+/// The published tables of a pipeline.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Those whose manifests are whole.
+    pub views: Views,
+    /// The version of others and what is wrong with its manifest: they count as not published, and are published again.
+    pub damaged: BTreeMap<String, (u64, String)>,
+}
+
+/// What is published of a pipeline's tables.
+pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
+    let slots: Vec<String> = pipeline.tables.iter().map(Table::slot).collect();
+    let mut found = Found::default();
+    for (table, current) in pipeline.tables.iter().zip(store.current(&pipeline.name, &slots)?) {
+        match current {
+            Current::Absent => {}
+            Current::Damaged { version, message } => {
+                found.damaged.insert(table.name.clone(), (version, message));
+            }
+            Current::Whole(version, manifest) => {
+                found.views.insert(table.name.clone(), View::new(version, *manifest));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Stands for the digest of what is not computed yet: no key made of it is known.
+pub(in crate::engine) const PENDING: &[u8] = b"pending";
+
+impl View {
+    /// How many rows it will have, as far as that is known.
+    pub(in crate::engine) fn rows(&self) -> u64 {
+        let pending = if let Pending::Rows(rows) = &self.pending { rows.len() as u64 } else { 0 };
+        self.manifest.rows + pending
+    }
+
+    /// All that a stage can read of the table: its rows, and what their columns are called and hold. Another digest while rows
+    /// are pending.
+    pub fn content(&self) -> Digest {
+        let mut hasher = Hasher::new("view");
+        hasher.field(self.manifest.content.as_bytes()).field(self.manifest.schema.as_bytes());
+        if self.pending != Pending::Nothing {
+            hasher.field(PENDING);
+        }
+        hasher.finish()
+    }
+}

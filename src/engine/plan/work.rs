@@ -1,0 +1,319 @@
+//! What a table needs: nothing, some rows, or tables above it first. Planning reads light columns only, never a tensor.
+
+use std::collections::BTreeSet;
+
+use arrow::{
+    array::{Array, RecordBatch, UInt32Array},
+    compute::take_record_batch,
+};
+use rayon::prelude::*;
+
+use super::{
+    rows::{Joined, join, table_content},
+    state::{Pending, View, Views},
+};
+use crate::engine::{
+    Digest, Error, Result,
+    arrow_schema::encode_schema,
+    clock::now_ms,
+    identity::{self, InputRead, fingerprint},
+    pipeline::{OnError, Table, is_called},
+    source::Sources,
+    stage::{Listing, Reads, SOURCE, Sample, SampledInput},
+    store::{
+        Entry, Inventory, Known, Made, Manifest, PartRef, Recorded, Store, blob_name, part_name, project, row_digests,
+        sort_by_id, stored_schema,
+    },
+};
+
+/// Where planning distrusts what the store says is fresh.
+#[derive(Clone, Debug, Default)]
+pub struct Doubts {
+    /// Tables to compute again.
+    pub force: Vec<String>,
+    /// Compute rows again that failed and were left out.
+    pub retry_errors: bool,
+    /// Parts and blobs that turned out to be damaged or missing.
+    pub lost: BTreeSet<Digest>,
+}
+
+/// Looks at tables.
+#[derive(Clone, Debug)]
+pub struct Planner<'a> {
+    /// Where tables are.
+    pub store: &'a Store,
+    /// Where their sources are.
+    pub sources: &'a Sources,
+    /// What not to take for fresh.
+    pub doubts: &'a Doubts,
+    /// Which parts and blobs the store has.
+    pub inventory: &'a Inventory,
+}
+
+/// A table that is not fresh: who it is and which rows it has.
+pub struct Draft<'a> {
+    table: &'a Table,
+    /// Where its results are recorded: the fingerprint, or the key of a whole table.
+    pub stage_key: Digest,
+    made: Made,
+    files: Vec<(String, Digest)>,
+    joined: Joined,
+    listed: Option<Listing>,
+    keys: Vec<Digest>,
+}
+
+/// The rows of a table and which of them must be computed.
+pub struct Work<'a> {
+    /// The table.
+    pub table: &'a Table,
+    /// Where results are recorded.
+    pub stage_key: Digest,
+    /// What it is made from.
+    pub made: Made,
+    /// Files that parameters name, and their digests.
+    pub files: Vec<(String, Digest)>,
+    /// The joined rows, by id.
+    pub joined: Joined,
+    /// The listed rows of a stage without inputs, by id, and remarks on them.
+    pub listed: Option<Listing>,
+    /// The rows' keys; empty for a whole table.
+    pub keys: Vec<Digest>,
+    /// What the store already has.
+    pub known: Known,
+    /// When the last of it was recorded, in milliseconds since 1970, by whatever clock.
+    pub after: u64,
+    /// Whether it is computed again although it is known.
+    pub forced: bool,
+    /// Parts and blobs of earlier results that are damaged or missing: their rows count as not computed.
+    pub lost: BTreeSet<Digest>,
+    /// The names of records that are damaged: their rows count as not computed.
+    pub damaged: Vec<String>,
+    /// Positions of the rows that must be computed; of a whole table one position, or none.
+    pub stale: Vec<usize>,
+}
+
+impl<'a> Planner<'a> {
+    /// What a table is made from, or `None` where it is published and up to date. `views` holds every table above it.
+    pub fn identify(&self, table: &'a Table, views: &Views) -> Result<Option<Draft<'a>>> {
+        let named = |error: Error| error.in_table(&table.name);
+        let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
+        let files = table.stage.files().map_err(|e| named(Error::Input(e)))?;
+        let files: Vec<_> = files.into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
+        let params = table.kind.identity(&*table.stage);
+        let fingerprint = fingerprint(table.kind.name, table.kind.revision, &params, &files, &table.output);
+        let listed = table.stage.list(self.sources).map_err(named)?;
+        let sorted = |Listing { rows, notes }| Ok::<_, Error>(Listing { rows: sort_by_id(rows)?, notes });
+        let listed = listed.map(sorted).transpose()?;
+        let listed_rows = listed.as_ref().map(|listed| row_digests(&listed.rows)).transpose()?;
+        let mut inputs: Vec<(String, Digest)> = Vec::new();
+        if let (Some(listed), Some(rows)) = (&listed, &listed_rows) {
+            inputs.push((SOURCE.to_owned(), identity::listing(rows, &listed.notes)));
+        }
+        for input in &table.inputs {
+            let content = views[&input.table].content();
+            inputs.push((input.table.clone(), identity::read(&input.port, input.reads == Reads::Table, content)));
+        }
+        let (stage, revision) = (table.kind.name.to_owned(), table.kind.revision);
+        // What is kept with the table tells secrets apart, and shows none.
+        let secrets = &table.secrets;
+        let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));
+        let params = secrets.identify_in(params);
+        let shown = files.iter().map(|(path, digest)| (secrets.hide(path.clone()), *digest)).collect();
+        let made = Made { stage, revision, params, files: shown, fingerprint, inputs, filter };
+        if let Some(View { manifest, .. }) = views.get(&table.name)
+            && made.makes_the_same(manifest)
+            && self.trusts(table, manifest)?
+        {
+            return Ok(None);
+        }
+        let joined = match (&listed, listed_rows) {
+            (Some(listed), Some(digests)) => Joined::listed(&listed.rows, digests).map_err(named)?,
+            _ => join(table, self.store, views)?,
+        };
+        let base = self.base(table, fingerprint, listed.as_ref(), views)?;
+        let row_keys: Vec<Digest> = (0..joined.ids.len()).into_par_iter().map(|row| joined.key(base, row)).collect();
+        let (stage_key, keys) =
+            if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
+        Ok(Some(Draft { table, stage_key, made, files, joined, listed, keys }))
+    }
+
+    /// What the rows of a table have in common: see [`identity::base`].
+    fn base(&self, table: &Table, fingerprint: Digest, listed: Option<&Listing>, views: &Views) -> Result<Digest> {
+        let schemas = table.inputs.iter().map(|input| {
+            let stored = views[&input.table].manifest.schema()?;
+            project(&stored, &input.columns)
+        });
+        let schemas = schemas.collect::<Result<Vec<_>>>()?;
+        let read = table.inputs.iter().zip(&schemas).map(|(input, schema)| {
+            let content = match input.reads {
+                Reads::Rows => None,
+                Reads::Table => Some(table_content(self.store, &views[&input.table], &input.columns)?),
+            };
+            Ok(InputRead { port: &input.port, schema, content })
+        });
+        let read = read.collect::<Result<Vec<_>>>()?;
+        Ok(identity::base(fingerprint, listed.map(|listed| listed.rows.schema_ref().as_ref()), &read))
+    }
+
+    /// Whether a table that is made from the right things may be taken as it is.
+    pub fn trusts(&self, table: &Table, previous: &Manifest) -> Result<bool> {
+        let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.doubts.retry_errors);
+        Ok(settled && !self.forces(table) && !self.has_lost(previous)?)
+    }
+
+    /// Whether a table holds a part or a blob that is damaged or missing.
+    pub fn has_lost(&self, manifest: &Manifest) -> Result<bool> {
+        for part in &manifest.parts {
+            if self.is_lost(part.part, Some(part.bytes))? {
+                return Ok(true);
+            }
+        }
+        manifest
+            .blobs
+            .iter()
+            .map(|blob| self.is_lost(*blob, None))
+            .find(|lost| !matches!(lost, Ok(false)))
+            .unwrap_or(Ok(false))
+    }
+
+    /// Whether a part, of so many bytes, or a blob is known to be damaged, or is not there.
+    fn is_lost(&self, digest: Digest, part: Option<u64>) -> Result<bool> {
+        let is_there = || match part {
+            Some(bytes) => self.inventory.has(self.store, &part_name(digest), Some(bytes)),
+            None => self.inventory.has(self.store, &blob_name(digest), None),
+        };
+        Ok(self.doubts.lost.contains(&digest) || !is_there()?)
+    }
+
+    /// The parts and blobs of these results that are damaged or missing.
+    fn lost(&self, recorded: &[Entry]) -> Result<BTreeSet<Digest>> {
+        let parts = recorded.iter().filter_map(|entry| Some((entry.part?, Some(entry.bytes))));
+        let blobs = recorded.iter().flat_map(|entry| &entry.blobs).map(|blob| (*blob, None));
+        let mut lost = BTreeSet::new();
+        for (digest, bytes) in parts.chain(blobs) {
+            if self.is_lost(digest, bytes)? {
+                lost.insert(digest);
+            }
+        }
+        Ok(lost)
+    }
+
+    fn forces(&self, table: &Table) -> bool {
+        self.doubts.force.iter().any(|name| is_called(table, name))
+    }
+}
+
+impl Made {
+    /// Whether a published table is what would be made. Where a file lies is no part of what is made from it.
+    fn makes_the_same(&self, published: &Manifest) -> bool {
+        let old = &published.made;
+        !published.retired
+            && old.fingerprint == self.fingerprint
+            && old.inputs == self.inputs
+            && old.filter == self.filter
+    }
+}
+
+impl<'a> Draft<'a> {
+    /// Whether another run has published the very table meanwhile.
+    pub fn is(&self, manifest: &Manifest) -> bool {
+        self.made.makes_the_same(manifest)
+    }
+
+    /// Looks up what the store already has.
+    pub fn complete(self, planner: &Planner<'_>) -> Result<Work<'a>> {
+        let Self { table, stage_key, made, files, joined, listed, keys } = self;
+        let forced = planner.forces(table);
+        let Recorded { entries, damaged } = planner.store.computed(stage_key)?;
+        let after = entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
+        let mut known = Known::default();
+        let mut lost = BTreeSet::new();
+        if !forced {
+            lost = planner.lost(&entries)?;
+            known.extend(entries.into_iter().filter(|entry| !entry.objects().any(|digest| lost.contains(&digest))));
+        }
+        let skips = table.on_error == OnError::Skip && !planner.doubts.retry_errors;
+        let stale = if table.is_keyed() {
+            let settled = |key: &Digest| known.has(key) || (skips && known.failure(key).is_some());
+            (0..keys.len()).filter(|row| !settled(&keys[*row])).collect()
+        } else if known.is_empty() {
+            vec![0]
+        } else {
+            Vec::new()
+        };
+        Ok(Work { table, stage_key, made, files, joined, listed, keys, known, after, forced, lost, damaged, stale })
+    }
+}
+
+impl Work<'_> {
+    /// Rows that the table will have, as far as known: those of a whole table come out when it is computed.
+    pub fn total(&self) -> u64 {
+        if self.table.is_keyed() {
+            self.keys.len() as u64
+        } else {
+            self.known.whole().parts.iter().map(PartRef::len).sum()
+        }
+    }
+
+    /// What is still to be computed.
+    pub fn pending(&self) -> Pending {
+        match (self.stale.as_slice(), self.table.is_keyed()) {
+            ([], _) => Pending::Nothing,
+            (_, false) => Pending::Everything,
+            (rows, true) => Pending::Rows(rows.iter().map(|row| self.joined.ids.value(*row).to_owned()).collect()),
+        }
+    }
+
+    /// The columns of the rows to compute that the listing knows: those that the stage writes as they are listed.
+    pub fn known_columns(&self) -> Result<Option<RecordBatch>> {
+        let Some(listed) = self.listed.as_ref().filter(|_| self.table.is_keyed()) else { return Ok(None) };
+        let rows: UInt32Array = self.stale.iter().map(|row| *row as u32).collect();
+        let is_written = |at: &usize| {
+            let field = listed.rows.schema_ref().field(*at);
+            self.table.output.field_with_name(field.name()).is_ok_and(|out| out.data_type() == field.data_type())
+        };
+        let written: Vec<usize> = (0..listed.rows.num_columns()).filter(is_written).collect();
+        Ok(Some(take_record_batch(&listed.rows.project(&written)?, &rows)?))
+    }
+
+    /// What is published of the rows that are known.
+    pub fn manifest(&self, run: &str) -> Manifest {
+        let Self { table, .. } = self;
+        let chosen = if table.is_keyed() { self.known.choose(&self.keys) } else { self.known.whole() };
+        let listed = self.listed.iter().flat_map(|listed| listed.notes.clone());
+        Manifest {
+            table: table.declared.clone(),
+            variant: table.variant.clone(),
+            made: self.made.clone(),
+            schema: encode_schema(&stored_schema(&table.output, table.is_keyed())),
+            keyed: table.is_keyed(),
+            rows: chosen.parts.iter().map(PartRef::len).sum(),
+            parts: chosen.parts,
+            content: chosen.content,
+            errors: chosen.errors,
+            blobs: chosen.blobs,
+            notes: listed.chain(self.joined.none_chosen.clone()).chain(chosen.notes).collect(),
+            retired: false,
+            run: run.to_owned(),
+            published_ms: now_ms(),
+        }
+    }
+
+    /// The table as its stage reviews it; `manifest` is that of its rows, `views` holds the tables that it is made from.
+    pub fn sample<'s>(&'s self, store: &'s Store, views: &Views, manifest: &'s Manifest) -> Result<Sample<'s>> {
+        let inputs = self.joined.places.iter().map(|places| {
+            let input = self.table.inputs.iter().find(|input| input.port == places.port);
+            let input = input.ok_or_else(|| Error::Stage(format!("no input at port `{}`", places.port)))?;
+            let schema = views[&input.table].manifest.schema()?;
+            Ok(SampledInput { port: &places.port, schema, parts: &places.parts, at: &places.at })
+        });
+        Ok(Sample {
+            store,
+            manifest,
+            ids: &self.joined.ids,
+            keys: &self.keys,
+            known: &self.known,
+            inputs: inputs.collect::<Result<_>>()?,
+        })
+    }
+}

@@ -1,0 +1,12 @@
+//! Files and URLs outside the store.
+
+mod cache_folder;
+mod fetch;
+mod memory;
+mod remote;
+mod sources;
+mod tree;
+
+pub(super) use cache_folder::{cache_folder, make_private};
+pub use sources::Sources;
+pub use tree::Tree;

@@ -1,0 +1,50 @@
+//! The doing half of a stage.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use serde_json::Value;
+
+use super::{contract::Stage, port::Schemas, rows::Rows, sink::Sink};
+use crate::engine::{Error, Result, source::Sources, store::Store};
+
+/// Opens the doing half: loads weights, prepares a device.
+pub trait Open: Stage {
+    /// Called once per table and worker, before the first row.
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>>;
+}
+
+/// An opened stage; it owns its models. `Send`, not `Sync`: a tensor is not.
+pub trait Operator: Send {
+    /// Reads rows and writes their results. Called once per task.
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()>;
+}
+
+/// What an operator finds when it is opened.
+#[derive(Debug)]
+pub struct Context {
+    /// The device to compute on: `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// How many rows a network sees at once, where the run says so. No part of the result.
+    pub batch_size: Option<usize>,
+    /// The schema to write.
+    pub output: SchemaRef,
+    /// The declared schemas of all inputs, as [`Stage::output`] saw them.
+    pub schemas: Schemas,
+    /// Every `Table` input, whole, by port.
+    pub tables: BTreeMap<String, RecordBatch>,
+    /// Blobs that tables name.
+    pub store: Store,
+    /// Files and URLs outside the store.
+    pub sources: Sources,
+}
+
+/// Opens an operator from parameters.
+pub type OpenFn = fn(&Value, &Context) -> Result<Box<dyn Operator>>;
+
+/// The worker's half of a registry entry.
+pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
+    let stage: S =
+        serde_json::from_value(params.clone()).map_err(|e| Error::Stage(format!("parameters of {}: {e}", S::NAME)))?;
+    stage.open(context)
+}

@@ -1,0 +1,110 @@
+//! Some rows of a table that is about to be published, with what they were made from: what a stage's review looks at.
+
+use arrow::{
+    array::StringArray,
+    datatypes::{Schema, SchemaRef},
+};
+
+use super::rows::Batch;
+use crate::engine::{
+    Digest, Result,
+    store::{Known, Manifest, Store, gather, project},
+};
+
+/// The port of the table's own rows.
+pub const ITSELF: &str = "itself";
+
+/// A sample is this many stretches of neighbouring rows: parts hold neighbours, and each part that is touched is read whole.
+const STRETCHES: usize = 8;
+
+/// A table that is about to be published.
+pub struct Sample<'a> {
+    pub(in crate::engine) store: &'a Store,
+    pub(in crate::engine) manifest: &'a Manifest,
+    /// The ids and keys of its rows, and what is computed of them.
+    pub(in crate::engine) ids: &'a StringArray,
+    pub(in crate::engine) keys: &'a [Digest],
+    pub(in crate::engine) known: &'a Known,
+    /// The inputs that it reads row by row.
+    pub(in crate::engine) inputs: Vec<SampledInput<'a>>,
+}
+
+/// An input of a table, read row by row.
+pub(in crate::engine) struct SampledInput<'a> {
+    pub(in crate::engine) port: &'a str,
+    /// The stored schema of the whole input.
+    pub(in crate::engine) schema: SchemaRef,
+    pub(in crate::engine) parts: &'a [Digest],
+    /// `(part, row)` of each row of the table.
+    pub(in crate::engine) at: &'a [(u32, u64)],
+}
+
+impl Sample<'_> {
+    /// The number of rows of the table.
+    pub fn len(&self) -> usize {
+        self.manifest.rows as usize
+    }
+
+    /// Whether the table has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// At most `most` rows of a table whose rows are cached one by one, spread over their ids and always the same: of each port
+    /// the columns asked for, [`ITSELF`] being the table. Ports that are not read row by row and columns that are not there are
+    /// left out.
+    pub fn rows(&self, most: usize, wanted: &[(&str, &[&str])]) -> Result<Batch> {
+        let there: Vec<usize> = (0..self.keys.len()).filter(|row| self.known.has(&self.keys[*row])).collect();
+        let rows: Vec<usize> = spread(there.len(), most).into_iter().map(|at| there[at]).collect();
+        let mut ports = Vec::new();
+        for (port, columns) in wanted {
+            let (schema, parts, places) = if *port == ITSELF {
+                let (parts, places) = self.known.places(rows.iter().map(|row| &self.keys[*row]));
+                (self.manifest.schema()?, parts, places)
+            } else {
+                let Some(input) = self.inputs.iter().find(|input| input.port == *port) else { continue };
+                (input.schema.clone(), input.parts.to_vec(), rows.iter().map(|row| input.at[*row]).collect())
+            };
+            let columns = present(&schema, columns);
+            let batch = gather(self.store, &parts, &places, &columns, &project(&schema, &columns)?)?;
+            ports.push(((*port).to_owned(), batch));
+        }
+        let ids = rows.iter().map(|row| self.ids.value(*row).to_owned()).collect();
+        Ok(Batch::new(ids, ports))
+    }
+}
+
+fn present(schema: &Schema, columns: &[&str]) -> Vec<String> {
+    let is_there = |name: &&&str| schema.field_with_name(name).is_ok();
+    columns.iter().filter(is_there).map(|name| (*name).to_owned()).collect()
+}
+
+/// At most `most` of so many rows: all of them, or stretches of neighbours that begin at equal distances.
+fn spread(total: usize, most: usize) -> Vec<usize> {
+    if total <= most {
+        return (0..total).collect();
+    }
+    let stretches = STRETCHES.min(most).max(1);
+    let length = (most / stretches).max(1);
+    (0..stretches).flat_map(|i| (0..length).map(move |at| i * total / stretches + at)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_spread_and_has_no_row_twice() {
+        assert_eq!(spread(3, 32), [0, 1, 2]);
+        assert_eq!(spread(0, 32), [0; 0]);
+        let of_many = spread(1000, 16);
+        assert_eq!(of_many, [0, 1, 125, 126, 250, 251, 375, 376, 500, 501, 625, 626, 750, 751, 875, 876]);
+        for total in 33..200 {
+            let rows = spread(total, 32);
+            assert!(
+                rows.len() == 32 && rows.windows(2).all(|pair| pair[0] < pair[1]) && rows[31] < total,
+                "{total}: {rows:?}"
+            );
+        }
+    }
+}

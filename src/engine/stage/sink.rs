@@ -1,0 +1,336 @@
+//! Where an operator writes.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::{
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
+    datatypes::SchemaRef,
+};
+use bytes::Bytes;
+
+use super::{
+    port::Output,
+    rows::Batch,
+    task::{Report, Task},
+};
+use crate::engine::{
+    Digest, Error, Result, Stop,
+    arrow_schema::decode_schema,
+    clock::now_ms,
+    store::{Encoder, Entry, EntryNote, NAMED, PartRef, RowError, Store, encode_part, seal, state_name},
+};
+
+/// A task that runs longer commits what it has.
+const COMMIT_EVERY: Duration = Duration::from_secs(30);
+
+/// How often the rows so far of a table that is made as a whole are shown.
+const SHOW_EVERY: Duration = Duration::from_secs(2);
+
+/// Where an operator writes.
+pub struct Sink<'a> {
+    task: &'a Task,
+    store: &'a Store,
+    declared: SchemaRef,
+    position: HashMap<&'a str, usize>,
+    written: Vec<bool>,
+    done: u64,
+    /// The ids of a table that has its own.
+    ids: HashSet<String>,
+    /// The rows since the last commit.
+    pending: Option<Encoder>,
+    entry: Entry,
+    /// Remarks by text, each with the ids of rows that are not committed yet.
+    notes: BTreeMap<String, Vec<String>>,
+    entries: Vec<Entry>,
+    committed: Instant,
+    shown: Option<Instant>,
+    stop: &'a Stop,
+    report: &'a mut dyn FnMut(Report),
+}
+
+fn empty_entry() -> Entry {
+    Entry {
+        part: None,
+        bytes: 0,
+        keys: Vec::new(),
+        contents: Vec::new(),
+        errors: Vec::new(),
+        blobs: Vec::new(),
+        notes: Vec::new(),
+        recorded_ms: 0,
+    }
+}
+
+impl<'a> Sink<'a> {
+    pub(in crate::engine) fn new(
+        task: &'a Task,
+        store: &'a Store,
+        stop: &'a Stop,
+        report: &'a mut dyn FnMut(Report),
+    ) -> Result<Self> {
+        Ok(Self {
+            task,
+            store,
+            declared: decode_schema(&task.job.output)?,
+            position: task.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect(),
+            written: vec![false; task.ids.len()],
+            done: 0,
+            ids: HashSet::new(),
+            pending: None,
+            entry: empty_entry(),
+            notes: BTreeMap::new(),
+            entries: Vec::new(),
+            committed: Instant::now(),
+            shown: None,
+            stop,
+            report,
+        })
+    }
+
+    fn keyed(&self) -> bool {
+        self.task.job.makes == Output::RowPerRow
+    }
+
+    fn claim(&mut self, id: &str) -> Result<Digest> {
+        let at = *self
+            .position
+            .get(id)
+            .ok_or_else(|| Error::Stage(format!("the stage wrote a row `{id}` that it did not read")))?;
+        if std::mem::replace(&mut self.written[at], true) {
+            return Err(Error::Stage(format!("the stage wrote the row `{id}` twice")));
+        }
+        self.done += 1;
+        Ok(self.task.keys[at])
+    }
+
+    /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read, of a
+    /// table with ids each id once.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        if self.keyed() && batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let mut keys = self.keyed().then(Vec::new);
+        if self.task.job.makes.has_ids() {
+            let ids = batch
+                .column(0)
+                .as_string_opt::<i32>()
+                .ok_or_else(|| Error::Stage("the first column holds the ids, as text".into()))?;
+            for id in ids {
+                let id = id.ok_or_else(|| Error::Stage("a row has no id; the first column identifies a row".into()))?;
+                match &mut keys {
+                    Some(keys) => keys.push(self.claim(id)?),
+                    None if !self.ids.insert(id.to_owned()) => {
+                        return Err(Error::Stage(format!(
+                            "the id `{id}` stands in two rows; the first column identifies a row"
+                        )));
+                    }
+                    None => {}
+                }
+            }
+        }
+        let (stored, contents) = seal(&self.declared, batch, keys.as_deref())?;
+        self.pend(stored);
+        self.entry.keys.extend(keys.unwrap_or_default());
+        self.entry.contents.extend(contents);
+        if self.keyed() { self.advance() } else { Ok(()) }
+    }
+
+    /// The declared schema.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.declared
+    }
+
+    /// [`Sink::write`] of columns in the order of the schema.
+    pub fn columns(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+        self.write(&RecordBatch::try_new(self.declared.clone(), columns)?)
+    }
+
+    /// [`Sink::columns`] of a row-per-row stage: what it made of the rows of a batch, below their ids.
+    pub fn rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
+        let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
+        self.columns(std::iter::once(ids).chain(columns).collect())
+    }
+
+    /// Says how far a row-per-row stage is, commits now and then, and ends where somebody asked for it.
+    fn advance(&mut self) -> Result<()> {
+        self.progress_rows();
+        let is_interrupted = self.is_interrupted() && self.written.contains(&false);
+        if is_interrupted || self.committed.elapsed() > COMMIT_EVERY {
+            self.commit()?;
+        }
+        if is_interrupted { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Records that a row failed, with the causes behind the error.
+    pub fn fail(&mut self, id: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Result<()> {
+        let error = error.into();
+        if !self.keyed() {
+            return Err(Error::Stage(format!("{id}: {error}")));
+        }
+        let key = self.claim(id)?;
+        let hide = |text: String| self.task.job.secrets.hide(text);
+        let chain = std::iter::successors(error.source(), |e| e.source()).map(|e| hide(e.to_string())).collect();
+        let (id, message, run) = (id.to_owned(), hide(error.to_string()), self.task.run.clone());
+        self.entry.errors.push(RowError { id, key, message, chain, run });
+        self.advance()
+    }
+
+    /// Remarks on a row that succeeded something that a person should know. `what` is the same text for all rows of a kind; it
+    /// is counted over the table, kept with it, and said once with the first ids.
+    pub fn note(&mut self, what: &str, id: &str) {
+        self.notes.entry(self.task.job.secrets.hide(what.to_owned())).or_default().push(id.to_owned());
+    }
+
+    /// Remarks on a table that is made as a whole something that a person should know.
+    pub fn warn(&mut self, what: &str) {
+        self.notes.entry(what.to_owned()).or_default();
+    }
+
+    /// The remarks on rows that are committed now. Those on rows that are still to be written wait for them.
+    fn due_notes(&mut self) -> Vec<EntryNote> {
+        let is_keyed = self.keyed();
+        let (position, written, keys) = (&self.position, &self.written, &self.task.keys);
+        let mut due = Vec::new();
+        self.notes.retain(|what, ids| {
+            let mut note = EntryNote { what: what.clone(), keys: Vec::new(), count: 0, names: Vec::new() };
+            ids.retain(|id| {
+                let at = position.get(id.as_str()).copied().filter(|at| is_keyed && written[*at]);
+                if is_keyed && at.is_none() {
+                    return true;
+                }
+                match at {
+                    Some(at) => note.keys.push(keys[at]),
+                    None => note.count += 1,
+                }
+                if note.names.len() < NAMED {
+                    note.names.push(id.clone());
+                }
+                false
+            });
+            if !is_keyed || !note.keys.is_empty() {
+                due.push(note);
+            }
+            !ids.is_empty()
+        });
+        due
+    }
+
+    fn progress_rows(&mut self) {
+        self.progress(self.done, self.task.ids.len() as u64, "rows");
+    }
+
+    /// Reports units done of a total; of a row-per-row stage rows are counted without this.
+    pub fn progress(&mut self, done: u64, total: u64, unit: &str) {
+        (self.report)(Report::Progress { done, total, unit: unit.to_owned() });
+    }
+
+    /// Says something to the person who runs the pipeline.
+    pub fn log(&mut self, message: impl ToString) {
+        (self.report)(Report::Log { message: message.to_string() });
+    }
+
+    /// Whether somebody asked to stop: the work is then saved and ends with [`Error::Interrupted`]. A row-per-row stage need not
+    /// ask.
+    pub fn is_interrupted(&self) -> bool {
+        self.stop.is_requested()
+    }
+
+    /// Shows the rows so far of a table that is made as a whole, but no more than every few seconds.
+    pub fn show(&mut self, rows: impl FnOnce() -> Result<RecordBatch>) -> Result<()> {
+        if self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
+            return Ok(());
+        }
+        let rows = rows()?;
+        let bytes = encode_part(&seal(&self.declared, &rows, None)?.0)?;
+        let (size, count) = (bytes.len() as u64, rows.num_rows() as u64);
+        let part = PartRef { part: self.store.put_part(bytes)?, bytes: size, rows: count, chosen: None };
+        (self.report)(Report::Unfinished { part });
+        self.shown = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Keeps blobs that rows of a saved state name; says whether they are all still there, and keeps none if not.
+    pub fn keep(&mut self, blobs: &[Digest]) -> Result<bool> {
+        for blob in blobs {
+            if !self.store.has_blob(*blob)? {
+                return Ok(false);
+            }
+        }
+        self.entry.blobs.extend(blobs);
+        Ok(true)
+    }
+
+    /// Keeps bytes that a row names by their digest.
+    pub fn blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
+        let digest = self.store.put_blob(bytes)?;
+        self.entry.blobs.push(digest);
+        Ok(digest)
+    }
+
+    /// How long to work between two saved states.
+    pub fn save_every(&self) -> Duration {
+        self.task.job.save_every
+    }
+
+    /// Saves the state of work that is not done, replacing what was saved before.
+    pub fn save(&mut self, state: Vec<u8>) -> Result<()> {
+        let digest = Bytes::copy_from_slice(Digest::of(&state).as_bytes());
+        self.store.put_pieces(&state_name(self.task.stage_key), [digest, state.into()])
+    }
+
+    /// The state that an earlier, interrupted run of the same work saved.
+    pub fn saved(&self) -> Result<Option<Bytes>> {
+        let saved = self.store.get(&state_name(self.task.stage_key))?.filter(|bytes| bytes.len() >= Digest::LEN);
+        // A state that does not match its digest is as good as none: the work starts over.
+        let whole = |saved: Bytes| {
+            let state = saved.slice(Digest::LEN..);
+            (Digest::of(&state).as_bytes().as_slice() == &saved[..Digest::LEN]).then_some(state)
+        };
+        Ok(saved.and_then(whole))
+    }
+
+    fn pend(&mut self, stored: RecordBatch) {
+        self.pending.get_or_insert_with(|| Encoder::start(stored.schema())).write(stored);
+    }
+
+    /// Commits the rows written so far as a part.
+    fn commit(&mut self) -> Result<()> {
+        self.committed = Instant::now();
+        self.entry.notes = self.due_notes();
+        let mut entry = std::mem::replace(&mut self.entry, empty_entry());
+        if let Some(encoder) = self.pending.take() {
+            let bytes = encoder.finish()?;
+            entry.bytes = bytes.len() as u64;
+            entry.part = Some(self.store.put_part(bytes)?);
+        }
+        if entry.part.is_some() || !entry.errors.is_empty() {
+            entry.recorded_ms = now_ms().max(self.task.after + 1);
+            self.store.record(self.task.stage_key, &entry)?;
+            (self.report)(Report::Committed { rows: entry.contents.len() as u64, bytes: entry.bytes });
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    pub(in crate::engine) fn finish(mut self) -> Result<Vec<Entry>> {
+        if let Some(at) = self.written.iter().position(|written| !written).filter(|_| self.keyed()) {
+            return Err(Error::Stage(format!(
+                "the stage `{}` wrote no row for `{}`",
+                self.task.job.stage, self.task.ids[at]
+            )));
+        }
+        if !self.keyed() && self.pending.is_none() {
+            let empty = RecordBatch::new_empty(self.declared.clone());
+            self.pend(seal(&self.declared, &empty, None)?.0);
+        }
+        self.commit()?;
+        if !self.keyed() {
+            self.store.delete(&state_name(self.task.stage_key))?;
+        }
+        Ok(self.entries)
+    }
+}

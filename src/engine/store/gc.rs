@@ -1,0 +1,275 @@
+//! Deletes what no published table, no tag and none of the last runs reaches.
+//!
+//! Safe beside running runs: results that a run works on are locked and kept, and so is what was written in the last
+//! minutes. A remote store has no locks: there everything younger than a day is kept.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde::Serialize;
+
+use super::{
+    history::{self, Run},
+    manifest::{Entry, Manifest},
+    objects::{Object, Store},
+    published::{parse_version, version_name},
+};
+use crate::engine::{Digest, Error, Result, clock::now_ms};
+
+/// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
+const MARGIN: u64 = 600_000;
+
+/// The same where no lock tells.
+const REMOTE_MARGIN: u64 = 86_400_000;
+
+/// What a clean-up deletes, or would.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Garbage {
+    /// Old versions of published tables.
+    pub versions: Heap,
+    /// Records of what stages have computed.
+    pub records: Heap,
+    /// Parts of tables.
+    pub parts: Heap,
+    /// Weights and other bytes that tables named.
+    pub blobs: Heap,
+    /// Saved states of training that was given up.
+    pub states: Heap,
+    /// Stages whose results were kept because a run works on them.
+    pub in_use: usize,
+    /// Objects that nothing reaches, kept because they are young: a failed, killed or running run may go on from them.
+    pub young: u64,
+}
+
+/// Objects of one kind.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Heap {
+    /// How many.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Cleans a store up. The current tables stay, and those of the last `keep` runs of each pipeline and of tagged runs.
+pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
+    let began = now_ms();
+    let runs = history::runs(store)?;
+    if let Some(run) = runs.iter().find(|run| run.damaged && !run.tags.is_empty()) {
+        let (tags, log) = (run.tags.join(", "), history::log_name(&run.run));
+        return Err(Error::Damaged(format!(
+            "{log} does not match its digest, so what the tag {tags} keeps is not known; `vlmdiff runs untag` gives it up"
+        )));
+    }
+    let kept = kept_runs(&runs, keep);
+    // What an interrupted run has computed is not published yet, and the next run goes on from there.
+    let interrupted = kept.iter().filter(|run| run.status() != "done").map(|run| run.started_ms).min();
+    let in_use: HashSet<Digest> = store.locked()?.into_iter().collect();
+    let margin = match (store.has_locks(), in_use.is_empty()) {
+        (false, _) => REMOTE_MARGIN,
+        (true, false) => MARGIN,
+        (true, true) => 0,
+    };
+    let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
+    let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
+    let (reached, stages, failed, seen) = Default::default();
+    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, failed, seen, garbage };
+    collector.versions(&kept)?;
+    collector.unfinished()?;
+    collector.records()?;
+    collector.states()?;
+    collector.contents()?;
+    Ok(collector.garbage)
+}
+
+/// The last runs of each pipeline, and those with a tag.
+fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut kept = Vec::new();
+    for run in runs.iter().rev() {
+        let seen = seen.entry(&run.pipeline).or_default();
+        *seen += 1;
+        if *seen <= keep || !run.tags.is_empty() {
+            kept.push(run);
+        }
+    }
+    kept
+}
+
+struct Collector<'a> {
+    store: &'a Store,
+    dry_run: bool,
+    /// What was written since then, in milliseconds since 1970, is kept.
+    keep_since: u64,
+    in_use: HashSet<Digest>,
+    /// Parts and blobs to keep.
+    reached: HashSet<Digest>,
+    /// Stages of tables to keep.
+    stages: HashSet<Digest>,
+    /// Keys of rows that tables to keep leave out.
+    failed: HashSet<Digest>,
+    /// Versions that were looked at.
+    seen: HashSet<String>,
+    garbage: Garbage,
+}
+
+impl Collector<'_> {
+    fn delete(&mut self, object: &Object, heap: fn(&mut Garbage) -> &mut Heap) -> Result<()> {
+        let heap = heap(&mut self.garbage);
+        heap.count += 1;
+        heap.bytes += object.bytes;
+        if self.dry_run { Ok(()) } else { self.store.delete(&object.name) }
+    }
+
+    /// Whether an object that nothing reaches stays nevertheless.
+    fn is_young(&mut self, object: &Object) -> bool {
+        let young = object.modified_ms >= self.keep_since;
+        self.garbage.young += u64::from(young);
+        young
+    }
+
+    fn versions(&mut self, kept: &[&Run]) -> Result<()> {
+        let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
+        let objects = self.store.objects_in("published")?;
+        let mut slots: BTreeMap<(&str, &str), BTreeMap<u64, u64>> = BTreeMap::new();
+        for object in &objects {
+            let Some((pipeline, slot, version)) = parse_version(&object.name) else { continue };
+            self.seen.insert(object.name.clone());
+            *slots.entry((pipeline, slot)).or_default().entry(version).or_default() += object.bytes;
+        }
+        for ((pipeline, slot), versions) in slots {
+            // A damaged current version ends the clean-up: the objects that it reaches are not known, and must stay.
+            let current = self.store.published(pipeline, slot)?.whole()?;
+            if let Some((_, manifest)) = current.as_ref().filter(|(_, manifest)| !manifest.retired) {
+                self.reach(manifest);
+            }
+            let newest = versions.keys().next_back().copied();
+            for (version, bytes) in versions.into_iter().filter(|(version, _)| Some(*version) != newest) {
+                let is_wanted = wanted.contains(&version_name(pipeline, slot, version));
+                let manifest = if is_wanted { self.store.version(pipeline, slot, version) } else { Ok(None) };
+                match manifest {
+                    Ok(Some(manifest)) => self.reach(&manifest),
+                    Ok(None) | Err(Error::Damaged(_)) => {
+                        self.garbage.versions.count += 1;
+                        self.garbage.versions.bytes += bytes;
+                        if !self.dry_run {
+                            self.store.delete_version(pipeline, slot, version)?;
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let retired = current.filter(|(version, manifest)| {
+                manifest.retired && wanted.contains(&version_name(pipeline, slot, *version))
+            });
+            retired.iter().for_each(|(_, manifest)| self.reach(manifest));
+        }
+        Ok(())
+    }
+
+    /// Reaches what is shown of tables that are being made, and forgets those whose run is over.
+    fn unfinished(&mut self) -> Result<()> {
+        for (pipeline, slot) in self.store.unfinished_tables()? {
+            match self.store.unfinished(&pipeline, &slot)? {
+                Some(manifest) => self.reached.extend(manifest.objects()),
+                None if self.dry_run => {}
+                None => self.store.forget_unfinished(&pipeline, &slot)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn reach(&mut self, manifest: &Manifest) {
+        self.stages.insert(manifest.made.fingerprint);
+        self.failed.extend(manifest.errors.iter().map(|error| error.key));
+        self.reached.extend(manifest.objects());
+    }
+
+    /// Reaches what was published since this clean-up began.
+    fn catch_up(&mut self) -> Result<()> {
+        for object in self.store.objects_in("published")? {
+            if self.seen.insert(object.name.clone())
+                && let Some((pipeline, slot, version)) = parse_version(&object.name)
+                && let Some(manifest) = self.store.version(pipeline, slot, version)?
+            {
+                self.reach(&manifest);
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&mut self) -> Result<()> {
+        let mut by_stage: BTreeMap<String, Vec<Object>> = BTreeMap::new();
+        for object in self.store.objects_in("computed")? {
+            let stage = object.name.split('/').nth(1).unwrap_or_default().to_owned();
+            by_stage.entry(stage).or_default().push(object);
+        }
+        for (stage, objects) in by_stage {
+            let Ok(stage) = stage.parse::<Digest>() else { continue };
+            // A run that makes a table of these records holds the lock until it has published it. While it is held here, such
+            // tables are either seen or not yet begun, and then their rows are computed anew.
+            let lock = self.store.try_lock(stage)?;
+            let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
+            let mut is_caught_up = false;
+            for (object, read) in objects.iter().zip(self.store.get_each(&names)) {
+                let entry = match read {
+                    Ok(Some(bytes)) => serde_json::from_slice::<Entry>(&bytes).ok(),
+                    Ok(None) => continue,
+                    Err(Error::Lost { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                let Some(entry) = entry else {
+                    // A damaged record says nothing of what was computed.
+                    self.delete(object, |garbage| &mut garbage.records)?;
+                    continue;
+                };
+                let mut is_kept = lock.is_none() || self.reaches(stage, &entry);
+                if !is_kept && !std::mem::replace(&mut is_caught_up, true) {
+                    self.catch_up()?;
+                    is_kept = self.reaches(stage, &entry);
+                }
+                if is_kept || self.is_young(object) {
+                    self.reached.extend(entry.objects());
+                } else {
+                    self.delete(object, |garbage| &mut garbage.records)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reaches(&self, stage: Digest, entry: &Entry) -> bool {
+        let has_part = entry.part.is_some_and(|part| self.reached.contains(&part));
+        // A published table that leaves rows out knows by these records that they failed.
+        has_part
+            || (entry.part.is_none() && self.stages.contains(&stage))
+            || entry.errors.iter().any(|error| self.failed.contains(&error.key))
+    }
+
+    fn states(&mut self) -> Result<()> {
+        for object in self.store.objects_in("state")? {
+            let stage = object.digest();
+            if stage.is_none_or(|stage| !self.in_use.contains(&stage)) && !self.is_young(&object) {
+                self.delete(&object, |garbage| &mut garbage.states)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self) -> Result<()> {
+        type HeapOf = fn(&mut Garbage) -> &mut Heap;
+        let kinds: [(&str, HeapOf); 2] =
+            [("parts", |garbage| &mut garbage.parts), ("blobs", |garbage| &mut garbage.blobs)];
+        for (folder, heap) in kinds {
+            for object in self.store.objects_in(folder)? {
+                let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
+                // A run may have written it again since it was listed.
+                if !is_reached
+                    && !self.is_young(&object)
+                    && self.store.modified_ms(&object.name)? == Some(object.modified_ms)
+                {
+                    self.delete(&object, heap)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

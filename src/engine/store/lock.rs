@@ -1,0 +1,141 @@
+//! Locks that die with their process, so that two runs do not compute the same rows, and a clean-up deletes nothing in use.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::objects::Store;
+use crate::engine::{Digest, Result};
+
+/// What a lock is held on: the results recorded under a stage's key.
+#[derive(Debug)]
+pub(in crate::engine) struct Lock {
+    /// Locked until it is closed; `None` in a remote store, which has no locks.
+    file: Option<(File, PathBuf)>,
+}
+
+impl Store {
+    /// Takes the lock on a stage's results; `wait` is called once where another process holds it.
+    pub(in crate::engine) fn lock(&self, stage: Digest, wait: &mut dyn FnMut()) -> Result<Lock> {
+        let Some(path) = self.lock_path(stage) else { return Ok(Lock { file: None }) };
+        let mut waits = false;
+        loop {
+            let file = open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        wait();
+                    }
+                    file.lock()?;
+                }
+                Err(TryLockError::Error(e)) => return Err(e.into()),
+            }
+            if is_at(&file, &path) {
+                return Ok(Lock { file: Some((file, path)) });
+            }
+        }
+    }
+
+    /// The lock, or `None` where another process holds it.
+    pub(in crate::engine) fn try_lock(&self, stage: Digest) -> Result<Option<Lock>> {
+        let Some(path) = self.lock_path(stage) else { return Ok(Some(Lock { file: None })) };
+        let file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) if is_at(&file, &path) => Ok(Some(Lock { file: Some((file, path)) })),
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e.into()),
+        }
+    }
+
+    /// Whether some process works on a stage's results; asked without disturbing one that is about to.
+    pub(in crate::engine) fn is_locked(&self, stage: Digest) -> Result<bool> {
+        let Some(path) = self.lock_path(stage) else { return Ok(false) };
+        // The last holder of a lock removes its file.
+        let file = match OpenOptions::new().append(true).open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(e.into()),
+        }
+    }
+
+    /// Whether locks hold here: not in a remote store.
+    pub fn has_locks(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// The stages whose results some process works on.
+    pub(in crate::engine) fn locked(&self) -> Result<Vec<Digest>> {
+        let Some(folder) = self.folder.as_ref().map(|folder| folder.join("locks")).filter(|f| f.is_dir()) else {
+            return Ok(Vec::new());
+        };
+        let mut locked = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let Ok(stage) = entry?.file_name().to_string_lossy().parse() else { continue };
+            if self.try_lock(stage)?.is_none() {
+                locked.push(stage);
+            }
+        }
+        Ok(locked)
+    }
+
+    fn lock_path(&self, stage: Digest) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join("locks").join(stage.to_string()))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Removed while it is still held: whoever waits for it sees that the name is gone and takes a new one.
+        if let Some((_, path)) = &self.file {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    let open = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        OpenOptions::new().create(true).append(true).open(path)
+    };
+    open().map_err(|e| std::io::Error::new(e.kind(), format!("cannot lock {}: {e}", path.display())).into())
+}
+
+/// Whether the path still names the file, which its last holder may have removed.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |metadata: std::io::Result<std::fs::Metadata>| metadata.map(|m| (m.dev(), m.ino())).ok();
+    id(file.metadata()) == id(path.metadata())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_by_one_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let key = Digest::of(b"stage");
+        let lock = store.lock(key, &mut || panic!("nobody holds it")).unwrap();
+        assert!(store.try_lock(key).unwrap().is_none());
+        assert!(store.is_locked(key).unwrap() && !store.is_locked(Digest::of(b"other")).unwrap());
+        assert!(store.try_lock(Digest::of(b"other")).unwrap().is_some());
+        let (here, there) = (store.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+        let waited = there.clone();
+        let waiter = std::thread::spawn(move || {
+            let _lock = here.lock(key, &mut || waited.store(true, std::sync::atomic::Ordering::SeqCst)).unwrap();
+        });
+        while !there.load(std::sync::atomic::Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(lock);
+        waiter.join().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path().join("locks")).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,319 @@
+//! What the store says of tables: the parts that a stage has computed, and what a published version holds.
+
+use std::fmt;
+
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::engine::{Digest, Result, Variant, arrow_schema::decode_schema};
+
+/// One immutable piece of a table, as it was computed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The Parquet object; `None` where every row failed.
+    pub part: Option<Digest>,
+    /// Bytes of the part.
+    pub bytes: u64,
+    /// What each row was computed from, in the part's order; empty for a stage that makes a whole table.
+    #[serde(with = "packed")]
+    pub keys: Vec<Digest>,
+    /// The content of each row, in the part's order.
+    #[serde(with = "packed")]
+    pub contents: Vec<Digest>,
+    /// Rows that failed.
+    pub errors: Vec<RowError>,
+    /// Blobs that the rows name.
+    pub blobs: Vec<Digest>,
+    /// Remarks on the rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<EntryNote>,
+    /// When, in milliseconds since 1970: of two results for one key the later counts.
+    pub recorded_ms: u64,
+}
+
+/// Digests one after another in one text: many are read at once, and often.
+mod packed {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Digest;
+
+    pub(in crate::engine) fn serialize<S: Serializer>(digests: &[Digest], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&digests.iter().map(ToString::to_string).collect::<String>())
+    }
+
+    pub(in crate::engine) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Digest>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+        let bytes = text.as_bytes().chunks(2).map(|pair| match *pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        });
+        let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(|| D::Error::custom("not hexadecimal"))?;
+        bytes
+            .chunks(Digest::LEN)
+            .map(Digest::from_slice)
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("a digest is cut short"))
+    }
+}
+
+/// A row that could not be computed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowError {
+    /// The row's id.
+    pub id: String,
+    /// What it would have been computed from.
+    pub key: Digest,
+    /// What went wrong.
+    pub message: String,
+    /// The causes behind it, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
+    /// The run in which it did.
+    #[serde(default)]
+    pub run: String,
+}
+
+impl Entry {
+    /// What it reaches in the store: its part, and the blobs that its rows name.
+    pub fn objects(&self) -> impl Iterator<Item = Digest> {
+        self.part.into_iter().chain(self.blobs.iter().copied())
+    }
+}
+
+/// One remark on rows of a part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntryNote {
+    /// The remark, the same text for every row that it is about.
+    pub what: String,
+    /// The keys of the rows, of a table whose rows are cached one by one.
+    #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Digest>,
+    /// The number of rows, of a table that is made as a whole; 0 where the remark is about the table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
+    /// The ids of the first rows, aligned with the first keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A remark on a table that a person should know, although it is no error: counted over all rows, and said once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Note {
+    /// The remark.
+    pub what: String,
+    /// How many rows or files it is about; 0 where it is about the table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
+    /// Rows of the table, where rows are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u64>,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A note names this many rows or files.
+pub const NAMED: usize = 3;
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Note {
+    /// A remark on a whole table.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), count: 0, of: None, names: Vec::new() }
+    }
+
+    /// A remark on things with these names, such as files that are left out.
+    pub fn about<T: Into<String>>(what: impl Into<String>, names: impl IntoIterator<Item = T>) -> Self {
+        let mut note = Self::new(what);
+        for name in names {
+            note.count += 1;
+            if note.names.len() < NAMED {
+                note.names.push(name.into());
+            }
+        }
+        note
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match (self.count, self.of) {
+            (0, _) => {}
+            (count, None) => write!(f, ": {count}")?,
+            (count, Some(1)) => write!(f, ": {count} of 1 row")?,
+            (count, Some(rows)) => write!(f, ": {count} of {rows} rows")?,
+        }
+        match (self.names.as_slice(), self.count) {
+            ([], _) => Ok(()),
+            (names, count) if count > names.len() as u64 => write!(f, ", such as {}", names.join(", ")),
+            (names, _) => write!(f, ": {}", names.join(", ")),
+        }
+    }
+}
+
+/// A part of a published table: all of its rows, or runs of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartRef {
+    /// The Parquet object.
+    pub part: Digest,
+    /// Bytes of the part.
+    pub bytes: u64,
+    /// Rows in the part.
+    pub rows: u64,
+    /// The chosen rows as runs `(first, count)`; `None` means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Vec<(u64, u64)>>,
+}
+
+impl PartRef {
+    /// Rows of the table in this part.
+    pub fn len(&self) -> u64 {
+        self.chosen.as_ref().map_or(self.rows, |runs| runs.iter().map(|(_, count)| count).sum())
+    }
+
+    /// Whether no row is chosen.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The chosen row numbers, ascending.
+    pub fn row_numbers(&self) -> Vec<u64> {
+        match &self.chosen {
+            None => (0..self.rows).collect(),
+            Some(runs) => runs.iter().flat_map(|(first, count)| *first..first + count).collect(),
+        }
+    }
+
+    /// The chosen rows as Parquet takes them; `None` means all.
+    pub fn selection(&self) -> Option<RowSelection> {
+        Some(selection(self.chosen.as_ref()?, self.rows))
+    }
+}
+
+/// Ascending row numbers as runs `(first, count)`.
+pub(in crate::engine) fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for &row in rows {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == row => *count += 1,
+            _ => runs.push((row, 1)),
+        }
+    }
+    runs
+}
+
+/// Runs of rows as Parquet takes them, in a part of so many rows.
+pub(in crate::engine) fn selection(runs: &[(u64, u64)], rows: u64) -> RowSelection {
+    let mut selectors = Vec::new();
+    let mut next = 0;
+    for &(first, count) in runs {
+        selectors.extend((first > next).then(|| RowSelector::skip((first - next) as usize)));
+        selectors.push(RowSelector::select(count as usize));
+        next = first + count;
+    }
+    selectors.extend((rows > next).then(|| RowSelector::skip((rows - next) as usize)));
+    selectors.into()
+}
+
+/// What a table is made from; equal origins make equal tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// The stage that makes it.
+    pub stage: String,
+    /// The stage kind's revision.
+    pub revision: u32,
+    /// Parameters, with defaults.
+    pub params: Value,
+    /// Files that parameters name, and their digests.
+    pub files: Vec<(String, Digest)>,
+    /// The stage's identity: kind, revision, parameters, content of the files, output schema.
+    pub fingerprint: Digest,
+    /// Content of each input as it was read: table (or `source`) and digest.
+    pub inputs: Vec<(String, Digest)>,
+    /// The `where:` predicate.
+    pub filter: Option<String>,
+}
+
+/// A published version of a table: what it holds and what it was made from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The table's name in its pipeline.
+    pub table: String,
+    /// The swept values that it depends on.
+    #[serde(default, skip_serializing_if = "Variant::is_empty")]
+    pub variant: Variant,
+    /// What it was made from.
+    #[serde(flatten)]
+    pub made: Made,
+    /// The stored Arrow schema, as Parquet carries it.
+    pub schema: String,
+    /// The first column identifies a row.
+    pub keyed: bool,
+    /// The rows.
+    pub parts: Vec<PartRef>,
+    /// Number of rows.
+    pub rows: u64,
+    /// The content of all rows, in no order.
+    pub content: Digest,
+    /// Rows that failed and were left out.
+    pub errors: Vec<RowError>,
+    /// Blobs that the rows name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<Digest>,
+    /// Remarks on the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
+    /// The pipeline no longer declares it, so SQL does not see it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
+    /// The run that published it.
+    pub run: String,
+    /// When, in milliseconds since 1970.
+    pub published_ms: u64,
+}
+
+impl Manifest {
+    /// The stored schema.
+    pub fn schema(&self) -> Result<SchemaRef> {
+        decode_schema(&self.schema)
+    }
+
+    /// What it reaches in the store: its parts, then the blobs that its rows name.
+    pub fn objects(&self) -> impl Iterator<Item = Digest> {
+        self.parts.iter().map(|part| part.part).chain(self.blobs.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tensor_field, *};
+    use crate::engine::encode_schema;
+
+    #[test]
+    fn a_note_counts_and_names() {
+        let note = |names: &[&str]| Note::about("no mask", names.iter().copied()).to_string();
+        assert_eq!(note(&["a", "b"]), "no mask: 2: a, b");
+        assert_eq!(note(&["a", "b", "c", "d"]), "no mask: 4, such as a, b, c");
+        let of_rows = Note { of: Some(9), ..Note::about("no mask", ["a"]) };
+        assert_eq!(of_rows.to_string(), "no mask: 1 of 9 rows: a");
+        assert_eq!(Note::new("the loss stayed").to_string(), "the loss stayed");
+    }
+
+    #[test]
+    fn a_schema_survives_its_text() {
+        use arrow::datatypes::{DataType, Field, Schema};
+        let schema = Schema::new(vec![
+            Field::new("id", DataType::Utf8, false),
+            tensor_field("x", DataType::Float16, &[2, 3], true),
+        ]);
+        assert_eq!(*decode_schema(&encode_schema(&schema)).unwrap(), schema);
+        assert!(decode_schema("AAAA").is_err());
+    }
+}

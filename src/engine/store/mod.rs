@@ -1,0 +1,37 @@
+//! The store: parts, blobs, records of what was computed, manifests of published tables, logs of runs.
+
+mod cache;
+mod checked;
+mod computed;
+mod event;
+pub mod gc;
+mod groups;
+pub mod history;
+mod lock;
+mod manifest;
+mod objects;
+mod order;
+mod parquet;
+mod preview;
+mod published;
+mod sealed;
+mod stored_columns;
+mod verify;
+
+pub use computed::Known;
+pub use event::{Event, Logged};
+pub use gc::{Garbage, Heap, collect};
+pub(super) use history::save_log;
+pub use history::{Run, TableRun, last_pipeline};
+pub use manifest::{Entry, EntryNote, Made, Manifest, NAMED, Note, PartRef, RowError};
+pub use objects::{Inventory, Recorded, Store};
+pub(super) use objects::{blob_name, part_name, state_name};
+pub(super) use order::{ids_of, in_order, sort_by_id};
+pub(super) use parquet::{Encoder, gather, project};
+pub use parquet::{encode_part, read_table};
+pub use published::Current;
+pub(super) use stored_columns::is_storable;
+pub use stored_columns::{
+    KEY, declared_schema, digest_array, digest_name, is_heavy, is_volatile, light_names, light_schema, plain,
+    row_digests, seal, stored_schema, tensor_field, tensor_shape, volatile, volatile_misuse,
+};

@@ -1,0 +1,238 @@
+//! Rows in and out of Parquet parts.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread::JoinHandle,
+};
+
+use arrow::{
+    array::RecordBatch,
+    compute::{concat_batches, interleave_record_batch},
+    datatypes::{DataType, Schema, SchemaRef},
+};
+use bytes::Bytes;
+use parquet::{
+    arrow::{ArrowWriter, ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression, ZstdLevel},
+    errors::ParquetError,
+    file::{
+        properties::{EnabledStatistics, WriterProperties},
+        reader::ChunkReader,
+    },
+    schema::types::ColumnPath,
+};
+use rayon::prelude::*;
+
+use super::{
+    manifest::{PartRef, runs, selection},
+    objects::Store,
+    stored_columns::is_heavy,
+};
+use crate::engine::{Digest, Error, Result};
+
+/// A batch as the bytes of a Parquet file, all rows in one row group.
+pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
+    let mut writer = writer(batch.schema_ref())?;
+    write(&mut writer, batch)?;
+    Ok(writer.into_inner()?.into())
+}
+
+/// [`encode_part`] of batches as they come, on a thread of its own, beside the work that makes the next ones.
+pub(in crate::engine) struct Encoder {
+    batches: SyncSender<RecordBatch>,
+    thread: JoinHandle<Result<Bytes>>,
+}
+
+impl Encoder {
+    pub(in crate::engine) fn start(schema: SchemaRef) -> Self {
+        let (batches, received) = mpsc::sync_channel(1);
+        let encode = move || {
+            let mut writer = writer(&schema)?;
+            received.iter().try_for_each(|batch| write(&mut writer, &batch))?;
+            Ok(writer.into_inner()?.into())
+        };
+        Self { batches, thread: std::thread::spawn(encode) }
+    }
+
+    pub(in crate::engine) fn write(&self, batch: RecordBatch) {
+        // An encoder that failed takes no more, and says why at the end.
+        let _ = self.batches.send(batch);
+    }
+
+    pub(in crate::engine) fn finish(self) -> Result<Bytes> {
+        drop(self.batches);
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+fn writer(schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_max_row_group_row_count(None)
+        .set_created_by("vlmdiff".into());
+    // A dictionary or statistics of pixels cost time and help nobody.
+    for field in schema.fields().iter().filter(|f| is_heavy(f)) {
+        let leaf = if field.data_type().is_nested() {
+            vec![field.name().clone(), "list".into(), "item".into()]
+        } else {
+            vec![field.name().clone()]
+        };
+        let column = ColumnPath::new(leaf);
+        properties = properties
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_statistics_enabled(column, EnabledStatistics::None);
+    }
+    Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
+}
+
+/// Numbers of a list that are encoded at a time: the writer notes twelve bytes about each.
+const ITEMS: usize = 1 << 18;
+
+fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
+    let widest = batch.schema_ref().fields().iter().filter_map(|field| match field.data_type() {
+        DataType::FixedSizeList(_, size) => Some(*size as usize),
+        _ => None,
+    });
+    let rows = ITEMS / widest.max().unwrap_or_default().clamp(1, ITEMS);
+    for start in (0..batch.num_rows()).step_by(rows) {
+        writer.write(&batch.slice(start, rows.min(batch.num_rows() - start)))?;
+    }
+    Ok(())
+}
+
+/// Chosen columns of a part in the order asked for, and of its rows these runs, or all.
+fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(part)?;
+    let schema = builder.schema().clone();
+    let total = builder.metadata().file_metadata().num_rows() as usize;
+    let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
+    builder = builder.with_projection(mask).with_batch_size(total.max(1));
+    if let Some(runs) = chosen {
+        builder = builder.with_row_selection(selection(runs, total as u64));
+    }
+    let reader = builder.build()?;
+    let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
+    let batches = reader.collect::<Result<Vec<_>, _>>()?;
+    let batch = concat_batches(
+        &read_schema,
+        batches.iter().map(|b| b.clone().with_schema(read_schema.clone())).collect::<Result<Vec<_>, _>>()?.iter(),
+    )?;
+    let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
+    Ok(batch.project(&order)?)
+}
+
+/// The projected fields in file order, as the reader returns them.
+fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatypes::Field>> {
+    let mut roots = roots.to_vec();
+    roots.sort_unstable();
+    roots.dedup();
+    roots.into_iter().map(|i| schema.fields()[i].clone()).collect()
+}
+
+/// Where rows lie: parts, and `(part, row)` of each.
+pub(in crate::engine) type Addresses = (Vec<Digest>, Vec<(u32, u64)>);
+
+/// The rows at `(part, row)` places, in that order.
+pub(in crate::engine) fn gather(
+    store: &Store,
+    parts: &[Digest],
+    places: &[(u32, u64)],
+    columns: &[String],
+    schema: &SchemaRef,
+) -> Result<RecordBatch> {
+    let mut wanted: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    places.iter().for_each(|(part, row)| wanted.entry(*part).or_default().push(*row));
+    let mut batches = Vec::with_capacity(wanted.len());
+    let mut found: BTreeMap<(u32, u64), (usize, usize)> = BTreeMap::new();
+    for (part, mut rows) in wanted {
+        rows.sort_unstable();
+        rows.dedup();
+        found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
+        let part = parts[part as usize];
+        batches.push(read_part(store, part, columns, Some(&runs(&rows)))?.with_schema(schema.clone())?);
+    }
+    match batches.as_slice() {
+        [] => Ok(RecordBatch::new_empty(schema.clone())),
+        // One part in ascending order is what decoding gave.
+        [only] if places.is_sorted() && only.num_rows() == places.len() => Ok(only.clone()),
+        _ => {
+            let order: Vec<(usize, usize)> = places.iter().map(|place| found[place]).collect();
+            Ok(interleave_record_batch(&batches.iter().collect::<Vec<_>>(), &order)?)
+        }
+    }
+}
+
+/// All chosen rows of a table, in the order of its parts.
+pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
+    let read =
+        |part: &PartRef| Ok(read_part(store, part.part, columns, part.chosen.as_deref())?.with_schema(schema.clone())?);
+    let batches = parts.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(concat_batches(schema, &batches)?)
+}
+
+/// Columns of a part. On this machine's disk the bytes of other columns are not read; what is read is checked.
+fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
+    let Some(opened) = store.local_part(part)? else {
+        return in_part(part, || decode(store.part(part)?, columns, chosen));
+    };
+    // On its way through Parquet and Arrow a mismatch becomes text.
+    in_part(part, || decode(opened.clone(), columns, chosen)).map_err(|error| match opened.is_damaged() {
+        true => Error::lost(part, format!("part {part} does not match its digest")),
+        false => error,
+    })
+}
+
+/// A part that Parquet cannot read is damaged. It says so by an error, or by a panic at bytes that it never writes.
+fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
+        // The disk's trouble is not the part's.
+        Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
+            Error::Stage(format!("part {part} cannot be read: {e}"))
+        }
+        Error::Parquet(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
+        Error::Arrow(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
+        other => other,
+    })
+}
+
+/// The fields of `schema` named by `columns`, in that order.
+pub(in crate::engine) fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
+    let fields = columns.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, AsArray, Int64Array};
+    use arrow::datatypes::Int64Type;
+
+    use super::*;
+
+    #[test]
+    fn rows_come_back_in_the_order_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let part = |range: std::ops::Range<i64>| {
+            let a: ArrayRef = Arc::new(Int64Array::from_iter_values(range.clone()));
+            let b: ArrayRef = Arc::new(Int64Array::from_iter_values(range.map(|x| -x)));
+            store.put_part(encode_part(&RecordBatch::try_from_iter([("a", a), ("b", b)]).unwrap()).unwrap()).unwrap()
+        };
+        let parts = [part(0..10), part(10..20)];
+        let schema =
+            Arc::new(Schema::new(vec![arrow::datatypes::Field::new("b", arrow::datatypes::DataType::Int64, true)]));
+        let read = |places: &[(u32, u64)]| {
+            let batch = gather(&store, &parts, places, &["b".into()], &schema).unwrap();
+            batch.column(0).as_primitive::<Int64Type>().values().to_vec()
+        };
+        assert_eq!(read(&[(1, 2), (0, 3), (1, 2), (0, 1)]), [-12, -3, -12, -1]);
+        assert_eq!(read(&[(0, 3), (0, 9)]), [-3, -9]);
+        assert_eq!(read(&[]), [0; 0]);
+    }
+}
