@@ -5,7 +5,7 @@ use std::fs;
 use vlmdiff::{
     engine::{
         pipeline,
-        plan::{Doubts, Planner, plan},
+        plan::{Overrides, Planner, plan},
         source::Sources,
         store::{Event, Inventory, Store},
     },
@@ -157,8 +157,12 @@ fn a_new_revision_of_a_stage_reruns_it() {
         })
         .unwrap();
     let inventory = Inventory::default();
-    let planner =
-        Planner { store: &store, sources: &Sources::default(), doubts: &Doubts::default(), inventory: &inventory };
+    let planner = Planner {
+        store: &store,
+        sources: &Sources::default(),
+        overrides: &Overrides::default(),
+        inventory: &inventory,
+    };
     let all = pipeline.tables.iter().map(|table| table.name.clone()).collect();
     let plans = plan(&planner, &pipeline, &all).unwrap();
     let json = serde_json::to_value(&plans).unwrap();

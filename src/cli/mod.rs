@@ -24,7 +24,7 @@ use crate::{
     engine::{
         Error, expand_home, is_url, local_path,
         pipeline::{self, Pipeline, Selection},
-        plan::Doubts,
+        plan::Overrides,
         signals,
         store::Store,
     },
@@ -151,11 +151,11 @@ struct SelectionArgs {
 }
 
 impl SelectionArgs {
-    fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Doubts)> {
+    fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Overrides)> {
         let selection = Selection { targets: self.targets.clone(), until: self.until.iter().cloned().collect() };
         pipeline::check(pipeline, self.force.iter())?;
-        let doubts = Doubts { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
-        Ok((selection.of(pipeline)?, doubts))
+        let overrides = Overrides { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
+        Ok((selection.of(pipeline)?, overrides))
     }
 }
 

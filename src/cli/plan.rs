@@ -12,7 +12,7 @@ use super::{
 use crate::engine::{
     Error,
     pipeline::Pipeline,
-    plan::{Cause, Doubts, Planner, State, plan},
+    plan::{Cause, Overrides, Planner, State, plan},
     source::Sources,
     store::{Inventory, Store},
 };
@@ -36,9 +36,9 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
-        let (tables, doubts) = self.selection.resolve(&pipeline)?;
+        let (tables, overrides) = self.selection.resolve(&pipeline)?;
         let sources = Sources::new(self.verify);
-        show(&pipeline, &store, &sources, &tables, &doubts, self.json)
+        show(&pipeline, &store, &sources, &tables, &overrides, self.json)
     }
 }
 
@@ -48,10 +48,10 @@ pub(super) fn show(
     store: &Store,
     sources: &Sources,
     tables: &BTreeSet<String>,
-    doubts: &Doubts,
+    overrides: &Overrides,
     json: bool,
 ) -> Result<u8> {
-    let planner = Planner { store, sources, doubts, inventory: &Inventory::default() };
+    let planner = Planner { store, sources, overrides, inventory: &Inventory::default() };
     let width = width(tables);
     let plans = plan(&planner, pipeline, tables).map_err(|error| match error {
         Error::Lost { digest, message } => Error::lost(digest, format!("{message}; `vlmdiff run` computes it again")),

@@ -74,10 +74,10 @@ fn device(name: &str) -> Result<String, DeviceError> {
 impl Run {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
-        let (tables, doubts) = self.selection.resolve(&pipeline)?;
+        let (tables, overrides) = self.selection.resolve(&pipeline)?;
         let sources = Sources::new(self.verify);
         if self.dry_run {
-            return plan::show(&pipeline, &store, &sources, &tables, &doubts, self.json);
+            return plan::show(&pipeline, &store, &sources, &tables, &overrides, self.json);
         }
         let stop = Stop::default();
         let mut worker = Worker::new(&store, worker_program()?, &stop);
@@ -89,7 +89,7 @@ impl Run {
             batch_size: self.batch_size.map(|rows| rows as usize),
             save_every: Duration::from_secs(self.save_every),
             tables,
-            doubts,
+            overrides,
             stop,
             verify: self.verify,
             git_commit: git_commit(&self.pipeline.pipeline),

@@ -108,7 +108,7 @@ impl<'a> Class<'_, 'a> {
             return Err(DatasetError::NoTrainingImages(self.place(&["train", GOOD])));
         }
         self.reject_masks_without_kind()?;
-        let mut captions = Captions::read(self)?;
+        let mut captions = Captions::read(self.files, self.paths, self.prefix)?;
         let mut record = |split, kind: &'a str, image: &'a str, mask| {
             records.push(Record {
                 image_id: image,

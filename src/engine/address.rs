@@ -68,3 +68,11 @@ pub fn expand_home(address: &str) -> String {
         None => address.to_owned(),
     }
 }
+
+/// The address as it is named from everywhere.
+pub(in crate::engine) fn absolute(address: &str) -> String {
+    match url_of(address) {
+        Ok(Some(url)) => url.into(),
+        _ => local_path(address).canonicalize().map_or_else(|_| address.into(), |p| p.to_string_lossy().into_owned()),
+    }
+}

@@ -4,11 +4,11 @@
 
 mod compare;
 mod layout;
+mod part;
 
-use super::checkpoint::Mismatch;
 use compare::Tree;
 use layout::Layout;
-use serde::Serialize;
+pub use part::{Nearest, Part};
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 static LAYOUTS: LazyLock<BTreeMap<String, Layout>> = LazyLock::new(|| {
@@ -21,36 +21,6 @@ static LAYOUTS: LazyLock<BTreeMap<String, Layout>> = LazyLock::new(|| {
 
 /// Containers with fewer tensors are no model of their own.
 const FEWEST: usize = 5;
-
-/// A layout that a file, or what stands below a prefix in it, has exactly.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Part {
-    /// Where it stands in the file; empty for all of it.
-    pub prefix: String,
-    /// Its short name, as `dino-hf`.
-    pub layout: String,
-    /// What people call it, and whose names it has.
-    pub title: String,
-    /// Its sizes, in words.
-    pub sizes: Vec<(String, String)>,
-    /// The layouts that it is made of.
-    pub parts: Vec<Part>,
-}
-
-/// What a file is most like, and how it differs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Nearest {
-    /// The short name of the layout.
-    pub layout: String,
-    /// What people call it.
-    pub title: String,
-    /// Short names and titles of others that are nearly as like it, as a few tensors are of many.
-    pub also: Vec<(String, String)>,
-    /// How many tensors have the name and the shape that they should have.
-    pub matched: usize,
-    /// What differs.
-    pub mismatch: Mismatch,
-}
 
 /// What a file is.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -13,7 +13,8 @@ mod safe;
 mod torch;
 mod wrappers;
 
-pub use error::{CheckpointError, Mismatch};
+pub use super::mismatch::Mismatch;
+pub use error::CheckpointError;
 pub use format::Format;
 pub use safe::to_safetensors;
 

@@ -2,8 +2,9 @@
 
 use super::{
     checkpoint::Checkpoint,
+    initialisation::init,
     latent_diffusion::TEXT_ENCODER,
-    nn::{ConfigError, attention, init, layer_norm, linear, linear_no_bias, require, show},
+    nn::{ConfigError, attention, layer_norm, linear, linear_no_bias, require, show},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

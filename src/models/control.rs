@@ -12,6 +12,7 @@ use super::{
     },
     nn::{ConfigError, channels_last, instance_norm, require, show, silu},
     recompute::{Pass, segment},
+    residuals::ControlResiduals,
     unet::{Encoder, UNet2DConditionConfig},
 };
 use schemars::JsonSchema;
@@ -111,7 +112,7 @@ impl ControlNetConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        names::canonical(published, CONTROL, &Names::control(self))
+        names::canonical(published, CONTROL, &self.names())
     }
 
     /// Sets `fusion` to what `weights`, under the names of this network, need, and returns them without a fusion that adds
@@ -132,13 +133,26 @@ impl ControlNetConfig {
     }
 }
 
-/// What a control network adds to the UNet.
-#[derive(Debug)]
-pub struct ControlResiduals {
-    /// For the last of the UNet's skips, as many as there are, in the order in which the UNet makes them.
-    pub skips: Vec<Tensor>,
-    /// For the map after the middle block.
-    pub mid: Tensor,
+impl ControlNetConfig {
+    /// The modules of `control_model`: a ControlNet, or a semantic-guided network with or without its fusion block.
+    fn names(&self) -> Names {
+        let mut names = self.unet.encoder_names();
+        let blocks = 2 * (self.conditioning_embedding_out_channels.len() - 1);
+        names.add("input_hint_block.0", "controlnet_cond_embedding.conv_in");
+        for block in 0..blocks {
+            let theirs = format!("input_hint_block.{}", 2 * (block + 1));
+            names.add(theirs, format!("controlnet_cond_embedding.blocks.{block}"));
+        }
+        names.add(format!("input_hint_block.{}", 2 * (blocks + 1)), "controlnet_cond_embedding.conv_out");
+        for skip in 0..self.unet.skip_channels().len() {
+            names.add(format!("zero_convs.{skip}.0"), format!("controlnet_down_blocks.{skip}"));
+        }
+        names.add("middle_block_out.0", "controlnet_mid_block");
+        for (from, to) in self.fusion_pairs() {
+            names.add(format!("down{from}{to}.0"), format!("fusion.down{from}{to}"));
+        }
+        names
+    }
 }
 
 /// Brings the condition to the size and width of the first map of the UNet.

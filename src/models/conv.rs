@@ -1,6 +1,6 @@
 //! Convolutions with channels-last weights; where weights outnumber pixels by far, computed as one matrix product.
 
-use super::nn::uniform;
+use super::initialisation::uniform;
 use tch::{
     Device, Tensor,
     nn::{self, ConvConfig, Init, Module},

@@ -10,8 +10,9 @@ use tch::{
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     control::{ControlNet, ControlNetConfig, copy_encoder},
+    initialisation::skip_init,
     latent_diffusion::{self, CONTROL, UNET},
-    nn::{ConfigError, skip_init},
+    nn::ConfigError,
     recompute::Pass,
     unet::UNet2DConditionModel,
 };

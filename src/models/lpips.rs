@@ -3,7 +3,7 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv::{Conv2d, conv3x3},
-    nn::skip_init,
+    initialisation::skip_init,
 };
 use tch::{
     Device, Tensor,

@@ -3,19 +3,17 @@
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
 
-use super::conv::{Conv2d, conv2d, conv3x3};
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    fmt::Display,
+use super::{
+    conv::{Conv2d, conv2d, conv3x3},
+    initialisation::uniform,
 };
+use std::{cell::RefCell, collections::BTreeMap, fmt::Display};
 use tch::{
     Device, Tensor,
-    nn::{self, Init, Module},
+    nn::{self, Module},
 };
 
 thread_local! {
-    static SKIP_INIT: Cell<bool> = const { Cell::new(false) };
     static OBSERVED: RefCell<Option<BTreeMap<String, Tensor>>> = const { RefCell::new(None) };
 }
 
@@ -59,30 +57,6 @@ pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64)
             "every width in block_out_channels {widths:?} has to be a positive multiple of norm_num_groups {groups}"
         )
     })
-}
-
-/// Builds a network that is filled from a file: its parameters start at zero, since numbers drawn at random would only cost
-/// time.
-pub fn skip_init<T>(build: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            SKIP_INIT.set(self.0);
-        }
-    }
-    let _restore = Restore(SKIP_INIT.replace(true));
-    build()
-}
-
-/// The initialisation `random`, or zero inside of [`skip_init`].
-pub(crate) fn init(random: Init) -> Init {
-    if SKIP_INIT.get() { Init::Const(0.) } else { random }
-}
-
-/// PyTorch's default for weights and biases: uniform within 1/sqrt(fan_in).
-pub(crate) fn uniform(fan_in: i64) -> Init {
-    let bound = (fan_in as f64).sqrt().recip();
-    init(Init::Uniform { lo: -bound, up: bound })
 }
 
 /// A fully connected layer: `weight` [out, in], `bias` [out].

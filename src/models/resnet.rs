@@ -7,7 +7,8 @@
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     conv_norm::ConvNorm,
-    nn::{channels_last, linear, skip_init},
+    initialisation::skip_init,
+    nn::{channels_last, linear},
 };
 use std::path::Path;
 use tch::{Device, Tensor, nn};

@@ -7,10 +7,10 @@ pub use blocks::timestep_embedding;
 pub use config::{DownBlockType, PerLevel, UNet2DConditionConfig, UpBlockType};
 
 use super::{
-    control::ControlResiduals,
     conv::{Conv2d, conv2d, conv3x3},
     nn::{ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, channels_last, group_norm, show, silu},
     recompute::{Pass, segment},
+    residuals::ControlResiduals,
 };
 use blocks::{Layer, TimeEmbedding, Transformer2D};
 use tch::{

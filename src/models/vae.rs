@@ -95,8 +95,45 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        let weights = names::canonical(published, AUTOENCODER, &Names::autoencoder(self))?;
+        let weights = names::canonical(published, AUTOENCODER, &self.names())?;
         Ok(weights.retain(|name| !name.starts_with("loss.")))
+    }
+
+    /// The modules of `first_stage_model`, and the names that the attention had in diffusers before 0.17.
+    fn names(&self) -> Names {
+        let mut names = Names::default();
+        let levels = self.block_out_channels.len();
+        for (side, theirs, ours, resize, layers) in [
+            ("encoder", "down", "down_blocks", "downsample", self.layers_per_block),
+            ("decoder", "up", "up_blocks", "upsample", self.layers_per_block + 1),
+        ] {
+            for level in 0..levels {
+                // latent-diffusion counts the decoder's levels from the image, diffusers from the latent
+                let our_level = if side == "decoder" { levels - 1 - level } else { level };
+                let (theirs, ours) = (format!("{side}.{theirs}.{level}"), format!("{side}.{ours}.{our_level}"));
+                for layer in 0..layers {
+                    let (theirs, ours) = (format!("{theirs}.block.{layer}"), format!("{ours}.resnets.{layer}"));
+                    names.add(format!("{theirs}.nin_shortcut"), format!("{ours}.conv_shortcut"));
+                    names.add(theirs, ours);
+                }
+                names.add(format!("{theirs}.{resize}"), format!("{ours}.{resize}rs.0"));
+            }
+            let mid = format!("{side}.mid_block");
+            names.add(format!("{side}.mid.block_1"), format!("{mid}.resnets.0"));
+            names.add(format!("{side}.mid.block_2"), format!("{mid}.resnets.1"));
+            names.add(format!("{side}.norm_out"), format!("{side}.conv_norm_out"));
+            for (theirs, old, ours) in [
+                ("norm", "group_norm", "group_norm"),
+                ("q", "query", "to_q"),
+                ("k", "key", "to_k"),
+                ("v", "value", "to_v"),
+                ("proj_out", "proj_attn", "to_out.0"),
+            ] {
+                names.add(format!("{side}.mid.attn_1.{theirs}"), format!("{mid}.attentions.0.{ours}"));
+                names.add(format!("{mid}.attentions.0.{old}"), format!("{mid}.attentions.0.{ours}"));
+            }
+        }
+        names
     }
 }
 

@@ -11,7 +11,8 @@ pub use config::VitConfig;
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::{attention, layer_norm, linear, skip_init},
+    initialisation::skip_init,
+    nn::{attention, layer_norm, linear},
 };
 use std::{cell::OnceCell, collections::BTreeMap, path::Path};
 use tch::{

@@ -22,6 +22,9 @@ use crate::engine::{
     table_of,
 };
 
+/// The name of the one catalogue that a session has: tables are called `CATALOG.PIPELINE.TABLE`.
+pub(super) const CATALOG: &str = "vlmdiff";
+
 /// A pipeline's published tables; beside them those that a session made itself.
 #[derive(Debug)]
 pub(super) struct Tables {

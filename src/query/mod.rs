@@ -33,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use self::split::{is_ended, statements};
 
 use self::{
-    catalog::{Lazy, PartsRead, Tables},
+    catalog::{CATALOG, Lazy, PartsRead, Tables},
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
@@ -42,7 +42,6 @@ use crate::engine::{
     store::{Manifest, Store, last_pipeline},
 };
 
-const CATALOG: &str = "vlmdiff";
 /// What `show tables` means: without the catalogue of the catalogue.
 const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \
                            where table_schema <> 'information_schema' order by 1, 2";

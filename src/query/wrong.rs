@@ -8,7 +8,7 @@ use datafusion::{
     sql::sqlparser::parser::ParserError,
 };
 
-use super::CATALOG;
+use super::catalog::CATALOG;
 use crate::engine::{Error, suggestion};
 
 /// The engine's own errors as they are, all others as the user's.

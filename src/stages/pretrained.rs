@@ -28,7 +28,8 @@ use crate::{
     models::{
         clip::{ClipTextConfig, ClipTextModel},
         denoiser::{Denoiser, Published},
-        nn::{ConfigError, skip_init},
+        initialisation::skip_init,
+        nn::ConfigError,
         tokenizer::ClipTokenizer,
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },

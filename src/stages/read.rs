@@ -17,7 +17,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use self::text::{Opened, Text};
+use self::{
+    text::{Opened, Text},
+    values::{BATCH_ROWS, without_id},
+};
 use super::types;
 use crate::engine::{
     Error, Result,
@@ -25,9 +28,6 @@ use crate::engine::{
     stage::{Context, Listing, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
     store::plain,
 };
-
-/// Rows decoded at a time.
-const BATCH_ROWS: usize = 65_536;
 
 /// Reads rows from a file: Parquet, CSV with a header, or JSON lines, by its ending.
 ///
@@ -147,11 +147,6 @@ impl Read {
         }
         Ok(Listing { rows: concat_batches(&schema, &rows).map_err(failed)?, notes })
     }
-}
-
-fn without_id(file: &str, id: &str, schema: &Schema) -> String {
-    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    format!("`id`: {file} has no column `{id}`; it has {}", names.join(", "))
 }
 
 impl Open for Read {

@@ -29,7 +29,7 @@ use crate::{
     models::{
         control::{ControlForm, ControlNetConfig},
         denoiser::{Denoiser, Published},
-        nn::skip_init,
+        initialisation::skip_init,
         recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,

@@ -8,8 +8,9 @@ use super::{
 };
 use serde_json::Value;
 use vlmdiff::models::{
-    control::{ControlForm, ControlNet, ControlNetConfig, ControlResiduals},
+    control::{ControlForm, ControlNet, ControlNetConfig},
     nn::observe,
+    residuals::ControlResiduals,
     unet::{UNet2DConditionConfig, UNet2DConditionModel},
 };
 

@@ -9,7 +9,8 @@ use tch::{
 };
 use vlmdiff::models::{
     checkpoint::{Checkpoint, to_safetensors},
-    nn::{ConfigError, skip_init},
+    initialisation::skip_init,
+    nn::ConfigError,
     unet::UNet2DConditionConfig,
 };
 

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use super::{super::record::DatasetError, Class, names::composed};
+use super::{
+    super::record::{DatasetError, Files},
+    names::composed,
+};
 
 /// The file of a class's captions.
 pub(super) const FILE: &str = "captions.jsonl";
@@ -20,14 +23,15 @@ struct Line {
 }
 
 impl Captions {
-    /// Reads captions, one JSON object a line; empty lines are skipped and a missing file has none.
-    pub(super) fn read(class: &Class<'_, '_>) -> Result<Self, DatasetError> {
-        let path = format!("{}{FILE}", class.prefix);
-        let mut captions = Self { path: class.files.place(&path), by_image: BTreeMap::new() };
-        if class.paths.binary_search(&path.as_str()).is_err() {
+    /// Reads the captions of a class, one JSON object a line; empty lines are skipped and a missing file has none. `paths` are the
+    /// paths of the class, sorted, and `prefix` leads to it from the root.
+    pub(super) fn read(files: &Files<'_>, paths: &[&str], prefix: &str) -> Result<Self, DatasetError> {
+        let path = format!("{prefix}{FILE}");
+        let mut captions = Self { path: files.place(&path), by_image: BTreeMap::new() };
+        if paths.binary_search(&path.as_str()).is_err() {
             return Ok(captions);
         }
-        let text = (class.files.read)(&path).map_err(DatasetError::Unreadable)?;
+        let text = (files.read)(&path).map_err(DatasetError::Unreadable)?;
         for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
             if line.trim_ascii().is_empty() {
                 continue;

@@ -8,6 +8,7 @@
 mod camera;
 mod capsule;
 mod connector;
+mod defect;
 mod defects;
 mod draw;
 mod fabric;
@@ -25,6 +26,7 @@ use std::str::FromStr;
 use image::{GrayImage, RgbImage};
 
 use camera::View;
+pub use defect::Defect;
 use draw::Draw;
 use scene::{Light, Scene};
 
@@ -82,41 +84,6 @@ impl FromStr for Class {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| Error::UnknownClass(name.into()))
-    }
-}
-
-/// A kind of flaw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Defect {
-    /// A groove or two with raised rims.
-    Scratch,
-    /// A dark, jagged, branching gap.
-    Crack,
-    /// A dark opening with a rim.
-    Hole,
-    /// A spill that tints the surface.
-    Stain,
-    /// A fibre, a drop or crumbs of another material.
-    Contamination,
-    /// A part that is gone or in the wrong place: a thread, a piece of board, a dot, a tooth, the print, a pin.
-    MissingPart,
-}
-
-impl Defect {
-    /// All kinds of flaw.
-    pub const ALL: [Self; 6] =
-        [Self::Scratch, Self::Crack, Self::Hole, Self::Stain, Self::Contamination, Self::MissingPart];
-
-    /// The kind as folders name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Scratch => "scratch",
-            Self::Crack => "crack",
-            Self::Hole => "hole",
-            Self::Stain => "stain",
-            Self::Contamination => "contamination",
-            Self::MissingPart => "missing_part",
-        }
     }
 }
 

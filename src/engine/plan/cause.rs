@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::engine::{stage::SOURCE, store::Made};
+use crate::engine::{stage::SOURCE, store::Provenance};
 
 /// One cause.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -156,7 +156,7 @@ impl fmt::Display for Cause {
 }
 
 /// How two stages differ: kind, revision, parameters, the content of files and the tables they read.
-pub(super) fn compare(old: &Made, new: &Made) -> Vec<Cause> {
+pub(super) fn compare(old: &Provenance, new: &Provenance) -> Vec<Cause> {
     let mut causes = Vec::new();
     if old.stage != new.stage {
         causes.push(Cause::Stage { from: old.stage.clone(), to: new.stage.clone() });
@@ -172,7 +172,7 @@ pub(super) fn compare(old: &Made, new: &Made) -> Vec<Cause> {
             found => causes.push(Cause::File { path: path.clone(), new: found.is_none() }),
         }
     }
-    let tables = |made: &Made| made.inputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let tables = |made: &Provenance| made.inputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let (from, to) = (tables(old), tables(new));
     if from != to {
         causes.push(Cause::From { from, to });

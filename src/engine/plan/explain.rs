@@ -4,8 +4,8 @@ use arrow::array::AsArray;
 
 use super::{
     cause::{Cause, RowChanges, compare},
-    state::{Pending, Views},
-    work::{Planner, Work},
+    state::{Pending, TableStates},
+    work::{Planner, TableWork},
 };
 use crate::engine::{
     Result,
@@ -14,7 +14,7 @@ use crate::engine::{
 };
 
 /// The tables above that are stale themselves.
-fn pending(table: &Table, views: &Views) -> Vec<Cause> {
+fn pending(table: &Table, views: &TableStates) -> Vec<Cause> {
     let cause = |name: &String| match &views[name].pending {
         Pending::Nothing => None,
         Pending::Rows(rows) => Some(Cause::Pending { table: name.clone(), rows: Some(rows.len() as u64) }),
@@ -25,7 +25,7 @@ fn pending(table: &Table, views: &Views) -> Vec<Cause> {
 
 /// Why a table is not fresh: how it differs from what is published of it, the first cause first. `views` holds what is published
 /// of it and the tables above it.
-pub fn explain(work: &Work<'_>, planner: &Planner<'_>, views: &Views) -> Result<Vec<Cause>> {
+pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates) -> Result<Vec<Cause>> {
     if work.forced {
         return Ok(vec![Cause::Forced]);
     }
@@ -68,7 +68,7 @@ pub fn explain(work: &Work<'_>, planner: &Planner<'_>, views: &Views) -> Result<
 }
 
 /// Compares the rows' keys with those of the published table.
-fn row_changes(work: &Work<'_>, store: &Store, previous: &Manifest) -> Result<RowChanges> {
+fn row_changes(work: &TableWork<'_>, store: &Store, previous: &Manifest) -> Result<RowChanges> {
     let stored = previous.schema()?;
     let columns = vec![stored.field(0).name().clone(), KEY.to_owned()];
     let batch = read_table(store, &previous.parts, &columns, &project(&stored, &columns)?)?;

@@ -8,7 +8,7 @@ use arrow::{
     datatypes::SchemaRef,
 };
 
-use super::state::{PENDING, Pending, View, Views};
+use super::state::{PENDING, Pending, TableState, TableStates};
 use crate::engine::{
     Digest, Error, Result,
     identity::{self, content},
@@ -22,7 +22,7 @@ pub struct Joined {
     /// Their ids.
     pub ids: StringArray,
     /// Where they lie in each input that is read row by row.
-    pub places: Vec<Places>,
+    pub places: Vec<RowAddresses>,
     /// That `where:` chooses none of the rows that there are, most likely by a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
     /// By input: the digest of what is read of each row.
@@ -30,7 +30,7 @@ pub struct Joined {
 }
 
 /// Where joined rows lie in one input.
-pub struct Places {
+pub struct RowAddresses {
     /// The port.
     pub port: String,
     /// Parts that places count in.
@@ -59,7 +59,7 @@ impl Joined {
 }
 
 /// The content of chosen columns of a table.
-pub(in crate::engine) fn table_content(store: &Store, view: &View, columns: &[String]) -> Result<Digest> {
+pub(in crate::engine) fn table_content(store: &Store, view: &TableState, columns: &[String]) -> Result<Digest> {
     if view.pending != Pending::Nothing {
         return Ok(view.content());
     }
@@ -70,7 +70,7 @@ pub(in crate::engine) fn table_content(store: &Store, view: &View, columns: &[St
 }
 
 /// Joins the inputs read row by row on their ids, ascending, after `where:`.
-pub(in crate::engine) fn join(table: &Table, store: &Store, views: &Views) -> Result<Joined> {
+pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates) -> Result<Joined> {
     let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
     let Some((first, others)) = inputs.split_first() else {
         let ids = StringArray::new_null(0);
@@ -78,9 +78,11 @@ pub(in crate::engine) fn join(table: &Table, store: &Store, views: &Views) -> Re
     };
     let all_rows = views[&first.table].rows();
     let names: Vec<&str> = inputs.iter().map(|input| input.table.as_str()).collect();
-    let first = Light::read(store, &views[&first.table], first, table.filter.as_ref())?;
-    let others =
-        others.iter().map(|input| Light::read(store, &views[&input.table], input, None)).collect::<Result<Vec<_>>>()?;
+    let first = InputRows::read(store, &views[&first.table], first, table.filter.as_ref())?;
+    let others = others
+        .iter()
+        .map(|input| InputRows::read(store, &views[&input.table], input, None))
+        .collect::<Result<Vec<_>>>()?;
     let lookups: Vec<HashMap<&str, u32>> = others
         .iter()
         .map(|light| (0..light.ids.len()).map(|row| (light.ids.value(row), row as u32)).collect())
@@ -101,7 +103,7 @@ pub(in crate::engine) fn join(table: &Table, store: &Store, views: &Views) -> Re
     for (light, order) in std::iter::once(first).chain(others).zip(positions) {
         digests.push(order.iter().map(|row| light.digests[*row as usize]).collect());
         let at = order.iter().map(|row| light.places[*row as usize]).collect();
-        places.push(Places { port: light.port, parts: light.parts, at });
+        places.push(RowAddresses { port: light.port, parts: light.parts, at });
     }
     Ok(Joined { ids, digests, places, none_chosen })
 }
@@ -124,7 +126,7 @@ fn fits_none(filter: &Filter, input: &str, rows: u64) -> String {
 }
 
 /// The light columns of one input.
-struct Light {
+struct InputRows {
     port: String,
     ids: StringArray,
     digests: Vec<Digest>,
@@ -132,8 +134,8 @@ struct Light {
     places: Vec<(u32, u64)>,
 }
 
-impl Light {
-    fn read(store: &Store, view: &View, input: &Input, filter: Option<&Filter>) -> Result<Self> {
+impl InputRows {
+    fn read(store: &Store, view: &TableState, input: &Input, filter: Option<&Filter>) -> Result<Self> {
         let manifest = &view.manifest;
         let stored = manifest.schema()?;
         let declared = light_names(&stored, &input.columns);

@@ -12,7 +12,7 @@ use crate::engine::{
 
 /// A table as the tables below it see it.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct TableState {
     /// The version that is published; 0 before the first.
     pub version: u64,
     /// Its rows and what they were made from.
@@ -23,7 +23,7 @@ pub struct View {
     pub known: Option<RecordBatch>,
 }
 
-impl View {
+impl TableState {
     /// A published table.
     pub fn new(version: u64, manifest: Manifest) -> Self {
         Self { version, manifest, pending: Pending::Nothing, known: None }
@@ -42,13 +42,13 @@ pub enum Pending {
 }
 
 /// The tables of a pipeline, by name.
-pub type Views = BTreeMap<String, View>;
+pub type TableStates = BTreeMap<String, TableState>;
 
 /// The published tables of a pipeline.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Those whose manifests are whole.
-    pub views: Views,
+    pub views: TableStates,
     /// The version of others and what is wrong with its manifest: they count as not published, and are published again.
     pub damaged: BTreeMap<String, (u64, String)>,
 }
@@ -64,7 +64,7 @@ pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
                 found.damaged.insert(table.name.clone(), (version, message));
             }
             Current::Whole(version, manifest) => {
-                found.views.insert(table.name.clone(), View::new(version, *manifest));
+                found.views.insert(table.name.clone(), TableState::new(version, *manifest));
             }
         }
     }
@@ -74,7 +74,7 @@ pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
 /// Stands for the digest of what is not computed yet: no key made of it is known.
 pub(in crate::engine) const PENDING: &[u8] = b"pending";
 
-impl View {
+impl TableState {
     /// How many rows it will have, as far as that is known.
     pub(in crate::engine) fn rows(&self) -> u64 {
         let pending = if let Pending::Rows(rows) = &self.pending { rows.len() as u64 } else { 0 };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     cause::Cause,
     explain::explain,
-    state::{Found, Pending, View, published},
+    state::{Found, Pending, TableState, published},
     work::Planner,
 };
 use crate::engine::{
@@ -86,7 +86,10 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                     };
                     let version = views.get(&table.name).map_or(0, |view| view.version);
                     let manifest = work.manifest("");
-                    views.insert(table.name.clone(), View { version, manifest, pending, known: work.known_columns()? });
+                    views.insert(
+                        table.name.clone(),
+                        TableState { version, manifest, pending, known: work.known_columns()? },
+                    );
                     state
                 }
             }

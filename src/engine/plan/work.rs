@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     rows::{Joined, join, table_content},
-    state::{Pending, View, Views},
+    state::{Pending, TableState, TableStates},
 };
 use crate::engine::{
     Digest, Error, Result,
@@ -21,14 +21,14 @@ use crate::engine::{
     source::Sources,
     stage::{Listing, Reads, SOURCE, Sample, SampledInput},
     store::{
-        Entry, Inventory, Known, Made, Manifest, PartRef, Recorded, Store, blob_name, part_name, project, row_digests,
-        sort_by_id, stored_schema,
+        ComputedRows, Entry, Inventory, Manifest, PartRef, Provenance, Recorded, Store, blob_name, part_name, project,
+        row_digests, sort_by_id, stored_schema,
     },
 };
 
 /// Where planning distrusts what the store says is fresh.
 #[derive(Clone, Debug, Default)]
-pub struct Doubts {
+pub struct Overrides {
     /// Tables to compute again.
     pub force: Vec<String>,
     /// Compute rows again that failed and were left out.
@@ -45,17 +45,17 @@ pub struct Planner<'a> {
     /// Where their sources are.
     pub sources: &'a Sources,
     /// What not to take for fresh.
-    pub doubts: &'a Doubts,
+    pub overrides: &'a Overrides,
     /// Which parts and blobs the store has.
     pub inventory: &'a Inventory,
 }
 
 /// A table that is not fresh: who it is and which rows it has.
-pub struct Draft<'a> {
+pub struct Identified<'a> {
     table: &'a Table,
     /// Where its results are recorded: the fingerprint, or the key of a whole table.
     pub stage_key: Digest,
-    made: Made,
+    made: Provenance,
     files: Vec<(String, Digest)>,
     joined: Joined,
     listed: Option<Listing>,
@@ -63,13 +63,13 @@ pub struct Draft<'a> {
 }
 
 /// The rows of a table and which of them must be computed.
-pub struct Work<'a> {
+pub struct TableWork<'a> {
     /// The table.
     pub table: &'a Table,
     /// Where results are recorded.
     pub stage_key: Digest,
     /// What it is made from.
-    pub made: Made,
+    pub made: Provenance,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
     /// The joined rows, by id.
@@ -79,7 +79,7 @@ pub struct Work<'a> {
     /// The rows' keys; empty for a whole table.
     pub keys: Vec<Digest>,
     /// What the store already has.
-    pub known: Known,
+    pub known: ComputedRows,
     /// When the last of it was recorded, in milliseconds since 1970, by whatever clock.
     pub after: u64,
     /// Whether it is computed again although it is known.
@@ -94,7 +94,7 @@ pub struct Work<'a> {
 
 impl<'a> Planner<'a> {
     /// What a table is made from, or `None` where it is published and up to date. `views` holds every table above it.
-    pub fn identify(&self, table: &'a Table, views: &Views) -> Result<Option<Draft<'a>>> {
+    pub fn identify(&self, table: &'a Table, views: &TableStates) -> Result<Option<Identified<'a>>> {
         let named = |error: Error| error.in_table(&table.name);
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
         let files = table.stage.files().map_err(|e| named(Error::Input(e)))?;
@@ -119,8 +119,8 @@ impl<'a> Planner<'a> {
         let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));
         let params = secrets.identify_in(params);
         let shown = files.iter().map(|(path, digest)| (secrets.hide(path.clone()), *digest)).collect();
-        let made = Made { stage, revision, params, files: shown, fingerprint, inputs, filter };
-        if let Some(View { manifest, .. }) = views.get(&table.name)
+        let made = Provenance { stage, revision, params, files: shown, fingerprint, inputs, filter };
+        if let Some(TableState { manifest, .. }) = views.get(&table.name)
             && made.makes_the_same(manifest)
             && self.trusts(table, manifest)?
         {
@@ -134,11 +134,17 @@ impl<'a> Planner<'a> {
         let row_keys: Vec<Digest> = (0..joined.ids.len()).into_par_iter().map(|row| joined.key(base, row)).collect();
         let (stage_key, keys) =
             if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
-        Ok(Some(Draft { table, stage_key, made, files, joined, listed, keys }))
+        Ok(Some(Identified { table, stage_key, made, files, joined, listed, keys }))
     }
 
     /// What the rows of a table have in common: see [`identity::base`].
-    fn base(&self, table: &Table, fingerprint: Digest, listed: Option<&Listing>, views: &Views) -> Result<Digest> {
+    fn base(
+        &self,
+        table: &Table,
+        fingerprint: Digest,
+        listed: Option<&Listing>,
+        views: &TableStates,
+    ) -> Result<Digest> {
         let schemas = table.inputs.iter().map(|input| {
             let stored = views[&input.table].manifest.schema()?;
             project(&stored, &input.columns)
@@ -157,7 +163,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a table that is made from the right things may be taken as it is.
     pub fn trusts(&self, table: &Table, previous: &Manifest) -> Result<bool> {
-        let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.doubts.retry_errors);
+        let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.overrides.retry_errors);
         Ok(settled && !self.forces(table) && !self.has_lost(previous)?)
     }
 
@@ -182,7 +188,7 @@ impl<'a> Planner<'a> {
             Some(bytes) => self.inventory.has(self.store, &part_name(digest), Some(bytes)),
             None => self.inventory.has(self.store, &blob_name(digest), None),
         };
-        Ok(self.doubts.lost.contains(&digest) || !is_there()?)
+        Ok(self.overrides.lost.contains(&digest) || !is_there()?)
     }
 
     /// The parts and blobs of these results that are damaged or missing.
@@ -199,11 +205,11 @@ impl<'a> Planner<'a> {
     }
 
     fn forces(&self, table: &Table) -> bool {
-        self.doubts.force.iter().any(|name| is_called(table, name))
+        self.overrides.force.iter().any(|name| is_called(table, name))
     }
 }
 
-impl Made {
+impl Provenance {
     /// Whether a published table is what would be made. Where a file lies is no part of what is made from it.
     fn makes_the_same(&self, published: &Manifest) -> bool {
         let old = &published.made;
@@ -214,25 +220,25 @@ impl Made {
     }
 }
 
-impl<'a> Draft<'a> {
+impl<'a> Identified<'a> {
     /// Whether another run has published the very table meanwhile.
     pub fn is(&self, manifest: &Manifest) -> bool {
         self.made.makes_the_same(manifest)
     }
 
     /// Looks up what the store already has.
-    pub fn complete(self, planner: &Planner<'_>) -> Result<Work<'a>> {
+    pub fn complete(self, planner: &Planner<'_>) -> Result<TableWork<'a>> {
         let Self { table, stage_key, made, files, joined, listed, keys } = self;
         let forced = planner.forces(table);
         let Recorded { entries, damaged } = planner.store.computed(stage_key)?;
         let after = entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
-        let mut known = Known::default();
+        let mut known = ComputedRows::default();
         let mut lost = BTreeSet::new();
         if !forced {
             lost = planner.lost(&entries)?;
             known.extend(entries.into_iter().filter(|entry| !entry.objects().any(|digest| lost.contains(&digest))));
         }
-        let skips = table.on_error == OnError::Skip && !planner.doubts.retry_errors;
+        let skips = table.on_error == OnError::Skip && !planner.overrides.retry_errors;
         let stale = if table.is_keyed() {
             let settled = |key: &Digest| known.has(key) || (skips && known.failure(key).is_some());
             (0..keys.len()).filter(|row| !settled(&keys[*row])).collect()
@@ -241,11 +247,25 @@ impl<'a> Draft<'a> {
         } else {
             Vec::new()
         };
-        Ok(Work { table, stage_key, made, files, joined, listed, keys, known, after, forced, lost, damaged, stale })
+        Ok(TableWork {
+            table,
+            stage_key,
+            made,
+            files,
+            joined,
+            listed,
+            keys,
+            known,
+            after,
+            forced,
+            lost,
+            damaged,
+            stale,
+        })
     }
 }
 
-impl Work<'_> {
+impl TableWork<'_> {
     /// Rows that the table will have, as far as known: those of a whole table come out when it is computed.
     pub fn total(&self) -> u64 {
         if self.table.is_keyed() {
@@ -300,7 +320,7 @@ impl Work<'_> {
     }
 
     /// The table as its stage reviews it; `manifest` is that of its rows, `views` holds the tables that it is made from.
-    pub fn sample<'s>(&'s self, store: &'s Store, views: &Views, manifest: &'s Manifest) -> Result<Sample<'s>> {
+    pub fn sample<'s>(&'s self, store: &'s Store, views: &TableStates, manifest: &'s Manifest) -> Result<Sample<'s>> {
         let inputs = self.joined.places.iter().map(|places| {
             let input = self.table.inputs.iter().find(|input| input.port == places.port);
             let input = input.ok_or_else(|| Error::Stage(format!("no input at port `{}`", places.port)))?;

@@ -11,20 +11,20 @@ use crate::engine::{
     Digest, Error, Result, Secrets,
     clock::now_ms,
     pipeline::{OnError, Pipeline, Table, is_called},
-    plan::{Cause, Doubts, Found, Planner, View, Views, Work, explain, published},
+    plan::{Cause, Found, Overrides, Planner, TableState, TableStates, TableWork, explain, published},
     source::Sources,
     stage::Report,
     store::{Current, Entry, Event, Inventory, Logged, Manifest, PartRef, Store, save_log, state_name},
 };
 
 /// How often a run goes over its tables again because a part was found damaged.
-const MENDS: usize = 100;
+const MAX_REPAIRS: usize = 100;
 
 /// A table says this many causes.
-const CAUSES: usize = 4;
+const MAX_CAUSES_SHOWN: usize = 4;
 
 /// An error of failed rows names this many.
-const FAILURES: usize = 10;
+const MAX_FAILURES_SHOWN: usize = 10;
 
 /// Brings tables of a pipeline up to date.
 pub fn run(
@@ -47,16 +47,16 @@ pub fn run(
         host: options.host.clone(),
     });
     log.save()?;
-    let mut doubts = options.doubts.clone();
+    let mut overrides = options.overrides.clone();
     // By their full names: of a swept table each instance is forced once.
-    let forced = |table: &&Table| options.doubts.force.iter().any(|name| is_called(table, name));
-    doubts.force = pipeline.tables.iter().filter(forced).map(|table| table.name.clone()).collect();
+    let forced = |table: &&Table| options.overrides.force.iter().any(|name| is_called(table, name));
+    overrides.force = pipeline.tables.iter().filter(forced).map(|table| table.name.clone()).collect();
     let mut driver = Driver {
         pipeline,
         store,
         sources,
         options,
-        doubts,
+        overrides,
         remote,
         executor: Executor::new(store.clone(), options.stop.clone()),
         inventory: Inventory::default(),
@@ -110,7 +110,7 @@ struct Driver<'a> {
     store: &'a Store,
     sources: &'a Sources,
     options: &'a Options,
-    doubts: Doubts,
+    overrides: Overrides,
     remote: &'a mut dyn Remote,
     executor: Executor,
     inventory: Inventory,
@@ -151,14 +151,14 @@ impl Driver<'_> {
                 log.add(Event::Log { table: "store".into(), message });
             }
         }
-        for _ in 0..MENDS {
+        for _ in 0..MAX_REPAIRS {
             match self.tables(log) {
                 Err(error @ Error::Lost { .. }) => self.discard(error, log)?,
                 result => return result,
             }
         }
         Err(Error::Damaged(format!(
-            "{MENDS} parts were damaged one after another; look at the disk below {}",
+            "{MAX_REPAIRS} parts were damaged one after another; look at the disk below {}",
             self.store.url
         )))
     }
@@ -167,7 +167,7 @@ impl Driver<'_> {
     fn discard(&mut self, lost: Error, log: &mut Log<'_>) -> Result<()> {
         let Error::Lost { digest, message } = lost else { return Err(lost) };
         log.add(Event::Log { table: "store".into(), message: format!("{message}: it is computed again") });
-        self.doubts.lost.insert(digest);
+        self.overrides.lost.insert(digest);
         self.store.discard(digest)
     }
 
@@ -189,9 +189,9 @@ impl Driver<'_> {
             }
             errors += view.manifest.errors.len() as u64;
             // What is made now is neither forced nor lost any more.
-            self.doubts.force.retain(|name| *name != table.name);
+            self.overrides.force.retain(|name| *name != table.name);
             view.manifest.objects().for_each(|digest| {
-                self.doubts.lost.remove(&digest);
+                self.overrides.lost.remove(&digest);
             });
             views.insert(table.name.clone(), view);
         }
@@ -199,11 +199,12 @@ impl Driver<'_> {
     }
 
     /// Brings one table up to date.
-    fn table(&mut self, table: &Table, views: &Views, damaged: bool, log: &mut Log<'_>) -> Result<View> {
-        let doubts = self.doubts.clone();
+    fn table(&mut self, table: &Table, views: &TableStates, damaged: bool, log: &mut Log<'_>) -> Result<TableState> {
+        let overrides = self.overrides.clone();
         let inventory = self.inventory.clone();
-        let planner = Planner { store: self.store, sources: self.sources, doubts: &doubts, inventory: &inventory };
-        let fresh = |view: &View| Event::TableFresh {
+        let planner =
+            Planner { store: self.store, sources: self.sources, overrides: &overrides, inventory: &inventory };
+        let fresh = |view: &TableState| Event::TableFresh {
             table: table.name.clone(),
             stage: table.kind.name.to_owned(),
             slot: table.slot(),
@@ -222,7 +223,7 @@ impl Driver<'_> {
         let _lock = self.store.lock(draft.stage_key, wait)?;
         // Another run may have published the same meanwhile.
         if let Current::Whole(version, manifest) = self.store.published(&self.pipeline.name, &table.slot())? {
-            let view = View::new(version, *manifest);
+            let view = TableState::new(version, *manifest);
             let is_new = views.get(&table.name).is_none_or(|before| before.version != version);
             if is_new && draft.is(&view.manifest) && planner.trusts(table, &view.manifest)? {
                 log.add(fresh(&view));
@@ -235,7 +236,13 @@ impl Driver<'_> {
     }
 
     /// Computes what is stale of a table and publishes it. The caller holds the lock on the stage's results.
-    fn make(&mut self, mut work: Work<'_>, causes: &[Cause], views: &Views, log: &mut Log<'_>) -> Result<View> {
+    fn make(
+        &mut self,
+        mut work: TableWork<'_>,
+        causes: &[Cause],
+        views: &TableStates,
+        log: &mut Log<'_>,
+    ) -> Result<TableState> {
         let started = Instant::now();
         let table = work.table;
         let (name, stage, slot) = (table.name.clone(), table.kind.name.to_owned(), table.slot());
@@ -245,9 +252,9 @@ impl Driver<'_> {
             slot: slot.clone(),
             stale: work.stale.len() as u64,
             rows: work.total(),
-            reasons: causes.iter().take(CAUSES).map(ToString::to_string).collect(),
+            reasons: causes.iter().take(MAX_CAUSES_SHOWN).map(ToString::to_string).collect(),
         });
-        for lost in work.lost.iter().take(CAUSES) {
+        for lost in work.lost.iter().take(MAX_CAUSES_SHOWN) {
             let message = format!("{lost} is damaged or missing: it is computed again");
             log.add(Event::Log { table: name.clone(), message });
         }
@@ -262,7 +269,7 @@ impl Driver<'_> {
             self.store.delete(&state_name(work.stage_key))?;
         }
         let mut shown =
-            Shown { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
+            Preview { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
         let (mut computed, mut bytes) = (0, 0);
         if !work.stale.is_empty() {
             let entries = self.compute(&work, views, &mut shown, log).map_err(|e| e.in_table(&name))?;
@@ -270,7 +277,8 @@ impl Driver<'_> {
             bytes = entries.iter().map(|entry| entry.bytes).sum();
             let failures: Vec<_> = entries.iter().flat_map(|entry| &entry.errors).collect();
             if table.on_error == OnError::Fail && !failures.is_empty() {
-                let errors = failures.iter().take(FAILURES).map(|e| (e.id.clone(), e.message.clone())).collect();
+                let errors =
+                    failures.iter().take(MAX_FAILURES_SHOWN).map(|e| (e.id.clone(), e.message.clone())).collect();
                 return Err(Error::Rows { table: name, errors, total: failures.len() });
             }
             work.known.extend(entries);
@@ -291,15 +299,15 @@ impl Driver<'_> {
             seconds: started.elapsed().as_secs_f64(),
         });
         log.save()?;
-        Ok(View::new(version, manifest))
+        Ok(TableState::new(version, manifest))
     }
 
     /// Computes the stale rows, task by task.
     fn compute(
         &mut self,
-        work: &Work<'_>,
-        views: &Views,
-        shown: &mut Shown<'_>,
+        work: &TableWork<'_>,
+        views: &TableStates,
+        shown: &mut Preview<'_>,
         log: &mut Log<'_>,
     ) -> Result<Vec<Entry>> {
         let stop = &self.options.stop;
@@ -360,7 +368,7 @@ impl Driver<'_> {
 }
 
 /// What SQL sees of a table while it is being made; forgotten when the table is published, or is not to be.
-struct Shown<'a> {
+struct Preview<'a> {
     store: &'a Store,
     pipeline: &'a str,
     slot: String,
@@ -368,8 +376,8 @@ struct Shown<'a> {
     parts: Vec<Digest>,
 }
 
-impl Shown<'_> {
-    fn show(&mut self, work: &Work<'_>, run: &str, part: PartRef) -> Result<()> {
+impl Preview<'_> {
+    fn show(&mut self, work: &TableWork<'_>, run: &str, part: PartRef) -> Result<()> {
         self.parts.push(part.part);
         let manifest = Manifest { rows: part.rows, parts: vec![part], ..work.manifest(run) };
         self.store.show_unfinished(self.pipeline, work.stage_key, manifest)?;
@@ -380,7 +388,7 @@ impl Shown<'_> {
     }
 }
 
-impl Drop for Shown<'_> {
+impl Drop for Preview<'_> {
     fn drop(&mut self) {
         // What cannot be removed now means nothing without the lock, and a clean-up finds it.
         if !self.parts.is_empty() {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::engine::{
     Result, Stop,
-    plan::Doubts,
+    plan::Overrides,
     stage::{Report, Task},
     store::Entry,
 };
@@ -29,7 +29,7 @@ pub struct Options {
     /// The tables to bring up to date, by name.
     pub tables: BTreeSet<String>,
     /// What not to take for fresh.
-    pub doubts: Doubts,
+    pub overrides: Overrides,
     /// Asks the run to stop.
     pub stop: Stop,
     /// Check every published part and blob against its digest.

@@ -11,14 +11,14 @@ use super::options::Options;
 use crate::engine::{
     Result,
     arrow_schema::encode_schema,
-    plan::{Places, Views, Work},
+    plan::{RowAddresses, TableStates, TableWork},
     stage::{Job, Listed, PortRows, Reads, SOURCE, TableInput, Task},
     store::{declared_schema, project},
 };
 
 /// Cuts the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
 pub(in crate::engine) struct Tasks<'a> {
-    work: &'a Work<'a>,
+    work: &'a TableWork<'a>,
     run: &'a str,
     job: Job,
     chunks: std::vec::IntoIter<Vec<usize>>,
@@ -26,7 +26,12 @@ pub(in crate::engine) struct Tasks<'a> {
 
 impl<'a> Tasks<'a> {
     /// The tasks of a table; `views` holds its inputs.
-    pub(in crate::engine) fn new(work: &'a Work<'a>, views: &Views, options: &Options, run: &'a str) -> Result<Self> {
+    pub(in crate::engine) fn new(
+        work: &'a TableWork<'a>,
+        views: &TableStates,
+        options: &Options,
+        run: &'a str,
+    ) -> Result<Self> {
         let chunks: Vec<Vec<usize>> = if work.table.is_keyed() {
             work.stale.chunks(options.task_rows.max(1)).map(<[usize]>::to_vec).collect()
         } else {
@@ -65,7 +70,7 @@ impl Iterator for Tasks<'_> {
 
 impl PortRows {
     /// Where chosen rows lie: only the parts that they touch travel with them.
-    fn of(places: &Places, chunk: &[usize]) -> Self {
+    fn of(places: &RowAddresses, chunk: &[usize]) -> Self {
         let mut parts = Vec::new();
         let mut numbers = HashMap::new();
         let at = chunk.iter().map(|row| {
@@ -81,7 +86,7 @@ impl PortRows {
     }
 }
 
-fn job(work: &Work<'_>, views: &Views, options: &Options) -> Result<Job> {
+fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<Job> {
     let table = work.table;
     let (mut inputs, mut schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for input in &table.inputs {

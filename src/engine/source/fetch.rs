@@ -1,18 +1,17 @@
 //! URLs as local files, in the user's cache folder.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use url::Url;
 
 use super::{
-    cache_folder::make_private,
+    files::{cannot_read, is_file},
     remote::name_of,
-    sources::{Sources, cannot_read, is_file},
+    sources::Sources,
+    temporary::Temporary,
 };
 use crate::engine::{
     Digest, Error, Hasher, Result,
@@ -80,42 +79,4 @@ impl Sources {
 
 fn cannot_write(path: &Path, error: io::Error) -> Error {
     Error::Input(format!("cannot write {}: {error}; `VLMDIFF_CACHE` names another folder", path.display()))
-}
-
-/// A file that is removed unless it is kept under its final name, which it takes at once and whole.
-pub(in crate::engine) struct Temporary {
-    path: PathBuf,
-    file: File,
-}
-
-impl Temporary {
-    pub(in crate::engine) fn beside(path: &Path) -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let unique = format!("{}.{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = path.with_added_extension(unique);
-        path.parent().map_or(Ok(()), make_private)?;
-        Ok(Self { file: File::create(&path)?, path })
-    }
-
-    pub(in crate::engine) fn keep_as(self, path: &Path) -> io::Result<()> {
-        path.parent().map_or(Ok(()), make_private)?;
-        fs::rename(&self.path, path)
-    }
-}
-
-impl Write for Temporary {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After `keep_as` there is nothing of this name.
-        fs::remove_file(&self.path).unwrap_or(());
-    }
 }

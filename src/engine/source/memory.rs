@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::{fetch::Temporary, tree::Stamp};
+use super::{temporary::Temporary, tree::Stamp};
 use crate::engine::Digest;
 
 /// Begins the file; the digest of the rest follows, then pairs of stamp and digest, ascending.

@@ -2,9 +2,11 @@
 
 mod cache_folder;
 mod fetch;
+mod files;
 mod memory;
 mod remote;
 mod sources;
+mod temporary;
 mod tree;
 
 pub(super) use cache_folder::{cache_folder, make_private};

@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use super::{
-    sources::cannot_read,
+    files::cannot_read,
     tree::{Found, Stamp, cannot_list, remote_stamp},
 };
 use crate::engine::{Digest, Error, Hasher, Result, address::url_of, connect::connect};

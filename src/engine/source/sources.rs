@@ -4,25 +4,24 @@
 //! known again by what the file system or the server says of the file; see [`tree`] for what that trusts.
 
 use std::{
-    io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use backon::{BlockingRetryable, ExponentialBuilder};
 use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{
     cache_folder::cache_folder,
+    files::{cannot_read, hash_file, is_file, retry},
     memory::Memory,
     remote::Remote,
-    tree::{self, At, Found, Stamp, Tree},
+    tree::{self, Found, Stamp, Tree},
 };
 use crate::engine::{
     Digest, Error, Result,
-    address::{local_path, url_of},
+    address::{absolute, local_path, url_of},
 };
 
 /// A file whose change lies less than this before its reading may change again unseen, within the resolution of a clock.
@@ -155,52 +154,8 @@ impl Sources {
 /// The digest of a file's content, or why it cannot be read.
 type Readable = Result<Digest, String>;
 
-/// The address as it is named from everywhere.
-pub(in crate::engine) fn absolute(address: &str) -> String {
-    match url_of(address) {
-        Ok(Some(url)) => url.into(),
-        _ => local_path(address).canonicalize().map_or_else(|_| address.into(), |p| p.to_string_lossy().into_owned()),
-    }
-}
-
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
-}
-
-pub(in crate::engine) fn cannot_read(address: &str, error: impl std::fmt::Display) -> Error {
-    Error::Input(format!("cannot read {address}: {error}"))
-}
-
-fn hash_file(path: &Path) -> io::Result<Digest> {
-    retry(|| is_file(path).and_then(|()| Digest::of_file(path)))
-}
-
-/// Refuses what is no file: a pipe would wait for somebody to write, and gives its content only once; a device may have no end.
-pub(in crate::engine) fn is_file(path: &Path) -> io::Result<()> {
-    if std::fs::metadata(path)?.is_file() {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file, but a folder, pipe, socket or device"))
-}
-
-/// Tries again after errors that pass by themselves, as network file systems have them.
-fn retry<T>(read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let waits = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .with_factor(4.)
-        .with_max_times(3)
-        .with_jitter();
-    read.retry(waits).when(passes).call()
-}
-
-/// The operating systems' number of an input or output error, which has no kind.
-const EIO: i32 = 5;
-
-fn passes(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, StaleNetworkFileHandle, TimedOut, WouldBlock};
-    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<At>()).map_or(error, |at| &at.error);
-    matches!(error.kind(), Interrupted | StaleNetworkFileHandle | TimedOut | WouldBlock)
-        || error.raw_os_error() == Some(EIO)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::engine::{
     Digest, Error, Hasher, Result,
-    address::{is_url, join, local_path},
+    address::{absolute, is_url, join, local_path},
 };
 
 /// Every file below a folder or URL, sorted by path. Hidden ones are listed apart, links are followed.
@@ -101,7 +101,7 @@ impl Tree {
         if let Some(name) = written.file_name().and_then(OsStr::to_str).filter(|_| !is_url(&self.root)) {
             return name.to_owned();
         }
-        let root = super::sources::absolute(&self.root);
+        let root = absolute(&self.root);
         root.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
 

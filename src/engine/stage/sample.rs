@@ -8,7 +8,7 @@ use arrow::{
 use super::rows::Batch;
 use crate::engine::{
     Digest, Result,
-    store::{Known, Manifest, Store, gather, project},
+    store::{ComputedRows, Manifest, Store, gather, project},
 };
 
 /// The port of the table's own rows.
@@ -24,7 +24,7 @@ pub struct Sample<'a> {
     /// The ids and keys of its rows, and what is computed of them.
     pub(in crate::engine) ids: &'a StringArray,
     pub(in crate::engine) keys: &'a [Digest],
-    pub(in crate::engine) known: &'a Known,
+    pub(in crate::engine) known: &'a ComputedRows,
     /// The inputs that it reads row by row.
     pub(in crate::engine) inputs: Vec<SampledInput<'a>>,
 }

@@ -8,7 +8,7 @@ use crate::engine::{Digest, digest::DigestMap, identity::content};
 
 /// What a stage has computed before, by key. Of two results for one key the later counts.
 #[derive(Default)]
-pub struct Known {
+pub struct ComputedRows {
     entries: Vec<Entry>,
     rows: DigestMap<(u32, u32)>,
     failed: DigestMap<(u32, u32)>,
@@ -28,7 +28,7 @@ pub struct Chosen {
     pub content: Digest,
 }
 
-impl Known {
+impl ComputedRows {
     /// Adds what was computed, later results last.
     pub fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
         for entry in entries {

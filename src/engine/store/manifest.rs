@@ -224,7 +224,7 @@ pub(in crate::engine) fn selection(runs: &[(u64, u64)], rows: u64) -> RowSelecti
 
 /// What a table is made from; equal origins make equal tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Made {
+pub struct Provenance {
     /// The stage that makes it.
     pub stage: String,
     /// The stage kind's revision.
@@ -251,7 +251,7 @@ pub struct Manifest {
     pub variant: Variant,
     /// What it was made from.
     #[serde(flatten)]
-    pub made: Made,
+    pub made: Provenance,
     /// The stored Arrow schema, as Parquet carries it.
     pub schema: String,
     /// The first column identifies a row.

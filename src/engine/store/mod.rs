@@ -18,12 +18,12 @@ mod sealed;
 mod stored_columns;
 mod verify;
 
-pub use computed::Known;
+pub use computed::ComputedRows;
 pub use event::{Event, Logged};
 pub use gc::{Garbage, Heap, collect};
 pub(super) use history::save_log;
 pub use history::{Run, TableRun, last_pipeline};
-pub use manifest::{Entry, EntryNote, Made, Manifest, NAMED, Note, PartRef, RowError};
+pub use manifest::{Entry, EntryNote, Manifest, NAMED, Note, PartRef, Provenance, RowError};
 pub use objects::{Inventory, Recorded, Store};
 pub(super) use objects::{blob_name, part_name, state_name};
 pub(super) use order::{ids_of, in_order, sort_by_id};

@@ -1,8 +1,9 @@
 //! Names and shapes beside a layout.
 
 use super::{
-    Mismatch, Nearest, Part,
+    super::mismatch::Mismatch,
     layout::{Dim, Layout, Node, Segment, Size},
+    part::{Nearest, Part},
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,9 +2,10 @@
 
 use super::{
     super::{
+        initialisation::uniform,
         nn::{
             GroupNorm, ResnetBlock2D, attention, group_norm, layer_norm, linear, linear_no_bias, show, to_image,
-            to_tokens, uniform,
+            to_tokens,
         },
         recompute::{Pass, segment},
     },

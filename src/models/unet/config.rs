@@ -150,7 +150,7 @@ impl UNet2DConditionConfig {
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
     pub fn canonical(&self, published: Checkpoint) -> Result<Checkpoint, CheckpointError> {
-        names::canonical(published, UNET, &Names::unet(self))
+        names::canonical(published, UNET, &self.names())
     }
 
     /// Whether a network can be built from these values.
@@ -181,5 +181,54 @@ impl UNet2DConditionConfig {
              at least 1"
                 .into()
         })
+    }
+}
+
+impl UNet2DConditionConfig {
+    /// Modules of the way down and the middle in a file of latent-diffusion, which counts through all levels, a downsampling being a block of its own.
+    pub(crate) fn encoder_names(&self) -> Names {
+        let mut names = Names::default();
+        names.add("time_embed.0", "time_embedding.linear_1");
+        names.add("time_embed.2", "time_embedding.linear_2");
+        names.add("input_blocks.0.0", "conv_in");
+        let levels = self.block_out_channels.len();
+        let mut block = 0;
+        for level in 0..levels {
+            for layer in 0..self.layers_per_block {
+                block += 1;
+                names.resnet(&format!("input_blocks.{block}.0"), &format!("down_blocks.{level}.resnets.{layer}"));
+                names.add(format!("input_blocks.{block}.1"), format!("down_blocks.{level}.attentions.{layer}"));
+            }
+            if level + 1 < levels {
+                block += 1;
+                let ours = format!("down_blocks.{level}.downsamplers.0.conv");
+                names.add(format!("input_blocks.{block}.0.op"), ours);
+            }
+        }
+        names.resnet("middle_block.0", "mid_block.resnets.0");
+        names.add("middle_block.1", "mid_block.attentions.0");
+        names.resnet("middle_block.2", "mid_block.resnets.1");
+        names
+    }
+
+    /// The modules of `model.diffusion_model`.
+    fn names(&self) -> Names {
+        let mut names = self.encoder_names();
+        let layers = self.layers_per_block + 1;
+        for (level, attends) in self.up_attends().into_iter().enumerate() {
+            for layer in 0..layers {
+                let block = level as i64 * layers + layer;
+                names.resnet(&format!("output_blocks.{block}.0"), &format!("up_blocks.{level}.resnets.{layer}"));
+                if attends {
+                    names.add(format!("output_blocks.{block}.1"), format!("up_blocks.{level}.attentions.{layer}"));
+                }
+            }
+            // the upsampling is the last part of a level's last block
+            let (block, part) = ((level as i64 + 1) * layers - 1, if attends { 2 } else { 1 });
+            names.add(format!("output_blocks.{block}.{part}.conv"), format!("up_blocks.{level}.upsamplers.0.conv"));
+        }
+        names.add("out.0", "conv_norm_out");
+        names.add("out.2", "conv_out");
+        names
     }
 }

@@ -15,10 +15,7 @@ use arrow::{
 };
 use serde_json::Value;
 
-use super::{
-    BATCH_ROWS,
-    values::{self, Column},
-};
+use super::values::{self, BATCH_ROWS, Column};
 use crate::engine::store::Note;
 
 /// Rows of a file that its columns' types are guessed from.
@@ -185,7 +182,7 @@ impl Text<'_> {
     }
 
     fn without_id(&self, guess: &Schema) -> String {
-        super::without_id(self.name, self.id, guess)
+        values::without_id(self.name, self.id, guess)
     }
 
     /// What helps where the header holds another separator than commas.

@@ -11,6 +11,9 @@ use arrow::{
     datatypes::{DataType, Field, Fields, Schema, SchemaRef},
 };
 
+/// Rows decoded at a time.
+pub(super) const BATCH_ROWS: usize = 65_536;
+
 /// A column of the table and how it is read from the file.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
@@ -186,6 +189,12 @@ fn has_mixed_zones(column: &Column, values: &ArrayRef) -> bool {
     let texts = || values.as_string_opt::<i32>().into_iter().flatten().flatten();
     let zoned = texts().filter(|text| text.ends_with('Z')).count();
     matches!(column.field.data_type(), DataType::Timestamp(..)) && zoned > 0 && zoned < texts().count()
+}
+
+/// Says that a file has no column of this name.
+pub(super) fn without_id(file: &str, id: &str, schema: &Schema) -> String {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    format!("`id`: {file} has no column `{id}`; it has {}", names.join(", "))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::f32::consts::TAU;
 use super::super::draw::Draw;
 use super::super::geometry::{V2, mix, segment, smoothstep, v};
 use super::super::scene::{Light, Rgb, Surface, blend, brightness, rgb};
-use super::{Base, Mark, darkness};
+use super::mark::{Base, Mark, darkness};
 
 /// A polyline whose width changes from point to point.
 struct Line {

@@ -1,19 +1,17 @@
 //! Flaws that any product can have, as changes of its surface: what they do to light follows from the shading.
 
 mod lines;
+mod mark;
 mod patches;
 
-use super::Defect;
+use super::defect::Defect;
 use super::draw::Draw;
-use super::geometry::{V2, smoothstep, v};
-use super::scene::{Light, Rgb, Scene, Surface, brightness, rgb};
-use lines::{Crack, Fibre, Scratch};
-use patches::{Hole, Litter, Stain};
 
-/// A flaw in place. `apply` changes the surface at `p` and says whether it did.
-pub(super) trait Mark {
-    fn apply(&self, p: V2, surface: &mut Surface) -> bool;
-}
+use super::scene::{Light, Scene};
+use lines::{Crack, Fibre, Scratch};
+use mark::Base;
+pub(super) use mark::Mark;
+use patches::{Hole, Litter, Stain};
 
 /// A flaw of the given kind somewhere on `scene`; `None` for a part that is missing, which is the scene's own affair.
 pub(super) fn mark(defect: Defect, scene: &dyn Scene, light: &Light, draw: &mut Draw) -> Option<Box<dyn Mark>> {
@@ -31,48 +29,4 @@ pub(super) fn mark(defect: Defect, scene: &dyn Scene, light: &Light, draw: &mut 
         },
         Defect::MissingPart => return None,
     })
-}
-
-/// The colours of the product where a flaw will be, from dark to bright; never empty.
-struct Base(Vec<Rgb>);
-
-impl Base {
-    fn around(centre: V2, scene: &dyn Scene) -> Self {
-        let offset = |i: usize| (i as f32 - 1.0) * 0.05;
-        let around = (0..9).map(|i| scene.surface(centre + v(offset(i % 3), offset(i / 3))));
-        let mut colours: Vec<Rgb> =
-            around.filter(|surface| surface.product > 0.5).map(|surface| surface.albedo).collect();
-        if colours.is_empty() {
-            colours.push(scene.surface(centre).albedo);
-        }
-        colours.sort_by(|&a, &b| brightness(a).total_cmp(&brightness(b)));
-        Self(colours)
-    }
-
-    /// The median, which a pin or a joint among them does not shift.
-    fn typical(&self) -> Rgb {
-        self.0[self.0.len() / 2]
-    }
-
-    /// A colour of `palette` that stands out here.
-    fn contrast(&self, draw: &mut Draw, palette: &[u32]) -> Rgb {
-        let distance = |hex: u32| {
-            let colour = rgb(hex);
-            let from = |own: &Rgb| (0..3).map(|c| (colour[c].sqrt() - own[c].min(1.0).sqrt()).abs()).sum::<f32>();
-            let mut apart: Vec<f32> = self.0.iter().map(from).collect();
-            apart.sort_by(f32::total_cmp);
-            // Far on average, and not hidden on one of two colours; a few points of its own colour do no harm.
-            (apart.iter().sum::<f32>() / apart.len() as f32).min(1.6 * apart[apart.len() / 4])
-        };
-        let far: Vec<u32> = palette.iter().copied().filter(|&hex| distance(hex) > 0.9).collect();
-        match far.is_empty() {
-            false => rgb(*draw.pick(&far)),
-            true => rgb(palette.iter().copied().max_by(|&a, &b| distance(a).total_cmp(&distance(b))).unwrap_or(0)),
-        }
-    }
-}
-
-/// 1 for a material so dark that shadow does not show on it, 0 for all others.
-fn darkness(base: Rgb) -> f32 {
-    smoothstep(0.14, 0.03, brightness(base))
 }

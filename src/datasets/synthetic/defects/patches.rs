@@ -6,7 +6,7 @@ use super::super::draw::Draw;
 use super::super::geometry::{V2, mix, smoothstep, v};
 use super::super::noise;
 use super::super::scene::{Light, Rgb, Surface, blend};
-use super::{Base, Mark, darkness};
+use super::mark::{Base, Mark, darkness};
 
 /// A patch with a wavy outline.
 struct Patch {

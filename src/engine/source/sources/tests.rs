@@ -1,7 +1,8 @@
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::TcpListener,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use std::{
 
 use object_store::{ObjectStoreExt, PutPayload};
 
-use super::*;
+use super::{super::files::EIO, *};
 use crate::engine::address::join;
 
 /// A folder of files, each holding its own name, beside a cache folder.
