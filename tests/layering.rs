@@ -1,10 +1,14 @@
-//! The arrows between folders, held by reading `use` lines, and the driver's freedom from libtorch.
+//! Order between the files of `src/`: which folder may import which, no circle between files, and the driver's freedom from libtorch.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::lab::project;
 
-/// Which folders of `src/` a folder may name.
+/// Which folders of `src/` a folder may import.
 const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("metrics", &[]),
@@ -18,6 +22,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["engine", "query", "datasets", "vision", "models", "stages", "report"]),
 ];
 
+/// The folders of the engine; each may import those after it.
+const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"];
+
 /// Crates that only some folders may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["models", "diffusion", "stages"]),
@@ -26,28 +33,208 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["cli"]),
 ];
 
-fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+/// A module by its path from the root of the crate: `["engine", "plan", "work"]`.
+type Module = Vec<String>;
+
+/// The files below a folder that end in `.rs`.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found = Vec::new();
+    for path in entries {
         if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
+    }
+    found
+}
+
+/// The code of a file without comments and unit tests, which may use more than what they test.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let without_comment = |line: &str| line.split("//").next().unwrap().to_owned();
+    code.lines().map(without_comment).collect::<Vec<_>>().join("\n")
+}
+
+/// The paths of a `use` tree: `a::{b, c::{self, d}}` names `a::b`, `a::c::self` and `a::c::d`.
+fn paths(tree: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
+    let tree = tree.trim();
+    let head = tree.split('{').next().unwrap();
+    let head = head.split(" as ").next().unwrap();
+    let segments = head.split("::").map(str::trim).filter(|segment| !segment.is_empty());
+    let path: Vec<String> = prefix.iter().cloned().chain(segments.map(str::to_owned)).collect();
+    let Some(inner) = tree.find('{').map(|start| &tree[start + 1..tree.rfind('}').unwrap()]) else {
+        found.push(path);
+        return;
+    };
+    let (mut depth, mut start) = (0, 0);
+    for (at, character) in inner.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                paths(&inner[start..at], &path, found);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if !inner[start..].trim().is_empty() {
+        paths(&inner[start..], &path, found);
+    }
+}
+
+/// What a file imports: the paths of its `use` items, those that it re-exports apart.
+#[derive(Default)]
+struct Imports {
+    own: Vec<Vec<String>>,
+    exported: Vec<Vec<String>>,
+}
+
+impl Imports {
+    fn of(code: &str) -> Self {
+        let mut imports = Self::default();
+        let mut rest = code;
+        while let Some(at) = rest.find("use ") {
+            let before = rest[..at].rsplit('\n').next().unwrap().trim();
+            let is_item = before.is_empty() || before.starts_with("pub");
+            rest = &rest[at + 4..];
+            if is_item {
+                let tree = rest.split(';').next().unwrap();
+                let to = if before.is_empty() { &mut imports.own } else { &mut imports.exported };
+                paths(tree, &[], to);
+            }
+        }
+        // Paths in the code itself, such as `super::parts::encode(…)`.
+        for start in ["crate::", "super::"] {
+            for (at, _) in code.match_indices(start) {
+                let is_start = !code[..at].ends_with([':', '_']) && !code[..at].ends_with(char::is_alphanumeric);
+                let is_visibility = code[..at].ends_with("in ");
+                let is_path = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
+                let path = code[at..].split(|character| !is_path(character)).next().unwrap();
+                if is_start && !is_visibility {
+                    imports
+                        .own
+                        .push(path.split("::").map(str::to_owned).filter(|segment| !segment.is_empty()).collect());
+                }
+            }
+        }
+        imports
+    }
+}
+
+/// The files of a crate and which of them import which.
+struct Graph(BTreeMap<Module, BTreeSet<Module>>);
+
+impl Graph {
+    fn of(root: &Path) -> Self {
+        let mut files: BTreeMap<Module, Imports> = BTreeMap::new();
+        for file in sources(root) {
+            let relative = file.strip_prefix(root).unwrap().with_extension("");
+            let mut module: Module = relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+            if module.last().is_some_and(|name| ["mod", "lib"].contains(&name.as_str())) {
+                module.pop();
+            }
+            files.insert(module, Imports::of(&code(&file)));
+        }
+        let resolved = |module: &Module, path: &Vec<String>| target(&files, absolute(&files, module, path)?, 0);
+        let edges = files.iter().map(|(module, imports)| {
+            let own = imports.own.iter().filter_map(|path| resolved(module, path));
+            (module.clone(), own.filter(|to| to != module).collect())
+        });
+        Self(edges.collect())
+    }
+
+    /// The files that can be reached from one by imports.
+    fn reached(&self, from: &Module) -> BTreeSet<&Module> {
+        let mut reached = BTreeSet::new();
+        let mut open: Vec<&Module> = self.0[from].iter().collect();
+        while let Some(module) = open.pop() {
+            if reached.insert(module) {
+                open.extend(&self.0[module]);
+            }
+        }
+        reached
+    }
+
+    /// Every file that imports itself by way of others, with one import of it that leads back.
+    fn circles(&self) -> Vec<String> {
+        let leads_back = |from: &Module, to: &&Module| self.reached(to).contains(from);
+        let in_circle = self.0.iter().filter_map(|(from, to)| {
+            let back = to.iter().find(|to| leads_back(from, to))?;
+            Some(format!("{} imports {}, which imports it", from.join("::"), back.join("::")))
+        });
+        in_circle.collect()
+    }
+
+    /// The imports that lead upwards between folders of `parent`, of which each may import those after it.
+    fn upwards(&self, parent: &str, folders: &[&str]) -> Vec<String> {
+        let rank = |module: &Module| {
+            let folder = module.get(1).filter(|_| module[0] == parent)?;
+            folders.iter().position(|name| name == folder)
+        };
+        let mut upwards = Vec::new();
+        for (from, to) in self.0.iter().flat_map(|(from, to)| to.iter().map(move |to| (from, to))) {
+            // What lies in none of the folders is below all of them.
+            let is_below = from.first().is_some_and(|first| first == parent) && from.len() == 2 && rank(from).is_none();
+            let is_up = match (rank(from), rank(to)) {
+                (Some(from), Some(to)) => to < from,
+                (None, Some(_)) => is_below,
+                _ => false,
+            };
+            if is_up {
+                upwards.push(format!("{} imports {}", from.join("::"), to.join("::")));
+            }
+        }
+        upwards
+    }
+}
+
+/// A path from the root of the crate; `None` for one of another crate.
+fn absolute(files: &BTreeMap<Module, Imports>, module: &Module, path: &[String]) -> Option<Vec<String>> {
+    let mut base = module.clone();
+    let mut path = path;
+    match path.first()?.as_str() {
+        "crate" => (base, path) = (Vec::new(), &path[1..]),
+        "self" => path = &path[1..],
+        "super" => {
+            while path.first().is_some_and(|segment| segment == "super") {
+                base.pop();
+                path = &path[1..];
+            }
+        }
+        child => {
+            let child: Module = module.iter().cloned().chain([child.to_owned()]).collect();
+            files.get(&child)?;
+        }
+    }
+    base.extend(path.iter().cloned());
+    Some(base)
+}
+
+/// The file that defines what a path names: the longest part of it that is a file, through re-exports.
+fn target(files: &BTreeMap<Module, Imports>, path: Vec<String>, depth: usize) -> Option<Module> {
+    let end = (0..=path.len()).rev().find(|end| files.contains_key(&path[..*end]))?;
+    let module = path[..end].to_vec();
+    let Some(name) = path.get(end).filter(|_| depth < 8) else { return Some(module) };
+    let exported = files[&module].exported.iter().find(|exported| exported.last() == Some(name));
+    let onwards = exported.and_then(|exported| absolute(files, &module, exported));
+    match onwards {
+        Some(onwards) => target(files, onwards.into_iter().chain(path[end + 1..].iter().cloned()).collect(), depth + 1),
+        None => Some(module),
     }
 }
 
 #[test]
-fn folders_name_only_what_lies_below_them() {
+fn folders_import_only_folders_below_them() {
     let mut wrong = BTreeSet::new();
     for (folder, allowed) in ARROWS {
-        let mut files = Vec::new();
-        sources(&project().join("src").join(folder), &mut files);
+        let files = sources(&project().join("src").join(folder));
         assert!(!files.is_empty(), "src/{folder} has no sources");
         for file in files {
-            // Tests may use more than what they test.
-            let text = fs::read_to_string(&file).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code = code(&file);
             for other in
                 ARROWS.iter().map(|(name, _)| *name).filter(|other| other != folder && !allowed.contains(other))
             {
@@ -65,6 +252,66 @@ fn folders_name_only_what_lies_below_them() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn files_import_each_other_in_no_circle() {
+    let graph = Graph::of(&project().join("src"));
+    assert!(graph.0.values().map(BTreeSet::len).sum::<usize>() > 500, "imports are no longer seen");
+    let circles = graph.circles();
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn folders_of_the_engine_import_downwards() {
+    let upwards = Graph::of(&project().join("src")).upwards("engine", &ENGINE);
+    assert!(upwards.is_empty(), "{upwards:#?}");
+}
+
+/// A made-up crate of these files.
+fn made_up(files: &[(&str, &str)]) -> Graph {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    Graph::of(folder.path())
+}
+
+#[test]
+fn a_circle_is_found_through_reexports_and_paths_in_code() {
+    let mut files = vec![
+        ("a/mod.rs", "mod one;\nmod two;\npub use two::Two;\n"),
+        ("a/one.rs", "use super::{Two, other::Thing as Else};\n"),
+        ("a/two.rs", "fn f() { crate::b::g() }\n"),
+        ("b.rs", "// use crate::a::one;\npub fn g() {}\n#[cfg(test)]\nmod tests { use crate::a::one; }\n"),
+    ];
+    assert_eq!(made_up(&files).circles(), [""; 0]);
+    files[3].1 = "use crate::{\n    a::{one::{self, One}},\n};\n";
+    let circles = made_up(&files).circles();
+    assert_eq!(circles.len(), 3, "{circles:#?}");
+    assert_eq!(circles[0], "a::one imports a::two, which imports it");
+}
+
+#[test]
+fn an_upward_import_is_found() {
+    let mut files = vec![
+        ("engine/mod.rs", "pub mod run;\npub mod store;\nmod digest;\n"),
+        ("engine/run/mod.rs", "mod driver;\npub use driver::run;\n"),
+        ("engine/run/driver.rs", "use crate::engine::store::Store;\npub fn run() {}\n"),
+        ("engine/store/mod.rs", "mod objects;\npub use objects::Store;\n"),
+        ("engine/store/objects.rs", "use crate::engine::digest::Digest;\npub struct Store;\n"),
+        ("engine/digest.rs", "pub struct Digest;\n"),
+    ];
+    assert_eq!(made_up(&files).upwards("engine", &ENGINE), [""; 0]);
+    files[4].1 = "use crate::engine::run::run;\n";
+    files[5].1 = "use super::store::Store;\n";
+    let upwards = made_up(&files).upwards("engine", &ENGINE);
+    assert_eq!(
+        upwards,
+        ["engine::digest imports engine::store::objects", "engine::store::objects imports engine::run::driver"]
+    );
 }
 
 #[test]
