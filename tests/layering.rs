@@ -65,7 +65,7 @@ fn paths(tree: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
     let head = head.split(" as ").next().unwrap();
     let segments = head.split("::").map(str::trim).filter(|segment| !segment.is_empty());
     let path: Vec<String> = prefix.iter().cloned().chain(segments.map(str::to_owned)).collect();
-    let Some(inner) = tree.find('{').map(|start| &tree[start + 1..tree.rfind('}').unwrap()]) else {
+    let Some(inner) = tree.find('{').zip(tree.rfind('}')).map(|(start, end)| &tree[start + 1..end]) else {
         found.push(path);
         return;
     };

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     engine::{
         Error, Result,
-        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
         store::tensor_field,
     },
     models::{
@@ -38,6 +38,7 @@ use crate::{
 /// authors' code.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "extractor": "dino-vits8" }]))]
 pub struct AnomalyMaps {
     /// The network whose features are compared.
     #[garde(skip)]
@@ -128,37 +129,59 @@ impl AnomalyMaps {
 }
 
 impl Stage for AnomalyMaps {
-    const NAME: &'static str = "anomaly_maps";
-    const REVISION: u32 = 2;
-    const PORTS: Ports =
-        Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("reconstructions", &["pixels", "autoencoded"])]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
-    const LOCATIONS: &'static [&'static str] = &["weights"];
+    fn revision(&self) -> u32 {
+        2
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let [height, width, _] = column::pixels(inputs)?;
-        let [_, h, w] = column::shape(inputs.field("reconstructions", "pixels")?, &DataType::Float16, "[3, H, W]")?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows("images", [column::pixels()]),
+            Port::rows(
+                "reconstructions",
+                ["pixels", "autoencoded"].map(|name| Column::tensors(name, DataType::Float16, "[3, H, W]")),
+            ),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["weights"]
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let [height, width, _] = column::pixels_shape(inputs)?;
+        let [_, h, w] = inputs.shape("reconstructions", "pixels")?;
         if (height, width) != (h, w) {
-            return Err(format!("images are {height}x{width} and reconstructions {h}x{w}"));
+            let message = format!("images are {height}x{width} and reconstructions {h}x{w}");
+            return Err(Misfit::input("reconstructions", message));
         }
-        self.extractor.check(&self.options()).map_err(|(option, why)| format!("`{option}`: {why}"))?;
+        self.extractor.check(&self.options()).map_err(|(option, why)| Misfit::parameter(option, why))?;
         if self.dinov2_resize == Some(Dinov2Resize::Reinterpret)
             && height * width < (DINOV2_SIZE * DINOV2_SIZE) as usize
         {
-            return Err(format!(
-                "`dinov2_resize`: images of {height}x{width} do not hold the numbers of one of {DINOV2_SIZE}x{DINOV2_SIZE}; \
+            return Err(Misfit::parameter(
+                "dinov2_resize",
+                format!(
+                    "images of {height}x{width} do not hold the numbers of one of {DINOV2_SIZE}x{DINOV2_SIZE}; \
                  resample would work"
+                ),
             ));
         }
         if self.reference == Reference::Autoencoded && inputs.field("reconstructions", "autoencoded")?.is_nullable() {
-            return Err("`reference`: the reconstructions may lack `autoencoded`; `autoencoded: true` in the stage \
-                        `reconstruct` makes them"
-                .into());
+            return Err(Misfit::parameter(
+                "reference",
+                "the reconstructions may lack `autoencoded`; `autoencoded: true` in the stage \
+                        `reconstruct` makes them",
+            ));
         }
         let Score { kernel_size, repeats } = self.score;
         if (kernel_size - 1) * repeats >= height.min(width) {
-            return Err(format!(
-                "`score`: {repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"
+            return Err(Misfit::parameter(
+                "score",
+                format!("{repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"),
             ));
         }
         Ok(Arc::new(Schema::new(vec![
@@ -168,7 +191,7 @@ impl Stage for AnomalyMaps {
         ])))
     }
 
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         Weights(&self.weights()).files_of("weights", self.extractor.layouts())
     }
 }
@@ -240,7 +263,7 @@ mod tests {
         let all = [("images", images), ("reconstructions", reconstructions)]
             .map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields))));
         let stage: AnomalyMaps = serde_json::from_value(params).unwrap();
-        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err()
+        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err().map(|misfit| misfit.to_string())
     }
 
     #[test]

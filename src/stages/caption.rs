@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::column;
 use crate::engine::{
     Result,
-    stage::{Context, ITSELF, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
+    stage::{Column, Context, ITSELF, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
     store::Note,
 };
 
 /// Describes each image in words.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "model": "dataset" }]))]
 pub struct Caption {
     /// What writes the captions.
     #[garde(skip)]
@@ -39,14 +40,19 @@ pub enum Model {
 }
 
 impl Stage for Caption {
-    const NAME: &'static str = "caption";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["caption", "class"])]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
+    fn revision(&self) -> u32 {
+        1
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        column::typed(inputs, "images", "caption", &DataType::Utf8)?;
-        column::typed(inputs, "images", "class", &DataType::Utf8)?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![Port::rows("images", [column::caption(), Column::new("class", DataType::Utf8)])])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
         Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))
     }
 
@@ -103,23 +109,6 @@ impl Operator for FromDataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn captions_are_text() {
-        let problem = |caption: DataType| {
-            let fields = vec![
-                column::image_id(),
-                Field::new("caption", caption, true),
-                Field::new("class", DataType::Utf8, false),
-            ];
-            let all = [("images".to_owned(), Arc::new(Schema::new(fields)))].into();
-            let stage = Caption { model: Model::Dataset, default: String::new() };
-            stage.output(&Schemas { all, by_row: vec![] }).err()
-        };
-        assert_eq!(problem(DataType::Utf8), None);
-        let told = "column `caption` is Int64; Utf8 is read, which `cast(caption as varchar) as caption` in a stage `sql` makes of it";
-        assert_eq!(problem(DataType::Int64).as_deref(), Some(told));
-    }
 
     #[test]
     fn captions_that_are_all_equal_or_empty_are_told() {

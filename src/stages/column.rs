@@ -9,8 +9,7 @@ use arrow::{
 
 use crate::engine::{
     Error, Result,
-    stage::{Schemas, Sink},
-    store::tensor_shape,
+    stage::{Column, Misfit, Schemas, Sink},
 };
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
@@ -51,46 +50,49 @@ pub fn row<T: ArrowPrimitiveType>(column: &ArrayRef, row: usize) -> Result<&[T::
     Ok(&values.values()[start..start + size])
 }
 
-/// The shape of a tensor column with as many dimensions as `names`, or why it does not fit.
-pub fn shape<const N: usize>(field: &Field, item: &DataType, names: &str) -> Result<[usize; N], String> {
-    let fits = matches!(field.data_type(), DataType::FixedSizeList(inner, _) if inner.data_type() == item);
-    let shape = tensor_shape(field).filter(|_| fits).and_then(|shape| <[usize; N]>::try_from(shape).ok());
-    shape.ok_or_else(|| format!("column `{}` is {}; a {item}{names} tensor is read", field.name(), field.data_type()))
+/// The images: `pixels` `[H, W, 3]`, RGB of 8 bits.
+pub fn pixels() -> Column {
+    Column::tensors("pixels", DataType::UInt8, "[H, W, 3]")
+}
+
+/// The latents' moments: `mean` and `logvar` `[C, h, w]`.
+pub fn moments() -> [Column; 2] {
+    ["mean", "logvar"].map(|name| Column::tensors(name, DataType::Float32, "[C, h, w]"))
+}
+
+/// The captions' text.
+pub fn caption() -> Column {
+    Column::new("caption", DataType::Utf8)
+}
+
+/// The captions as a text encoder sees them: `[T, D]`, T tokens of D numbers.
+pub fn embedding() -> Column {
+    Column::tensors("embedding", DataType::Float32, "[T, D]")
+}
+
+/// The weights of a network, with its configuration beside them; see [`config_of`](super::training::config_of).
+pub fn weights() -> Column {
+    Column::any("weights")
 }
 
 /// The shape `[H, W, 3]` of the images' pixels.
-pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], String> {
-    shape(schemas.field("images", "pixels")?, &DataType::UInt8, "[H, W, 3]")
+pub fn pixels_shape(inputs: &Schemas) -> Result<[usize; 3], Misfit> {
+    inputs.shape("images", "pixels")
 }
 
 /// The shape `[C, h, w]` of the latents' moments.
-pub fn latents(schemas: &Schemas) -> Result<[usize; 3], String> {
-    let [mean, logvar]: [Result<[usize; 3], String>; 2] = ["mean", "logvar"]
-        .map(|name| schemas.field("latents", name).and_then(|field| shape(field, &DataType::Float32, "[C, h, w]")));
-    let (mean, logvar) = (mean?, logvar?);
-    if mean == logvar { Ok(mean) } else { Err(format!("column `mean` is {mean:?} and `logvar` {logvar:?}")) }
-}
-
-/// The shape `[77, D]` of the captions at a port.
-pub fn embedding(schemas: &Schemas, port: &str) -> Result<[usize; 2], String> {
-    shape(schemas.field(port, "embedding")?, &DataType::Float32, "[77, D]")
-}
-
-/// Whether a column has the type that is read.
-pub fn typed(schemas: &Schemas, port: &str, name: &str, wanted: &DataType) -> Result<(), String> {
-    let field = schemas.field(port, name)?;
-    if field.data_type() == wanted {
-        return Ok(());
+pub fn latent_shape(inputs: &Schemas) -> Result<[usize; 3], Misfit> {
+    let (mean, logvar) = (inputs.shape("latents", "mean")?, inputs.shape("latents", "logvar")?);
+    if mean == logvar {
+        Ok(mean)
+    } else {
+        Err(Misfit::input("latents", format!("column `mean` is {mean:?} and `logvar` {logvar:?}")))
     }
-    let sql = match wanted {
-        DataType::Utf8 => "varchar",
-        DataType::Boolean => "boolean",
-        _ => "real",
-    };
-    Err(format!(
-        "column `{name}` is {}; {wanted} is read, which `cast({name} as {sql}) as {name}` in a stage `sql` makes of it",
-        field.data_type()
-    ))
+}
+
+/// The shape `[T, D]` of the captions at a port.
+pub fn embedding_shape(inputs: &Schemas, port: &str) -> Result<[usize; 2], Misfit> {
+    inputs.shape(port, "embedding")
 }
 
 /// The error of a row in which a column has no value that is needed.

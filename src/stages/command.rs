@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::types;
 use crate::engine::{
     Result,
-    stage::{Context, Open, Operator, Output, Ports, Schemas, Stage},
+    stage::{Context, Misfit, Open, Operator, Output, Ports, Schemas, Stage},
     store::{is_volatile, volatile_misuse},
 };
 
@@ -38,6 +38,7 @@ const ERROR: &str = "_error";
 /// environment and the programs on the `PATH` are not.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "run": "python3 histogram.py", "output": { "histogram": "float32[16]" } }]))]
 pub struct Command {
     /// The program and its arguments: a list, or a line that is split as a shell does it. No shell is started.
     #[garde(skip)]
@@ -98,7 +99,7 @@ impl From<Words> for Vec<String> {
 
 impl Command {
     /// The columns that the program reads, as `(table, column)`, but for the ids.
-    fn reads(&self, inputs: &Schemas) -> Result<Vec<(String, String)>, String> {
+    fn reads(&self, inputs: &Schemas) -> Result<Vec<(String, String)>, Misfit> {
         let whole = inputs.all.keys().filter(|name| !inputs.by_row.contains(name));
         let all: Vec<(String, String)> = inputs
             .by_row
@@ -113,12 +114,15 @@ impl Command {
         let is_volatile = |(table, column): &(String, String)| inputs.field(table, column).is_ok_and(is_volatile);
         for name in self.columns.iter().flatten() {
             if all.iter().any(|column| is(column, name) && is_volatile(column)) {
-                return Err(format!("`columns`: {}", volatile_misuse(name)));
+                return Err(Misfit::parameter("columns", volatile_misuse(name)));
             }
         }
         if let Some(name) = self.columns.iter().flatten().find(|name| !all.iter().any(|column| is(column, name))) {
             let all: Vec<String> = all.iter().map(|(table, column)| format!("{table}.{column}")).collect();
-            return Err(format!("`columns`: no table has a column `{name}`; there are {}", all.join(", ")));
+            return Err(Misfit::parameter(
+                "columns",
+                format!("no table has a column `{name}`; there are {}", all.join(", ")),
+            ));
         }
         let chosen = |column: &(String, String)| {
             self.columns.as_ref().is_none_or(|names| names.iter().any(|name| is(column, name)))
@@ -142,49 +146,57 @@ impl Command {
         self.run.0.iter().map(fill).collect()
     }
 
-    fn check(&self, inputs: &Schemas) -> Result<(), String> {
+    fn check(&self, inputs: &Schemas) -> Result<(), Misfit> {
         if self.output.is_empty() {
-            return Err("`output`: a table has at least one column".into());
+            return Err(Misfit::parameter("output", "a table has at least one column"));
         }
         if self.output.contains_key(ERROR) {
-            return Err(format!("`output`: `{ERROR}` is where a program says why a row failed, and is not declared"));
+            return Err(Misfit::parameter(
+                "output",
+                format!("`{ERROR}` is where a program says why a row failed, and is not declared"),
+            ));
         }
         if self.makes == Output::RowPerRow && inputs.by_row.is_empty() {
-            return Err(
-                "`makes`: a row per row needs a table with row ids in `from:`; write `makes: table` for a program \
-                        that makes a whole table"
-                    .into(),
-            );
+            return Err(Misfit::parameter(
+                "makes",
+                "a row per row needs a table with row ids in `from:`; write `makes: table` for a program \
+                        that makes a whole table",
+            ));
         }
         if self.makes == Output::RowPerRow && self.names(OUTPUT) {
-            return Err(
-                "`run`: a program that makes a row per row answers on its standard output; `{output}` goes with \
-                        `makes: table` and `makes: rows`"
-                    .into(),
-            );
+            return Err(Misfit::parameter(
+                "run",
+                "a program that makes a row per row answers on its standard output; `{output}` goes with \
+                        `makes: table` and `makes: rows`",
+            ));
         }
         if self.makes != Output::RowPerRow && !self.names(OUTPUT) {
-            return Err(
-                "`run`: a program that makes a table is told by `{output}` where to write its Parquet file".into()
-            );
+            return Err(Misfit::parameter(
+                "run",
+                "a program that makes a table is told by `{output}` where to write its Parquet file",
+            ));
         }
         let whole = inputs.all.keys().filter(|name| !inputs.by_row.contains(name));
         let columns = self.reads(inputs)?;
         for table in whole {
             if table == OUTPUT {
-                return Err(
-                    "`from`: `{output}` is where the program writes; give the table that it reads another name: \
-                            `from: {name: output}`"
-                        .into(),
-                );
+                return Err(Misfit::input(
+                    OUTPUT,
+                    "`{output}` is where the program writes; give the table that it reads another name: \
+                            `from: {name: output}`",
+                ));
             }
             if !self.names(table) {
-                return Err(format!(
-                    "`run`: the program reads `{table}` as a Parquet file; `{{{table}}}` stands for its path"
+                return Err(Misfit::parameter(
+                    "run",
+                    format!("the program reads `{table}` as a Parquet file; `{{{table}}}` stands for its path"),
                 ));
             }
             if !columns.iter().any(|(of, _)| of == table) {
-                return Err(format!("`columns`: none is of `{table}`, which the program reads as a Parquet file"));
+                return Err(Misfit::parameter(
+                    "columns",
+                    format!("none is of `{table}`, which the program reads as a Parquet file"),
+                ));
             }
         }
         Ok(())
@@ -192,32 +204,41 @@ impl Command {
 }
 
 impl Stage for Command {
-    const NAME: &'static str = "command";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Any;
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow, Output::Rows, Output::Table];
-    const LOCATIONS: &'static [&'static str] = &["files"];
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        Ports::Any
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["files"]
+    }
 
     fn makes(&self) -> Output {
         self.makes
     }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         self.check(inputs)?;
-        let mut fields = types::fields(&self.output).map_err(|e| format!("`output`: {e}"))?;
+        let mut fields = types::fields(&self.output).map_err(|e| Misfit::parameter("output", e))?;
         if self.makes == Output::RowPerRow {
             let id = inputs.by_row.first().and_then(|table| inputs.get(table)).map(|schema| schema.field(0).clone());
             if let Some(id) = &id
                 && self.output.contains_key(id.name())
             {
-                return Err(format!("`output`: the id `{}` stands before the columns by itself", id.name()));
+                return Err(Misfit::parameter(
+                    "output",
+                    format!("the id `{}` stands before the columns by itself", id.name()),
+                ));
             }
             fields.splice(0..0, id);
         }
         Ok(Arc::new(Schema::new(fields)))
     }
 
-    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, Misfit> {
         let mut columns: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (table, schema) in inputs.by_row.iter().filter_map(|table| Some((table, inputs.get(table)?))) {
             columns.insert(table.clone(), vec![schema.field(0).name().clone()]);
@@ -227,7 +248,7 @@ impl Stage for Command {
     }
 
     /// What `files` names, and every word of `run` that is a file: the program's change is a change of the stage.
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         let mut files = self.files.clone();
         for word in &self.run.0 {
             if !files.contains(word) && std::path::Path::new(word).is_file() {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
         store::tensor_field,
     },
     models::vae::{AutoencoderKl, AutoencoderKlConfig},
@@ -25,22 +25,30 @@ use crate::{
 /// Encodes images by the autoencoder: mean and log-variance of each latent, unscaled.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{}]))]
 pub struct EncodeLatents {}
 
 impl Stage for EncodeLatents {
-    const NAME: &'static str = "encode_latents";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::table("autoencoder", &["weights"])]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
+    fn revision(&self) -> u32 {
+        1
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let [height, width, _] = column::pixels(inputs)?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![Port::rows("images", [column::pixels()]), Port::table("autoencoder", [column::weights()])])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let [height, width, _] = column::pixels_shape(inputs)?;
         let config: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
         let factor = config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
-            return Err(format!(
-                "`images` of {height}x{width} do not divide by {factor}, the factor of the autoencoder"
-            ));
+            let message =
+                format!("images of {height}x{width} do not divide by {factor}, the factor of the autoencoder");
+            return Err(Misfit::input("images", message));
         }
         let shape = [config.latent_channels as usize, height / factor, width / factor];
         let moment = |name| tensor_field(name, DataType::Float32, &shape, false);

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     engine::{
         Error, Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
         store::tensor_field,
     },
     models::{
@@ -36,17 +36,26 @@ const KEPT: usize = 1024;
 /// context of Stable Diffusion. Equal captions are encoded once.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{}]))]
 pub struct EncodeText {}
 
 impl Stage for EncodeText {
-    const NAME: &'static str = "encode_text";
-    const REVISION: u32 = 1;
-    const PORTS: Ports =
-        Ports::Named(&[Port::rows("captions", &["caption"]), Port::table("text_encoder", &["weights"])]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
+    fn revision(&self) -> u32 {
+        1
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        column::typed(inputs, "captions", "caption", &DataType::Utf8)?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows("captions", [column::caption()]),
+            Port::table("text_encoder", [column::weights()]),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let config: ClipTextConfig = config_of(inputs, "text_encoder")?;
         let shape = [config.max_position_embeddings as usize, config.hidden_size as usize];
         Ok(Arc::new(Schema::new(vec![column::image_id(), tensor_field("embedding", DataType::Float32, &shape, false)])))

@@ -19,7 +19,7 @@ pub use crate::datasets::folder::MEAN;
 use crate::{
     engine::{
         Error, Result,
-        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     metrics::{
         Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
@@ -35,6 +35,7 @@ use crate::{
 /// masks may be missing: an image without class, label, score or map is an error.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{}]))]
 pub struct Evaluate {
     /// Whose rules the metrics follow, or a list of them: a row per class and protocol. Numbers of different protocols are not to
     /// be compared.
@@ -79,29 +80,39 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Protocol
 }
 
 impl Stage for Evaluate {
-    const NAME: &'static str = "evaluate";
-    const REVISION: u32 = 2;
-    const PORTS: Ports = Ports::Named(&[
-        Port::rows("images", &["class", "label", "mask"]).also(&["mask_grey"]),
-        Port::rows("anomaly_maps", &["map", "score"]),
-    ]);
-    const OUTPUT: &'static [Output] = &[Output::Table];
+    fn revision(&self) -> u32 {
+        2
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        for (port, name, wanted) in [
-            ("images", "class", DataType::Utf8),
-            ("images", "label", DataType::Boolean),
-            ("anomaly_maps", "score", DataType::Float32),
-        ] {
-            column::typed(inputs, port, name, &wanted)?;
-        }
-        let map: [usize; 2] = column::shape(inputs.field("anomaly_maps", "map")?, &DataType::Float16, "[H, W]")?;
-        for mask in
-            [Some(inputs.field("images", "mask")?), inputs.field("images", "mask_grey").ok()].into_iter().flatten()
-        {
-            let mask: [usize; 2] = column::shape(mask, &DataType::UInt8, "[H, W]")?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows(
+                "images",
+                [
+                    Column::new("class", DataType::Utf8),
+                    Column::new("label", DataType::Boolean),
+                    Column::tensors("mask", DataType::UInt8, "[H, W]"),
+                    Column::tensors("mask_grey", DataType::UInt8, "[H, W]").optional(),
+                ],
+            ),
+            Port::rows(
+                "anomaly_maps",
+                [Column::tensors("map", DataType::Float16, "[H, W]"), Column::new("score", DataType::Float32)],
+            ),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::Table
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let map: [usize; 2] = inputs.shape("anomaly_maps", "map")?;
+        for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
+            let mask: [usize; 2] = inputs.shape("images", name)?;
             if mask != map {
-                return Err(format!("masks are {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]));
+                let message = format!("masks are {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]);
+                return Err(Misfit::input("anomaly_maps", message));
             }
         }
         let mut fields = vec![
@@ -118,8 +129,7 @@ impl Stage for Evaluate {
 
 impl Open for Evaluate {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let field = context.schemas.field("anomaly_maps", "map").map_err(Error::Stage)?;
-        let size = column::shape(field, &DataType::Float16, "[H, W]").map_err(Error::Stage)?;
+        let size = context.schemas.shape("anomaly_maps", "map")?;
         Ok(Box::new(Evaluator { stage: self, size }))
     }
 }
@@ -345,43 +355,10 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use arrow::{
-        array::{BooleanArray, Float32Array, RecordBatch},
-        datatypes::DataType,
-    };
+    use arrow::array::{BooleanArray, Float32Array, RecordBatch};
     use half::f16;
 
     use super::*;
-    use crate::engine::store::tensor_field;
-
-    #[test]
-    fn columns_of_another_type_are_named() {
-        let problem = |label: DataType, score: DataType| {
-            let images = vec![
-                column::image_id(),
-                Field::new("class", DataType::Utf8, false),
-                Field::new("label", label, false),
-                tensor_field("mask", DataType::UInt8, &[8, 8], true),
-            ];
-            let maps = vec![
-                column::image_id(),
-                tensor_field("map", DataType::Float16, &[8, 8], false),
-                Field::new("score", score, false),
-            ];
-            let all = [("images", images), ("anomaly_maps", maps)];
-            let all = all.map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields)))).into();
-            let stage: Evaluate = serde_json::from_str("{}").unwrap();
-            stage.output(&Schemas { all, by_row: vec![] }).err()
-        };
-        assert_eq!(problem(DataType::Boolean, DataType::Float32), None);
-        let label = problem(DataType::Int64, DataType::Float32).unwrap();
-        assert!(
-            label.starts_with("column `label` is Int64; Boolean is read, which `cast(label as boolean)"),
-            "{label}"
-        );
-        let score = problem(DataType::Boolean, DataType::Float64).unwrap();
-        assert!(score.starts_with("column `score` is Float64; Float32 is read, which `cast(score as real)"), "{score}");
-    }
 
     fn batch(classes: [&str; 2], labels: [Option<bool>; 2], scores: [Option<f32>; 2]) -> Batch {
         let columns = |columns: Vec<(&str, ArrayRef)>| {

@@ -21,7 +21,7 @@ use crate::{
     engine::{
         Digest, Error, Result, join,
         source::Sources,
-        stage::{Batch, Context, Listing, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
+        stage::{Batch, Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
         store::{Note, digest_array, tensor_field, volatile},
     },
     vision::{
@@ -41,6 +41,7 @@ use crate::{
 /// ground truth.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "dataset": "folder", "root": "photos" }]))]
 pub struct Ingest {
     /// Which layout to read.
     #[garde(skip)]
@@ -110,29 +111,44 @@ impl Synthetic {
 }
 
 impl Stage for Ingest {
-    const NAME: &'static str = "ingest";
-    const REVISION: u32 = 3;
-    const PORTS: Ports = Ports::Named(&[]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
-    const LOCATIONS: &'static [&'static str] = &["root"];
+    fn revision(&self) -> u32 {
+        3
+    }
 
-    fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
+    fn ports(&self) -> Ports {
+        Ports::Named(Vec::new())
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["root"]
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
         match (self.dataset, &self.root, &self.synthetic) {
             (Dataset::Folder, None, _) => {
-                return Err("`root` is missing: the folder of the photographs (CLASS/train/good/*.png, …)".into());
+                return Err(Misfit::parameter(
+                    "root",
+                    "it is missing: the folder of the photographs (CLASS/train/good/*.png, …)",
+                ));
             }
-            (Dataset::Folder, _, Some(_)) => return Err("`synthetic` belongs to `dataset: synthetic`".into()),
+            (Dataset::Folder, _, Some(_)) => {
+                return Err(Misfit::parameter("synthetic", "it belongs to `dataset: synthetic`"));
+            }
             (Dataset::Synthetic, Some(_), _) => {
-                return Err("`root` belongs to `dataset: folder`; the generator reads no files".into());
+                return Err(Misfit::parameter("root", "it belongs to `dataset: folder`; the generator reads no files"));
             }
             _ => {}
         }
         if let Some(class) =
             self.synthetic.iter().flat_map(|s| &s.classes).find(|c| !synthetic::CLASSES.contains(&c.as_str()))
         {
-            return Err(format!(
-                "`synthetic`: there is no class `{class}`; classes are {}",
-                synthetic::CLASSES.join(", ")
+            return Err(Misfit::parameter(
+                "synthetic",
+                format!("there is no class `{class}`; classes are {}", synthetic::CLASSES.join(", ")),
             ));
         }
         let size = self.size as usize;

@@ -21,37 +21,19 @@ mod training;
 mod types;
 mod weights;
 
-use crate::engine::stage::{OpenFn, Stage, StageKind, open};
-
-/// Every stage kind, as the driver knows it, in pipeline order.
-pub const KINDS: &[StageKind] = &[
-    StageKind::in_driver::<ingest::Ingest>(),
-    StageKind::in_driver::<read::Read>(),
-    StageKind::in_driver::<caption::Caption>(),
-    StageKind::in_worker::<pretrained::Pretrained>(),
-    StageKind::in_worker::<train_text_encoder::TrainTextEncoder>(),
-    StageKind::in_worker::<encode_text::EncodeText>(),
-    StageKind::in_worker::<train_autoencoder::TrainAutoencoder>(),
-    StageKind::in_worker::<encode_latents::EncodeLatents>(),
-    StageKind::in_worker::<train_denoiser::TrainDenoiser>(),
-    StageKind::in_worker::<reconstruct::Reconstruct>(),
-    StageKind::in_worker::<anomaly_maps::AnomalyMaps>(),
-    StageKind::in_driver::<evaluate::Evaluate>(),
-    StageKind::in_driver::<sql::Sql>(),
-    StageKind::in_driver::<command::Command>(),
-];
-
-/// How the worker opens its stages. The driver must not name this: it would then link libtorch.
-pub fn open_in_worker(stage: &str) -> Option<OpenFn> {
-    Some(match stage {
-        pretrained::Pretrained::NAME => open::<pretrained::Pretrained>,
-        train_text_encoder::TrainTextEncoder::NAME => open::<train_text_encoder::TrainTextEncoder>,
-        encode_text::EncodeText::NAME => open::<encode_text::EncodeText>,
-        train_autoencoder::TrainAutoencoder::NAME => open::<train_autoencoder::TrainAutoencoder>,
-        encode_latents::EncodeLatents::NAME => open::<encode_latents::EncodeLatents>,
-        train_denoiser::TrainDenoiser::NAME => open::<train_denoiser::TrainDenoiser>,
-        reconstruct::Reconstruct::NAME => open::<reconstruct::Reconstruct>,
-        anomaly_maps::AnomalyMaps::NAME => open::<anomaly_maps::AnomalyMaps>,
-        _ => return None,
-    })
+crate::stages! {
+    "ingest" => ingest::Ingest, driver;
+    "read" => read::Read, driver;
+    "caption" => caption::Caption, driver;
+    "pretrained" => pretrained::Pretrained, worker;
+    "train_text_encoder" => train_text_encoder::TrainTextEncoder, worker;
+    "encode_text" => encode_text::EncodeText, worker;
+    "train_autoencoder" => train_autoencoder::TrainAutoencoder, worker;
+    "encode_latents" => encode_latents::EncodeLatents, worker;
+    "train_denoiser" => train_denoiser::TrainDenoiser, worker;
+    "reconstruct" => reconstruct::Reconstruct, worker;
+    "anomaly_maps" => anomaly_maps::AnomalyMaps, worker;
+    "evaluate" => evaluate::Evaluate, driver;
+    "sql" => sql::Sql, driver;
+    "command" => command::Command, driver;
 }

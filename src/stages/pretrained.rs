@@ -23,7 +23,7 @@ use crate::{
     engine::{
         Error, Result,
         source::Sources,
-        stage::{Context, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
@@ -43,6 +43,7 @@ use crate::{
 /// that `train_denoiser` wrote (`unet.*`, `control.*`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "network": "autoencoder", "weights": "vae.safetensors" }]))]
 pub struct Pretrained {
     /// The network that the weights are of.
     #[garde(skip)]
@@ -88,26 +89,26 @@ impl Network {
 
 impl Pretrained {
     /// The network's configuration, or `default` where there is none that `parse` takes for one.
-    fn settings<C>(&self, default: C, parse: impl Fn(&str) -> serde_json::Result<Option<C>>) -> Result<C, String> {
-        let (text, of) = match &self.config {
-            Some(config) => (Value::Object(config.clone()).to_string(), "`config`"),
-            None => match Weights(&self.weights).config()? {
-                Some(text) => (String::from_utf8_lossy(&text).into_owned(), "`weights`: its config.json"),
+    fn settings<C>(&self, default: C, parse: impl Fn(&str) -> serde_json::Result<Option<C>>) -> Result<C, Misfit> {
+        let (text, at, of) = match &self.config {
+            Some(config) => (Value::Object(config.clone()).to_string(), "config", ""),
+            None => match Weights(&self.weights).config().map_err(|e| Misfit::parameter("weights", e))? {
+                Some(text) => (String::from_utf8_lossy(&text).into_owned(), "weights", "its config.json: "),
                 None => return Ok(default),
             },
         };
-        parse(&text).map(|config| config.unwrap_or(default)).map_err(|e| format!("{of}: {e}"))
+        parse(&text).map(|config| config.unwrap_or(default)).map_err(|e| Misfit::parameter(at, format!("{of}{e}")))
     }
 
-    fn autoencoder(&self) -> Result<AutoencoderKlConfig, String> {
+    fn autoencoder(&self) -> Result<AutoencoderKlConfig, Misfit> {
         self.settings(AutoencoderKlConfig::default(), |text| serde_json::from_str(text).map(Some))
     }
 
-    fn text_encoder(&self) -> Result<ClipTextConfig, String> {
+    fn text_encoder(&self) -> Result<ClipTextConfig, Misfit> {
         self.settings(ClipTextConfig::vit_l_14(), |text| ClipTextConfig::from_json(text).map(Some))
     }
 
-    fn denoiser(&self) -> Result<DenoiserConfig, String> {
+    fn denoiser(&self) -> Result<DenoiserConfig, Misfit> {
         self.settings(DenoiserConfig::published(), |text| {
             // Nobody publishes one; what lies beside the weights is that of another network, such as a U-Net's.
             let config: Value = serde_json::from_str(text)?;
@@ -122,14 +123,24 @@ impl Pretrained {
 }
 
 impl Stage for Pretrained {
-    const NAME: &'static str = "pretrained";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[]);
-    const OUTPUT: &'static [Output] = &[Output::Table];
-    const LOCATIONS: &'static [&'static str] = &["weights", "tokenizer"];
+    fn revision(&self) -> u32 {
+        1
+    }
 
-    fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
-        let wrong = |e: ConfigError| format!("`config`: {e}");
+    fn ports(&self) -> Ports {
+        Ports::Named(Vec::new())
+    }
+
+    fn makes(&self) -> Output {
+        Output::Table
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["weights", "tokenizer"]
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
+        let wrong = |e: ConfigError| Misfit::parameter("config", e);
         let weights = match self.network {
             Network::Autoencoder => {
                 let config = self.autoencoder()?;
@@ -148,7 +159,7 @@ impl Stage for Pretrained {
             }
         };
         if self.tokenizer.is_some() && self.network != Network::TextEncoder {
-            return Err("`tokenizer` belongs to `network: text_encoder`".into());
+            return Err(Misfit::parameter("tokenizer", "it belongs to `network: text_encoder`"));
         }
         Ok(Arc::new(Schema::new(vec![
             Field::new("network", DataType::Utf8, false),
@@ -157,10 +168,10 @@ impl Stage for Pretrained {
         ])))
     }
 
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         let mut files = Weights(&self.weights).files_of("weights", self.network.layouts())?;
         if self.network == Network::TextEncoder {
-            files.extend(Weights(self.tokenizer()).tokenizer_files().map_err(|e| format!("`tokenizer`: {e}"))?);
+            files.extend(Weights(self.tokenizer()).tokenizer_files().map_err(|e| Misfit::parameter("tokenizer", e))?);
         }
         files.sort();
         files.dedup();
@@ -200,13 +211,13 @@ impl Loader {
         let published = Weights(&stage.weights).open(&self.sources)?;
         match stage.network {
             Network::Autoencoder => {
-                let config = stage.autoencoder().map_err(Error::Input)?;
+                let config = stage.autoencoder()?;
                 skip_init(|| AutoencoderKl::new(vs.root(), &config))?;
                 config.canonical(published).and_then(|weights| weights.load_into(vs)).map_err(input)?;
                 save_weights(vs.variables(), &config, &[])
             }
             Network::TextEncoder => {
-                let config = stage.text_encoder().map_err(Error::Input)?;
+                let config = stage.text_encoder()?;
                 let place = Weights(stage.tokenizer()).beside().map_err(Error::Input)?;
                 let tokenizer = ClipTokenizer::open(&place)?;
                 fits(&tokenizer, &config)
@@ -216,7 +227,7 @@ impl Loader {
                 save_weights(vs.variables(), &config, &[(TOKENIZER, tokenizer.to_json()?)])
             }
             Network::Denoiser => {
-                let mut config = stage.denoiser().map_err(Error::Input)?;
+                let mut config = stage.denoiser()?;
                 let place = published.path().display().to_string();
                 let published = Published::new(published, &config.control)
                     .and_then(|weights| weights.fit_fusion(&mut config.control))
@@ -281,6 +292,11 @@ mod tests {
         assert_eq!(widths(json!({ "block_out_channels": [8, 8] })), Ok(vec![320, 640, 1280, 1280]), "of a U-Net");
         let own = json!({ "control": { "block_out_channels": [8, 8] }, "schedule": {}, "scaling_factor": 1 });
         assert_eq!(widths(own), Ok(vec![8, 8]));
-        assert!(widths(json!({ "control": {} })).unwrap_err().contains("`weights`: its config.json: missing field"));
+        assert!(
+            widths(json!({ "control": {} }))
+                .unwrap_err()
+                .to_string()
+                .contains("`weights`: its config.json: missing field")
+        );
     }
 }

@@ -25,7 +25,7 @@ use super::types;
 use crate::engine::{
     Error, Result,
     source::Sources,
-    stage::{Context, Listing, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
+    stage::{Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
     store::plain,
 };
 
@@ -35,6 +35,7 @@ use crate::engine::{
 /// appended to twenty thousand are ten rows computed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "path": "rows.csv", "id": "id" }]))]
 pub struct Read {
     /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`. Where it lies is no part of the rows'
     /// identity.
@@ -55,48 +56,60 @@ pub struct Read {
 }
 
 impl Stage for Read {
-    const NAME: &'static str = "read";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Named(&[]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
-    const LOCATIONS: &'static [&'static str] = &["path"];
+    fn revision(&self) -> u32 {
+        1
+    }
 
-    fn output(&self, _: &Schemas) -> Result<SchemaRef, String> {
-        let path = Sources::default().local(&self.path).map_err(|e| format!("`path`: {e}"))?;
+    fn ports(&self) -> Ports {
+        Ports::Named(Vec::new())
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["path"]
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
+        let path = Sources::default().local(&self.path).map_err(|e| Misfit::parameter("path", e))?;
         self.schema(&self.open_file(&path)?.schema)
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
-        self.rows(&sources.local(&self.path)?).map(Some).map_err(Error::Input)
+        self.rows(&sources.local(&self.path)?).map(Some).map_err(|misfit| Error::Input(misfit.to_string()))
     }
 }
 
 impl Read {
     /// The file's own schema and its rows, in the types of the table.
-    fn open_file(&self, path: &Path) -> Result<Opened, String> {
+    fn open_file(&self, path: &Path) -> Result<Opened, Misfit> {
         let place = self.path.split('?').next().unwrap_or(&self.path);
         let ending = place.rsplit('.').next().unwrap_or_default().to_lowercase();
-        let types = types::fields(&self.types).map_err(|e| format!("`types`: {e}"))?;
+        let types = types::fields(&self.types).map_err(|e| Misfit::parameter("types", e))?;
         if ending == "parquet" && !types.is_empty() {
-            return Err("`types`: a Parquet file says itself what its columns are".into());
+            return Err(Misfit::parameter("types", "a Parquet file says itself what its columns are"));
         }
         let text = Text { name: &self.path, path, id: &self.id, types };
         if self.separator.is_some() && !matches!(ending.as_str(), "csv" | "tsv") {
-            return Err(format!("`separator`: {} is no CSV file", self.path));
+            return Err(Misfit::parameter("separator", format!("{} is no CSV file", self.path)));
         }
-        let opened = match ending.as_str() {
+        match ending.as_str() {
             "parquet" => self.parquet(path),
             "csv" => text.csv(self.separator),
             "tsv" => text.csv(self.separator.or(Some('\t'))),
             "jsonl" | "ndjson" => text.json(),
-            _ => Err(format!("{} ends in none of .parquet, .csv, .tsv, .jsonl and .ndjson", self.path)),
-        };
-        opened.map_err(|e| if e.starts_with('`') { e } else { format!("`path`: {e}") })
+            _ => {
+                let message = format!("{} ends in none of .parquet, .csv, .tsv, .jsonl and .ndjson", self.path);
+                Err(Misfit::parameter("path", message))
+            }
+        }
     }
 
-    fn parquet(&self, path: &Path) -> Result<Opened, String> {
+    fn parquet(&self, path: &Path) -> Result<Opened, Misfit> {
         let name = self.path.clone();
-        let failed = move |e: &dyn std::fmt::Display| format!("cannot read {name}: {e}");
+        let failed = move |e: &dyn std::fmt::Display| Misfit::parameter("path", format!("cannot read {name}: {e}"));
         let file = File::open(path).map_err(|e| failed(&e))?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
         let schema = builder.schema().clone();
@@ -106,17 +119,15 @@ impl Read {
     }
 
     /// The schema of the table: the id first, as text, and no view or dictionary of a value instead of the value.
-    fn schema(&self, file: &SchemaRef) -> Result<SchemaRef, String> {
+    fn schema(&self, file: &SchemaRef) -> Result<SchemaRef, Misfit> {
         let id = file.field_with_name(&self.id).map_err(|_| without_id(&self.path, &self.id, file))?;
         if !id.data_type().is_integer() && !matches!(plain(id.data_type()), DataType::Utf8 | DataType::Null) {
-            return Err(format!(
-                "`id`: column `{}` is {}; rows are identified by text or integers",
-                self.id,
-                id.data_type()
-            ));
+            let message =
+                format!("column `{}` is {}; rows are identified by text or integers", self.id, id.data_type());
+            return Err(Misfit::parameter("id", message));
         }
         if file.fields().iter().filter(|field| *field.name() == self.id).count() > 1 {
-            return Err(format!("`id`: {} has several columns `{}`", self.path, self.id));
+            return Err(Misfit::parameter("id", format!("{} has several columns `{}`", self.path, self.id)));
         }
         let others = file.fields().iter().filter(|field| *field.name() != self.id).map(|field| {
             let mut metadata = field.metadata().clone();
@@ -128,11 +139,11 @@ impl Read {
         Ok(Arc::new(Schema::new(std::iter::once(id).chain(others).collect::<Vec<_>>())))
     }
 
-    fn rows(&self, path: &Path) -> Result<Listing, String> {
+    fn rows(&self, path: &Path) -> Result<Listing, Misfit> {
         let Opened { schema: file, rows: batches, notes } = self.open_file(path)?;
         let schema = self.schema(&file)?;
         let places: Vec<usize> = schema.fields().iter().filter_map(|field| file.index_of(field.name()).ok()).collect();
-        let failed = |e: ArrowError| format!("cannot read {}: {e}", self.path);
+        let failed = |e: ArrowError| Misfit::parameter("path", format!("cannot read {}: {e}", self.path));
         let (mut rows, mut before) = (Vec::new(), 0);
         for batch in batches {
             let batch = batch?;
@@ -140,7 +151,8 @@ impl Read {
             let columns = columns.map(|(field, at)| cast(batch.column(*at), field.data_type()));
             let columns = columns.collect::<Result<Vec<_>, _>>().map_err(failed)?;
             if let Some(row) = columns.first().and_then(|ids| (0..ids.len()).find(|row| ids.is_null(*row))) {
-                return Err(format!("cannot read {}: row {} has no `{}`", self.path, before + row + 1, self.id));
+                let message = format!("cannot read {}: row {} has no `{}`", self.path, before + row + 1, self.id);
+                return Err(Misfit::parameter("path", message));
             }
             before += batch.num_rows();
             rows.push(RecordBatch::try_new(schema.clone(), columns).map_err(failed)?);

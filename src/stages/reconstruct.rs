@@ -26,7 +26,7 @@ use crate::{
     },
     engine::{
         Error, Result,
-        stage::{Batch, Context, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
+        stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
         store::{Note, tensor_field},
     },
     models::{
@@ -42,6 +42,7 @@ use crate::{
 /// one; images whose own caption equals it are not computed twice. Without `text_embeddings` it is the caption of all images.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{}]))]
 pub struct Reconstruct {
     /// The sampler.
     #[garde(skip)]
@@ -91,51 +92,57 @@ pub enum Latent {
 }
 
 impl Stage for Reconstruct {
-    const NAME: &'static str = "reconstruct";
-    const REVISION: u32 = 2;
-    const PORTS: Ports = Ports::Named(&[
-        Port::rows("images", &["pixels"]),
-        Port::rows("latents", &["mean", "logvar"]),
-        Port::rows(TEXT, &["embedding"]).optional(),
-        Port::table("autoencoder", &["weights"]),
-        Port::table("denoiser", &["weights"]),
-        Port::table(UNCONDITIONAL, &["embedding"]).optional(),
-    ]);
-    const OUTPUT: &'static [Output] = &[Output::RowPerRow];
+    fn revision(&self) -> u32 {
+        2
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        let latent = column::latents(inputs)?;
-        let [height, width, _] = column::pixels(inputs)?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows("images", [column::pixels()]),
+            Port::rows("latents", column::moments()),
+            Port::rows(TEXT, [column::embedding()]).optional(),
+            Port::table("autoencoder", [column::weights()]),
+            Port::table("denoiser", [column::weights()]),
+            Port::table(UNCONDITIONAL, [column::embedding()]).optional(),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let latent = column::latent_shape(inputs)?;
+        let [height, width, _] = column::pixels_shape(inputs)?;
         let denoiser: DenoiserConfig = config_of(inputs, "denoiser")?;
         denoiser
             .schedule
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
-            .map_err(|e| format!("`sampler`: {e}"))?;
-        let shape = |port| column::embedding(inputs, port);
+            .map_err(|e| Misfit::parameter("sampler", e))?;
+        let shape = |port| column::embedding_shape(inputs, port);
         match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
             [false, false] => {
-                return Err(format!(
+                return Err(Misfit::stage(format!(
                     "captions come from `{TEXT}`, `{UNCONDITIONAL}` or both, and `from:` names neither"
-                ));
+                )));
             }
             [true, true] if shape(TEXT)? != shape(UNCONDITIONAL)? => {
-                return Err(format!(
-                    "`{TEXT}` are {:?} and `{UNCONDITIONAL}` is {:?}",
-                    shape(TEXT)?,
-                    shape(UNCONDITIONAL)?
-                ));
+                let (own, other) = (shape(TEXT)?, shape(UNCONDITIONAL)?);
+                let message = format!("`{TEXT}` are {own:?} and `{UNCONDITIONAL}` is {other:?}");
+                return Err(Misfit::input(UNCONDITIONAL, message));
             }
             [true, false] if self.guidance_scale != 1. => {
-                return Err(format!(
-                    "`guidance_scale` {} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a table of \
-                     encode_text whose first row is that, or write `guidance_scale: 1`",
+                let message = format!(
+                    "{} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a table of encode_text whose \
+                     first row is that, or write `guidance_scale: 1`",
                     self.guidance_scale
-                ));
+                );
+                return Err(Misfit::parameter("guidance_scale", message));
             }
             _ => {}
         }
-        denoiser.fits(inputs, captions(inputs), ["denoiser"; 2])?;
+        denoiser.fits(inputs, captions(inputs), None)?;
         Ok(Arc::new(Schema::new(vec![
             column::image_id(),
             tensor_field("latent", DataType::Float32, &latent, false),
@@ -288,7 +295,7 @@ mod tests {
         ];
         let all = all.map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields)) as SchemaRef));
         let stage: Reconstruct = serde_json::from_value(json!({ "guidance_scale": 1 })).unwrap();
-        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err()
+        stage.output(&Schemas { all: all.into(), by_row: vec![] }).err().map(|misfit| misfit.to_string())
     }
 
     #[test]

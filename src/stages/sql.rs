@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     engine::{
         Error, Result,
-        stage::{Context, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
         store::{is_heavy, plain},
     },
     query::statement::Statement,
@@ -21,6 +21,7 @@ use crate::{
 /// Only the columns that the query needs are read, and only their change reruns it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "query": "select count(*) as n from images" }]))]
 pub struct Sql {
     /// The query, in DataFusion's SQL. Give an `order by` where the order matters.
     #[garde(length(min = 1))]
@@ -37,11 +38,12 @@ fn table() -> Output {
 }
 
 impl Sql {
-    fn statement(&self, inputs: &Schemas) -> Result<Statement, String> {
-        let statement = Statement::new(&self.query, &inputs.all).map_err(|e| format!("`query`: {e}"))?;
+    fn statement(&self, inputs: &Schemas) -> Result<Statement, Misfit> {
+        let statement = Statement::new(&self.query, &inputs.all).map_err(|e| Misfit::parameter("query", e))?;
         if self.makes == Output::RowPerRow {
             statement.check_row_by_row(&inputs.by_row).map_err(|e| {
-                format!("`query`: {e}; write `makes: table` or `makes: rows` for a query over all of them")
+                let advice = "write `makes: table` or `makes: rows` for a query over all of them";
+                Misfit::parameter("query", format!("{e}; {advice}"))
             })?;
         }
         Ok(statement)
@@ -49,18 +51,21 @@ impl Sql {
 }
 
 impl Stage for Sql {
-    const NAME: &'static str = "sql";
-    const REVISION: u32 = 1;
-    const PORTS: Ports = Ports::Any;
-    const OUTPUT: &'static [Output] = &[Output::Table, Output::Rows, Output::RowPerRow];
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        Ports::Any
+    }
 
     fn makes(&self) -> Output {
         self.makes
     }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         if self.makes == Output::RowPerRow && inputs.by_row.is_empty() {
-            return Err("`makes`: a row per row needs a table with row ids in `from:`".into());
+            return Err(Misfit::parameter("makes", "a row per row needs a table with row ids in `from:`"));
         }
         let schema = self.statement(inputs)?.schema();
         // Views are how DataFusion computes, not how tables keep what it computed.
@@ -71,8 +76,8 @@ impl Stage for Sql {
         Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
     }
 
-    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
-        let mut columns = self.statement(inputs)?.columns()?;
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, Misfit> {
+        let mut columns = self.statement(inputs)?.columns().map_err(|e| Misfit::parameter("query", e))?;
         for (name, schema) in &inputs.all {
             let columns = columns.entry(name.clone()).or_default();
             if columns.is_empty() {
@@ -87,7 +92,7 @@ impl Stage for Sql {
 
 impl Open for Sql {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let statement = self.statement(&context.schemas).map_err(Error::Stage)?;
+        let statement = self.statement(&context.schemas)?;
         context.tables.iter().for_each(|(name, batch)| statement.set(name, batch.clone()));
         let by_row = context.schemas.by_row.clone();
         Ok(if by_row.is_empty() { Box::new(Whole(statement)) } else { Box::new(RowByRow { statement, by_row }) })

@@ -22,7 +22,7 @@ use crate::{
     engine::{
         Error, Result,
         source::Sources,
-        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         lpips::Lpips,
@@ -39,6 +39,7 @@ use crate::{
 /// small network that starts from nothing learns faster by `reduction: mean` and AdamW.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
 pub struct TrainAutoencoder {
     /// The network, as in a published `vae/config.json`.
     #[garde(skip)]
@@ -227,49 +228,75 @@ impl TrainAutoencoder {
 }
 
 impl Stage for TrainAutoencoder {
-    const NAME: &'static str = "train_autoencoder";
-    const REVISION: u32 = 2;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"])]);
-    const OUTPUT: &'static [Output] = &[Output::Table];
-    const LOCATIONS: &'static [&'static str] = &["init", "perceptual"];
-    const MEMORY: &'static str = training::MEMORY;
-    const NEEDS_ROWS: bool = true;
+    fn revision(&self) -> u32 {
+        2
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        self.config.validate().map_err(|e| format!("`config`: {e}"))?;
-        let [height, width, _] = column::pixels(inputs)?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![Port::rows("images", [column::pixels()])])
+    }
+
+    fn makes(&self) -> Output {
+        Output::Table
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["init", "perceptual"]
+    }
+
+    fn memory_advice(&self) -> &'static str {
+        training::MEMORY
+    }
+
+    fn needs_rows(&self) -> bool {
+        true
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        self.config.validate().map_err(|e| Misfit::parameter("config", e))?;
+        let [height, width, _] = column::pixels_shape(inputs)?;
         let factor = self.config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
-            return Err(format!(
-                "`config`: images of {height}x{width} do not divide by {factor}, the factor of {} levels",
-                self.config.block_out_channels.len()
+            return Err(Misfit::parameter(
+                "config",
+                format!(
+                    "images of {height}x{width} do not divide by {factor}, the factor of {} levels",
+                    self.config.block_out_channels.len()
+                ),
             ));
         }
         if let Some(crop) =
             self.crop.map(|crop| crop as usize).filter(|crop| crop % factor != 0 || *crop > height.min(width))
         {
-            return Err(format!(
-                "`crop`: {crop} is to be a multiple of {factor} and at most the images' {height}x{width}"
+            return Err(Misfit::parameter(
+                "crop",
+                format!("{crop} is to be a multiple of {factor} and at most the images' {height}x{width}"),
             ));
         }
         let side = self.crop.map_or(height.min(width), |crop| crop as usize);
         if let Some(Discriminator { config, .. }) = &self.discriminator {
-            config.validate().map_err(|e| format!("`discriminator.config`: {e}"))?;
+            config.validate().map_err(|e| Misfit::parameter("discriminator.config", e))?;
             if (side as i64) < config.smallest() {
-                return Err(format!(
-                    "`discriminator.config`: with {} layers it sees nothing of images below {1}x{1}",
-                    config.n_layers,
-                    config.smallest()
+                return Err(Misfit::parameter(
+                    "discriminator.config",
+                    format!(
+                        "with {} layers it sees nothing of images below {1}x{1}",
+                        config.n_layers,
+                        config.smallest()
+                    ),
                 ));
             }
         }
         if !self.perceptual.is_empty() && side < Lpips::SMALLEST {
-            return Err(format!("`perceptual`: VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST));
+            return Err(Misfit::parameter(
+                "perceptual",
+                format!("VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST),
+            ));
         }
         Ok(training::schema(&self.parts(), &[], &self.config))
     }
 
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         let init = self.init.iter().map(|place| Weights(place).files_of("init", weights::AUTOENCODER));
         let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual", weights::LPIPS));
         Ok(init.chain(perceptual).collect::<Result<Vec<_>, _>>()?.concat())

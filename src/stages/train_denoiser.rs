@@ -24,7 +24,7 @@ use crate::{
     engine::{
         Digest, Error, Result,
         source::Sources,
-        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         control::{ControlForm, ControlNetConfig},
@@ -43,6 +43,7 @@ use crate::{
 /// as `unconditional` a table of encode_text whose first row is the empty caption: all images then have that.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
 pub struct TrainDenoiser {
     /// The U-Net, as in a published `unet/config.json`.
     #[garde(skip)]
@@ -187,34 +188,42 @@ impl DenoiserConfig {
         }
     }
 
-    /// Whether the network fits a stage's images, latents, autoencoder and captions, those at this port. An error blames what
-    /// `unet` and `control` say are the configurations.
-    pub(super) fn fits(&self, inputs: &Schemas, captions: &str, [unet, control]: [&str; 2]) -> Result<(), String> {
+    /// Checks that the network fits a stage's images, latents, autoencoder and captions, those at the port `captions`. What does
+    /// not fit is the configuration: `own` names the parameters of the U-Net's and of the control branch's; without it, it is that
+    /// of the table at the port `denoiser`.
+    pub(super) fn fits(&self, inputs: &Schemas, captions: &str, own: Option<[&str; 2]>) -> Result<(), Misfit> {
         let vae: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
-        let [height, width, _] = column::pixels(inputs)?;
-        let [channels, h, w] = column::latents(inputs)?;
-        let [_, text] = column::embedding(inputs, captions)?;
+        let [height, width, _] = column::pixels_shape(inputs)?;
+        let [channels, h, w] = column::latent_shape(inputs)?;
+        let [_, text] = column::embedding_shape(inputs, captions)?;
         let (factor, config) = (vae.factor(), &self.control.unet);
+        let misfit = |parameter: usize, message: String| match own {
+            Some(own) => Err(Misfit::parameter(own[parameter], message)),
+            None => Err(Misfit::input("denoiser", message)),
+        };
+        let (unet, control) = (0, 1);
         if self.control.factor() != factor {
-            return Err(format!(
-                "`{control}`: the hint encoder shrinks images by {} and the autoencoder by {factor}; conditioning_embedding_out_channels needs {} widths",
+            let message = format!(
+                "the hint encoder shrinks images by {} and the autoencoder by {factor}; conditioning_embedding_out_channels needs {} widths",
                 self.control.factor(),
                 factor.ilog2() + 1
-            ));
+            );
+            return misfit(control, message);
         }
         if vae.latent_channels != channels as i64 || [height, width] != [h, w].map(|side| side * factor as usize) {
-            return Err(format!(
+            let message = format!(
                 "`latents` are {channels}x{h}x{w}, not what the autoencoder makes of images of {height}x{width}: {} channels, \
                  smaller by {factor}",
                 vae.latent_channels
-            ));
+            );
+            return Err(Misfit::input("latents", message));
         }
         if config.in_channels != channels as i64 || config.out_channels != channels as i64 {
-            return Err(format!("`{unet}`: in_channels and out_channels are {channels} with this autoencoder"));
+            return misfit(unet, format!("in_channels and out_channels are {channels} with this autoencoder"));
         }
         if config.cross_attention_dim != text as i64 {
             let width = config.cross_attention_dim;
-            return Err(format!("`{unet}`: cross_attention_dim is {width} and the captions are {text} wide"));
+            return misfit(unet, format!("cross_attention_dim is {width} and the captions are {text} wide"));
         }
         Ok(())
     }
@@ -273,60 +282,77 @@ impl TrainDenoiser {
 }
 
 /// The port that the captions come from.
-fn captions(inputs: &Schemas) -> Result<&'static str, String> {
+fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
     match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
         [true, false] => Ok(TEXT),
         [false, true] => Ok(UNCONDITIONAL),
-        _ => Err(format!(
+        _ => Err(Misfit::stage(format!(
             "captions come from one of `{TEXT}` and `{UNCONDITIONAL}`: each image's own, or for all images the first row's, as a \
              rule the empty caption's"
-        )),
+        ))),
     }
 }
 
 impl Stage for TrainDenoiser {
-    const NAME: &'static str = "train_denoiser";
-    const REVISION: u32 = 3;
-    const PORTS: Ports = Ports::Named(&[
-        Port::rows("images", &["pixels"]),
-        Port::rows("latents", &["mean", "logvar"]),
-        Port::rows(TEXT, &["embedding"]).optional(),
-        Port::table("autoencoder", &["weights"]),
-        Port::table(UNCONDITIONAL, &["embedding"]).optional(),
-    ]);
-    const OUTPUT: &'static [Output] = &[Output::Table];
-    const NEEDS_ROWS: bool = true;
-    const LOCATIONS: &'static [&'static str] = &["init"];
-    const MEMORY: &'static str = "lower `training.batch_size` and raise `training.accumulate` as much, or set \
-                                  `gradient_checkpointing: true` or `dtype: bf16`";
+    fn revision(&self) -> u32 {
+        3
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows("images", [column::pixels()]),
+            Port::rows("latents", column::moments()),
+            Port::rows(TEXT, [column::embedding()]).optional(),
+            Port::table("autoencoder", [column::weights()]),
+            Port::table(UNCONDITIONAL, [column::embedding()]).optional(),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::Table
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["init"]
+    }
+
+    fn memory_advice(&self) -> &'static str {
+        "lower `training.batch_size` and raise `training.accumulate` as much, or set \
+                                  `gradient_checkpointing: true` or `dtype: bf16`"
+    }
+
+    fn needs_rows(&self) -> bool {
+        true
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let config = self.denoiser(1.);
-        config.control.validate().map_err(|e| format!("`config`: {e}"))?;
-        config.schedule.build().map_err(|e| format!("`schedule`: {e}"))?;
+        config.control.validate().map_err(|e| Misfit::parameter("config", e))?;
+        config.schedule.build().map_err(|e| Misfit::parameter("schedule", e))?;
         if self.init.is_none() && self.trainable != Trainable::All {
-            return Err(
-                "`trainable`: what is not trained stays random without `init`; name weights to start from, or set \
-                        `trainable: all`"
-                    .into(),
-            );
+            return Err(Misfit::parameter(
+                "trainable",
+                "what is not trained stays random without `init`; name weights to start from, or set \
+                        `trainable: all`",
+            ));
         }
         if self.min_timestep >= config.schedule.num_train_timesteps {
-            return Err(format!("`min_timestep`: the schedule ends before {}", self.min_timestep));
+            return Err(Misfit::parameter("min_timestep", format!("the schedule ends before {}", self.min_timestep)));
         }
-        config.fits(inputs, captions(inputs)?, ["config", "control"])?;
-        let [_, h, w] = column::latents(inputs)?;
+        config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
+        let [_, h, w] = column::latent_shape(inputs)?;
         let levels = self.config.block_out_channels.len();
         let deepest = 1 << (levels - 1);
         if h % deepest != 0 || w % deepest != 0 {
-            return Err(format!(
-                "`config`: latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"
+            return Err(Misfit::parameter(
+                "config",
+                format!("latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"),
             ));
         }
         Ok(training::schema(&[], &[], &config))
     }
 
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init", weights::UNET))
     }
 }

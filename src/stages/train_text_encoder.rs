@@ -1,9 +1,6 @@
 //! Images and captions -> a text encoder.
 
-use arrow::{
-    array::AsArray,
-    datatypes::{DataType, SchemaRef},
-};
+use arrow::{array::AsArray, datatypes::SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,7 +19,7 @@ use crate::{
     diffusion::optim::train_only,
     engine::{
         Digest, Error, Result,
-        stage::{Context, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
@@ -38,6 +35,7 @@ use crate::{
 /// (`held_out_accuracy`), and of how many guessing would (`held_out_guessing`). For published CLIP weights no training is needed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
 pub struct TrainTextEncoder {
     /// The network, as in a published `text_encoder/config.json`. `vocab_size` is the most tokens that the tokeniser learns.
     #[garde(skip)]
@@ -76,23 +74,37 @@ fn default_held_out() -> f64 {
 pub(super) const TOKENIZER: &str = "tokenizer";
 
 impl Stage for TrainTextEncoder {
-    const NAME: &'static str = "train_text_encoder";
-    const REVISION: u32 = 4;
-    const PORTS: Ports = Ports::Named(&[Port::rows("images", &["pixels"]), Port::rows("captions", &["caption"])]);
-    const OUTPUT: &'static [Output] = &[Output::Table];
-    const NEEDS_ROWS: bool = true;
-    const MEMORY: &'static str = training::MEMORY;
+    fn revision(&self) -> u32 {
+        4
+    }
 
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        self.config.validate().map_err(|e| format!("`config`: {e}"))?;
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![Port::rows("images", [column::pixels()]), Port::rows("captions", [column::caption()])])
+    }
+
+    fn makes(&self) -> Output {
+        Output::Table
+    }
+
+    fn memory_advice(&self) -> &'static str {
+        training::MEMORY
+    }
+
+    fn needs_rows(&self) -> bool {
+        true
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
+        self.config.validate().map_err(|e| Misfit::parameter("config", e))?;
         if self.config.vocab_size < 300 {
-            return Err("`config`: vocab_size is at least 300: 256 bytes, two special tokens and some words".into());
+            return Err(Misfit::parameter(
+                "config",
+                "vocab_size is at least 300: 256 bytes, two special tokens and some words",
+            ));
         }
         if let Some(width) = self.image_widths.iter().find(|width| **width % 8 != 0) {
-            return Err(format!("`image_widths`: {width} does not divide by 8"));
+            return Err(Misfit::parameter("image_widths", format!("{width} does not divide by 8")));
         }
-        column::pixels(inputs)?;
-        column::typed(inputs, "captions", "caption", &DataType::Utf8)?;
         Ok(training::schema(&["accuracy"], &["held_out_accuracy", "held_out_guessing"], &self.config))
     }
 }

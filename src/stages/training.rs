@@ -33,7 +33,7 @@ use crate::{
     },
     engine::{
         Digest, Error, Result,
-        stage::{Schemas, Sink},
+        stage::{Misfit, Schemas, Sink},
         store::volatile,
     },
     models::checkpoint::{Checkpoint, to_safetensors},
@@ -230,11 +230,16 @@ pub(super) fn weights_field(config: &impl Serialize) -> Field {
 }
 
 /// The configuration that [`weights_field`] put beside the weights of the table at `port`.
-pub(super) fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<C, String> {
+pub(super) fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<C, Misfit> {
     let weights = inputs.field(port, "weights")?;
-    let none = || format!("`{port}` names no weights of a network: a training or `pretrained` makes such a table");
+    let none = || {
+        Misfit::input(
+            port,
+            format!("`{port}` names no weights of a network: a training or `pretrained` makes such a table"),
+        )
+    };
     let json = weights.metadata().get(CONFIG).ok_or_else(none)?;
-    let other = |why: String| format!("`{port}` names weights of another network: {why}");
+    let other = |why: String| Misfit::input(port, format!("`{port}` names weights of another network: {why}"));
     let config: C = serde_json::from_str(json).map_err(|e| other(e.to_string()))?;
     // Where all values have defaults, what another network has shows that it is one.
     let [theirs, ours]: [Value; 2] =
@@ -604,7 +609,7 @@ mod tests {
         let read = |field| config_of::<AutoencoderKlConfig>(&inputs(field), "autoencoder");
         let own = AutoencoderKlConfig { latent_channels: 8, ..Default::default() };
         assert_eq!(read(weights_field(&own)), Ok(own));
-        let other = read(weights_field(&ClipTextConfig::default())).unwrap_err();
+        let other = read(weights_field(&ClipTextConfig::default())).unwrap_err().to_string();
         assert!(
             other.starts_with("`autoencoder` names weights of another network: its configuration has `"),
             "{other}"
@@ -612,6 +617,7 @@ mod tests {
         assert!(
             read(Field::new("weights", DataType::Utf8, true))
                 .unwrap_err()
+                .to_string()
                 .starts_with("`autoencoder` names no weights")
         );
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::tensors::input;
+use crate::engine::stage::Misfit;
 use crate::{
     engine::{Error, Result, is_url, local_path, source::Sources},
     models::{architecture, checkpoint::Checkpoint, known::locate},
@@ -56,14 +57,14 @@ impl Weights<'_> {
 
     /// [`Weights::files`] for a parameter that takes weights of these [layouts](architecture); errors name it. Weights that are
     /// on this machine have to open, and to be of no other published architecture.
-    pub(super) fn files_of(&self, parameter: &str, layouts: &[&str]) -> Result<Vec<String>, String> {
+    pub(super) fn files_of(&self, parameter: &str, layouts: &[&str]) -> Result<Vec<String>, Misfit> {
         let check = || {
             if !is_url(self.0) {
                 self.check(layouts)?;
             }
             self.files()
         };
-        check().map_err(|e| format!("`{parameter}`: {e}"))
+        check().map_err(|e: String| Misfit::parameter(parameter, e))
     }
 
     fn check(&self, layouts: &[&str]) -> Result<(), String> {
@@ -125,10 +126,10 @@ mod tests {
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/data/golden/models/");
         let place = format!("{golden}dinov2/dinov2_vits14_pretrain.pth");
         assert_eq!(Weights(&place).files_of("weights", &["dinov2"]), Ok(vec![place.clone()]));
-        let told = Weights(&place).files_of("weights", &["efficientnet-lite"]).unwrap_err();
+        let told = Weights(&place).files_of("weights", &["efficientnet-lite"]).unwrap_err().to_string();
         assert!(told.starts_with(&format!("`weights`: {place} is DINOv2 (original names)")), "{told}");
         assert!(told.ends_with("; what fits is EfficientNet-Lite (names of efficientnet_lite_pytorch)"), "{told}");
-        let told = Weights(golden).files_of("init", AUTOENCODER).unwrap_err();
+        let told = Weights(golden).files_of("init", AUTOENCODER).unwrap_err().to_string();
         assert!(told.starts_with("`init`: ") && told.contains("model.safetensors"), "{told}");
     }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     file::{File, GIVEN},
     filter::Filter,
-    inputs::{Blamed, blamed, from_entries, inputs},
+    inputs::{from_entries, inputs},
     sweep::{Axis, Sweep},
     table::{Input, OnError, Pipeline, TABLES_OF_SQL, Table, digest},
     yaml::{Key, Kind, Node, Place},
@@ -20,7 +20,7 @@ use super::{
 use crate::engine::{
     Error, Result, Secrets, Variant,
     address::expand_home,
-    stage::{Described, ParamError, Ports, Reads, Schemas, StageKind},
+    stage::{At, Misfit, ParamError, Ports, Reads, Schemas, Stage, StageKind},
     store::{KEY, digest_name, is_heavy, is_storable, stored_schema},
     suggest::{or_none, suggestion},
 };
@@ -150,24 +150,32 @@ impl Loader<'_> {
         })?;
         let stage = self.parameters(key, &name, node, &kind)?;
         let (entries, mut inputs): (Vec<Place>, Vec<Input>) =
-            inputs(&self.file, key, node, &kind, stage.makes(), above, all)?.into_iter().unzip();
+            inputs(&self.file, key, node, kind.name, &*stage, above, all)?.into_iter().unzip();
         let output_of = |input: &Input| above.iter().find(|t| t.name == input.table).map(|t| t.output.clone());
         let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
         let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
         let schemas = Schemas { all: schemas, by_row };
-        let misfit = |message: String| {
-            let (place, message) = match blamed(&message, node, &kind, &inputs, &schemas) {
-                Blamed::Parameter(place) => (place, message),
-                Blamed::Input(at) => {
-                    let Input { table, port, .. } = &inputs[at];
-                    (entries[at], format!("`{table}` does not fit as `{port}` of stage `{}`: {message}", kind.name))
-                }
-                Blamed::Table => (node.get("with").map_or(key.place, |with| with.place), message),
+        let misfit = |misfit: Misfit| {
+            let input = match &misfit.at {
+                At::Input(port) => inputs.iter().position(|input| input.port == *port),
+                At::Parameter(_) | At::Stage => None,
             };
-            self.file.error(place, format!("table `{name}`: {message}"))
+            let place = match (input, node.get("with")) {
+                (Some(input), _) => entries[input],
+                (None, None) => key.place,
+                (None, Some(with)) => match &misfit.at {
+                    At::Parameter(path) => with.place_of(path),
+                    At::Input(_) | At::Stage => with.place,
+                },
+            };
+            let of = input.map(|input| {
+                let Input { table, port, .. } = &inputs[input];
+                format!("`{table}` does not fit as `{port}` of stage `{}`: ", kind.name)
+            });
+            self.file.error(place, format!("table `{name}`: {}{misfit}", of.unwrap_or_default()))
         };
         let output = stage.output(&schemas).map_err(misfit)?;
-        if matches!(kind.ports, Ports::Any) {
+        if matches!(stage.ports(), Ports::Any) {
             let mut columns = stage.columns(&schemas).map_err(misfit)?;
             inputs.iter_mut().for_each(|input| input.columns = columns.remove(&input.port).unwrap_or_default());
         }
@@ -213,7 +221,7 @@ impl Loader<'_> {
         }
     }
 
-    fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Described>> {
+    fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Stage>> {
         let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
         read_parameters(with.cloned(), kind).map_err(|error| {
             let place = with.map_or(key.place, |with| with.place_of(&error.path));
@@ -230,16 +238,19 @@ impl Loader<'_> {
 }
 
 /// Reads a stage's parameters. A value that can be read in two ways is taken in the way that its parameter takes; where it takes
-/// neither, the error is that of the reading that is no text.
-fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Described>, ParamError> {
+/// neither, the error is that of the reading that is no text. Locations that begin with `~/` lie in the home folder.
+fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Stage>, ParamError> {
     let Some(mut with) = with else { return (kind.parse)(&Value::Object(Default::default())) };
     let mut of_yaml: Option<ParamError> = None;
     loop {
         let mut params = with.to_json();
-        let all = params.as_object_mut().into_iter().flatten();
-        all.filter(|(name, _)| kind.locations.contains(&name.as_str())).for_each(|(_, place)| below_home(place));
         let error = match (kind.parse)(&params) {
-            Ok(stage) => return Ok(stage),
+            Ok(stage) => {
+                let all = params.as_object_mut().into_iter().flatten();
+                let locations = all.filter(|(name, _)| stage.locations().contains(&name.as_str()));
+                locations.for_each(|(_, place)| below_home(place));
+                return (kind.parse)(&params);
+            }
             Err(error) => error,
         };
         match with.reread(&error.path) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::engine::{
     Result,
-    stage::{Output, Port, Ports, Reads, Schemas, StageKind},
+    stage::{Column, Output, Port, Ports, Reads, Stage},
     suggest::{or_none, suggestion},
 };
 
@@ -18,17 +18,18 @@ pub(in crate::engine) fn inputs(
     file: &File<'_>,
     key: &Key,
     node: &Node,
-    kind: &StageKind,
-    makes: Output,
+    kind: &str,
+    stage: &dyn Stage,
     above: &[&Table],
     all: &[&str],
 ) -> Result<Vec<(Place, Input)>> {
     let place = node.get("from").map_or(key.place, |from| from.place);
-    let ports = match kind.ports {
+    let makes = stage.makes();
+    let ports = match stage.ports() {
         Ports::Any => None,
         Ports::Named(ports) => Some(ports),
     };
-    let signature = ports.map(|ports| {
+    let signature = ports.as_ref().map(|ports| {
         ports
             .iter()
             .map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.into() })
@@ -41,7 +42,7 @@ pub(in crate::engine) fn inputs(
             .text(Some(item), "an entry of `from:`")?
             .ok_or_else(|| file.error(item.place, "an entry of `from:` names a table"))?;
         let source = source(file, key, item, table, above, all)?;
-        let Some(ports) = ports else {
+        let Some(ports) = &ports else {
             let by_row = makes == Output::RowPerRow && source.makes().has_ids();
             let port = name.map_or(table, |key| &key.name).to_owned();
             let reads = if by_row { Reads::Rows } else { Reads::Table };
@@ -61,26 +62,24 @@ pub(in crate::engine) fn inputs(
                 name.map_or_else(|| format!("{} inputs", position + 1), |name| format!("an input `{}`", name.name));
             let message = format!(
                 "stage `{}` does not take {which}; it reads {}",
-                kind.name,
+                kind,
                 signature.as_deref().filter(|s| !s.is_empty()).unwrap_or("no table")
             );
             file.error(name.map_or(item.place, |name| name.place), message)
         })?;
-        fits(port, kind, source).map_err(|message| file.error(item.place, message))?;
-        let also = port.also.iter().filter(|column| source.output.field_with_name(column).is_ok());
-        let columns = port.columns.iter().chain(also).map(|c| (*c).to_owned()).collect();
+        fits(port, kind, source).map_err(|why| file.error(item.place, format!("table `{}`: {why}", key.name)))?;
+        let is_there = |column: &&Column| source.output.field_with_name(column.name).is_ok();
+        let columns = port.columns.iter().filter(is_there).map(|column| column.name.to_owned()).collect();
         let input = Input { port: port.name.into(), table: source.name.clone(), columns, reads: port.reads };
         inputs.push((item.place, input));
     }
-    let missing = ports
-        .unwrap_or_default()
-        .iter()
-        .find(|port| !port.optional && !inputs.iter().any(|(_, input)| input.port == port.name));
+    let missing =
+        ports.iter().flatten().find(|port| !port.optional && !inputs.iter().any(|(_, input)| input.port == port.name));
     if let Some(port) = missing {
         let message = format!(
             "table `{}`: stage `{}` also reads `{}`; write `from: [{}]`",
             key.name,
-            kind.name,
+            kind,
             port.name,
             signature.unwrap_or_default()
         );
@@ -112,16 +111,26 @@ fn source<'t>(
 }
 
 /// Whether a table has what a stage reads at a port.
-fn fits(port: &Port, kind: &StageKind, source: &Table) -> Result<(), String> {
-    let (table, stage) = (&source.declared, kind.name);
-    if let Some(column) = port.columns.iter().find(|column| source.output.field_with_name(column).is_err()) {
-        let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
-        return Err(format!(
-            "`{table}` does not fit as `{}` of stage `{stage}`: it has no column `{column}`; it has {} where {} are read",
-            port.name,
-            has.join(", "),
-            port.columns.join(", ")
-        ));
+fn fits(port: &Port, stage: &str, source: &Table) -> Result<(), String> {
+    let table = &source.declared;
+    for column in &port.columns {
+        match source.output.field_with_name(column.name) {
+            Ok(field) => column.check(field).map_err(|why| {
+                format!("`{}` does not fit as `{}` of stage `{stage}`: {why}", source.name, port.name)
+            })?,
+            Err(_) if column.optional => {}
+            Err(_) => {
+                let has: Vec<&str> = source.output.fields().iter().map(|f| f.name().as_str()).collect();
+                let read: Vec<&str> = port.columns.iter().filter(|c| !c.optional).map(|c| c.name).collect();
+                return Err(format!(
+                    "`{table}` does not fit as `{}` of stage `{stage}`: it has no column `{}`; it has {} where {} are read",
+                    port.name,
+                    column.name,
+                    has.join(", "),
+                    read.join(", ")
+                ));
+            }
+        }
     }
     if port.reads == Reads::Rows && !source.makes().has_ids() {
         return Err(format!(
@@ -141,45 +150,4 @@ pub(in crate::engine) fn from_entries(node: &Node) -> Vec<(Option<&Key>, &Node)>
         Kind::Map(entries) => entries.iter().map(|(port, item)| (Some(port), item)).collect(),
         Kind::Scalar(_) => vec![(None, from)],
     }
-}
-
-/// What a stage's message is about.
-pub(in crate::engine) enum Blamed {
-    /// A parameter, at its place.
-    Parameter(Place),
-    /// The position of the input.
-    Input(usize),
-    /// Neither can be told.
-    Table,
-}
-
-/// Reads a stage's message: it names a parameter, or an input, or a column of one input, in this order of weight.
-pub(in crate::engine) fn blamed(
-    message: &str,
-    node: &Node,
-    kind: &StageKind,
-    inputs: &[Input],
-    schemas: &Schemas,
-) -> Blamed {
-    let quoted = || message.split('`').skip(1).step_by(2);
-    let parameters = kind.parameters();
-    let is_parameter = |word: &&str| parameters.iter().any(|p| word.split(['.', '[']).next() == Some(p));
-    match (node.get("with"), quoted().find(is_parameter)) {
-        (Some(with), Some(parameter)) => return Blamed::Parameter(with.place_of(parameter)),
-        (None, Some(_)) => return Blamed::Table,
-        (_, None) => {}
-    }
-    // Of several inputs that do not fit together the last named is the one that differs.
-    let mention = |port: &str| message.rfind(port).max(message.rfind(&port.replace('_', " ")));
-    let mentioned = inputs.iter().enumerate().filter_map(|(at, input)| Some((mention(&input.port)?, at)));
-    let type_at =
-        |input: &Input, column: &str| schemas.field(&input.port, column).ok().map(|f| f.data_type().to_string());
-    let reads = |column: &str| {
-        let readers = || inputs.iter().enumerate().filter(|(_, input)| input.columns.iter().any(|c| c == column));
-        let has_type = |input: &Input| type_at(input, column).is_some_and(|name| message.contains(&name));
-        let named = readers().filter(|(_, input)| has_type(input)).last();
-        named.or_else(|| readers().next().filter(|_| readers().count() == 1)).map(|(at, _)| at)
-    };
-    let input = mentioned.max().map(|(_, at)| at).or_else(|| quoted().find_map(reads));
-    input.map_or(Blamed::Table, Blamed::Input)
 }

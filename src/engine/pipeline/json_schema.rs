@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::document::parse;
 use super::table::Table;
 use crate::engine::{
-    Result,
-    stage::{Ports, Reads, StageKind},
+    Error, Result,
+    stage::{Holds, ParamError, Port, Ports, Reads, StageKind},
     store::{is_heavy, is_volatile, stored_schema, tensor_shape},
 };
 
@@ -19,38 +19,54 @@ pub fn files(kinds: &[StageKind]) -> Result<Vec<(String, String)>> {
     let text = |value: Value| serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
     let example = parse("quickstart.yaml", "quickstart", EXAMPLE, kinds, &[], &|_| None)?;
     let mut files = vec![("pipeline.schema.json".to_owned(), text(pipeline(kinds)))];
-    files.extend(kinds.iter().map(|kind| {
+    for kind in kinds {
         let table = example.tables.iter().find(|table| table.kind.name == kind.name);
-        (format!("{}.json", kind.name), text(stage(kind, table)))
-    }));
+        files.push((format!("{}.json", kind.name), text(stage(kind, table)?)));
+    }
     Ok(files)
 }
 
-/// A stage kind: what it reads, what it takes, what it makes.
-fn stage(kind: &StageKind, example: Option<&Table>) -> Value {
-    let reads = match kind.ports {
+/// A stage kind: what it reads, what it takes, what it makes, with the parameters of its example.
+fn stage(kind: &StageKind, example: Option<&Table>) -> Result<Value> {
+    let params = kind.example().unwrap_or_else(|| json!({}));
+    let wrong =
+        |e: ParamError| Error::Stage(format!("the example of stage `{}`: {}: {}", kind.name, e.path, e.message));
+    let stage = (kind.parse)(&params).map_err(wrong)?;
+    let reads = match stage.ports() {
         Ports::Any => json!("any tables"),
-        Ports::Named(ports) => ports
-            .iter()
-            .map(|port| {
-                let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
-                json!({ "name": port.name, "columns": port.columns, "also": port.also, "reads": reads, "optional": port.optional })
-            })
-            .collect(),
+        Ports::Named(ports) => ports.iter().map(port).collect(),
     };
     let columns = match example {
         Some(table) => json!({ format!("of `{}` in pipelines/quickstart.yaml", table.name): columns(table) }),
         None => json!("as its parameters or its source say"),
     };
-    json!({
+    Ok(json!({
         "stage": kind.name,
         "about": kind.about(),
-        "revision": kind.revision,
+        "revision": stage.revision(),
         "reads": reads,
-        "writes": kind.output,
+        "writes": stage.makes(),
         "columns": columns,
         "parameters": (kind.schema)(),
-    })
+    }))
+}
+
+/// An input of a stage, with the columns that it reads.
+fn port(port: &Port) -> Value {
+    let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
+    let columns = port.columns.iter().map(|column| {
+        let mut described = json!({ "name": column.name });
+        match &column.holds {
+            Holds::Anything => {}
+            Holds::Values(of) => described["type"] = json!(of.to_string()),
+            Holds::Tensors(item, dimensions) => described["type"] = json!(format!("{item}{dimensions}")),
+        }
+        if column.optional {
+            described["optional"] = json!(true);
+        }
+        described
+    });
+    json!({ "name": port.name, "columns": columns.collect::<Vec<_>>(), "reads": reads, "optional": port.optional })
 }
 
 /// The Arrow schema of a table as it is stored.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{filter::Filter, sweep};
 use crate::engine::{
     Digest, Result, Secrets, Variant,
-    stage::{Described, Output, Reads, StageKind},
+    stage::{Output, Reads, Stage, StageKind},
 };
 
 /// What SQL calls the tables that it has beside those of pipelines; no table is called so.
@@ -56,9 +56,9 @@ pub(in crate::engine) fn digest(tables: &[Table]) -> Digest {
         serde_json::json!({
             "table": table.name,
             "stage": table.kind.name,
-            "revision": table.kind.revision,
+            "revision": table.stage.revision(),
             "from": table.inputs.iter().map(|input| (&input.port, &input.table)).collect::<Vec<_>>(),
-            "with": table.kind.identity(&*table.stage),
+            "with": table.stage.identity(),
             "where": table.filter.as_ref().map(|f| &f.text),
             "on_error": table.on_error,
         })
@@ -77,7 +77,7 @@ pub struct Table {
     /// What makes it.
     pub kind: StageKind,
     /// The stage with its parameters.
-    pub stage: Arc<dyn Described>,
+    pub stage: Arc<dyn Stage>,
     /// The inputs by port.
     pub inputs: Vec<Input>,
     /// Which rows of the first input take part.

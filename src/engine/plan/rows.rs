@@ -89,7 +89,7 @@ pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates)
         .collect();
     let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
     let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
-    if order.is_empty() && table.kind.needs_rows && !table.is_keyed() {
+    if order.is_empty() && table.stage.needs_rows() && !table.is_keyed() {
         return Err(Error::Input(no_rows(table, &names, all_rows, first.ids.len())).in_table(&table.name));
     }
     let none_chosen = table.filter.as_ref().filter(|_| first.ids.is_empty() && all_rows > 0);

@@ -97,10 +97,10 @@ impl<'a> Planner<'a> {
     pub fn identify(&self, table: &'a Table, views: &TableStates) -> Result<Option<Identified<'a>>> {
         let named = |error: Error| error.in_table(&table.name);
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
-        let files = table.stage.files().map_err(|e| named(Error::Input(e)))?;
+        let files = table.stage.files().map_err(|misfit| named(misfit.into()))?;
         let files: Vec<_> = files.into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
-        let params = table.kind.identity(&*table.stage);
-        let fingerprint = fingerprint(table.kind.name, table.kind.revision, &params, &files, &table.output);
+        let params = table.stage.identity();
+        let fingerprint = fingerprint(table.kind.name, table.stage.revision(), &params, &files, &table.output);
         let listed = table.stage.list(self.sources).map_err(named)?;
         let sorted = |Listing { rows, notes }| Ok::<_, Error>(Listing { rows: sort_by_id(rows)?, notes });
         let listed = listed.map(sorted).transpose()?;
@@ -113,7 +113,7 @@ impl<'a> Planner<'a> {
             let content = views[&input.table].content();
             inputs.push((input.table.clone(), identity::read(&input.port, input.reads == Reads::Table, content)));
         }
-        let (stage, revision) = (table.kind.name.to_owned(), table.kind.revision);
+        let (stage, revision) = (table.kind.name.to_owned(), table.stage.revision());
         // What is kept with the table tells secrets apart, and shows none.
         let secrets = &table.secrets;
         let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));

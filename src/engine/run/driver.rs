@@ -337,7 +337,7 @@ impl Driver<'_> {
                     Report::Log { message } => Event::Log { table, message },
                 });
             };
-            let new = match table.kind.open_here {
+            let new = match table.kind.opened_here(&*table.stage) {
                 Some(open) => self.executor.run(task, open, &mut report),
                 None => self.remote.run(task, &mut report),
             };
@@ -350,7 +350,7 @@ impl Driver<'_> {
                     }
                     return Err(Error::Interrupted);
                 }
-                new => new.map_err(|error| error.advised(table.kind.memory))?,
+                new => new.map_err(|error| error.advised(table.stage.memory_advice()))?,
             };
             for error in new.iter().flat_map(|entry| &entry.errors) {
                 log.add(Event::RowFailed {

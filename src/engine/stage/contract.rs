@@ -7,52 +7,76 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
-use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{
+    misfit::Misfit,
     port::{Output, Ports, Schemas},
     sample::Sample,
 };
 use crate::engine::{Result, source::Sources, store::Note};
 
-/// The describing half of a stage: its parameters, as people write them below `with:`. Cheap to build and to ask: never
-/// touches a device or weights, and files or the network only to ask for the schema of rows that lie there.
-pub trait Stage:
-    Debug + Send + Sync + Serialize + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static
-{
-    /// The name in `stage:`.
-    const NAME: &'static str;
-    /// Bumped when the meaning of the output changes: every table made by the stage is then stale.
-    const REVISION: u32;
-    /// What it reads.
-    const PORTS: Ports;
-    /// What it makes; of several, [`Stage::makes`] says which.
-    const OUTPUT: &'static [Output];
-    /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
-    const LOCATIONS: &'static [&'static str] = &[];
-    /// What helps where memory runs out.
-    const MEMORY: &'static str = "lower --batch-size or --task-rows";
-    /// True if a table that is made as a whole takes at least one row, as a training does.
-    const NEEDS_ROWS: bool = false;
+/// The parameters of a stage in canonical form, with all defaults: what is stored, compared and sent to workers.
+pub trait Parameters {
+    /// The parameters as JSON.
+    fn params(&self) -> Value;
+}
 
-    /// The schema of every batch it writes. An error says which parameter or input does not fit.
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
+impl<S: Serialize> Parameters for S {
+    fn params(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// The describing half of a stage: its parameters, as people write them below `with:`. All answers may depend on the parameters.
+///
+/// # Contract
+/// Cheap to build and to ask: the answers touch no device and no weights, and files or the network only to ask for the schema of
+/// rows that lie there. Equal parameters give equal answers.
+pub trait Stage: Parameters + Debug + Send + Sync {
+    /// Bumped when the meaning of the output changes: every table made by the stage is then stale.
+    fn revision(&self) -> u32;
+
+    /// What it reads.
+    fn ports(&self) -> Ports;
 
     /// What it makes with these parameters.
-    fn makes(&self) -> Output {
-        Self::OUTPUT[0]
+    fn makes(&self) -> Output;
+
+    /// The schema of every batch it writes. The engine has checked that the inputs have the columns and types of
+    /// [`Stage::ports`].
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit>;
+
+    /// Where it runs. Asked only of a stage that the registry can open in both processes.
+    fn place(&self) -> Place {
+        Place::Worker
+    }
+
+    /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
+    fn locations(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What helps where memory runs out.
+    fn memory_advice(&self) -> &'static str {
+        "lower --batch-size or --task-rows"
+    }
+
+    /// Whether a table that is made as a whole takes at least one row, as a training does.
+    fn needs_rows(&self) -> bool {
+        false
     }
 
     /// Of a stage that reads [`Ports::Any`]: the columns it reads of each input; all by default.
-    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
+    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, Misfit> {
         let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect();
         Ok(inputs.all.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
     }
 
     /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights. An error says
     /// which file is needed and not there, and what brings it.
-    fn files(&self) -> Result<Vec<String>, String> {
+    fn files(&self) -> Result<Vec<String>, Misfit> {
         Ok(Vec::new())
     }
 
@@ -66,6 +90,26 @@ pub trait Stage:
     fn list(&self, _sources: &Sources) -> Result<Option<Listing>> {
         Ok(None)
     }
+}
+
+impl dyn Stage + '_ {
+    /// The parameters that can change the output: all but [`Stage::locations`].
+    pub fn identity(&self) -> Value {
+        let mut params = self.params();
+        if let Some(params) = params.as_object_mut() {
+            params.retain(|name, _| !self.locations().contains(&name.as_str()));
+        }
+        params
+    }
+}
+
+/// The process in which a stage runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The driver, which plans and does not link libtorch.
+    Driver,
+    /// A worker process, which has libtorch.
+    Worker,
 }
 
 /// The rows of a stage without inputs, as they are outside the store.

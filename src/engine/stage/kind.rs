@@ -1,42 +1,34 @@
 //! Stage kinds: what the registry knows of a stage.
 
-use std::{collections::BTreeMap, fmt::Debug};
-
-use arrow::datatypes::SchemaRef;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    contract::{Listing, Stage},
+    contract::{Place, Stage},
     operator::{Open, OpenFn, open},
-    port::{Output, Ports, Schemas},
-    sample::Sample,
 };
-use crate::engine::{Result, source::Sources, store::Note};
+use crate::engine::Result;
 
-/// A stage kind as the driver knows it.
+/// An entry of the registry: what is known of a stage before it has parameters.
 #[derive(Clone, Copy)]
 pub struct StageKind {
     /// The name in `stage:`.
     pub name: &'static str,
-    /// Bumped when the meaning of the output changes.
-    pub revision: u32,
-    /// What it reads.
-    pub ports: Ports,
-    /// What it can make.
-    pub output: &'static [Output],
-    /// Parameters that are no part of its identity.
-    pub locations: &'static [&'static str],
-    /// What helps where memory runs out.
-    pub memory: &'static str,
-    /// True if a table that is made as a whole takes at least one row.
-    pub needs_rows: bool,
-    /// The JSON Schema of its parameters; its description is the stage's documentation.
+    /// The JSON Schema of its parameters; its description is the stage's documentation, its first example parameters that it takes.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
-    pub parse: fn(&Value) -> Result<Box<dyn Described>, ParamError>,
-    /// Opens the stage in the driver; `None` where it needs the worker.
+    pub parse: fn(&Value) -> Result<Box<dyn Stage>, ParamError>,
+    /// Opens the stage in the driver; `None` where it needs libtorch.
     pub open_here: Option<OpenFn>,
+    /// Whether a worker can open it.
+    pub in_worker: bool,
 }
+
+/// What a stage has to be to stand in the registry: read from JSON, checked and documented.
+pub trait Registered: Stage + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static {}
+
+impl<S: Stage + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static> Registered for S {}
 
 /// A parameter that is not what the stage takes.
 #[derive(Debug)]
@@ -48,34 +40,24 @@ pub struct ParamError {
 }
 
 impl StageKind {
-    /// The registry entry of a stage that runs in the worker.
-    pub const fn in_worker<S: Stage>() -> Self {
-        Self {
-            name: S::NAME,
-            revision: S::REVISION,
-            ports: S::PORTS,
-            output: S::OUTPUT,
-            locations: S::LOCATIONS,
-            memory: S::MEMORY,
-            needs_rows: S::NEEDS_ROWS,
-            schema: schema_of::<S>,
-            parse: parse::<S>,
-            open_here: None,
-        }
+    /// The entry of a stage that a worker opens.
+    pub const fn in_worker<S: Registered>(name: &'static str) -> Self {
+        Self { name, schema: schema_of::<S>, parse: parse::<S>, open_here: None, in_worker: true }
     }
 
-    /// The registry entry of a stage that needs no libtorch and runs in the driver.
-    pub const fn in_driver<S: Open>() -> Self {
-        Self { open_here: Some(open::<S>), ..Self::in_worker::<S>() }
+    /// The entry of a stage that needs no libtorch and is opened in the driver.
+    pub const fn in_driver<S: Registered + Open>(name: &'static str) -> Self {
+        Self { open_here: Some(open::<S>), in_worker: false, ..Self::in_worker::<S>(name) }
     }
 
-    /// What of the parameters can change the output.
-    pub fn identity(&self, stage: &dyn Described) -> Value {
-        let mut params = stage.params();
-        if let Some(params) = params.as_object_mut() {
-            params.retain(|name, _| !self.locations.contains(&name.as_str()));
-        }
-        params
+    /// How the driver opens the stage with these parameters; `None` where it runs in a worker.
+    pub fn opened_here(&self, stage: &dyn Stage) -> Option<OpenFn> {
+        self.open_here.filter(|_| !self.in_worker || stage.place() == Place::Driver)
+    }
+
+    /// Parameters that the stage takes, from the example in its documentation.
+    pub fn example(&self) -> Option<Value> {
+        (self.schema)().get("examples").and_then(|examples| examples.get(0)).cloned()
     }
 
     /// The names of its parameters.
@@ -93,11 +75,11 @@ impl StageKind {
     }
 }
 
-fn schema_of<S: Stage>() -> schemars::Schema {
+fn schema_of<S: JsonSchema>() -> schemars::Schema {
     schemars::schema_for!(S)
 }
 
-fn parse<S: Stage>(params: &Value) -> Result<Box<dyn Described>, ParamError> {
+fn parse<S: Registered>(params: &Value) -> Result<Box<dyn Stage>, ParamError> {
     let stage: S = serde_path_to_error::deserialize(params).map_err(|e| ParamError {
         path: e.path().to_string().trim_matches('.').to_owned(),
         message: e.into_inner().to_string(),
@@ -125,44 +107,26 @@ fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
     })
 }
 
-/// A stage with its parameters, of any kind.
-pub trait Described: Debug + Send + Sync {
-    /// The parameters with all defaults, in canonical form.
-    fn params(&self) -> Value;
-    /// See [`Stage::output`].
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String>;
-    /// See [`Stage::makes`].
-    fn makes(&self) -> Output;
-    /// See [`Stage::columns`].
-    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String>;
-    /// See [`Stage::files`].
-    fn files(&self) -> Result<Vec<String>, String>;
-    /// See [`Stage::review`].
-    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>>;
-    /// See [`Stage::list`].
-    fn list(&self, sources: &Sources) -> Result<Option<Listing>>;
-}
+/// The registry: `stages! { "caption" => caption::Caption, driver; … }` makes `KINDS`, which the driver plans with, and
+/// `open_in_worker`. The driver must not name `open_in_worker`: it would then link libtorch.
+#[macro_export]
+macro_rules! stages {
+    ($($name:literal => $stage:ty, $place:ident;)*) => {
+        /// Every stage kind, as the driver knows it, in pipeline order.
+        pub const KINDS: &[$crate::engine::stage::StageKind] = &[$($crate::stages!(@kind $name $stage, $place)),*];
 
-impl<S: Stage> Described for S {
-    fn params(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
-    }
-    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, String> {
-        Stage::output(self, inputs)
-    }
-    fn makes(&self) -> Output {
-        Stage::makes(self)
-    }
-    fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, String> {
-        Stage::columns(self, inputs)
-    }
-    fn files(&self) -> Result<Vec<String>, String> {
-        Stage::files(self)
-    }
-    fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
-        Stage::review(self, table)
-    }
-    fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
-        Stage::list(self, sources)
-    }
+        /// How the worker opens its stages. The driver must not name this: it would then link libtorch.
+        pub fn open_in_worker(stage: &str) -> Option<$crate::engine::stage::OpenFn> {
+            $($crate::stages!(@open stage $name $stage, $place);)*
+            None
+        }
+    };
+    (@kind $name:literal $stage:ty, driver) => { $crate::engine::stage::StageKind::in_driver::<$stage>($name) };
+    (@kind $name:literal $stage:ty, worker) => { $crate::engine::stage::StageKind::in_worker::<$stage>($name) };
+    (@open $asked:ident $name:literal $stage:ty, driver) => {};
+    (@open $asked:ident $name:literal $stage:ty, worker) => {
+        if $asked == $name {
+            return Some($crate::engine::stage::open::<$stage>);
+        }
+    };
 }

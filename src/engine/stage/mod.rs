@@ -2,6 +2,7 @@
 
 mod contract;
 mod kind;
+mod misfit;
 mod operator;
 mod port;
 mod rows;
@@ -9,10 +10,11 @@ mod sample;
 mod sink;
 mod task;
 
-pub use contract::{Listing, Stage};
-pub use kind::{Described, ParamError, StageKind};
+pub use contract::{Listing, Parameters, Place, Stage};
+pub use kind::{ParamError, Registered, StageKind};
+pub use misfit::{At, Misfit};
 pub use operator::{Context, Open, OpenFn, Operator, open};
-pub use port::{Output, Port, Ports, Reads, SOURCE, Schemas};
+pub use port::{Column, Holds, Output, Port, Ports, Reads, SOURCE, Schemas};
 pub use rows::{Batch, Rows};
 pub(super) use sample::SampledInput;
 pub use sample::{ITSELF, Sample};

@@ -3,18 +3,31 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{contract::Stage, port::Schemas, rows::Rows, sink::Sink};
 use crate::engine::{Error, Result, source::Sources, store::Store};
 
 /// Opens the doing half: loads weights, prepares a device.
-pub trait Open: Stage {
-    /// Called once per table and worker, before the first row.
+pub trait Open: Stage + DeserializeOwned {
+    /// Called once per table and process, before the first row.
     fn open(self, context: &Context) -> Result<Box<dyn Operator>>;
 }
 
 /// An opened stage; it owns its models. `Send`, not `Sync`: a tensor is not.
+///
+/// # Contract
+/// - Each id that was read is written or failed, once. An id that was not read is not written.
+/// - Each batch that is written has the declared schema.
+/// - A result depends on no batch and no task: the same rows in other batches, in other tasks or in another order give the same
+///   results, but for the last digits of a network's arithmetic.
+/// - Randomness comes from the parameters' seed and the row's id alone.
+/// - Nothing is kept from one task to the next that the store lacks: any task may run in another process, or again.
+/// - [`Error::Interrupted`] is returned only after what was done is saved; a stage that makes a row per row need not ask, as the
+///   sink ends it.
+///
+/// The sink refuses the first two. Laws in `tests/laws.rs` hold the others for every stage of the registry.
 pub trait Operator: Send {
     /// Reads rows and writes their results. Called once per task.
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()>;
@@ -44,7 +57,7 @@ pub type OpenFn = fn(&Value, &Context) -> Result<Box<dyn Operator>>;
 
 /// The worker's half of a registry entry.
 pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
-    let stage: S =
-        serde_json::from_value(params.clone()).map_err(|e| Error::Stage(format!("parameters of {}: {e}", S::NAME)))?;
+    let stage: S = serde_json::from_value(params.clone())
+        .map_err(|e| Error::Stage(format!("parameters that cannot be read: {e}")))?;
     stage.open(context)
 }

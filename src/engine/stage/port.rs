@@ -1,12 +1,13 @@
 //! Ports: what a stage reads, and what it makes.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::collections::BTreeMap;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Result;
+use super::misfit::Misfit;
+use crate::engine::store::tensor_shape;
 
 /// Whether a stage makes one row per row that it reads, or one table from all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,15 +38,99 @@ pub enum Reads {
     Table,
 }
 
+/// A column that a stage reads.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub holds: Holds,
+    /// Whether the table may lack it.
+    pub optional: bool,
+}
+
+/// What a column has to hold.
+#[derive(Clone, Debug)]
+pub enum Holds {
+    /// Values that the stage checks itself.
+    Anything,
+    /// Values of this type.
+    Values(DataType),
+    /// Tensors of this item type. Their dimensions by name, or as a number where a stage takes one length only: `[H, W, 3]`.
+    Tensors(DataType, &'static str),
+}
+
+impl Column {
+    /// A column of this type.
+    pub fn new(name: &'static str, of: DataType) -> Self {
+        Self { name, holds: Holds::Values(of), optional: false }
+    }
+
+    /// A column of tensors, such as `Column::tensors("pixels", DataType::UInt8, "[H, W, 3]")`.
+    pub fn tensors(name: &'static str, item: DataType, dimensions: &'static str) -> Self {
+        Self { name, holds: Holds::Tensors(item, dimensions), optional: false }
+    }
+
+    /// A column whose values the stage checks itself.
+    pub fn any(name: &'static str) -> Self {
+        Self { name, holds: Holds::Anything, optional: false }
+    }
+
+    /// The same column, which the table may lack.
+    pub fn optional(self) -> Self {
+        Self { optional: true, ..self }
+    }
+
+    /// Why a field is not this column, and what would be.
+    pub fn check(&self, field: &Field) -> Result<(), String> {
+        match &self.holds {
+            Holds::Anything => Ok(()),
+            Holds::Values(of) if field.data_type() == of => Ok(()),
+            Holds::Values(of) => {
+                let (name, sql) = (self.name, sql_type(of));
+                Err(format!(
+                    "column `{name}` is {}; {of} is read, which `cast({name} as {sql}) as {name}` in a stage `sql` makes of it",
+                    field.data_type()
+                ))
+            }
+            Holds::Tensors(item, dimensions) => {
+                let is_of_item =
+                    matches!(field.data_type(), DataType::FixedSizeList(inner, _) if inner.data_type() == item);
+                let shape = tensor_shape(field).filter(|_| is_of_item);
+                if shape.as_ref().is_some_and(|shape| fits(shape, dimensions)) {
+                    return Ok(());
+                }
+                let is = shape.map_or_else(|| field.data_type().to_string(), |shape| format!("{item}{shape:?}"));
+                Err(format!("column `{}` is {is}; a {item}{dimensions} tensor is read", self.name))
+            }
+        }
+    }
+}
+
+/// Whether a shape has these dimensions, of which numbers are to be met.
+fn fits(shape: &[usize], dimensions: &str) -> bool {
+    let dimensions: Vec<&str> = dimensions.trim_matches(['[', ']']).split(", ").collect();
+    let is_met =
+        |(length, dimension): (&usize, &&str)| dimension.parse().map_or(true, |wanted: usize| wanted == *length);
+    shape.len() == dimensions.len() && shape.iter().zip(&dimensions).all(is_met)
+}
+
+/// The name of a type in SQL.
+fn sql_type(of: &DataType) -> &'static str {
+    match of {
+        DataType::Utf8 => "varchar",
+        DataType::Boolean => "boolean",
+        _ => "real",
+    }
+}
+
 /// One input of a stage.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Port {
     /// What the input is to the stage; the standard pipeline calls the table so too.
     pub name: &'static str,
     /// The columns that the stage reads. Nothing else of the table can change its output.
-    pub columns: &'static [&'static str],
-    /// Columns that it reads too where the table has them.
-    pub also: &'static [&'static str],
+    pub columns: Vec<Column>,
     /// Row by row or as a whole.
     pub reads: Reads,
     /// Whether `from:` may leave it out. Optional ports come last.
@@ -54,33 +139,30 @@ pub struct Port {
 
 impl Port {
     /// An input read row by row.
-    pub const fn rows(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, also: &[], reads: Reads::Rows, optional: false }
+    pub fn rows(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
+        Self { name, columns: columns.into(), reads: Reads::Rows, optional: false }
     }
 
     /// An input read as a whole.
-    pub const fn table(name: &'static str, columns: &'static [&'static str]) -> Self {
-        Self { name, columns, also: &[], reads: Reads::Table, optional: false }
-    }
-
-    /// The same input, of which more columns are read where the table has them.
-    pub const fn also(self, also: &'static [&'static str]) -> Self {
-        Self { also, ..self }
+    pub fn table(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
+        Self { name, columns: columns.into(), reads: Reads::Table, optional: false }
     }
 
     /// The same input, where `from:` may leave it out.
-    pub const fn optional(self) -> Self {
+    pub fn optional(self) -> Self {
         Self { optional: true, ..self }
     }
 }
 
 /// What `from:` may name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Ports {
     /// These inputs, in this order or by name.
-    Named(&'static [Port]),
+    Named(Vec<Port>),
     /// Any tables, each under its own name and with the columns that [`Stage::columns`] says. A stage that makes a row per row
     /// reads those that have ids row by row; all others are read whole.
+    ///
+    /// [`Stage::columns`]: super::Stage::columns
     Any,
 }
 
@@ -99,16 +181,57 @@ impl Schemas {
         self.all.get(port)
     }
 
-    /// The field `column` at `port`; the pipeline loader has checked that it is there.
-    pub fn field(&self, port: &str, column: &str) -> Result<&arrow::datatypes::Field, String> {
-        let schema =
-            self.get(port).ok_or_else(|| format!("the stage reads a table `{port}` and `from:` names none"))?;
+    /// The field `column` at `port`.
+    ///
+    /// # Errors
+    /// A [`Misfit`] at the port where the table has no such column: one of [`Ports::Any`], or an optional one.
+    pub fn field(&self, port: &str, column: &str) -> Result<&Field, Misfit> {
+        let missing = || Misfit::stage(format!("the stage reads a table `{port}` and `from:` names none"));
+        let schema = self.get(port).ok_or_else(missing)?;
         schema.field_with_name(column).map_err(|_| {
             let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-            format!("`{port}` has no column `{column}`; it has {}", names.join(", "))
+            Misfit::input(port, format!("`{port}` has no column `{column}`; it has {}", names.join(", ")))
+        })
+    }
+
+    /// The shape of a column of tensors with so many dimensions, as [`Column::check`] has found it.
+    pub fn shape<const N: usize>(&self, port: &str, column: &str) -> Result<[usize; N], Misfit> {
+        let field = self.field(port, column)?;
+        let shape = tensor_shape(field).and_then(|shape| <[usize; N]>::try_from(shape).ok());
+        shape.ok_or_else(|| {
+            Misfit::input(
+                port,
+                format!("column `{column}` is {}; a tensor of {N} dimensions is read", field.data_type()),
+            )
         })
     }
 }
 
 /// The port of rows that a stage without inputs listed.
 pub const SOURCE: &str = "source";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::store::tensor_field;
+
+    #[test]
+    fn column_of_another_type_is_refused_with_the_cast_that_mends_it() {
+        let label = Column::new("label", DataType::Boolean);
+        assert_eq!(label.check(&Field::new("label", DataType::Boolean, false)), Ok(()));
+        let told = "column `label` is Int64; Boolean is read, which `cast(label as boolean) as label` in a stage `sql` makes of it";
+        assert_eq!(label.check(&Field::new("label", DataType::Int64, false)), Err(told.into()));
+    }
+
+    #[test]
+    fn tensors_are_checked_by_item_rank_and_the_lengths_that_are_numbers() {
+        let pixels = Column::tensors("pixels", DataType::UInt8, "[H, W, 3]");
+        let of = |item, shape: &[usize]| pixels.check(&tensor_field("pixels", item, shape, false));
+        assert_eq!(of(DataType::UInt8, &[8, 9, 3]), Ok(()));
+        let told = |is: &str| Err(format!("column `pixels` is {is}; a UInt8[H, W, 3] tensor is read"));
+        assert_eq!(of(DataType::UInt8, &[8, 9, 1]), told("UInt8[8, 9, 1]"));
+        assert_eq!(of(DataType::UInt8, &[8, 9]), told("UInt8[8, 9]"));
+        assert!(of(DataType::Float32, &[8, 9, 3]).is_err());
+        assert!(pixels.check(&Field::new("pixels", DataType::Utf8, false)).is_err());
+    }
+}

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::engine::{
     Error, Result,
-    stage::{Batch, Context, Operator, Rows, Schemas, Sink},
+    stage::{Batch, Context, Misfit, Operator, Rows, Schemas, Sink},
 };
 
 /// A program that answers batches. It is started at the first one, and again after it has failed.
@@ -44,9 +44,9 @@ struct Running {
 impl RowByRow {
     pub(super) fn open(command: &Command, context: &Context) -> Result<Self> {
         let files = Files::write(&context.tables)?;
-        let mut columns = command.reads(&context.schemas).map_err(Error::Stage)?;
+        let mut columns = command.reads(&context.schemas)?;
         columns.retain(|(table, _)| context.schemas.by_row.contains(table));
-        let asks = asks(&context.schemas, &columns, context.output.field(0)).map_err(Error::Stage)?;
+        let asks = asks(&context.schemas, &columns, context.output.field(0))?;
         Ok(Self {
             words: command.words(&files.paths()),
             columns,
@@ -85,7 +85,7 @@ impl RowByRow {
 }
 
 /// The id, then the columns; a name that several have is written as `table.column`.
-fn asks(schemas: &Schemas, columns: &[(String, String)], id: &Field) -> Result<SchemaRef, String> {
+fn asks(schemas: &Schemas, columns: &[(String, String)], id: &Field) -> Result<SchemaRef, Misfit> {
     let mut fields = vec![id.clone()];
     for (table, column) in columns {
         let shared = columns.iter().filter(|(_, other)| other == column).count() > 1 || column == id.name();

@@ -22,7 +22,7 @@ fn ingest(root: &Path) -> Ingest {
 fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
     let ids: Vec<String> = listed.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
     let job = Job {
-        stage: Ingest::NAME.into(),
+        stage: "ingest".into(),
         params: serde_json::to_value(stage).unwrap(),
         makes: Output::RowPerRow,
         output: encode_schema(&stage.output(&Schemas::default()).unwrap()),

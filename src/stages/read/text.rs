@@ -16,7 +16,7 @@ use arrow::{
 use serde_json::Value;
 
 use super::values::{self, BATCH_ROWS, Column};
-use crate::engine::store::Note;
+use crate::engine::{stage::Misfit, store::Note};
 
 /// Rows of a file that its columns' types are guessed from.
 const GUESS_ROWS: usize = 10_000;
@@ -44,15 +44,15 @@ pub(super) struct Opened {
 }
 
 /// Rows in the types of the table, or what is wrong with the file.
-pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, String>>>;
+pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, Misfit>>>;
 
 impl Text<'_> {
-    fn failed(&self, error: impl std::fmt::Display) -> String {
-        format!("cannot read {}: {error}", self.name)
+    fn failed(&self, error: impl std::fmt::Display) -> Misfit {
+        Misfit::parameter("path", format!("cannot read {}: {error}", self.name))
     }
 
     /// The file behind the mark that some programs begin text with.
-    fn open(&self) -> Result<BufReader<File>, String> {
+    fn open(&self) -> Result<BufReader<File>, Misfit> {
         let mut file = File::open(self.path).map_err(|e| self.failed(e))?;
         let mut begin = Vec::new();
         file.by_ref().take(3).read_to_end(&mut begin).map_err(|e| self.failed(e))?;
@@ -65,13 +65,14 @@ impl Text<'_> {
     }
 
     /// CSV with a header; `separator` as declared, if it is.
-    pub(super) fn csv(&self, separator: Option<char>) -> Result<Opened, String> {
+    pub(super) fn csv(&self, separator: Option<char>) -> Result<Opened, Misfit> {
         let between = separator.unwrap_or(COMMA);
-        let delimiter = u8::try_from(between).map_err(|_| format!("`separator`: `{between}` is not in ASCII"))?;
+        let delimiter = u8::try_from(between)
+            .map_err(|_| Misfit::parameter("separator", format!("`{between}` is not in ASCII")))?;
         let format = csv::reader::Format::default().with_header(true).with_delimiter(delimiter);
         let guess = format.infer_schema(self.open()?, Some(GUESS_ROWS));
-        let hint = |error: String| match separator {
-            None => error + &self.other_separator().unwrap_or_default(),
+        let hint = |error: Misfit| match separator {
+            None => Misfit { message: error.message + &self.other_separator().unwrap_or_default(), ..error },
             Some(_) => error,
         };
         let (guess, _) = guess.map_err(|e| hint(self.failed(e)))?;
@@ -83,12 +84,8 @@ impl Text<'_> {
         }
         if let Some(given) = self.types.iter().find(|given| guess.column_with_name(given.name()).is_none()) {
             let names: Vec<&str> = guess.fields().iter().map(|field| field.name().as_str()).collect();
-            return Err(format!(
-                "`types`: {} has no column `{}`; it has {}",
-                self.name,
-                given.name(),
-                names.join(", ")
-            ));
+            let message = format!("{} has no column `{}`; it has {}", self.name, given.name(), names.join(", "));
+            return Err(Misfit::parameter("types", message));
         }
         let mut columns = self.columns(&guess);
         let reader = |columns: &[Column], rows| {
@@ -110,7 +107,7 @@ impl Text<'_> {
     }
 
     /// JSON lines.
-    pub(super) fn json(&self) -> Result<Opened, String> {
+    pub(super) fn json(&self) -> Result<Opened, Misfit> {
         let lines = self.lines()?.take(GUESS_ROWS);
         let guess =
             json::reader::infer_json_schema_from_iterator(lines.map(|line| line.map_err(ArrowError::JsonError)));
@@ -151,7 +148,7 @@ impl Text<'_> {
     }
 
     /// The lines of a JSON-lines file; an error says which line is none.
-    fn lines(&self) -> Result<impl Iterator<Item = Result<Value, String>> + use<>, String> {
+    fn lines(&self) -> Result<impl Iterator<Item = Result<Value, String>> + use<>, Misfit> {
         let lines = self.open()?.lines().enumerate();
         let lines = lines.filter(|(_, line)| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
         Ok(lines.map(|(at, line)| {
@@ -181,7 +178,7 @@ impl Text<'_> {
         columns
     }
 
-    fn without_id(&self, guess: &Schema) -> String {
+    fn without_id(&self, guess: &Schema) -> Misfit {
         values::without_id(self.name, self.id, guess)
     }
 
@@ -204,7 +201,7 @@ fn converted(
 ) -> Batches {
     let (name, schema, mut before) = (name.to_owned(), values::schema(&columns), 0);
     Box::new(rows.map(move |rows| {
-        let failed = |what: String| format!("cannot read {name}: {what}");
+        let failed = |what: String| Misfit::parameter("path", format!("cannot read {name}: {what}"));
         let types = "; `types` says what a column is, such as `zip: utf8?`";
         let rows = rows.map_err(|e| match e {
             ArrowError::JsonError(what) if what.starts_with("line ") => failed(what),

@@ -11,6 +11,8 @@ use arrow::{
     datatypes::{DataType, Field, Fields, Schema, SchemaRef},
 };
 
+use crate::engine::stage::Misfit;
+
 /// Rows decoded at a time.
 pub(super) const BATCH_ROWS: usize = 65_536;
 
@@ -32,7 +34,7 @@ impl Column {
     /// The values in the column's type. `before` is the number of rows before these, for the error, which names the row.
     pub(super) fn convert(&self, values: &ArrayRef, before: usize) -> Result<ArrayRef, String> {
         let (name, to) = (self.field.name(), self.field.data_type());
-        self.converted(values, to).map_err(|Misfit { row, value, of }| {
+        self.converted(values, to).map_err(|WrongValue { row, value, of }| {
             let row = before + row + 1;
             let type_of = crate::stages::types::name_of(&of);
             if self.is_guessed {
@@ -46,14 +48,14 @@ impl Column {
         })
     }
 
-    fn converted(&self, values: &ArrayRef, to: &DataType) -> Result<ArrayRef, Misfit> {
+    fn converted(&self, values: &ArrayRef, to: &DataType) -> Result<ArrayRef, WrongValue> {
         match (values.data_type(), to) {
             (have, want) if have == want => Ok(values.clone()),
             (DataType::List(_), DataType::List(item)) => {
                 let list = values.as_list::<i32>();
                 let items = self.converted(list.values(), item.data_type()).map_err(|misfit| {
                     let row = list.offsets().partition_point(|offset| *offset as usize <= misfit.row) - 1;
-                    Misfit { row, ..misfit }
+                    WrongValue { row, ..misfit }
                 })?;
                 Ok(Arc::new(ListArray::new(item.clone(), list.offsets().clone(), items, list.nulls().cloned())))
             }
@@ -68,7 +70,7 @@ impl Column {
         }
     }
 
-    fn parsed(&self, values: &ArrayRef, to: &DataType) -> Result<ArrayRef, Misfit> {
+    fn parsed(&self, values: &ArrayRef, to: &DataType) -> Result<ArrayRef, WrongValue> {
         let converted = cast(values, to).ok();
         let fits = |row: usize, text: &str| {
             converted.as_ref().is_some_and(|array| array.is_valid(row)) && (!self.is_guessed || is_exact(text, to))
@@ -79,7 +81,7 @@ impl Column {
             (None, Some(converted)) => Ok(converted),
             (misfit, _) => {
                 let (row, value) = misfit.map_or((0, ""), |(row, text)| (row, text));
-                Err(Misfit { row, value: value.to_owned(), of: to.clone() })
+                Err(WrongValue { row, value: value.to_owned(), of: to.clone() })
             }
         }
     }
@@ -87,7 +89,7 @@ impl Column {
 
 /// A value that its column's type cannot hold as written.
 #[derive(Debug)]
-struct Misfit {
+struct WrongValue {
     row: usize,
     value: String,
     of: DataType,
@@ -192,9 +194,9 @@ fn has_mixed_zones(column: &Column, values: &ArrayRef) -> bool {
 }
 
 /// Says that a file has no column of this name.
-pub(super) fn without_id(file: &str, id: &str, schema: &Schema) -> String {
+pub(super) fn without_id(file: &str, id: &str, schema: &Schema) -> Misfit {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    format!("`id`: {file} has no column `{id}`; it has {}", names.join(", "))
+    Misfit::parameter("id", format!("{file} has no column `{id}`; it has {}", names.join(", ")))
 }
 
 #[cfg(test)]
