@@ -21,7 +21,7 @@ use vlmdiff::{
         Stop, pipeline,
         pipeline::Pipeline,
         run,
-        run::Worker,
+        run::Workers,
         source::Sources,
         store::{Store, encode_part},
     },
@@ -123,10 +123,10 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
 fn with_engine(pipeline: &Pipeline, store: &Path) -> Result<()> {
     let store = Store::open(&store.to_string_lossy())?;
     let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();
-    let options = run::Options { device: "cpu".into(), task_rows: PART, tables, ..run::Options::default() };
+    let options = run::Options { task_rows: PART, tables, ..run::Options::default() };
     // No stage here needs the worker, and digests that an earlier round remembers are not used.
-    let mut worker = Worker::new(&store, "vlmdiff-worker".into(), &Stop::default());
-    run::run(pipeline, &store, &Sources::new(true), &options, &mut worker, &mut |_| {})?;
+    let workers = Workers::new(&store, "vlmdiff-worker".into(), vec![run::Settings::default()], 1, &Stop::default());
+    run::run(pipeline, &store, &Sources::new(true), &options, &workers, &mut |_| {})?;
     Ok(())
 }
 

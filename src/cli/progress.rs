@@ -1,12 +1,12 @@
 //! Events as progress bars on a terminal, as plain lines elsewhere.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::IsTerminal,
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::text::{count, say, width};
 use crate::{engine::store::Event, query::output::printable};
@@ -20,8 +20,17 @@ pub(super) struct Progress {
     /// Of the tables' names.
     width: usize,
     terminal: bool,
+    bars: MultiProgress,
+    /// The tables that are being made.
+    tables: BTreeMap<String, Making>,
+}
+
+/// A table that is being made.
+struct Making {
     bar: Option<ProgressBar>,
+    /// Bytes of the parts so far.
     bytes: u64,
+    /// When a line last said how far it is.
     said: Instant,
 }
 
@@ -29,12 +38,12 @@ impl Progress {
     /// Shows what is done to these tables.
     pub(super) fn new(tables: &BTreeSet<String>, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { quiet, width: width(tables), terminal, bar: None, bytes: 0, said: Instant::now() }
+        Self { quiet, width: width(tables), terminal, bars: MultiProgress::new(), tables: BTreeMap::new() }
     }
 
     fn line(&self, table: &str, text: &str) {
         let line = format!("{table:<width$}  {text}", width = self.width);
-        match &self.bar {
+        match self.tables.values().find_map(|making| making.bar.as_ref()) {
             Some(bar) => bar.println(printable(&line)),
             None => say(line),
         }
@@ -46,12 +55,13 @@ impl Progress {
         }
         match event {
             Event::RunStarted { .. } | Event::RunFinished { error: Some(_), .. } => {
-                self.bar.take().inspect(ProgressBar::abandon);
+                std::mem::take(&mut self.tables)
+                    .into_values()
+                    .filter_map(|making| making.bar)
+                    .for_each(|bar| bar.abandon());
             }
             Event::TableFresh { table, rows, .. } => self.line(table, &format!("fresh, {}", count(*rows, "row"))),
             Event::TableStarted { table, stale, rows, reasons, .. } => {
-                self.bytes = 0;
-                self.said = Instant::now();
                 let why = reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default();
                 let what = if *stale == 0 {
                     "to publish".into()
@@ -61,41 +71,47 @@ impl Progress {
                     "to compute".to_owned()
                 };
                 self.line(table, &format!("{what}{why}"));
-                if self.terminal && *stale > 0 {
+                let bar = (self.terminal && *stale > 0).then(|| {
                     let bar = "{bar:32.cyan/blue} {pos}/{len} {msg} {per_sec} {eta} left";
                     let style = ProgressStyle::with_template(&format!("{{prefix:<{}}}  {bar}", self.width));
                     let bar = ProgressBar::new(*stale).with_prefix(table.clone());
                     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                     bar.enable_steady_tick(Duration::from_millis(200));
-                    self.bar = Some(bar);
-                }
+                    self.bars.add(bar)
+                });
+                self.tables.insert(table.clone(), Making { bar, bytes: 0, said: Instant::now() });
             }
             Event::Progress { table, done, total, unit } => {
-                if let Some(bar) = &self.bar {
+                let Some(making) = self.tables.get_mut(table) else { return };
+                if let Some(bar) = &making.bar {
                     bar.set_length(*total);
                     bar.set_message(printable(unit).into_owned());
                     bar.set_position(*done);
-                } else if self.said.elapsed() > SAY_EVERY {
-                    self.said = Instant::now();
+                } else if making.said.elapsed() > SAY_EVERY {
+                    making.said = Instant::now();
                     self.line(table, &format!("{done}/{total} {unit}"));
                 }
             }
-            Event::PartCommitted { bytes, .. } => self.bytes += bytes,
+            Event::PartCommitted { table, bytes, .. } => {
+                self.tables.get_mut(table).into_iter().for_each(|making| making.bytes += bytes);
+            }
             Event::RowFailed { table, id, message, .. } => self.line(table, &format!("{id} failed: {message}")),
             Event::Log { table, message } | Event::Note { table, message } => self.line(table, message),
             Event::TablePublished { table, rows, computed, errors, seconds, .. } => {
-                self.bar.take().inspect(ProgressBar::finish_and_clear);
+                let making = self.tables.remove(table);
+                let bytes = making.as_ref().map_or(0, |making| making.bytes);
+                making.and_then(|making| making.bar).inspect(ProgressBar::finish_and_clear);
                 let speed = if *computed > 1 {
                     format!(", {:.1} rows/s", *computed as f64 / seconds.max(1e-3))
                 } else {
                     String::new()
                 };
-                let size = if self.bytes > 0 { format!(", {}", HumanBytes(self.bytes)) } else { String::new() };
+                let size = if bytes > 0 { format!(", {}", HumanBytes(bytes)) } else { String::new() };
                 let failed = if *errors > 0 { format!(", {errors} failed and left out") } else { String::new() };
                 let rows = count(*rows, "row");
                 self.line(table, &format!("{rows}, {computed} computed in {seconds:.1} s{speed}{size}{failed}"));
             }
-            Event::RunFinished { seconds, error: None } => {
+            Event::RunFinished { seconds, error: None, .. } => {
                 let time = if *seconds < 60. {
                     format!("{seconds:.2} s")
                 } else {

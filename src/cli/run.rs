@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         Stop, run,
-        run::Worker,
+        run::{Settings, Workers},
         signals::ignores_hangup,
         source::Sources,
         store::{Store, history},
@@ -35,9 +35,17 @@ pub(super) struct Run {
     pipeline: PipelineArgs,
     #[command(flatten)]
     selection: SelectionArgs,
-    /// Where to compute: auto, cpu, cuda or cuda:N. Results of different devices differ in the last digits.
-    #[arg(long, default_value = "auto", value_parser = device)]
-    device: String,
+    /// Where to compute: auto, cpu, cuda or cuda:N, or several with commas between, a worker for each. Results of different
+    /// devices differ in the last digits.
+    #[arg(long, default_value = "auto", value_delimiter = ',', value_parser = device)]
+    device: Vec<String>,
+    /// Worker processes: so many tables that do not depend on each other, and tasks of a table, run side by side. By default one
+    /// for each device.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+    /// Threads that the workers share, and those of the stages that need no worker. By default as many as the machine has.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
     /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
@@ -80,13 +88,17 @@ impl Run {
             return plan::show(&pipeline, &store, &sources, &tables, &overrides, self.json);
         }
         let stop = Stop::default();
-        let mut worker = Worker::new(&store, worker_program()?, &stop);
+        let threads =
+            self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+        // Fails where a pool was made before, which is then used.
+        _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let settings = self.settings();
+        let workers = Workers::new(&store, worker_program()?, settings.clone(), threads, &stop);
         stop_at_signals(&store, &stop, self.quiet)?;
         let mut progress = Progress::new(&tables, self.quiet);
         let options = run::Options {
-            device: self.device,
+            settings: settings.into_iter().next().unwrap_or_default(),
             task_rows: self.task_rows as usize,
-            batch_size: self.batch_size.map(|rows| rows as usize),
             save_every: Duration::from_secs(self.save_every),
             tables,
             overrides,
@@ -95,7 +107,7 @@ impl Run {
             git_commit: git_commit(&self.pipeline.pipeline),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
         };
-        let summary = run::run(&pipeline, &store, &sources, &options, &mut worker, &mut |event| progress.show(event))?;
+        let summary = run::run(&pipeline, &store, &sources, &options, &workers, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
             let before = history::tag(&store, tag, &summary.run)?.filter(|before| *before != summary.run);
             if let Some(before) = before.filter(|_| !self.quiet) {
@@ -105,6 +117,14 @@ impl Run {
             }
         }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
+    }
+
+    /// The settings of each worker: the devices in turn.
+    fn settings(&self) -> Vec<Settings> {
+        let count = self.workers.map_or(self.device.len(), usize::from);
+        let batch_size = self.batch_size.map(|rows| rows as usize);
+        let of = |device: &String| Settings { device: device.clone(), batch_size, verify: self.verify };
+        self.device.iter().cycle().take(count).map(of).collect()
     }
 }
 

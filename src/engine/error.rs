@@ -49,6 +49,12 @@ pub enum Error {
     /// A worker process ended before its task did.
     #[error("{0}")]
     Worker(String),
+    /// Memory ran out.
+    #[error("memory ran out: {0}")]
+    Memory(String),
+    /// The system killed a process, as it does where memory runs out.
+    #[error("{0}")]
+    Killed(String),
     /// What the store holds is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
@@ -98,26 +104,24 @@ impl Error {
             Self::Input(message) => Self::Input(format!("table `{table}`: {message}")),
             Self::Stage(message) => Self::Stage(format!("table `{table}`: {message}")),
             Self::Worker(message) => Self::Worker(format!("table `{table}`: {message}")),
+            Self::Memory(message) => Self::Memory(format!("table `{table}`: {message}")),
+            Self::Killed(message) => Self::Killed(format!("table `{table}`: {message}")),
             other => other,
         }
     }
 
-    /// Says what helps, where memory ran out: libtorch and the allocator say so in words of their own, a process that the
-    /// system killed says nothing.
-    pub(in crate::engine) fn advised(self, help: &str) -> Self {
+    /// The failure of a library that tells in words alone what went wrong: libtorch and the allocator do. Their words for memory
+    /// that ran out are read here, and nowhere else.
+    pub fn of_library(message: String) -> Self {
         const SIGNS: [&str; 3] = ["out of memory", "can't allocate memory", "bad_alloc"];
-        let advise = |message: String| {
-            if SIGNS.iter().any(|sign| message.contains(sign)) {
-                format!("memory ran out: {message}; {help}")
-            } else if message.contains("signal: 9") {
-                format!("{message}; if memory ran out, {help}")
-            } else {
-                message
-            }
-        };
+        if SIGNS.iter().any(|sign| message.contains(sign)) { Self::Memory(message) } else { Self::Stage(message) }
+    }
+
+    /// Says what helps, where memory ran out or may have.
+    pub(in crate::engine) fn advised(self, help: &str) -> Self {
         match self {
-            Self::Stage(message) => Self::Stage(advise(message)),
-            Self::Worker(message) => Self::Worker(advise(message)),
+            Self::Memory(message) => Self::Memory(format!("{message}; {help}")),
+            Self::Killed(message) => Self::Killed(format!("{message}; if memory ran out, {help}")),
             other => other,
         }
     }
@@ -145,15 +149,14 @@ mod tests {
     fn where_memory_ran_out_the_error_says_what_helps() {
         let advised = |error: Error| error.advised("lower it").to_string();
         for said in [
-            Error::Stage("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.".into()),
-            Error::Stage("CUDA out of memory. Tried to allocate 2.00 MiB.".into()),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+            "CUDA out of memory. Tried to allocate 2.00 MiB.",
         ] {
-            let text = said.to_string();
-            assert_eq!(advised(said), format!("memory ran out: {text}; lower it"));
+            assert_eq!(advised(Error::of_library(said.into())), format!("memory ran out: {said}; lower it"));
         }
-        let killed = "the worker died 3 times on the same task (signal: 9 (SIGKILL))";
-        assert_eq!(advised(Error::Worker(killed.into())), format!("{killed}; if memory ran out, lower it"));
-        assert_eq!(advised(Error::Stage("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
+        let killed = "the worker died 3 times on the same rows (signal: 9 (SIGKILL))";
+        assert_eq!(advised(Error::Killed(killed.into())), format!("{killed}; if memory ran out, lower it"));
+        assert_eq!(advised(Error::of_library("signal: 11 (SIGSEGV)".into())), "signal: 11 (SIGSEGV)");
     }
 }
 

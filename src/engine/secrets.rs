@@ -98,6 +98,8 @@ impl Error {
             Error::Input(message) => Error::Input(hide(message)),
             Error::Stage(message) => Error::Stage(hide(message)),
             Error::Worker(message) => Error::Worker(hide(message)),
+            Error::Memory(message) => Error::Memory(hide(message)),
+            Error::Killed(message) => Error::Killed(hide(message)),
             Error::Rows { table, errors, total } => {
                 let errors = errors.into_iter().map(|(id, message)| (id, hide(message))).collect();
                 Error::Rows { table, errors, total }

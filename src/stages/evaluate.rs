@@ -19,7 +19,9 @@ pub use crate::datasets::folder::MEAN;
 use crate::{
     engine::{
         Error, Result,
-        stage::{Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+        stage::{
+            Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
+        },
     },
     metrics::{
         Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
@@ -181,7 +183,7 @@ impl Operator for Evaluator {
             note_masks(&batch, out)?;
             tallies.par_iter_mut().try_for_each(|tally| tally.add(&batch))?;
             done += batch.len() as u64;
-            out.progress(done, total, "images");
+            out.progress(done, total, Unit::Images);
         }
         if rows.is_empty() {
             out.warn("there are no images to judge, so that every metric is null");

@@ -35,7 +35,7 @@ pub(super) const CONFIG: &str = "config";
 impl From<tch::TchError> for Error {
     /// What libtorch refuses is a failure of the stage.
     fn from(error: tch::TchError) -> Self {
-        Self::Stage(error.to_string().lines().next().unwrap_or_default().to_owned())
+        Self::of_library(error.to_string().lines().next().unwrap_or_default().to_owned())
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
     fn memory_that_runs_out_while_weights_load_is_no_wrong_input() {
         let source = tch::TchError::Torch("CUDA out of memory.".into());
         let error = input(CheckpointError::Torch { path: PathBuf::from("w"), name: "x".into(), source });
-        assert!(!error.is_input() && matches!(error, Error::Stage(_)), "{error}");
+        assert!(!error.is_input() && matches!(error, Error::Memory(_)), "{error}");
         assert!(input(CheckpointError::NoTensor { path: PathBuf::from("w"), name: "x".into() }).is_input());
     }
 }

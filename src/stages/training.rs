@@ -33,7 +33,7 @@ use crate::{
     },
     engine::{
         Digest, Error, Result,
-        stage::{Misfit, Schemas, Sink},
+        stage::{Misfit, Schemas, Sink, Unit},
         store::volatile,
     },
     models::checkpoint::{Checkpoint, to_safetensors},
@@ -340,7 +340,7 @@ impl Training {
                 Ok::<_, Error>(total)
             })?;
             seen += batches.iter().map(|batch| batch.rows.len()).sum::<usize>();
-            out.progress(step, steps, "steps");
+            out.progress(step, steps, Unit::Steps);
             let mean = |sum: &Option<f64>| sum.map(|sum| (sum / batches.len() as f64) as f32);
             let means: Vec<Vec<Option<f32>>> = sums.iter().map(|sums| sums.iter().map(mean).collect()).collect();
             if is_first {

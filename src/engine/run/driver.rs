@@ -1,20 +1,27 @@
-//! Runs a pipeline: table by table, only what is stale, publishing each table when it is whole.
+//! Runs a pipeline: table by table, or several side by side, only what is stale, publishing each table when it is whole.
 
-use std::time::Instant;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    time::Instant,
+};
 
 use super::{
-    in_process::Executor,
-    options::{Options, Remote, Summary},
+    executor::{Death, Executor, Update},
+    in_process::InProcess,
+    log::Log,
+    options::{Options, Summary},
     tasks::Tasks,
 };
 use crate::engine::{
-    Digest, Error, Result, Secrets,
+    Digest, Error, Result,
     clock::now_ms,
     pipeline::{OnError, Pipeline, Table, is_called},
     plan::{Cause, Found, Overrides, Planner, TableState, TableStates, TableWork, explain, published},
     source::Sources,
-    stage::Report,
-    store::{Current, Entry, Event, Inventory, Logged, Manifest, PartRef, Store, save_log, state_name},
+    stage::{Report, Task, Unit},
+    store::{Current, Entry, Event, Inventory, Manifest, PartRef, Store, state_name},
 };
 
 /// How often a run goes over its tables again because a part was found damaged.
@@ -26,18 +33,21 @@ const MAX_CAUSES_SHOWN: usize = 4;
 /// An error of failed rows names this many.
 const MAX_FAILURES_SHOWN: usize = 10;
 
+/// A table fails after so many deaths of workers in a row between which no row was computed.
+const MAX_DEATHS: usize = 3;
+
 /// Brings tables of a pipeline up to date.
 pub fn run(
     pipeline: &Pipeline,
     store: &Store,
     sources: &Sources,
     options: &Options,
-    remote: &mut dyn Remote,
-    listener: &mut dyn FnMut(&Event),
+    workers: &dyn Executor,
+    listener: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let run = new_id(store)?;
     let started = Instant::now();
-    let mut log = Log { store, run: run.clone(), secrets: &pipeline.secrets, lines: String::new(), listener };
+    let log = Log::new(store, run.clone(), &pipeline.secrets, listener);
     log.add(Event::RunStarted {
         run: run.clone(),
         pipeline: pipeline.name.clone(),
@@ -51,21 +61,22 @@ pub fn run(
     // By their full names: of a swept table each instance is forced once.
     let forced = |table: &&Table| options.overrides.force.iter().any(|name| is_called(table, name));
     overrides.force = pipeline.tables.iter().filter(forced).map(|table| table.name.clone()).collect();
-    let mut driver = Driver {
+    let driver = Driver {
         pipeline,
         store,
         sources,
         options,
-        overrides,
-        remote,
-        executor: Executor::new(store.clone(), options.stop.clone()),
+        overrides: Mutex::new(overrides),
+        workers,
         inventory: Inventory::default(),
         run: run.clone(),
+        log: &log,
     };
-    let result = driver.retire(&mut log).and_then(|()| driver.mend(&mut log));
+    let result = driver.retire().and_then(|()| driver.repair());
     log.add(Event::RunFinished {
         seconds: started.elapsed().as_secs_f64(),
         error: result.as_ref().err().map(ToString::to_string),
+        interrupted: matches!(result, Err(Error::Interrupted)),
     });
     log.save()?;
     Ok(Summary { run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
@@ -79,52 +90,31 @@ fn new_id(store: &Store) -> Result<String> {
     Ok(format!("{time:013}-{}", std::process::id()))
 }
 
-/// The events of a run, shown as they come and kept in the store.
-struct Log<'a> {
-    store: &'a Store,
-    run: String,
-    secrets: &'a Secrets,
-    lines: String,
-    listener: &'a mut dyn FnMut(&Event),
-}
-
-impl Log<'_> {
-    fn add(&mut self, event: Event) {
-        let event = event.without(self.secrets);
-        (self.listener)(&event);
-        // What a bar shows is no history.
-        if !matches!(event, Event::Progress { .. }) {
-            let line = serde_json::to_string(&Logged { at_ms: now_ms(), event }).unwrap_or_default();
-            self.lines += &(line + "\n");
-        }
-    }
-
-    /// Keeps what was added so far: also a killed run has a history.
-    fn save(&self) -> Result<()> {
-        save_log(self.store, &self.run, &self.lines)
-    }
-}
-
-struct Driver<'a> {
+struct Driver<'a, 'l> {
     pipeline: &'a Pipeline,
     store: &'a Store,
     sources: &'a Sources,
     options: &'a Options,
-    overrides: Overrides,
-    remote: &'a mut dyn Remote,
-    executor: Executor,
+    /// What is computed again: tables that the user forces, parts that were found damaged.
+    overrides: Mutex<Overrides>,
+    workers: &'a dyn Executor,
     inventory: Inventory,
     run: String,
+    log: &'a Log<'l>,
 }
 
-impl Driver<'_> {
+impl Driver<'_, '_> {
+    fn overrides(&self) -> MutexGuard<'_, Overrides> {
+        self.overrides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes tables out of SQL's view that the pipeline no longer declares.
-    fn retire(&self, log: &mut Log<'_>) -> Result<()> {
+    fn retire(&self) -> Result<()> {
         let pipeline = &self.pipeline.name;
         for slot in self.store.versions(pipeline)?.keys().filter(|slot| !self.pipeline.declares(slot)) {
             let Some(manifest) = self.last_whole(slot)?.filter(|manifest| !manifest.retired) else { continue };
-            let message = "the pipeline no longer declares it; its rows are kept for when it does".into();
-            log.add(Event::Log { table: manifest.variant.name(&manifest.table), message });
+            let name = manifest.variant.name(&manifest.table);
+            self.log.say(&name, "the pipeline no longer declares it; its rows are kept for when it does");
             self.store.publish(pipeline, &Manifest { retired: true, run: self.run.clone(), ..manifest })?;
         }
         Ok(())
@@ -145,15 +135,15 @@ impl Driver<'_> {
     }
 
     /// Goes over the tables until none is found to rest on a damaged part. Returns the number of rows that failed.
-    fn mend(&mut self, log: &mut Log<'_>) -> Result<u64> {
+    fn repair(&self) -> Result<u64> {
         if self.options.verify {
             for message in self.store.verify()? {
-                log.add(Event::Log { table: "store".into(), message });
+                self.log.say("store", message);
             }
         }
         for _ in 0..MAX_REPAIRS {
-            match self.tables(log) {
-                Err(error @ Error::Lost { .. }) => self.discard(error, log)?,
+            match self.tables() {
+                Err(error @ Error::Lost { .. }) => self.discard(error)?,
                 result => return result,
             }
         }
@@ -164,89 +154,125 @@ impl Driver<'_> {
     }
 
     /// Removes a damaged part, so that the tables that hold it are no longer fresh.
-    fn discard(&mut self, lost: Error, log: &mut Log<'_>) -> Result<()> {
+    fn discard(&self, lost: Error) -> Result<()> {
         let Error::Lost { digest, message } = lost else { return Err(lost) };
-        log.add(Event::Log { table: "store".into(), message: format!("{message}: it is computed again") });
-        self.overrides.lost.insert(digest);
+        self.log.say("store", format!("{message}: it is computed again"));
+        self.overrides().lost.insert(digest);
         self.store.discard(digest)
     }
 
-    fn tables(&mut self, log: &mut Log<'_>) -> Result<u64> {
-        let pipeline = self.pipeline;
-        let Found { mut views, damaged } = published(pipeline, self.store)?;
-        let mut errors = 0;
-        for table in pipeline.tables.iter().filter(|table| self.options.tables.contains(&table.name)) {
-            let damaged = damaged.get(&table.name);
-            if let Some((_, message)) = damaged {
-                log.add(Event::Log { table: table.name.clone(), message: format!("{message}: it is published again") });
+    /// Brings the chosen tables up to date: in the order of the file, and as many side by side as there are workers. After an error
+    /// no more tables are begun, and those that are under way go on to their ends.
+    fn tables(&self) -> Result<u64> {
+        let Found { views: mut states, damaged } = published(self.pipeline, self.store)?;
+        let chosen = self.pipeline.tables.iter().filter(|table| self.options.tables.contains(&table.name));
+        let mut waiting: Vec<&Table> = chosen.collect();
+        let mut unmade: BTreeSet<&str> = waiting.iter().map(|table| table.name.as_str()).collect();
+        let limit = self.workers.slots().max(1);
+        let (say, ended) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (mut running, mut errors, mut failure) = (0, 0, None);
+            loop {
+                while failure.is_none() && running < limit {
+                    let is_ready =
+                        |table: &&Table| table.inputs.iter().all(|input| !unmade.contains(input.table.as_str()));
+                    let Some(at) = waiting.iter().position(is_ready) else { break };
+                    let table = waiting.remove(at);
+                    let seen = seen_by(table, &states);
+                    let (say, damaged) = (say.clone(), damaged.get(&table.name));
+                    running += 1;
+                    scope.spawn(move || {
+                        let made = catch_unwind(AssertUnwindSafe(|| self.bring_up_to_date(table, &seen, damaged)));
+                        _ = say.send((table, made));
+                    });
+                }
+                let next = if running > 0 { ended.recv().ok() } else { None };
+                let Some((table, made)) = next else { return failure.map_or(Ok(errors), Err) };
+                running -= 1;
+                match made.unwrap_or_else(|panic| resume_unwind(panic)) {
+                    Ok(state) => {
+                        errors += state.manifest.errors.len() as u64;
+                        states.insert(table.name.clone(), state);
+                        unmade.remove(table.name.as_str());
+                    }
+                    Err(error) => {
+                        if running > 0 && !matches!(error, Error::Interrupted) {
+                            self.log.say(&table.name, format!("{error}; waiting for the tables under way"));
+                        }
+                        let is_first = matches!(failure, None | Some(Error::Interrupted));
+                        failure = if is_first { Some(error) } else { failure };
+                    }
+                }
             }
-            let view = self.table(table, &views, damaged.is_some(), log)?;
-            if let Some((version, _)) = damaged {
-                self.store.delete_version(&pipeline.name, &table.slot(), *version)?;
-            }
-            for note in &view.manifest.notes {
-                log.add(Event::Note { table: table.name.clone(), message: note.to_string() });
-            }
-            errors += view.manifest.errors.len() as u64;
-            // What is made now is neither forced nor lost any more.
-            self.overrides.force.retain(|name| *name != table.name);
-            view.manifest.objects().for_each(|digest| {
-                self.overrides.lost.remove(&digest);
-            });
-            views.insert(table.name.clone(), view);
+        })
+    }
+
+    /// Makes a table, where it is not fresh, and says what is to be said of it. `damaged` is the version that is published with a
+    /// manifest that is not whole, and why.
+    fn bring_up_to_date(
+        &self,
+        table: &Table,
+        states: &TableStates,
+        damaged: Option<&(u64, String)>,
+    ) -> Result<TableState> {
+        if let Some((_, message)) = damaged {
+            self.log.say(&table.name, format!("{message}: it is published again"));
         }
-        Ok(errors)
+        let state = self.table(table, states, damaged.is_some())?;
+        if let Some((version, _)) = damaged {
+            self.store.delete_version(&self.pipeline.name, &table.slot(), *version)?;
+        }
+        for note in &state.manifest.notes {
+            self.log.add(Event::Note { table: table.name.clone(), message: note.to_string() });
+        }
+        // Should the tables be gone over again, this one is neither forced nor lost any more.
+        let mut overrides = self.overrides();
+        overrides.force.retain(|name| *name != table.name);
+        state.manifest.objects().for_each(|digest| {
+            overrides.lost.remove(&digest);
+        });
+        Ok(state)
     }
 
     /// Brings one table up to date.
-    fn table(&mut self, table: &Table, views: &TableStates, damaged: bool, log: &mut Log<'_>) -> Result<TableState> {
-        let overrides = self.overrides.clone();
-        let inventory = self.inventory.clone();
+    fn table(&self, table: &Table, states: &TableStates, damaged: bool) -> Result<TableState> {
+        let overrides = self.overrides().clone();
         let planner =
-            Planner { store: self.store, sources: self.sources, overrides: &overrides, inventory: &inventory };
-        let fresh = |view: &TableState| Event::TableFresh {
+            Planner { store: self.store, sources: self.sources, overrides: &overrides, inventory: &self.inventory };
+        let fresh = |state: &TableState| Event::TableFresh {
             table: table.name.clone(),
             stage: table.kind.name.to_owned(),
             slot: table.slot(),
-            version: view.version,
-            rows: view.manifest.rows,
+            version: state.version,
+            rows: state.manifest.rows,
         };
-        let Some(draft) = planner.identify(table, views)? else {
-            let view = views[&table.name].clone();
-            log.add(fresh(&view));
-            return Ok(view);
+        let Some(identified) = planner.identify(table, states)? else {
+            let state = states[&table.name].clone();
+            self.log.add(fresh(&state));
+            return Ok(state);
         };
-        let wait = &mut || {
-            let message = "another run computes it; waiting for that".into();
-            log.add(Event::Log { table: table.name.clone(), message });
-        };
-        let _lock = self.store.lock(draft.stage_key, wait)?;
+        let wait = &mut || self.log.say(&table.name, "another run computes it; waiting for that");
+        let _lock = self.store.lock(identified.stage_key, wait)?;
         // Another run may have published the same meanwhile.
         if let Current::Whole(version, manifest) = self.store.published(&self.pipeline.name, &table.slot())? {
-            let view = TableState::new(version, *manifest);
-            let is_new = views.get(&table.name).is_none_or(|before| before.version != version);
-            if is_new && draft.is(&view.manifest) && planner.trusts(table, &view.manifest)? {
-                log.add(fresh(&view));
-                return Ok(view);
+            let state = TableState::new(version, *manifest);
+            let is_new = states.get(&table.name).is_none_or(|before| before.version != version);
+            if is_new && identified.is(&state.manifest) && planner.trusts(table, &state.manifest)? {
+                self.log.add(fresh(&state));
+                return Ok(state);
             }
         }
-        let work = draft.complete(&planner)?;
-        let causes = if damaged { vec![Cause::Damaged] } else { explain(&work, &planner, views)? };
-        self.make(work, &causes, views, log)
+        let work = identified.complete(&planner)?;
+        let causes = if damaged { vec![Cause::Damaged] } else { explain(&work, &planner, states)? };
+        self.make(work, &causes, states)
     }
 
     /// Computes what is stale of a table and publishes it. The caller holds the lock on the stage's results.
-    fn make(
-        &mut self,
-        mut work: TableWork<'_>,
-        causes: &[Cause],
-        views: &TableStates,
-        log: &mut Log<'_>,
-    ) -> Result<TableState> {
+    fn make(&self, mut work: TableWork<'_>, causes: &[Cause], states: &TableStates) -> Result<TableState> {
         let started = Instant::now();
         let table = work.table;
         let (name, stage, slot) = (table.name.clone(), table.kind.name.to_owned(), table.slot());
-        log.add(Event::TableStarted {
+        self.log.add(Event::TableStarted {
             table: name.clone(),
             stage: stage.clone(),
             slot: slot.clone(),
@@ -255,39 +281,37 @@ impl Driver<'_> {
             reasons: causes.iter().take(MAX_CAUSES_SHOWN).map(ToString::to_string).collect(),
         });
         for lost in work.lost.iter().take(MAX_CAUSES_SHOWN) {
-            let message = format!("{lost} is damaged or missing: it is computed again");
-            log.add(Event::Log { table: name.clone(), message });
+            self.log.say(&name, format!("{lost} is damaged or missing: it is computed again"));
         }
         for record in &work.damaged {
-            let message = format!("{record} does not match its digest: its rows are computed again");
-            log.add(Event::Log { table: name.clone(), message });
+            self.log.say(&name, format!("{record} does not match its digest: its rows are computed again"));
             self.store.delete(record)?;
         }
         // A clean-up that begins now sees what this run has found.
-        log.save()?;
+        self.log.save()?;
         if work.forced {
             self.store.delete(&state_name(work.stage_key))?;
         }
-        let mut shown =
-            Preview { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
         let (mut computed, mut bytes) = (0, 0);
+        let mut preview =
+            Preview { store: self.store, pipeline: &self.pipeline.name, parts: Vec::new(), slot: slot.clone() };
         if !work.stale.is_empty() {
-            let entries = self.compute(&work, views, &mut shown, log).map_err(|e| e.in_table(&name))?;
+            let entries = self.compute(&work, states, &mut preview).map_err(|e| e.in_table(&name))?;
             computed = entries.iter().map(|entry| entry.contents.len() as u64).sum();
             bytes = entries.iter().map(|entry| entry.bytes).sum();
             let failures: Vec<_> = entries.iter().flat_map(|entry| &entry.errors).collect();
             if table.on_error == OnError::Fail && !failures.is_empty() {
-                let errors =
-                    failures.iter().take(MAX_FAILURES_SHOWN).map(|e| (e.id.clone(), e.message.clone())).collect();
+                let errors = failures.iter().take(MAX_FAILURES_SHOWN);
+                let errors = errors.map(|e| (e.id.clone(), e.message.clone())).collect();
                 return Err(Error::Rows { table: name, errors, total: failures.len() });
             }
             work.known.extend(entries);
         }
         let mut manifest = work.manifest(&self.run);
-        let review = work.sample(self.store, views, &manifest).and_then(|sample| table.stage.review(&sample));
+        let review = work.sample(self.store, states, &manifest).and_then(|sample| table.stage.review(&sample));
         manifest.notes.extend(review.map_err(|e| e.in_table(&name))?);
         let version = self.store.publish(&self.pipeline.name, &manifest)?;
-        log.add(Event::TablePublished {
+        self.log.add(Event::TablePublished {
             table: name,
             stage,
             slot,
@@ -298,72 +322,152 @@ impl Driver<'_> {
             errors: manifest.errors.len() as u64,
             seconds: started.elapsed().as_secs_f64(),
         });
-        log.save()?;
+        self.log.save()?;
         Ok(TableState::new(version, manifest))
     }
 
-    /// Computes the stale rows, task by task.
-    fn compute(
-        &mut self,
-        work: &TableWork<'_>,
-        views: &TableStates,
-        shown: &mut Preview<'_>,
-        log: &mut Log<'_>,
-    ) -> Result<Vec<Entry>> {
-        let stop = &self.options.stop;
+    /// Computes the stale rows, in tasks. Where the answer of a task is lost, the store tells which rows were computed, and the
+    /// others are computed again.
+    fn compute(&self, work: &TableWork<'_>, states: &TableStates, preview: &mut Preview<'_>) -> Result<Vec<Entry>> {
         let table = work.table;
+        let in_driver;
+        let executor: &dyn Executor = match table.kind.opened_here(&*table.stage) {
+            Some(open) => {
+                let settings = self.options.settings.clone();
+                in_driver = InProcess::new(self.store.clone(), self.options.stop.clone(), settings, open);
+                &in_driver
+            }
+            None => self.workers,
+        };
         let total = work.stale.len() as u64;
+        let mut progress = Progress { log: self.log, work, preview, run: &self.run, total, failed: HashSet::new() };
         let mut entries = Vec::new();
-        let mut before = 0;
-        for task in Tasks::new(work, views, self.options, &self.run)? {
-            if stop.is_requested() {
-                return Err(Error::Interrupted);
-            }
-            let task = task?;
-            let rows = task.ids.len() as u64;
-            let mut unseen = Ok(());
-            let mut report = |report: Report| {
-                let table = table.name.clone();
-                log.add(match report {
-                    Report::Unfinished { part } => {
-                        unseen = shown.show(work, &self.run, part);
-                        return;
-                    }
-                    Report::Progress { done, unit, .. } if unit == "rows" => {
-                        Event::Progress { table, done: before + done, total, unit }
-                    }
-                    Report::Progress { done, total, unit } => Event::Progress { table, done, total, unit },
-                    Report::Committed { rows, bytes } => Event::PartCommitted { table, rows, bytes },
-                    Report::Log { message } => Event::Log { table, message },
-                });
-            };
-            let new = match table.kind.opened_here(&*table.stage) {
-                Some(open) => self.executor.run(task, open, &mut report),
-                None => self.remote.run(task, &mut report),
-            };
-            unseen?;
-            let new = match new {
-                // A program of the user's may have heard the signal too, and failed.
-                Err(error) if stop.is_requested() => {
-                    if !matches!(error, Error::Interrupted) {
-                        log.add(Event::Log { table: table.name.clone(), message: error.to_string() });
-                    }
-                    return Err(Error::Interrupted);
+        let mut rows = work.stale.clone();
+        let mut deaths = 0;
+        loop {
+            let mut death = None;
+            let mut before = Rows { done: BTreeMap::new(), before: work.stale.len() - rows.len() };
+            let tasks = Tasks::new(work, &rows, states, self.options, &self.run)?;
+            let mut tasks = tasks.map(|task| self.unless_stopped(task));
+            let ended = executor.run(&mut tasks, &mut |update| match update {
+                Update::Report { task, report } => progress.report(&mut before, task, report),
+                Update::Done { entries: new, .. } => {
+                    progress.failures(&new);
+                    entries.extend(new);
+                    Ok(())
                 }
-                new => new.map_err(|error| error.advised(table.stage.memory_advice()))?,
-            };
-            for error in new.iter().flat_map(|entry| &entry.errors) {
-                log.add(Event::RowFailed {
-                    table: table.name.clone(),
-                    id: error.id.clone(),
-                    message: error.message.clone(),
-                    chain: error.chain.clone(),
-                });
+                Update::Lost { death: how, .. } => {
+                    self.log.say(&table.name, format!("the worker died ({}); its rows go to another", how.status));
+                    death = Some(how);
+                    Ok(())
+                }
+            });
+            self.checked(table, ended)?;
+            let Some(death) = death else { return Ok(entries) };
+            let recorded = self.store.computed(work.stage_key)?.entries;
+            entries = recorded.into_iter().filter(|entry| entry.recorded_ms > work.after).collect();
+            progress.failures(&entries);
+            let left = left(work, &rows, &entries);
+            deaths = if left.len() < rows.len() { 1 } else { deaths + 1 };
+            if left.is_empty() {
+                return Ok(entries);
             }
-            entries.extend(new);
-            before += rows;
+            if deaths == MAX_DEATHS {
+                return Err(died(&death).advised(table.stage.memory_advice()));
+            }
+            rows = left;
         }
-        Ok(entries)
+    }
+
+    fn unless_stopped(&self, task: Result<Task>) -> Result<Task> {
+        if self.options.stop.is_requested() { Err(Error::Interrupted) } else { task }
+    }
+
+    /// The end of a table's tasks. After a request to stop every error is an interruption: a program of the user's may have heard
+    /// the signal too, and failed.
+    fn checked(&self, table: &Table, ended: Result<()>) -> Result<()> {
+        match ended {
+            Err(error) if self.options.stop.is_requested() => {
+                if !matches!(error, Error::Interrupted) {
+                    self.log.say(&table.name, error.to_string());
+                }
+                Err(Error::Interrupted)
+            }
+            ended => ended.map_err(|error| error.advised(table.stage.memory_advice())),
+        }
+    }
+}
+
+/// The states that a table is planned with: its own and those of its inputs.
+fn seen_by(table: &Table, states: &TableStates) -> TableStates {
+    let names = table.inputs.iter().map(|input| &input.table).chain([&table.name]);
+    names.filter_map(|name| Some((name.clone(), states.get(name)?.clone()))).collect()
+}
+
+/// The rows of which no result is in these entries.
+fn left(work: &TableWork<'_>, rows: &[usize], entries: &[Entry]) -> Vec<usize> {
+    if !work.table.is_keyed() {
+        return if entries.is_empty() { rows.to_vec() } else { Vec::new() };
+    }
+    let failed = entries.iter().flat_map(|entry| &entry.errors).map(|error| error.key);
+    let done: HashSet<Digest> = entries.iter().flat_map(|entry| entry.keys.iter().copied()).chain(failed).collect();
+    rows.iter().copied().filter(|row| !done.contains(&work.keys[*row])).collect()
+}
+
+/// The error of rows on which one worker after another died.
+fn died(death: &Death) -> Error {
+    let message = format!("the worker died {MAX_DEATHS} times on the same rows ({})", death.status);
+    if death.is_killed { Error::Killed(message) } else { Error::Worker(message) }
+}
+
+/// The rows done by the tasks that run side by side.
+struct Rows {
+    done: BTreeMap<usize, u64>,
+    /// Rows that were done before.
+    before: usize,
+}
+
+/// Events of the tasks of one table.
+struct Progress<'a, 'l, 'w, 'p> {
+    log: &'a Log<'l>,
+    work: &'a TableWork<'w>,
+    preview: &'a mut Preview<'p>,
+    run: &'a str,
+    /// Rows to compute.
+    total: u64,
+    /// The keys of the failed rows that the log has.
+    failed: HashSet<Digest>,
+}
+
+impl Progress<'_, '_, '_, '_> {
+    fn report(&mut self, rows: &mut Rows, task: usize, report: Report) -> Result<()> {
+        let table = self.work.table.name.clone();
+        self.log.add(match report {
+            Report::Unfinished { part } => return self.preview.show(self.work, self.run, part),
+            Report::Progress { done, unit: unit @ Unit::Rows, .. } => {
+                rows.done.insert(task, done);
+                let done = rows.before as u64 + rows.done.values().sum::<u64>();
+                Event::Progress { table, done, total: self.total, unit: unit.to_string() }
+            }
+            Report::Progress { done, total, unit } => Event::Progress { table, done, total, unit: unit.to_string() },
+            Report::Committed { rows, bytes } => Event::PartCommitted { table, rows, bytes },
+            Report::Log { message } => Event::Log { table, message },
+        });
+        Ok(())
+    }
+
+    fn failures(&mut self, entries: &[Entry]) {
+        for error in entries.iter().flat_map(|entry| &entry.errors) {
+            if !self.failed.insert(error.key) {
+                continue;
+            }
+            self.log.add(Event::RowFailed {
+                table: self.work.table.name.clone(),
+                id: error.id.clone(),
+                message: error.message.clone(),
+                chain: error.chain.clone(),
+            });
+        }
     }
 }
 

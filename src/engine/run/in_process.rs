@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 
+use super::executor::{Executor, Settings, Update};
 use crate::engine::{
     Error, Result, Stop,
     arrow_schema::decode_schema,
@@ -12,21 +13,22 @@ use crate::engine::{
     store::{Entry, Store, in_order, read_table},
 };
 
-/// Runs tasks, keeping the last opened operator.
-pub struct Executor {
+/// Opens operators and runs tasks, keeping the last opened operator.
+pub(super) struct Runner {
     store: Store,
     stop: Stop,
+    settings: Settings,
     opened: Option<(Job, Box<dyn Operator>)>,
 }
 
-impl Executor {
-    /// An executor on a store, which ends its task early at a request.
-    pub fn new(store: Store, stop: Stop) -> Self {
-        Self { store, stop, opened: None }
+impl Runner {
+    /// A runner on a store, which ends its task early at a request.
+    pub(super) fn new(store: Store, stop: Stop, settings: Settings) -> Self {
+        Self { store, stop, settings, opened: None }
     }
 
     /// Runs one task to its end. What it committed before an error stays in the store.
-    pub fn run(&mut self, task: Task, open: OpenFn, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
+    pub(super) fn run(&mut self, task: Task, open: OpenFn, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
         if self.opened.as_ref().is_none_or(|(job, _)| *job != task.job) {
             self.opened = None;
             let context = self.context(&task.job)?;
@@ -58,14 +60,54 @@ impl Executor {
         });
         let by_row = job.schemas.iter().map(|(port, _)| port.clone()).collect();
         Ok(Context {
-            device: job.device.clone(),
-            batch_size: job.batch_size,
+            device: self.settings.device.clone(),
+            batch_size: self.settings.batch_size,
             output: decode_schema(&job.output)?,
             tables: tables.collect::<Result<_>>()?,
             schemas: Schemas { all, by_row },
             store: self.store.clone(),
-            sources: Sources::default(),
+            sources: Sources::new(self.settings.verify),
         })
+    }
+}
+
+/// Runs the tasks of one table in this process, one after the other.
+pub struct InProcess {
+    store: Store,
+    stop: Stop,
+    settings: Settings,
+    open: OpenFn,
+}
+
+impl InProcess {
+    /// An executor for the stage that `open` opens.
+    pub fn new(store: Store, stop: Stop, settings: Settings, open: OpenFn) -> Self {
+        Self { store, stop, settings, open }
+    }
+}
+
+impl Executor for InProcess {
+    fn slots(&self) -> usize {
+        1
+    }
+
+    fn run(
+        &self,
+        tasks: &mut dyn Iterator<Item = Result<Task>>,
+        on: &mut dyn FnMut(Update) -> Result<()>,
+    ) -> Result<()> {
+        let mut runner = Runner::new(self.store.clone(), self.stop.clone(), self.settings.clone());
+        for (number, task) in tasks.enumerate() {
+            let mut said = Ok(());
+            let entries = runner.run(task?, self.open, &mut |report| {
+                if said.is_ok() {
+                    said = on(Update::Report { task: number, report });
+                }
+            })?;
+            said?;
+            on(Update::Done { task: number, entries })?;
+        }
+        Ok(())
     }
 }
 
@@ -116,8 +158,6 @@ mod tests {
             schemas: Vec::new(),
             tables: Vec::new(),
             files: Vec::new(),
-            device: "cpu".into(),
-            batch_size: None,
             save_every: Duration::ZERO,
             secrets: Secrets::default(),
         };
@@ -132,15 +172,15 @@ mod tests {
             listed: None,
         };
         let stop = Stop::default();
-        let mut executor = Executor { store: store.clone(), stop: stop.clone(), opened: None };
-        executor.opened = Some((job.clone(), Box::new(Slow(stop))));
+        let mut runner = Runner::new(store.clone(), stop.clone(), Settings::default());
+        runner.opened = Some((job.clone(), Box::new(Slow(stop))));
         let whole = task(&ids);
         let open: OpenFn = |_, _| unreachable!("it is open");
-        let interrupted = executor.run(whole.clone(), open, &mut |_| {});
+        let interrupted = runner.run(whole.clone(), open, &mut |_| {});
         assert!(matches!(interrupted, Err(Error::Interrupted)));
         assert_eq!(keys(&whole, &store), whole.keys[..2]);
         // What is left is one task, and its last row is no interruption.
-        executor.run(task(&ids[2..]), open, &mut |_| {}).unwrap();
+        runner.run(task(&ids[2..]), open, &mut |_| {}).unwrap();
         assert_eq!(keys(&whole, &store), whole.keys);
     }
 }

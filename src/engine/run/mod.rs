@@ -1,12 +1,19 @@
 //! Runs: what is stale is computed, task by task, and published.
 
 mod driver;
+mod executor;
 mod in_process;
+mod log;
+mod message;
 mod options;
+mod serve;
 mod tasks;
 mod worker;
+mod workers;
 
 pub use driver::run;
-pub use in_process::Executor;
-pub use options::{Options, Remote, Summary};
-pub use worker::{Worker, serve};
+pub use executor::{Death, Executor, Settings, Update};
+pub use in_process::InProcess;
+pub use options::{Options, Summary};
+pub use serve::serve;
+pub use workers::Workers;

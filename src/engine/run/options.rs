@@ -2,26 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::engine::{
-    Result, Stop,
-    plan::Overrides,
-    stage::{Report, Task},
-    store::Entry,
-};
-
-/// Computes tasks of stages that the driver cannot open.
-pub trait Remote {
-    /// Runs one task to its end.
-    fn run(&mut self, task: Task, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>>;
-}
+use super::executor::Settings;
+use crate::engine::{Stop, plan::Overrides};
 
 /// What to run and how.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where operators compute: `cpu`, `cuda` or `cuda:N`.
-    pub device: String,
-    /// Rows that a network sees at once; absent: what the stage takes.
-    pub batch_size: Option<usize>,
+    /// How tasks compute that run in the driver.
+    pub settings: Settings,
     /// Rows per task.
     pub task_rows: usize,
     /// How often training saves its state.

@@ -25,15 +25,16 @@ pub(in crate::engine) struct Tasks<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    /// The tasks of a table; `views` holds its inputs.
+    /// The tasks of `rows` of a table, which are positions among those of `work`; `views` holds its inputs.
     pub(in crate::engine) fn new(
         work: &'a TableWork<'a>,
+        rows: &[usize],
         views: &TableStates,
         options: &Options,
         run: &'a str,
     ) -> Result<Self> {
         let chunks: Vec<Vec<usize>> = if work.table.is_keyed() {
-            work.stale.chunks(options.task_rows.max(1)).map(<[usize]>::to_vec).collect()
+            rows.chunks(options.task_rows.max(1)).map(<[usize]>::to_vec).collect()
         } else {
             vec![(0..work.joined.ids.len()).collect()]
         };
@@ -114,8 +115,6 @@ fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<J
         schemas,
         tables,
         files: work.files.clone(),
-        device: options.device.clone(),
-        batch_size: options.batch_size,
         save_every: options.save_every,
         secrets: table.secrets.as_ref().clone(),
     })

@@ -1,28 +1,22 @@
-//! The worker process and the driver's end of it. Messages are lines of JSON: a task, or a word to stop, in; reports, then the
-//! parts or an error out.
+//! One worker process, as the driver has it.
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::{in_process::Executor, options::Remote};
+use super::{
+    executor::{Death, Settings},
+    message::{Answer, STOP},
+};
 use crate::engine::{
-    Digest, Error, Result, Stop,
-    stage::{OpenFn, Report, Task},
+    Error, Result, Stop,
+    stage::{Report, Task},
     store::{Entry, Store},
 };
-
-/// What asks a worker to stop.
-const STOP: &str = "stop";
-
-/// How often a task is tried when its worker dies.
-const TRIES: usize = 3;
 
 /// What a worker starts with where the user has not said otherwise. glibc hands large blocks back to the system at every
 /// free and fetches them again, which costs a training step more than its arithmetic. Threads that wait for each other spin
@@ -35,83 +29,15 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("GOMP_SPINCOUNT", "20000"),
 ];
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Report(Report),
-    Done(Vec<Entry>),
-    Failed { message: String, input: bool, lost: Option<Digest> },
-    Interrupted,
-}
-
-/// Serves tasks from standard input until it closes. `find` knows the stages by name.
-pub fn serve(store: Store, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> {
-    let (send, tasks) = mpsc::channel();
-    let stop = Stop::default();
-    let asked = stop.clone();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let Ok(line) = line else { break };
-            if line == STOP {
-                asked.request();
-            } else if send.send(line).is_err() {
-                break;
-            }
-        }
-        // The driver is gone, and what is not committed nobody will read.
-        std::process::exit(0);
-    });
-    // A panic becomes an answer; its trace would only hide it.
-    std::panic::set_hook(Box::new(|_| {}));
-    let mut executor = Executor::new(store, stop);
-    for line in tasks {
-        let result = serde_json::from_str::<Task>(&line)
-            .map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")))
-            .and_then(|task| {
-                let open = find(&task.job.stage)
-                    .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
-                // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
-                let run = std::panic::AssertUnwindSafe(|| {
-                    executor.run(task, open, &mut |report| answer(&Answer::Report(report)))
-                });
-                std::panic::catch_unwind(run).unwrap_or_else(|panic| {
-                    let text = panic
-                        .downcast_ref::<String>()
-                        .map(String::as_str)
-                        .or_else(|| panic.downcast_ref::<&str>().copied());
-                    Err(Error::Stage(readable(text.unwrap_or("the stage panicked"))))
-                })
-            });
-        match result {
-            Ok(entries) => answer(&Answer::Done(entries)),
-            Err(Error::Lost { digest, message }) => {
-                answer(&Answer::Failed { message, input: false, lost: Some(digest) });
-            }
-            Err(Error::Interrupted) => answer(&Answer::Interrupted),
-            Err(error) => answer(&Answer::Failed { message: error.to_string(), input: error.is_input(), lost: None }),
-        }
-    }
-    Ok(())
-}
-
-/// A panic's text without what unwrapping and libtorch's own trace add to it.
-fn readable(panic: &str) -> String {
-    let text = panic.split_once("value: Torch(\"").map_or(panic, |(_, text)| text);
-    text.split("\\nException raised").next().unwrap_or(text).to_owned()
-}
-
-fn answer(answer: &Answer) {
-    if let Ok(json) = serde_json::to_string(answer) {
-        let mut out = std::io::stdout().lock();
-        // Nobody reads: the driver is gone, and standard input will say so.
-        let _ = writeln!(out, "{json}");
-    }
-}
+/// The variables by which libraries take the number of their threads.
+const THREADS: [&str; 3] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"];
 
 /// A worker process, started at its first task and again should it die.
-pub struct Worker {
+pub(super) struct Worker {
     store: String,
     program: PathBuf,
+    settings: Settings,
+    threads: usize,
     stop: Stop,
     process: Option<Process>,
     /// The process's standard input while there is one; a request to stop is written beside the tasks.
@@ -124,20 +50,23 @@ struct Process {
 }
 
 impl Worker {
-    /// A worker on a store, which `stop` asks to stop; `program` is `vlmdiff-worker`.
-    pub fn new(store: &Store, program: PathBuf, stop: &Stop) -> Self {
+    /// A worker on a store, which `stop` asks to stop; `program` is `vlmdiff-worker`, which takes so many threads.
+    pub(super) fn new(store: &Store, program: PathBuf, settings: Settings, threads: usize, stop: &Stop) -> Self {
         let stdin = Arc::<Mutex<Option<ChildStdin>>>::default();
         let told = stdin.clone();
         stop.on_request(move || _ = say(&told, STOP));
-        Self { store: store.url.clone(), program, stop: stop.clone(), process: None, stdin }
+        Self { store: store.url.clone(), program, settings, threads, stop: stop.clone(), process: None, stdin }
     }
 
     fn start(&self) -> Result<Process> {
         let mut command = Command::new(&self.program);
-        command.arg(&self.store).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(&self.store).arg(serde_json::to_string(&self.settings).map_err(std::io::Error::from)?);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // Ctrl-C reaches all processes of a terminal's group: the worker is to hear of it from the driver, and save.
         command.process_group(0);
-        command.envs(ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
+        let threads = self.threads.to_string();
+        let variables = ENVIRONMENT.into_iter().chain(THREADS.map(|name| (name, threads.as_str())));
+        command.envs(variables.filter(|(name, _)| std::env::var_os(name).is_none()));
         let mut child = command.spawn().map_err(|e| {
             let program = self.program.display();
             Error::Worker(format!("cannot start {program}: {e}; it is built beside vlmdiff by `cargo build`"))
@@ -151,7 +80,12 @@ impl Worker {
         }
     }
 
-    fn attempt(&mut self, line: &str, report: &mut dyn FnMut(Report)) -> Result<Result<Vec<Entry>>, String> {
+    /// Runs one task to its end; the outer error is the death of the process.
+    pub(super) fn run(&mut self, task: &Task, report: &mut dyn FnMut(Report)) -> Result<Result<Vec<Entry>>, Death> {
+        let line = match serde_json::to_string(task) {
+            Ok(line) => line,
+            Err(error) => return Ok(Err(std::io::Error::from(error).into())),
+        };
         let process = match &mut self.process {
             Some(process) => process,
             None => match self.start() {
@@ -159,7 +93,7 @@ impl Worker {
                 Err(error) => return Ok(Err(error)),
             },
         };
-        let mut sent = say(&self.stdin, line);
+        let mut sent = say(&self.stdin, &line);
         // Asked while the worker was being started.
         if sent.is_ok() && self.stop.is_requested() {
             sent = say(&self.stdin, STOP);
@@ -171,12 +105,7 @@ impl Worker {
                 Ok(1..) => match serde_json::from_str(&answer) {
                     Ok(Answer::Report(what)) => report(what),
                     Ok(Answer::Done(entries)) => return Ok(Ok(entries)),
-                    Ok(Answer::Interrupted) => return Ok(Err(Error::Interrupted)),
-                    Ok(Answer::Failed { message, lost: Some(digest), .. }) => {
-                        return Ok(Err(Error::lost(digest, message)));
-                    }
-                    Ok(Answer::Failed { message, input: true, .. }) => return Ok(Err(Error::Input(message))),
-                    Ok(Answer::Failed { message, .. }) => return Ok(Err(Error::Stage(message))),
+                    Ok(Answer::Failed(error)) => return Ok(Err(error.into())),
                     // A line that some library printed.
                     Err(_) => report(Report::Log { message: answer.trim_end().to_owned() }),
                 },
@@ -184,7 +113,10 @@ impl Worker {
             }
         }
         let status = self.end().and_then(|mut process| process.child.wait().ok());
-        Err(status.map_or_else(|| "ended".into(), |status| status.to_string()))
+        Err(Death {
+            status: status.map_or_else(|| "ended".into(), |status| status.to_string()),
+            is_killed: status.and_then(|status: ExitStatus| status.signal()) == Some(libc::SIGKILL),
+        })
     }
 
     /// Closes the process's standard input, at which it ends.
@@ -199,25 +131,6 @@ fn say(stdin: &Mutex<Option<ChildStdin>>, line: &str) -> std::io::Result<()> {
     match stdin.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
         Some(stdin) => writeln!(stdin, "{line}").and_then(|()| stdin.flush()),
         None => Ok(()),
-    }
-}
-
-impl Remote for Worker {
-    fn run(&mut self, task: Task, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
-        let line = serde_json::to_string(&task).map_err(std::io::Error::from)?;
-        let mut last = String::new();
-        for _ in 0..TRIES {
-            match self.attempt(&line, report) {
-                Ok(result) => return result,
-                Err(status) => {
-                    report(Report::Log {
-                        message: format!("the worker died ({status}); starting another for the same task"),
-                    });
-                    last = status;
-                }
-            }
-        }
-        Err(Error::Worker(format!("the worker died {TRIES} times on the same task ({last})")))
     }
 }
 

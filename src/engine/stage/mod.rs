@@ -19,4 +19,4 @@ pub use rows::{Batch, Rows};
 pub(super) use sample::SampledInput;
 pub use sample::{ITSELF, Sample};
 pub use sink::Sink;
-pub use task::{Job, Listed, PortRows, Report, TableInput, Task};
+pub use task::{Job, Listed, PortRows, Report, TableInput, Task, TaskError, Unit};

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::{
     port::Output,
     rows::Batch,
-    task::{Report, Task},
+    task::{Report, Task, Unit},
 };
 use crate::engine::{
     Digest, Error, Result, Stop,
@@ -220,12 +220,12 @@ impl<'a> Sink<'a> {
     }
 
     fn progress_rows(&mut self) {
-        self.progress(self.done, self.task.ids.len() as u64, "rows");
+        self.progress(self.done, self.task.ids.len() as u64, Unit::Rows);
     }
 
     /// Reports units done of a total; of a row-per-row stage rows are counted without this.
-    pub fn progress(&mut self, done: u64, total: u64, unit: &str) {
-        (self.report)(Report::Progress { done, total, unit: unit.to_owned() });
+    pub fn progress(&mut self, done: u64, total: u64, unit: Unit) {
+        (self.report)(Report::Progress { done, total, unit });
     }
 
     /// Says something to the person who runs the pipeline.

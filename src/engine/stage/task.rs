@@ -1,7 +1,7 @@
 //! A task: some rows of one table. It reads its rows from the store, writes its own parts there, and returns their
 //! descriptions, never data. It runs in the driver or in a worker alike.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use arrow::{array::RecordBatch, compute::concat_batches};
 use serde::{Deserialize, Serialize};
@@ -50,10 +50,6 @@ pub struct Job {
     pub tables: Vec<TableInput>,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
-    /// Where to compute.
-    pub device: String,
-    /// Rows at once.
-    pub batch_size: Option<usize>,
     /// How often work that takes long saves its state.
     pub save_every: Duration,
     /// Values that no message may hold.
@@ -110,6 +106,73 @@ impl Listed {
     }
 }
 
+/// Why a task failed, as one process tells another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskError {
+    /// The user's input is wrong.
+    Input(String),
+    /// Memory ran out.
+    Memory(String),
+    /// A part or blob that the task reads is damaged or missing.
+    Lost {
+        /// Which.
+        digest: Digest,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The task was asked to stop, and has saved what was done.
+    Interrupted,
+    /// The stage failed.
+    Stage(String),
+}
+
+impl From<Error> for TaskError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Lost { digest, message } => Self::Lost { digest, message },
+            Error::Interrupted => Self::Interrupted,
+            Error::Memory(message) => Self::Memory(message),
+            error if error.is_input() => Self::Input(error.to_string()),
+            error => Self::Stage(error.to_string()),
+        }
+    }
+}
+
+impl From<TaskError> for Error {
+    fn from(error: TaskError) -> Self {
+        match error {
+            TaskError::Input(message) => Self::Input(message),
+            TaskError::Memory(message) => Self::Memory(message),
+            TaskError::Lost { digest, message } => Self::Lost { digest, message },
+            TaskError::Interrupted => Self::Interrupted,
+            TaskError::Stage(message) => Self::Stage(message),
+        }
+    }
+}
+
+/// What a task counts its progress in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Rows of the table.
+    Rows,
+    /// Steps of a training.
+    Steps,
+    /// Images that an aggregate has read.
+    Images,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rows => "rows",
+            Self::Steps => "steps",
+            Self::Images => "images",
+        })
+    }
+}
+
 /// What a running task reports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
@@ -120,8 +183,8 @@ pub enum Report {
         done: u64,
         /// In all.
         total: u64,
-        /// `rows` or `steps`.
-        unit: String,
+        /// What is counted.
+        unit: Unit,
     },
     /// A part was committed.
     Committed {

@@ -125,6 +125,9 @@ pub enum Event {
         seconds: f64,
         /// What stopped it, if anything.
         error: Option<String>,
+        /// Whether somebody asked it to stop.
+        #[serde(default)]
+        interrupted: bool,
     },
 }
 

@@ -39,9 +39,12 @@ pub struct Run {
     pub failures: Vec<Failure>,
     /// Its log is not the one that was written, so that nothing but its id is known.
     pub damaged: bool,
-    /// When its last table was started.
+    /// Whether somebody asked it to stop.
     #[serde(skip)]
-    current: Option<u64>,
+    interrupted: bool,
+    /// When its tables were started, in milliseconds since 1970.
+    #[serde(skip)]
+    started: BTreeMap<String, u64>,
 }
 
 /// A row that failed.
@@ -87,7 +90,7 @@ impl Run {
     pub fn status(&self) -> &'static str {
         match (&self.error, self.seconds) {
             _ if self.damaged => "damaged",
-            (Some(error), _) if *error == Error::Interrupted.to_string() => "interrupted",
+            (Some(_), _) if self.interrupted => "interrupted",
             (Some(_), _) => "failed",
             (None, Some(_)) => "done",
             (None, None) => "unfinished",
@@ -122,7 +125,7 @@ impl Run {
                 *self.table(&table) = fresh;
             }
             Event::TableStarted { table, stage, slot, reasons, .. } => {
-                self.current = Some(at_ms);
+                self.started.insert(table.clone(), at_ms);
                 let started = TableRun { table: table.clone(), stage, slot, reasons, ..TableRun::default() };
                 *self.table(&table) = started;
             }
@@ -140,13 +143,15 @@ impl Run {
                 self.table(&table).errors += 1;
                 self.failures.push(Failure { table, id, message, chain });
             }
-            Event::RunFinished { seconds, error } => {
-                // The table that the run stopped at.
-                if let (Some(since), Some(last)) = (self.current, self.tables.last_mut().filter(|t| t.version == 0)) {
-                    last.seconds = at_ms.saturating_sub(since) as f64 / 1000.;
+            Event::RunFinished { seconds, error, interrupted } => {
+                // The tables that the run stopped at.
+                for table in self.tables.iter_mut().filter(|table| table.version == 0) {
+                    let since = self.started.get(&table.table).map(|since| at_ms.saturating_sub(*since));
+                    table.seconds = since.unwrap_or_default() as f64 / 1000.;
                 }
                 self.seconds = Some(seconds);
                 self.error = error;
+                self.interrupted = interrupted;
             }
             Event::Progress { .. } | Event::Log { .. } | Event::Note { .. } => {}
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -177,10 +178,8 @@ impl Program {
 
     /// The error that says what the program did, how it ended and what it said last. Its input is to be closed before.
     pub(super) fn failure(&mut self, what: &str, out: &mut Sink<'_>) -> Error {
-        let ended = match self.wait() {
-            Some(status) => status.to_string(),
-            None => "it did not end and was killed".into(),
-        };
+        let status = self.wait();
+        let ended = status.map_or_else(|| "it did not end and was killed".into(), |status| status.to_string());
         // What it wrote before it ended may still be on its way.
         let deadline = Instant::now() + Duration::from_secs(1);
         loop {
@@ -197,7 +196,10 @@ impl Program {
             message += "; its last words:";
             self.tail.iter().for_each(|line| message += &format!("\n  {line}"));
         }
-        Error::Stage(message)
+        match status.and_then(|status| status.signal()) {
+            Some(libc::SIGKILL) => Error::Killed(message),
+            _ => Error::Stage(message),
+        }
     }
 
     /// How the program ended; `None` where it had to be killed.

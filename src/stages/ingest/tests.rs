@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::engine::{
     Stop, encode_schema,
-    run::Executor,
+    run::{Executor, InProcess, Settings, Update},
     stage,
     stage::{Job, Listed, Task},
     store::{Entry, Store},
@@ -30,8 +30,6 @@ fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
         schemas: Vec::new(),
         tables: Vec::new(),
         files: Vec::new(),
-        device: "cpu".into(),
-        batch_size: None,
         save_every: std::time::Duration::MAX,
         secrets: Default::default(),
     };
@@ -39,8 +37,17 @@ fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
     let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
     let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
     let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
-    let mut executor = Executor::new(Store::open(store.to_str().unwrap()).unwrap(), Stop::default());
-    executor.run(task, stage::open::<Ingest>, &mut |_| {}).unwrap()
+    let store = Store::open(store.to_str().unwrap()).unwrap();
+    let executor = InProcess::new(store, Stop::default(), Settings::default(), stage::open::<Ingest>);
+    let mut entries = Vec::new();
+    let done = executor.run(&mut std::iter::once(Ok(task)), &mut |update| {
+        if let Update::Done { entries: new, .. } = update {
+            entries.extend(new);
+        }
+        Ok(())
+    });
+    done.unwrap();
+    entries
 }
 
 #[test]

@@ -1,0 +1,77 @@
+//! The worker process: opens operators and runs the tasks that the driver sends.
+
+use std::{
+    io::{BufRead, Write},
+    sync::mpsc,
+};
+
+use super::{
+    executor::Settings,
+    in_process::Runner,
+    message::{Answer, STOP},
+};
+use crate::engine::{
+    Error, Result, Stop,
+    stage::{OpenFn, Task},
+    store::Store,
+};
+
+/// Serves tasks from standard input until it closes. `find` knows the stages by name.
+pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> {
+    let (send, tasks) = mpsc::channel();
+    let stop = Stop::default();
+    let asked = stop.clone();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if line == STOP {
+                asked.request();
+            } else if send.send(line).is_err() {
+                break;
+            }
+        }
+        // The driver is gone, and what is not committed nobody will read.
+        std::process::exit(0);
+    });
+    // A panic becomes an answer; its trace would only hide it.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut runner = Runner::new(store, stop, settings);
+    for line in tasks {
+        let result = serde_json::from_str::<Task>(&line)
+            .map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")))
+            .and_then(|task| {
+                let open = find(&task.job.stage)
+                    .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
+                // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
+                let run = std::panic::AssertUnwindSafe(|| {
+                    runner.run(task, open, &mut |report| answer(&Answer::Report(report)))
+                });
+                std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .map(String::as_str)
+                        .or_else(|| panic.downcast_ref::<&str>().copied());
+                    Err(Error::of_library(readable(text.unwrap_or("the stage panicked"))))
+                })
+            });
+        answer(&match result {
+            Ok(entries) => Answer::Done(entries),
+            Err(error) => Answer::Failed(error.into()),
+        });
+    }
+    Ok(())
+}
+
+/// A panic's text without what unwrapping and libtorch's own trace add to it.
+fn readable(panic: &str) -> String {
+    let text = panic.split_once("value: Torch(\"").map_or(panic, |(_, text)| text);
+    text.split("\\nException raised").next().unwrap_or(text).to_owned()
+}
+
+fn answer(answer: &Answer) {
+    if let Ok(json) = serde_json::to_string(answer) {
+        let mut out = std::io::stdout().lock();
+        // Nobody reads: the driver is gone, and standard input will say so.
+        let _ = writeln!(out, "{json}");
+    }
+}
