@@ -63,7 +63,7 @@ fn networks_in_the_wrong_place_are_refused() {
     let odd = "  odd: { stage: ingest, with: { dataset: folder, root: data, size: 34 } }\n  latents:";
     let text =
         refused(&TOY.replace("  latents:", odd).replace(latents, "stage: encode_latents, from: [odd, autoencoder]"));
-    assert!(text.contains("`images` of 34x34 do not divide by 4, the factor of the autoencoder"), "{text}");
+    assert!(text.contains("images of 34x34 do not divide by 4, the factor of the autoencoder"), "{text}");
 }
 
 #[test]

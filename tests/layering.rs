@@ -99,7 +99,8 @@ impl Imports {
         let mut rest = code;
         while let Some(at) = rest.find("use ") {
             let before = rest[..at].rsplit('\n').next().unwrap().trim();
-            let is_item = before.is_empty() || before.starts_with("pub");
+            let is_exported = before == "pub" || (before.starts_with("pub(") && before.ends_with(')'));
+            let is_item = before.is_empty() || is_exported;
             rest = &rest[at + 4..];
             if is_item {
                 let tree = rest.split(';').next().unwrap();

@@ -35,7 +35,10 @@ use crate::{
 /// (`held_out_accuracy`), and of how many guessing would (`held_out_guessing`). For published CLIP weights no training is needed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
+#[schemars(extend("examples" = [{
+    "config": { "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48, "projection_dim": 64 },
+    "training": { "steps": 160 }
+}]))]
 pub struct TrainTextEncoder {
     /// The network, as in a published `text_encoder/config.json`. `vocab_size` is the most tokens that the tokeniser learns.
     #[garde(skip)]
