@@ -242,12 +242,12 @@ fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
     assert_eq!(variants.count(), 4);
 }
 
-/// As README writes it.
+/// As docs/pipelines.md writes it.
 #[test]
 fn a_sweep_over_seeds_trains_the_networks_once_per_seed() {
-    let readme = std::fs::read_to_string(crate::lab::project().join("README.md")).unwrap();
-    let start = readme.find("sweep: [{ text_encoder.training.seed").unwrap();
-    let sweep = readme[start..].split("```").next().unwrap();
+    let reference = std::fs::read_to_string(crate::lab::project().join("docs/pipelines.md")).unwrap();
+    let start = reference.find("sweep: [{ text_encoder.training.seed").unwrap();
+    let sweep = reference[start..].split("```").next().unwrap();
     let tables = shipped("quickstart.yaml", &format!("\n{sweep}"), "metrics");
     let instances = |table: &str| tables.iter().filter(|(name, ..)| name.split('[').next() == Some(table)).count();
     assert_eq!(["images", "captions", "autoencoder", "denoiser", "metrics"].map(instances), [1, 1, 3, 3, 3]);
