@@ -1,4 +1,26 @@
-//! A dataflow engine for visual anomaly detection. Modules stand in the order of data flow.
+//! A dataflow engine for visual anomaly detection.
+//!
+//! Six concepts carry it:
+//!
+//! | concept | what it is | identity | lifetime | file |
+//! |---|---|---|---|---|
+//! | table | rows of Arrow columns that a pipeline declares, made by one stage from tables above it | pipeline and name | while the pipeline declares it | `engine/pipeline/table.rs` |
+//! | stage | a kind of computation with its parameters | its fingerprint: name, revision, parameters, contents of files, output schema | the program | `engine/stage/contract.rs` |
+//! | row key | everything that can change one row | a digest over the fingerprint, the row's id and what is read of it | while a part holds the row | `engine/identity.rs` |
+//! | part | an immutable Parquet file of rows and their keys | the digest of its bytes | until `gc` finds that nothing reaches it | `engine/store/parquet.rs` |
+//! | version | a published state of a table: a manifest of parts and the rows in them | pipeline, table, number | while it is current, tagged or of one of the last runs | `engine/store/published.rs` |
+//! | run | one execution of a pipeline, with the log of its events | an id later than all before it, or a tag | the log stays | `engine/run/driver.rs` |
+//!
+//! The folders, each of which imports only those above it in this list:
+//!
+//! | folder | content |
+//! |---|---|
+//! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
+//! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses, optimisers. No engine |
+//! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
+//! | [`query`] | published tables as a DataFusion session |
+//! | [`stages`] | the stages: the only place where engine and networks meet |
+//! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
 
 pub mod cli;
 pub mod datasets;

@@ -96,18 +96,20 @@ struct Imports {
 impl Imports {
     fn of(code: &str) -> Self {
         let mut imports = Self::default();
-        let mut rest = code;
+        let (mut rest, mut body) = (code, String::new());
         while let Some(at) = rest.find("use ") {
             let before = rest[..at].rsplit('\n').next().unwrap().trim();
             let is_exported = before == "pub" || (before.starts_with("pub(") && before.ends_with(')'));
-            let is_item = before.is_empty() || is_exported;
+            body += &rest[..at];
             rest = &rest[at + 4..];
-            if is_item {
+            if before.is_empty() || is_exported {
                 let tree = rest.split(';').next().unwrap();
+                rest = &rest[tree.len()..];
                 let to = if before.is_empty() { &mut imports.own } else { &mut imports.exported };
                 paths(tree, &[], to);
             }
         }
+        let code = body + rest;
         // Paths in the code itself, such as `super::parts::encode(…)`.
         for start in ["crate::", "super::"] {
             for (at, _) in code.match_indices(start) {
