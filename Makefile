@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: quickstart test soak build setup weights tools lint
+.PHONY: quickstart test soak build setup weights tools lint deny
 
 ## Runs the whole method on generated products and opens the results to SQL and to a report.
 quickstart: build weights
@@ -35,6 +35,13 @@ weights:
 tools:
 	@$(PYTHON) setup/fetch.py tools
 
-lint:
+## Format, lints, the documentation of the code, and what the dependencies may be.
+lint: setup
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) deny; else echo "lint: cargo deny is not installed (cargo install cargo-deny --locked); tests/dependencies.rs has checked all but advisories"; fi
+
+## Licences, sources, duplicates and advisories of the dependencies.
+deny:
+	$(CARGO) deny check

@@ -6,6 +6,7 @@ mod command;
 mod concurrent;
 mod damage;
 mod dataset;
+mod dependencies;
 mod executors;
 mod fits;
 mod golden;

@@ -109,7 +109,7 @@ fn damage(bytes: &[u8], changes: &[(usize, u8)], length: usize) -> Vec<u8> {
         bytes[at] = *value;
     }
     // Mostly as long as before.
-    bytes.resize(if length % 3 == 0 { length % (bytes.len() * 2) } else { bytes.len() }, b'0');
+    bytes.resize(if length.is_multiple_of(3) { length % (bytes.len() * 2) } else { bytes.len() }, b'0');
     bytes
 }
 

@@ -141,12 +141,11 @@ impl Extractor {
         let transformer = self.dino().is_some() || self == Self::Dinov2;
         let layers = options.layers.iter().flatten();
         match self.layers() {
-            Some((there, _)) => match layers.into_iter().find(|layer| !there.contains(layer)) {
-                Some(layer) => {
+            Some((there, _)) => {
+                if let Some(layer) = layers.into_iter().find(|layer| !there.contains(layer)) {
                     return Err(("layers", format!("{} has no layer {layer}; it has {there:?}", self.name())));
                 }
-                None => (),
-            },
+            }
             None if layers.into_iter().any(|layer| *layer == 0) => {
                 return Err(("layers", format!("the blocks of {} count from 1", self.name())));
             }

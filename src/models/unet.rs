@@ -182,7 +182,7 @@ impl UNet2DConditionModel {
     ) -> Tensor {
         let Encoded { emb, mut skips, mid: mut x } = self.encoder.forward(pass, x, t, context, None);
         if let Some(control) = control {
-            x = x + &control.mid;
+            x += &control.mid;
             for (skip, residual) in skips.iter_mut().rev().zip(control.skips.iter().rev()) {
                 *skip = &*skip + residual;
             }

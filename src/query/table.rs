@@ -94,7 +94,7 @@ fn axes(instances: &[Manifest]) -> Vec<Axis> {
     let axis = |name: &String| {
         let value = |manifest: &'_ Manifest| manifest.variant.get(name).filter(|value| !value.is_null()).cloned();
         let values: Vec<Option<Value>> = instances.iter().map(value).collect();
-        let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
+        let all = |is: fn(&Value) -> bool| values.iter().flatten().all(&is);
         let scalar: fn(Option<&Value>) -> ScalarValue = if all(Value::is_boolean) {
             |value| ScalarValue::Boolean(value.and_then(Value::as_bool))
         } else if all(Value::is_i64) {

@@ -320,8 +320,8 @@ impl Training {
             state.trainers.iter_mut().for_each(|trainer| trainer.optimizer.config.lr = lr);
             let step = state.step + 1;
             let is_last = step == steps;
-            let is_kept = self.checkpoint_every > 0 && step % self.checkpoint_every == 0 && !is_last;
-            let is_logged = is_last || is_kept || step % self.log_every == 0;
+            let is_kept = self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every) && !is_last;
+            let is_logged = is_last || is_kept || step.is_multiple_of(self.log_every);
             let is_first = step <= learned::first_steps(steps);
             let is_read = is_logged || is_first;
             let batches = self.batches(state.step, rows, &mut order, is_logged);

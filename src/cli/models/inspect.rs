@@ -133,9 +133,10 @@ fn names(weights: &Checkpoint, all: bool) -> Result<()> {
         print(line.trim_end())?;
     }
     let more = lines.len() - shown;
-    Ok(if more > 0 {
+    let _: () = if more > 0 {
         print(format!("and {more} more lines; --keys prints every name"))?
-    })
+    };
+    Ok(())
 }
 
 fn line(weights: &Checkpoint, name: &str) -> [String; 4] {
@@ -174,7 +175,7 @@ fn thousands(number: i64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
