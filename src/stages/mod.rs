@@ -18,6 +18,7 @@ pub mod train_autoencoder;
 pub mod train_denoiser;
 pub mod train_text_encoder;
 mod training;
+mod training_rows;
 mod types;
 mod weights;
 

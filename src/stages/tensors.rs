@@ -119,37 +119,6 @@ fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
     Ok(flat?.f_view(shape.as_slice())?)
 }
 
-/// A tensor column of all rows of a task, filled batch by batch: no value lies in memory twice.
-pub(super) struct Column {
-    rows: usize,
-    all: Tensor,
-    filled: i64,
-}
-
-impl Column {
-    /// For at most so many rows. Memory is taken as it is filled.
-    pub(super) fn new(rows: usize) -> Self {
-        Self { rows, all: Tensor::new(), filled: 0 }
-    }
-
-    pub(super) fn push(&mut self, batch: &Batch, port: &str, name: &str) -> Result<()> {
-        let rows = tensor(batch, port, name)?;
-        let mut size = rows.size();
-        let count = std::mem::replace(&mut size[0], self.rows as i64);
-        if self.filled == 0 {
-            self.all = Tensor::f_empty(size, (rows.kind(), Device::Cpu))?;
-        }
-        self.all.f_narrow(0, self.filled, count)?.f_copy_(&rows)?;
-        self.filled += count;
-        Ok(())
-    }
-
-    /// The rows that were pushed, [N, shape…].
-    pub(super) fn done(self) -> Tensor {
-        self.all.narrow(0, 0, self.filled)
-    }
-}
-
 /// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
 pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Tensor>> {
     let Some(table) = context.tables.get(port) else { return Ok(None) };
@@ -256,9 +225,6 @@ mod tests {
         let error = tensor(&batch(false), "images", "pixels").unwrap_err();
         assert!(error.is_input() && error.to_string().starts_with("b: `images` has no `pixels`"), "{error}");
         assert!(tensor(&batch(false).slice(2, 1), "images", "pixels").is_ok());
-        let mut column = Column::new(4);
-        column.push(&rows, "images", "pixels").unwrap();
-        assert_eq!(column.done().size(), [2, 1, 2]);
     }
 
     #[test]

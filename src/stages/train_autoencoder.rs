@@ -8,8 +8,9 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column,
-    tensors::{Column, device, input, normalise, save_weights},
+    tensors::{device, input, normalise, save_weights},
     training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
+    training_rows::TrainingRows,
     weights::{self, Weights},
 };
 use crate::{
@@ -379,11 +380,11 @@ struct Trainer {
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = Column::new(rows.len());
+        let mut pixels = TrainingRows::new()?;
         while let Some(batch) = rows.next(256)? {
             pixels.push(&batch, "images", "pixels")?;
         }
-        let (pixels, count) = (pixels.done(), rows.len());
+        let count = pixels.len();
         let training = &self.stage.training;
         tch::manual_seed(training.seed as i64);
         let [vs, judge_vs] = [(); 2].map(|()| VarStore::new(self.device));
@@ -397,11 +398,9 @@ impl Operator for Trainer {
             let named = |(name, tensor)| (format!("{DISCRIMINATOR}{name}"), tensor);
             variables.extend(judge_vs.variables().into_iter().map(named));
         }
-        let images = |rows: &[i64]| {
-            normalise(&pixels.index_select(0, &Tensor::from_slice(rows)).to_device(self.device)) // [B, 3, H, W]
-        };
+        let images = |rows: &[i64]| Ok::<_, Error>(normalise(&pixels.at(rows)?.f_to_device(self.device)?)); // [B, 3, H, W]
         let loss = |trainer: usize, batch: &MicroBatch| {
-            let x = images(&batch.rows);
+            let x = images(&batch.rows)?;
             match trainer {
                 0 => self.autoencoder_loss(&objective, x, batch),
                 _ if objective.takes_part(batch.step) => self.discriminator_loss(&objective, x, batch),
@@ -417,8 +416,8 @@ impl Operator for Trainer {
             let mut config = self.stage.config.clone();
             if self.stage.measures() {
                 let some: Vec<i64> = (0..count as i64).step_by((count / MEASURED).max(1)).collect();
-                let encode = |rows| objective.network.encode(&images(rows)).mean;
-                let means: Vec<Tensor> = no_grad(|| some.chunks(32).map(encode).collect());
+                let encode = |rows| Ok::<_, Error>(objective.network.encode(&images(rows)?).mean);
+                let means: Vec<Tensor> = no_grad(|| some.chunks(32).map(encode).collect::<Result<_>>())?;
                 config.scaling_factor = 1. / Tensor::cat(&means, 0).std(true).double_value(&[]);
             }
             save_weights(vs.variables(), &config, &[])

@@ -10,8 +10,9 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     column::{self, TEXT, UNCONDITIONAL},
-    tensors::{Column, device, first_embedding, input, load_weights, normalise, save_weights},
+    tensors::{device, first_embedding, input, load_weights, normalise, save_weights},
     training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, config_of},
+    training_rows::TrainingRows,
     weights::{self, Weights},
 };
 use crate::{
@@ -379,25 +380,28 @@ struct Trainer {
     unconditional: Option<Tensor>,
 }
 
-/// What is trained on, on the CPU.
+/// The rows to train on.
 struct Data {
     /// u8 [N, H, W, 3].
-    pixels: Tensor,
+    pixels: TrainingRows,
     /// [N, 4, h, w].
-    mean: Tensor,
+    mean: TrainingRows,
     /// [N, 4, h, w].
-    logvar: Tensor,
-    /// The captions that differ, [U, 77, D].
-    text: Tensor,
-    /// Which of them each image has, i64 [N].
-    caption: Tensor,
+    logvar: TrainingRows,
+    /// The captions that differ, [U, T, D].
+    text: TrainingRows,
+    /// The caption of each image, as a position among those that differ.
+    caption: Vec<i64>,
 }
 
 impl Trainer {
     fn read(&self, rows: &mut Rows) -> Result<Data> {
-        let count = rows.len();
-        let [mut pixels, mut mean, mut logvar, mut text] = [(); 4].map(|()| Column::new(count));
-        let (mut known, mut caption) = (HashMap::new(), vec![0_i64; count]);
+        let (mut pixels, mut mean) = (TrainingRows::new()?, TrainingRows::new()?);
+        let (mut logvar, mut text) = (TrainingRows::new()?, TrainingRows::new()?);
+        if let Some(caption) = &self.unconditional {
+            text.push_all(caption)?;
+        }
+        let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
         let mut row = 0;
         while let Some(batch) = rows.next(256)? {
             pixels.push(&batch, "images", "pixels")?;
@@ -417,9 +421,7 @@ impl Trainer {
             }
             row += batch.len();
         }
-        let text = self.unconditional.as_ref().map_or_else(|| text.done(), Tensor::shallow_clone);
-        let (pixels, mean, logvar) = (pixels.done(), mean.done(), logvar.done());
-        Ok(Data { pixels, mean, logvar, text, caption: Tensor::from_slice(&caption) })
+        Ok(Data { pixels, mean, logvar, text, caption })
     }
 
     /// The weights as they start, and the network that computes: the same, or a copy in another type.
@@ -459,21 +461,22 @@ impl Operator for Trainer {
         let objective = DenoisingObjective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
         let timesteps = self.config.schedule.num_train_timesteps - min_timestep;
         let loss = |_, batch: &MicroBatch| {
-            let pick = |tensor: &Tensor| batch.of(tensor, self.device);
+            let pick = |rows: &TrainingRows| Ok::<_, Error>(rows.at(&batch.rows)?.f_to_device(self.device)?);
             let mut random = batch.noise(training.seed);
-            let (mean, logvar) = (pick(&data.mean), pick(&data.logvar)); // [B, 4, h, w]
+            let (mean, logvar) = (pick(&data.mean)?, pick(&data.logvar)?); // [B, 4, h, w]
             let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
             let z = (&mean + (logvar * 0.5).exp() * normal()?) * self.config.scaling_factor;
             let noise = normal()?;
             let t = random.timesteps(batch.rows.len(), timesteps) + i64::from(min_timestep); // [B]
-            let context = data.text.index_select(0, &batch.of(&data.caption, Device::Cpu)).to_device(self.device);
-            let images = normalise(&pick(&data.pixels));
+            let captions: Vec<i64> = batch.rows.iter().map(|row| data.caption[*row as usize]).collect();
+            let context = data.text.at(&captions)?.f_to_device(self.device)?;
+            let images = normalise(&pick(&data.pixels)?);
             let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, &images);
             Ok(LoggedLoss { total, parts: Vec::new() })
         };
         let weights = || save_weights(vs.variables(), &self.config, &[]);
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::Start };
-        let rows = data.pixels.size()[0] as usize;
+        let rows = data.pixels.len();
         training.run(Subject { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
     }
 }

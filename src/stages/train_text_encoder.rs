@@ -14,6 +14,7 @@ use super::{
     column,
     tensors::{device, normalise, save_weights, tensor},
     training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
+    training_rows::TrainingRows,
 };
 use crate::{
     diffusion::optim::train_only,
@@ -126,7 +127,7 @@ struct Trainer {
 /// What is trained on and what is held out, each by row.
 struct Data {
     /// As the image encoder sees them, [N, 3, H, W].
-    images: Tensor,
+    images: TrainingRows,
     captions: Vec<String>,
     ids: Vec<String>,
     /// Which rows are trained on.
@@ -195,16 +196,16 @@ impl Similarity {
 
 impl Trainer {
     fn read(&self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<Data> {
-        let (mut images, mut captions, mut ids) = (Vec::new(), Vec::<String>::new(), Vec::new());
+        let (mut images, mut captions, mut ids) = (TrainingRows::new()?, Vec::<String>::new(), Vec::new());
         while let Some(batch) = rows.next(64)? {
-            images.push(self.shrunk(&normalise(&tensor(&batch, "images", "pixels")?)));
+            images.push_all(&self.shrunk(&normalise(&tensor(&batch, "images", "pixels")?)))?;
             let column = batch.column("captions", "caption")?.as_string::<i32>();
             column::note_missing_captions(out, &batch.ids, column, "the empty one");
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
             ids.extend(batch.ids);
         }
         let (trained, held_out) = split(&ids, self.stage.held_out);
-        Ok(Data { images: Tensor::f_cat(&images, 0)?, captions, ids, trained, held_out })
+        Ok(Data { images, captions, ids, trained, held_out })
     }
 
     /// Images [N, 3, H, W] as the image encoder sees them.
@@ -255,8 +256,9 @@ impl Operator for Trainer {
         let encoders = Encoders::new(&vs, &config, &image_widths)?;
         let trainers = vec![training.trainer(train_only(&vs, |_| true))];
         let compare = |rows: &[i64]| {
-            let pick = |all: &Tensor| all.index_select(0, &Tensor::from_slice(rows)).to_device(self.device);
-            encoders.compare(&pick(&images), &pick(&tokens))
+            let images = images.at(rows)?.f_to_device(self.device)?;
+            let tokens = tokens.f_index_select(0, &Tensor::from_slice(rows))?.f_to_device(self.device)?;
+            encoders.compare(&images, &tokens)
         };
         let loss = |_, batch: &MicroBatch| {
             let rows: Vec<i64> = batch.rows.iter().map(|row| trained[*row as usize]).collect();

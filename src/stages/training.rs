@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tch::{Device, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 pub(super) use learned::Judge;
 
@@ -165,11 +165,6 @@ impl MicroBatch {
     /// Others, for another purpose.
     pub(super) fn noise_of(&self, seed: u64, purpose: &str) -> Noise {
         Noise::new(seed, [&self.number.to_le_bytes(), purpose.as_bytes()].concat())
-    }
-
-    /// Its rows of a tensor [N, …], on a device: [B, …].
-    pub(super) fn of(&self, all: &Tensor, device: Device) -> Tensor {
-        all.index_select(0, &Tensor::from_slice(&self.rows)).to_device(device)
     }
 }
 

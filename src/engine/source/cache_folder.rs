@@ -17,3 +17,10 @@ pub(in crate::engine) fn cache_folder() -> PathBuf {
 pub(in crate::engine) fn make_private(folder: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
+
+/// The folder of temporary files that are too large for memory; it is made where it is not there.
+pub fn scratch_folder() -> io::Result<PathBuf> {
+    let folder = cache_folder().join("scratch");
+    make_private(&folder)?;
+    Ok(folder)
+}
