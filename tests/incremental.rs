@@ -211,7 +211,7 @@ fn a_new_revision_of_a_stage_reruns_it() {
 #[test]
 fn weights_are_known_by_content() {
     let lab = Lab::new(TOY);
-    let fetched = vlmdiff::models::known::locate("efficientnet-lite0").unwrap_or_else(|e| panic!("{e}"));
+    let fetched = vlmdiff::models::catalogue::locate("efficientnet-lite0").unwrap_or_else(|e| panic!("{e}"));
     let weights = lab.path("weights.pth");
     fs::copy(fetched, &weights).unwrap();
     let with = ["--set", "anomaly_maps.weights=weights.pth"];

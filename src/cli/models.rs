@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::{engine::Error, models::known};
+use crate::{engine::Error, models::catalogue};
 
 /// So many names that differ are told of each sort.
 const DIFFERENT: usize = 5;
@@ -68,7 +68,7 @@ impl Models {
 
 /// Where weights lie that a user names.
 fn locate(text: &str) -> Result<PathBuf> {
-    Ok(known::locate(text).map_err(input)?)
+    Ok(catalogue::locate(text).map_err(input)?)
 }
 
 /// The user's input is wrong.

@@ -1,21 +1,22 @@
-//! How much the features of two images differ, place by place.
+//! Anomaly maps: the distance between the features of two images at every place.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// What comes first at a layer.
+/// The order in which the features of a layer are compared and brought to the image's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MapOrder {
-    /// Features are compared where they are, and the distances are brought to the image's size: the authors' code.
+    /// Features are compared at their own resolution, and the distances are brought to the image's size: the authors'
+    /// code.
     #[default]
     CompareThenUpsample,
     /// Features are brought to the image's size and compared there: the text of the paper.
     UpsampleThenCompare,
 }
 
-/// How the maps of several layers become one.
+/// The way in which the maps of several layers are combined into one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Combine {
@@ -28,10 +29,12 @@ pub enum Combine {
     Product,
 }
 
-/// Norms below this count as this: a vector of zeros is at a distance of 1 from any.
+/// The smallest norm by which a cosine divides. Smaller norms count as this one, so that a vector of zeros is at a
+/// distance of 1 from every vector.
 const EPS: f64 = 1e-8;
 
-/// One minus the cosine similarity of features [B, C, h, w] of one layer, at the image's size: f32 [B, H, W], from 0 to 2.
+/// Returns one minus the cosine similarity of the features `a` and `b` [B, C, h, w] of one layer, at the image's size:
+/// f32 [B, H, W], from 0 to 2.
 pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tensor {
     match order {
         MapOrder::CompareThenUpsample => {
@@ -47,10 +50,10 @@ pub fn distance(a: &Tensor, b: &Tensor, size: [i64; 2], order: MapOrder) -> Tens
     }
 }
 
-/// The map of several layers: f64 [B, H, W] on the CPU.
+/// Returns the combined map of several layers: f64 [B, H, W] on the CPU.
 ///
 /// # Panics
-/// If there is no layer, or not as many of `a` as of `b`.
+/// If there is no layer, or `a` and `b` have different numbers of layers.
 pub fn anomaly_map(a: &[Tensor], b: &[Tensor], size: [i64; 2], order: MapOrder, combine: Combine) -> Tensor {
     assert!(!a.is_empty() && a.len() == b.len(), "{} layers are compared with {}", a.len(), b.len());
     let maps = a.iter().zip(b).map(|(a, b)| distance(a, b, size, order).to_device(Device::Cpu).to_kind(Kind::Double));
@@ -61,19 +64,20 @@ pub fn anomaly_map(a: &[Tensor], b: &[Tensor], size: [i64; 2], order: MapOrder, 
     }
 }
 
-/// [B, C, h, w] to [B, C, H, W], bilinear, corner on corner.
+/// Upsamples [B, C, h, w] to [B, C, H, W], bilinearly, with the corner cells on the corner pixels (`align_corners`).
 pub fn upsample(x: &Tensor, size: [i64; 2]) -> Tensor {
     x.upsample_bilinear2d(size, true, None, None)
 }
 
-/// Inner products of features that are interpolated between cells, from those of neighbouring cells: interpolation is linear, so
-/// no channel is brought to the image's size, which for a transformer would take 100 MB an image.
+/// Inner products of features that are interpolated between cells, computed from the inner products of neighbouring
+/// cells. Interpolation is linear, so no channel has to be brought to the image's size, which would take 100 MB an
+/// image for a transformer.
 struct Between {
     rows: Axis,
     columns: Axis,
 }
 
-/// Along one axis, the two cells that each pixel lies between, and their weights; corner on corner.
+/// The two cells between which each pixel lies along one axis, and their weights (`align_corners`).
 struct Axis {
     cells: [Tensor; 2],
     weights: [Tensor; 2],
@@ -101,9 +105,9 @@ impl Between {
         Self { rows: Axis::new(h, height, device), columns: Axis::new(w, width, device) }
     }
 
-    /// [B, C, h, w] twice to f64 [B, H, W].
+    /// Returns the inner products over the channels at every pixel: `a` and `b` [B, C, h, w] to f64 [B, H, W].
     fn inner(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        // Of each cell of `a` and the cell of `b` that lies so many rows and columns further: [B, h, w].
+        // The product of each cell of `a` with the cell of `b` that lies `rows` and `columns` further: [B, h, w].
         let product = |rows: i64, columns: i64| {
             let b = b.roll([-rows, -columns].as_slice(), [2i64, 3].as_slice());
             (a * b).sum_dim_intlist([1i64].as_slice(), false, Kind::Double)
@@ -125,7 +129,8 @@ impl Between {
 mod tests {
     use super::*;
 
-    /// By how much a cosine may differ: three sums of up to 70 products, their roots and bilinear growth, 2⁻²⁴ · (3 · √70 + 8).
+    /// The tolerance of a cosine: three sums of up to 70 products, their roots and bilinear interpolation, 2⁻²⁴ · (3 ·
+    /// √70 + 8).
     const COSINE: f64 = 2e-6;
 
     fn features(channels: i64, side: i64) -> [Tensor; 2] {
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn upsampling_first_gives_what_upsampling_all_channels_at_once_gives() {
+    fn upsampling_first_equals_upsampling_all_channels_at_once() {
         for (side, size) in [(1, [4, 5]), (3, [3, 3]), (4, [2, 1])] {
             let [a, b] = features(5, side);
             let got = distance(&a, &b, size, MapOrder::UpsampleThenCompare);

@@ -1,4 +1,4 @@
-//! Which published architecture some names and shapes are of, told by nothing else.
+//! Recognition of published architectures by nothing but the names and shapes of tensors.
 //!
 //! The layouts stand in `architecture/*.txt`. No tensor is read and libtorch is not called.
 
@@ -19,29 +19,30 @@ static LAYOUTS: LazyLock<BTreeMap<String, Layout>> = LazyLock::new(|| {
     ])
 });
 
-/// Containers with fewer tensors are no model of their own.
+/// The smallest number of tensors that is recognised as a model of its own.
 const FEWEST: usize = 5;
 
-/// What a file is.
+/// The architectures that were recognised in a file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recognised {
     /// The layouts that fit exactly.
     pub parts: Vec<Part>,
-    /// Names that stand in none of them.
+    /// The names that belong to none of these layouts.
     pub rest: Vec<String>,
-    /// Where none fits: the layout that is most like it.
+    /// The layout that is most like the file, if none fits.
     pub nearest: Option<Nearest>,
 }
 
-/// What people call a layout.
+/// Returns the title of a layout, which people know it by; None for a fragment or an unknown layout.
 pub fn title(layout: &str) -> Option<&'static str> {
     LAYOUTS.get(layout).map(|layout| layout.title.as_str()).filter(|title| !title.is_empty())
 }
 
-/// Says what names with their shapes are.
+/// Recognises the architectures that names with their shapes belong to.
 ///
-/// A layout fits if it leaves nothing over on either side. Where none fits all of it, parts are sought below each prefix; where
-/// these are less than half of the names, the file is a damaged or unknown whole, and the nearest layout is told.
+/// A layout fits if neither the layout nor the file has a name that the other lacks. If no layout fits the whole, parts
+/// are sought below each prefix. If these cover less than half of the names, the file is taken for a damaged or unknown
+/// whole, and only the nearest layout is returned.
 pub fn recognise<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Recognised {
     let tree = Tree::new(shapes);
     let mut found = Recognised::default();
@@ -54,7 +55,8 @@ pub fn recognise<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> 
     Recognised { nearest: nearest.filter(|nearest| nearest.matched > 0), ..Default::default() }
 }
 
-/// The layout that all of it has, if there is one: what [`recognise`] would find first, without a look at what else it may be.
+/// Returns the layout that fits all of the names, if there is one. [`recognise`] would return the same, but also
+/// searches for parts and for the nearest layout if there is none.
 pub fn whole<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [i64])>) -> Option<Part> {
     fitting(&Tree::new(shapes), "")
 }
@@ -75,12 +77,12 @@ fn seek(tree: &Tree, prefix: &str, found: &mut Recognised) {
 }
 
 impl Recognised {
-    /// The layout that the file has as a whole, but for names that no layout knows.
+    /// Returns the layout of the file if exactly one was found; names that belong to no layout are ignored.
     pub fn layout(&self) -> Option<&str> {
         if let [part] = self.parts.as_slice() { Some(&part.layout) } else { None }
     }
 
-    /// In a few words, what a file that does not fit looks like: None where that would be a guess.
+    /// Describes in a few words a file that does not fit; None if that would be a guess.
     pub fn looks_like(&self) -> Option<String> {
         let parts: Vec<String> = self.parts.iter().map(Part::to_string).collect();
         match &self.nearest {
@@ -94,7 +96,7 @@ impl Recognised {
 }
 
 impl Nearest {
-    /// What people call it, and the others.
+    /// Returns its title, and those of the layouts that are nearly as like the file.
     pub fn titles(&self) -> String {
         let also = self.also.iter().map(|(_, title)| format!(" or {title}"));
         self.title.clone() + &also.collect::<String>()

@@ -1,8 +1,9 @@
-//! Published weights, as published: safetensors (one file or sharded) and what `torch.save` writes (zip or legacy, nested
-//! or flat). The format is told by the content, not by the name. A pickle is parsed and never executed.
+//! Weights in the formats in which they are published: safetensors (one file or sharded) and the files of `torch.save`
+//! (zip or legacy, nested or flat). The format is recognised by the content, not by the name. A pickle is parsed and
+//! never executed.
 //!
-//! Opening maps the file and reads its header; a tensor is copied out when it is asked for, and the memory that its part of
-//! the map took is given back. Opening, names and shapes need no libtorch, so the driver may ask for them.
+//! Opening maps the file and reads its header. A tensor is copied out when it is asked for, and the memory of its part
+//! of the map is given back. Opening, names and shapes need no libtorch, so the driver may ask for them.
 
 mod entry;
 mod error;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Kind, TchError, Tensor, nn};
 
-/// What a folder in the Hugging Face layout may hold, best first.
+/// The weight files that a folder in the Hugging Face layout may hold; the first that exists is read.
 pub const FILES: [&str; 10] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,13 +50,14 @@ const LEVELS: [&str; 5] = ["state_dict", "model_state_dict", "model", "teacher",
 pub struct Checkpoint {
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
-    /// Names of the dicts that the file nests, which a dot in a name alone does not tell.
+    /// The names of the nested dicts of the file. They are kept because a dot in the name of a tensor need not come
+    /// from one.
     containers: BTreeSet<String>,
     metadata: HashMap<String, String>,
     format: Format,
-    /// The files; none for what is in memory.
+    /// The files; empty for weights in memory.
     maps: Vec<Map>,
-    /// Names and shapes as the file has them, whatever was renamed since.
+    /// The names and shapes of the file, before any renaming.
     published: Arc<BTreeMap<String, Vec<i64>>>,
 }
 
@@ -65,12 +67,12 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The weight file of a folder.
+/// Returns the weight file of a folder.
 fn chosen(folder: &Path) -> Option<PathBuf> {
     FILES.iter().map(|file| folder.join(file)).find(|file| file.exists())
 }
 
-/// What a folder without weights has instead.
+/// Describes a folder without weights: the files that would work, and the folders in it that have some.
 fn no_weights(folder: &Path) -> String {
     let below = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut below: Vec<String> = below
@@ -90,7 +92,7 @@ fn map(path: &Path) -> Result<Map, CheckpointError> {
     Map::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
 }
 
-/// Whether a file is JSON, and so the index of a sharded one.
+/// Returns true if a file is JSON, and so the index of a sharded one.
 fn is_index(map: &Map) -> bool {
     map.as_ref().first() == Some(&b'{')
 }
@@ -118,7 +120,7 @@ impl Checkpoint {
         Self::parse(Path::new("(in memory)"), &bytes.into(), vec![])
     }
 
-    /// Reads one file that is no index.
+    /// Reads one file that is not an index.
     fn read(path: &Path, map: Map) -> Result<Self, CheckpointError> {
         Self::parse(path, &map.bytes(), vec![map])
     }
@@ -136,7 +138,8 @@ impl Checkpoint {
         self
     }
 
-    /// The files that [`Checkpoint::open`] reads: one, or an index and its shards. What cannot be opened stands for itself.
+    /// Returns the files that [`Checkpoint::open`] reads: one, or an index and its shards. A path without weights is
+    /// returned as it is.
     pub fn files(path: impl AsRef<Path>) -> Vec<PathBuf> {
         let file = chosen(path.as_ref()).unwrap_or_else(|| path.as_ref().to_owned());
         let index = file.extension().is_some_and(|extension| extension == "json").then(|| std::fs::read(&file).ok());
@@ -178,52 +181,52 @@ impl Checkpoint {
         }
     }
 
-    /// The file that was opened: of a folder, the file chosen in it.
+    /// Returns the file that was opened; for a folder, the file chosen in it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The `__metadata__` of a safetensors file; empty for the other formats.
+    /// Returns the `__metadata__` of a safetensors file; empty for the other formats.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
 
-    /// How it is written.
+    /// Returns the format of the file.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The names, sorted.
+    /// Returns the names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// How many tensors there are.
+    /// Returns the number of tensors.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is no tensor, as after a [`select`](Self::select) that matches nothing.
+    /// Returns true if there is no tensor, as after a [`select`](Self::select) that matches nothing.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether a tensor has this name.
+    /// Returns true if a tensor has this name.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
-    /// Shape of a tensor, without reading it.
+    /// Returns the shape of a tensor without reading it.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Element type of a tensor, without reading it. None also for a type that libtorch lacks.
+    /// Returns the element type of a tensor without reading it. None also for a type that libtorch lacks.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.entries.get(name)?.kind.clone().ok()
     }
 
-    /// Element type of a tensor as safetensors names it, also of one that libtorch lacks.
+    /// Returns the element type of a tensor as safetensors names it, also if libtorch lacks it.
     pub fn dtype(&self, name: &str) -> Option<String> {
         self.entries.get(name).map(|entry| entry.kind.clone().map_or_else(|name| name, safe::kind_name))
     }
@@ -231,7 +234,8 @@ impl Checkpoint {
     /// Copies one tensor out of the file: on the CPU, dense, in the type of the file.
     ///
     /// # Errors
-    /// [`CheckpointError::NoTensor`]; [`CheckpointError::Format`] for an element type that libtorch cannot compute with.
+    /// [`CheckpointError::NoTensor`]; [`CheckpointError::Format`] for an element type that libtorch cannot compute
+    /// with.
     pub fn tensor(&self, name: &str) -> Result<Tensor, CheckpointError> {
         let (entry, kind) = self.entry(name)?;
         entry.tensor(kind, &self.release()).map_err(|source| self.torch_error(name, source))
@@ -240,12 +244,12 @@ impl Checkpoint {
     /// Copies every tensor out of the file.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// The errors of [`tensor`](Self::tensor).
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
         self.names().map(|name| Ok((name.to_owned(), self.tensor(name)?))).collect()
     }
 
-    /// Gives every tensor another name, or drops it where `f` is None.
+    /// Renames every tensor to what `f` returns for its name, or drops it if that is None.
     ///
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
@@ -307,20 +311,21 @@ impl Checkpoint {
         }
     }
 
-    /// The part of a file with all parts that lies below `prefix`, as [`select`](Self::select) has it; a file that has
-    /// nothing there is the part itself.
+    /// Returns the part of a file with all parts that lies below `prefix`, as [`select`](Self::select) does. A file
+    /// that has nothing there is taken for the part itself and returned whole.
     pub fn part(self, prefix: &str) -> Self {
         if self.has_part(prefix) { self.select(prefix) } else { self }
     }
 
-    /// Whether a tensor lies below `prefix`.
+    /// Returns true if a tensor lies below `prefix`.
     pub fn has_part(&self, prefix: &str) -> bool {
         self.names().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    /// Steps into the dict that a training program keeps the weights in (`state_dict`, `model_state_dict`, `model`,
-    /// `teacher`), also where two are nested. A flat file keeps a `model.` before its names, unless what stands below it is a
-    /// published architecture. What wrappers such as DataParallel and torch.compile add to names is left out.
+    /// Steps into the dict in which a training program keeps the weights (`state_dict`, `model_state_dict`, `model`,
+    /// `teacher`), also if two are nested. A flat file keeps a `model.` before its names, unless a published
+    /// architecture stands below it. The parts of names that wrappers such as DataParallel and torch.compile add are
+    /// removed.
     pub fn state_dict(mut self) -> Self {
         let holds = |this: &Self, level: &str| {
             this.containers.contains(level) && this.names().any(|name| name.starts_with(&format!("{level}.")))
@@ -331,11 +336,11 @@ impl Checkpoint {
         self.unwrapped()
     }
 
-    /// Fills the variables of a model, converted to their type and device. The names and shapes must be the same on both
-    /// sides, but for dimensions of 1 at the end of a shape: a 1x1 convolution is a matrix. If they are not, no variable is
-    /// changed.
+    /// Fills the variables of a model, converted to their type and device. The names and shapes must be the same on
+    /// both sides, but for dimensions of 1 at the end of a shape: a 1x1 convolution is a matrix. If they are not, no
+    /// variable is changed.
     ///
-    /// Takes no memory beside that of the variables: a part of the file is given back once it is copied.
+    /// No memory is needed beside that of the variables: each part of the file is given back once it is copied.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] lists every name that does not fit.
@@ -343,10 +348,10 @@ impl Checkpoint {
         self.fill(&vs.variables())
     }
 
-    /// As [`load_into`](Self::load_into), for variables that are not all of a store.
+    /// Does as [`load_into`](Self::load_into), for variables that are only a part of a store.
     ///
     /// # Errors
-    /// As [`load_into`](Self::load_into).
+    /// The errors of [`load_into`](Self::load_into).
     pub fn fill(&self, variables: &HashMap<String, Tensor>) -> Result<(), CheckpointError> {
         let variables: BTreeMap<_, _> = variables.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect();
         let wrong = |(name, variable): (&String, &Tensor)| {
@@ -362,7 +367,7 @@ impl Checkpoint {
             let looks_like = self.looks_like();
             return Err(CheckpointError::Mismatch { path: self.path.clone(), mismatch, looks_like });
         }
-        // In the order of the file, which is read ahead.
+        // Tensors are copied in the order of the file, because the system reads ahead.
         let mut variables: Vec<(String, Tensor)> = variables.into_iter().collect();
         variables.sort_by_key(|(name, _)| self.entries.get(name).map(Entry::place));
         let _no_grad = tch::no_grad_guard();
@@ -373,12 +378,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What it is, by its names and shapes.
+    /// Recognises the published architectures in the file by its names and shapes.
     pub fn recognise(&self) -> Recognised {
         architecture::recognise(self.shapes())
     }
 
-    /// The published architecture that it is, all of it and nothing else; quicker than [`recognise`](Self::recognise).
+    /// Returns the published architecture that fits all of the file exactly; quicker than
+    /// [`recognise`](Self::recognise).
     pub fn architecture(&self) -> Option<Part> {
         architecture::whole(self.shapes())
     }
@@ -387,19 +393,19 @@ impl Checkpoint {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
     }
 
-    /// In a few words, what the file is, whatever was renamed since.
+    /// Describes the file in a few words, by the names that it had before any renaming.
     fn looks_like(&self) -> Option<String> {
         let published = self.published.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
         architecture::recognise(published).looks_like()
     }
 
-    /// The error for weights that are of no `wanted`, for they lack something.
+    /// Returns the error for weights that are not those of a `wanted`. `lacks` says what is missing, as `no conv1`.
     pub(super) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
         let looks_like = self.looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
         format_error(&self.path, format!("it is no {wanted}: it has {lacks}{looks_like}"))
     }
 
-    /// A tensor in its file, of a type that libtorch computes with.
+    /// Returns a tensor in its file with its element type; fails if libtorch cannot compute with that type.
     fn entry(&self, name: &str) -> Result<(&Entry, Kind), CheckpointError> {
         let no_tensor = || CheckpointError::NoTensor { path: self.path.clone(), name: name.to_owned() };
         let entry = self.entries.get(name).ok_or_else(no_tensor)?;
@@ -407,7 +413,7 @@ impl Checkpoint {
         Ok((entry, entry.kind.clone().map_err(unknown)?))
     }
 
-    /// Gives back the memory of a part of the files.
+    /// Returns a function that gives back the memory of a part of the files.
     fn release(&self) -> impl Fn(&[u8]) {
         |part| self.maps.iter().for_each(|map| map.release(part))
     }

@@ -27,7 +27,8 @@ pub enum HiddenAct {
     Gelu,
 }
 
-/// `text_encoder/config.json`; the defaults are those of transformers, which leaves a value out where it equals its default.
+/// `text_encoder/config.json`; the defaults are those of transformers, which leaves a value out where it equals its
+/// default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ClipTextConfig {
@@ -71,7 +72,7 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// That of CLIP ViT-L/14, the text encoder of Stable Diffusion 1.x.
+    /// Returns the configuration of CLIP ViT-L/14, the text encoder of Stable Diffusion 1.x.
     pub fn vit_l_14() -> Self {
         Self {
             hidden_size: 768,
@@ -82,8 +83,8 @@ impl ClipTextConfig {
         }
     }
 
-    /// From the text of a `config.json` of a text model or of a whole CLIP model, whose `text_config` it takes, with the
-    /// `projection_dim` of the whole.
+    /// Reads the text of a `config.json` of a text model, or of a whole CLIP model: then it takes its `text_config`,
+    /// with the `projection_dim` of the whole.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Whole {
@@ -99,7 +100,7 @@ impl ClipTextConfig {
         }
     }
 
-    /// Whether a network can be built from these values.
+    /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let counts = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers];
         let more = [self.num_attention_heads, self.max_position_embeddings, self.projection_dim];
@@ -109,15 +110,15 @@ impl ClipTextConfig {
         })
     }
 
-    /// The same weights under the names of this network, which are those of transformers (`text_model.…`), from any layout that
-    /// they are published in: alone, in a whole CLIP model, or below `cond_stage_model.transformer.` of a file of
-    /// latent-diffusion. The other half of a CLIP model, its projections and scale, and the position numbers that old files
-    /// carry are left out.
+    /// Returns the same weights under the names of this network, which are those of transformers (`text_model.…`), from
+    /// any layout in which they are published: alone, in a whole CLIP model, or below `cond_stage_model.transformer.`
+    /// of a file of latent-diffusion. The image half of a CLIP model, the projections, the scale, and the position
+    /// numbers of old files are left out.
     pub fn canonical(&self, published: Checkpoint) -> Checkpoint {
         self.canonical_with_projection(published).retain(|name| name != PROJECTION)
     }
 
-    /// [`ClipTextConfig::canonical`] for [`ClipTextModel::with_projection`].
+    /// Does as [`ClipTextConfig::canonical`], but keeps the text projection for [`ClipTextModel::with_projection`].
     pub fn canonical_with_projection(&self, published: Checkpoint) -> Checkpoint {
         let foreign = ["visual_projection.weight", "logit_scale", "text_model.embeddings.position_ids"];
         let own = |name: &str| !name.starts_with("vision_model.") && !foreign.contains(&name);
@@ -125,7 +126,7 @@ impl ClipTextConfig {
     }
 }
 
-/// x · sigmoid(1.702 x), in memory of its own only once where no gradient is asked for.
+/// Returns x · sigmoid(1.702 x). If no gradient is asked for, it takes memory for one further tensor only.
 fn quick_gelu(x: Tensor) -> Tensor {
     let mut gate = (&x * 1.702).sigmoid_();
     if x.requires_grad() { gate * x } else { gate.g_mul_(&x) }
@@ -177,10 +178,10 @@ impl EncoderLayer {
     }
 }
 
-/// What the text transformer says of a batch of texts.
+/// The output of the text transformer for a batch of texts.
 #[derive(Debug)]
 pub struct ClipTextOutput {
-    /// After the final normalisation, [B, tokens, hidden_size]: the context of Stable Diffusion.
+    /// The tokens after the final normalisation, [B, tokens, hidden_size]: the context of Stable Diffusion.
     pub last_hidden_state: Tensor,
     /// The row of the token that ends the text, [B, hidden_size].
     pub pooled: Tensor,
@@ -198,7 +199,8 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Declares the parameters under `vs` by their published names (`text_model.…`); fails if the config describes no network.
+    /// Declares the parameters under `vs` by their published names (`text_model.…`); fails if the config describes no
+    /// network.
     pub fn new(vs: nn::Path, config: &ClipTextConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, width) = (&vs / "text_model", config.hidden_size);
@@ -217,15 +219,15 @@ impl ClipTextModel {
         })
     }
 
-    /// The same with `text_projection`, as in a whole CLIP model.
+    /// Declares the same parameters and `text_projection`, as in a whole CLIP model.
     pub fn with_projection(vs: nn::Path, config: &ClipTextConfig) -> Result<Self, ConfigError> {
         let model = Self::new(vs.clone(), config)?;
         let projection = linear_no_bias(&vs / "text_projection", config.hidden_size, config.projection_dim);
         Ok(Self { text_projection: Some(projection), ..model })
     }
 
-    /// `input_ids` [B, tokens ≤ max_position_embeddings] i64, begun and ended by their special tokens and padded. Padding is
-    /// not masked: each token sees all before it, as Stable Diffusion was trained.
+    /// Encodes `input_ids` [B, tokens ≤ max_position_embeddings] i64, which begin and end with the special tokens and
+    /// are padded. Padding is not masked: each token sees all tokens before it, as in the training of Stable Diffusion.
     pub fn forward(&self, input_ids: &Tensor) -> ClipTextOutput {
         let (b, n) = input_ids.size2().unwrap();
         let tokens = Tensor::embedding(&self.token_embedding, input_ids, -1, false, false);
@@ -245,8 +247,8 @@ impl ClipTextModel {
         ClipTextOutput { last_hidden_state, pooled }
     }
 
-    /// `pooled` [B, hidden_size] in the space shared with images, of length 1: [B, projection_dim]; None for a model built
-    /// without projection.
+    /// Projects `pooled` [B, hidden_size] into the space shared with images, with length 1: [B, projection_dim].
+    /// Returns None for a model without projection.
     pub fn embed(&self, pooled: &Tensor) -> Option<Tensor> {
         let projected = self.text_projection.as_ref()?.forward(pooled);
         let norm = projected.norm_scalaropt_dim(2, [-1].as_slice(), true);
@@ -261,7 +263,7 @@ mod tests {
     use tch::{Device, nn::VarStore};
 
     #[test]
-    fn a_token_sees_only_what_stands_before_it() {
+    fn a_token_sees_only_the_tokens_before_it() {
         let config = ClipTextConfig {
             vocab_size: 10,
             hidden_size: 8,
@@ -279,7 +281,7 @@ mod tests {
             let row = |output: &ClipTextOutput, i| output.last_hidden_state.get(0).get(i);
             assert_eq!(row(&a, 2), row(&b, 2));
             assert_ne!(row(&a, 3), row(&b, 3));
-            // pooled where the text first ends, not at the padding
+            // the pooled row is that of the first end of the text, not of the padding
             assert_eq!(a.pooled.get(0), row(&a, 2));
         });
         assert!(ClipTextConfig { num_attention_heads: 3, ..config }.validate().is_err());

@@ -1,7 +1,8 @@
-//! Image conditions for the denoiser: ControlNet (Zhang et al. 2023) and the semantic-guided network of DiAD and VLMDiff.
+//! Image conditions for the denoiser: ControlNet (Zhang et al. 2023) and the semantic-guided network of DiAD and
+//! VLMDiff.
 //!
-//! Both run a trainable copy of the UNet's way down on the noisy latent plus an encoded condition image, and hand what it
-//! finds through zero-initialised 1×1 convolutions to the UNet. They differ in what becomes of these maps.
+//! Both run a trainable copy of the UNet's way down on the noisy latent plus an encoded condition image, and send its
+//! maps through zero-initialised 1×1 convolutions to the UNet. They differ in the further processing of these maps.
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
@@ -25,7 +26,7 @@ use tch::{
 
 const NAME: &str = "ControlNetModel";
 
-/// How what the copy finds is brought to the UNet.
+/// The way in which the maps of the trainable copy are brought to the UNet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlForm {
@@ -33,7 +34,8 @@ pub enum ControlForm {
     #[default]
     #[serde(rename = "controlnet")]
     ControlNet,
-    /// The maps of the deepest level through a SiLU, after the spatial feature fusion where there is one (DiAD, VLMDiff).
+    /// The maps of the deepest level through a SiLU, after the spatial feature fusion where there is one (DiAD,
+    /// VLMDiff).
     SemanticGuided,
 }
 
@@ -46,16 +48,17 @@ pub struct ControlNetConfig {
     pub unet: UNet2DConditionConfig,
     /// Channels of the condition image.
     pub conditioning_channels: i64,
-    /// Widths of the condition's encoder, which halves the image between two of them: n widths for an image 2^(n − 1) times
-    /// as large as the latent.
+    /// Widths of the condition's encoder, which halves the image between two of them: n widths for an image 2^(n − 1)
+    /// times as large as the latent.
     pub conditioning_embedding_out_channels: Vec<i64>,
-    /// How the maps are brought to the UNet. This and what follows are no published keys: a published ControlNet is of the
-    /// form `controlnet` and sends all maps.
+    /// The way in which the maps are brought to the UNet. This and the following keys are not published ones: a
+    /// published ControlNet is of the form `controlnet` and sends all maps.
     pub form: ControlForm,
-    /// Whether the semantic-guided network has its spatial feature fusion, which adds the maps of the level above the deepest
-    /// to those of the deepest.
+    /// True if the semantic-guided network has its spatial feature fusion, which adds the maps of the level above the
+    /// deepest to those of the deepest.
     pub fusion: bool,
-    /// Whether only the middle reaches the UNet and, in the semantic-guided network, the maps of the deepest level; else all.
+    /// True if only the middle reaches the UNet and, in the semantic-guided network, the maps of the deepest level;
+    /// else all maps do.
     pub only_mid_control: bool,
 }
 
@@ -73,12 +76,12 @@ impl Default for ControlNetConfig {
 }
 
 impl ControlNetConfig {
-    /// Pixels of the condition per latent cell, along each side.
+    /// Returns the pixels of the condition per latent cell, along each side.
     pub fn factor(&self) -> i64 {
         1 << (self.conditioning_embedding_out_channels.len() - 1)
     }
 
-    /// Whether a network can be built from these values.
+    /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.unet.validate()?;
         let widths = &self.conditioning_embedding_out_channels;
@@ -94,20 +97,21 @@ impl ControlNetConfig {
         })
     }
 
-    /// How many of the skips are at the deepest resolution: the layers there, and the downsampling that led to it.
+    /// Returns the number of skips at the deepest resolution: those of the layers there, and of the downsampling that
+    /// led to it.
     fn deepest(&self) -> usize {
         self.unet.layers_per_block as usize + 1
     }
 
-    /// The convolutions of the fusion as the published code counts them: from one map of the level above the deepest, to
-    /// one of the deepest.
+    /// Returns the convolutions of the fusion as the published code counts them: from one map of the level above the
+    /// deepest, to one of the deepest.
     pub(super) fn fusion_pairs(&self) -> impl Iterator<Item = (usize, usize)> {
         let deepest = self.deepest();
         (1..=deepest).flat_map(move |from| (1..=deepest).map(move |to| (from, to)))
     }
 
-    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
-    /// in: diffusers', or latent-diffusion's, alone or below `control_model.` of a file with all parts.
+    /// Returns the same weights under the names of this network, which are those of diffusers, from any layout in which
+    /// they are published: diffusers', or latent-diffusion's, alone or below `control_model.` of a file with all parts.
     ///
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
@@ -115,13 +119,14 @@ impl ControlNetConfig {
         names::canonical(published, CONTROL, &self.names())
     }
 
-    /// Sets `fusion` to what `weights`, under the names of this network, need, and returns them without a fusion that adds
-    /// nothing: where its weights are all zero, so are its normalised maps and their SiLU. That is so in every network that
-    /// was trained with `only_mid_control` from a fresh start: the maps that enter the fusion come from convolutions that
-    /// are zero too, so that neither factor ever receives a gradient.
+    /// Sets `fusion` to true if `weights`, under the names of this network, have a fusion that adds something, and
+    /// returns them without a fusion that adds nothing. If the weights of a fusion are all zero, so are its normalised
+    /// maps and their SiLU. That is so in every network that was trained with `only_mid_control` from a fresh start:
+    /// the maps that enter the fusion come from convolutions that are zero too, so that neither factor ever receives a
+    /// gradient.
     ///
     /// # Errors
-    /// As [`Checkpoint::tensor`].
+    /// The errors of [`Checkpoint::tensor`].
     pub fn fit_fusion(&mut self, weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
         let adds = |name: &str| Ok(weights.tensor(name)?.any().int64_value(&[]) != 0);
         let fusion: Vec<_> = weights.names().filter(|name| name.starts_with("fusion.")).collect();
@@ -134,7 +139,8 @@ impl ControlNetConfig {
 }
 
 impl ControlNetConfig {
-    /// The modules of `control_model`: a ControlNet, or a semantic-guided network with or without its fusion block.
+    /// Returns the modules of `control_model`: a ControlNet, or a semantic-guided network with or without its fusion
+    /// block.
     fn names(&self) -> Names {
         let mut names = self.unet.encoder_names();
         let blocks = 2 * (self.conditioning_embedding_out_channels.len() - 1);
@@ -180,11 +186,11 @@ impl ConditioningEmbedding {
     }
 }
 
-/// Adds to each map of the deepest level what 3×3 convolutions with stride 2 make of each map of the level above (DiAD,
-/// spatial-aware feature fusion).
+/// Adds to each map of the deepest level the outputs of 3×3 convolutions with stride 2 of each map of the level above
+/// (DiAD, spatial-aware feature fusion).
 #[derive(Debug)]
 struct Fusion {
-    /// By the map that is added to, then by the map that is read.
+    /// The convolutions, by the map to which they add, then by the map that they read.
     down: Vec<Vec<Conv2d>>,
 }
 
@@ -201,7 +207,7 @@ impl Fusion {
         Self { down: (0..deepest).map(|to| (0..deepest).map(|from| conv(from, to)).collect()).collect() }
     }
 
-    /// `x` [B, C, h, w] of the deepest level, its `to`-th, with what the `sources` [B, Ci, 2h, 2w] add to it.
+    /// Adds the convolved `sources` [B, Ci, 2h, 2w] to `x` [B, C, h, w], the `to`-th map of the deepest level.
     fn forward(&self, to: usize, x: &Tensor, sources: &[Tensor]) -> Tensor {
         let add =
             |sum: Tensor, (conv, source): (&Conv2d, &Tensor)| sum + instance_norm(&conv.forward(source), 1e-5).silu();
@@ -218,15 +224,15 @@ pub struct ControlNet {
     controlnet_mid_block: Conv2d,
     form: ControlForm,
     fusion: Option<Fusion>,
-    /// How many skips are at the deepest resolution.
+    /// The number of skips at the deepest resolution.
     deepest: usize,
-    /// How many skips, the last ones, reach the UNet.
+    /// The number of skips that reach the UNet: the last ones.
     sent: usize,
 }
 
 impl ControlNet {
-    /// Declares the parameters under `vs` by their published names; fails if the config describes no network. All outputs
-    /// start at zero, so a new control network changes nothing.
+    /// Declares the parameters under `vs` by their published names; fails if the config describes no network. All
+    /// outputs start at zero, so a new control network changes nothing.
     pub fn new(vs: nn::Path, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let skips = config.unet.skip_channels();
@@ -248,24 +254,25 @@ impl ControlNet {
         })
     }
 
-    /// The encoded `condition`, which is [B, conditioning_channels, H, W] with sides [`ControlNetConfig::factor`] times those of
-    /// the latent: [B, C0, h, w]. It depends on the condition alone, so a sampler needs it once.
+    /// Encodes `condition` [B, conditioning_channels, H, W], with sides [`ControlNetConfig::factor`] times those of the
+    /// latent, to [B, C0, h, w]. The result depends on the condition alone, so a sampler needs it once.
     pub fn hint(&self, condition: &Tensor) -> Tensor {
         self.hint_with(None, condition)
     }
 
-    /// [`ControlNet::hint`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    /// Does as [`ControlNet::hint`]; with a `pass`, the maps inside are not kept, see [`Recompute`](super::recompute).
     pub fn hint_with<'a>(&'a self, pass: Pass<'_, 'a>, condition: &Tensor) -> Tensor {
         segment(pass, &[condition], |inputs| self.controlnet_cond_embedding.forward(&inputs[0]))
     }
 
-    /// `x` [B, in_channels, h, w], `t` [B], `context` [B or 1, tokens, cross_attention_dim] as for the UNet; `hint` as
-    /// [`ControlNet::hint`] makes it.
+    /// Computes the residuals for `x` [B, in_channels, h, w], `t` [B] and `context` [B or 1, tokens,
+    /// cross_attention_dim], as the UNet takes them. `hint` is the result of [`ControlNet::hint`].
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
         self.forward_with(None, x, t, context, hint)
     }
 
-    /// [`ControlNet::forward`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    /// Does as [`ControlNet::forward`]; with a `pass`, the maps inside are not kept, see
+    /// [`Recompute`](super::recompute).
     pub fn forward_with<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -275,7 +282,7 @@ impl ControlNet {
         hint: &Tensor,
     ) -> ControlResiduals {
         let encoded = self.encoder.forward(pass, x, t, context, Some(hint));
-        // maps that neither the UNet nor the fusion sees are not projected, and their convolutions receive no gradient
+        // maps that neither the UNet nor the fusion reads are not projected, and their convolutions receive no gradient
         let used = if self.fusion.is_some() { self.sent.max(2 * self.deepest) } else { self.sent };
         let first = encoded.skips.len() - used;
         let mut skips = Vec::with_capacity(used);
@@ -302,9 +309,9 @@ impl ControlNet {
     }
 }
 
-/// Copies every parameter of a UNet that a control network has too, by name: where a ControlNet starts from. What is left
-/// stays as it is initialised: the encoder of the condition, the zero convolutions and the fusion. Returns how many were
-/// copied.
+/// Copies every parameter of a UNet that a control network has too, by name: a ControlNet starts from this copy. The
+/// encoder of the condition, the zero convolutions and the fusion keep their initial values. Returns the number of
+/// copied parameters.
 pub fn copy_encoder(unet: &HashMap<String, Tensor>, control: &HashMap<String, Tensor>) -> usize {
     let shared = control.iter().filter_map(|(name, to)| Some((unet.get(name)?, to.shallow_clone())));
     tch::no_grad(|| shared.map(|(from, mut to)| to.copy_(from)).count())
@@ -333,7 +340,7 @@ mod tests {
 
     use ControlForm::{ControlNet as Plain, SemanticGuided};
 
-    /// A network of this config whose weights are drawn at random, zero convolutions too.
+    /// Makes a network of this config whose weights are drawn at random, zero convolutions too.
     fn random(config: &ControlNetConfig) -> (VarStore, ControlNet) {
         let vs = VarStore::new(Device::Cpu);
         let network = ControlNet::new(vs.root(), config).unwrap();
@@ -341,7 +348,7 @@ mod tests {
         (vs, network)
     }
 
-    /// The same weights in another form; a fusion that `from` has and the form lacks is left out.
+    /// Makes a network of another form with the same weights; a fusion that `from` has and the form lacks is left out.
     fn with_weights_of(from: &VarStore, config: &ControlNetConfig) -> ControlNet {
         let vs = VarStore::new(Device::Cpu);
         let network = ControlNet::new(vs.root(), config).unwrap();
@@ -371,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_reaches_its_maps() {
+    fn each_form_sends_its_own_maps() {
         let (vs, fused) = random(&small(SemanticGuided, true, false));
         let of = |form, fusion, only_mid_control| with_weights_of(&vs, &small(form, fusion, only_mid_control));
         quietly(|| {
@@ -399,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sent_is_not_trained() {
+    fn maps_that_are_not_sent_receive_no_gradient() {
         let (vs, network) = random(&small(SemanticGuided, false, true));
         let (x, t, context, condition) = inputs();
         let residuals = network.forward(&x, &t, &context, &network.hint(&condition));

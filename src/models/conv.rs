@@ -1,4 +1,4 @@
-//! Convolutions with channels-last weights; where weights outnumber pixels by far, computed as one matrix product.
+//! Convolutions with channels-last weights, computed as one matrix product if weights outnumber pixels by far.
 
 use super::initialisation::uniform;
 use tch::{
@@ -6,8 +6,8 @@ use tch::{
     nn::{self, ConvConfig, Init, Module},
 };
 
-/// A matrix product is faster than a convolution where there are so many weights per pixel of the output: at the bottom of a
-/// U-Net of real size two to five times (measured with oneDNN 3.10 on AVX2).
+/// The number of weights per pixel of the output above which a matrix product is used on the CPU. At the bottom of a
+/// U-Net of real size it is two to five times as fast as a convolution (measured with oneDNN 3.10 on AVX2).
 const WEIGHTS_PER_PIXEL: i64 = 1 << 14;
 
 /// A square convolution whose weight [out, in, kernel, kernel] lies channels-last in memory, as the maps do.
@@ -22,7 +22,7 @@ pub(crate) struct Conv2d {
 impl Conv2d {
     pub(crate) fn new(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, config: ConvConfig) -> Self {
         let bs = config.bias.then(|| vs.var("bias", &[outputs], config.bs_init));
-        // declared as it lies in memory, so that zeros need not be moved
+        // the variable is declared with the memory's order of dimensions, so that zeros need not be moved
         let mut ws = vs.var("weight", &[outputs, kernel, kernel, inputs], Init::Const(0.));
         tch::no_grad(|| {
             ws.set_data(&ws.permute([0, 3, 1, 2]));
@@ -33,7 +33,7 @@ impl Conv2d {
         Self { ws, bs, stride: config.stride, padding: config.padding }
     }
 
-    /// The convolution as one product: all pixels that an output pixel sees, side by side, times all weights.
+    /// Computes the convolution as one product: all pixels that an output pixel sees, side by side, times all weights.
     fn product(&self, x: &Tensor, [h, w]: [i64; 2]) -> Tensor {
         let (outputs, _, kernel, _) = self.ws.size4().unwrap();
         let [b, stride, p] = [x.size()[0], self.stride, self.padding];
@@ -50,7 +50,7 @@ impl Conv2d {
 }
 
 impl Module for Conv2d {
-    /// [B, in, H, W] -> [B, out, h, w], channels-last.
+    /// Maps [B, in, H, W] -> [B, out, h, w], channels-last.
     fn forward(&self, x: &Tensor) -> Tensor {
         let (b, _, h, w) = x.size4().unwrap();
         let (_, _, kernel, _) = self.ws.size4().unwrap();
@@ -63,19 +63,20 @@ impl Module for Conv2d {
     }
 }
 
-/// A `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out], initialised as PyTorch does.
+/// Declares a `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out], initialised as by
+/// PyTorch.
 pub(crate) fn conv2d(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Conv2d {
     let init = uniform(inputs * kernel * kernel);
     let config = ConvConfig { stride, padding, ws_init: init, bs_init: init, ..Default::default() };
     Conv2d::new(vs, inputs, outputs, kernel, config)
 }
 
-/// The 3×3 convolution that keeps height and width.
+/// Declares a 3×3 convolution that keeps height and width.
 pub(crate) fn conv3x3(vs: nn::Path, inputs: i64, outputs: i64) -> Conv2d {
     conv2d(vs, inputs, outputs, 3, 1, 1)
 }
 
-/// A convolution that starts at zero and keeps height and width (ControlNet, Zhang et al. 2023, section 3.1).
+/// Declares a convolution that starts at zero and keeps height and width (ControlNet, Zhang et al. 2023, section 3.1).
 pub(crate) fn zero_conv(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64) -> Conv2d {
     let zero = Init::Const(0.);
     let config = ConvConfig { padding: kernel / 2, ws_init: zero, bs_init: zero, ..Default::default() };
@@ -88,7 +89,7 @@ mod tests {
     use tch::{Kind, nn::VarStore};
 
     #[test]
-    fn a_product_is_the_convolution_and_has_its_gradients() {
+    fn the_matrix_product_equals_the_convolution_and_its_gradients() {
         tch::manual_seed(3);
         for (kernel, stride, padding, size) in
             [(3, 1, 1, [5, 4]), (3, 2, 1, [3, 2]), (3, 2, 0, [2, 1]), (1, 1, 0, [5, 4])]

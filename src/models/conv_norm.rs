@@ -1,4 +1,4 @@
-//! A convolution and the batch normalisation behind it, frozen: at use the two are one convolution.
+//! A convolution and the frozen batch normalisation after it, computed as one convolution.
 
 use super::nn::channels_last;
 use std::cell::OnceCell;
@@ -7,30 +7,30 @@ use tch::{
     nn::{self, Init},
 };
 
-/// A convolution without bias and its batch normalisation by running statistics, for inference.
+/// A convolution without bias, followed by a batch normalisation with running statistics, for inference.
 #[derive(Debug)]
 pub(super) struct ConvNorm {
     weight: Tensor,
     norm: nn::BatchNorm,
     eps: f64,
-    /// Weight and bias of the one convolution, made of the loaded weights at first use.
+    /// Weight and bias of the one convolution, computed from the loaded weights at the first use.
     folded: OnceCell<(Tensor, Tensor)>,
 }
 
 impl ConvNorm {
-    /// `shape` is that of the weight, [out, in / groups, kernel, kernel].
+    /// Declares the variables; `shape` is that of the weight, [out, in / groups, kernel, kernel].
     pub(super) fn new(convolution: nn::Path, norm: nn::Path, shape: [i64; 4], eps: f64) -> Self {
         let weight = convolution.var("weight", &shape, Init::Const(0.));
         let config = nn::BatchNormConfig { eps, ws_init: Init::Const(1.), ..Default::default() };
         Self { weight, norm: nn::batch_norm2d(norm, shape[0], config), eps, folded: OnceCell::new() }
     }
 
-    /// Height and width of the kernel.
+    /// Returns the height and width of the kernel.
     pub(super) fn kernel(&self) -> i64 {
         self.weight.size()[2]
     }
 
-    /// [B, C, H, W], channels-last in memory, to [B, C', H', W']; `padding` with zeros on all sides.
+    /// Maps [B, C, H, W], channels-last in memory, to [B, C', H', W']; `padding` adds zeros on all sides.
     pub(super) fn forward(&self, x: &Tensor, stride: i64, padding: [i64; 2], groups: i64) -> Tensor {
         let (weight, bias) = self.folded.get_or_init(|| {
             let gamma = self.norm.ws.as_ref().unwrap() / (&self.norm.running_var + self.eps).sqrt();

@@ -1,4 +1,4 @@
-//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch that sees the image.
+//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use super::{
     unet::UNet2DConditionModel,
 };
 
-/// Why a denoiser cannot be opened.
+/// The error of a denoiser that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DenoiserError {
     /// The configuration describes no network.
@@ -36,15 +36,15 @@ pub struct Published {
 }
 
 impl Published {
-    /// Finds the U-Net and, where there is one, the control branch: in a file of latent-diffusion with all parts of a model
-    /// (`model.diffusion_model.*`, `control_model.*`), in one that this program wrote (`unet.*`, `control.*`), or the U-Net alone
-    /// in any layout that it is published in.
+    /// Finds the U-Net and, if there is one, the control branch: in a file of latent-diffusion with all parts of a
+    /// model (`model.diffusion_model.*`, `control_model.*`), in one that this program wrote (`unet.*`, `control.*`), or
+    /// in a file with the U-Net alone, in any layout in which it is published.
     ///
     /// # Errors
-    /// [`CheckpointError::Format`] lists what belongs to no part of a model.
+    /// [`CheckpointError::Format`] lists the names that belong to no part of a model.
     pub fn new(file: Checkpoint, config: &ControlNetConfig) -> Result<Self, CheckpointError> {
         if file.has_part("unet") {
-            // What is of neither is left for the branch to refuse.
+            // Names of neither part stay with the branch, so that loading it reports them as unexpected.
             let rest = |name: &str| name.strip_prefix("control.").unwrap_or(name).to_owned();
             let control = file.clone().rename(|name| (!name.starts_with("unet.")).then(|| rest(name)))?;
             return Ok(Self {
@@ -60,15 +60,15 @@ impl Published {
         Ok(Self { unet: config.unet.canonical(file)?, control })
     }
 
-    /// Whether there is a control branch.
+    /// Returns true if there is a control branch.
     pub fn has_control(&self) -> bool {
         self.control.is_some()
     }
 
-    /// Leaves out a fusion without effect and sets `config` so, see [`ControlNetConfig::fit_fusion`].
+    /// Leaves out a fusion without effect and sets `fusion` in `config`, see [`ControlNetConfig::fit_fusion`].
     ///
     /// # Errors
-    /// As [`Checkpoint::tensor`].
+    /// The errors of [`Checkpoint::tensor`].
     pub fn fit_fusion(self, config: &mut ControlNetConfig) -> Result<Self, CheckpointError> {
         let control = self.control.map(|weights| config.fit_fusion(weights)).transpose()?;
         Ok(Self { control, ..self })
@@ -83,20 +83,21 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
-    /// Declares the parameters; fails if the config, that of the branch with its U-Net, describes no network.
+    /// Declares the parameters; fails if `config`, which is that of the branch and of the U-Net in it, describes no
+    /// network.
     pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
         Ok(Self { unet, control: ControlNet::new(&vs / "control", config)? })
     }
 
-    /// Declares the parameters and fills them with published weights. Where there is no control branch, it starts as the authors
-    /// do (their `build_model.py`): as a copy of the U-Net's way down and middle, while its new layers stay as they are
-    /// initialised. A fusion that `config` has not is left out if it has no effect.
+    /// Declares the parameters and fills them with published weights. If these have no control branch, it starts as in
+    /// the authors' `build_model.py`: as a copy of the U-Net's way down and middle, while its new layers keep their
+    /// initial values. A fusion that `config` lacks is left out if it has no effect.
     ///
     /// # Errors
-    /// As [`Checkpoint::fill`].
+    /// The errors of [`Checkpoint::fill`], and [`ConfigError`] if `config` describes no network.
     pub fn open(vs: &VarStore, config: &ControlNetConfig, published: Published) -> Result<Self, DenoiserError> {
-        // Only what the file has not is drawn at random.
+        // Parameters are drawn at random only if the file lacks the control branch.
         let new = || Self::new(vs.root(), config);
         let network = if published.has_control() { skip_init(new)? } else { new()? };
         let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
@@ -111,18 +112,19 @@ impl Denoiser {
         Ok(network)
     }
 
-    /// The hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
+    /// Returns the hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
     pub fn hint(&self, images: &Tensor) -> Tensor {
         self.control.hint(images)
     }
 
-    /// Noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint -> the prediction [B, 4, h, w].
+    /// Maps noisy latents [B, 4, h, w], timesteps [B], captions [B, 77, D] and the hint to the prediction [B, 4, h, w].
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
         let residuals = self.control.forward(x, t, context, hint);
         self.unet.forward(x, t, context, Some(&residuals))
     }
 
-    /// The prediction from the images themselves, [B, 3, H, W]; with a `pass`, one whose maps are not kept.
+    /// Does as [`Denoiser::forward`], with images [B, 3, H, W] instead of their hint; with a `pass`, the maps inside
+    /// are not kept.
     pub fn forward_with<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -137,7 +139,7 @@ impl Denoiser {
     }
 }
 
-/// The variables of a network that lies below `prefix`, by the network's own names.
+/// Returns the variables of the network below `prefix`, by the network's own names.
 fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {
     let below = |name: &str| name.strip_prefix(prefix)?.strip_prefix('.').map(str::to_owned);
     vs.variables().into_iter().filter_map(|(name, variable)| Some((below(&name)?, variable))).collect()

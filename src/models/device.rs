@@ -1,26 +1,26 @@
-//! Where tensors live.
+//! Devices for tensors, by name.
 
 use tch::{Cuda, Device};
 
 /// A device that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// The name is none.
+    /// The name is not that of a device.
     #[error("`{0}` is no device; use auto, cpu, cuda or cuda:N")]
     Unknown(String),
-    /// There is no such GPU.
+    /// The GPU does not exist or cannot be used.
     #[error(
         "device `{name}`: {why}; use --device cpu, or make the CUDA build of the same libtorch findable (LD_LIBRARY_PATH)"
     )]
     NoGpu {
         /// The device asked for.
         name: String,
-        /// What is missing.
+        /// The reason, such as a missing driver.
         why: String,
     },
 }
 
-/// The number of the GPU that a name asks for; none for the CPU. Asks no device.
+/// Returns the number of the GPU that a name asks for; None for the CPU. Does not check that the GPU exists.
 pub fn parse(name: &str) -> Result<Option<usize>, DeviceError> {
     match name {
         "cpu" => Ok(None),
@@ -32,9 +32,9 @@ pub fn parse(name: &str) -> Result<Option<usize>, DeviceError> {
     }
 }
 
-/// Opens a device by name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU where there is one.
+/// Opens a device by name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU if there is one, else the CPU.
 ///
-/// The program links the CPU half of libtorch; its CUDA half is loaded here, before the first question to CUDA.
+/// The program links the CPU half of libtorch; its CUDA half is loaded here, before the first call to CUDA.
 pub fn open(name: &str) -> Result<Device, DeviceError> {
     let Some(index) = parse(name)? else { return Ok(Device::Cpu) };
     let no_gpu = |why: &str| {
@@ -52,7 +52,7 @@ pub fn open(name: &str) -> Result<Device, DeviceError> {
     Ok(Device::Cuda(index))
 }
 
-/// Loads libtorch_cuda.so from beside the libtorch_cpu.so in use, or from where the loader finds it.
+/// Loads libtorch_cuda.so from the folder of the libtorch_cpu.so in use, or from the search path of the loader.
 fn load_cuda() -> Result<(), String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let beside = maps
@@ -72,9 +72,10 @@ fn load_cuda() -> Result<(), String> {
 
 fn load(library: &str) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: loading runs libtorch's own initialisers, which is what linking it would have done.
+    // SAFETY: loading a library runs its initialisers; libtorch's are safe to run, as they do in every program linked
+    // to it.
     let loaded = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) };
-    // The library stays for the life of the process.
+    // The library stays loaded for the life of the process.
     loaded.map(std::mem::forget).map_err(|e| e.to_string())
 }
 
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_checked() {
+    fn unknown_names_are_refused() {
         assert_eq!(open("cpu"), Ok(Device::Cpu));
         assert_eq!(parse("cuda:1"), Ok(Some(1)));
         for wrong in ["gpu", "cuda:x", "cuda:"] {

@@ -14,7 +14,7 @@ use super::{
 use std::path::Path;
 use tch::{Device, Tensor, nn};
 
-/// One stage: repeats, kernel, stride of its first block, expansion, output channels.
+/// The stages: repeats, kernel, stride of the first block, expansion, output channels.
 const STAGES: [(usize, i64, i64, i64, i64); 7] = [
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -37,7 +37,7 @@ struct SameConv {
 }
 
 impl SameConv {
-    /// `names` are those of the convolution and of the normalisation below `vs`.
+    /// Declares the variables; `names` are those of the convolution and of the normalisation below `vs`.
     fn new(vs: &nn::Path, names: [&str; 2], shape: [i64; 4], stride: i64, groups: i64) -> Self {
         Self { layer: ConvNorm::new(vs / names[0], vs / names[1], shape, 1e-3), stride, groups }
     }
@@ -45,7 +45,7 @@ impl SameConv {
     fn forward(&self, x: &Tensor) -> Tensor {
         let kernel = self.layer.kernel();
         let (h, w) = (x.size()[2], x.size()[3]);
-        // Enough zeros for ceil(size / stride) outputs, the odd one at the bottom and right.
+        // Enough zeros for ceil(size / stride) outputs; if their number is odd, the bottom and right get one more.
         let total = |size: i64| ((size - 1) / self.stride * self.stride + kernel - size).max(0);
         let (above, left) = (total(h) / 2, total(w) / 2);
         let (below, right) = (total(h) - above, total(w) - left);
@@ -92,7 +92,7 @@ impl Block {
 pub struct EfficientNetLite0 {
     stem: SameConv,
     blocks: Vec<Block>,
-    /// Indices of the blocks after which the next one halves the height and width, and of the last.
+    /// Indices of the blocks whose successor halves the height and width, and of the last block.
     levels: Vec<usize>,
     head: SameConv,
     fc: nn::Linear,
@@ -103,11 +103,11 @@ impl EfficientNetLite0 {
     pub const CHANNELS: [i64; 5] = [16, 24, 40, 112, 320];
     /// Pixels per cell of the feature maps.
     pub const STRIDES: [i64; 5] = [2, 4, 8, 16, 32];
-    /// TensorFlow's (x - 127) / 128 on 0 to 255; any size will do.
+    /// TensorFlow's (x - 127) / 128 for x from 0 to 255; images may have any size.
     pub const PREPROCESSING: Preprocessing =
         Preprocessing { mean: [127. / 255.; 3], std: [128. / 255.; 3], size_multiple: 1 };
 
-    /// Names the variables as the published file does.
+    /// Declares the variables by the names of the published file.
     pub fn new(vs: &nn::Path) -> Self {
         let stem = SameConv::new(vs, ["_conv_stem", "_bn0"], [STEM, 3, 3, 3], 2, 1);
         let (mut blocks, mut levels, mut inputs) = (vec![], vec![], STEM);
@@ -130,20 +130,21 @@ impl EfficientNetLite0 {
     /// Loads the published weights, frozen.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`].
+    /// The errors of [`Checkpoint::open`] and [`Checkpoint::load_into`].
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let mut vs = nn::VarStore::new(device);
         let model = skip_init(|| Self::new(&vs.root()));
-        // PyTorch counts the batches it was trained on; nothing reads the count.
+        // Batch normalisations of PyTorch count their batches of training; inference does not read the counts.
         let weights = Checkpoint::open(path)?.state_dict().retain(|name| !name.ends_with("num_batches_tracked"));
         weights.load_into(&vs)?;
         vs.freeze();
         Ok(model)
     }
 
-    /// Normalised images [B, 3, H, W] to one map per level: [B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)].
+    /// Maps normalised images [B, 3, H, W] to one map per level: [B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W /
+    /// `STRIDES[i]`)].
     pub fn forward_features(&self, x: &Tensor) -> Vec<Tensor> {
-        // Channels innermost in memory: a third faster on a CPU, and no index changes.
+        // With channels innermost in memory, convolutions are a third faster on a CPU; indices stay the same.
         let mut x = self.stem.forward(&channels_last(x)).clamp_(0., 6.); // [B, 32, H/2, W/2]
         let mut maps = vec![];
         for (index, block) in self.blocks.iter().enumerate() {
@@ -155,7 +156,7 @@ impl EfficientNetLite0 {
         maps
     }
 
-    /// Normalised images [B, 3, H, W] to ImageNet logits [B, 1000].
+    /// Maps normalised images [B, 3, H, W] to ImageNet logits [B, 1000].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let maps = self.forward_features(x);
         let x = self.head.forward(&maps[maps.len() - 1]).clamp_(0., 6.); // [B, 1280, h, w]
@@ -165,7 +166,7 @@ impl EfficientNetLite0 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::known;
+    use super::super::catalogue;
     use super::*;
     use tch::Kind;
 
@@ -208,8 +209,8 @@ mod tests {
     }
 
     #[test]
-    fn published_weights_give_the_published_numbers() {
-        let path = match known::locate("efficientnet-lite0") {
+    fn published_weights_give_the_outputs_of_the_python_package() {
+        let path = match catalogue::locate("efficientnet-lite0") {
             Ok(path) => path,
             Err(missing) => return eprintln!("not compared: {missing}"),
         };

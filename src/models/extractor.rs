@@ -1,4 +1,4 @@
-//! Feature extractors behind one face: images in, feature maps of the chosen layers out.
+//! Feature extractors with a common interface, which map images to the feature maps of chosen layers.
 
 use std::path::{Path, PathBuf};
 
@@ -18,54 +18,56 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extractor {
-    /// DINO's vision transformer ViT-S/8: the authors' choice. Layers are its blocks, 1 to 12; the last.
+    /// DINO's vision transformer ViT-S/8: the authors' choice. Layers are its blocks, 1 to 12; by default the last.
     #[default]
     DinoVits8,
-    /// DINO's ViT-S/16; as `dino-vits8`.
+    /// DINO's ViT-S/16; layers as of `dino-vits8`.
     DinoVits16,
-    /// DINO's ViT-B/8; as `dino-vits8`.
+    /// DINO's ViT-B/8; layers as of `dino-vits8`.
     DinoVitb8,
-    /// DINO's ViT-B/16; as `dino-vits8`.
+    /// DINO's ViT-B/16; layers as of `dino-vits8`.
     DinoVitb16,
-    /// DINO's ResNet-50. Layers are its levels `layer1` to `layer4`, as 1 to 4; the authors compare 2, 3 and 4.
+    /// DINO's ResNet-50. Layers are its levels `layer1` to `layer4`, as 1 to 4; by default 2, 3 and 4, which the
+    /// authors compare.
     DinoResnet50,
-    /// A ResNet-50 trained on ImageNet, as DiAD uses it. Layers as of `dino-resnet50`; 1, 2 and 3.
+    /// A ResNet-50 trained on ImageNet, as DiAD uses it. Layers as of `dino-resnet50`; by default 1, 2 and 3.
     ImagenetResnet50,
-    /// A DINOv2 vision transformer of any size. Layers are its blocks from 1; the last.
+    /// A DINOv2 vision transformer of any size. Layers are its blocks from 1; by default the last.
     Dinov2,
-    /// EfficientNet-Lite0 trained on ImageNet, cheap on a CPU. Layers are strides: 2, 4, 8, 16, 32; of these 4, 8 and 16.
+    /// EfficientNet-Lite0 trained on ImageNet, cheap on a CPU. Layers are strides: 2, 4, 8, 16, 32; by default 4, 8 and
+    /// 16.
     EfficientnetLite0,
 }
 
-/// What becomes of an image before a DINOv2 looks at it.
+/// The way in which an image is brought to the size at which a DINOv2 sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dinov2Resize {
-    /// It is resized to 224x224, bilinear with antialiasing.
+    /// The image is resized to 224x224, bilinear with antialiasing.
     #[default]
     Resample,
-    /// Its first 3x224x224 numbers in memory are taken for an image of 224x224: torch's `Tensor.resize_`, which the authors' code
-    /// calls and their tables measure. Needs images of at least as many.
+    /// The first 3x224x224 numbers of the image in memory are taken for an image of 224x224: torch's `Tensor.resize_`,
+    /// which the authors' code calls and their tables measure. Images need at least as many numbers.
     Reinterpret,
-    /// It keeps its size, but for what is missing to whole patches.
+    /// The image keeps its size, or is resized to the nearest smaller multiples of the patch.
     Keep,
 }
 
 /// Height and width in pixels that DINOv2 features are published at.
 pub const DINOV2_SIZE: i64 = 224;
 
-/// Which features of a network are compared; what is absent is as published.
+/// The choice of the features that are compared; absent values are as published.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The layers, counted as the extractor does.
     pub layers: Option<Vec<usize>>,
-    /// Of transformers: whether the final layer norm is applied to each layer.
+    /// True if the final layer norm is applied to each layer; transformers only.
     pub final_norm: Option<bool>,
-    /// Of DINOv2: how it sees an image.
+    /// The way in which an image is brought to size; DINOv2 only.
     pub dinov2_resize: Option<Dinov2Resize>,
 }
 
-/// Why an extractor cannot be opened.
+/// The error of an extractor that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtractorError {
     /// The weights cannot be read or are of another architecture.
@@ -78,9 +80,9 @@ pub enum ExtractorError {
         path: PathBuf,
         /// The extractor asked for.
         extractor: String,
-        /// What the weights are.
+        /// The network of the weights, in words.
         found: String,
-        /// What the extractor is.
+        /// The network of the extractor, in words.
         wanted: String,
     },
     /// The network has no such layer, or takes no such option.
@@ -89,17 +91,17 @@ pub enum ExtractorError {
 }
 
 impl Extractor {
-    /// The name in a pipeline.
+    /// Returns the name in a pipeline.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// The weights that are taken if nobody says which: a name of [`known`](super::known).
+    /// Returns the weights that are used by default: a name of the [`catalogue`](super::catalogue).
     pub fn default_weights(self) -> String {
         if self == Self::Dinov2 { "dinov2-small".to_owned() } else { self.name() }
     }
 
-    /// The layouts of its weights, as [`architecture`](super::architecture) calls them.
+    /// Returns the layouts of its weights, as [`architecture`](super::architecture) calls them.
     pub fn layouts(self) -> &'static [&'static str] {
         match self {
             Self::DinoVits8 | Self::DinoVits16 | Self::DinoVitb8 | Self::DinoVitb16 => {
@@ -112,7 +114,7 @@ impl Extractor {
         }
     }
 
-    /// Width, blocks and patch of the DINO transformers.
+    /// Returns width, blocks and patch of a DINO transformer; None for the other extractors.
     fn dino(self) -> Option<[i64; 3]> {
         Some(match self {
             Self::DinoVits8 => [384, 12, 8],
@@ -123,7 +125,7 @@ impl Extractor {
         })
     }
 
-    /// The layers there are, and those that are compared where nobody says which; None where the weights decide.
+    /// Returns all layers, and those that are compared by default; None if they depend on the weights.
     fn layers(self) -> Option<(&'static [usize], &'static [usize])> {
         Some(match self {
             Self::DinoVits8 | Self::DinoVits16 | Self::DinoVitb8 | Self::DinoVitb16 => {
@@ -136,7 +138,8 @@ impl Extractor {
         })
     }
 
-    /// Says what is wrong with options, as far as that is known without the weights: the option's name, and why.
+    /// Checks options as far as that is possible without the weights. The error is the name of the option and the
+    /// reason.
     pub fn check(self, options: &Options) -> Result<(), (&'static str, String)> {
         let transformer = self.dino().is_some() || self == Self::Dinov2;
         let layers = options.layers.iter().flatten();
@@ -163,7 +166,7 @@ impl Extractor {
     /// Loads the network from a weight file, or from a folder in Hugging Face layout.
     ///
     /// # Errors
-    /// [`ExtractorError`], where the weights are of another network, or lack a layer.
+    /// [`ExtractorError`] if the weights are those of another network or lack a layer.
     pub fn open(self, weights: &Path, options: &Options, device: Device) -> Result<Network, ExtractorError> {
         self.check(options).map_err(|(option, why)| ExtractorError::Option(format!("`{option}`: {why}")))?;
         let other = |found: String, wanted: String| ExtractorError::Other {
@@ -220,12 +223,12 @@ fn family(config: &VitConfig) -> &'static str {
     if config.layer_scale() { "DINOv2" } else { "DINO" }
 }
 
-/// A ResNet in words.
+/// Describes a ResNet in words.
 fn resnet(ResNetConfig { stem, planes, layers, .. }: &ResNetConfig) -> String {
     format!("a ResNet with a stem of {stem} and {layers:?} blocks of {planes:?} channels")
 }
 
-/// A transformer in words.
+/// Describes a transformer in words.
 fn transformer(family: &str, [width, blocks, patch]: [i64; 3]) -> String {
     format!("a {family} of width {width} with {blocks} blocks and patches of {patch}")
 }
@@ -247,18 +250,18 @@ enum Model {
     EfficientNetLite0(EfficientNetLite0),
 }
 
-/// What images come normalised by.
+/// The normalisation of the images that [`Network::forward`] takes.
 const IMAGENET: Preprocessing = Preprocessing::imagenet(1);
 
 impl Network {
-    /// Images normalised by ImageNet's mean and deviation, [B, 3, H, W], to a map per layer, [B, C, h, w].
+    /// Maps images normalised by ImageNet's mean and deviation, [B, 3, H, W], to a map per layer, [B, C, h, w].
     ///
-    /// What is outside of the range of pixels stays there, as in the authors' code. Where H and W are no multiples of a
-    /// transformer's patch, it sees the image at the nearest smaller ones.
+    /// Values outside of the range of pixels are not clamped, as in the authors' code. If H and W are not multiples of
+    /// a transformer's patch, it sees the image resized to the nearest smaller ones.
     pub fn forward(&self, images: &Tensor) -> Vec<Tensor> {
         let x = self.sized(images);
         let (mean, std) = (self.preprocessing.mean, self.preprocessing.std);
-        // The authors hand on the very tensors: no arithmetic where there is nothing to do.
+        // The authors pass the tensors on unchanged, so equal normalisations must not cost a rounding.
         let x = if (mean, std) == (IMAGENET.mean, IMAGENET.std) {
             x
         } else {
@@ -278,7 +281,7 @@ impl Network {
         }
     }
 
-    /// Images at the size that the network sees.
+    /// Returns the images at the size that the network sees.
     fn sized(&self, images: &Tensor) -> Tensor {
         let (_, _, height, width) = images.size4().unwrap();
         let multiple = self.preprocessing.size_multiple;
@@ -292,16 +295,16 @@ impl Network {
     }
 }
 
-/// Bilinear with antialiasing.
+/// Resizes images to `size`, bilinearly with antialiasing.
 pub fn resample(images: &Tensor, size: [i64; 2]) -> Tensor {
     images.internal_upsample_bilinear2d_aa(size, false, None, None)
 }
 
-/// The first 3 · `side` · `side` numbers of each image [B, 3, H, W] as another image [B, 3, `side`, `side`], as torch's `Tensor.resize_`
-/// makes of a single one.
+/// Returns the first 3 · `side` · `side` numbers of each image [B, 3, H, W] as another image [B, 3, `side`, `side`], as
+/// torch's `Tensor.resize_` does for a single image.
 ///
 /// # Panics
-/// If an image has fewer.
+/// If an image has fewer numbers.
 pub fn reinterpret(images: &Tensor, side: i64) -> Tensor {
     images.flatten(1, -1).narrow(1, 0, 3 * side * side).view([-1, 3, side, side])
 }
@@ -309,7 +312,7 @@ pub fn reinterpret(images: &Tensor, side: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{checkpoint::to_safetensors, known, vit::Interpolation};
+    use crate::models::{catalogue, checkpoint::to_safetensors, vit::Interpolation};
     use tch::nn::VarStore;
 
     fn options(layers: &[usize]) -> Options {
@@ -317,11 +320,11 @@ mod tests {
     }
 
     #[test]
-    fn every_extractor_has_known_weights() {
+    fn the_default_weights_of_every_extractor_are_in_the_catalogue() {
         for name in schemars::schema_for!(Extractor).get("oneOf").unwrap().as_array().unwrap() {
             let extractor: Extractor = serde_json::from_value(name["const"].clone()).unwrap();
             let weights = extractor.default_weights();
-            assert!(known::find(&weights).is_some(), "{weights} of {}", extractor.name());
+            assert!(catalogue::find(&weights).is_some(), "{weights} of {}", extractor.name());
         }
     }
 
@@ -343,7 +346,7 @@ mod tests {
         assert_eq!(message(Extractor::DinoVits8, resize), "dinov2_resize: dino-vits8 is no DINOv2");
     }
 
-    /// A file with the variables of a network.
+    /// Writes a file with the variables of a network.
     fn file(vs: &VarStore) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, to_safetensors(vs.variables(), Default::default()).unwrap()).unwrap();
@@ -389,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_and_the_last_of_them_are_those_of_the_weights() {
+    fn the_blocks_of_dinov2_depend_on_the_weights() {
         let weights = small_vit("dinov2");
         let open = |options: &Options| Extractor::Dinov2.open(weights.path(), options, Device::Cpu);
         let error = open(&options(&[3])).unwrap_err().to_string();

@@ -9,7 +9,8 @@ use tch::{
     nn::{self, Module},
 };
 
-/// The sides of the grid that the last map is averaged to: it keeps where in the picture something is, such as the light.
+/// The sides of the grid to which the last map is averaged. A grid keeps the places of things in the picture, such as
+/// the light.
 const GRID: i64 = 4;
 
 /// Strided convolutions and a projection of their last map.
@@ -20,7 +21,7 @@ pub struct ImageTower {
 }
 
 impl ImageTower {
-    /// One level per width, each halving the picture; widths divide by 8.
+    /// Declares one level per width, each of which halves the picture. Widths have to be multiples of 8.
     pub fn new(vs: nn::Path, widths: &[i64], projection_dim: i64) -> Self {
         let inputs = std::iter::once(3).chain(widths.iter().copied());
         let level = |(i, (input, output)): (usize, (i64, i64))| {
@@ -32,7 +33,7 @@ impl ImageTower {
         Self { levels, projection: linear_no_bias(&vs / "projection", last * GRID * GRID, projection_dim) }
     }
 
-    /// Images [B, 3, H, W] -> embeddings of length 1, [B, projection_dim].
+    /// Maps images [B, 3, H, W] to embeddings of length 1, [B, projection_dim].
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let x =
             self.levels.iter().fold(images.shallow_clone(), |x, (conv, norm)| norm.forward(&conv.forward(&x)).silu());

@@ -1,4 +1,4 @@
-//! The values that a new network starts with.
+//! Initial values of the parameters of a network.
 
 use std::cell::Cell;
 
@@ -8,8 +8,8 @@ thread_local! {
     static SKIP_INIT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Builds a network that is filled from a file: its parameters start at zero, since numbers drawn at random would only cost
-/// time.
+/// Builds a network that is then filled from a file. Its parameters start at zero, because drawing them at random would
+/// only cost time.
 pub fn skip_init<T>(build: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -21,12 +21,12 @@ pub fn skip_init<T>(build: impl FnOnce() -> T) -> T {
     build()
 }
 
-/// The initialisation `random`, or zero inside of [`skip_init`].
+/// Returns the initialisation `random`, or zero inside of [`skip_init`].
 pub(crate) fn init(random: Init) -> Init {
     if SKIP_INIT.get() { Init::Const(0.) } else { random }
 }
 
-/// PyTorch's default for weights and biases: uniform within 1/sqrt(fan_in).
+/// Returns PyTorch's default for weights and biases: uniform within ±1/sqrt(fan_in).
 pub(crate) fn uniform(fan_in: i64) -> Init {
     let bound = (fan_in as f64).sqrt().recip();
     init(Init::Uniform { lo: -bound, up: bound })

@@ -1,21 +1,21 @@
-//! The layout of CompVis latent-diffusion: all parts of a model in one file, as Stable Diffusion 1.x (`v1-5-pruned.ckpt`) and
-//! VLMDiff are published.
+//! The layout of CompVis latent-diffusion: all parts of a model in one file, as Stable Diffusion 1.x
+//! (`v1-5-pruned.ckpt`) and VLMDiff are published.
 
 pub(crate) mod names;
 
 use super::checkpoint::{Checkpoint, CheckpointError, Mismatch};
 
-/// Where the U-Net lies.
+/// The prefix of the U-Net.
 pub const UNET: &str = "model.diffusion_model";
-/// Where the control branch lies; Stable Diffusion's files have none.
+/// The prefix of the control branch; Stable Diffusion's files have none.
 pub const CONTROL: &str = "control_model";
-/// Where the autoencoder lies.
+/// The prefix of the autoencoder.
 pub const AUTOENCODER: &str = "first_stage_model";
-/// Where the text encoder lies.
+/// The prefix of the text encoder.
 pub const TEXT_ENCODER: &str = "cond_stage_model";
 
-/// What else such a file holds and nobody needs: the noise schedule, which its configuration gives; a variance that is not
-/// trained; the averaged copy of the U-Net.
+/// The other tensors and prefixes of such a file, which are not read: the noise schedule, which its configuration
+/// gives; a variance that is not trained; the averaged copy of the U-Net.
 const IGNORED: [&str; 16] = [
     "betas",
     "alphas_cumprod",
@@ -35,10 +35,11 @@ const IGNORED: [&str; 16] = [
     "model_ema",
 ];
 
-/// Whether all of a file, flat or stepped into ([`Checkpoint::state_dict`]), belongs to a model, of which it has these parts.
+/// Checks that all of a file, flat or stepped into ([`Checkpoint::state_dict`]), belongs to a model, and that it has
+/// the parts that `needs` names.
 ///
 /// # Errors
-/// [`CheckpointError::Format`] lists what belongs to no part of a model, or names the part that is missing.
+/// [`CheckpointError::Format`] lists the names that belong to no part of a model, or names the part that is missing.
 pub fn check(file: &Checkpoint, needs: &[&str]) -> Result<(), CheckpointError> {
     let error = |reason| Err(CheckpointError::Format { path: file.path().to_owned(), reason });
     let parts = [UNET, CONTROL, AUTOENCODER, TEXT_ENCODER];

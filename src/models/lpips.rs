@@ -1,4 +1,5 @@
-//! How different two images look: LPIPS with VGG16 (Zhang et al. 2018), the perceptual term of latent diffusion's autoencoder.
+//! LPIPS with VGG16 (Zhang et al. 2018): the perceptual distance of two images, a term of the loss of latent
+//! diffusion's autoencoder.
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
@@ -10,29 +11,29 @@ use tch::{
     nn::{self, Init, Module, VarStore},
 };
 
-/// The convolutions of torchvision's `vgg16().features` by their index there, block by block. A ReLU follows each, and its
-/// last one in a block is compared; a pooling by 2 leads from block to block.
+/// The convolutions of torchvision's `vgg16().features` by their index there, block by block. Each is followed by a
+/// ReLU; the output of the last one of a block is compared. A pooling by 2 leads from block to block.
 const BLOCKS: [&[i64]; 5] = [&[0, 2], &[5, 7], &[10, 12, 14], &[17, 19, 21], &[24, 26, 28]];
-/// What the images are normalised with, on the scale -1 to 1.
+/// The mean of each channel by which images are normalised, on the scale -1 to 1; `SCALE` is the deviation.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
 const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
-/// Added to the length of a feature vector.
+/// The number that is added to the length of a feature vector before dividing by it.
 const EPS: f64 = 1e-10;
 
 /// VGG16 up to its last convolution, and a weight for each channel that is compared.
 #[derive(Debug)]
 pub struct Lpips {
     blocks: Vec<Vec<Conv2d>>,
-    /// Per block [1, C, 1, 1].
+    /// The weights of the channels of each block, [1, C, 1, 1].
     lins: Vec<Tensor>,
 }
 
 impl Lpips {
-    /// The smallest side of an image: it is halved between the blocks.
+    /// The smallest side of an image in pixels: it is halved between the blocks.
     pub const SMALLEST: usize = 1 << (BLOCKS.len() - 1);
 
-    /// Declares the parameters, those of VGG16 under `vgg` and the weights of channels under `lin`, by their published names.
-    /// `widths` are the channels of each block.
+    /// Declares the parameters, those of VGG16 under `vgg` and the weights of channels under `lin`, by their published
+    /// names. `widths` are the channels of each block.
     pub fn new(vgg: &nn::Path, lin: &nn::Path, widths: [i64; 5]) -> Self {
         let mut inputs = 3;
         let mut block = |(indices, width): (&&[i64], i64)| {
@@ -48,12 +49,13 @@ impl Lpips {
         }
     }
 
-    /// The network from published weights, frozen: VGG16 as torchvision has it (`features.0.weight`; its classifier is
-    /// ignored) and the weights of channels as the lpips package has them (`lin0.model.1.weight`). Either may stand in a file
-    /// with more, also below `loss.perceptual_loss.` of a latent-diffusion autoencoder (`net.slice1.0.weight`).
+    /// Makes the network from published weights, frozen: VGG16 as in torchvision (`features.0.weight`; its classifier
+    /// is ignored) and the weights of channels as in the lpips package (`lin0.model.1.weight`). Either may stand in a
+    /// file with more tensors, also below `loss.perceptual_loss.` of a latent-diffusion autoencoder
+    /// (`net.slice1.0.weight`).
     ///
     /// # Errors
-    /// [`CheckpointError::Mismatch`] where a file lacks its half, or the halves are of different networks.
+    /// [`CheckpointError::Mismatch`] if a file lacks its half, or the halves are those of different networks.
     pub fn load(vgg: Checkpoint, lin: Checkpoint, device: Device) -> Result<Self, CheckpointError> {
         let half =
             |file: Checkpoint, of: &str| file.state_dict().rename(|name| canonical(name).filter(|n| n.starts_with(of)));
@@ -69,7 +71,8 @@ impl Lpips {
         Ok(network)
     }
 
-    /// What is compared of images [B, 3, H, W] with values -1 to 1: the last map of each block, [B, C, h, w].
+    /// Returns the maps that are compared for images [B, 3, H, W] with values -1 to 1: the last of each block, [B, C,
+    /// h, w].
     pub fn features(&self, images: &Tensor) -> Vec<Tensor> {
         let channels = |values: &[f32; 3]| Tensor::from_slice(values).to_device(images.device()).view([1, 3, 1, 1]);
         let mut x = (images - channels(&SHIFT)) / channels(&SCALE);
@@ -83,7 +86,8 @@ impl Lpips {
         self.blocks.iter().enumerate().map(block).collect()
     }
 
-    /// What each block adds to the distance of images with these [`features`](Self::features): five of [B].
+    /// Returns the part of the distance that each block contributes, for images with these
+    /// [`features`](Self::features): five tensors [B].
     pub fn distances(&self, a: &[Tensor], b: &[Tensor]) -> Vec<Tensor> {
         let unit = |x: &Tensor| x / (x.square().sum_dim_intlist([1].as_slice(), true, x.kind()).sqrt() + EPS);
         let distance = |((a, b), lin): ((&Tensor, &Tensor), &Tensor)| {
@@ -94,8 +98,8 @@ impl Lpips {
         a.iter().zip(b).zip(&self.lins).map(distance).collect()
     }
 
-    /// The distance of each image of `x` from that of `y`, [B, 3, H, W] with values -1 to 1 -> [B], not negative. Gradients
-    /// flow to `y` alone.
+    /// Returns the distance of each image of `x` from that of `y`, [B, 3, H, W] with values -1 to 1 -> [B], not
+    /// negative. Gradients flow to `y` alone.
     pub fn forward(&self, x: &Tensor, y: &Tensor) -> Tensor {
         let x = tch::no_grad(|| self.features(x));
         let distances = self.distances(&x, &self.features(y));
@@ -103,7 +107,7 @@ impl Lpips {
     }
 }
 
-/// The name of torchvision or of the lpips package for a published name; none for what belongs to neither.
+/// Returns the name in torchvision or in the lpips package for a published name; None for names of neither.
 fn canonical(name: &str) -> Option<String> {
     let name = name.strip_prefix("loss.").unwrap_or(name);
     let name = name.strip_prefix("perceptual_loss.").unwrap_or(name);

@@ -1,11 +1,11 @@
-//! How weights differ from a model.
+//! The differences between weights and a model.
 
 use std::fmt;
 
-/// How many names one error message lists of each sort.
+/// The number of names of each sort that an error message lists.
 const LISTED: usize = 20;
 
-/// How the names and shapes of a file differ from those of a model.
+/// The differences between the names and shapes of a file and those of a model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mismatch {
     /// Names of the model that the file lacks.
@@ -17,17 +17,17 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
-    /// How many names do not fit.
+    /// Returns the number of names that do not fit.
     pub fn len(&self) -> usize {
         self.missing.len() + self.unexpected.len() + self.shapes.len()
     }
 
-    /// Whether everything fits.
+    /// Returns true if everything fits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The first `most` names of each sort.
+    /// Lists the first `most` names of each sort.
     pub fn listed(&self, most: usize) -> String {
         let shape =
             |(name, file, model): &(String, Vec<i64>, Vec<i64>)| format!("{name} {file:?} instead of {model:?}");

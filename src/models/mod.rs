@@ -1,7 +1,8 @@
-//! Networks with their published key names: tensors in, tensors out.
+//! Networks, with the names of parameters under which they are published. They map tensors to tensors.
 
 pub mod anomaly_map;
 pub mod architecture;
+pub mod catalogue;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
@@ -13,7 +14,6 @@ pub mod efficientnet;
 pub mod extractor;
 pub mod image_tower;
 pub mod initialisation;
-pub mod known;
 pub mod latent_diffusion;
 pub mod lpips;
 mod mismatch;

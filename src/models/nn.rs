@@ -1,4 +1,4 @@
-//! Layers that two published models share, initialised as PyTorch initialises them.
+//! Layers that several published models share, initialised as by PyTorch.
 //!
 //! Parameters drawn at random come from libtorch's global generator: call `tch::manual_seed` before building a network
 //! that is trained from scratch.
@@ -17,15 +17,15 @@ thread_local! {
     static OBSERVED: RefCell<Option<BTreeMap<String, Tensor>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`, and returns beside its result the maps inside of the networks that it ran, by the names of the modules that
-/// made them: what a forward hook sees in PyTorch.
+/// Runs `f`, and returns its result and the maps inside of the networks that it ran, by the names of the modules that
+/// made them, as a forward hook would see them in PyTorch.
 pub fn observe<T>(f: impl FnOnce() -> T) -> (T, BTreeMap<String, Tensor>) {
     OBSERVED.set(Some(BTreeMap::new()));
     let result = f();
     (result, OBSERVED.take().unwrap_or_default())
 }
 
-/// Shows a map to [`observe`].
+/// Records a map for [`observe`].
 pub(crate) fn show(name: impl Display, map: &Tensor) {
     OBSERVED.with_borrow_mut(|observed| {
         if let Some(observed) = observed {
@@ -40,7 +40,7 @@ pub(crate) fn show(name: impl Display, map: &Tensor) {
 pub struct ConfigError {
     /// The network, as its published config names it (`_class_name`).
     pub network: &'static str,
-    /// What is wrong, and what would work.
+    /// The reason, and what would work.
     pub problem: String,
 }
 
@@ -59,13 +59,13 @@ pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64)
     })
 }
 
-/// A fully connected layer: `weight` [out, in], `bias` [out].
+/// Declares a fully connected layer: `weight` [out, in], `bias` [out].
 pub(crate) fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
     let init = uniform(inputs);
     nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias: true })
 }
 
-/// A fully connected layer without bias.
+/// Declares a fully connected layer without bias.
 pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
     nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bs_init: None, bias: false })
 }
@@ -74,20 +74,22 @@ pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Lin
 #[derive(Debug)]
 pub(crate) struct GroupNorm {
     norm: nn::GroupNorm,
-    /// Whether each group is one channel.
+    /// True if each group is one channel.
     single: bool,
 }
 
-/// A group normalisation of maps [B, channels, H, W].
+/// Declares a group normalisation of maps [B, channels, H, W].
 pub(crate) fn group_norm(vs: nn::Path, groups: i64, channels: i64, eps: f64) -> GroupNorm {
     let norm = nn::group_norm(vs, groups, channels, nn::GroupNormConfig { eps, ..Default::default() });
     GroupNorm { norm, single: groups == channels }
 }
 
 impl Module for GroupNorm {
-    /// Where a group is one channel, most of what the backward pass sums cancels, and libtorch's sums over maps that lie
-    /// channels-last on the CPU keep too few digits of the rest: 2e-4 beside the gradients of the reference implementation.
-    /// Such maps are normalised as they lie plainly.
+    /// Normalises a map [B, channels, H, W].
+    ///
+    /// If a group is one channel, most terms of the sums in the backward pass cancel. libtorch's sums over
+    /// channels-last maps on the CPU keep too few digits of the rest: gradients differ by 2e-4 from those of the
+    /// reference implementation. Such maps are therefore normalised in the plain layout [B, C, H, W].
     fn forward(&self, x: &Tensor) -> Tensor {
         if self.single && x.requires_grad() && x.device() == Device::Cpu {
             return channels_last(&self.norm.forward(&x.contiguous()));
@@ -96,32 +98,31 @@ impl Module for GroupNorm {
     }
 }
 
-/// Each channel of each row of [B, C, H, W] to mean 0 and variance 1.
+/// Normalises each channel of each row of [B, C, H, W] to mean 0 and variance 1.
 ///
-/// The map is flattened first, for libtorch normalises the view [1, B·C, H, W] of a map of four dimensions. Where B is 1, the
-/// gradient of that view may lie channels-last behind a stride that does not say so, and batch normalisation on the CPU reads
-/// it as if it lay plainly: every channel gets the gradients of others. Three dimensions have one plain layout, which is not
-/// mistaken for another.
+/// The map is flattened first, because libtorch normalises the view [1, B·C, H, W] of a map of four dimensions. If B is
+/// 1, the gradient of that view may be channels-last although its strides do not say so, and batch normalisation on the
+/// CPU reads it as plain: every channel gets the gradients of others. Maps of three dimensions have only one layout.
 pub(crate) fn instance_norm(x: &Tensor, eps: f64) -> Tensor {
     let none = None::<&Tensor>;
     x.flatten(2, 3).instance_norm(none, none, none, none, true, 0., eps, false).view_as(x)
 }
 
-/// Layer normalisation over the last dimension.
+/// Declares a layer normalisation over the last dimension.
 pub(crate) fn layer_norm(vs: nn::Path, width: i64, eps: f64) -> nn::LayerNorm {
     nn::layer_norm(vs, vec![width], nn::LayerNormConfig { eps, ..Default::default() })
 }
 
-/// SiLU of a map that nobody else has: in place, unless a gradient needs it as it was. Fresh memory for a large map costs more
-/// than the arithmetic.
+/// Returns the SiLU of a map that the caller gives up: computed in place, unless a gradient needs the map. Fresh memory
+/// for a large map costs more than the arithmetic.
 pub(crate) fn silu(mut x: Tensor) -> Tensor {
     if x.requires_grad() { x.silu() } else { x.silu_() }
 }
 
-/// Multi-head attention of `q` [B, N, C] over `k`, `v` [B or 1, M, C] -> [B, N, C]; scale 1/sqrt(C / heads).
+/// Computes multi-head attention of `q` [B, N, C] over `k`, `v` [B or 1, M, C] -> [B, N, C]; scale 1/sqrt(C / heads).
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
     let (b, n, c) = q.size3().unwrap();
-    // [B, heads, tokens, C / heads]; the head of a shared context is expanded, not copied
+    // [B, heads, tokens, C / heads]; a context that the rows share is expanded, not copied
     let split = |x: &Tensor| x.view([x.size()[0], -1, heads, c / heads]).transpose(1, 2);
     let shared = |x: &Tensor| split(x).expand([b, -1, -1, -1], false);
     let mask = None::<&Tensor>;
@@ -129,13 +130,13 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: 
     out.transpose(1, 2).reshape([b, n, c])
 }
 
-/// [B, C, H, W] -> [B, H·W, C]; a view where the memory is channels-last.
+/// Reshapes [B, C, H, W] -> [B, H·W, C]; without a copy if the memory is channels-last.
 pub(crate) fn to_tokens(x: &Tensor) -> Tensor {
     let (b, c, _, _) = x.size4().unwrap();
     x.permute([0, 2, 3, 1]).reshape([b, -1, c])
 }
 
-/// [B, H·W, C] -> `like`'s [B, C, H, W] in channels-last memory; no copy.
+/// Reshapes [B, H·W, C] to the [B, C, H, W] of `like`, in channels-last memory, without a copy.
 pub(crate) fn to_image(tokens: &Tensor, like: &Tensor) -> Tensor {
     let (b, c, h, w) = like.size4().unwrap();
     tokens.view([b, h, w, c]).permute([0, 3, 1, 2])
@@ -146,7 +147,7 @@ pub(crate) fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The residual block of diffusers' VAE and UNet, where `emb` is the time embedding after its SiLU.
+/// The residual block of diffusers' VAE and UNet. Its `emb` is the time embedding after the SiLU.
 #[derive(Debug)]
 pub(crate) struct ResnetBlock2D {
     norm1: GroupNorm,
@@ -158,7 +159,7 @@ pub(crate) struct ResnetBlock2D {
 }
 
 impl ResnetBlock2D {
-    /// `temb_channels` is None in the VAE.
+    /// Declares the parameters; `temb_channels` is None in the VAE.
     pub(crate) fn new(
         vs: nn::Path,
         inputs: i64,
@@ -177,7 +178,7 @@ impl ResnetBlock2D {
         }
     }
 
-    /// `x` [B, inputs, H, W], `emb` [B, temb_channels] -> [B, outputs, H, W].
+    /// Maps `x` [B, inputs, H, W] and `emb` [B, temb_channels] to [B, outputs, H, W].
     pub(crate) fn forward(&self, x: &Tensor, emb: Option<&Tensor>) -> Tensor {
         let mut h = self.conv1.forward(&silu(self.norm1.forward(x)));
         if let Some((proj, emb)) = self.time_emb_proj.as_ref().zip(emb) {
@@ -192,7 +193,7 @@ impl ResnetBlock2D {
     }
 }
 
-/// Nearest-neighbour growth to [H, W], then a 3×3 convolution.
+/// Nearest-neighbour upsampling to [H, W], then a 3×3 convolution.
 #[derive(Debug)]
 pub(crate) struct Upsample2D {
     conv: Conv2d,
@@ -208,7 +209,7 @@ impl Upsample2D {
     }
 }
 
-/// For tests: what happens without gradients, on one thread.
+/// Runs `f` without gradients, on one thread; for tests.
 #[cfg(test)]
 pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> T {
     tch::set_num_threads(1);

@@ -1,5 +1,5 @@
-//! Tells patches of pictures from patches of reconstructions: PatchGAN (Isola et al. 2017), the discriminator of latent
-//! diffusion's autoencoder.
+//! PatchGAN (Isola et al. 2017), the discriminator of latent diffusion's autoencoder: it distinguishes patches of
+//! pictures from patches of reconstructions.
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
@@ -13,9 +13,9 @@ use tch::{
 };
 
 const NAME: &str = "NLayerDiscriminator";
-/// Each width is at most this multiple of the first.
+/// The largest width, in multiples of the first.
 const WIDEST: i64 = 8;
-/// Of the leaky ReLU.
+/// The slope of the leaky ReLU below 0.
 const SLOPE: f32 = 0.2;
 
 /// The arguments of taming-transformers' `NLayerDiscriminator`.
@@ -37,7 +37,7 @@ impl Default for PatchGanConfig {
 }
 
 impl PatchGanConfig {
-    /// Whether a network can be built from these values.
+    /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self { input_nc, ndf, n_layers } = *self;
         require([input_nc, ndf, n_layers].iter().all(|count| *count > 0) && n_layers < 16, NAME, || {
@@ -45,13 +45,13 @@ impl PatchGanConfig {
         })
     }
 
-    /// The smallest side of an image that has a patch.
+    /// Returns the smallest side of an image that has a patch.
     pub fn smallest(&self) -> i64 {
         3 << self.n_layers
     }
 }
 
-/// A convolution, then a batch normalisation but in the first and the last layer.
+/// A convolution and, except in the first and the last layer, a batch normalisation.
 #[derive(Debug)]
 struct Layer {
     conv: Conv2D,
@@ -65,8 +65,8 @@ pub struct PatchGan {
 }
 
 impl PatchGan {
-    /// Declares the parameters under `vs` by their published names (`main.0.weight`), drawn as pix2pix draws them; fails if the
-    /// config describes no network.
+    /// Declares the parameters under `vs` by their published names (`main.0.weight`), with the initial values of
+    /// pix2pix; fails if the config describes no network.
     pub fn new(vs: nn::Path, config: &PatchGanConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let PatchGanConfig { input_nc, ndf, n_layers } = *config;
@@ -89,8 +89,8 @@ impl PatchGan {
         Ok(Self { layers })
     }
 
-    /// Images [B, input_nc, H, W] -> a logit per patch, [B, 1, h, w]: positive for what looks like a picture. With `train` the
-    /// normalisations use and record the statistics of the batch, else those that they have.
+    /// Maps images [B, input_nc, H, W] to a logit per patch, [B, 1, h, w], which is positive for patches that look like
+    /// a picture. With `train` the normalisations use and record the statistics of the batch, else the recorded ones.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let last = self.layers.len() - 1;
         let slope = Tensor::from_slice(&[SLOPE]).to_device(x.device()).to_kind(x.kind());
@@ -102,13 +102,13 @@ impl PatchGan {
         self.layers.iter().enumerate().fold(x.shallow_clone(), layer)
     }
 
-    /// Whether the variable `name` is learnt by gradients; the others are statistics.
+    /// Returns true if the variable `name` is learnt by gradients; the others are statistics.
     pub fn is_parameter(name: &str) -> bool {
         !name.contains(".running_")
     }
 
-    /// The weights of a discriminator under the names of this network: of a file of its own, or those below
-    /// `loss.discriminator.` of a latent-diffusion autoencoder. Empty where the file has none.
+    /// Returns the weights of a discriminator under the names of this network: those of a file of its own, or those
+    /// below `loss.discriminator.` of a latent-diffusion autoencoder. The result is empty if the file has none.
     ///
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.

@@ -1,8 +1,9 @@
-//! How a network was trained to see images.
+//! The preprocessing of images with which a network was trained.
 
 use tch::{Kind, Tensor};
 
-/// What turns an RGB image into a network's input. It belongs to the weights, not to the user.
+/// The numbers by which an RGB image becomes a network's input. They belong to the weights and are no parameters of the
+/// user.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preprocessing {
     /// Mean of each channel on the scale 0 to 1.
@@ -14,24 +15,24 @@ pub struct Preprocessing {
 }
 
 impl Preprocessing {
-    /// Mean and standard deviation of ImageNet, as torchvision, timm and Hugging Face round them.
+    /// Returns the mean and standard deviation of ImageNet, as torchvision, timm and Hugging Face round them.
     pub const fn imagenet(size_multiple: i64) -> Self {
         Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], size_multiple }
     }
 
-    /// `(x - mean) / std` of images [B, 3, H, W] with values 0 to 1, on the device and in the type of `x`.
+    /// Returns `(x - mean) / std` for images [B, 3, H, W] with values 0 to 1, on the device and in the type of `x`.
     pub fn normalize(&self, x: &Tensor) -> Tensor {
         let channels = |values| channels(values, x);
         ((x.to_kind(Kind::Float) - channels(self.mean)) / channels(self.std)).to_kind(x.kind())
     }
 
-    /// The inverse of [`normalize`](Self::normalize), in f32; what lies outside of 0 to 1 stays outside.
+    /// Inverts [`normalize`](Self::normalize), in f32; values outside of 0 to 1 are not clamped.
     pub fn denormalize(&self, x: &Tensor) -> Tensor {
         x * channels(self.std, x) + channels(self.mean, x)
     }
 }
 
-/// A value per channel on the device of `x`, [1, 3, 1, 1].
+/// Returns a value per channel on the device of `x`, [1, 3, 1, 1].
 fn channels(values: [f32; 3], x: &Tensor) -> Tensor {
     Tensor::from_slice(&values).to_device(x.device()).view([1, 3, 1, 1])
 }

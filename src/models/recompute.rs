@@ -1,5 +1,6 @@
-//! Gradient checkpointing (Chen et al. 2016): the maps inside of a network are not kept for the backward pass but computed
-//! again there. It costs a third more time and saves most of the memory that a training step takes beside the weights.
+//! Gradient checkpointing (Chen et al. 2016): the maps inside of a network are not kept for the backward pass but
+//! computed again there. It costs a third more time and saves most of the memory that a training step takes beside the
+//! weights.
 //!
 //! ```ignore
 //! let pass = Recompute::new();
@@ -12,14 +13,14 @@
 use std::cell::RefCell;
 use tch::{TchError, Tensor};
 
-/// How a network is run: plainly, or with recomputation.
+/// The way in which a network is run: plainly (None), or with recomputation.
 pub type Pass<'p, 'a> = Option<&'p Recompute<'a>>;
 
 /// A forward pass in segments, each of which is run again for its gradients.
 ///
-/// What leaves a segment is cut off from the graph. The backward pass takes the segments in reverse order: it runs one with
-/// gradients, hands it the gradient of what left it, and so finds the gradients of its parameters and of what entered it, which
-/// is what left earlier segments.
+/// The output of a segment is detached from the graph. The backward pass takes the segments in reverse order: it runs
+/// one again with gradients, passes it the gradient of its output, and so finds the gradients of its parameters and of
+/// its inputs, which are the outputs of earlier segments.
 #[derive(Default)]
 pub struct Recompute<'a> {
     segments: RefCell<Vec<Segment<'a>>>,
@@ -38,7 +39,7 @@ impl std::fmt::Debug for Recompute<'_> {
 }
 
 impl<'a> Recompute<'a> {
-    /// For one forward pass, of one network or of several that work together.
+    /// Starts one forward pass, of one network or of several that work together.
     pub fn new() -> Self {
         Self::default()
     }
@@ -46,7 +47,8 @@ impl<'a> Recompute<'a> {
     fn run(&self, inputs: &[&Tensor], run: impl Fn(&[Tensor]) -> Tensor + 'a) -> Tensor {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
         let output = run(&inputs);
-        // nothing in the segment or before it is trained: that is known only with gradients switched on
+        // If the output needs no gradient, nothing in the segment or before it is trained; without gradients switched
+        // on, outputs do not show that.
         if !output.requires_grad() {
             return output;
         }
@@ -55,15 +57,16 @@ impl<'a> Recompute<'a> {
         output
     }
 
-    /// The gradients of `loss`, a scalar, for these `parameters`, as `Tensor::run_backward` finds them without segments: not
-    /// defined where the loss does not depend on one. Fails where libtorch does, mostly for want of memory.
+    /// Returns the gradients of `loss`, a scalar, for `parameters`, as `Tensor::run_backward` would find them without
+    /// segments: a gradient is undefined if the loss does not depend on the parameter. Fails if libtorch does, mostly
+    /// for want of memory.
     pub fn gradients(self, loss: &Tensor, parameters: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let segments = self.segments.into_inner();
         let outputs = segments.iter().map(|segment| &segment.output);
         let mut of: Vec<Tensor> = parameters.iter().chain(outputs).map(Tensor::shallow_clone).collect();
         let mut gradients = Tensor::f_run_backward(&[loss], &of, false, false)?;
         for Segment { inputs, run, .. } in segments.into_iter().rev() {
-            // all that this segment's output went into has been taken back already
+            // the segments that read this one's output have been run backwards already
             let (Some(_), Some(gradient)) = (of.pop(), gradients.pop()) else { break };
             if !gradient.defined() {
                 continue;
@@ -82,8 +85,8 @@ impl<'a> Recompute<'a> {
     }
 }
 
-/// Runs a part of a network. All that it computes from and that has gradients has to be among `inputs` or a parameter, and
-/// may come from outside of all segments only if nothing else uses it.
+/// Runs a part of a network. A tensor with gradients that the part reads has to be a parameter or among `inputs`. If it
+/// comes from outside of all segments, nothing else may use it.
 pub(crate) fn segment<'a>(pass: Pass<'_, 'a>, inputs: &[&Tensor], run: impl Fn(&[Tensor]) -> Tensor + 'a) -> Tensor {
     match pass {
         Some(pass) => pass.run(inputs, run),
@@ -111,7 +114,7 @@ mod tests {
         .unwrap()
     }
 
-    /// The gradients of all that is trained, after one step; how many segments there were.
+    /// Returns the gradients of all trained variables after one step, and the number of segments.
     fn gradients(
         networks: (&UNet2DConditionModel, &ControlNet),
         [x, context, image]: &[Tensor; 3],
@@ -144,7 +147,7 @@ mod tests {
             ("semantic_guided", true, true, false),
         ] {
             let config = config(form, fusion, only_mid);
-            // in f64, so that sums in another order differ by nothing that matters
+            // f64, so that sums in another order differ little
             let [mut unet_vs, mut control_vs] = [(); 2].map(|()| VarStore::new(Device::Cpu));
             let unet = UNet2DConditionModel::new(unet_vs.root(), &config.unet).unwrap();
             let control = ControlNet::new(control_vs.root(), &config).unwrap();
@@ -175,7 +178,8 @@ mod tests {
                 }
                 moved += usize::from(largest(plain) > 0.);
                 let difference = largest(&(plain - again));
-                // Other orders of sums, 2⁻⁵³ · √(n · L) with n · L = 1e5, of which maps of 2×2 cells, normalised, cancel all but 1/10⁴.
+                // Sums in another order differ by 2⁻⁵³ · √(n · L) with n · L = 1e5, and normalised maps of 2×2 cells
+                // cancel all but 1/10⁴ of the terms.
                 assert!(
                     difference <= 4e-10 * largest(plain),
                     "{name} differs by {difference:e} of {:e}",

@@ -1,12 +1,13 @@
-//! What a control branch hands to the U-Net.
+//! The output of a control branch, which the U-Net reads.
 
 use tch::Tensor;
 
-/// What a control network adds to the UNet.
+/// The maps that a control network adds to those of the UNet.
 #[derive(Debug)]
 pub struct ControlResiduals {
-    /// For the last of the UNet's skips, as many as there are, in the order in which the UNet makes them.
+    /// Maps for the UNet's skips, in the order in which the UNet makes them. If there are fewer, they are for the last
+    /// skips.
     pub skips: Vec<Tensor>,
-    /// For the map after the middle block.
+    /// The addend of the map after the middle block.
     pub mid: Tensor,
 }

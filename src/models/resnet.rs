@@ -1,8 +1,9 @@
-//! ResNet-50 (He et al. 2016) with its batch normalisation frozen, as a feature extractor: trained on ImageNet, or by DINO.
+//! ResNet-50 (He et al. 2016) with its batch normalisation frozen, as a feature extractor: trained on ImageNet, or by
+//! DINO.
 //!
-//! Names are those of torchvision and timm (`resnet50-0676ba61.pth`, `resnet50_ram-a26f946b.pth`, `dino_resnet50_pretrain.pth`);
-//! Hugging Face's (`microsoft/resnet-50`) are brought to these. The stride of a level is on the 3×3 convolution of its first
-//! block (v1.5), as in all of these files.
+//! Names are those of torchvision and timm (`resnet50-0676ba61.pth`, `resnet50_ram-a26f946b.pth`,
+//! `dino_resnet50_pretrain.pth`); Hugging Face's (`microsoft/resnet-50`) are translated to these. The stride of a level
+//! is on the 3×3 convolution of its first block (v1.5), as in all of these files.
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
@@ -13,7 +14,7 @@ use super::{
 use std::path::Path;
 use tch::{Device, Tensor, nn};
 
-/// Channels of a block's output, in those of its 3×3 convolution.
+/// The channels of a block's output, in multiples of those of its 3×3 convolution.
 const EXPANSION: i64 = 4;
 const EPS: f64 = 1e-5;
 
@@ -31,12 +32,12 @@ pub struct ResNetConfig {
 }
 
 impl ResNetConfig {
-    /// ResNet-50.
+    /// Returns the sizes of ResNet-50.
     pub const fn resnet50(num_classes: Option<i64>) -> Self {
         Self { stem: 64, planes: [64, 128, 256, 512], layers: [3, 4, 6, 3], num_classes }
     }
 
-    /// Reads the sizes off weights with torchvision's names; None where they are of no such network.
+    /// Reads the sizes from weights with torchvision's names; None if they are not those of such a network.
     pub fn of(weights: &Checkpoint) -> Option<Self> {
         let out = |name: &str| weights.shape(name)?.first().copied();
         let level = |level: usize| {
@@ -63,7 +64,8 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// Declares the variables. Weights have to be loaded before the first image is looked at.
+    /// Declares the variables. Weights have to be loaded before the first forward pass, which folds the normalisations
+    /// into the convolutions.
     pub fn new(vs: &nn::Path, config: &ResNetConfig) -> Self {
         let mut inputs = config.stem;
         let mut level = |index: usize| -> Vec<Bottleneck> {
@@ -87,11 +89,12 @@ impl ResNet {
         }
     }
 
-    /// Opens a weight file, or a folder in Hugging Face layout. Sizes are read off the weights, which are frozen float32.
+    /// Opens a weight file, or a folder in Hugging Face layout. The sizes are read from the weights, which are frozen
+    /// float32.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for weights of another
-    /// architecture.
+    /// The errors of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for weights of
+    /// another architecture.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let weights = torchvision_names(Checkpoint::open(path)?.state_dict())?;
         let lacks = "no conv1 or no layer4.0.conv2";
@@ -102,7 +105,7 @@ impl ResNet {
     /// Builds the network and fills it from weights with torchvision's names.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::load_into`].
+    /// The errors of [`Checkpoint::load_into`].
     pub fn load(weights: &Checkpoint, config: &ResNetConfig, device: Device) -> Result<Self, CheckpointError> {
         let mut vs = nn::VarStore::new(device);
         let model = skip_init(|| Self::new(&vs.root(), config));
@@ -111,19 +114,19 @@ impl ResNet {
         Ok(model)
     }
 
-    /// The sizes of the network.
+    /// Returns the sizes of the network.
     pub fn config(&self) -> &ResNetConfig {
         &self.config
     }
 
-    /// Normalised images [B, 3, H, W] to what the first level reads: [B, stem, H/4, W/4].
+    /// Maps normalised images [B, 3, H, W] to the input of the first level: [B, stem, H/4, W/4].
     pub fn forward_stem(&self, x: &Tensor) -> Tensor {
         let x = self.stem.forward(&channels_last(x), 2, [3, 3], 1).relu_(); // [B, stem, H/2, W/2]
         x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
     }
 
-    /// Normalised images [B, 3, H, W] to the outputs of levels 1 to `last`: [B, 4 · planes, H/4, W/4], then half as high and
-    /// wide each.
+    /// Maps normalised images [B, 3, H, W] to the outputs of levels 1 to `last`: the first is [B, 4 · planes, H/4,
+    /// W/4], and each further one is half as high and wide.
     pub fn forward_features(&self, x: &Tensor, last: usize) -> Vec<Tensor> {
         let mut x = self.forward_stem(x);
         let mut level = |blocks: &Vec<Bottleneck>| {
@@ -133,14 +136,15 @@ impl ResNet {
         self.levels[..last].iter().map(&mut level).collect()
     }
 
-    /// The mean of a map over its height and width, [B, C], and without a head that is all.
+    /// Maps the output of the last level to logits [B, classes]; without a head, to its mean over height and width, [B,
+    /// C].
     pub fn forward_head(&self, map: &Tensor) -> Tensor {
         let pooled = map.mean_dim([2i64, 3].as_slice(), false, None);
         self.fc.as_ref().map_or_else(|| pooled.shallow_clone(), |fc| pooled.apply(fc))
     }
 }
 
-/// 1×1, 3×3 and 1×1, and the input beside them.
+/// Convolutions of 1×1, 3×3 and 1×1, whose result is added to the input.
 #[derive(Debug)]
 struct Bottleneck {
     narrow: ConvNorm,
@@ -165,7 +169,7 @@ impl Bottleneck {
         }
     }
 
-    /// [B, C, H, W] to [B, 4 · planes, H / stride, W / stride].
+    /// Maps [B, C, H, W] to [B, 4 · planes, H / stride, W / stride].
     fn forward(&self, x: &Tensor) -> Tensor {
         let y = self.narrow.forward(x, 1, [0, 0], 1).relu_();
         let y = self.middle.forward(&y, self.stride, [1, 1], 1).relu_();
@@ -178,8 +182,8 @@ impl Bottleneck {
     }
 }
 
-/// Brings weights to torchvision's names, and leaves out the counts of batches, which only training reads. Of a full
-/// checkpoint of DINO the backbone stays.
+/// Renames weights to torchvision's names, and leaves out the counts of batches, which only training reads. From a full
+/// checkpoint of DINO, the backbone is taken.
 ///
 /// # Errors
 /// [`CheckpointError::Format`] if two tensors would get one name.
@@ -187,7 +191,7 @@ pub fn torchvision_names(weights: Checkpoint) -> Result<Checkpoint, CheckpointEr
     weights.part("backbone").rename(rename)
 }
 
-/// torchvision's name of a tensor, or None for one that is left out.
+/// Returns torchvision's name of a tensor, or None for one that is left out.
 fn rename(name: &str) -> Option<String> {
     if name.ends_with("num_batches_tracked") {
         return None;
@@ -196,8 +200,8 @@ fn rename(name: &str) -> Option<String> {
     Some(huggingface(rest).unwrap_or_else(|| name.to_owned()))
 }
 
-/// torchvision's name for one of Hugging Face's `ResNetModel` or `ResNetForImageClassification`
-/// (transformers, `modeling_resnet.py`).
+/// Returns torchvision's name for one of Hugging Face's `ResNetModel` or `ResNetForImageClassification` (transformers,
+/// `modeling_resnet.py`).
 fn huggingface(name: &str) -> Option<String> {
     const OUTSIDE: [(&str, &str); 3] = [
         ("embedder.embedder.convolution", "conv1"),
@@ -230,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hugging_faces_names_are_brought_to_torchvisions() {
+    fn hugging_faces_names_are_translated_to_torchvisions() {
         let names = [
             ("resnet.embedder.embedder.convolution.weight", "conv1.weight"),
             ("embedder.embedder.normalization.running_var", "bn1.running_var"),

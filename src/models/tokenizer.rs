@@ -1,8 +1,8 @@
 //! CLIP's byte-pair tokenizer: text -> a fixed number of token ids.
 //!
-//! A published one is what Hugging Face calls the fast tokenizer. Their slow one, in Python, first passes the text through
-//! `ftfy` where that is installed, which turns curly quotes, ligatures, full-width letters and HTML entities into plain ones;
-//! that is not done here.
+//! Published files are read as by Hugging Face's fast tokenizer. The slow one, in Python, first passes the text through
+//! `ftfy` if that is installed, which turns curly quotes, ligatures, full-width letters and HTML entities into plain
+//! ones; that is not done here.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use tokenizers::{
     pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel as PreByteLevel},
 };
 
-/// Begins every text.
+/// The token that begins every text.
 pub const START: &str = "<|startoftext|>";
-/// Ends every text.
+/// The token that ends every text.
 pub const END: &str = "<|endoftext|>";
 
-/// What is a word: English suffixes, letters, one digit, or anything else without spaces.
+/// The pattern of a word: an English suffix, letters, one digit, or anything else without spaces.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// A tokenizer that cannot be made or used.
@@ -28,7 +28,7 @@ const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 #[error("tokenizer: {0}")]
 pub struct TokenizerError(String);
 
-/// Text -> `[start, tokens…, end, pad…]`.
+/// CLIP's tokenizer: text -> `[start, tokens…, end, pad…]`.
 #[derive(Clone)]
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
@@ -48,7 +48,8 @@ fn failed(error: impl ToString) -> TokenizerError {
 }
 
 impl ClipTokenizer {
-    /// Learns merges from texts, for a vocabulary of at most `vocab_size` tokens (at least the 256 bytes and the two specials).
+    /// Learns merges from texts, for a vocabulary of at most `vocab_size` tokens (at least the 256 bytes and the two
+    /// specials).
     pub fn train(texts: &[String], vocab_size: usize) -> Result<Self, TokenizerError> {
         let specials = [START, END].map(|token| AddedToken::from(token, true));
         let mut trainer = BpeTrainer::builder()
@@ -68,8 +69,8 @@ impl ClipTokenizer {
         Self::from_json(&json)
     }
 
-    /// Reads a folder in Hugging Face layout: `tokenizer.json`, or `vocab.json` and `merges.txt`. Short texts are filled with
-    /// the `pad_token` of its `tokenizer_config.json` or `special_tokens_map.json`, else with the end.
+    /// Reads a folder in Hugging Face layout: `tokenizer.json`, or `vocab.json` and `merges.txt`. Short texts are
+    /// padded with the `pad_token` of its `tokenizer_config.json` or `special_tokens_map.json`, else with the end.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let folder = folder.as_ref();
         let read = |file: &str| {
@@ -88,7 +89,7 @@ impl ClipTokenizer {
         };
         for file in ["tokenizer_config.json", "special_tokens_map.json"].iter().filter(|file| there(file)) {
             let config: Value = serde_json::from_str(&read(file)?).map_err(failed).map_err(inside)?;
-            // A plain string, or an object with the string in it.
+            // The token is a plain string, or an object with the string in it.
             let pad = config["pad_token"].as_str().or_else(|| config["pad_token"]["content"].as_str());
             if let Some(pad) = pad {
                 return tokenizer.with_pad(pad).map_err(inside);
@@ -97,7 +98,7 @@ impl ClipTokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the two files of OpenAI's tokenizer, as `vocab.json` and `merges.txt` hold them.
+    /// Reads the content of the two files of OpenAI's tokenizer, `vocab.json` and `merges.txt`.
     pub fn from_vocab(vocab: &str, merges: &str) -> Result<Self, TokenizerError> {
         let vocab: Value = serde_json::from_str(vocab).map_err(|e| TokenizerError(format!("vocab.json: {e}")))?;
         let merges: Vec<&str> =
@@ -130,13 +131,13 @@ impl ClipTokenizer {
         Self::from_json(&json.to_string())
     }
 
-    /// Fills short texts with another token than the end, as `!` in Stable Diffusion 2.
+    /// Pads short texts with another token than the end, as with `!` in Stable Diffusion 2.
     pub fn with_pad(self, token: &str) -> Result<Self, TokenizerError> {
         Ok(Self { pad: id(&self.tokenizer, token)?, ..self })
     }
 
-    /// Reads a `tokenizer.json` that has the two special tokens. Lengths that it sets are not kept: [`encode`](Self::encode) is
-    /// told one.
+    /// Reads a `tokenizer.json` that has the two special tokens. Its padding and truncation are ignored, because
+    /// [`encode`](Self::encode) takes the length.
     pub fn from_json(json: &str) -> Result<Self, TokenizerError> {
         let mut tokenizer: Tokenizer = json.parse().map_err(failed)?;
         tokenizer.with_padding(None).with_truncation(None).map_err(failed)?;
@@ -144,27 +145,28 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, start, end, pad: end })
     }
 
-    /// The tokenizer as a `tokenizer.json`.
+    /// Returns the tokenizer as a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         self.tokenizer.to_string(false).map_err(failed)
     }
 
-    /// Number of token ids.
+    /// Returns the number of token ids.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The id that ends a text.
+    /// Returns the id that ends a text.
     pub fn end(&self) -> u32 {
         self.end
     }
 
-    /// `length` ids; of a longer text the tokens beyond are cut, and the last id stays the end. In CLIP `length` is 77.
+    /// Returns `length` ids. The tokens of a longer text are cut so that its last id is the end. In CLIP `length` is
+    /// 77.
     pub fn encode(&self, text: &str, length: usize) -> Result<Vec<i64>, TokenizerError> {
         Ok(self.encode_or_cut(text, length)?.0)
     }
 
-    /// [`encode`](Self::encode), and whether tokens were cut.
+    /// Returns the ids of [`encode`](Self::encode), and true if tokens were cut.
     pub fn encode_or_cut(&self, text: &str, length: usize) -> Result<(Vec<i64>, bool), TokenizerError> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
         let (tokens, room) = (encoding.get_ids(), length.saturating_sub(2));
@@ -199,7 +201,8 @@ mod tests {
         assert_eq!(tokenizer.encode("", 4).unwrap()[1..], [i64::from(tokenizer.end); 3]);
     }
 
-    /// `ab` and `c` are tokens at the end of a word, `a` and `b` within one.
+    /// Returns a vocabulary in which `ab` and `c` are tokens at the end of a word, and `a` and `b` within one; and its
+    /// merges.
     fn published() -> (String, &'static str) {
         let tokens = ["!", "a", "b", "c", "!</w>", "a</w>", "b</w>", "c</w>", "ab</w>", START, END];
         let vocab: Value = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_published_length_is_not_kept() {
+    fn the_length_in_a_tokenizer_json_is_ignored() {
         let (vocab, merges) = published();
         let plain = ClipTokenizer::from_vocab(&vocab, merges).unwrap();
         let mut json: Value = serde_json::from_str(&plain.to_json().unwrap()).unwrap();
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_names_its_pad_token() {
+    fn the_pad_token_of_a_folder_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
         let error = || ClipTokenizer::open(folder.path()).unwrap_err().to_string();

@@ -30,7 +30,7 @@ struct UpBlock {
     upsample: Option<Upsample2D>,
 }
 
-/// What the way down hands to the way up.
+/// The maps that the way down passes to the way up.
 #[derive(Debug)]
 pub(super) struct Encoded {
     /// The time embedding after its SiLU, [B, 4·C0].
@@ -80,7 +80,7 @@ impl Encoder {
         }
     }
 
-    /// `hint` [B, C0, H, W], where there is one, is added behind the input convolution.
+    /// Runs the way down and the middle. `hint` [B, C0, H, W], if there is one, is added after the input convolution.
     pub(super) fn forward<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -159,19 +159,21 @@ impl UNet2DConditionModel {
         })
     }
 
-    /// Whether the parameter `name` belongs to the way up, the half that VLMDiff trains (the way down and the middle keep
-    /// the weights of Stable Diffusion: `configure_optimizers` of DiAD).
+    /// Returns true if the parameter `name` belongs to the way up, the half that VLMDiff trains. The way down and the
+    /// middle keep the weights of Stable Diffusion (`configure_optimizers` of DiAD).
     pub fn is_decoder(name: &str) -> bool {
         ["up_blocks.", "conv_norm_out.", "conv_out."].iter().any(|prefix| name.starts_with(prefix))
     }
 
-    /// `x` [B, in_channels, h, w], `t` [B] timesteps of any kind, `context` [B or 1, tokens, cross_attention_dim]
-    /// -> the prediction [B, out_channels, h, w]. Residuals of `control` are added to the middle and the skips.
+    /// Maps `x` [B, in_channels, h, w], timesteps `t` [B] of any kind and `context` [B or 1, tokens,
+    /// cross_attention_dim] to the prediction [B, out_channels, h, w]. The residuals of `control` are added to the
+    /// middle and the skips.
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, control: Option<&ControlResiduals>) -> Tensor {
         self.forward_with(None, x, t, context, control)
     }
 
-    /// [`UNet2DConditionModel::forward`], and with a `pass` one whose maps are not kept, see [`Recompute`](super::recompute).
+    /// Does as [`UNet2DConditionModel::forward`]; with a `pass`, the maps inside are not kept, see
+    /// [`Recompute`](super::recompute).
     pub fn forward_with<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -194,7 +196,7 @@ impl UNet2DConditionModel {
                 x = layer.forward(pass, (&level, j), &[&x, &skip], &emb, context);
             }
             if let (Some(upsample), Some(skip)) = (&block.upsample, skips.last()) {
-                // the size of the next skip, which is not twice this one where a side was odd
+                // the size is that of the next skip, which is not twice this one if a side was odd
                 let (_, _, h, w) = skip.size4().unwrap();
                 x = segment(pass, &[&x], move |inputs| upsample.forward(&inputs[0], [h, w]));
             }
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn small_networks_are_built_of_the_same_blocks() {
+    fn a_small_network_has_the_documented_shapes() {
         let vs = VarStore::new(Device::Cpu);
         let unet = UNet2DConditionModel::new(vs.root(), &small()).unwrap();
         let variables = vs.variables();
@@ -235,7 +237,7 @@ mod tests {
             let (x, t, context) = (of(&[3, 4, 7, 5]), Tensor::from_slice(&[1_i64, 500, 999]), of(&[1, 6, 12]));
             let shared = unet.forward(&x, &t, &context, None);
             assert_eq!(shared.size(), x.size());
-            // one context for all rows is as good as a copy for each
+            // one context for all rows gives the same as a copy for each
             let copied = unet.forward(&x, &t, &context.repeat([3, 1, 1]), None);
             // The same products in another order: 2⁻²⁴ · √(n · L) for n = 432 and L = 20 layers, of values of about 1.
             assert!((shared - copied).abs().max().double_value(&[]) < 1e-5);
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_describes_no_network() {
+    fn a_config_that_describes_no_network_is_refused() {
         let refusal = |change: fn(&mut UNet2DConditionConfig)| {
             let mut config = small();
             change(&mut config);

@@ -20,7 +20,7 @@ use tch::{
 };
 
 const NAME: &str = "AutoencoderKL";
-/// Of every group normalisation in this network, whatever `config.json` says.
+/// The epsilon of every group normalisation in this network; `config.json` does not set it.
 const EPS: f64 = 1e-6;
 
 /// `vae/config.json`; the defaults are Stable Diffusion 1.5.
@@ -39,13 +39,13 @@ pub struct AutoencoderKlConfig {
     pub latent_channels: i64,
     /// Groups of each group normalisation; divides every width.
     pub norm_num_groups: i64,
-    /// Whether the middle has its attention.
+    /// True if the middle has its attention.
     pub mid_block_add_attention: bool,
-    /// Whether a 1×1 convolution follows the encoder.
+    /// True if a 1×1 convolution follows the encoder.
     pub use_quant_conv: bool,
-    /// Whether a 1×1 convolution precedes the decoder.
+    /// True if a 1×1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// What the denoiser sees is latent × scaling_factor, about unit variance.
+    /// The factor by which latents are multiplied for the denoiser; the product has about unit variance.
     pub scaling_factor: f64,
 }
 
@@ -67,12 +67,12 @@ impl Default for AutoencoderKlConfig {
 }
 
 impl AutoencoderKlConfig {
-    /// Pixels per latent cell, along each side.
+    /// Returns the pixels per latent cell, along each side.
     pub fn factor(&self) -> i64 {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// Whether a network can be built from these values.
+    /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require_widths(NAME, &self.block_out_channels, self.norm_num_groups)?;
         let counts = [self.in_channels, self.out_channels, self.layers_per_block, self.latent_channels];
@@ -87,10 +87,10 @@ impl AutoencoderKlConfig {
         })
     }
 
-    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
-    /// in: diffusers', also with the attention names from before 0.17; or latent-diffusion's, alone or below
-    /// `first_stage_model.` of a file with all parts. The losses (`loss.…`) that a training of latent-diffusion keeps beside
-    /// the network are left out.
+    /// Returns the same weights under the names of this network, which are those of diffusers, from any layout in which
+    /// they are published: diffusers', also with the attention names from before 0.17; or latent-diffusion's, alone or
+    /// below `first_stage_model.` of a file with all parts. The losses (`loss.…`) that a training of latent-diffusion
+    /// keeps beside the network are left out.
     ///
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
@@ -99,7 +99,7 @@ impl AutoencoderKlConfig {
         Ok(weights.retain(|name| !name.starts_with("loss.")))
     }
 
-    /// The modules of `first_stage_model`, and the names that the attention had in diffusers before 0.17.
+    /// Returns the modules of `first_stage_model`, and the names that the attention had in diffusers before 0.17.
     fn names(&self) -> Names {
         let mut names = Names::default();
         let levels = self.block_out_channels.len();
@@ -192,7 +192,7 @@ impl MidBlock {
     }
 }
 
-/// One level: its residual blocks, then, unless it is the last, the step to the next.
+/// One level: its residual blocks and, unless it is the last, the resizing to the next.
 #[derive(Debug)]
 struct Level<Resize> {
     resnets: Vec<ResnetBlock2D>,
@@ -296,24 +296,24 @@ impl Decoder {
 /// The diagonal Gaussian that an image is encoded to.
 #[derive(Debug)]
 pub struct Posterior {
-    /// [B, latent_channels, h, w].
+    /// Mean, [B, latent_channels, h, w].
     pub mean: Tensor,
     /// Natural logarithm of the variance within [-30, 20], [B, latent_channels, h, w].
     pub logvar: Tensor,
 }
 
 impl Posterior {
-    /// Standard deviation, [B, latent_channels, h, w].
+    /// Returns the standard deviation, [B, latent_channels, h, w].
     pub fn std(&self) -> Tensor {
         (&self.logvar * 0.5).exp()
     }
 
-    /// mean + standard deviation × `noise` (standard normal, of the same shape).
+    /// Returns mean + standard deviation × `noise` (standard normal, of the same shape).
     pub fn sample(&self, noise: &Tensor) -> Tensor {
         &self.mean + self.std() * noise
     }
 
-    /// Divergence from the standard normal, summed over each latent: [B] nats.
+    /// Returns the divergence from the standard normal, summed over each latent: [B] nats.
     pub fn kl(&self) -> Tensor {
         let terms = self.mean.square() + self.logvar.exp() - 1. - &self.logvar;
         terms.sum_dim_intlist([1, 2, 3].as_slice(), false, None) * 0.5
@@ -345,13 +345,13 @@ impl AutoencoderKl {
         })
     }
 
-    /// The configuration this was built from.
+    /// Returns the configuration from which the network was built.
     pub fn config(&self) -> &AutoencoderKlConfig {
         &self.config
     }
 
-    /// `x` [B, in_channels, H, W] with sides that are multiples of [`AutoencoderKlConfig::factor`] -> the posterior of the
-    /// latent, not yet scaled by `scaling_factor`.
+    /// Maps `x` [B, in_channels, H, W], with sides that are multiples of [`AutoencoderKlConfig::factor`], to the
+    /// posterior of the latent, not yet scaled by `scaling_factor`.
     pub fn encode(&self, x: &Tensor) -> Posterior {
         let mut moments = self.encoder.forward(&channels_last(x)); // [B, 2·latent_channels, h, w]
         if let Some(conv) = &self.quant_conv {
@@ -362,7 +362,7 @@ impl AutoencoderKl {
         Posterior { mean, logvar: logvar.clamp(-30., 20.) }
     }
 
-    /// `z` [B, latent_channels, h, w], not scaled -> image [B, out_channels, H, W], unbounded.
+    /// Maps `z` [B, latent_channels, h, w], not scaled, to the image [B, out_channels, H, W], which is not clamped.
     pub fn decode(&self, z: &Tensor) -> Tensor {
         let mut z = channels_last(z);
         if let Some(conv) = &self.post_quant_conv {
@@ -371,8 +371,8 @@ impl AutoencoderKl {
         self.decoder.forward(&z)
     }
 
-    /// The last layer of the decoder, `conv_out.weight` [out_channels, C, 3, 3]: the adversarial loss is balanced by the
-    /// gradients there (latent-diffusion, `calculate_adaptive_weight`).
+    /// Returns the last layer of the decoder, `conv_out.weight` [out_channels, C, 3, 3]. The adversarial loss is
+    /// balanced by the gradients there (latent-diffusion, `calculate_adaptive_weight`).
     pub fn last_layer(&self) -> &Tensor {
         &self.decoder.conv_out.ws
     }
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_describes_no_network() {
+    fn a_config_that_describes_no_network_is_refused() {
         let refusal = |change: fn(&mut AutoencoderKlConfig)| {
             let mut config = small();
             change(&mut config);

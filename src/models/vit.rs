@@ -1,8 +1,8 @@
-//! Vision transformers as DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) publish them: their patch tokens describe an
-//! image without further training. For inference.
+//! Vision transformers as published by DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023), whose patch tokens
+//! describe an image without further training. For inference.
 //!
-//! Variables have the names of the original files (`dino_deitsmall8_pretrain.pth`, `dinov2_vits14_pretrain.pth`), `attn.qkv` in
-//! thirds; files with Hugging Face's names (`facebook/dino-*`, `facebook/dinov2-*`) are brought to these.
+//! Variables have the names of the original files (`dino_deitsmall8_pretrain.pth`, `dinov2_vits14_pretrain.pth`), with
+//! `attn.qkv` in thirds; Hugging Face's names (`facebook/dino-*`, `facebook/dinov2-*`) are translated to these.
 
 mod config;
 pub mod names;
@@ -20,7 +20,7 @@ use tch::{
     nn::{self, Init},
 };
 
-/// How the position table is resized to the grid of an image.
+/// The way in which the position table is resized to the grid of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interpolation {
     /// Bicubic to the exact size: Hugging Face without registers.
@@ -45,7 +45,8 @@ pub struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// Declares the variables. Weights have to be loaded before the first image is looked at.
+    /// Declares the variables. Weights have to be loaded before the first forward pass, which folds the layer scales
+    /// into the projections.
     pub fn new(vs: &nn::Path, config: &VitConfig, interpolation: Interpolation) -> Self {
         let (width, patch, registers) = (config.hidden_size, config.patch_size, config.num_register_tokens);
         let zero = |name: &str, tokens: i64| vs.var(name, &[1, tokens, width], Init::Const(0.));
@@ -64,13 +65,14 @@ impl VisionTransformer {
         }
     }
 
-    /// Opens a weight file, or a folder in Hugging Face layout. Sizes come from the folder's `config.json` where there is one,
-    /// else from the weights. The weights are frozen float32. The network runs as the authors' own code does, whatever names the
-    /// weights have: transformers adds another number to the variances of DINO, and resizes positions in another way.
+    /// Opens a weight file, or a folder in Hugging Face layout. Sizes come from the folder's `config.json` if there is
+    /// one, else from the weights. The weights are frozen float32. The network computes as the authors' own code does,
+    /// whatever names the weights have: transformers adds another epsilon to the variances of DINO, and resizes
+    /// positions in another way.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config and for
-    /// weights of another architecture.
+    /// The errors of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad
+    /// config and for weights of another architecture.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let weights = names::original(Checkpoint::open(path)?.state_dict())?;
@@ -92,7 +94,7 @@ impl VisionTransformer {
     /// Builds the network and fills it from weights with its own names (see [`names::original`]).
     ///
     /// # Errors
-    /// Those of [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config.
+    /// The errors of [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad config.
     pub fn load(
         weights: &Checkpoint,
         config: &VitConfig,
@@ -111,16 +113,17 @@ impl VisionTransformer {
         Ok(model)
     }
 
-    /// The sizes of the network.
+    /// Returns the sizes of the network.
     pub fn config(&self) -> &VitConfig {
         &self.config
     }
 
-    /// Patch tokens of normalised images [B, 3, H, W] as maps: per entry of `blocks`, [B, D, H/P, W/P] with patches of P
-    /// pixels. What of an image fills no patch at its right and lower border is not seen.
+    /// Returns the patch tokens of normalised images [B, 3, H, W] as maps: per entry of `blocks`, [B, D, H/P, W/P] with
+    /// patches of P pixels. Pixels at the right and lower border that fill no whole patch are not read.
     ///
-    /// `blocks` counts as Hugging Face's `hidden_states` does: 0 is the embedding, n is after n blocks. `norm` applies the
-    /// final layer norm to each of them, as the original `get_intermediate_layers` does and Hugging Face does not.
+    /// `blocks` counts as Hugging Face's `hidden_states`: 0 is the embedding, n is the output of the n-th block. `norm`
+    /// applies the final layer norm to each of them, as the original `get_intermediate_layers` does and Hugging Face
+    /// does not.
     ///
     /// # Panics
     /// If the image is smaller than a patch, or if there is no such block.
@@ -132,7 +135,7 @@ impl VisionTransformer {
         self.tokens(x, blocks, norm).into_iter().map(map).collect()
     }
 
-    /// As [`features`](Self::features), with every token in order: class, registers, patches, [B, N, D].
+    /// Does as [`features`](Self::features), but returns all tokens in order: class, registers, patches, [B, N, D].
     pub fn tokens(&self, x: &Tensor, blocks: &[usize], norm: bool) -> Vec<Tensor> {
         let last = blocks.iter().copied().max().unwrap_or(0);
         assert!(last <= self.blocks.len(), "there is no block {last}; the network has {}", self.blocks.len());
@@ -149,18 +152,19 @@ impl VisionTransformer {
         blocks.iter().map(|block| states[block].shallow_clone()).collect()
     }
 
-    /// Every token after the last block and norm, [B, N, D].
+    /// Returns all tokens after the last block and norm, [B, N, D].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.tokens(x, &[self.blocks.len()], true).remove(0)
     }
 
-    /// What each token of the last block attends to, [B, heads, N, N] (DINO's `get_last_selfattention`).
+    /// Returns the attention of each token of the last block to all tokens, [B, heads, N, N] (DINO's
+    /// `get_last_selfattention`).
     pub fn last_self_attention(&self, x: &Tensor) -> Tensor {
         let before = self.tokens(x, &[self.blocks.len() - 1], false).remove(0);
         self.blocks[self.blocks.len() - 1].attention_weights(&before)
     }
 
-    /// [B, 3, H, W] to [B, N, D].
+    /// Maps [B, 3, H, W] to tokens [B, N, D].
     fn embed(&self, x: &Tensor) -> Tensor {
         let (b, _, h, w) = x.size4().unwrap();
         let patches = x.apply(&self.proj).flatten(2, 3).transpose(1, 2); // [B, h · w, D]
@@ -176,7 +180,7 @@ impl VisionTransformer {
         }
     }
 
-    /// The position table for an image of `height`×`width` pixels: [1, 1 + h · w, D].
+    /// Returns the position table for an image of `height`×`width` pixels: [1, 1 + h · w, D].
     pub fn positions(&self, height: i64, width: i64) -> Tensor {
         let (grid, patch) = (self.config.grid(), self.config.patch_size);
         if height == width && height / patch == grid {
@@ -186,7 +190,8 @@ impl VisionTransformer {
     }
 }
 
-/// Resizes a square position table [1, 1 + g · g, D] to [1, 1 + h · w, D]; the first position, of the class token, stays.
+/// Resizes a square position table [1, 1 + g · g, D] to [1, 1 + h · w, D]; the first position, of the class token,
+/// stays.
 pub fn interpolate(positions: &Tensor, [h, w]: [i64; 2], interpolation: Interpolation) -> Tensor {
     let (_, n, d) = positions.size3().unwrap();
     let grid = (n - 1).isqrt();
@@ -208,7 +213,7 @@ pub fn interpolate(positions: &Tensor, [h, w]: [i64; 2], interpolation: Interpol
 #[derive(Debug)]
 struct Block {
     norm1: nn::LayerNorm,
-    /// Query, key and value, which the variables are thirds of: one product is faster than three.
+    /// Query, key and value in one layer, of which the variables are thirds: one product is faster than three.
     qkv: nn::Linear,
     proj: Residual,
     norm2: nn::LayerNorm,
@@ -245,7 +250,7 @@ impl Block {
         }
     }
 
-    /// [B, N, D], changed in place.
+    /// Changes the tokens [B, N, D] in place.
     fn forward(&self, x: &mut Tensor) {
         let [query, key, value] = self.query_key_value(x);
         self.proj.add_to(x, &attention(&query, &key, &value, self.heads, false));
@@ -259,14 +264,14 @@ impl Block {
         self.fc2.add_to(x, &hidden);
     }
 
-    /// [B, N, D] to three of them.
+    /// Maps [B, N, D] to queries, keys and values, [B, N, D] each.
     fn query_key_value(&self, x: &Tensor) -> [Tensor; 3] {
         let qkv = x.apply(&self.norm1).apply(&self.qkv); // [B, N, 3 · D]
         let width = qkv.size()[2] / 3;
         [0, 1, 2].map(|third| qkv.narrow(2, third * width, width))
     }
 
-    /// [B, N, D] to [B, heads, N, N].
+    /// Maps [B, N, D] to [B, heads, N, N].
     fn attention_weights(&self, x: &Tensor) -> Tensor {
         let [query, key, _] = self.query_key_value(x);
         let (b, n, d) = query.size3().unwrap();
@@ -281,7 +286,7 @@ impl Block {
 struct Residual {
     linear: nn::Linear,
     gamma: Option<Tensor>,
-    /// γW and γb, made of the loaded weights at first use.
+    /// γW and γb, computed from the loaded weights at the first use.
     folded: OnceCell<(Tensor, Tensor)>,
 }
 
@@ -290,7 +295,7 @@ impl Residual {
         Self { linear: linear(vs, inputs, outputs), gamma, folded: OnceCell::new() }
     }
 
-    /// x += γ(Wh + b) with [B, N, D] and [B, N, inputs], without a tensor in between.
+    /// Computes x += γ(Wh + b) for `x` [B, N, D] and `h` [B, N, inputs], without a tensor in between.
     fn add_to(&self, x: &mut Tensor, h: &Tensor) {
         let (weight, bias) = self.folded.get_or_init(|| {
             let (weight, bias) = (&self.linear.ws, self.linear.bs.as_ref().unwrap());
@@ -309,7 +314,8 @@ mod tests {
     use super::*;
     use crate::models::checkpoint::to_safetensors;
 
-    /// A small network with everything that the published small ones lack: registers, gated blocks, no biases.
+    /// Returns the sizes of a small network with everything that the published small ones lack: registers, gated
+    /// blocks, no biases.
     fn giant_like() -> VitConfig {
         VitConfig {
             model_type: "dinov2".to_owned(),
@@ -328,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_off_the_weights() {
+    fn sizes_are_read_from_the_weights() {
         for config in [giant_like(), VitConfig { intermediate_size: Some(3072), ..Default::default() }] {
             let vs = nn::VarStore::new(Device::Cpu);
             VisionTransformer::new(&vs.root(), &config, Interpolation::Antialias);
@@ -338,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hidden_width_is_published_in_one_of_two_ways() {
+    fn the_hidden_width_comes_from_intermediate_size_or_mlp_ratio() {
         let config =
             |hidden, gated| VitConfig { intermediate_size: hidden, use_swiglu_ffn: gated, ..Default::default() };
         assert_eq!(config(None, false).hidden(), 3072);
@@ -347,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_not_returned_and_do_take_part() {
+    fn registers_are_not_returned_but_change_the_features() {
         let mut vs = nn::VarStore::new(Device::Cpu);
         let model = VisionTransformer::new(&vs.root(), &giant_like(), Interpolation::Antialias);
         vs.freeze();
@@ -365,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_of_no_network_are_no_config() {
+    fn a_config_from_impossible_shapes_is_refused() {
         let shapes: [(&str, &[i64]); 4] = [
             ("patch_embed.proj.weight", &[64, 3, 8, 8]),
             ("pos_embed", &[1, 0, 64]),
@@ -378,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_that_cannot_be_is_refused() {
+    fn a_config_whose_heads_do_not_divide_the_width_is_refused() {
         let weights = Checkpoint::from_safetensors(to_safetensors([], Default::default()).unwrap()).unwrap();
         let heads = VitConfig { num_attention_heads: 3, hidden_size: 128, ..Default::default() };
         let error = VisionTransformer::load(&weights, &heads, Interpolation::Exact, Device::Cpu).unwrap_err();

@@ -6,7 +6,7 @@ use super::tensors::input;
 use crate::engine::stage::Misfit;
 use crate::{
     engine::{Error, Result, is_url, local_path, source::Sources},
-    models::{architecture, checkpoint::Checkpoint, known::locate},
+    models::{architecture, catalogue::locate, checkpoint::Checkpoint},
 };
 
 /// The layouts of an autoencoder.

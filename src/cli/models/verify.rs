@@ -13,8 +13,8 @@ use crate::{
     cli::{EXIT_DONE, EXIT_FAILED, text::print},
     models::{
         architecture,
+        catalogue::{self, PublishedCheckpoint, Source},
         checkpoint::Checkpoint,
-        known::{self, Known, Source},
     },
 };
 
@@ -35,8 +35,8 @@ impl Verify {
         let mut right = true;
         for name in &self.names {
             let path = locate(name)?;
-            let known = known::find(name).filter(|known| known.locate().is_ok_and(|known| known == path));
-            let files = known.map_or_else(|| files(&path), Known::files);
+            let known = catalogue::find(name).filter(|known| known.locate().is_ok_and(|known| known == path));
+            let files = known.map_or_else(|| files(&path), PublishedCheckpoint::files);
             for file in &files {
                 let shown = shown(file, &path);
                 match check(file, known)? {
@@ -79,7 +79,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Compares a file with the digest that is known of it; None where there is none.
-fn check(file: &Path, known: Option<&Known>) -> Result<Option<Result<String, String>>> {
+fn check(file: &Path, known: Option<&PublishedCheckpoint>) -> Result<Option<Result<String, String>>> {
     let listed = known.and_then(|known| match &known.source {
         Source::Url { sha256, .. } => sha256.clone().map(Expected::Sha256),
         Source::Package { sha256, .. } => Some(Expected::Sha256(sha256.clone())),
@@ -101,7 +101,7 @@ fn check(file: &Path, known: Option<&Known>) -> Result<Option<Result<String, Str
 }
 
 /// Whether weights parse and have the layout that they should have.
-fn fits(path: &Path, known: Option<&Known>) -> Result<String, String> {
+fn fits(path: &Path, known: Option<&PublishedCheckpoint>) -> Result<String, String> {
     let weights = Checkpoint::open(path).map_err(|error| input(error).to_string())?.state_dict();
     let found = weights.recognise();
     let parts = || found.parts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");

@@ -1,4 +1,4 @@
-//! Names and shapes beside a layout.
+//! Comparison of the names and shapes of a file with a layout.
 
 use super::{
     super::mismatch::Mismatch,
@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Layouts = BTreeMap<String, Layout>;
 
-/// So many parts of a name are told apart; no layout has as many, and what is behind them stays together.
+/// The largest number of parts into which a name is split. No layout has as many; the rest of a longer name stays one
+/// part.
 const DEEPEST: usize = 64;
 
-/// Names by their parts.
+/// The names of a file as a tree of their dotted parts.
 #[derive(Debug, Default)]
 pub(super) struct Tree<'a> {
     tensor: Option<&'a [i64]>,
@@ -35,7 +36,7 @@ impl<'a> Tree<'a> {
         root
     }
 
-    /// How many tensors there are here and below.
+    /// Returns the number of tensors here and below.
     pub(super) fn leaves(&self) -> usize {
         self.leaves
     }
@@ -48,7 +49,7 @@ impl<'a> Tree<'a> {
         self.children.iter().map(|(name, child)| (*name, child))
     }
 
-    /// The children named by numbers.
+    /// Returns the children that are named by numbers.
     fn numbered(&self) -> BTreeMap<usize, &Self> {
         let number = |name: &str| name.parse().ok().filter(|number: &usize| number.to_string() == name);
         self.children().filter_map(|(name, child)| Some((number(name)?, child))).collect()
@@ -59,7 +60,7 @@ impl<'a> Tree<'a> {
         self.children().for_each(|(name, child)| child.names(&join(prefix, name), into));
     }
 
-    /// What stands at the places that a path with `#` names, in the order of the numbers.
+    /// Returns the subtrees at the places that a path with `#` names, in the order of the numbers.
     fn all_at(&self, path: &str) -> Vec<&Self> {
         path.split('.').fold(vec![self], |trees, part| match part {
             "#" => trees.iter().flat_map(|tree| tree.numbered().into_values()).collect(),
@@ -67,7 +68,7 @@ impl<'a> Tree<'a> {
         })
     }
 
-    /// A size in words; None where the file has no such thing.
+    /// Returns the name and value of a size in words; None if the file has no such dimension.
     fn size(&self, Size { name, sources }: &Size) -> Option<(String, String)> {
         let values: Vec<String> = sources.iter().flat_map(|source| self.values(source)).collect();
         match values.as_slice() {
@@ -95,7 +96,8 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// How many rows and columns so many positions are, of which the first may stand for the whole image.
+/// Returns the rows and columns of so many positions, as `14x14`, or their number if they are no square. With
+/// `class_token`, the first position stands for the whole image and does not count.
 fn square(positions: i64, class_token: bool) -> String {
     let cells = positions - i64::from(class_token);
     let side = cells.max(0).isqrt();
@@ -126,14 +128,14 @@ impl Outcome {
     }
 }
 
-/// The layout that fits a tree exactly.
+/// Returns the layout that fits a tree exactly.
 pub(super) fn fitting(layouts: &Layouts, tree: &Tree, prefix: &str) -> Option<Part> {
     let titled = layouts.iter().filter(|(_, layout)| !layout.title.is_empty());
     let mut outcomes = titled.map(|(id, _)| compare(layouts, id, Some(tree), prefix, &Letters::new()));
     outcomes.find(|outcome| outcome.mismatch.is_empty())?.parts.pop()
 }
 
-/// The layout that leaves the fewest names of a tree unexplained, and of these the one that asks for the fewest more.
+/// Returns the layout that leaves the fewest names of a tree unexplained and, among equals, lacks the fewest.
 pub(super) fn nearest(layouts: &Layouts, tree: &Tree, prefix: &str) -> Option<Nearest> {
     let titled = layouts.iter().filter(|(_, layout)| !layout.title.is_empty());
     let mut outcomes: Vec<_> = titled
@@ -163,7 +165,8 @@ fn compare(layouts: &Layouts, id: &str, tree: Option<&Tree>, path: &str, letters
     outcome
 }
 
-/// Compares one place, and all below. What is missing below a number that is not there is told for 0.
+/// Compares one place and all below it. If a layout has names below a number and the file has no number there, they are
+/// reported as missing below 0.
 fn visit(layouts: &Layouts, node: &Node, tree: Option<&Tree>, path: &str, letters: &mut Letters, out: &mut Outcome) {
     if node.any {
         return out.matched += tree.map_or(0, Tree::leaves);
@@ -194,7 +197,8 @@ fn visit(layouts: &Layouts, node: &Node, tree: Option<&Tree>, path: &str, letter
             }
             continue;
         }
-        // A row from 0 has more tensors than its largest number says: a larger one than there are tensors stands in no row.
+        // Numbers count from 0 and each has a tensor, so a number that is not below the count of tensors belongs to no
+        // such row.
         let last = numbered.range(..tree.map_or(0, Tree::leaves)).next_back();
         let numbers: Vec<usize> = match (segment, last) {
             (Segment::Sparse, _) if !numbered.is_empty() => numbered.keys().copied().collect(),
@@ -203,7 +207,7 @@ fn visit(layouts: &Layouts, node: &Node, tree: Option<&Tree>, path: &str, letter
             (_, None) => vec![0],
         };
         for number in numbers {
-            // A number that the layout names is no instance of the others.
+            // A number that the layout names itself is not one of the others.
             if known.insert(number.to_string()) {
                 let below = numbered.get(&number).copied();
                 visit(layouts, child, below, &join(path, &number.to_string()), &mut letters.clone(), out);
@@ -214,8 +218,8 @@ fn visit(layouts: &Layouts, node: &Node, tree: Option<&Tree>, path: &str, letter
     unknown.for_each(|(name, child)| child.names(&join(path, name), &mut out.mismatch.unexpected));
 }
 
-/// Fills in letters that are not known yet. Where a shape does not fit: the one that would. Dimensions of 1 at the end do
-/// not count, as in loading.
+/// Compares a shape with its dimensions in the layout; letters without a number yet get theirs from the shape. Returns
+/// the shape that would fit, or None if this one does. Dimensions of 1 at the end do not count, as in loading.
 fn expected(dims: &[Dim], shape: &[i64], letters: &mut Letters) -> Option<Vec<i64>> {
     let at = |index: usize| shape.get(index).copied().unwrap_or(1);
     let mut fits = shape.iter().skip(dims.len()).all(|&size| size == 1);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! [dino] DINO ViT (original names)       a layout; without a title, a fragment of layouts
-//! = patch: patch_embed.proj.weight[2]    a size to tell: a dimension, or `blocks.#`, how many there are
+//! = patch: patch_embed.proj.weight[2]    a size to report: a dimension, or the number of blocks for `blocks.#`
 //! cls_token        tensor 1 1 D          a tensor and its shape; a letter stands for the same number everywhere
 //! patch_embed.proj conv D 3 P            a layer: `weight` [D, 3, P, P] and `bias` [D]
 //! blocks.#.mlp     @mlp|swiglu D         one of two fragments, below each number from 0, with this D; its other letters are its own
@@ -10,7 +10,7 @@
 //! head?            linear _ D            a layer that may be missing as a whole
 //! main.%           norm _                below some numbers
 //! . @other                               all that stands in another fragment
-//! optimizer        any                   whatever is there
+//! optimizer        any                   any names with any shapes
 //! ```
 
 use std::collections::BTreeMap;
@@ -18,20 +18,20 @@ use std::collections::BTreeMap;
 /// A set of names with their shapes.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
-    /// What people call it; empty for a fragment.
+    /// The name that people use; empty for a fragment.
     pub(super) title: String,
     pub(super) sizes: Vec<Size>,
     pub(super) root: Node,
 }
 
-/// Something worth telling: a name, and where its numbers are.
+/// A size that is reported: its name, and the places from which its numbers are read.
 #[derive(Debug, Clone)]
 pub(super) struct Size {
     pub(super) name: String,
     pub(super) sources: Vec<String>,
 }
 
-/// What stands at one place of a dotted name.
+/// The content of one place in a dotted name.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Node {
     pub(super) optional: bool,
@@ -48,7 +48,7 @@ pub(super) enum Segment {
     Name(String),
     /// Each number from 0 to the largest.
     Index,
-    /// Some numbers.
+    /// The numbers that the file has, which need not be all.
     Sparse,
 }
 
@@ -68,10 +68,10 @@ pub(super) enum Dim {
     Times(i64, String),
 }
 
-/// The layouts of some texts, by their short names.
+/// Parses texts and returns their layouts by short name.
 ///
 /// # Panics
-/// If a text is not written as it should be: it is part of the program.
+/// If a text is not well-formed: the texts are parts of the program.
 pub(super) fn parse(texts: &[&str]) -> BTreeMap<String, Layout> {
     let mut sections: BTreeMap<&str, (&str, Vec<&str>)> = BTreeMap::new();
     for text in texts {
@@ -120,7 +120,7 @@ fn fill(layout: &mut Layout, id: &str, sections: &BTreeMap<&str, (&str, Vec<&str
     }
 }
 
-/// Adds what a layer has.
+/// Adds the tensors of a layer.
 fn add(node: &mut Node, kind: &str, arguments: &[&str]) {
     let dims: Vec<Dim> = arguments.iter().map(|word| dim(word)).collect();
     let mut tensor = |name: &str, dims: &[Dim]| node.at(name).tensor = Some(dims.to_vec());
@@ -155,7 +155,7 @@ fn dim(word: &str) -> Dim {
     }
 }
 
-/// `a.{b,c}` is `a.b` and `a.c`.
+/// Expands braces: `a.{b,c}` becomes `a.b` and `a.c`.
 fn expand(path: &str) -> Vec<String> {
     let Some((before, rest)) = path.split_once('{') else { return vec![path.to_owned()] };
     let (choices, after) = rest.split_once('}').unwrap_or_else(|| panic!("{path}: no closing brace"));
@@ -163,14 +163,14 @@ fn expand(path: &str) -> Vec<String> {
 }
 
 impl Node {
-    /// What is included stands for all that is at a place.
+    /// Checks that a place with a fragment, or with `any`, has nothing else.
     fn check(&self, layout: &str) {
         let alone = self.children.is_empty() && self.tensor.is_none();
         assert!(alone || (self.include.is_none() && !self.any), "[{layout}]: something stands beside a fragment");
         self.children.iter().for_each(|(_, child)| child.check(layout));
     }
 
-    /// The node below this one, made where it is missing.
+    /// Returns the node at `path` below this one, which is added if it is missing.
     fn at(&mut self, path: &str) -> &mut Self {
         path.split('.').filter(|part| !part.is_empty()).fold(self, |node, part| {
             let name = part.trim_end_matches('?');

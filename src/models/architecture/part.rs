@@ -1,35 +1,36 @@
-//! What a file is found to hold.
+//! The layouts that are found in a file.
 
 use serde::Serialize;
 
 use super::super::mismatch::Mismatch;
 
-/// A layout that a file, or what stands below a prefix in it, has exactly.
+/// A layout that fits a file, or its names below a prefix, exactly.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
-    /// Where it stands in the file; empty for all of it.
+    /// The prefix of its names in the file; empty if it is the whole file.
     pub prefix: String,
     /// Its short name, as `dino-hf`.
     pub layout: String,
-    /// What people call it, and whose names it has.
+    /// The name that people use, and the program whose tensor names these are.
     pub title: String,
-    /// Its sizes, in words.
+    /// Its sizes, each a name and a value in words.
     pub sizes: Vec<(String, String)>,
     /// The layouts that it is made of.
     pub parts: Vec<Part>,
 }
 
-/// What a file is most like, and how it differs.
+/// The layout that a file is most like, and the differences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nearest {
     /// The short name of the layout.
     pub layout: String,
-    /// What people call it.
+    /// The name that people use.
     pub title: String,
-    /// Short names and titles of others that are nearly as like it, as a few tensors are of many.
+    /// Short names and titles of other layouts that are nearly as like the file, since a few tensors may belong to
+    /// many.
     pub also: Vec<(String, String)>,
-    /// How many tensors have the name and the shape that they should have.
+    /// The number of tensors with the name and shape of the layout.
     pub matched: usize,
-    /// What differs.
+    /// The differences.
     pub mismatch: Mismatch,
 }

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A DINO ViT: two blocks, 3x3 patches of side 8, width 12.
+/// Returns the shapes of a DINO ViT: two blocks, 3x3 patches of side 8, width 12.
 fn dino() -> BTreeMap<String, Vec<i64>> {
     let mut shapes = BTreeMap::new();
     let mut add = |name: &str, shape: &[i64]| {
@@ -32,7 +32,7 @@ fn below(prefix: &str, shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String, 
 }
 
 #[test]
-fn a_layout_that_fits_tells_its_sizes() {
+fn a_layout_that_fits_has_its_sizes() {
     let found = of(&dino());
     assert_eq!(found.layout(), Some("dino"));
     let text = "DINO ViT (original names): patch 8, width 12, blocks 2, positions 3x3";
@@ -54,7 +54,7 @@ fn parts_are_found_below_prefixes() {
 }
 
 #[test]
-fn what_does_not_fit_tells_what_differs() {
+fn a_file_that_does_not_fit_has_the_differences_from_the_nearest_layout() {
     let mut shapes = dino();
     shapes.remove("blocks.1.norm2.bias");
     shapes.insert("blocks.0.mlp.fc1.weight".to_owned(), vec![48, 13]);
@@ -73,7 +73,7 @@ fn what_does_not_fit_tells_what_differs() {
 }
 
 #[test]
-fn a_number_out_of_any_row_is_unexpected() {
+fn a_number_far_beyond_the_others_is_unexpected() {
     let mut shapes = dino();
     shapes.insert("blocks.4000000000.norm1.weight".to_owned(), vec![12]);
     let Nearest { layout, mismatch, .. } = of(&shapes).nearest.unwrap();
@@ -89,7 +89,7 @@ fn a_name_may_have_any_number_of_dots() {
 }
 
 #[test]
-fn what_is_like_nothing_says_so() {
+fn a_file_like_no_layout_is_not_recognised() {
     let toy = BTreeMap::from([("w".to_owned(), vec![2, 3]), ("b".to_owned(), vec![3])]);
     assert_eq!(of(&toy), Recognised::default());
     assert_eq!(of(&toy).looks_like(), None);
@@ -97,7 +97,7 @@ fn what_is_like_nothing_says_so() {
 }
 
 #[test]
-fn a_matrix_may_be_a_convolution_of_one_pixel() {
+fn a_matrix_may_be_stored_as_a_1x1_convolution() {
     let mut shapes = dino();
     shapes.insert("blocks.0.attn.proj.weight".to_owned(), vec![12, 12, 1, 1]);
     assert_eq!(of(&shapes).layout(), Some("dino"));

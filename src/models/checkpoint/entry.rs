@@ -3,17 +3,17 @@
 use bytes::Bytes;
 use tch::{Device, Kind, TchError, Tensor};
 
-/// So many bytes are copied at once, and then given back. A multiple of every element's size.
+/// The number of bytes that are copied at once and then given back. It is a multiple of every element's size.
 const CHUNK: usize = 8 << 20;
-/// No tensor has more elements, nor a dimension more indices; a damaged shape may.
+/// The largest number of elements of a tensor, and of indices of a dimension; only damaged shapes have more.
 const MOST: i64 = 1 << 48;
 
-/// Where one tensor lies. Cheap to clone: the storage is shared.
+/// The place of one tensor in its file. It is cheap to clone, because the storage is shared.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     /// The storage, little-endian; more than one entry may view it.
     storage: Bytes,
-    /// First element, in elements of the storage.
+    /// Index of the first element in the storage, in elements.
     offset: usize,
     /// Elements from one index to the next, per dimension.
     strides: Vec<i64>,
@@ -23,13 +23,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// A dense row-major tensor that fills `storage`. None where the sizes disagree.
+    /// Makes a dense row-major tensor that fills `storage`; None if the sizes disagree.
     pub(super) fn dense(storage: Bytes, shape: Vec<i64>, kind: Result<Kind, String>) -> Option<Self> {
         let strides = row_major(&shape)?;
         Self::view(storage, 0, shape, strides, kind)
     }
 
-    /// A strided view. None where it would reach outside of the storage, or is of no size that a tensor has.
+    /// Makes a strided view; None if it would reach outside of the storage, or no tensor can have its shape.
     pub(super) fn view(
         storage: Bytes,
         offset: usize,
@@ -49,7 +49,7 @@ impl Entry {
         Some(entry)
     }
 
-    /// Equal parts along the first dimension. None where it does not divide.
+    /// Splits the tensor into equal parts along the first dimension; None if it does not divide.
     pub(super) fn split(self, parts: usize) -> Option<Vec<Self>> {
         if parts == 1 {
             return Some(vec![self]);
@@ -68,7 +68,7 @@ impl Entry {
         (0..parts).map(part).collect()
     }
 
-    /// The bytes from the first to the last element of the view.
+    /// Returns the bytes from the first to the last element of the view.
     fn span(&self, kind: Kind) -> Option<&[u8]> {
         let width = kind.elt_size_in_bytes();
         let start = self.offset.checked_mul(width)?;
@@ -76,7 +76,7 @@ impl Entry {
         self.storage.get(start..end)
     }
 
-    /// How many elements of the storage the view spans.
+    /// Returns the number of elements of the storage that the view spans.
     fn reach(&self) -> Option<usize> {
         if self.shape.len() != self.strides.len() || self.shape.iter().chain(&self.strides).any(|&n| n < 0) {
             return None;
@@ -89,20 +89,21 @@ impl Entry {
         })
     }
 
-    /// Where the first element lies in memory: the order of entries in their file.
+    /// Returns the address of the first element in memory, which orders entries as in their file.
     pub(super) fn place(&self) -> usize {
         let width = self.kind.as_ref().map_or(1, |kind| kind.elt_size_in_bytes());
         (self.storage.as_ptr() as usize).saturating_add(self.offset.saturating_mul(width))
     }
 
-    /// Copies the view out of its file, dense, on the CPU. `release` is told which bytes are no longer needed.
+    /// Copies the view out of its file, dense, on the CPU. `release` is called with the bytes that are no longer
+    /// needed.
     pub(super) fn tensor(&self, kind: Kind, release: &dyn Fn(&[u8])) -> Result<Tensor, TchError> {
         let mut tensor = Tensor::f_empty(&self.shape, (kind, Device::Cpu))?;
         self.copy_to(kind, &mut tensor, release)?;
         Ok(tensor)
     }
 
-    /// Copies the view into a tensor of as many elements, whatever its type and device.
+    /// Copies the view into a tensor with as many elements, of any type and on any device.
     pub(super) fn copy_to(&self, kind: Kind, to: &mut Tensor, release: &dyn Fn(&[u8])) -> Result<(), TchError> {
         let outside = || TchError::Shape("outside of its storage".to_owned());
         let bytes = self.span(kind).ok_or_else(outside)?;
@@ -130,13 +131,13 @@ impl Entry {
     }
 }
 
-/// Whether shapes are the same but for dimensions of 1 at the end.
+/// Returns true if two shapes are the same but for dimensions of 1 at the end.
 pub(super) fn same_shape(a: &[i64], b: &[i64]) -> bool {
     let (short, long) = if a.len() < b.len() { (a, b) } else { (b, a) };
     long.starts_with(short) && long[short.len()..].iter().all(|&size| size == 1)
 }
 
-/// Calls `f` with a tensor over `bytes`, without a copy where they are aligned.
+/// Calls `f` with a tensor over `bytes`, without a copy if they are aligned.
 fn lend<T>(
     bytes: &[u8],
     shape: &[i64],
@@ -144,22 +145,23 @@ fn lend<T>(
     kind: Kind,
     f: impl FnOnce(&Tensor) -> Result<T, TchError>,
 ) -> Result<T, TchError> {
-    // A byte that is neither 0 nor 1 is no valid bool, so bools travel as numbers.
+    // A byte that is neither 0 nor 1 is not a valid bool, so bools are read as numbers and compared with 0.
     let stored = if kind == Kind::Bool { Kind::Uint8 } else { kind };
     let mut aligned: Vec<u64> = Vec::new();
     let mut start = bytes.as_ptr();
     if !(start as usize).is_multiple_of(kind.elt_size_in_bytes().min(8)) {
         aligned.resize(bytes.len().div_ceil(8), 0);
-        // SAFETY: `aligned` has room for as many bytes, and is another piece of memory.
+        // SAFETY: `aligned` was resized to at least as many bytes, and does not overlap with `bytes`.
         unsafe { std::ptr::copy_nonoverlapping(start, aligned.as_mut_ptr().cast(), bytes.len()) };
         start = aligned.as_ptr().cast();
     }
-    // SAFETY: the caller's strides stay inside of `bytes`, which as `aligned` outlives the tensor: `f` only borrows it, and copies.
+    // SAFETY: the callers pass strides that stay inside of `bytes`, which was checked by `span` or is one dense row.
+    // `bytes` and `aligned` outlive the tensor: `f` only borrows it, and copies.
     let view = unsafe { Tensor::f_from_blob(start, shape, strides, stored, Device::Cpu) }?;
     if kind == stored { f(&view) } else { f(&view.f_ne(0)?) }
 }
 
-/// Strides of a dense tensor; None where the element count overflows.
+/// Returns the strides of a dense tensor; None if the number of elements overflows.
 fn row_major(shape: &[i64]) -> Option<Vec<i64>> {
     let mut strides = vec![1; shape.len()];
     for dim in (1..shape.len()).rev() {

@@ -1,4 +1,4 @@
-//! What can be wrong with weights.
+//! Errors of reading and loading weights.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use tch::TchError;
 
 use super::super::mismatch::Mismatch;
 
-/// Why weights cannot be read or do not fit.
+/// Weights that cannot be read or do not fit.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file or folder cannot be read.
@@ -14,18 +14,18 @@ pub enum CheckpointError {
     Io {
         /// The file or folder asked for.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The error of the file system.
         source: std::io::Error,
     },
-    /// The file is read and not understood.
+    /// The content of the file is not understood.
     #[error("cannot use {} as weights: {reason}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what would work.
+        /// The reason, and what would work.
         reason: String,
     },
-    /// A tensor is asked for that the file lacks.
+    /// The file lacks a tensor that is asked for.
     #[error("{} has no tensor {name}", path.display())]
     NoTensor {
         /// The file.
@@ -40,7 +40,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Every name that does not fit.
         mismatch: Mismatch,
-        /// What the file is instead, where its names tell.
+        /// A description of the file, if its names are recognised.
         looks_like: Option<String>,
     },
     /// libtorch refuses a tensor, mostly for want of memory.
@@ -50,7 +50,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What libtorch says.
+        /// The error of libtorch.
         source: TchError,
     },
 }

@@ -1,10 +1,10 @@
-//! How weights are written, told by the first bytes.
+//! The formats of weight files, recognised by the first bytes.
 
 use super::{safe, torch};
 use bytes::Bytes;
 use std::fmt;
 
-/// How a file is written.
+/// The format of a weight file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// One safetensors file.
@@ -28,7 +28,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// Beginnings of files that are no weights, and what to do.
+/// The first bytes of files that are not weights, and advice for each.
 const OTHERS: [(&[u8], &str); 8] = [
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"),
     (b"<", "it is a web page; a download was answered with it in place of the file, so download it again"),

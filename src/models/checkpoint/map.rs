@@ -1,4 +1,4 @@
-//! Files in memory, page by page as they are read.
+//! Memory-mapped files, of which pages are in memory only while they are read.
 
 use bytes::Bytes;
 use memmap2::{Mmap, UncheckedAdvice};
@@ -17,17 +17,18 @@ impl AsRef<[u8]> for Map {
 impl Map {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: as with any mapped file, nobody may shorten it meanwhile. Weights are replaced, not rewritten in place.
+        // SAFETY: the file must not be shortened while it is mapped. Programs that write weights replace a file and do
+        // not rewrite it in place; no lock enforces that.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self(Arc::new(map)))
     }
 
-    /// The content, without a copy.
+    /// Returns the content without a copy.
     pub(super) fn bytes(&self) -> Bytes {
         Bytes::from_owner(self.clone())
     }
 
-    /// Gives back the memory of `part`, if it is a part of this file: it is read again should somebody ask.
+    /// Gives back the memory of `part`, if it lies in this file. A later access reads it from the file again.
     pub(super) fn release(&self, part: &[u8]) {
         let offset = (part.as_ptr() as usize).wrapping_sub(self.0.as_ptr() as usize);
         if part.is_empty() || offset.checked_add(part.len()).is_none_or(|end| end > self.0.len()) {
@@ -35,7 +36,7 @@ impl Map {
         }
         // SAFETY: the map is of a file and never written to, so a page that is dropped comes back as it was.
         let released = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len()) };
-        // Where the system refuses, the memory stays taken until the map is closed.
+        // If the system refuses, the memory stays taken until the map is closed.
         released.unwrap_or(());
     }
 }

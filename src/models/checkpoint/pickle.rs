@@ -1,7 +1,7 @@
-//! A pickle machine that builds values and runs nothing: a call stays a [`Value::Call`], for the reader to recognise or
-//! to ignore. Opcodes and their meaning: CPython's `Lib/pickletools.py`, protocols 0 to 5.
+//! A pickle machine that builds values and executes nothing: a call becomes a [`Value::Call`], which the reader
+//! recognises or ignores. Opcodes and their meaning are those of CPython's `Lib/pickletools.py`, protocols 0 to 5.
 //!
-//! Values live in one vector and refer to each other by index, so a file may share, nest or close a cycle as it likes
+//! Values lie in one vector and refer to each other by index, so a file may share values, nest them or close a cycle
 //! without deep recursion here.
 
 use std::collections::HashMap;
@@ -9,12 +9,14 @@ use std::collections::HashMap;
 /// Index of a value in [`Pickle::values`].
 pub(super) type Id = usize;
 
-/// More values than any published checkpoint has, and few enough to fit in memory.
+/// The largest number of values: more than any published checkpoint has, and few enough to fit in memory.
 const MAX_VALUES: usize = 1 << 24;
-/// What has a longer name is nothing that a checkpoint needs. Names are made of texts that a file may refer to many times.
+/// The limit of the length of a class or function name in bytes; one with a longer name is [`Value::Opaque`].
+/// Checkpoints need no longer names, and a file could fill the memory with copies of a long text that it refers to many
+/// times.
 const MAX_GLOBAL: usize = 256;
 
-/// What an opcode built.
+/// A value that an opcode built.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     None,
@@ -26,7 +28,7 @@ pub(super) enum Value {
     Dict(Vec<(Id, Id)>),
     /// `module.name` of a class or function.
     Global(String),
-    /// A call that was not made. `items` is what was then stored in its result, as in a dict subclass.
+    /// A call that was not made. `items` were then stored in its result, as in a dict subclass.
     Call {
         function: Id,
         arguments: Id,
@@ -50,11 +52,11 @@ pub(super) struct Pickle {
     values: Vec<Value>,
     /// The value that the pickle holds.
     pub(super) root: Id,
-    /// How many bytes the pickle takes.
+    /// The length of the pickle in bytes.
     pub(super) len: usize,
 }
 
-/// Why the bytes are no pickle.
+/// Bytes that are not a pickle.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("the pickle breaks at byte {at}: {reason}")]
 pub(super) struct PickleError {
@@ -72,32 +74,32 @@ impl Pickle {
         Ok(Self { values: machine.values, root, len: machine.at })
     }
 
-    /// The value at `id`.
+    /// Returns the value at `id`.
     pub(super) fn get(&self, id: Id) -> &Value {
         &self.values[id]
     }
 
-    /// Every value, in the order of the file.
+    /// Returns all values in the order of the file.
     pub(super) fn values(&self) -> &[Value] {
         &self.values
     }
 
-    /// The text at `id`, if it is text.
+    /// Returns the text at `id`, if it is text.
     pub(super) fn str(&self, id: Id) -> Option<&str> {
         if let Value::Str(text) = self.get(id) { Some(text) } else { None }
     }
 
-    /// The integer at `id`, if it is one that fits.
+    /// Returns the integer at `id`, if it is one that fits.
     pub(super) fn int<T: TryFrom<i128>>(&self, id: Id) -> Option<T> {
         if let Value::Int(int) = self.get(id) { T::try_from(*int).ok() } else { None }
     }
 
-    /// The elements of the tuple or list at `id`.
+    /// Returns the elements of the tuple or list at `id`.
     pub(super) fn sequence(&self, id: Id) -> Option<&[Id]> {
         if let Value::Tuple(items) | Value::List(items) = self.get(id) { Some(items) } else { None }
     }
 
-    /// The name of the class or function at `id`.
+    /// Returns the name of the class or function at `id`.
     pub(super) fn global(&self, id: Id) -> Option<&str> {
         if let Value::Global(name) = self.get(id) { Some(name) } else { None }
     }
@@ -307,7 +309,7 @@ impl<'a> Machine<'a> {
         digits.parse().or_else(|_| self.fail("a memo slot is not a number"))
     }
 
-    /// Little-endian, `width` bytes.
+    /// Reads a little-endian number of `width` bytes.
     fn unsigned(&mut self, width: u64) -> Result<u64> {
         Ok(self.take(width)?.iter().rev().fold(0, |int, &byte| int << 8 | u64::from(byte)))
     }
@@ -343,7 +345,8 @@ impl<'a> Machine<'a> {
         self.push(value)
     }
 
-    /// A two's complement integer with its length before it; wider ones than any storage needs stay opaque.
+    /// Pushes a two's complement integer that follows its length; one of more than 16 bytes, which no storage needs, is
+    /// opaque.
     fn push_long(&mut self, width: u64) -> Result<()> {
         let len = self.unsigned(width)?;
         let bytes = self.take(len)?;
@@ -374,7 +377,7 @@ impl<'a> Machine<'a> {
         self.push(Value::Call { function, arguments, items: vec![] })
     }
 
-    /// How far the stack may be emptied: to the last mark.
+    /// Returns the height down to which the stack may be emptied: that of the last mark.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -400,7 +403,7 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(self.stack.len() - count))
     }
 
-    /// Takes what is above the last mark, and the mark.
+    /// Takes the values above the last mark, and the mark.
     fn marked(&mut self) -> Result<Vec<Id>> {
         let Some(mark) = self.marks.pop() else { return self.fail("there is no mark") };
         Ok(self.stack.split_off(mark))
@@ -444,7 +447,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The value, written out with what it refers to.
+    /// Writes a value out together with the values that it refers to.
     fn show(pickle: &Pickle, id: Id) -> String {
         let list = |items: &[Id]| items.iter().map(|&item| show(pickle, item)).collect::<Vec<_>>().join(" ");
         let pairs = |items: &[(Id, Id)]| {
@@ -473,9 +476,10 @@ mod tests {
         Pickle::parse(bytes).map_or_else(|error| error.to_string(), |pickle| show(&pickle, pickle.root))
     }
 
-    /// `pickle.dumps({"a": [1, -2, 300, 70000, 2**40, True, None, 1.5], "t": ((), (1,), (1, 2), (1, 2, 3, 4))}, protocol)`
+    /// `pickle.dumps({"a": [1, -2, 300, 70000, 2**40, True, None, 1.5], "t": ((), (1,), (1, 2), (1, 2, 3, 4))},
+    /// protocol)`
     #[test]
-    fn protocols_0_to_5_say_the_same() {
+    fn protocols_0_to_5_give_the_same_value() {
         let want = "{a=[1 -2 300 70000 1099511627776 Bool(true) None Opaque] t=(() (1) (1 2) (1 2 3 4))}";
         let dumps: [&[u8]; 4] = [
             b"(dp0\nVa\np1\n(lp2\nI1\naI-2\naI300\naI70000\naL1099511627776L\naI01\naNaF1.5\nasVt\np3\n((t(I1\ntp4\n(I1\nI2\ntp5\n(I1\nI2\nI3\nI4\ntp6\ntp7\ns.",
@@ -489,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_persistent_ids_are_data() {
+    fn calls_and_persistent_ids_are_values() {
         let ordered = b"ccollections\nOrderedDict\n)Rq\x00X\x01\x00\x00\x00aK\x01s}b.";
         assert_eq!(parse(ordered), "collections.OrderedDict(){a=1}");
         assert_eq!(parse(b"\x8c\x01m\x8c\x01f\x93K\x05\x85\x81."), "m.f(5){}");
@@ -499,9 +503,9 @@ mod tests {
         assert_eq!(parse(b"Pkey\n."), "#key");
     }
 
-    /// Else a long text that is recalled many times fills the memory.
+    /// A long text that is recalled many times would otherwise fill the memory.
     #[test]
-    fn a_global_of_an_endless_name_is_opaque() {
+    fn a_global_with_too_long_a_name_is_opaque() {
         let module = [b"X\x00\x01\x00\x00".as_slice(), &[b'm'; 256]].concat();
         assert_eq!(parse(&[&module, b"q\x00\x8c\x01f\x93.".as_slice()].concat()), "Opaque");
         assert_eq!(parse(&[b"c".as_slice(), &[b'm'; 256], b"\nf\n."].concat()), "Opaque");
@@ -516,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_pickle_says_where() {
+    fn the_error_of_a_broken_pickle_names_the_byte() {
         assert_eq!(parse(b"K\x01"), "the pickle breaks at byte 2: the file ends too early");
         assert_eq!(parse(b"."), "the pickle breaks at byte 1: the stack is empty");
         assert_eq!(parse(b"(K\x01t0."), "the pickle breaks at byte 6: the stack is empty");
@@ -527,9 +531,9 @@ mod tests {
     }
 
     proptest! {
-        /// Opcodes are more likely than in plain noise, so that the machine gets somewhere.
+        /// Opcodes are more likely than in uniform noise, so that the machine gets beyond the first bytes.
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(
+        fn parsing_never_panics(bytes in proptest::collection::vec(
             prop_oneof![any::<u8>(), prop::sample::select(b"().0122NK]a}eusqhRQbtdlcio\n\x81\x85\x86\x93\x94".to_vec())], 0..200)
         ) {
             let _ = Pickle::parse(&bytes);

@@ -10,7 +10,7 @@ use tch::{Kind, TchError, Tensor};
 /// The `__metadata__` of a file.
 pub(super) type Metadata = HashMap<String, String>;
 
-/// The tensors by name, and the metadata.
+/// Reads the tensors by name, and the metadata.
 pub(super) fn read(file: &Bytes) -> Result<(BTreeMap<String, Entry>, Metadata), String> {
     let damaged = |error| match error {
         SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
@@ -48,7 +48,7 @@ fn kind(dtype: Dtype) -> Result<Kind, String> {
     }
 }
 
-/// The format's name of an element type, else libtorch's.
+/// Returns the format's name of an element type, or libtorch's if the format has none.
 pub(super) fn kind_name(kind: Kind) -> String {
     dtype(kind).map_or_else(|_| format!("{kind:?}"), |dtype| dtype.to_string())
 }
@@ -77,7 +77,7 @@ fn dtype(kind: Kind) -> Result<Dtype, TchError> {
 /// A later tensor replaces an earlier one of the same name. Tensors may lie on any device and have any strides.
 ///
 /// # Errors
-/// An element type that the format lacks, or a copy that libtorch refuses.
+/// Fails if the format lacks an element type, or libtorch refuses a copy.
 pub fn to_safetensors(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
     metadata: HashMap<String, String>,
@@ -87,12 +87,13 @@ pub fn to_safetensors(
     for (name, tensor) in &tensors {
         ordered.push((dtype(tensor.kind())?, name, tensor));
     }
-    // Widest elements first, as the format's own library does, so that every tensor is aligned.
+    // The widest elements come first, as in the format's own library, so that every tensor is aligned.
     ordered.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
 
     let mut header = Map::new();
     if !metadata.is_empty() {
-        // Written here and not by the library, whose metadata stand in the order of a hash map.
+        // The header is not written by the library, which writes metadata in the order of a hash map: equal input would
+        // not give equal bytes.
         header.insert("__metadata__".to_owned(), json!(metadata.into_iter().collect::<BTreeMap<_, _>>()));
     }
     let mut offset = 0;

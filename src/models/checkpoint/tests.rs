@@ -18,7 +18,7 @@ fn equal_tensors_give_equal_bytes_in_any_order() {
     let (a, b) = (("a", ramp(&[2, 3])), ("b", ramp(&[5]).to_kind(Kind::Half)));
     let metadata: HashMap<_, _> = ["step", "seed", "model", "note"].map(|key| (key.to_owned(), key.repeat(2))).into();
     let write = |tensors: &[(&str, Tensor)]| {
-        // A fresh map each time has its own order.
+        // Each new map has an order of its own.
         to_safetensors(named(tensors), metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap()
     };
     let (a2, b2) = (("a", a.1.shallow_clone()), ("b", b.1.shallow_clone()));
@@ -70,7 +70,7 @@ fn a_long_list_of_names_is_cut() {
 }
 
 #[test]
-fn names_are_changed_selected_and_split() {
+fn tensors_are_renamed_selected_and_split() {
     let whole = file(&[("a.qkv", ramp(&[6, 2])), ("a.b", ramp(&[1])), ("ab.c", ramp(&[1]))]);
     assert_eq!(whole.clone().select("a").names().collect::<Vec<_>>(), ["b", "qkv"]);
     let thirds = |name: &str| name.ends_with("qkv").then(|| ["q", "k", "v"].map(str::to_owned).to_vec());
@@ -109,7 +109,7 @@ fn shards_are_one_checkpoint() {
 }
 
 #[test]
-fn a_file_that_is_no_checkpoint_says_what_it_is() {
+fn the_error_for_a_file_that_is_no_checkpoint_says_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights");
     let message = |bytes: &[u8]| {
@@ -135,7 +135,7 @@ fn a_file_that_is_no_checkpoint_says_what_it_is() {
 }
 
 #[test]
-fn a_zip_archive_that_is_no_checkpoint_says_what_it_is() {
+fn the_error_for_a_zip_archive_that_is_no_checkpoint_says_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.pt");
     let message = |members: &[&str], cut: usize| {
@@ -167,7 +167,7 @@ fn a_zip_archive_that_is_no_checkpoint_says_what_it_is() {
 }
 
 #[test]
-fn a_folder_without_weights_says_where_some_are() {
+fn the_error_for_a_folder_without_weights_names_folders_that_have_some() {
     let folder = tempfile::tempdir().unwrap();
     let message = || Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert!(message().ends_with("the folder has no model.safetensors, diffusion_pytorch_model.safetensors or .bin, pytorch_model.bin, nor the index of one in shards"), "{}", message());
@@ -202,12 +202,12 @@ fn dimensions_of_one_at_the_end_do_not_count() {
 }
 
 #[test]
-fn weights_of_another_network_say_what_they_are() {
+fn the_error_for_weights_of_another_network_names_that_network() {
     let names = (0..5).map(|i| format!("lin{i}.model.1.weight")).collect::<Vec<_>>();
     let lins: Vec<_> = names.iter().map(|name| (name.as_str(), ramp(&[1, 4, 1, 1]))).collect();
     let vs = nn::VarStore::new(Device::Cpu);
     let _ = vs.root().zeros("w", &[1]);
-    // Also after names were changed.
+    // The description is that of the names before they were changed.
     let renamed = file(&lins).rename(|name| Some(name.replace("model", "layer"))).unwrap();
     let text = renamed.load_into(&vs).unwrap_err().to_string();
     assert!(text.ends_with("; the file looks like linear layers of LPIPS: widths [4, 4, 4, 4, 4]"), "{text}");

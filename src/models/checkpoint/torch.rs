@@ -1,4 +1,4 @@
-//! What `torch.save` writes: a pickle that names storages, and the storages, in a zip (since PyTorch 1.6) or one after
+//! The files of `torch.save`: a pickle that names storages, and the storages, in a zip (since PyTorch 1.6) or one after
 //! the other (before). The layouts are those of `torch/serialization.py` and `torch/_utils.py`.
 
 use super::{
@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read};
 use tch::Kind;
 
-/// First pickle of a pre-1.6 file.
+/// The number in the first pickle of a pre-1.6 file.
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
-/// Deeper nesting than any training program writes.
+/// The largest depth of nesting: more than any training program writes.
 const MAX_DEPTH: usize = 64;
-/// What the names of all containers and tensors may take, about, in bytes: a container that holds itself many times over would
-/// otherwise be walked for ever.
+/// The largest size of the names of all containers and tensors, about, in bytes. Without a limit, a container that
+/// holds itself many times over would be walked for ever.
 const MAX_NAMES: usize = 1 << 27;
-/// What a container takes beside its name until it is walked.
+/// The bytes that a container takes beside its name until it is walked.
 const PENDING: usize = 64;
-/// More dimensions than libtorch has.
+/// The largest number of dimensions of a tensor: more than libtorch has.
 const MAX_DIMS: usize = 64;
-/// Compressed members may take so many times the bytes of their file. Weights hardly compress.
+/// The largest size of compressed members, in multiples of the size of their file. Weights hardly compress.
 const MAX_INFLATED: u64 = 8;
 
 /// The tensors of a file by dotted name, and the names of the containers that hold some.
@@ -64,7 +64,7 @@ pub(super) fn read_zip(file: &Bytes) -> Result<Tensors> {
 struct Archive<'a> {
     file: &'a Bytes,
     zip: zip::ZipArchive<Cursor<Bytes>>,
-    /// What compressed members may still take, in bytes.
+    /// The bytes that compressed members may still take.
     room: u64,
 }
 
@@ -73,7 +73,7 @@ impl Archive<'_> {
         self.zip.index_for_name(name).is_some()
     }
 
-    /// One member, without a copy where it is stored uncompressed, as `torch.save` does.
+    /// Returns one member, without a copy if it is stored uncompressed, as `torch.save` stores it.
     fn member(&mut self, name: &str) -> Result<Bytes> {
         let broken = |error: &dyn std::fmt::Display| format!("its member {name} is broken: {error}");
         let index = self.zip.index_for_name(name).ok_or_else(|| format!("it has no member {name}"))?;
@@ -96,8 +96,8 @@ impl Archive<'_> {
     }
 }
 
-/// Reads a pre-1.6 file: magic, version, system, the object, the keys of its storages, then per key its length (i64) and
-/// its elements.
+/// Reads a pre-1.6 file: magic, version, system, the object, the keys of its storages, then per key its length (i64)
+/// and its elements.
 pub(super) fn read_legacy(file: &Bytes) -> Result<Tensors> {
     let mut at = 0;
     let mut next = || {
@@ -148,9 +148,9 @@ struct Storage<'a> {
     key: &'a str,
     /// Element type, for typed storages.
     kind: std::result::Result<Kind, String>,
-    /// Bytes per element, where the type is known.
+    /// Bytes per element, if the type is known.
     width: Option<usize>,
-    /// First element: pre-1.6 files know storages that are a part of another, `(key, offset, length)`.
+    /// Index of the first element. In a pre-1.6 file, a storage may be a part of another, `(key, offset, length)`.
     offset: usize,
 }
 
@@ -175,7 +175,7 @@ impl<'a> Storage<'a> {
     }
 }
 
-/// `torch.FloatStorage` and its like.
+/// Returns the element type of a storage such as `torch.FloatStorage`, or its name if it has none.
 fn storage_kind(name: &str) -> std::result::Result<Kind, String> {
     let known = name.strip_prefix("torch.").map(|name| name.strip_prefix("cuda.").unwrap_or(name));
     match known.and_then(|name| name.strip_suffix("Storage")) {
@@ -195,7 +195,7 @@ fn storage_kind(name: &str) -> std::result::Result<Kind, String> {
     }
 }
 
-/// `torch.float32` and its like.
+/// Returns the element type for a dtype such as `torch.float32`, or its name if libtorch lacks it.
 fn dtype_kind(name: &str) -> std::result::Result<Kind, String> {
     match name {
         "torch.float32" => Ok(Kind::Float),
@@ -299,7 +299,7 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
             found.containers.insert(name.clone());
         }
         let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
-        // What is too much is found before memory is taken for it.
+        // The limits are checked before memory is taken.
         let mut child = |key: &str, value: Id| -> Result<()> {
             let holds =
                 matches!(pickle.get(value), Value::Dict(_) | Value::Call { .. } | Value::Tuple(_) | Value::List(_));
@@ -327,7 +327,7 @@ fn walk(pickle: &Pickle, mut bytes: impl FnMut(&Storage) -> Result<Bytes>) -> Re
     Ok(found)
 }
 
-/// The items of `OrderedDict([[key, value], ...])`, as Python 2 wrote it.
+/// Returns the items of `OrderedDict([[key, value], ...])`, as Python 2 wrote it.
 fn pairs_given(pickle: &Pickle, function: Id, arguments: Id) -> Vec<(Id, Id)> {
     let list = match (pickle.global(function), pickle.sequence(arguments)) {
         (Some("collections.OrderedDict"), Some(&[list])) => pickle.sequence(list).unwrap_or_default(),
@@ -351,7 +351,7 @@ mod tests {
     use std::{io::Write, path::Path};
     use zip::{CompressionMethod, write::SimpleFileOptions};
 
-    /// A legacy file around a hand-written object pickle, with one storage `0` of four floats.
+    /// Returns a legacy file around a hand-written object pickle, with one storage `0` of four floats.
     fn legacy(object: &[u8]) -> Bytes {
         let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
         let rest = b"\x80\x02](X\x01\x00\x00\x000e.\x04\x00\x00\x00\x00\x00\x00\x00";
@@ -359,7 +359,7 @@ mod tests {
         [magic, b"\x80\x02M\xe9\x03.".as_slice(), b"\x80\x02}.", object, rest, &elements].concat().into()
     }
 
-    /// `_rebuild_tensor_v2(storage 0, offset, (size,), (stride,), False, {})`
+    /// Returns the pickle of `_rebuild_tensor_v2(storage 0, offset, (size,), (stride,), False, {})`.
     fn tensor(offset: u8, size: u8, stride: u8) -> Vec<u8> {
         let head = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
                      X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ";
@@ -375,7 +375,7 @@ mod tests {
         [b"}(".as_slice(), &items, b"u"].concat()
     }
 
-    /// A zip archive around a hand-written object pickle, with the same storage.
+    /// Returns a zip archive around a hand-written object pickle, with the same storage.
     fn zipped(object: &[u8], method: CompressionMethod) -> Bytes {
         let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
         let elements = [1f32, 2., 3., 4.].map(f32::to_le_bytes).concat();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_holds_itself_ends() {
+    fn a_container_that_holds_itself_is_not_walked_for_ever() {
         let endless = |object: Vec<u8>| {
             let error = read(dict(&[("w", tensor(0, 4, 1)), ("endless", object)])).unwrap_err();
             assert!(error.starts_with("its containers are nested too deep at endless."), "{error}");
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_of_endless_dimensions_is_refused() {
+    fn a_shape_with_too_many_dimensions_is_refused() {
         let (head, tail) = (tensor(0, 1, 1), b"\x89}tR");
         let size = [b"(".as_slice(), &b"K\x01".repeat(65), b"t"].concat();
         let storage = &head[..head.len() - b"K\x01\x85K\x01\x85\x89}tR".len()];
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_not_a_panic() {
+    fn a_damaged_file_is_an_error_not_a_panic() {
         let whole = legacy(&[dict(&[("w", tensor(0, 4, 1))]), b".".to_vec()].concat());
         assert!(read_legacy(&whole).is_ok());
         for end in 0..whole.len() {
@@ -481,7 +481,7 @@ mod tests {
                     let damaged = Bytes::from(damaged);
                     let found = if damaged.starts_with(b"PK") { read_zip(&damaged) } else { read_legacy(&damaged) };
                     for entry in found.into_iter().flat_map(|found| found.entries.into_values()) {
-                        // A flipped size may be a stride of 0 repeated without end: only views that fit are copied.
+                        // A flipped bit may make a huge view by a stride of 0: only small views are copied.
                         let small = entry.shape.iter().try_fold(1i64, |n, &size| n.checked_mul(size)) < Some(1 << 16);
                         if let (true, Ok(kind)) = (small, entry.kind.clone()) {
                             let _ = entry.tensor(kind, &|_| ()).unwrap();

@@ -1,21 +1,22 @@
-//! Parts of names that a training program's wrappers add, and not the network.
+//! Removal of the parts of names that come from the wrappers of a training program and not from the network.
 
 use super::{Checkpoint, architecture};
 
-/// The parts that wrappers put anywhere into a name: torch.compile, and what shards or recomputes a module. No network has a
-/// module of such a name.
+/// The parts that wrappers put anywhere into a name: torch.compile, and those that shard or recompute a module. No
+/// network has a module with such a name.
 const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 /// The part that DataParallel, DistributedDataParallel and AveragedModel put before every name.
 const MODULE: &str = "module";
-/// What AveragedModel counts beside the weights.
+/// The counter that AveragedModel keeps beside the weights.
 const COUNT: &str = "n_averaged";
-/// The parts of a denoising model, by which a file that holds one alone says which it is. Whoever reads such a part steps into it.
+/// The prefixes of the parts of a denoising model. They are not removed: in a file with one part alone, the prefix says
+/// which part it is, and the reader of a part selects it.
 const PARTS: [&str; 6] =
     ["model.diffusion_model", "control_model", "first_stage_model", "cond_stage_model", "unet", "control"];
 
 impl Checkpoint {
-    /// Without what wraps all of it: the parts of names that wrappers add, and a prefix that all names share where what stands
-    /// below it is a published architecture and the whole is none.
+    /// Removes the parts of names that wrappers add, and a prefix that all names share if a published architecture
+    /// stands below it and the whole is none.
     pub(super) fn unwrapped(self) -> Self {
         let mut unwrapped = self.without_parts();
         while unwrapped.all_below(MODULE) {
@@ -27,7 +28,7 @@ impl Checkpoint {
         }
     }
 
-    /// Without the parts that stand anywhere; as it is where two tensors would then have one name.
+    /// Removes the parts of [`ANYWHERE`]; changes nothing if two tensors would then have one name.
     fn without_parts(self) -> Self {
         let wraps = |part: &str| ANYWHERE.contains(&part);
         if !self.names().any(|name| name.split('.').any(wraps)) {
@@ -37,13 +38,14 @@ impl Checkpoint {
         self.clone().rename(inner).unwrap_or(self)
     }
 
-    /// Whether every tensor but a count lies below `prefix`.
+    /// Returns true if every tensor but the counter lies below `prefix`.
     fn all_below(&self, prefix: &str) -> bool {
         let below = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
         self.names().any(below) && self.names().all(|name| name == COUNT || below(name))
     }
 
-    /// The shortest prefix that all names share and below which stands a published architecture.
+    /// Returns the shortest prefix that all names share and below which a published architecture stands; None if the
+    /// whole is one.
     fn prefix_of_architecture(&self) -> Option<String> {
         let shared = self.shared_parts();
         if shared.is_empty() || self.architecture().is_some() {
@@ -56,7 +58,7 @@ impl Checkpoint {
         })
     }
 
-    /// The parts that all names begin with, but for the last of each.
+    /// Returns the parts that all names begin with; the last part of a name does not count.
     fn shared_parts(&self) -> Vec<String> {
         let modules = |name: &str| name.rsplit_once('.').map_or("", |(modules, _)| modules).to_owned();
         let mut names = self.names().map(modules);
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_wrappers_add_to_names_is_stepped_over() {
+    fn parts_that_wrappers_add_to_names_are_removed() {
         assert_eq!(names(&["module.a.bias", "module.b"]), ["a.bias", "b"]);
         assert_eq!(names(&["_orig_mod.a", "_orig_mod.b"]), ["a", "b"]);
         assert_eq!(names(&["module._orig_mod.a", "module._orig_mod.b"]), ["a", "b"]);
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_some_names_have_is_a_part_of_them() {
+    fn parts_that_only_some_names_have_are_kept() {
         assert_eq!(names(&["module.a", "b"]), ["b", "module.a"]);
         assert_eq!(names(&["a._orig_mod.b", "a.b"]), ["a._orig_mod.b", "a.b"], "two would have one name");
         assert_eq!(names(&["modules.a"]), ["modules.a"]);
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_below_which_a_published_architecture_stands_is_stepped_over() {
+    fn a_prefix_above_a_published_architecture_is_removed() {
         let vs = VarStore::new(Device::Cpu);
         let _network = PatchGan::new(vs.root(), &PatchGanConfig { ndf: 4, ..Default::default() }).unwrap();
         let below = |prefix: &str| {

@@ -1,14 +1,14 @@
-//! The module names of CompVis latent-diffusion, each with ours, which are those of diffusers.
+//! The module names of CompVis latent-diffusion and, for each, the name in this program, which is that of diffusers.
 
 use super::super::checkpoint::{Checkpoint, CheckpointError};
 use std::collections::BTreeMap;
 
-/// Names of modules: another layout's -> ours.
+/// A map from the names of modules in another layout to those in this program.
 #[derive(Debug, Default)]
 pub(crate) struct Names(BTreeMap<String, String>);
 
 impl Names {
-    /// Our name of a parameter; None where the table has no module that it lies in.
+    /// Returns the name of a parameter in this program; None if the table lacks every module around it.
     pub(crate) fn translate(&self, key: &str) -> Option<String> {
         // the innermost module that has an entry
         let within = |(dot, _): (usize, &str)| Some(format!("{}{}", self.0.get(&key[..dot])?, &key[dot..]));
@@ -33,8 +33,8 @@ impl Names {
     }
 }
 
-/// The part of `file` below `prefix` under our names. What is in no table keeps its name: it is ours already, or loading
-/// says that it is unexpected.
+/// Returns the part of `file` below `prefix` under the names of this program. A name that the table lacks is kept: it
+/// is of this program already, or loading reports it as unexpected.
 pub(crate) fn canonical(file: Checkpoint, prefix: &str, names: &Names) -> Result<Checkpoint, CheckpointError> {
     file.part(prefix).rename(|key| Some(names.translate(key).unwrap_or_else(|| key.to_owned())))
 }

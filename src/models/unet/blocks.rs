@@ -100,7 +100,7 @@ impl Transformer2D {
         }
     }
 
-    /// A 1×1 convolution is a matrix over tokens; only the stored shape differs.
+    /// Declares a projection of tokens. A 1×1 convolution is a matrix over tokens; only the stored shape differs.
     fn projection(vs: nn::Path, width: i64, config: &UNet2DConditionConfig) -> nn::Linear {
         if config.use_linear_projection {
             return linear(vs, width, width);
@@ -117,7 +117,7 @@ impl Transformer2D {
     }
 }
 
-/// A residual block and, where the level attends, its transformer.
+/// A residual block and, at a level with attention, its transformer.
 #[derive(Debug)]
 pub(super) struct Layer {
     resnet: ResnetBlock2D,
@@ -125,7 +125,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Layer `i` under `vs`; `heads` where it attends.
+    /// Declares layer `i` under `vs`, of `widths` (inputs, outputs); `heads` is None without attention.
     pub(super) fn new(
         vs: &nn::Path,
         i: i64,
@@ -141,8 +141,8 @@ impl Layer {
         }
     }
 
-    /// `maps` [B, Ci, H, W], whose channels are the inputs side by side -> [B, outputs, H, W]. `at` names the layer: its level
-    /// and its number there.
+    /// Maps `maps` [B, Ci, H, W], whose channels side by side are the inputs, to [B, outputs, H, W]. `at` names the
+    /// layer: its level and its number there.
     pub(super) fn forward<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -165,8 +165,9 @@ impl Layer {
     }
 }
 
-/// Sinusoids of timesteps `t` [B], of any kind -> [B, `width`] f32: half of them sines, half cosines, with frequencies that
-/// fall from 1 to 1/10000. `flip_sin_to_cos` puts the cosines first; `freq_shift` 1 makes the last frequency exact.
+/// Returns sinusoids of timesteps `t` [B] of any kind, [B, `width`] f32: half of them sines, half cosines, with
+/// frequencies that fall from 1 to 1/10000. `flip_sin_to_cos` puts the cosines first; `freq_shift` 1 makes the last
+/// frequency exact.
 pub fn timestep_embedding(t: &Tensor, width: i64, flip_sin_to_cos: bool, freq_shift: f64) -> Tensor {
     let half = width / 2;
     let i = Tensor::arange(half, (Kind::Float, t.device()));
@@ -198,7 +199,7 @@ impl TimeEmbedding {
         }
     }
 
-    /// [B] -> [B, 4·width], with the SiLU that every residual block would apply first.
+    /// Maps [B] to [B, 4·width], with the SiLU that every residual block would apply first.
     pub(super) fn forward(&self, t: &Tensor) -> Tensor {
         let sinusoids = timestep_embedding(t, self.width, self.flip_sin_to_cos, self.freq_shift);
         let sinusoids = sinusoids.to_kind(self.linear_1.ws.kind());

@@ -74,19 +74,20 @@ pub struct UNet2DConditionConfig {
     pub transformer_layers_per_block: i64,
     /// Width of a token of the context.
     pub cross_attention_dim: i64,
-    /// Despite its name, the number of heads.
+    /// The number of heads, despite the name.
     pub attention_head_dim: PerLevel,
-    /// The number of heads where a config names it so; overrides `attention_head_dim`.
+    /// The number of heads, in configs that name it so; overrides `attention_head_dim`.
     pub num_attention_heads: Option<PerLevel>,
-    /// Whether the projections around the transformers are stored as matrices (SD 2) or 1×1 convolutions (SD 1).
+    /// True if the projections around the transformers are stored as matrices (SD 2), false if as 1×1 convolutions (SD
+    /// 1).
     pub use_linear_projection: bool,
     /// Groups of each group normalisation; divides every width.
     pub norm_num_groups: i64,
     /// Epsilon of the group normalisations of the residual blocks and of the output.
     pub norm_eps: f64,
-    /// Whether the time embedding is [cos, sin] instead of [sin, cos].
+    /// True if the time embedding is [cos, sin] instead of [sin, cos].
     pub flip_sin_to_cos: bool,
-    /// Shifts the slowest frequency of the time embedding.
+    /// The shift of the slowest frequency of the time embedding.
     pub freq_shift: f64,
 }
 
@@ -118,7 +119,7 @@ impl UNet2DConditionConfig {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(level)
     }
 
-    /// Whether each level on the way up attends, deepest first.
+    /// Returns for each level on the way up, deepest first, true if it has attention.
     pub(in super::super) fn up_attends(&self) -> Vec<bool> {
         match &self.up_block_types {
             Some(types) => types.iter().map(|kind| *kind == UpBlockType::CrossAttnUpBlock2D).collect(),
@@ -128,13 +129,13 @@ impl UNet2DConditionConfig {
         }
     }
 
-    /// Width of the time embedding.
+    /// Returns the width of the time embedding.
     pub(super) fn time_embed_dim(&self) -> i64 {
         4 * self.block_out_channels[0]
     }
 
-    /// The channels of the skips, in the order in which they are made: the input convolution, then each layer and each
-    /// downsampling of each level.
+    /// Returns the channels of the skips, in the order in which they are made: that of the input convolution, then
+    /// those of each layer and each downsampling of each level.
     pub(in super::super) fn skip_channels(&self) -> Vec<i64> {
         let widths = &self.block_out_channels;
         let per_level = |(level, width): (usize, &i64)| {
@@ -144,8 +145,9 @@ impl UNet2DConditionConfig {
         std::iter::once(widths[0]).chain(widths.iter().enumerate().flat_map(per_level)).collect()
     }
 
-    /// The same weights under the names of this network, which are those of diffusers, from any layout that they are published
-    /// in: diffusers', or latent-diffusion's, alone or below `model.diffusion_model.` of a file with all parts.
+    /// Returns the same weights under the names of this network, which are those of diffusers, from any layout in which
+    /// they are published: diffusers', or latent-diffusion's, alone or below `model.diffusion_model.` of a file with
+    /// all parts.
     ///
     /// # Errors
     /// [`CheckpointError::Format`] if two tensors would get one name.
@@ -153,7 +155,7 @@ impl UNet2DConditionConfig {
         names::canonical(published, UNET, &self.names())
     }
 
-    /// Whether a network can be built from these values.
+    /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let widths = &self.block_out_channels;
         require_widths(NAME, widths, self.norm_num_groups)?;
@@ -185,7 +187,8 @@ impl UNet2DConditionConfig {
 }
 
 impl UNet2DConditionConfig {
-    /// Modules of the way down and the middle in a file of latent-diffusion, which counts through all levels, a downsampling being a block of its own.
+    /// Returns the modules of the way down and the middle in a file of latent-diffusion, which numbers blocks through
+    /// all levels and counts a downsampling as a block of its own.
     pub(crate) fn encoder_names(&self) -> Names {
         let mut names = Names::default();
         names.add("time_embed.0", "time_embedding.linear_1");
@@ -211,7 +214,7 @@ impl UNet2DConditionConfig {
         names
     }
 
-    /// The modules of `model.diffusion_model`.
+    /// Returns the modules of `model.diffusion_model`.
     fn names(&self) -> Names {
         let mut names = self.encoder_names();
         let layers = self.layers_per_block + 1;

@@ -1,15 +1,15 @@
-//! The sizes of a vision transformer: from the published `config.json`, or read off the weights.
+//! The sizes of a vision transformer: from the published `config.json`, or from the weights.
 
 use crate::models::checkpoint::Checkpoint;
 use crate::models::nn::{ConfigError, require};
 use serde::Deserialize;
 
-/// The published `config.json` of Hugging Face's `ViTModel`, `Dinov2Model` and `Dinov2WithRegistersModel`; keys that do not
-/// change the computation are ignored.
+/// The published `config.json` of Hugging Face's `ViTModel`, `Dinov2Model` and `Dinov2WithRegistersModel`; keys that do
+/// not change the computation are ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct VitConfig {
-    /// `vit`, as DINO's are; `dinov2` or `dinov2_with_registers`, whose blocks scale what they add.
+    /// `vit` for DINO's; `dinov2` or `dinov2_with_registers`, whose blocks have a layer scale.
     pub model_type: String,
     /// Width of a token.
     pub hidden_size: i64,
@@ -19,28 +19,29 @@ pub struct VitConfig {
     pub num_attention_heads: i64,
     /// Width of the hidden layer of a block (`vit`).
     pub intermediate_size: Option<i64>,
-    /// The same in `hidden_size` (`dinov2`).
+    /// The same width in multiples of `hidden_size` (`dinov2`).
     pub mlp_ratio: f64,
-    /// Only `gelu` is published.
+    /// The activation; only `gelu` is published.
     pub hidden_act: String,
-    /// Added to variances; DINO's original code has 1e-6, and Hugging Face's configs of its files 1e-12.
+    /// The number that is added to variances: 1e-6 in DINO's original code, 1e-12 in Hugging Face's configs of its
+    /// files.
     pub layer_norm_eps: f64,
-    /// Height and width, in pixels, that the position table is made for.
+    /// Height and width, in pixels, of the images for which the position table is made.
     pub image_size: i64,
     /// Height and width of a patch in pixels.
     pub patch_size: i64,
     /// Channels of the image.
     pub num_channels: i64,
-    /// Whether query, key and value have a bias.
+    /// True if query, key and value have a bias.
     pub qkv_bias: bool,
-    /// Whether the blocks are gated (SwiGLU), as in the giant DINOv2.
+    /// True if the blocks are gated (SwiGLU), as in the giant DINOv2.
     pub use_swiglu_ffn: bool,
-    /// Extra tokens behind the class token (Darcet et al. 2023).
+    /// Extra tokens after the class token (Darcet et al. 2023).
     pub num_register_tokens: i64,
 }
 
 impl Default for VitConfig {
-    /// What Hugging Face assumes of a `vit` where a key is missing.
+    /// Returns the values that Hugging Face assumes for the missing keys of a `vit`.
     fn default() -> Self {
         Self {
             model_type: VIT.to_owned(),
@@ -65,8 +66,8 @@ const VIT: &str = "vit";
 const NETWORK: &str = "ViTModel";
 
 impl VitConfig {
-    /// Reads the sizes off weights with the names of [`super::names`]; None where they are of no vision transformer. The
-    /// heads of every published model are 64 wide.
+    /// Reads the sizes from weights with the names of [`super::names`]; None if they are not those of a vision
+    /// transformer. The heads are assumed to be 64 wide, as in every published model.
     pub fn of(weights: &Checkpoint) -> Option<Self> {
         let &[hidden_size, num_channels, patch_size, _] = weights.shape("patch_embed.proj.weight")? else {
             return None;
@@ -96,7 +97,7 @@ impl VitConfig {
         })
     }
 
-    /// Whether the values describe a network.
+    /// Checks that the values describe a network.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         let positive = [width, heads, self.num_hidden_layers, self.patch_size, self.num_channels, self.hidden()];
@@ -113,23 +114,23 @@ impl VitConfig {
         })
     }
 
-    /// Cells of the position table in a row.
+    /// Returns the number of cells in a row of the position table.
     pub(super) fn grid(&self) -> i64 {
         self.image_size / self.patch_size
     }
 
-    /// Width of the hidden layer of a block.
+    /// Returns the width of the hidden layer of a block.
     pub(super) fn hidden(&self) -> i64 {
         let hidden = (self.hidden_size as f64 * self.mlp_ratio) as i64;
         match self.intermediate_size {
             Some(size) => size,
-            // Two thirds, for there are two matrices in, rounded up to a multiple of 8.
+            // Two thirds, because the first layer has two matrices, rounded up to a multiple of 8.
             None if self.use_swiglu_ffn => ((hidden as f64 * 2. / 3.) as i64 + 7) / 8 * 8,
             None => hidden,
         }
     }
 
-    /// Whether each block scales what it adds (LayerScale, Touvron et al. 2021).
+    /// Returns true if each block scales its addends (LayerScale, Touvron et al. 2021).
     pub fn layer_scale(&self) -> bool {
         self.model_type != VIT
     }

