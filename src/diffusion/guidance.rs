@@ -2,25 +2,25 @@
 
 use tch::{Kind, TchError, Tensor};
 
-/// The contexts of a batch with, behind them, the unconditional context of each row that guidance changes. Where a row's own
-/// context is the unconditional one, guidance is exactly nothing and one prediction is enough.
+/// The contexts of a batch, followed by the unconditional context of each row that guidance changes. If the context of
+/// a row is the unconditional one, guidance has no effect on it, and one prediction is enough.
 #[derive(Debug)]
 pub struct Guidance {
-    /// [B + K, …].
+    /// The contexts of the B rows, then the K unconditional ones, [B + K, …].
     contexts: Tensor,
-    /// The K rows that are predicted twice, i64.
+    /// The indices of the K rows that are predicted twice, i64.
     rows: Tensor,
     scale: f64,
 }
 
 impl Guidance {
-    /// No guidance: one prediction a row.
+    /// Makes no guidance: one prediction a row.
     pub fn none(context: &Tensor) -> Self {
         let rows = Tensor::zeros([0], (Kind::Int64, context.device()));
         Self { contexts: context.shallow_clone(), rows, scale: 1. }
     }
 
-    /// Guidance of `context` [B, …] away from `unconditional` [1 or B, …].
+    /// Makes guidance of `context` [B, …] away from `unconditional` [1 or B, …].
     pub fn new(context: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Self, TchError> {
         let rows =
             context.f_ne_tensor(unconditional)?.f_flatten(1, -1)?.f_any_dim(1, false)?.f_nonzero()?.f_flatten(0, -1)?;
@@ -31,7 +31,7 @@ impl Guidance {
         Ok(Self { contexts: Tensor::f_cat(&[context, &unconditional], 0)?, rows, scale })
     }
 
-    /// What belongs to the rows of the batch [B, …], with that of the rows predicted twice behind it, [B + K, …].
+    /// Appends to the rows of `x` [B, …] those of the rows that are predicted twice: [B + K, …].
     pub fn extend(&self, x: &Tensor) -> Result<Tensor, TchError> {
         if self.rows.numel() == 0 {
             return Ok(x.shallow_clone());
@@ -39,8 +39,9 @@ impl Guidance {
         Tensor::f_cat(&[x, &x.f_index_select(0, &self.rows)?], 0)
     }
 
-    /// The guided prediction for `x` [B, …]: unconditional + scale · (conditional − unconditional). `model` sees x and contexts of
-    /// B + K rows once; what else it needs of a row, [`extend`](Self::extend) lays out.
+    /// Returns the guided prediction for `x` [B, …]: unconditional + scale · (conditional − unconditional). `model` is
+    /// called once, with x and contexts of B + K rows; other inputs of a row are brought to that order by
+    /// [`extend`](Self::extend).
     pub fn predict(
         &self,
         x: &Tensor,
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_predicted_twice_only_where_it_matters() {
+    fn a_row_is_predicted_twice_only_if_its_context_differs() {
         let x = Tensor::from_slice(&[1_f32, 2., 3.]).view([3, 1]);
         let contexts = Tensor::from_slice(&[5_f32, 1., 7.]).view([3, 1]);
         let unconditional = Tensor::from_slice(&[1_f32]).view([1, 1]);
@@ -75,7 +76,7 @@ mod tests {
             Ok(x * context)
         };
         let guided = guidance.predict(&x, &mut model).unwrap();
-        // u + 9 (c − u) of 1·1 and 1·5; nothing; of 3·1 and 3·7
+        // u + 9 (c − u): for 1·1 and 1·5; no change; for 3·1 and 3·7
         assert_eq!(Vec::<f32>::try_from(guided.flatten(0, -1)).unwrap(), [37., 2., 165.]);
         let equal = Guidance::new(&unconditional.repeat([3, 1]), &unconditional, 9.).unwrap();
         assert_eq!(equal.predict(&x, &mut model).unwrap(), x);

@@ -1,6 +1,6 @@
-//! Diffusion: schedule × prediction × sampler × network are independent of each other.
+//! Diffusion. Schedule, prediction type, sampler and network are independent of each other and can be combined freely.
 //!
-//! A network is any function of a noisy latent and a timestep; nothing here knows which.
+//! A network is any function of a noisy latent and a timestep; this module depends on none.
 
 pub mod guidance;
 pub mod loss;
@@ -17,25 +17,25 @@ use rand_chacha::{
 use std::f32::consts::TAU;
 use tch::Tensor;
 
-/// The random numbers of one key: an image in a run, a step of a training. Equal seeds and keys give equal numbers on every
-/// machine, whatever else is drawn in between and in which batch.
+/// The random numbers of one key: an image in a run, a step of a training. Equal seeds and keys give equal numbers on
+/// every machine, independently of batches and of other keys.
 #[derive(Debug)]
 pub struct Noise(ChaCha12Rng);
 
 impl Noise {
-    /// The stream of `key` (an image's id, a step's number) under `seed`.
+    /// Starts the stream of `key` (an image's id, a step's number) under `seed`.
     pub fn new(seed: u64, key: impl AsRef<[u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes()).update(key.as_ref());
         Self(ChaCha12Rng::from_seed(*hasher.finalize().as_bytes()))
     }
 
-    /// Uniform in (0, 1], with 24 bits.
+    /// Draws a number uniform in (0, 1], with 24 bits.
     fn uniform(&mut self) -> f32 {
         ((self.0.next_u32() >> 8) + 1) as f32 / (1 << 24) as f32
     }
 
-    /// Standard normal values of this shape, f32 on the CPU; fails where memory does (Box-Muller).
+    /// Draws standard normal values of this shape, f32 on the CPU (Box-Muller); fails if memory is short.
     pub fn normal(&mut self, shape: &[i64]) -> Result<Tensor, tch::TchError> {
         let count = shape.iter().product::<i64>() as usize;
         let mut values = Vec::with_capacity(count + 1);
@@ -47,7 +47,7 @@ impl Noise {
         Tensor::f_from_slice(&values[..count])?.f_reshape(shape)
     }
 
-    /// `count` timesteps uniform in 0..`limit`, i64 on the CPU.
+    /// Draws `count` timesteps uniform in 0..`limit`, i64 on the CPU.
     pub fn timesteps(&mut self, count: usize, limit: u32) -> Tensor {
         // the high half of the product is uniform up to one part in 2^32 / limit
         let one = |_| ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as i64;
@@ -55,7 +55,7 @@ impl Noise {
     }
 }
 
-/// Standard normal values [keys, shape…]: row i depends on `seed` and the i-th key alone.
+/// Draws standard normal values [keys, shape…]; row i depends on `seed` and the i-th key alone.
 pub fn noise_per_key<K: AsRef<[u8]>>(seed: u64, keys: &[K], shape: &[i64]) -> Result<Tensor, tch::TchError> {
     let rows: Vec<Tensor> = keys.iter().map(|key| Noise::new(seed, key).normal(shape)).collect::<Result<_, _>>()?;
     Tensor::f_stack(&rows, 0)
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(batch.get(1), one);
         assert_ne!(batch.get(0), one);
         assert_ne!(Noise::new(2, "b").normal(&[4, 3]).unwrap(), one);
-        // the stream itself is part of what a seed means
+        // results of earlier runs with a seed are repeated only if the stream stays the same
         assert_eq!(Noise::new(0, "").0.next_u32(), 56_006_615);
     }
 

@@ -17,7 +17,7 @@ pub type Named = BTreeMap<String, Tensor>;
 #[error("training state: {0}")]
 pub struct StateError(String);
 
-/// How gradients become steps, by PyTorch's arithmetic.
+/// The rule by which gradients become steps, in PyTorch's arithmetic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
@@ -30,19 +30,19 @@ pub enum Rule {
     Sgd,
 }
 
-/// The settings of an optimiser; the defaults are those of PyTorch's AdamW, except that VLMDiff's denoiser is trained with
-/// a learning rate of 1e-5.
+/// The settings of an optimiser; the defaults are those of PyTorch's AdamW, except that VLMDiff's denoiser is trained
+/// with a learning rate of 1e-5.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OptimizerConfig {
-    /// How gradients become steps.
+    /// The rule by which gradients become steps.
     pub rule: Rule,
     /// Learning rate.
     pub lr: f64,
     /// Decay of the averages of the gradient and of its square.
     pub betas: [f64; 2],
-    /// Added to the root of the average square.
+    /// The number that is added to the root of the average square.
     pub eps: f64,
-    /// Share of a parameter taken away in each step, times the learning rate.
+    /// The share of a parameter that is taken away in each step, per unit of the learning rate.
     pub weight_decay: f64,
 }
 
@@ -52,23 +52,24 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// One parameter, what waits for its next step, and its averages.
+/// One parameter, its gradient for the next step, and its averages.
 #[derive(Debug)]
 struct Slot {
     name: String,
-    /// Of the optimiser's precision.
+    /// The parameter in the optimiser's precision.
     parameter: Tensor,
-    /// The parameter in the precision that the network computes in, where that is another.
+    /// The parameter in the precision in which the network computes, if that is another.
     computes: Option<Tensor>,
-    /// The sum of the gradients since [`Optimizer::zero_grad`]; none where no loss depends on the parameter.
+    /// The sum of the gradients since [`Optimizer::zero_grad`]; None if no loss depends on the parameter.
     gradient: Option<Tensor>,
-    /// From the first gradient on.
+    /// The averages, from the first gradient on.
     moments: Option<Moments>,
 }
 
 impl Slot {
-    /// A gradient as the optimiser keeps it: in the precision and layout of the parameter, and nobody else's. `seen` holds
-    /// where the others of one pass lie, because autograd may hand one tensor to two parameters.
+    /// Returns a gradient as the optimiser keeps it: in the precision and layout of the parameter, and in memory of its
+    /// own. `seen` holds the addresses of the other gradients of one pass, because autograd may hand one tensor to two
+    /// parameters.
     fn own(&self, gradient: Tensor, seen: &mut HashSet<*mut c_void>) -> Result<Tensor, TchError> {
         let parameter = &self.parameter;
         let fits = gradient.kind() == parameter.kind() && gradient.stride() == parameter.stride();
@@ -85,15 +86,15 @@ impl Slot {
 struct Moments {
     step: i64,
     exp_avg: Tensor,
-    /// Not of [`Rule::Sgd`].
+    /// None under [`Rule::Sgd`].
     exp_avg_sq: Option<Tensor>,
 }
 
-/// The optimiser, over parameters in the order of their names. It keeps the gradients itself, so that several optimisers may
-/// share a network, and so that none take up memory while the next loss is computed.
+/// The optimiser of parameters, in the order of their names. It keeps the gradients itself, so that several optimisers
+/// may share a network, and so that no gradients take memory while the next loss is computed.
 #[derive(Debug)]
 pub struct Optimizer {
-    /// May be changed between steps.
+    /// The settings, which may be changed between steps.
     pub config: OptimizerConfig,
     slots: Vec<Slot>,
 }
@@ -105,15 +106,16 @@ impl Optimizer {
         Self { config, slots: parameters.into_iter().map(slot).collect() }
     }
 
-    /// Takes the gradients of `copies`, the same parameters by name in another precision, which require gradients and follow
-    /// every step: bfloat16 computes, float32 remembers (mixed precision, Micikevicius et al. 2018).
+    /// Makes the network compute with `copies`, the same parameters by name in another precision. The copies require
+    /// gradients and follow every step: bfloat16 computes, float32 accumulates (mixed precision, Micikevicius et al.
+    /// 2018).
     pub fn computing_with(mut self, mut copies: Named) -> Self {
         self.slots.iter_mut().for_each(|slot| slot.computes = copies.remove(&slot.name));
         self.synchronize();
         self
     }
 
-    /// Brings the copies to the values of the parameters, where those were changed otherwise than by a step.
+    /// Sets the copies to the values of the parameters, after these were changed otherwise than by a step.
     pub fn synchronize(&mut self) {
         no_grad(|| {
             for Slot { parameter, computes, .. } in &mut self.slots {
@@ -124,22 +126,22 @@ impl Optimizer {
         });
     }
 
-    /// The parameters by name; not copies.
+    /// Returns the parameters by name; not the copies.
     pub fn parameters(&self) -> Named {
         self.slots.iter().map(|slot| (slot.name.clone(), slot.parameter.shallow_clone())).collect()
     }
 
-    /// Forgets the gradients.
+    /// Drops the gradients.
     pub fn zero_grad(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.gradient = None);
     }
 
-    /// Adds the gradients of `loss`, a scalar, to those that wait for the next step. Fails where memory does.
+    /// Adds the gradients of `loss`, a scalar, to those for the next step. Fails if memory is short.
     pub fn backward(&mut self, loss: &Tensor) -> Result<(), TchError> {
         self.backward_by(|parameters| Tensor::f_run_backward(&[loss], parameters, false, false))
     }
 
-    /// Adds the gradients that `find` finds for the parameters that compute.
+    /// Adds the gradients that `find` returns for the parameters or, if there are copies, for these.
     pub fn backward_by(
         &mut self,
         find: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>, TchError>,
@@ -158,14 +160,15 @@ impl Optimizer {
         })
     }
 
-    /// The gradients that wait for the next step, or that the last one followed, by parameter; none where no loss depends on
-    /// it.
+    /// Returns the gradients for the next step, or those of the last one until they are dropped, by parameter; None if
+    /// no loss depends on it.
     pub fn gradients(&self) -> impl Iterator<Item = (&str, Option<&Tensor>)> {
         self.slots.iter().map(|slot| (slot.name.as_str(), slot.gradient.as_ref()))
     }
 
-    /// Scales the gradients so that their common norm is at most `max_norm`; returns the norm before (as
-    /// `torch.nn.utils.clip_grad_norm_`). With an infinite `max_norm` it measures only; without gradients it is 0.
+    /// Scales the gradients so that their common norm is at most `max_norm`, and returns the norm before (as
+    /// `torch.nn.utils.clip_grad_norm_`). With an infinite `max_norm` it only measures; without gradients the norm is
+    /// 0.
     pub fn clip_grad_norm(&mut self, max_norm: f64) -> f64 {
         no_grad(|| {
             let norm = |(_, gradient): (&str, Option<&Tensor>)| Some(gradient?.norm().to_kind(Kind::Float));
@@ -185,8 +188,8 @@ impl Optimizer {
         })
     }
 
-    /// One step against the gradients. A parameter without a gradient is left as it is, not even decayed. Fails where memory
-    /// does.
+    /// Takes one step against the gradients. A parameter without a gradient is not changed, not even by the weight
+    /// decay. Fails if memory is short.
     pub fn step(&mut self) -> Result<(), TchError> {
         let config = &self.config;
         no_grad(|| {
@@ -205,8 +208,8 @@ impl Optimizer {
         })
     }
 
-    /// The averages, as `{name}.exp_avg`, `{name}.exp_avg_sq` and `{name}.step` (i64), of all parameters that have had a
-    /// gradient. The tensors are the optimiser's own, not copies.
+    /// Returns the averages, as `{name}.exp_avg`, `{name}.exp_avg_sq` and `{name}.step` (i64), of all parameters that
+    /// have had a gradient. The tensors are the optimiser's own, not copies.
     pub fn state(&self) -> Named {
         let of = |slot: &Slot| -> Option<Vec<(String, Tensor)>> {
             let Moments { step, exp_avg, exp_avg_sq } = slot.moments.as_ref()?;
@@ -218,7 +221,8 @@ impl Optimizer {
         self.slots.iter().filter_map(of).flatten().collect()
     }
 
-    /// Takes up a state that [`Optimizer::state`] gave; fails, and changes nothing, if it belongs to other parameters.
+    /// Restores a state that [`Optimizer::state`] returned; fails, and changes nothing, if it belongs to other
+    /// parameters.
     pub fn load_state(&mut self, mut state: Named) -> Result<(), StateError> {
         let mut restored = Vec::new();
         for Slot { name, parameter, .. } in &self.slots {
@@ -255,7 +259,7 @@ impl Moments {
         Ok(Self { step: 0, exp_avg: zeros()?, exp_avg_sq: (rule != Rule::Sgd).then(zeros).transpose()? })
     }
 
-    /// One step of a parameter.
+    /// Takes one step of a parameter.
     fn step(
         &mut self,
         parameter: &mut Tensor,
@@ -284,7 +288,7 @@ impl Moments {
     }
 }
 
-/// Lets gradients flow only to the parameters whose name passes `trained`, and returns those.
+/// Lets gradients flow only to the parameters for whose names `trained` is true, and returns these.
 pub fn train_only(vs: &tch::nn::VarStore, trained: impl Fn(&str) -> bool) -> Named {
     let mut variables: Named = vs.variables().into_iter().collect();
     variables.retain(|name, parameter| {
@@ -303,13 +307,13 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Starts at the present values of `parameters`; `decay` within [0, 1) is the weight of the past.
+    /// Starts at the present values of `parameters`; `decay` within [0, 1) is the weight of the old average.
     pub fn new(parameters: &Named, decay: f64) -> Self {
         let copy = |(name, parameter): (&String, &Tensor)| (name.clone(), parameter.detach().copy());
         Self { decay, averages: parameters.iter().map(copy).collect() }
     }
 
-    /// average ← decay · average + (1 − decay) · parameter.
+    /// Updates each average: average ← decay · average + (1 − decay) · parameter.
     pub fn update(&mut self, parameters: &Named) {
         no_grad(|| {
             for (name, average) in &mut self.averages {
@@ -320,7 +324,8 @@ impl Ema {
         });
     }
 
-    /// Exchanges the averages and the values of `parameters`: once to see or keep the averaged network, and once more to go on.
+    /// Exchanges the averages and the values of `parameters`: once to use or save the averaged network, and again to
+    /// continue.
     pub fn swap(&mut self, parameters: &Named) {
         no_grad(|| {
             for (name, average) in &mut self.averages {
@@ -333,12 +338,13 @@ impl Ema {
         });
     }
 
-    /// The averages by parameter name: the weights to sample with, and all the state there is.
+    /// Returns the averages by parameter name: the weights to sample with, and the whole state.
     pub fn averages(&self) -> &Named {
         &self.averages
     }
 
-    /// Takes up averages that [`Ema::averages`] gave; fails, and changes nothing, if they belong to other parameters.
+    /// Restores averages that [`Ema::averages`] returned; fails, and changes nothing, if they belong to other
+    /// parameters.
     pub fn load(&mut self, averages: &Named) -> Result<(), StateError> {
         let same = |(name, own): (&String, &Tensor)| averages.get(name).is_some_and(|saved| saved.size() == own.size());
         if averages.len() != self.averages.len() || !self.averages.iter().all(same) {
@@ -388,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn continues_bit_for_bit() {
+    fn a_restored_training_continues_bit_for_bit() {
         let mut whole = Fit::random();
         let mut ema = Ema::new(&whole.parameters, 0.9);
         for _ in 0..3 {
@@ -428,13 +434,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_trained_stays() {
+    fn parameters_that_are_not_trained_stay() {
         let vs = VarStore::new(Device::Cpu);
         let [a, b] = ["a", "b"].map(|name| vs.root().ones(name, &[2]));
         let c = vs.root().ones("c", &[2]);
         let mut optimiser =
             Optimizer::new(train_only(&vs, |name| name != "a"), OptimizerConfig { lr: 0.1, ..Default::default() });
-        // without any gradient there is nothing to measure and nothing to do
+        // without gradients the norm is 0
         assert_eq!(optimiser.clip_grad_norm(1.), 0.);
         optimiser.backward(&(&a * &b).sum(Kind::Float)).unwrap();
         let norm = optimiser.clip_grad_norm(f64::INFINITY);

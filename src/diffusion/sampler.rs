@@ -5,33 +5,34 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Which of the schedule's timesteps are visited.
+/// The choice of the schedule's timesteps that are visited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
-    /// 0, c, 2c, … + offset with c = T / steps rounded down, as often as there are steps (diffusers).
+    /// 0, c, 2c, … + offset with c = T / steps rounded down, as many as there are steps (diffusers).
     #[default]
     Leading,
     /// T, T − T/steps, … − 1 (diffusers).
     Trailing,
     /// Evenly from 0 to T − 1 (diffusers).
     Linspace,
-    /// 0, c, 2c, … below T, + offset: more than the asked steps where they do not divide T (CompVis latent-diffusion).
+    /// 0, c, 2c, … below T, + offset: more than `num_inference_steps` if these do not divide T (CompVis
+    /// latent-diffusion).
     Uniform,
 }
 
-/// How much noise a step adds where eta > 0 (Song et al. 2021, section 4.1).
+/// The amount of noise that a step adds if eta > 0 (Song et al. 2021, section 4.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceType {
-    /// As much as the step takes away: at eta 1 that of DDPM's posterior.
+    /// As much noise as the step takes away: at eta 1 that of DDPM's posterior.
     #[default]
     FixedSmall,
-    /// That of the forward process, β at eta 1 where every timestep is visited.
+    /// The noise of the forward process: β at eta 1 if every timestep is visited.
     FixedLarge,
 }
 
-/// How to sample; the defaults are those of VLMDiff.
+/// The settings of sampling; the defaults are those of VLMDiff.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DdimConfig {
@@ -39,21 +40,21 @@ pub struct DdimConfig {
     pub num_inference_steps: u32,
     /// 0: deterministic; 1: as noisy as DDPM.
     pub eta: f64,
-    /// How much noise a step adds where eta > 0.
+    /// The amount of noise that a step adds if eta > 0.
     pub variance_type: VarianceType,
-    /// Whether the predicted sample is kept within [-1, 1], and the noise follows from it, as in DDPM and in diffusers'
+    /// True if the predicted sample is clamped to [-1, 1] and the noise follows from it, as in DDPM and in diffusers'
     /// `use_clipped_model_output`; for networks over pixels.
     pub clip_sample: bool,
-    /// Which timesteps are visited.
+    /// The choice of the timesteps that are visited.
     pub timestep_spacing: TimestepSpacing,
-    /// Added to the timesteps of the spacings `leading` and `uniform`.
+    /// The number that is added to the timesteps of the spacings `leading` and `uniform`.
     pub steps_offset: u32,
-    /// Whether the last step ends at ᾱ = 1 instead of at that of timestep 0.
+    /// True if the last step ends at ᾱ = 1 instead of at that of timestep 0.
     pub set_alpha_to_one: bool,
     /// Steps above this timestep are left out; absent: none.
     pub first_step: Option<u32>,
-    /// The timestep to which a known sample is noised before the first step; absent: the first step's. VLMDiff noises to 999
-    /// and yet begins at 901, as its published code does.
+    /// The timestep to which a known sample is noised before the first step; absent: the first step's. VLMDiff noises
+    /// to 999 and yet begins at 901, as its published code does.
     pub noise_level: Option<u32>,
 }
 
@@ -74,7 +75,7 @@ impl Default for DdimConfig {
 }
 
 impl DdimConfig {
-    /// The timesteps in the order in which they are visited, descending.
+    /// Returns the timesteps in the order in which they are visited, descending.
     pub fn timesteps(&self, schedule: &Schedule) -> Vec<i64> {
         let (total, steps) = (schedule.num_train_timesteps(), self.num_inference_steps as usize);
         let (ratio, offset) = (total / steps.max(1), i64::from(self.steps_offset));
@@ -122,12 +123,12 @@ impl DdimConfig {
     }
 }
 
-/// The numbers of a step (Song et al., eq. 12 and 16).
+/// The coefficients of a step (Song et al., eq. 12 and 16).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepCoefficients {
-    /// ᾱ where the step begins.
+    /// ᾱ at the timestep at which the step begins.
     pub alpha: f64,
-    /// ᾱ where it ends, at a lower timestep.
+    /// ᾱ at the lower timestep at which the step ends.
     pub alpha_prev: f64,
     /// Standard deviation that is replaced by new noise: η √((1 − ᾱ_prev) / (1 − ᾱ)) √(1 − ᾱ / ᾱ_prev).
     pub sigma: f64,
@@ -146,7 +147,7 @@ pub struct Ddim {
 }
 
 impl Ddim {
-    /// The timesteps in the order in which they are visited, descending.
+    /// Returns the timesteps in the order in which they are visited, descending.
     pub fn timesteps(&self) -> &[i64] {
         &self.timesteps
     }
@@ -157,8 +158,8 @@ impl Ddim {
         self.schedule.q_sample(x0, noise, &t)
     }
 
-    /// Step `i`: from `x` at `timesteps()[i]`, with the network's `output` there, to the next timestep (Song et al., eq. 12).
-    /// `noise` is asked for only where the step adds any (eta > 0).
+    /// Takes step `i`: from `x` at `timesteps()[i]`, with the network's `output` there, to the next timestep (Song et
+    /// al., eq. 12). `noise` is called only if the step adds noise (eta > 0).
     pub fn step<E>(
         &self,
         i: usize,
@@ -182,12 +183,12 @@ impl Ddim {
         if std == 0. { Ok(mean) } else { Ok(mean + noise(t)? * std) }
     }
 
-    /// What step `i` computes with.
+    /// Returns the coefficients of step `i`.
     pub fn coefficients(&self, i: usize) -> StepCoefficients {
         let alpha = self.schedule.alpha_cumprod(self.timesteps[i]);
         let end = match self.config.timestep_spacing {
             TimestepSpacing::Uniform => self.timesteps.get(i + 1).copied(),
-            // diffusers: not always the timestep that is visited next
+            // as in diffusers, this is not always the timestep that is visited next
             _ => Some(self.timesteps[i] - self.ratio).filter(|end| *end >= 0),
         };
         let alpha_prev = end.map_or(self.final_alpha, |t| self.schedule.alpha_cumprod(t));
@@ -195,8 +196,8 @@ impl Ddim {
         StepCoefficients { alpha, alpha_prev, sigma }
     }
 
-    /// All steps from `x` [B, …]. `model` is asked for its output at (x, t), `noise` for standard normal values of the shape
-    /// of `x` at t; the first error of either ends the loop.
+    /// Takes all steps from `x` [B, …]. `model` returns its output at (x, t), `noise` standard normal values of the
+    /// shape of `x` at t; the first error of either ends the loop.
     pub fn sample<E>(
         &self,
         x: Tensor,
@@ -257,8 +258,8 @@ mod tests {
         let config = DdimConfig { noise_level: None, set_alpha_to_one: true, ..Default::default() };
         let ddim = config.build(&schedule).unwrap();
         let x = ddim.sample(ddim.start(&x0, &noise), |_, _| Ok(noise.shallow_clone()), silent).unwrap();
-        // x0 is what is left of x, up to 5, after the noise is taken away, over √ᾱ, which is 0.12 at the first step: four roundings
-        // of 2⁻²⁴ · 5 / 0.12, and less at each of the nine steps behind it.
+        // x0 is what is left of x, up to 5, after the noise is taken away, over √ᾱ, which is 0.12 at the first step:
+        // four roundings of 2⁻²⁴ · 5 / 0.12, and less at each of the nine steps behind it.
         assert!((x - x0).abs().max().double_value(&[]) < 2e-5);
     }
 
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be_sampled() {
+    fn settings_that_cannot_be_sampled_are_refused() {
         let refusal = |config: DdimConfig| config.build(&schedule()).unwrap_err().to_string();
         let with = DdimConfig::default;
         assert!(refusal(DdimConfig { num_inference_steps: 0, ..with() }).contains("within 1 to 1000"));

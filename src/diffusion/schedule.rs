@@ -1,11 +1,11 @@
-//! How much of the signal is left at each timestep, and what the network predicts about it.
+//! The schedule: the share of the signal that is left at each timestep, and the quantity that the network predicts.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
 use tch::{Kind, Tensor};
 
-/// How beta grows with the timestep.
+/// The growth of beta with the timestep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
@@ -14,11 +14,11 @@ pub enum BetaSchedule {
     ScaledLinear,
     /// Linear, DDPM.
     Linear,
-    /// From a cosine of the remaining signal, capped at 0.999 (Nichol and Dhariwal 2021).
+    /// Derived from a cosine of the remaining signal, capped at 0.999 (Nichol and Dhariwal 2021).
     SquaredcosCapV2,
 }
 
-/// What the network's output means.
+/// The quantity that the network predicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
@@ -41,9 +41,9 @@ pub struct ScheduleConfig {
     pub beta_start: f64,
     /// Beta at the last timestep.
     pub beta_end: f64,
-    /// How beta grows between them.
+    /// The growth of beta between them.
     pub beta_schedule: BetaSchedule,
-    /// What the network predicts.
+    /// The quantity that the network predicts.
     pub prediction_type: PredictionType,
 }
 
@@ -65,7 +65,7 @@ impl Default for ScheduleConfig {
 pub struct ScheduleError(pub(super) String);
 
 impl ScheduleConfig {
-    /// The variances added at each timestep, computed in f64.
+    /// Returns the variances added at each timestep, computed in f64.
     pub fn betas(&self) -> Vec<f64> {
         let count = self.num_train_timesteps;
         let along = |from: f64, to: f64, i: u32| from + f64::from(i) * (to - from) / f64::from(count.max(2) - 1);
@@ -78,7 +78,7 @@ impl ScheduleConfig {
         (0..count).map(beta).collect()
     }
 
-    /// The schedule; fails where the timesteps or betas make no sense.
+    /// Builds the schedule; fails if there is no timestep or a beta is not between 0 and 1.
     pub fn build(&self) -> Result<Schedule, ScheduleError> {
         let betas = self.betas();
         if betas.is_empty() || !betas.iter().all(|beta| *beta > 0. && *beta < 1.) {
@@ -101,7 +101,7 @@ pub struct Schedule {
     prediction_type: PredictionType,
 }
 
-/// Signal and noise of a noisy sample, as a prediction has them.
+/// The signal and noise that a prediction implies for a noisy sample.
 #[derive(Debug)]
 pub struct Prediction {
     /// The predicted signal.
@@ -111,27 +111,27 @@ pub struct Prediction {
 }
 
 impl Schedule {
-    /// Number of timesteps of training.
+    /// Returns the number of timesteps of training.
     pub fn num_train_timesteps(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// What the network's output means.
+    /// Returns the quantity that the network predicts.
     pub fn prediction_type(&self) -> PredictionType {
         self.prediction_type
     }
 
-    /// ᾱ_t, the share of the signal's variance left at `t` in 0..len.
+    /// Returns ᾱ_t, the share of the signal's variance left at `t` in 0..len.
     pub fn alpha_cumprod(&self, t: i64) -> f64 {
         self.alphas_cumprod[t as usize]
     }
 
-    /// ᾱ at `t` [B], i64 -> [B] f64.
+    /// Returns ᾱ at `t` [B], i64 -> [B] f64.
     fn alphas(&self, t: &Tensor) -> Tensor {
         Tensor::from_slice(&self.alphas_cumprod).to_device(t.device()).index_select(0, t)
     }
 
-    /// √ᾱ and √(1 − ᾱ) of `t` [B], i64, each shaped to multiply `like` [B, …].
+    /// Returns √ᾱ and √(1 − ᾱ) of `t` [B], i64, each shaped to multiply `like` [B, …].
     fn factors(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];
         shape[0] = -1;
@@ -140,13 +140,14 @@ impl Schedule {
         (alpha.sqrt().to_kind(like.kind()), sigma.to_kind(like.kind()))
     }
 
-    /// The sample at timesteps `t` [B], i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al. 2020, eq. 4).
+    /// Returns the sample at timesteps `t` [B], i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al.
+    /// 2020, eq. 4).
     pub fn q_sample(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
         let (signal, sigma) = self.factors(t, x0);
         x0 * signal + noise * sigma
     }
 
-    /// What the network should say about that sample, [B, …].
+    /// Returns the output that the network should have for that sample, [B, …].
     pub fn target(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
         match self.prediction_type {
             PredictionType::Epsilon => noise.shallow_clone(),
@@ -158,7 +159,7 @@ impl Schedule {
         }
     }
 
-    /// What the network's `output` about the sample `x` at timestep `t` says of signal and noise.
+    /// Returns the signal and noise that the network's `output` implies for the sample `x` at timestep `t`.
     pub fn interpret(&self, output: &Tensor, x: &Tensor, t: i64) -> Prediction {
         let alpha = self.alpha_cumprod(t);
         let (signal, sigma) = (alpha.sqrt(), (1. - alpha).sqrt());
@@ -175,7 +176,7 @@ impl Schedule {
         }
     }
 
-    /// Signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` [B], i64 -> [B] f32.
+    /// Returns the signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` [B], i64 -> [B] f32.
     pub fn snr(&self, t: &Tensor) -> Tensor {
         let alpha = self.alphas(t);
         (&alpha / (-&alpha + 1.)).to_kind(Kind::Float)
@@ -192,13 +193,13 @@ mod tests {
         let schedule = ScheduleConfig::default().build().unwrap();
         let known = [(0, 0.999150), (1, 0.998296), (101, 0.892981), (501, 0.274999), (901, 0.014005), (999, 0.004660)];
         for (t, alpha) in known {
-            // Known to six digits, half of the last of which is 5e-7.
+            // The values are given to six digits; half of the last digit is 5e-7.
             assert!((schedule.alpha_cumprod(t) - alpha).abs() < 6e-7, "{t}: {}", schedule.alpha_cumprod(t));
         }
     }
 
     #[test]
-    fn every_prediction_type_tells_signal_and_noise() {
+    fn signal_and_noise_follow_from_every_prediction_type() {
         let of = |seed: &str| super::super::Noise::new(1, seed).normal(&[2, 3, 4, 4]).unwrap();
         let (x0, noise, t) = (of("x"), of("noise"), Tensor::from_slice(&[300_i64, 300]));
         for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_schedule() {
+    fn betas_and_timesteps_out_of_range_are_refused() {
         let of = |beta_end| ScheduleConfig { beta_end, ..Default::default() }.build();
         assert!(of(1.5).unwrap_err().to_string().contains("between 0 and 1"));
         assert!(ScheduleConfig { num_train_timesteps: 0, ..Default::default() }.build().is_err());

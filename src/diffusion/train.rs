@@ -1,21 +1,22 @@
-//! The step that every training takes: gradients summed over micro-batches, clipped, followed and averaged.
+//! The step of every training: gradients are summed over micro-batches and clipped, the parameters follow them, and
+//! their average is updated.
 
 use super::optim::{Ema, Optimizer};
 use tch::{TchError, Tensor};
 
-/// An optimiser and what surrounds it.
+/// An optimiser with its gradient clipping and its average of the parameters.
 #[derive(Debug)]
 pub struct Trainer {
-    /// What it trains, and how.
+    /// The optimiser, which holds the trained parameters.
     pub optimizer: Optimizer,
     /// The largest norm of the gradients; infinite for no clipping.
     pub max_grad_norm: f64,
-    /// The average of what it trains, where one is kept.
+    /// The average of the trained parameters, if one is kept.
     pub ema: Option<Ema>,
 }
 
 impl Trainer {
-    /// Follows the gradients; returns their norm before clipping.
+    /// Clips the gradients, takes a step and updates the average; returns the norm of the gradients before clipping.
     fn follow(&mut self) -> Result<f64, TchError> {
         let norm = self.optimizer.clip_grad_norm(self.max_grad_norm);
         self.optimizer.step()?;
@@ -26,11 +27,11 @@ impl Trainer {
     }
 }
 
-/// A loss, and how its gradients are found.
+/// A loss, and the way in which its gradients are found.
 pub struct Loss<'a> {
-    /// A scalar.
+    /// The value, a scalar.
     pub value: Tensor,
-    /// Another way than one backward pass, given the value, or a share of it, and the parameters.
+    /// A function that replaces the backward pass; it takes the value, or a share of it, and the parameters.
     pub gradients: Option<Gradients<'a>>,
 }
 
@@ -43,10 +44,10 @@ impl From<Tensor> for Loss<'_> {
     }
 }
 
-/// One step of every trainer on `batches` micro-batches. `loss` is asked for the loss of a trainer, by its index, on a
-/// micro-batch; its gradients are divided by `accumulate`, the number of micro-batches of a full step, also where fewer are
-/// left (Lightning 1.5). Trainers take turns on each micro-batch, and on the last one each has stepped when the next is asked
-/// for its loss. Returns the norm of each trainer's gradients before clipping.
+/// Takes one step of every trainer on `batches` micro-batches. `loss` returns the loss of a trainer, by its index, on a
+/// micro-batch. Gradients are divided by `accumulate`, the number of micro-batches of a full step, also if fewer are
+/// left (Lightning 1.5). Trainers take turns on each micro-batch; on the last one, each trainer takes its step before
+/// the loss of the next is computed. Returns the norm of each trainer's gradients before clipping.
 pub fn step<'a, E, L>(
     trainers: &mut [Trainer],
     batches: usize,
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
     use tch::Kind;
 
-    /// A trainer of one number that starts at `value`, by plain gradient descent with a learning rate of 1.
+    /// Makes a trainer of one number that starts at `value`, by plain gradient descent with a learning rate of 1.
     fn trainer(value: f32) -> (Tensor, Trainer) {
         let x = Tensor::from_slice(&[value]).set_requires_grad(true);
         let config = OptimizerConfig { rule: Rule::Sgd, lr: 1., betas: [0., 0.], weight_decay: 0., eps: 0. };
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_micro_batches_is_one_of_their_mean_and_a_partial_one_is_shorter() {
+    fn a_step_follows_the_mean_of_its_micro_batches_and_a_partial_one_is_shorter() {
         let (x, mut one) = trainer(1.);
         let gradients = [1., 2., 6.];
         let loss = |_, batch: usize| Ok::<_, TchError>((&x * gradients[batch]).sum(Kind::Float));
@@ -102,12 +103,12 @@ mod tests {
     }
 
     #[test]
-    fn trainers_take_turns_and_the_later_sees_what_the_earlier_became() {
+    fn trainers_take_turns_and_the_later_sees_the_step_of_the_earlier() {
         let ((a, first), (b, second)) = (trainer(1.), trainer(10.));
         let mut seen = Vec::new();
         let loss = |which: usize, batch: usize| {
             seen.push((which, batch, a.double_value(&[0])));
-            // both depend on both, and each is trained on its own only
+            // the loss depends on both numbers, and each trainer changes its own only
             Ok::<_, TchError>((&a * &b).sum(Kind::Float))
         };
         let mut trainers = [first, second];
@@ -116,9 +117,9 @@ mod tests {
         assert_eq!((a.double_value(&[0]), b.double_value(&[0])), (-9., 14.));
     }
 
-    /// In bfloat16 a step of one in a thousand is lost; in the float32 that is remembered it is not.
+    /// A step of one in a thousand is lost in bfloat16, but not in the float32 parameter.
     #[test]
-    fn a_copy_of_less_precision_computes_and_follows() {
+    fn a_copy_of_lower_precision_computes_gradients_and_follows_the_steps() {
         let (x, plain) = trainer(1.);
         let copy = x.detach().to_kind(Kind::BFloat16).set_requires_grad(true);
         let copies = Named::from([("x".to_owned(), copy.shallow_clone())]);

@@ -1,27 +1,28 @@
-//! What the autoencoder of latent diffusion is trained to minimise: pixels, looks, a code near the normal distribution, and
-//! whatever a discriminator sees (Esser et al. 2021, Rombach et al. 2022; `LPIPSWithDiscriminator` of the published code).
+//! The loss of latent diffusion's autoencoder: the error of pixels, a perceptual distance, the divergence of the latent
+//! from the normal distribution, and the verdict of a discriminator (Esser et al. 2021, Rombach et al. 2022;
+//! `LPIPSWithDiscriminator` of the published code).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 
-/// Whether an image's error is the sum or the mean over its values. With a plain Adam this scales nothing; with clipping, and
-/// in the balance between reconstruction and discriminator, it does.
+/// The reduction of an image's error over its values: sum or mean. With a plain Adam, the choice has no effect; with
+/// clipping, and in the balance between reconstruction and discriminator, it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
-    /// The sum over channels and pixels, as latent diffusion has it.
+    /// The sum over channels and pixels, as in latent diffusion.
     #[default]
     Sum,
-    /// The mean over them, and the Kullback-Leibler term divided alike.
+    /// The mean over them; the Kullback-Leibler term is divided by the same number.
     Mean,
 }
 
-/// What a discriminator is asked to tell apart.
+/// The loss by which a discriminator learns to distinguish pictures from reconstructions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdversarialLoss {
-    /// Logits beyond 1 on the right side cost nothing more.
+    /// Hinge: logits beyond 1 on the right side add nothing.
     #[default]
     Hinge,
     /// Cross-entropy.
@@ -33,11 +34,11 @@ pub enum AdversarialLoss {
 pub struct TermWeights {
     /// Sum or mean.
     pub reduction: Reduction,
-    /// Of the squared beside the absolute error.
+    /// The weight of the squared error, relative to the absolute error.
     pub mse: f64,
-    /// Of the perceptual distance, which counts as if it were an error of every single value of the image.
+    /// The weight of the perceptual distance, which counts as an error of every single value of the image.
     pub perceptual: f64,
-    /// Of the Kullback-Leibler divergence, in nats per image.
+    /// The weight of the Kullback-Leibler divergence, which is in nats per image.
     pub kl: f64,
 }
 
@@ -48,33 +49,33 @@ pub struct Adversary<'a> {
     pub fake: Tensor,
     /// The weight of the decoder's last layer, at which the gradients are balanced.
     pub last_layer: &'a Tensor,
-    /// Of the balanced term.
+    /// The weight of the balanced term.
     pub weight: f64,
-    /// 0 before the discriminator takes part, then 1.
+    /// 0 before the discriminator is used, then 1.
     pub factor: f64,
 }
 
 /// The terms of the autoencoder's loss, scalars.
 #[derive(Debug)]
 pub struct Terms {
-    /// What is minimised.
+    /// The loss that is minimised.
     pub total: Tensor,
-    /// The mean over all values of the absolute error, with what the squared and the perceptual one add.
+    /// The mean over all values of the absolute error, plus the weighted squared error and perceptual distance.
     pub reconstruction: Tensor,
-    /// Nats per value of the image.
+    /// The divergence in nats per value of the image.
     pub kl: Tensor,
-    /// The mean perceptual distance; none without a perceptual network.
+    /// The mean perceptual distance; None without a perceptual network.
     pub perceptual: Option<Tensor>,
-    /// Minus the mean logit of the reconstructions, and the weight it has; none without a discriminator.
+    /// Minus the mean logit of the reconstructions, and its weight; None without a discriminator.
     pub adversarial: Option<(Tensor, Tensor)>,
 }
 
-/// The autoencoder's loss on images `x` and their reconstructions `y`, [B, C, H, W]: with N = C·H·W,
+/// Computes the autoencoder's loss on images `x` and their reconstructions `y`, [B, C, H, W]: with N = C·H·W,
 ///
-/// N · (|x − y| + perceptual) + kl_weight · kl + d_weight · factor · g, each a mean over the batch, where g is minus the mean
-/// logit; all but the last divided by N under [`Reduction::Mean`].
+/// N · (|x − y| + perceptual) + kl_weight · kl + d_weight · factor · g, each a mean over the batch, where g is minus
+/// the mean logit; all but the last divided by N under [`Reduction::Mean`].
 ///
-/// `kl` [B] are nats, `perceptual` [B] distances. Fails where libtorch does, with an adversary.
+/// `kl` [B] are nats, `perceptual` [B] distances. Fails only with an adversary, if libtorch does.
 pub fn autoencoder_loss(
     x: &Tensor,
     y: &Tensor,
@@ -107,8 +108,8 @@ pub fn autoencoder_loss(
     Ok(Terms { total, reconstruction, kl, perceptual, adversarial })
 }
 
-/// How much of a loss `g` weighs as much as the loss `nll` in what the last layer hears of them: the ratio of the norms of their
-/// gradients there, at most 10,000; a scalar without gradient. Their graphs are kept.
+/// Returns the factor that gives the loss `g` as much influence on the last layer as the loss `nll`: the ratio of the
+/// norms of their gradients there, at most 10,000; a scalar without gradient. The graphs of both losses are kept.
 pub fn adaptive_weight(nll: &Tensor, g: &Tensor, last_layer: &Tensor) -> Result<Tensor, TchError> {
     let norm = |loss: &Tensor| {
         let gradients = Tensor::f_run_backward(&[loss], &[last_layer], true, false)?;
@@ -117,7 +118,7 @@ pub fn adaptive_weight(nll: &Tensor, g: &Tensor, last_layer: &Tensor) -> Result<
     Ok((norm(nll)? / (norm(g)? + 1e-4)).clamp(0., 1e4).detach())
 }
 
-/// The discriminator's loss on its logits of pictures and of reconstructions.
+/// Computes the discriminator's loss on its logits of pictures and of reconstructions.
 pub fn discriminator_loss(real: &Tensor, fake: &Tensor, loss: AdversarialLoss) -> Tensor {
     let (real, fake) = match loss {
         AdversarialLoss::Hinge => ((-real + 1.).relu(), (fake + 1.).relu()),
@@ -134,7 +135,7 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn the_mean_is_the_sum_over_the_values_of_an_image() {
+    fn the_mean_is_the_sum_divided_by_the_values_of_an_image() {
         let of = |key: &str, shape: &[i64]| Noise::new(1, key).normal(shape).unwrap();
         let (x, y) = (of("x", &[2, 3, 4, 4]), of("y", &[2, 3, 4, 4]).set_requires_grad(true));
         let (kl, distance) = (of("kl", &[2]), of("d", &[2]));
@@ -157,7 +158,7 @@ mod tests {
         let weight = adaptive_weight(&nll, &g, &w).unwrap();
         // 1e-4 beside a norm of 0.7 takes 8.5e-4 of 6.
         assert!((weight.double_value(&[]) - 6.).abs() < 1e-3 && !weight.requires_grad());
-        // a discriminator that says nothing does not drown everything
+        // the weight is bounded if the discriminator has almost no gradient
         assert_eq!(adaptive_weight(&nll, &(&g * 1e-9), &w).unwrap().double_value(&[]), 1e4);
     }
 }
