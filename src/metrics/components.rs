@@ -1,4 +1,4 @@
-//! The connected regions of a mask, where pixels that touch at an edge or a corner belong together.
+//! The connected regions of a mask. Pixels that touch at an edge or a corner belong to one region.
 
 use super::MetricError;
 
@@ -13,9 +13,10 @@ pub struct Components {
 }
 
 impl Components {
-    /// Labels a row-major mask `[H, width]`, where true is foreground. An error if it does not consist of whole rows.
+    /// Labels a row-major mask `[H, width]` with true for foreground. Fails if it does not consist of whole rows.
     ///
-    /// Two passes: the first gives provisional numbers and notes which of them touch, the second settles them.
+    /// The first of two passes gives provisional numbers and records which of them touch; the second replaces them by
+    /// the final ones.
     pub fn label(mask: &[bool], width: usize) -> Result<Self, MetricError> {
         if !mask.is_empty() && (width == 0 || !mask.len().is_multiple_of(width)) {
             return Err(MetricError::Width { pixels: mask.len(), width });
@@ -28,7 +29,8 @@ impl Components {
             let north = if first_row { 0 } else { labels[i - width] };
             let north_west = if first_row || x == 0 { 0 } else { labels[i - width - 1] };
             let north_east = if first_row || x + 1 == width { 0 } else { labels[i - width + 1] };
-            // North touches the other three and west touches north-west: only north-east can join two regions here.
+            // North touches the other three, and west touches north-west. So two regions can be joined here only
+            // through north-east.
             let left = if west != 0 { west } else { north_west };
             labels[i] = match (north, left, north_east) {
                 (0, 0, 0) => forest.plant(),
@@ -53,7 +55,7 @@ impl Components {
 struct Forest(Vec<u32>);
 
 impl Default for Forest {
-    /// Label 0, the background, is its own root.
+    /// Makes a forest of label 0 alone, the background, which is its own root.
     fn default() -> Self {
         Self(vec![0])
     }
@@ -81,7 +83,7 @@ impl Forest {
         a.min(b)
     }
 
-    /// The final number of every provisional label, and how many numbers there are.
+    /// Returns the final number of every provisional label, and the count of final numbers.
     fn number(self) -> (Vec<u32>, usize) {
         let mut numbers = vec![0; self.0.len()];
         let mut regions = 0;
@@ -102,7 +104,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Labels by flood fill, the plain definition.
+    /// Labels by flood fill, which follows the definition.
     pub(in crate::metrics) fn flood_fill(mask: &[bool], width: usize) -> Components {
         let mut labels = vec![0u32; mask.len()];
         let mut areas = Vec::new();
@@ -133,14 +135,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn corners_connect() {
+    fn pixels_that_touch_at_a_corner_are_one_region() {
         assert_eq!(drawn(&["#..", ".#.", "..#"]).areas, [3]);
         assert_eq!(drawn(&["..#", ".#.", "#.."]).areas, [3]);
         assert_eq!(drawn(&["#.#", "...", "#.#"]).areas, [1, 1, 1, 1]);
     }
 
     #[test]
-    fn rows_do_not_wrap() {
+    fn the_ends_of_adjacent_rows_do_not_touch() {
         let regions = drawn(&["..#", "#..", "..."]);
         assert_eq!((regions.areas, regions.labels[2], regions.labels[3]), (vec![1, 1], 1, 2));
         assert_eq!(drawn(&["..#", "...", "#.."]).areas, [1, 1]);
@@ -155,7 +157,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_mask_has_whole_rows() {
+    fn a_mask_without_whole_rows_is_refused() {
         assert_eq!(Components::label(&[true; 7], 3), Err(MetricError::Width { pixels: 7, width: 3 }));
         assert_eq!(Components::label(&[true], 0), Err(MetricError::Width { pixels: 1, width: 0 }));
         assert!(Components::label(&[], 0).unwrap().areas.is_empty());
@@ -167,7 +169,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn equals_flood_fill(width in 1..14usize, density in 0.1..0.9f64, noise in uniform()) {
+        fn labels_equal_those_of_flood_fill(width in 1..14usize, density in 0.1..0.9f64, noise in uniform()) {
             let rows = noise.len() / width;
             let mask: Vec<bool> = noise[..rows * width].iter().map(|u| *u < density).collect();
             prop_assert_eq!(Components::label(&mask, width).unwrap(), flood_fill(&mask, width));

@@ -1,35 +1,35 @@
-//! The metrics that maps without any information would have, and how far so few images let them stray.
+//! The metrics of maps without any information, and their standard deviations for a number of images.
 
-/// What guessing gives.
+/// A metric of random scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guess {
-    /// On average.
+    /// The expected value.
     pub value: f64,
-    /// The standard deviation.
+    /// The standard deviation over draws.
     pub spread: f64,
 }
 
 impl Guess {
-    /// An AUROC over images: the variance of Mann and Whitney's statistic under the null hypothesis.
+    /// Returns the AUROC over images, with the variance of Mann and Whitney's statistic under the null hypothesis.
     pub fn image_auroc(normal: u64, anomalous: u64) -> Option<Self> {
         let (n, m) = (normal as f64, anomalous as f64);
         (n > 0. && m > 0.).then(|| Self { value: 0.5, spread: ((n + m + 1.) / (12. * n * m)).sqrt() })
     }
 
-    /// An AUROC over pixels. Maps are smooth, so a region is found or missed as a whole: as many draws as there are regions, each
-    /// of a rank between 0 and 1.
+    /// Returns the AUROC over pixels. Maps are smooth, so a region is found or missed as a whole: the AUROC is the mean
+    /// of as many draws as there are regions, each of a rank uniform in 0 to 1.
     pub fn pixel_auroc(regions: u64) -> Option<Self> {
         (regions > 0).then(|| Self { value: 0.5, spread: (1. / 12. / regions as f64).sqrt() })
     }
 
-    /// AUPRO up to a false positive rate `limit`, of as many draws as [`Guess::pixel_auroc`]: a region whose pixels rank at u adds
-    /// (limit - u) / limit where u is below the limit, else nothing.
+    /// Returns the AUPRO up to a false positive rate `limit`, from as many draws as [`Guess::pixel_auroc`]: a region
+    /// whose pixels rank at u contributes (limit - u) / limit if u is below the limit, else nothing.
     pub fn aupro(regions: u64, limit: f64) -> Option<Self> {
         let variance = limit / 3. - limit * limit / 4.;
         (regions > 0).then(|| Self { value: limit / 2., spread: (variance / regions as f64).sqrt() })
     }
 
-    /// Whether a metric is below guessing, or not above it by more than one standard deviation.
+    /// Returns true if a metric is at most one standard deviation above the expected value of guessing.
     pub fn explains(&self, metric: f64) -> bool {
         metric <= self.value + self.spread
     }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
     use crate::metrics::ImageMetrics;
 
-    /// Mean and standard deviation of a metric over many draws of `of`.
+    /// Returns mean and standard deviation of a metric over many draws of `of`.
     fn drawn(mut of: impl FnMut(&mut rand_chacha::ChaCha8Rng) -> f64) -> Guess {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
         let values: Vec<f64> = (0..4000).map(|_| of(&mut random)).collect();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_stray_as_far_as_told() {
+    fn drawn_guesses_have_the_computed_mean_and_deviation() {
         let images = drawn(|random| {
             let mut images = ImageMetrics::new();
             (0..18).for_each(|i| images.update(random.random::<f64>(), i < 10).unwrap());
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_is_told_from_guessing_where_there_are_images_enough() {
+    fn a_metric_is_distinguished_from_guessing_given_enough_images() {
         let explains = |normal, anomalous, auroc| Guess::image_auroc(normal, anomalous).unwrap().explains(auroc);
         assert!(explains(8, 10, 0.6) && !explains(80, 100, 0.6));
         assert!(explains(8, 10, 0.3) && explains(80, 100, 0.3));

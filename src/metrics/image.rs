@@ -5,8 +5,8 @@ use super::{
     levels::{Levels, Record},
 };
 
-/// A mergeable state of all images seen: how many of each kind share a score. Equal images give equal states, in whatever
-/// order or parts they came.
+/// A mergeable state of all images seen: the counts of normal and anomalous images per score. Equal images give equal
+/// states, in any order and any division into parts.
 #[derive(Debug, Clone)]
 pub struct ImageMetrics {
     levels: Levels<Level>,
@@ -25,12 +25,12 @@ impl PartialEq for ImageMetrics {
 }
 
 impl ImageMetrics {
-    /// No images yet.
+    /// Makes a state without images.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds one image by its score and whether it is anomalous. An error, and no change, if the score is NaN.
+    /// Adds one image with its score and label (true is anomalous). Fails, and changes nothing, if the score is NaN.
     pub fn update(&mut self, score: f64, anomalous: bool) -> Result<(), MetricError> {
         if score.is_nan() {
             return Err(MetricError::NanScore);
@@ -40,7 +40,7 @@ impl ImageMetrics {
         Ok(())
     }
 
-    /// The images as a ranking, from which the metrics are read.
+    /// Returns the images as a ranking, which computes the metrics.
     pub fn ranking(&self) -> Ranking {
         self.levels.ascending().into_iter().rev().map(|(_, level)| level).collect()
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_changes_nothing() {
+    fn a_nan_score_is_refused_and_changes_nothing() {
         let mut images = state(&[(0.5, true)]);
         assert_eq!(images.update(f64::NAN, true), Err(MetricError::NanScore));
         assert_eq!(images.merge_bytes(&[1, 2, 3]), Err(MetricError::State));

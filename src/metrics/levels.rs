@@ -1,23 +1,23 @@
-//! Counts per distinct score: what every metric of a ranking follows from, without a loss.
+//! Counts per distinct score, from which every metric of a ranking follows exactly.
 
 use half::f16;
 use std::{fmt::Debug, ops::AddAssign};
 
-/// A type that anomaly maps come in.
+/// A type of the values of anomaly maps.
 pub trait Score: Copy + Debug + PartialOrd + Into<f64> + Send + Sync + 'static {
-    /// Whether there are few enough scores, 65,536, for a count of each.
+    /// True if there are few enough different scores, 65,536, for a count of each.
     const FEW: bool;
 
-    /// The place of a score among all scores of its type, smallest first; -0 and 0 share one.
+    /// Returns the place of a score among all scores of its type, smallest first; -0 and 0 share one.
     fn key(self) -> u64;
 
-    /// The score at a place.
+    /// Returns the score at a place.
     fn at(key: u64) -> f64;
 
-    /// Whether it has no place in an order.
+    /// Returns true if the score has no place in an order.
     fn is_nan(self) -> bool;
 
-    /// The result of an operation as arithmetic of this type has it; that of f16 is done in f64.
+    /// Rounds the result of an operation as the arithmetic of this type does; that of f16 is done in f64.
     fn round(x: f64) -> f64;
 }
 
@@ -86,16 +86,16 @@ impl Score for f32 {
     }
 }
 
-/// What is counted.
+/// The pixels or images that are counted per score.
 pub(super) trait Count: Copy + Debug + Default + PartialEq + AddAssign {}
 
 impl<C: Copy + Debug + Default + PartialEq + AddAssign> Count for C {}
 
-/// What a state in bytes consists of.
+/// A part of a state in bytes.
 pub(super) trait Record: Sized {
     fn write(&self, out: &mut Vec<u8>);
 
-    /// Takes it from the front; None where it is not whole.
+    /// Takes a record from the front; None if the bytes are too few.
     fn read(from: &mut &[u8]) -> Option<Self>;
 }
 
@@ -114,13 +114,14 @@ impl Record for u64 {
 /// A count per score.
 #[derive(Debug, Clone)]
 pub(super) enum Levels<C> {
-    /// At its key; empty before the first.
+    /// Counts at the index of their keys; empty before the first.
     All(Vec<C>),
-    /// With its key; in ascending order, each key once, up to `settled`, and beyond it as they came.
+    /// Counts with their keys. Up to `settled` they are in ascending order, each key once; after that, in the order of
+    /// adding.
     Occurring { counts: Vec<(u64, C)>, settled: usize },
 }
 
-/// All scores of a type that has few, and how many counts are too few to be worth settling.
+/// The number of scores of a type that has few, and the number of counts up to which settling is not worth its cost.
 const ALL: usize = 1 << 16;
 
 impl<C: Count> Levels<C> {
@@ -147,7 +148,7 @@ impl<C: Count> Levels<C> {
         }
     }
 
-    /// The scores that occur, in ascending order, by their keys.
+    /// Returns the keys of the scores that occur, ascending, with their counts.
     pub(super) fn ascending(&self) -> Vec<(u64, C)> {
         match self {
             Self::All(counts) => {
@@ -164,7 +165,7 @@ impl<C: Count> Levels<C> {
         }
     }
 
-    /// Bytes that it takes.
+    /// Returns the size in bytes.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::All(counts) => counts.capacity() * size_of::<C>(),
@@ -196,7 +197,7 @@ impl<C: Count + Record> Levels<C> {
     }
 }
 
-/// The sort is stable, so it finds the part that is in order.
+/// Sorts counts by key and adds those of equal keys. The stable sort is fast on the part that is in order already.
 fn settle<C: Count>(counts: &mut Vec<(u64, C)>) {
     counts.sort_by_key(|(key, _)| *key);
     counts.dedup_by(|(key, count), (kept, sum)| {
@@ -214,7 +215,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn keys_keep_the_order_of_all_f16() {
+    fn keys_of_all_f16_keep_their_order() {
         let mut scores: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|score| !score.is_nan()).collect();
         scores.sort_by(|a, b| a.partial_cmp(b).unwrap());
         assert!(scores.windows(2).all(|pair| (pair[0] < pair[1]) == (pair[0].key() < pair[1].key())));
@@ -224,14 +225,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_keep_the_order_of_floats(a in any::<f64>(), b in any::<f64>(), c in any::<f32>(), d in any::<f32>()) {
+        fn keys_of_f64_and_f32_keep_their_order(a in any::<f64>(), b in any::<f64>(), c in any::<f32>(), d in any::<f32>()) {
             prop_assert_eq!((a < b, a == b), (a.key() < b.key(), a.key() == b.key()));
             prop_assert_eq!((c < d, c == d), (c.key() < d.key(), c.key() == d.key()));
             prop_assert_eq!((f64::at(a.key()), f32::at(c.key())), (a, f64::from(c)));
         }
 
         #[test]
-        fn levels_are_sums(keys in prop::collection::vec(0..40u64, 0..200)) {
+        fn counts_of_equal_keys_are_added(keys in prop::collection::vec(0..40u64, 0..200)) {
             let mut levels = Levels::new::<f64>();
             for (at, chunk) in keys.chunks(7).enumerate() {
                 levels.add(chunk.iter().map(|key| (*key, 1u64)));

@@ -1,8 +1,8 @@
-//! How well scores separate anomalous from normal: exact metrics, with ties, as pure functions and mergeable states.
+//! Metrics of how well scores separate anomalous from normal: exact, with ties, as pure functions and mergeable states.
 //!
-//! [`ImageMetrics`] and [`PixelMetrics`] are what is known of images and of the pixels of anomaly maps, [`Ranking`] has the
-//! metrics of either, [`Components`] finds the regions that PRO averages over, and a [`Protocol`] says whose rules hold. No tables
-//! and no tensors: slices in, numbers out.
+//! [`ImageMetrics`] and [`PixelMetrics`] are the states of images and of the pixels of anomaly maps. [`Ranking`]
+//! computes the metrics of either, [`Components`] finds the regions over which PRO is averaged, and a [`Protocol`] is
+//! the rules of one program. The module maps slices to numbers, without tables and tensors.
 
 pub mod components;
 pub mod guessing;
@@ -20,22 +20,23 @@ pub use pixel::PixelMetrics;
 pub use protocol::Protocol;
 pub use ranking::{Level, Ranking};
 
-/// What is known of some images, in a form that what is known of others can be added to.
+/// A summary of some images to which summaries of others can be added.
 pub trait State: std::fmt::Debug + Send + Sync + 'static {
-    /// Adds all that `other` has seen.
+    /// Adds everything that `other` has seen.
     fn merge(&mut self, other: &Self);
 
-    /// The state for another process; [`State::merge_bytes`] reads it.
+    /// Serialises the state; [`State::merge_bytes`] reads it, in another process too.
     fn to_bytes(&self) -> Vec<u8>;
 
-    /// [`State::merge`] of a state in bytes. An error, and no change, if they are no state of this type.
+    /// Does as [`State::merge`], for a state in bytes. Fails, and changes nothing, if they are not a state of this
+    /// type.
     fn merge_bytes(&mut self, bytes: &[u8]) -> Result<(), MetricError>;
 
-    /// Bytes of memory that it takes.
+    /// Returns the size in memory in bytes.
     fn size(&self) -> usize;
 }
 
-/// Why scores, maps or masks cannot be measured.
+/// Scores, maps or masks that cannot be measured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetricError {
     /// A score that has no place in an order.
@@ -49,7 +50,7 @@ pub enum MetricError {
         /// Row, from 0.
         y: usize,
     },
-    /// A map and a mask that do not show the same pixels.
+    /// A map and a mask with different numbers of pixels.
     #[error("anomaly map has {map} pixels, its mask {mask}: they must be equally large")]
     Sizes {
         /// Pixels of the map.
@@ -65,7 +66,7 @@ pub enum MetricError {
         /// Pixels of a row.
         width: usize,
     },
-    /// Bytes that no state was written as.
+    /// Bytes that are not a serialised state.
     #[error("these bytes are no state of a metric")]
     State,
 }

@@ -7,16 +7,16 @@ use super::{
 use half::f16;
 use std::{marker::PhantomData, ops::AddAssign};
 
-/// One region, in the unit that coverage is counted in. Whole numbers add up to the same sum in any order, so that a
-/// state does not depend on how its images were divided; cutting `REGION / area` to a whole number errs by less than
-/// `area / 2^64` of a region.
+/// One region, in the unit of coverage. Whole numbers add up to the same sum in any order, so that a state does not
+/// depend on the division of its images into parts. Cutting `REGION / area` to a whole number errs by less than `area /
+/// 2^64` of a region.
 const REGION: u128 = 1 << 64;
 
 /// A mergeable state of all pixels seen, from which exact metrics follow.
 ///
-/// It counts pixels by score, which loses nothing. Of f16, the type of stored maps, at most 65,536 scores differ: 2.5 MiB
-/// however many pixels there are, constant time per pixel. Of other types it grows with the scores that occur. Equal pixels
-/// give equal states, in whatever order or parts they came.
+/// It counts pixels by score, without loss. For f16, the type of stored maps, at most 65,536 scores differ: the state
+/// takes 2.5 MiB for any number of pixels, and constant time per pixel. For other types it grows with the number of
+/// different scores. Equal pixels give equal states, in any order and any division into parts.
 #[derive(Debug, Clone)]
 pub struct PixelMetrics<S = f16> {
     normal: Levels<u64>,
@@ -25,11 +25,11 @@ pub struct PixelMetrics<S = f16> {
     scores: PhantomData<S>,
 }
 
-/// Anomalous pixels.
+/// A number of anomalous pixels, and the coverage of their regions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) pixels: u64,
-    /// Sum over the pixels of [`REGION`] / area of the pixel's region.
+    /// The sum over the pixels of [`REGION`] / area of the pixel's region.
     covered: u128,
 }
 
@@ -40,7 +40,7 @@ impl AddAssign for Found {
     }
 }
 
-/// The pixels that share one score, or that score above a threshold.
+/// The pixels with one score, or with scores above a threshold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Pixels {
     pub(super) key: u64,
@@ -62,14 +62,14 @@ impl<S: Score> PartialEq for PixelMetrics<S> {
 }
 
 impl<S: Score> PixelMetrics<S> {
-    /// No pixels yet.
+    /// Makes a state without pixels.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds one image: its anomaly map and its mask (true is anomalous), row-major `[H, width]` both.
     ///
-    /// An error, and no change, if their sizes differ, if they do not consist of whole rows, or if a pixel is NaN.
+    /// Fails, and changes nothing, if their sizes differ, if they do not consist of whole rows, or if a pixel is NaN.
     pub fn update(&mut self, map: &[S], mask: &[bool], width: usize) -> Result<(), MetricError> {
         if map.len() != mask.len() {
             return Err(MetricError::Sizes { map: map.len(), mask: mask.len() });
@@ -93,38 +93,38 @@ impl<S: Score> PixelMetrics<S> {
         Ok(())
     }
 
-    /// Regions seen: 8-connected components of each image's mask.
+    /// Returns the number of regions seen: 8-connected components of each image's mask.
     pub fn regions(&self) -> u64 {
         self.regions
     }
 
-    /// The pixels as a ranking, from which several metrics can be read.
+    /// Returns the pixels as a ranking, which computes several metrics.
     pub fn ranking(&self) -> Ranking {
         self.descending().map(|bin| Level { positives: bin.found.pixels, negatives: bin.normal }).collect()
     }
 
-    /// [`Ranking::auroc`] of all pixels.
+    /// Returns [`Ranking::auroc`] of all pixels.
     pub fn auroc(&self) -> Option<f64> {
         self.ranking().auroc()
     }
 
-    /// [`Ranking::average_precision`] of all pixels.
+    /// Returns [`Ranking::average_precision`] of all pixels.
     pub fn average_precision(&self) -> Option<f64> {
         self.ranking().average_precision()
     }
 
-    /// [`Ranking::f1_max`] of all pixels.
+    /// Returns [`Ranking::f1_max`] of all pixels.
     pub fn f1_max(&self) -> Option<f64> {
         self.ranking().f1_max()
     }
 
-    /// Area under the per-region overlap curve up to a false positive rate of `limit` (0.3 in the papers), divided by
-    /// `limit`.
+    /// Returns the area under the per-region overlap curve up to a false positive rate of `limit` (0.3 in the papers),
+    /// divided by `limit`.
     ///
     /// At each threshold "score >= a score that occurs", PRO is the mean over all regions of all images of the fraction
     /// that is covered, and the false positive rate counts all normal pixels. The curve starts at (0, 0) and is linear
-    /// between its points, so also up to `limit` (anomalib's `AUPRO`; after Bergmann et al. 2021, MVTec AD). None where
-    /// there are no regions or no normal pixels, or where `limit` is not in (0, 1].
+    /// between its points, so also up to `limit` (anomalib's `AUPRO`; after Bergmann et al. 2021, MVTec AD). None if
+    /// there are no regions or no normal pixels, or if `limit` is not in (0, 1].
     pub fn aupro(&self, limit: f64) -> Option<f64> {
         let total = self.total()?;
         if !(limit > 0.0 && limit <= 1.0) {
@@ -145,20 +145,20 @@ impl<S: Score> PixelMetrics<S> {
         None // not reached: the last false positive rate is 1
     }
 
-    /// All pixels, if there are normal ones and regions.
+    /// Returns the sum of all pixels, if there are normal pixels and regions.
     pub(super) fn total(&self) -> Option<Pixels> {
         let mut total = Pixels::default();
         self.descending().for_each(|bin| total += bin);
         (total.normal > 0 && self.regions > 0).then_some(total)
     }
 
-    /// False positive rate and per-region overlap where these pixels are called anomalous.
+    /// Returns the false positive rate and the per-region overlap if the pixels `called` are predicted as anomalous.
     pub(super) fn rates(&self, called: &Pixels, total: &Pixels) -> (f64, f64) {
         let whole = REGION as f64 * self.regions as f64;
         (called.normal as f64 / total.normal as f64, called.found.covered as f64 / whole)
     }
 
-    /// The scores that occur, highest first.
+    /// Returns the pixels of each score that occurs, highest score first.
     pub(super) fn descending(&self) -> impl Iterator<Item = Pixels> {
         let mut normal = self.normal.ascending().into_iter().rev().peekable();
         let mut found = self.anomalous.ascending().into_iter().rev().peekable();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_alone_has_no_metrics() {
+    fn metrics_of_only_normal_or_only_anomalous_pixels_are_none() {
         for state in [PixelMetrics::<f16>::new(), measured(&[0.1, 0.2], &[0, 0], 2), measured(&[0.1, 0.2], &[1, 1], 2)]
         {
             assert_eq!([state.auroc(), state.average_precision(), state.f1_max(), state.aupro(0.3)], [None; 4]);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_measured_changes_nothing() {
+    fn an_image_that_cannot_be_measured_changes_nothing() {
         let mut state = measured(&[0.1, 0.2], &[0, 1], 2);
         let before = state.clone();
         let map = maps(&[0.0, 0.0, 0.0, f32::NAN]);
@@ -310,7 +310,7 @@ mod tests {
         state
     }
 
-    /// The area from its definition: every threshold, every region of every image.
+    /// Computes the area from its definition: every threshold, every region of every image.
     fn aupro_by_thresholds(images: &[Image], limit: f64) -> Option<f64> {
         let regions: Vec<Vec<f16>> = images
             .iter()
@@ -334,7 +334,7 @@ mod tests {
             let pro = regions.iter().map(|region| fraction(region, at)).sum::<f64>() / regions.len() as f64;
             (fraction(&normal, at), pro)
         }));
-        // Each segment cut off at the limit, then trapezoids.
+        // Each segment is cut off at the limit; the areas are trapezoids.
         let area: f64 = curve
             .windows(2)
             .filter(|ends| ends[0].0 < limit && ends[1].0 > ends[0].0)
@@ -355,7 +355,7 @@ mod tests {
         }
     }
 
-    /// Limits that points of the curve may hit, and any other.
+    /// Returns limits that points of the curve may hit, and any other.
     fn limits() -> impl Strategy<Value = f64> {
         prop_oneof![Just(0.25), Just(0.5), Just(1.0), 0.001..1.0f64]
     }

@@ -1,41 +1,43 @@
-//! What a metric is called in a paper depends on whose program computed it: the rules of three programs.
+//! The rules by which three programs compute metrics: papers give one name to metrics of different rules.
 
 use super::{PixelMetrics, Ranking, Score, pixel::Pixels};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Whose rules the metrics follow.
+/// The program whose rules the metrics follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// From the definitions: the score of each image as it is stored, its label as the dataset has it, AUPRO over all thresholds
-    /// that occur, integrated up to `aupro_limit`.
+    /// From the definitions: the score of each image is the stored one, its label that of the dataset, and AUPRO is
+    /// taken over all thresholds that occur and integrated up to `aupro_limit`.
     Exact,
-    /// As the code of the paper (and of DiAD) computes them: the image's score is the largest of eight times averaged 8x8 windows
-    /// of its map, its label is whether its mask has any pixel; an AUROC below one half is reported as one less it; PRO is taken
-    /// at 200 thresholds between the lowest and the highest score, and its area up to the largest false positive rate below
-    /// 0.3 that they hit, over that rate. Maps have at least 57 pixels a side, or there are no image metrics.
+    /// As in the code of the paper (and of DiAD): the image's score is the largest value of its map after averaging
+    /// over 8x8 windows eight times; its label is whether its mask has any pixel; an AUROC below one half is reported
+    /// as one less it; PRO is taken at 200 thresholds between the lowest and the highest score, and its area up to the
+    /// largest false positive rate below 0.3 that they hit, over that rate. Maps have at least 57 pixels a side, or
+    /// there are no image metrics.
     Reference,
-    /// As ADer's own functions compute them with their defaults, without ADEval: the image's score is the largest average of
-    /// 16x16 windows of its map, its label is whether its mask has any pixel; the pixels' F1 is the largest of 21 thresholds; PRO
-    /// is taken at 200 thresholds, and its area over the false positive rates below 0.3 that they hit, stretched to 0..1.
+    /// As in ADer's own functions with their defaults, without ADEval: the image's score is the largest average of
+    /// 16x16 windows of its map; its label is whether its mask has any pixel; the pixels' F1 is the largest of 21
+    /// thresholds; PRO is taken at 200 thresholds, and its area over the false positive rates below 0.3 that they hit,
+    /// stretched to 0..1.
     Ader,
 }
 
-/// What [`Protocol::image_metrics`] computes.
+/// The metrics that [`Protocol::image_metrics`] computes.
 pub const IMAGE_METRICS: [&str; 3] = ["image_auroc", "image_ap", "image_f1_max"];
-/// What [`Protocol::pixel_metrics`] computes.
+/// The metrics that [`Protocol::pixel_metrics`] computes.
 pub const PIXEL_METRICS: [&str; 4] = ["pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
 
-/// PRO is integrated up to here.
+/// The false positive rate up to which PRO is integrated.
 const FPR_LIMIT: f64 = 0.3;
-/// Thresholds of PRO.
+/// The number of thresholds of PRO.
 const STEPS: u32 = 200;
-/// Keeps ADer's divisions from zero.
+/// The number by which ADer keeps divisors from zero.
 const EPSILON: f64 = 1e-8;
 
 impl Protocol {
-    /// Its name in tables.
+    /// Returns the name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -44,8 +46,8 @@ impl Protocol {
         }
     }
 
-    /// The windows that a map is averaged over before its largest value is the image's score: `(side, how often)`, stride 1, inside
-    /// the map; None where the score is the stored one.
+    /// Returns the windows over which a map is averaged before its largest value is the image's score: `(side,
+    /// repeats)`, stride 1, inside the map; None if the score is the stored one.
     pub fn windows(self) -> Option<(usize, usize)> {
         match self {
             Self::Exact => None,
@@ -54,26 +56,27 @@ impl Protocol {
         }
     }
 
-    /// Whether an image with a mask is anomalous where the mask has a pixel, whatever the dataset says.
+    /// Returns true if an image with a mask is anomalous exactly if the mask has a pixel, whatever its label in the
+    /// dataset.
     pub fn labels_by_mask(self) -> bool {
         self != Self::Exact
     }
 
-    /// Whether a pixel is anomalous where anything is left of the mask's grey levels after resampling, and not where more than
-    /// half of it is.
+    /// Returns true if a pixel is anomalous as soon as the mask's grey level is above 0 after resampling; else more
+    /// than half of the pixel has to be.
     pub fn reads_grey_masks(self) -> bool {
         self == Self::Reference
     }
 
-    /// AUROC, average precision and largest F1 of images: [`IMAGE_METRICS`].
+    /// Computes AUROC, average precision and largest F1 of images: [`IMAGE_METRICS`].
     pub fn image_metrics(self, images: &Ranking) -> [Option<f64>; 3] {
         let auroc = images.auroc();
         let auroc = if self == Self::Reference { auroc.map(flipped) } else { auroc };
         [auroc, images.average_precision(), images.f1_max()]
     }
 
-    /// AUROC, average precision and largest F1 of pixels, and AUPRO: [`PIXEL_METRICS`]. `limit` is that of [`PixelMetrics::aupro`] where the
-    /// protocol has none of its own.
+    /// Computes AUROC, average precision and largest F1 of pixels, and AUPRO: [`PIXEL_METRICS`]. `limit` is that of
+    /// [`PixelMetrics::aupro`], for a protocol without one of its own.
     pub fn pixel_metrics(self, pixels: &PixelMetrics<impl Score>, limit: f64) -> [Option<f64>; 4] {
         let ranking = pixels.ranking();
         let (auroc, ap, f1) = (ranking.auroc(), ranking.average_precision(), ranking.f1_max());
@@ -85,31 +88,31 @@ impl Protocol {
     }
 }
 
-/// As the authors report an AUROC.
+/// Returns an AUROC as the authors report it.
 fn flipped(auroc: f64) -> f64 {
     if auroc < 0.5 { 1. - auroc } else { auroc }
 }
 
 impl<S: Score> PixelMetrics<S> {
-    /// The authors' PRO (`compute_pro`), of an area that depends on where 200 thresholds happen to lie: no point is added at a
-    /// false positive rate of 0 or 0.3. None where the exact one is not defined and where every kept rate is 0; a curve of fewer
-    /// than two points, such as that of constant maps, has no area.
+    /// Computes the authors' AUPRO (`compute_pro`), which depends on the places of 200 thresholds: no point is added at
+    /// a false positive rate of 0 or 0.3. None if the exact one is not defined or every kept rate is 0. A curve of
+    /// fewer than two points, such as that of constant maps, has the area 0.
     pub fn aupro_reference(&self) -> Option<f64> {
         let curve = self.pro_curve(STEPS)?;
         let largest = curve.iter().map(|(fpr, _)| *fpr).fold(0., f64::max);
         area(&curve, 0., largest)
     }
 
-    /// ADer's `cal_pro_score` with `max_step: steps`. None and 0 as of [`PixelMetrics::aupro_reference`].
+    /// Computes ADer's `cal_pro_score` with `max_step: steps`. None and 0 as in [`PixelMetrics::aupro_reference`].
     pub fn aupro_ader(&self, steps: u32) -> Option<f64> {
         let curve = self.pro_curve(steps)?;
         let fprs = || curve.iter().map(|(fpr, _)| *fpr);
         area(&curve, fprs().fold(1., f64::min), fprs().fold(0., f64::max))
     }
 
-    /// False positive rate and per-region overlap where "score > threshold", at `numpy.arange(min, max, (max - min) / steps)`,
-    /// of those whose rate is below 0.3; thresholds ascend, so rates descend. None where there are no regions or no normal
-    /// pixels.
+    /// Returns the false positive rate and per-region overlap of "score > threshold" for the thresholds
+    /// `numpy.arange(min, max, (max - min) / steps)`, if the rate is below 0.3. Thresholds ascend, so rates descend.
+    /// None if there are no regions or no normal pixels.
     pub fn pro_curve(&self, steps: u32) -> Option<Vec<(f64, f64)>> {
         let total = self.total()?;
         let (min, max) = self.range()?;
@@ -117,8 +120,8 @@ impl<S: Score> PixelMetrics<S> {
         Some(called.iter().map(|called| self.rates(called, &total)).filter(|(fpr, _)| *fpr < FPR_LIMIT).collect())
     }
 
-    /// ADer's `mF1_max_px`: the largest F1 at the thresholds 0, 0.05, .. 1 of scores stretched to 0..1. None where the exact one
-    /// is.
+    /// Computes ADer's `mF1_max_px`: the largest F1 at the thresholds 0, 0.05, .. 1 of scores stretched to 0..1. None
+    /// if there are no regions or no normal pixels.
     pub fn f1_max_ader(&self) -> Option<f64> {
         let total = self.total()?;
         let (min, max) = self.range()?;
@@ -133,14 +136,14 @@ impl<S: Score> PixelMetrics<S> {
         Some(self.above(&thresholds, stretched).iter().map(f1).fold(0., f64::max))
     }
 
-    /// The lowest and the highest score.
+    /// Returns the lowest and the highest score.
     fn range(&self) -> Option<(f64, f64)> {
         let mut keys = self.descending().map(|bin| bin.key);
         let max = keys.next()?;
         Some((S::at(keys.last().unwrap_or(max)), S::at(max)))
     }
 
-    /// The pixels above each of ascending thresholds, of scores as an increasing function has them.
+    /// Returns the pixels above each of ascending thresholds; scores are mapped by `of`, an increasing function.
     fn above(&self, thresholds: &[f64], of: impl Fn(f64) -> f64) -> Vec<Pixels> {
         let mut bins = self.descending().peekable();
         let mut sum = Pixels::default();
@@ -156,8 +159,8 @@ impl<S: Score> PixelMetrics<S> {
     }
 }
 
-/// `numpy.arange(min, max, (max - min) / steps)` of scalars of a type: the first two are computed in it, the others follow in
-/// f64 at the distance of these two. At times there is one more than `steps`.
+/// Computes `numpy.arange(min, max, (max - min) / steps)` for scalars of a type. The first two values are computed in
+/// that type, the others follow in f64 at the distance of these two. Rounding may give one value more than `steps`.
 fn arange<S: Score>(min: f64, max: f64, steps: u32) -> Vec<f64> {
     let span = S::round(max - min);
     let step = S::round(span / f64::from(steps));
@@ -171,7 +174,7 @@ fn arange<S: Score>(min: f64, max: f64, steps: u32) -> Vec<f64> {
     (0..count as u32).map(value).collect()
 }
 
-/// Trapezoids below a curve whose rates descend, after `from..to` is stretched to 0..1.
+/// Returns the area of the trapezoids below a curve whose rates descend, after `from..to` is stretched to 0..1.
 fn area(curve: &[(f64, f64)], from: f64, to: f64) -> Option<f64> {
     let trapezoids = curve.windows(2).map(|ends| (ends[0].0 - ends[1].0) * (ends[0].1 + ends[1].1) / 2.);
     match curve {

@@ -1,8 +1,8 @@
-//! Metrics of a ranking: they depend on the order of the scores alone, and on how many of each kind share a score.
+//! Metrics of a ranking, which depend only on the order of the scores and on the counts of each kind per score.
 
 use std::ops::{Add, AddAssign};
 
-/// How many positives (anomalous) and negatives (normal) share one score.
+/// The counts of positives (anomalous) and negatives (normal) with one score.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Level {
     /// Anomalous images or pixels with this score.
@@ -13,7 +13,7 @@ pub struct Level {
 
 /// The levels of all scores that occur, collected in descending order of score.
 ///
-/// Every metric is in 0..=1, follows from whole counts, and is None where there are no positives or no negatives.
+/// Every metric is in 0..=1, follows from whole counts, and is None if there are no positives or no negatives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranking {
     levels: Vec<Level>,
@@ -21,7 +21,7 @@ pub struct Ranking {
 }
 
 impl FromIterator<Level> for Ranking {
-    /// `levels` come in descending order of score. Empty ones change nothing.
+    /// Collects `levels`, which come in descending order of score. Empty ones change nothing.
     fn from_iter<T: IntoIterator<Item = Level>>(levels: T) -> Self {
         let levels: Vec<Level> = levels.into_iter().collect();
         let mut total = Level::default();
@@ -31,16 +31,17 @@ impl FromIterator<Level> for Ranking {
 }
 
 impl Ranking {
-    /// All positives and negatives.
+    /// Returns the counts of all positives and negatives.
     pub fn total(&self) -> Level {
         self.total
     }
 
-    /// Area under the ROC curve: the probability that a positive scores above a negative, ties counting one half
-    /// (`sklearn.metrics.roc_auc_score`).
+    /// Returns the area under the ROC curve: the probability that a positive scores above a negative, ties counting one
+    /// half (`sklearn.metrics.roc_auc_score`).
     pub fn auroc(&self) -> Option<f64> {
         let Level { positives, negatives } = self.defined()?;
-        // Twice the number of ordered pairs, so that halves are whole; exceeds 64 bits from 2^32 pixels of each kind.
+        // Twice the number of ordered pairs, so that halves are whole numbers; it exceeds 64 bits from 2^32 pixels of
+        // each kind.
         let pairs: u128 = self
             .above()
             .map(|(above, level)| u128::from(level.negatives) * u128::from(2 * above.positives + level.positives))
@@ -48,8 +49,8 @@ impl Ranking {
         Some(pairs as f64 / (2.0 * positives as f64 * negatives as f64))
     }
 
-    /// Average precision: the precision at each level, weighted by the recall that the level adds, without
-    /// interpolation (`sklearn.metrics.average_precision_score`, which also defines it, as 1, where there are no
+    /// Returns the average precision: the precision at each level, weighted by the recall that the level adds, without
+    /// interpolation (`sklearn.metrics.average_precision_score`, which also defines it, as 1, if there are no
     /// negatives).
     pub fn average_precision(&self) -> Option<f64> {
         let total = self.defined()?;
@@ -60,23 +61,23 @@ impl Ranking {
         Some(gains.sum::<f64>() / total.positives as f64)
     }
 
-    /// The largest F1 = 2·TP / (2·TP + FP + FN) of all thresholds, "score >= a score that occurs"
-    /// (the maximum over `sklearn.metrics.precision_recall_curve`).
+    /// Returns the largest F1 = 2·TP / (2·TP + FP + FN) of all thresholds "score >= a score that occurs" (the maximum
+    /// over `sklearn.metrics.precision_recall_curve`).
     pub fn f1_max(&self) -> Option<f64> {
         let total = self.defined()?;
         let f1 = |here: Level| {
-            // 2·TP + FP + FN is what is called positive plus what is positive.
+            // 2·TP + FP + FN is the number of predicted positives plus the number of positives.
             2.0 * here.positives as f64 / (here.positives + here.negatives + total.positives) as f64
         };
         Some(self.above().map(|(above, level)| f1(above + level)).fold(0.0, f64::max))
     }
 
-    /// The totals, if both kinds occur.
+    /// Returns the totals, if both kinds occur.
     fn defined(&self) -> Option<Level> {
         Some(self.total).filter(|total| total.positives > 0 && total.negatives > 0)
     }
 
-    /// Each level with the sum of all levels above it.
+    /// Returns the sum of all levels above each level, with the level.
     fn above(&self) -> impl Iterator<Item = (Level, Level)> {
         self.levels.iter().scan(Level::default(), |sum, level| {
             let above = *sum;
@@ -120,8 +121,8 @@ mod tests {
     }
 
     #[test]
-    fn the_scikit_learn_example() {
-        // From the documentation of roc_auc_score and average_precision_score.
+    fn metrics_equal_those_of_the_scikit_learn_example() {
+        // The example in the documentation of roc_auc_score and average_precision_score.
         let ranking = ranked(&[0.1, 0.4, 0.35, 0.8], &[0, 0, 1, 1]);
         assert_eq!(ranking.auroc(), Some(0.75));
         assert!((ranking.average_precision().unwrap() - 0.8333333333333333).abs() < 1e-15);
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_score_knows_nothing() {
+    fn a_constant_score_has_the_metrics_of_chance() {
         let ranking = ranked(&[0.5; 4], &[1, 0, 0, 0]);
         assert_eq!(ranking.auroc(), Some(0.5));
         assert_eq!(ranking.average_precision(), Some(0.25));
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_alone_has_no_metrics() {
+    fn metrics_of_only_positives_or_only_negatives_are_none() {
         for labels in [[0, 0], [1, 1]] {
             let ranking = ranked(&[0.1, 0.2], &labels);
             assert_eq!((ranking.auroc(), ranking.average_precision(), ranking.f1_max()), (None, None, None));
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!(Ranking::from_iter([half, half]).auroc(), Some(0.5));
     }
 
-    /// Each metric from its definition: all pairs, all thresholds.
+    /// Computes each metric from its definition: all pairs, all thresholds.
     fn brute_force(pairs: &[(f64, bool)]) -> Option<[f64; 3]> {
         let of = |kind| pairs.iter().filter(move |(_, label)| *label == kind).map(|(score, _)| *score);
         let (positives, negatives) = (of(true).count() as f64, of(false).count() as f64);
@@ -183,14 +184,14 @@ mod tests {
         Some([wins / (positives * negatives), ap, f1_max])
     }
 
-    /// Few enough scores that many tie.
+    /// Returns scores of which many are equal.
     fn quarters() -> impl Strategy<Value = f64> {
         (-6..6i32).prop_map(|score| f64::from(score) / 4.0)
     }
 
     proptest! {
         #[test]
-        fn equals_the_definitions(pairs in prop::collection::vec((quarters(), any::<bool>()), 0..40)) {
+        fn metrics_equal_their_definitions(pairs in prop::collection::vec((quarters(), any::<bool>()), 0..40)) {
             let ranking = ranking(&pairs);
             match brute_force(&pairs) {
                 None => prop_assert_eq!([ranking.auroc(), ranking.average_precision(), ranking.f1_max()], [None; 3]),

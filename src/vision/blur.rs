@@ -1,7 +1,7 @@
 //! Gaussian smoothing of anomaly maps, equal to `scipy.ndimage.gaussian_filter` with its defaults
 //! (`truncate=4`, `mode="reflect"`).
 
-/// Sigmas after which the kernel is cut.
+/// The distance in sigmas beyond which the kernel is cut.
 const TRUNCATE: f64 = 4.0;
 
 /// Smooths a `[height, width]` map.
@@ -37,7 +37,7 @@ impl Kernel {
         self.weights.len() - 1
     }
 
-    /// Distances with their weights, small weights first, so that they are not lost against the centre's.
+    /// Returns distances with their weights, the smallest weight first, so that rounding does not lose small terms.
     fn sides(&self) -> impl Iterator<Item = (usize, f64)> {
         self.weights.iter().copied().enumerate().skip(1).rev()
     }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_mass_and_constants() {
+    fn blurring_keeps_mass_and_constants() {
         let mut map = vec![0.0; 7 * 5];
         map[7 * 2 + 3] = 1.0;
         // Two passes of 25 and of 73 products in f64, 2⁻⁵³ each, of numbers up to 2.5: below 1e-13.
@@ -99,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn mirrors_as_often_as_needed() {
+    fn borders_are_mirrored_as_often_as_needed() {
         let folded: Vec<usize> = (-4..8).map(|index| mirror(index, 3)).collect();
         assert_eq!(folded, [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
         assert_eq!(gaussian(&[7.0], 1, 1, 5.0), [7.0]);
     }
 
     #[test]
-    fn no_sigma_no_change() {
+    fn a_sigma_of_zero_changes_nothing() {
         assert_eq!(gaussian(&[1.0, 2.0], 2, 1, 0.0), [1.0, 2.0]);
     }
 }

@@ -23,7 +23,7 @@ const ANCHORS: [[u8; 3]; 16] = [
     [252, 255, 164],
 ];
 
-/// Interpolated between the anchors: at most 6 of 255 levels off the published table, 0.7 on average.
+/// The colours, interpolated between the anchors: at most 6 of 255 levels off the published table, 0.7 on average.
 const INFERNO: [[u8; 3]; 256] = {
     let mut table = [[0; 3]; 256];
     let mut i = 0;
@@ -41,14 +41,14 @@ const INFERNO: [[u8; 3]; 256] = {
     table
 };
 
-/// The colour of `value` on a scale from `lo` (nearly black) to `hi` (pale yellow), `lo < hi`; values outside take the
-/// colour of their end, and NaN that of `lo`.
+/// Returns the colour of `value` on a scale from `lo` (nearly black) to `hi` (pale yellow), `lo < hi`. Values outside
+/// take the colour of the nearer end, and NaN that of `lo`.
 pub fn inferno(value: f32, lo: f32, hi: f32) -> Rgb<u8> {
     let position = ((value - lo) / (hi - lo)).clamp(0.0, 1.0);
     Rgb(INFERNO[usize::from((position * 255.0).round() as u8)])
 }
 
-/// A row-major `[height, width]` map in colours from `lo` to `hi`. Panics unless the map has `width * height` values.
+/// Draws a row-major `[height, width]` map in colours from `lo` to `hi`. Panics unless it has `width * height` values.
 pub fn heatmap(map: &[f32], width: u32, height: u32, lo: f32, hi: f32) -> RgbImage {
     let mut out = RgbImage::new(width, height);
     assert_eq!(map.len(), out.pixels().len(), "map of {} values is not {width}x{height}", map.len());
@@ -65,7 +65,7 @@ pub fn outline(base: &RgbImage, mask: &GrayImage, colour: Rgb<u8>) -> RgbImage {
     let inside = |x: u32, y: u32| mask.get_pixel_checked(x, y).is_some_and(|pixel| pixel.0[0] > 0);
     let mut out = base.clone();
     for (x, y, pixel) in out.enumerate_pixels_mut() {
-        // Left of column 0 is u32::MAX, which is outside like every other place beyond the border.
+        // The column left of 0 is u32::MAX, which is outside like every other place beyond the border.
         let neighbours = [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
         if inside(x, y) && !neighbours.into_iter().all(|(x, y)| inside(x, y)) {
             *pixel = colour;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn grows_brighter_and_saturates() {
+    fn colours_grow_brighter_and_saturate() {
         let luma = |Rgb([r, g, b]): Rgb<u8>| 2126 * u32::from(r) + 7152 * u32::from(g) + 722 * u32::from(b);
         let values: Vec<u32> = (0..256).step_by(3).map(|i| luma(inferno(i as f32, 0.0, 255.0))).collect();
         assert!(values.is_sorted_by(|a, b| a < b), "{values:?}");

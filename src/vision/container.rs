@@ -1,8 +1,9 @@
-//! The files around pixels: which format bytes are in, whether it loses detail, and whether it holds more than one picture.
+//! Image files as containers: the format of bytes, whether its compression changes pixels, and whether it holds several
+//! pictures.
 
 use image::ImageFormat;
 
-/// The format of an image by its first bytes. BigTIFF, whose offsets have 64 bits, is TIFF too.
+/// Recognises the format of an image by its first bytes. BigTIFF, whose offsets have 64 bits, is TIFF too.
 pub(super) fn guess(bytes: &[u8]) -> Option<ImageFormat> {
     match bytes {
         [b'I', b'I', 0x2b, 0, 8, 0, 0, 0, ..] | [b'M', b'M', 0, 0x2b, 0, 8, 0, 0, ..] => Some(ImageFormat::Tiff),
@@ -10,18 +11,19 @@ pub(super) fn guess(bytes: &[u8]) -> Option<ImageFormat> {
     }
 }
 
-/// True if the pixels went through a compression that changes them.
+/// Returns true if the pixels went through a compression that changes them.
 pub(super) fn is_lossy(bytes: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::Jpeg => true,
         ImageFormat::WebP => webp_chunks(bytes).any(|(name, _)| name == b"VP8 "),
-        // Old and new JPEG.
+        // 6 and 7 are old and new JPEG.
         ImageFormat::Tiff => directories(bytes).next().is_some_and(|first| matches!(first.compression, 6 | 7)),
         _ => false,
     }
 }
 
-/// True if a file holds more pictures than the first: pages of a TIFF, frames of an animation. Reduced copies do not count.
+/// Returns true if a file holds more than one picture: pages of a TIFF, frames of an animation. Reduced copies do not
+/// count.
 pub(super) fn has_more_pictures(bytes: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::Png => png_chunks(bytes).take_while(|name| *name != *b"IDAT").any(|name| name == *b"acTL"),
@@ -33,8 +35,8 @@ pub(super) fn has_more_pictures(bytes: &[u8], format: ImageFormat) -> bool {
     }
 }
 
-/// Walks a JPEG's segments and scans to the end-of-image marker (ITU-T T.81, annex B). Segments are skipped by their
-/// length, so that the end of an embedded thumbnail does not count.
+/// Returns true if a JPEG has an end-of-image marker (ITU-T T.81, annex B). Segments are skipped by their length, so
+/// that the end of an embedded thumbnail does not count.
 pub(super) fn has_end_of_image(bytes: &[u8]) -> bool {
     let mut rest = bytes.get(2..).unwrap_or_default();
     while let Some(start) = rest.iter().position(|byte| *byte == 0xff) {
@@ -53,7 +55,7 @@ pub(super) fn has_end_of_image(bytes: &[u8]) -> bool {
     false
 }
 
-/// The names of a PNG's chunks.
+/// Returns the names of a PNG's chunks.
 fn png_chunks(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
     let mut rest = bytes.get(8..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -65,7 +67,7 @@ fn png_chunks(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
     })
 }
 
-/// The chunks of a WebP.
+/// Returns the chunks of a WebP.
 fn webp_chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = bytes.get(12..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -79,18 +81,18 @@ fn webp_chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     })
 }
 
-/// The tags that are read of one directory of a TIFF.
+/// The tags that are read from one directory of a TIFF.
 struct Directory {
     compression: u64,
     is_reduced: bool,
 }
 
-/// A file with this many directories is followed no further; a broken one may go in a circle.
+/// The largest number of directories that are followed; those of a broken file may form a circle.
 const MAX_DIRECTORIES: usize = 1 << 10;
 const SUBFILE_TYPE: u64 = 254;
 const COMPRESSION: u64 = 259;
 
-/// The directories of a TIFF or BigTIFF, one per picture.
+/// Returns the directories of a TIFF or BigTIFF, one per picture.
 fn directories(bytes: &[u8]) -> impl Iterator<Item = Directory> {
     let little = bytes.first() == Some(&b'I');
     let number = move |at: usize, width: usize| -> Option<u64> {
@@ -99,7 +101,7 @@ fn directories(bytes: &[u8]) -> impl Iterator<Item = Directory> {
         Some(if little { digits.iter().rev().fold(0, add) } else { digits.iter().fold(0, add) })
     };
     let big = number(2, 2) == Some(0x2b);
-    // Widths of an offset, of the number of entries, and of an entry.
+    // The widths in bytes of an offset, of the number of entries, and of an entry.
     let (offset, count, entry) = if big { (8, 8, 20) } else { (4, 2, 12) };
     let mut next = number(if big { 8 } else { 4 }, offset);
     std::iter::from_fn(move || {
@@ -109,7 +111,7 @@ fn directories(bytes: &[u8]) -> impl Iterator<Item = Directory> {
         let end = first.checked_add(entries.checked_mul(entry)?)?;
         let value = |tag: u64| {
             let at = (first..end.min(bytes.len())).step_by(entry).find(|at| number(*at, 2) == Some(tag))?;
-            // A short stands in the first two bytes of the value's place, a long in four.
+            // A value of type short (3) takes the first two bytes of its place, a long four.
             let width = if number(at + 2, 2)? == 3 { 2 } else { 4 };
             number(at + 4 + offset, width)
         };
@@ -127,7 +129,7 @@ fn directories(bytes: &[u8]) -> impl Iterator<Item = Directory> {
 mod tests {
     use super::*;
 
-    /// A little-endian TIFF, plain or big, whose directories have these (subfile type, compression).
+    /// Makes a little-endian TIFF, plain or big, whose directories have these pairs of subfile type and compression.
     fn tiff(big: bool, directories: &[(u32, u16)]) -> Vec<u8> {
         let mut out = if big { b"II\x2b\0\x08\0\0\0".to_vec() } else { b"II\x2a\0".to_vec() };
         let offset = |value: usize| {
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_a_tiff_are_told_from_reduced_copies() {
+    fn pages_of_a_tiff_are_distinguished_from_reduced_copies() {
         for big in [false, true] {
             let more = |directories: &[(u32, u16)]| has_more_pictures(&tiff(big, directories), ImageFormat::Tiff);
             assert_eq!([more(&[]), more(&[(0, 1)]), more(&[(0, 1), (1, 1)])], [false; 3]);
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_directories_ends() {
+    fn a_circle_of_directories_is_not_followed_for_ever() {
         let mut circle = tiff(false, &[(1, 1)]);
         let end = circle.len() - 4;
         circle[end..].copy_from_slice(&8u32.to_le_bytes());
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_say_what_a_file_holds() {
+    fn chunks_of_webp_and_png_show_compression_and_animation() {
         let webp = |chunks: &[(&[u8; 4], &[u8])]| {
             let mut out = b"RIFF\0\0\0\0WEBP".to_vec();
             for (name, data) in chunks {

@@ -1,6 +1,7 @@
-//! Encoded bytes to pixels, as Pillow's `Image.open(file).convert("RGB")`: the format is recognised by content, embedded colour
-//! profiles are ignored, and alpha is dropped without blending. [`rgb`] leaves pixels as they are stored; [`photograph`] and
-//! [`mask`] turn them as their EXIF orientation says (Pillow's `ImageOps.exif_transpose`), as every viewer and annotation tool does.
+//! Decoding of images, equal to Pillow's `Image.open(file).convert("RGB")`: the format is recognised by content,
+//! embedded colour profiles are ignored, and alpha is dropped without blending. [`rgb`] leaves pixels as they are
+//! stored; [`photograph`] and [`mask`] turn them by their EXIF orientation (Pillow's `ImageOps.exif_transpose`), as
+//! viewers and annotation tools do.
 
 use std::io::Cursor;
 
@@ -11,18 +12,18 @@ use image::{
 
 use super::container::{guess, has_end_of_image, has_more_pictures, is_lossy};
 
-/// The longest side, in pixels, that is decoded.
+/// The longest side that is decoded, in pixels.
 const MAX_SIDE: u32 = 32_768;
-/// The most memory, in bytes, that one decoded image may take: about 179 million RGB pixels, where Pillow gives up too.
+/// The largest size of a decoded image, in bytes: about 179 million RGB pixels, the limit of Pillow too.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// Why bytes are not an image. The caller knows the path and adds it.
+/// The reason why bytes are not read as an image. The caller adds the path.
 #[derive(Debug, thiserror::Error)]
 pub enum VisionError {
     /// No known signature at the start.
     #[error("not an image: {found}; png, jpeg, bmp, tiff and webp are read")]
     UnknownFormat {
-        /// What the bytes begin with.
+        /// A description of the first bytes.
         found: String,
     },
     /// A JPEG without its end marker; decoders would fill the missing part with grey.
@@ -39,7 +40,7 @@ pub enum VisionError {
         /// The feature that is not read.
         what: String,
     },
-    /// A mask whose colours say something else than its transparency.
+    /// A mask whose colours contradict its transparency.
     #[error(
         "a mask whose transparent and anomalous pixels contradict each other; save it without alpha, black where normal"
     )]
@@ -49,7 +50,7 @@ pub enum VisionError {
     Broken {
         /// The file format.
         format: &'static str,
-        /// What the decoder met.
+        /// The error of the decoder.
         source: ImageError,
     },
 }
@@ -62,7 +63,7 @@ pub fn rgb(bytes: &[u8]) -> Result<RgbImage, VisionError> {
     Ok(colours(pixels(bytes)?.image))
 }
 
-/// A picture of which a person should know that it is not read as it may be meant.
+/// A sentence about a picture that may be read otherwise than it is meant.
 pub type Remark = &'static str;
 
 const MORE_PICTURES: Remark = "the file holds several pictures (pages, frames), of which the first is read";
@@ -82,15 +83,15 @@ const HIGHEST_OF_14_BITS: u16 = (1 << 14) - 1;
 /// A picture as a viewer shows it.
 #[derive(Debug)]
 pub struct Photograph {
-    /// The pixels, turned as the file says.
+    /// The pixels, turned by the EXIF orientation.
     pub image: RgbImage,
-    /// How they were turned.
+    /// The orientation by which they were turned.
     pub turn: Orientation,
     /// Reasons why the pixels may not be what the user meant.
     pub remarks: Vec<Remark>,
 }
 
-/// Decodes a picture as [`rgb`] does, and turns it as its EXIF orientation says.
+/// Decodes a picture as [`rgb`] does, and turns it by its EXIF orientation.
 pub fn photograph(bytes: &[u8]) -> Result<Photograph, VisionError> {
     let Pixels { mut image, format, turn } = pixels(bytes)?;
     let mut remarks = Vec::new();
@@ -102,7 +103,7 @@ pub fn photograph(bytes: &[u8]) -> Result<Photograph, VisionError> {
     Ok(Photograph { image: colours(image), turn, remarks })
 }
 
-/// True if any pixel is not opaque.
+/// Returns true if any pixel is not opaque.
 fn is_see_through(image: &DynamicImage) -> bool {
     match image {
         DynamicImage::ImageLumaA8(image) => image.pixels().any(|pixel| pixel.0[1] < u8::MAX),
@@ -113,7 +114,7 @@ fn is_see_through(image: &DynamicImage) -> bool {
     }
 }
 
-/// The highest level of a colour, where levels have 16 bits.
+/// Returns the highest level of a colour, if levels have 16 bits.
 fn highest_of_16_bits(image: &DynamicImage) -> Option<u16> {
     fn of<P: Pixel<Subpixel = u16>>(image: &ImageBuffer<P, Vec<u16>>) -> Option<u16> {
         let colours = usize::from(P::CHANNEL_COUNT) - usize::from(P::HAS_ALPHA);
@@ -142,21 +143,21 @@ fn colours(image: DynamicImage) -> RgbImage {
     }
 }
 
-/// A ground-truth mask as two programs read it, turned as the file says.
+/// A ground-truth mask as two programs read it, turned by the EXIF orientation.
 #[derive(Debug)]
 pub struct Mask {
-    /// 255 where any colour channel is above zero at its full depth, else 0. Class ids (1, 2, ...) and palettes on a black background
-    /// therefore count as anomalous. In a lossy format, which leaves traces around every edge, 255 where any channel is above half
-    /// of its range.
+    /// 255 where any colour channel is above zero at its full depth, else 0. Class ids (1, 2, ...) and palettes on a
+    /// black background therefore count as anomalous. In a lossy format, which leaves traces around every edge, 255
+    /// where any channel is above half of its range.
     pub any: GrayImage,
-    /// The grey levels, as Pillow's `convert("L")`, where they are not the same.
+    /// The grey levels, as Pillow's `convert("L")`; None if they equal `any`.
     pub grey: Option<GrayImage>,
     /// Reasons why the pixels may not be what the user meant.
     pub remarks: Vec<Remark>,
 }
 
 impl Mask {
-    /// Turns the mask as its picture was turned.
+    /// Turns the mask by the orientation of its picture.
     pub fn turned(self, turn: Orientation) -> Self {
         let turned = |image: GrayImage| {
             let mut image = DynamicImage::ImageLuma8(image);
@@ -167,7 +168,7 @@ impl Mask {
     }
 }
 
-/// Decodes a ground-truth mask. Transparent pixels are normal, which their colours have to say too.
+/// Decodes a ground-truth mask. Transparent pixels are normal; if their colours are anomalous, the mask is refused.
 pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
     let Pixels { mut image, format, turn } = pixels(bytes)?;
     image.apply_orientation(turn);
@@ -178,7 +179,7 @@ pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
     }
     let grey = match image {
         DynamicImage::ImageLuma8(image) => image,
-        // Of 16 bits Pillow keeps what 8 can hold.
+        // Pillow clips 16-bit levels at 255.
         DynamicImage::ImageLuma16(image) => luma(&image, |pixel| pixel.0[0].min(255) as u8),
         image => luma(&colours(image), |pixel| grey(pixel.0)),
     };
@@ -191,7 +192,7 @@ pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
     Ok(Mask { grey: (grey != any).then_some(grey), any, remarks })
 }
 
-/// 255 where a pixel of a mask is anomalous.
+/// Returns 255 where a pixel of a mask is anomalous, else 0.
 fn anomalous(image: &DynamicImage, lossy: bool) -> GrayImage {
     match image {
         DynamicImage::ImageLuma8(image) => {
@@ -211,8 +212,8 @@ fn anomalous(image: &DynamicImage, lossy: bool) -> GrayImage {
     }
 }
 
-/// True if colour and transparency of a mask say different things: a transparent pixel is anomalous by its colour, or all that is
-/// opaque is black while something is transparent.
+/// Returns true if colour and transparency of a mask contradict each other: a transparent pixel is anomalous by its
+/// colour, or every opaque pixel is black although some are transparent.
 fn contradicts(image: &DynamicImage, any: &GrayImage) -> bool {
     let opaque: Vec<bool> = match image {
         DynamicImage::ImageLumaA8(image) => image.pixels().map(|pixel| pixel.0[1] > 0).collect(),
@@ -226,7 +227,7 @@ fn contradicts(image: &DynamicImage, any: &GrayImage) -> bool {
     any.iter().zip(&opaque).any(|(value, opaque)| *value > 0 && !opaque) || (is_empty && differs)
 }
 
-/// How many levels an image has.
+/// Returns the number of different levels in an image.
 fn levels(image: &GrayImage) -> usize {
     let mut seen = [false; 256];
     image.iter().for_each(|value| seen[usize::from(*value)] = true);
@@ -238,7 +239,7 @@ struct Pixels {
     /// The pixels as stored, palettes and fewer than 8 bits expanded; never floats.
     image: DynamicImage,
     format: ImageFormat,
-    /// How a viewer turns them.
+    /// The orientation by which a viewer turns the pixels.
     turn: Orientation,
 }
 
@@ -265,12 +266,13 @@ fn pixels(bytes: &[u8]) -> Result<Pixels, VisionError> {
     }
 }
 
-/// The pixels and how a viewer turns them. An orientation that cannot be read turns nothing.
+/// Returns the pixels and the orientation by which a viewer turns them. An orientation that cannot be read is taken for
+/// none.
 fn decoded(bytes: &[u8], format: ImageFormat, mut limits: Limits) -> Result<(DynamicImage, Orientation), ImageError> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder()?;
-    // `ImageReader::decode` counts the pixels against the limit too; `into_decoder` leaves that to its caller.
+    // `ImageReader::decode` counts the pixels against the limit too; after `into_decoder`, the caller has to.
     limits.reserve(decoder.total_bytes())?;
     decoder.set_limits(limits)?;
     let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
@@ -307,17 +309,17 @@ fn luma<P: Pixel>(image: &ImageBuffer<P, Vec<P::Subpixel>>, level: impl Fn(&P) -
     out
 }
 
-/// ITU-R 601 luma in Pillow's fixed point.
+/// Returns the ITU-R 601 luma in Pillow's fixed point.
 pub fn grey([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// The highest level of a mask that counts as normal.
+/// Returns the highest level of a mask that counts as normal.
 fn normal_up_to<S: Primitive>(lossy: bool) -> S {
     if lossy { S::DEFAULT_MAX_VALUE / (S::from(2).unwrap_or(S::DEFAULT_MAX_VALUE)) } else { S::DEFAULT_MIN_VALUE }
 }
 
-/// 255 where a colour of a mask is above what counts as normal.
+/// Returns 255 where a colour of a mask is above the levels that count as normal, else 0.
 fn above<P: Pixel>(image: &ImageBuffer<P, Vec<P::Subpixel>>, lossy: bool) -> GrayImage {
     let colours = usize::from(P::CHANNEL_COUNT) - usize::from(P::HAS_ALPHA);
     let normal = normal_up_to::<P::Subpixel>(lossy);

@@ -1,4 +1,4 @@
-//! Pictures as bytes: decoding, resampling, smoothing and colouring. No tensors and no tables.
+//! Decoding, resampling, smoothing and colouring of pictures in memory, without tensors and tables.
 //!
 //! Images are interleaved 8-bit `[H, W, C]`, maps are row-major `[H, W]` slices.
 

@@ -1,9 +1,9 @@
 //! Means over windows of a map.
 
-/// The largest value of a `[height, width]` map after each `kernel`×`kernel` window inside it was replaced by its mean, `repeats`
-/// times over. NaN if one value is.
+/// Replaces each `kernel`×`kernel` window inside a `[height, width]` map by its mean, `repeats` times over, and returns
+/// the largest value. NaN if one value is NaN.
 ///
-/// Panics unless `map.len() == width * height` and the windows leave something.
+/// Panics unless `map.len() == width * height` and at least one value is left.
 pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
     assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
     let less = kernel - 1;
@@ -15,7 +15,7 @@ pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, rep
     means.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
 }
 
-/// `[height, width]` to `[height - kernel + 1, width]`.
+/// Averages `[height, width]` to `[height - kernel + 1, width]`.
 fn along_columns(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
     let mut out = Vec::with_capacity((height - kernel + 1) * width);
     for y in 0..=height - kernel {
@@ -28,7 +28,7 @@ fn along_columns(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec
     out
 }
 
-/// `[_, width]` to `[_, width - kernel + 1]`.
+/// Averages `[_, width]` to `[_, width - kernel + 1]`.
 fn along_rows(map: &[f64], width: usize, kernel: usize) -> Vec<f64> {
     let mean = |window: &[f64]| window.iter().sum::<f64>() / kernel as f64;
     map.chunks_exact(width).flat_map(|row| row.windows(kernel).map(mean)).collect()
@@ -38,7 +38,7 @@ fn along_rows(map: &[f64], width: usize, kernel: usize) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    /// Every window by itself.
+    /// Computes the same with every window by itself.
     fn slow(map: &[f64], width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
         let Some(rest) = repeats.checked_sub(1) else { return map.iter().copied().fold(f64::MIN, f64::max) };
         let (w, h) = (width - kernel + 1, height - kernel + 1);
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_averaged_as_often_as_asked() {
+    fn running_sums_equal_windows_one_by_one() {
         let map: Vec<f64> = (0..12 * 9).map(|i| f64::from(i * i % 31)).collect();
         for (kernel, repeats) in [(1, 1), (1, 4), (3, 1), (3, 4), (5, 2), (9, 1)] {
             let (fast, slow) = (largest_mean(&map, 12, 9, kernel, repeats), slow(&map, 12, 9, kernel, repeats));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn one_nan_is_seen() {
+    fn the_largest_mean_of_a_map_with_a_nan_is_nan() {
         let mut map = vec![1.; 16];
         map[5] = f64::NAN;
         assert!(largest_mean(&map, 4, 4, 2, 1).is_nan());
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "8 windows of 8 leave nothing of 56x56")]
-    fn windows_have_to_fit() {
+    fn windows_that_do_not_fit_panic() {
         largest_mean(&[0.; 56 * 56], 56, 56, 8, 8);
     }
 }

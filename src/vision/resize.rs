@@ -1,7 +1,9 @@
-//! Resampling that equals Pillow's `Image.resize` bit for bit, because published checkpoints were trained on its pixels.
+//! Resampling that equals Pillow's `Image.resize` bit for bit, because published checkpoints were trained on pixels
+//! from it.
 //!
 //! Pillow widens the filter on reduction (antialiasing), rounds its weights to 22-bit fixed point and stores 8 bits
-//! between the horizontal and the vertical pass. Faster resamplers round the weights to 16 bits and differ by one level.
+//! between the horizontal and the vertical pass. Faster resamplers round the weights to 16 bits and differ by one
+//! level.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -10,7 +12,7 @@ use std::f64::consts::PI;
 
 use image::{GrayImage, RgbImage, imageops};
 
-/// Fraction bits of a weight: 32 less 8 for the pixel and 2 for the overshoot of negative lobes.
+/// The fraction bits of a weight: 32 less 8 for the pixel and 2 for the overshoot of negative lobes.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Interpolation kernels, under their Pillow names.
@@ -24,7 +26,7 @@ pub enum Filter {
     Bicubic,
     /// Sinc of support 3, windowed by a wider sinc.
     Lanczos,
-    /// The pixel below the middle of an output pixel, whatever the reduction.
+    /// The pixel below the middle of an output pixel, for any reduction.
     Nearest,
 }
 
@@ -47,7 +49,7 @@ impl Filter {
             (Filter::Bicubic, x) if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
             (Filter::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
             (Filter::Lanczos, _) if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
-            _ => 0.0, // of `Nearest` there are no weights to compute
+            _ => 0.0, // `Nearest` needs no weights
         }
     }
 }
@@ -59,7 +61,7 @@ pub fn rgb(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImag
     out
 }
 
-/// [`rgb`] of grey levels.
+/// Does as [`rgb`], for grey levels.
 pub fn grey(image: &GrayImage, width: u32, height: u32, filter: Filter) -> GrayImage {
     let mut out = GrayImage::new(width, height);
     resample::<1>(image, image.dimensions(), &mut out, (width, height), filter);
@@ -71,14 +73,14 @@ pub fn mask(mask: &GrayImage, width: u32, height: u32) -> GrayImage {
     majority(grey(mask, width, height, Filter::Bilinear))
 }
 
-/// 255 where a resized 0/255 mask has at least 128, which is where more than half of a pixel's footprint is anomalous (ADer's
-/// rule, `resized / 255 > 0.5`), else 0.
+/// Returns 255 where a resized 0/255 mask has at least 128, else 0. These are the pixels of whose footprint more than
+/// half is anomalous (ADer's rule, `resized / 255 > 0.5`).
 pub fn majority(mut mask: GrayImage) -> GrayImage {
     mask.iter_mut().for_each(|value| *value = if *value >= 128 { 255 } else { 0 });
     mask
 }
 
-/// Resizes so that the shorter side has `edge` pixels and the longer one as many as the aspect ratio gives, rounded down
+/// Resizes so that the shorter side has `edge` pixels and the longer one keeps the aspect ratio, rounded down
 /// (transformers' `shortest_edge`, torchvision's `Resize(edge)`).
 pub fn shortest_edge(image: &RgbImage, edge: u32, filter: Filter) -> RgbImage {
     let (width, height) = image.dimensions();
@@ -86,14 +88,15 @@ pub fn shortest_edge(image: &RgbImage, edge: u32, filter: Filter) -> RgbImage {
     if width <= height { rgb(image, edge, other(height), filter) } else { rgb(image, other(width), edge, filter) }
 }
 
-/// The middle `width` x `height` pixels of an image that is at least as large; of an odd rest more lies behind it
-/// (transformers' `center_crop`).
+/// Returns the middle `width` x `height` pixels of an image that is at least as large. If the rest is odd, the right or
+/// bottom loses one pixel more (transformers' `center_crop`).
 pub fn center_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     let (x, y) = ((image.width() - width) / 2, (image.height() - height) / 2);
     imageops::crop_imm(image, x, y, width, height).to_image()
 }
 
-/// Resizes a map of `from` = (width, height) floats as Pillow does in its mode `F`: the same filters, f32 between the passes.
+/// Resizes a map of `from` = (width, height) floats as Pillow does in its mode `F`: the same filters, f32 between the
+/// passes.
 pub fn float(map: &[f32], from: (u32, u32), to: (u32, u32), filter: Filter) -> Vec<f32> {
     let (horizontal, vertical) = (taps(from.0, to.0, filter), taps(from.1, to.1, filter));
     let weigh = |values: &[f32], stride: usize, taps: &Taps<f64>| {
@@ -120,14 +123,15 @@ pub fn float(map: &[f32], from: (u32, u32), to: (u32, u32), filter: Filter) -> V
     }
 }
 
-/// Pillow runs the horizontal pass first, and since release 13 the vertical one where the height loses more than twice
-/// the pixels that the width does. The order shows in the rounding between the passes.
+/// Returns true if the vertical pass comes first. Pillow runs the horizontal pass first, but since release 13 the
+/// vertical one if the height loses more than twice as many pixels as the width. The order changes the rounding between
+/// the passes.
 fn is_height_first(from: (u32, u32), to: (u32, u32)) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
     lost(from.1, to.1) > 0.max(2 * lost(from.0, to.0))
 }
 
-/// Two passes over interleaved `[H, W, C]` bytes. An axis that keeps its size is copied.
+/// Resizes interleaved `[H, W, C]` bytes in two passes. A pass along an axis that keeps its size is a copy.
 fn resample<const C: usize>(src: &[u8], from: (u32, u32), dst: &mut [u8], to: (u32, u32), filter: Filter) {
     let (src_width, src_height) = (from.0 as usize, from.1 as usize);
     let (dst_width, dst_height) = (to.0 as usize, to.1 as usize);
@@ -167,7 +171,7 @@ fn horizontal<const C: usize>(src: &[u8], dst: &mut [u8], width: usize, taps: &[
     }
     let blank = vec![0; width * C];
     for (row, out) in src.chunks_exact(width * C).zip(dst.chunks_exact_mut(taps.len() * C)) {
-        // Most rows of most masks.
+        // Most rows of most masks are blank.
         if row == blank {
             out.fill(0);
             continue;
@@ -212,11 +216,11 @@ struct Taps<W> {
     weights: Vec<W>,
 }
 
-/// Pillow's `precompute_coeffs`, operation by operation; the weights of a pixel sum to 1.
+/// Computes Pillow's `precompute_coeffs`, operation by operation; the weights of a pixel sum to 1.
 fn taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<f64>> {
     let scale = f64::from(src) / f64::from(dst);
     if filter == Filter::Nearest {
-        // as Pillow's affine transform steps
+        // centres are summed step by step, as in Pillow's affine transform
         let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
         return centers.take(dst as usize).map(|center| Taps { first: center as usize, weights: vec![1.0] }).collect();
     }
@@ -235,14 +239,14 @@ fn taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<f64>> {
         .collect()
 }
 
-/// Pillow's `normalize_coeffs_8bpc`: the weights sum to 2^22 up to rounding.
+/// Computes Pillow's `normalize_coeffs_8bpc`: the weights sum to 2^22 up to rounding.
 fn fixed_taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<i32>> {
     let fixed = |weight: &f64| (weight * f64::from(1 << PRECISION_BITS) + 0.5f64.copysign(*weight)) as i32;
     let taps = taps(src, dst, filter).into_iter();
     taps.map(|Taps { first, weights }| Taps { first, weights: weights.iter().map(fixed).collect() }).collect()
 }
 
-/// Half a level: a sum starts here, so that the shift in [`clip8`] rounds.
+/// Half a level, at which a sum starts so that the shift in [`clip8`] rounds.
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 
 fn clip8(sum: i32) -> u8 {
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_in_pillow_numbers() {
+    fn a_resized_row_equals_pillows() {
         let row = [0, 255, 40, 90, 200, 7, 133];
         let row = RgbImage::from_fn(7, 1, |x, _| image::Rgb([row[x as usize]; 3]));
         let resized = |width, filter| -> Vec<u8> { rgb(&row, width, 1, filter).pixels().map(|p| p.0[0]).collect() };
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn mask_follows_the_majority() {
+    fn a_resized_mask_follows_the_majority() {
         let column = GrayImage::from_fn(8, 4, |x, _| image::Luma([if x < 5 { 255 } else { 0 }]));
         assert_eq!(
             mask(&column, 4, 4).rows().next().map(|row| row.map(|p| p.0[0]).collect()),
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_instructions_sum_the_same() {
+    fn avx2_gives_the_same_pixels_as_plain_loops() {
         let noise =
             |x: u32, y: u32| (x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(0x9e37_79b1)) >> 13) as u8;
         let channel = |c: u32| move |x, y| image::Luma([noise(x + 1000 * c, y)]);
@@ -312,14 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_the_shorter_side() {
+    fn shortest_edge_keeps_the_aspect_ratio_and_center_crop_takes_the_middle() {
         let image = RgbImage::from_fn(30, 20, |x, y| image::Rgb([x as u8, y as u8, 0]));
         assert_eq!(shortest_edge(&image, 7, Filter::Bicubic).dimensions(), (10, 7));
         assert_eq!(center_crop(&image, 15, 20).get_pixel(0, 0).0, [7, 0, 0]);
     }
 
     #[test]
-    fn empty_sides_are_empty() {
+    fn images_with_an_empty_side_resize_to_empty_or_black() {
         assert!(float(&[], (0, 5), (3, 3), Filter::Bilinear).is_empty());
         assert!(rgb(&RgbImage::new(5, 5), 0, 7, Filter::Bilinear).is_empty());
         assert_eq!(rgb(&RgbImage::new(0, 5), 3, 3, Filter::Bicubic), RgbImage::new(3, 3));

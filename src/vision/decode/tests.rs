@@ -19,12 +19,12 @@ fn photo() -> RgbImage {
     RgbImage::from_fn(19, 13, |x, y| Rgb([(x * 12) as u8, (y * 17) as u8, (x * y) as u8]))
 }
 
-/// 2-bit palette with transparency.
+/// A PNG with a 2-bit palette with transparency.
 const PALETTE_PNG: &str = "89504e470d0a1a0a0000000d494844520000000400000002020300000002c695f00000000c504c5445000000c80a14\
     000007ffffffa9ce2c780000000274524e53ff00e5b7304a0000000c4944415478da639066780200013901007b9942370000000049454e44ae426082";
 const ONE_BIT_BMP: &str = "424d46000000000000003e000000280000000500000002000000010001000000000008000000c40e0000c40e00000200\
     00000200000000000000ffffff0048000000a8000000";
-/// One colour, CMYK (10, 200, 30, 40), stored inverted as Adobe does.
+/// A JPEG of one colour, CMYK (10, 200, 30, 40), stored inverted as by Adobe.
 const CMYK_JPEG: &str = "ffd8ffee000e41646f626500640000000000ffdb0043000302020302020303030304030304050805050404050a070706080c\
     0a0c0c0b0a0b0b0d0e12100d0e110e0b0b1016101113141515150c0f171816141812141514ffc000140800080008044311004d11005911004b1100ff\
     c4001500010100000000000000000000000000000809ffc40014100100000000000000000000000000000000ffda000e0443004d0059004b00003f00\
@@ -41,7 +41,7 @@ fn every_format_is_recognised_by_content() {
 }
 
 #[test]
-fn palette_one_bit_and_cmyk_as_pillow() {
+fn palettes_one_bit_and_cmyk_are_read_as_by_pillow() {
     let palette = [[0, 0, 0], [200, 10, 20], [0, 0, 7], [255, 255, 255]];
     let image = rgb(&bytes(PALETTE_PNG)).unwrap();
     assert!(image.pixels().map(|pixel| pixel.0).eq(palette.into_iter().chain(palette.into_iter().rev())));
@@ -52,7 +52,7 @@ fn palette_one_bit_and_cmyk_as_pillow() {
 }
 
 #[test]
-fn depth_and_alpha() {
+fn sixteen_bits_are_reduced_alpha_is_dropped_and_floats_are_refused() {
     let grey = ImageBuffer::from_fn(3, 1, |x, _| Luma([[0u16, 300, 65_535][x as usize]]));
     assert_eq!(rgb(&encode(&grey, ImageFormat::Png)).unwrap().into_raw(), [0, 0, 0, 1, 1, 1, 255, 255, 255]);
     let colour = ImageBuffer::from_pixel(1, 1, Rgba([0x12ffu16, 0x8000, 0xffff, 0]));
@@ -65,7 +65,7 @@ fn depth_and_alpha() {
 }
 
 #[test]
-fn mask_is_any_colour_above_zero() {
+fn a_mask_is_anomalous_where_any_colour_is_above_zero() {
     let ids = ImageBuffer::from_fn(3, 1, |x, _| Luma([x as u8]));
     let read = mask(&encode(&ids, ImageFormat::Png)).unwrap();
     assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255, 255], vec![0, 1, 2]));
@@ -80,7 +80,7 @@ fn mask_is_any_colour_above_zero() {
     assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255], vec![0, 0]));
 }
 
-/// A JPEG whose EXIF says how to turn it.
+/// Makes a JPEG with an EXIF orientation.
 fn oriented_jpeg(orientation: u8) -> Vec<u8> {
     let mut jpeg = encode(&photo(), ImageFormat::Jpeg);
     let exif =
@@ -91,7 +91,7 @@ fn oriented_jpeg(orientation: u8) -> Vec<u8> {
 }
 
 #[test]
-fn a_photograph_is_turned_as_its_exif_says_and_rgb_is_not() {
+fn a_photograph_is_turned_by_its_exif_orientation_and_rgb_is_not() {
     let stored = rgb(&oriented_jpeg(1)).unwrap();
     for orientation in 1..=8 {
         let turn = Orientation::from_exif(orientation).unwrap();
@@ -109,7 +109,7 @@ fn a_photograph_is_turned_as_its_exif_says_and_rgb_is_not() {
     assert_eq!(photograph(&encode(&photo(), ImageFormat::Png)).unwrap().remarks, [""; 0]);
 }
 
-/// Grey levels of 2 x 1 pixels in an uncompressed BigTIFF.
+/// Makes an uncompressed BigTIFF of 2 x 1 grey pixels.
 fn big_tiff() -> Vec<u8> {
     let entries: [(u16, u16, u64); 8] =
         [(256, 3, 2), (257, 3, 1), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 192), (277, 3, 1), (279, 4, 2)];
@@ -126,12 +126,12 @@ fn big_tiff() -> Vec<u8> {
 }
 
 #[test]
-fn big_tiff_is_tiff() {
+fn big_tiff_is_read_as_tiff() {
     assert_eq!(rgb(&big_tiff()).unwrap().into_raw(), [7, 7, 7, 200, 200, 200]);
 }
 
 #[test]
-fn pictures_that_may_not_be_as_meant_are_remarked() {
+fn pictures_that_may_be_misread_have_remarks() {
     let remarks = |bytes: Vec<u8>| photograph(&bytes).unwrap().remarks;
     let grey = |highest: u16| encode(&ImageBuffer::from_fn(2, 1, |x, _| Luma([x as u16 * highest])), ImageFormat::Png);
     assert_eq!([4095, 16_383].map(|highest| remarks(grey(highest))), [[DARK], [DARK]]);
@@ -142,7 +142,7 @@ fn pictures_that_may_not_be_as_meant_are_remarked() {
     assert_eq!((remarks(with_alpha(255)), remarks(with_alpha(254))), (vec![], vec![TRANSPARENT]));
     let animated = {
         let mut png = encode(&photo(), ImageFormat::Png);
-        // 8 bytes of signature and 25 of the header; the decoder does not check an animation that it does not read.
+        // The chunk follows 8 bytes of signature and 25 of the header; the decoder does not check animations.
         let chunk = [&8u32.to_be_bytes()[..], b"acTL", &1u32.to_be_bytes(), &0u32.to_be_bytes()].concat();
         let crc = flate2_crc(&chunk[4..]);
         png.splice(33..33, [&chunk[..], &crc.to_be_bytes()].concat());
@@ -170,7 +170,7 @@ fn a_lossy_mask_is_anomalous_above_half_of_the_range() {
 }
 
 #[test]
-fn masks_that_may_not_be_as_meant_are_remarked() {
+fn masks_that_may_be_misread_have_remarks() {
     let remarks = |levels: &'static [u8]| {
         let image = GrayImage::from_fn(levels.len() as u32, 1, |x, _| Luma([levels[x as usize]]));
         mask(&encode(&image, ImageFormat::Png)).unwrap().remarks
@@ -188,16 +188,16 @@ fn a_mask_whose_alpha_contradicts_its_colours_is_refused() {
         mask(&encode(&image, ImageFormat::Png)).map(|mask| mask.any.into_raw()).map_err(|error| error.to_string())
     };
     let refused = "a mask whose transparent and anomalous pixels contradict each other; save it without alpha, black where normal";
-    // A defect that is drawn in white, opaque alone or with what is around it.
+    // A defect drawn in white, opaque alone or together with its surroundings, is read.
     assert_eq!(read([[0, 0], [255, 255]]), Ok(vec![0, 255]));
     assert_eq!(read([[0, 255], [255, 255]]), Ok(vec![0, 255]));
-    // A defect that is drawn in black, and one that only alpha shows.
+    // A defect drawn in black, and one that only alpha shows, are refused.
     assert_eq!(read([[0, 0], [0, 255]]), Err(refused.into()));
     assert_eq!(read([[255, 0], [255, 255]]), Err(refused.into()));
 }
 
 #[test]
-fn every_truncation_is_an_error_or_complete() {
+fn a_truncated_file_is_an_error_or_decodes_completely() {
     use ImageFormat::*;
     for format in [Png, Jpeg, Bmp, Tiff, WebP] {
         let whole = encode(&photo(), format);
@@ -210,7 +210,7 @@ fn every_truncation_is_an_error_or_complete() {
 }
 
 #[test]
-fn the_end_of_a_thumbnail_is_not_the_end() {
+fn the_end_of_a_thumbnail_is_not_the_end_of_the_jpeg() {
     let mut whole = encode(&photo(), ImageFormat::Jpeg);
     let thumbnail = [0xff, 0xe1, 0x00, 0x06, 0xff, 0xd9, 0xff, 0xd9];
     whole.splice(2..2, thumbnail);
@@ -219,7 +219,7 @@ fn the_end_of_a_thumbnail_is_not_the_end() {
 }
 
 #[test]
-fn errors_say_what_was_found() {
+fn errors_describe_the_bytes_that_were_found() {
     let message = |bytes: &[u8]| rgb(bytes).unwrap_err().to_string();
     assert_eq!(message(b""), "not an image: the file is empty; png, jpeg, bmp, tiff and webp are read");
     assert!(message(b"GIF89a.......").contains("a gif file"));

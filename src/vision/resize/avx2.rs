@@ -1,18 +1,20 @@
-//! The sums of both passes with instructions for eight of them. Beside decoding, resampling is what reading photographs costs, and
-//! the profile that builds this crate leaves plain loops as they are written.
+//! The sums of both passes with AVX2, eight at a time. Beside decoding, resampling is the largest cost of reading
+//! photographs, and the compiler does not vectorise plain loops in the profile of this crate.
 
 use super::{PRECISION_BITS, ROUND, Taps, clip8};
 use std::arch::x86_64::*;
 
 const SHIFT: i32 = PRECISION_BITS as i32;
 
-/// A weight is summed as its upper and its lower bits, each of which a multiplication of 16 bits holds.
+/// The number of lower bits of a weight. Upper and lower bits are summed apart, because each fits a 16-bit
+/// multiplication.
 const LOWER: i32 = 11;
 
-/// Four pixels at a time: lanes are r, g, b and nothing of two pixels, then of the next two.
+/// Runs the horizontal pass, four pixels at a time. The lanes are r, g, b and an empty one of two pixels, then of the
+/// next two.
 #[target_feature(enable = "avx2")]
 pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[Taps<i32>]) {
-    // The same channel of two pixels side by side; -1 is 0.
+    // The same channel of two pixels is brought side by side; -1 gives 0.
     let pairs = _mm256_setr_epi8(
         0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, //
         6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
@@ -31,7 +33,7 @@ pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[T
         spans.push((3 * taps.first, fours.len()));
         weights.extend(fours);
     }
-    // Behind the last pixel are bytes that weigh nothing.
+    // After the last pixel, the row has bytes with weight 0, so that 16 bytes can be loaded anywhere.
     let mut row = vec![0; 3 * width + 16];
     for (line, out) in src.chunks_exact(3 * width).zip(dst.chunks_exact_mut(3 * taps.len())) {
         row[..3 * width].copy_from_slice(line);
@@ -57,7 +59,7 @@ pub(super) fn horizontal_rgb(src: &[u8], dst: &mut [u8], width: usize, taps: &[T
     }
 }
 
-/// Sixteen bytes of a row at a time.
+/// Runs the vertical pass, sixteen bytes of a row at a time.
 #[target_feature(enable = "avx2")]
 pub(super) fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i32>]) {
     for (out, Taps { first, weights }) in dst.chunks_exact_mut(stride).zip(taps) {
@@ -73,7 +75,7 @@ pub(super) fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i
                 high = _mm256_add_epi32(high, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(upper), weight));
                 at += stride;
             }
-            // Packing takes turns between the halves.
+            // Packing interleaves the halves of both registers; the permutation restores the order.
             let words = _mm256_packs_epi32(_mm256_srai_epi32::<SHIFT>(low), _mm256_srai_epi32::<SHIFT>(high));
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
             store(block, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words)));
@@ -86,22 +88,22 @@ pub(super) fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i
     }
 }
 
-/// The first sixteen bytes, of at least as many.
+/// Loads the first sixteen bytes; panics if there are fewer.
 #[target_feature(enable = "avx2")]
 fn load_bytes(bytes: &[u8]) -> __m128i {
     let sixteen = &bytes[..16];
-    // SAFETY: they are there, and need no alignment.
+    // SAFETY: the load reads 16 bytes at any alignment; `sixteen` is a slice of that length, checked by the line above.
     unsafe { _mm_loadu_si128(sixteen.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2")]
 fn load(values: &[i16; 16]) -> __m256i {
-    // SAFETY: 256 bits are 256 bits, and need no alignment.
+    // SAFETY: the load reads 32 bytes at any alignment; the type of `values` guarantees 16 times 2 bytes.
     unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2")]
 fn store(to: &mut [u8; 16], bytes: __m128i) {
-    // SAFETY: 128 bits are 128 bits, and need no alignment.
+    // SAFETY: the store writes 16 bytes at any alignment; the type of `to` guarantees 16 bytes, borrowed mutably.
     unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), bytes) }
 }
