@@ -8,7 +8,8 @@
 //! ROOT/CLASS/captions.jsonl               (optional) {"image": "train/good/000.png", "caption": "..."}
 //! ```
 //!
-//! Images may lie in folders further below (`test/KIND/line2/000.png`), their masks then at the same place below `ground_truth`.
+//! Images may lie in folders further below (`test/KIND/line2/000.png`), their masks then at the same place below
+//! `ground_truth`.
 
 mod captions;
 mod left_out;
@@ -30,8 +31,9 @@ pub const MEAN: &str = "mean";
 
 /// Lists a dataset sorted by `image_id`. A root that itself has `train/good` is one class, named as its folder.
 ///
-/// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, every image of it must have one.
-/// Masks of normal images are not read. Whatever else looks as if it belonged to the dataset is listed as left out.
+/// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, every image of it must
+/// have one. Masks of normal images are not read. Whatever else looks as if it belonged to the dataset is listed as
+/// left out.
 ///
 /// # Errors
 /// Every [`DatasetError`]; see there.
@@ -48,7 +50,7 @@ pub fn list<'a>(files: &Files<'a>) -> Result<Listing<'a>, DatasetError> {
     Ok(Listing { records, left_out })
 }
 
-/// The classes, each with the prefix that leads from the root to it in every path.
+/// Returns the classes, each with the prefix that its paths have below the root.
 fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError> {
     let has = |prefix: &str, split: &str| !below(files.paths, &format!("{prefix}{split}/")).is_empty();
     let mut classes = Vec::new();
@@ -61,7 +63,7 @@ fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError
                 classes.push((prefix, folder));
                 continue;
             }
-            // A class, or the root's own part of one, whose folders are spelt otherwise.
+            // The folder may be a class, or a part of a root that is one class, with misspelt names.
             reject_almost(files, &prefix, &["train", "test"])?;
         }
     }
@@ -75,7 +77,8 @@ fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError
     }
 }
 
-/// Refuses folders of pictures below a prefix whose names are almost ones that have a meaning: they would get another.
+/// Refuses folders of pictures below a prefix whose names differ from reserved ones by case or separators alone,
+/// because they would be read as something else.
 fn reject_almost(files: &Files<'_>, prefix: &str, meant: &[&'static str]) -> Result<(), DatasetError> {
     for folder in folders(files.paths, prefix) {
         let pictures = below(files.paths, &format!("{prefix}{folder}/")).iter().any(|path| is_image(path));
@@ -86,7 +89,7 @@ fn reject_almost(files: &Files<'_>, prefix: &str, meant: &[&'static str]) -> Res
     Ok(())
 }
 
-/// One class; `prefix` leads from the root to it in every path.
+/// One class, whose paths below the root begin with `prefix`.
 struct Class<'f, 'a> {
     files: &'f Files<'a>,
     paths: &'f [&'a str],
@@ -134,7 +137,7 @@ impl<'a> Class<'_, 'a> {
         folders(self.paths, &format!("{}{folder}/", self.prefix))
     }
 
-    /// The images of a kind, also those in folders further below.
+    /// Returns the images of a kind, also those in folders further below.
     fn images(&self, split: &str, kind: &str) -> Result<Vec<&'a str>, DatasetError> {
         let folder = format!("{}{split}/{kind}/", self.prefix);
         let images: Vec<&str> = below(self.paths, &folder).iter().copied().filter(|path| is_image(path)).collect();
@@ -148,7 +151,7 @@ impl<'a> Class<'_, 'a> {
         Ok(images)
     }
 
-    /// The folders below `ground_truth` that are called as a kind, in whatever form of Unicode.
+    /// Returns the folders below `ground_truth` with the name of a kind, in any form of Unicode.
     fn folders_of_masks(&self, kind: &str) -> impl Iterator<Item = &'a str> {
         self.folders("ground_truth").into_iter().filter(move |folder| composed(folder) == composed(kind))
     }
@@ -157,7 +160,7 @@ impl<'a> Class<'_, 'a> {
         self.folders_of_masks(kind).next().is_some()
     }
 
-    /// The masks of a kind.
+    /// Returns the masks of a kind.
     fn masks_of(&self, kind: &str) -> Vec<&'a str> {
         let folders = self.folders_of_masks(kind);
         let prefixes = folders.map(|folder| format!("{}ground_truth/{folder}/", self.prefix));
@@ -165,7 +168,7 @@ impl<'a> Class<'_, 'a> {
         masks.filter(|path| is_image(path)).collect()
     }
 
-    /// A folder of masks whose kind is not tested at all is most likely a misspelt name.
+    /// Refuses a folder of masks for a kind without test images, because its name is most likely misspelt.
     fn reject_masks_without_kind(&self) -> Result<(), DatasetError> {
         let kinds: Vec<_> = self.folders("test").into_iter().map(composed).collect();
         let untested = self.folders("ground_truth").into_iter().filter(|kind| !kinds.contains(&composed(kind)));
@@ -179,33 +182,33 @@ impl<'a> Class<'_, 'a> {
         DatasetError::MissingImage { mask: self.files.place(mask), expected }
     }
 
-    /// The part of a path after `train/`, `test/` or `ground_truth/`, without the extension.
+    /// Returns the part of a path after `train/`, `test/` or `ground_truth/`, without the extension.
     fn below_split<'p>(&self, path: &'p str) -> &'p str {
         let within = &path[self.prefix.len()..];
         names::without_extension(within.split_once('/').map_or(within, |(_, below)| below))
     }
 
-    /// A place in the class, for messages.
+    /// Returns a place in the class, for messages.
     fn place(&self, names: &[&str]) -> String {
         self.files.place(&format!("{}{}", self.prefix, names.join("/")))
     }
 }
 
 impl Files<'_> {
-    /// A path below the root, for messages.
+    /// Returns a path below the root with the root, for messages.
     fn place(&self, path: &str) -> String {
         let root = self.root.trim_end_matches('/');
         if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") }
     }
 }
 
-/// The paths that begin with `prefix`, which sorting has brought together.
+/// Returns the paths that begin with `prefix`, which are adjacent because paths are sorted.
 fn below<'p, 'a>(paths: &'p [&'a str], prefix: &str) -> &'p [&'a str] {
     let from = &paths[paths.partition_point(|path| *path < prefix)..];
     &from[..from.partition_point(|path| path.starts_with(prefix))]
 }
 
-/// The names of the folders below a prefix.
+/// Returns the names of the folders directly below a prefix.
 fn folders<'a>(paths: &[&'a str], prefix: &str) -> Vec<&'a str> {
     let name = |path: &&'a str| path[prefix.len()..].split_once('/').map(|(name, _)| name);
     let mut names: Vec<&str> = below(paths, prefix).iter().filter_map(name).collect();

@@ -1,4 +1,4 @@
-//! On-disk layouts and generators -> rows.
+//! Data sets: layouts on disk, which are listed as rows, and a generator of synthetic pictures.
 
 pub mod folder;
 pub mod record;

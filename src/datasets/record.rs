@@ -1,8 +1,8 @@
-//! What every on-disk layout is listed as.
+//! The form in which every layout on disk is listed.
 
 use std::error::Error;
 
-/// A dataset's files, wherever they lie.
+/// The files of a dataset, on any kind of storage.
 pub struct Files<'a> {
     /// The folder or URL, for messages.
     pub root: &'a str,
@@ -12,9 +12,9 @@ pub struct Files<'a> {
     pub paths: &'a [&'a str],
     /// Hidden files and folders below the root, which `paths` leaves out; a folder ends in `/`.
     pub hidden: &'a [&'a str],
-    /// Those of `paths` that are links to nothing, in no order.
+    /// The entries of `paths` that are links to nothing, in no order.
     pub dead: &'a [&'a str],
-    /// Reads a file that says more about the others.
+    /// Reads a file with information about the others, such as captions.
     pub read: &'a dyn Fn(&str) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>,
 }
 
@@ -27,22 +27,22 @@ pub struct Record<'a> {
     pub class: &'a str,
     /// `train` or `test`.
     pub split: &'static str,
-    /// Whether the image is anomalous.
+    /// True if the image is anomalous.
     pub label: bool,
     /// The kind of defect, `good` for none.
     pub defect: &'a str,
-    /// The encoded ground truth of an anomalous image, below the root; None where only image labels are known.
+    /// The path below the root of the encoded ground truth of an anomalous image; None if only its label is known.
     pub mask: Option<&'a str>,
     /// A caption given with the dataset.
     pub caption: Option<Box<str>>,
 }
 
-/// A dataset's images, and what of its files is not among them.
+/// The images of a dataset, and the files that are left out.
 #[derive(Debug)]
 pub struct Listing<'a> {
     /// The images, by id.
     pub records: Vec<Record<'a>>,
-    /// Files that look as if they belonged to the dataset and are not read, or not as one may expect.
+    /// Files that look as if they belonged to the dataset but are not read, or not as one may expect.
     pub left_out: Vec<LeftOut<'a>>,
 }
 
@@ -55,7 +55,7 @@ pub struct LeftOut<'a> {
     pub names: Vec<&'a str>,
 }
 
-/// Why a folder is not a dataset. Each message names the path and the layout that would have worked.
+/// A folder that is not a dataset. Each message names the path and the layout that would have worked.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// Nothing below the root looks like a class.
@@ -72,20 +72,20 @@ pub enum DatasetError {
     /// A training folder other than `good`.
     #[error("{0}: training images are all normal and belong in train/good, anomalous ones in test/KIND")]
     UnexpectedTrainFolder(String),
-    /// A folder whose name differs from one that has a meaning by case or separators alone; as it stands it would get another.
+    /// A folder whose name differs from a reserved one by case or separators alone; it would be read as something else.
     #[error(
         "{folder} differs from `{meant}` by case, spaces or punctuation alone; rename it to `{meant}`, or to something else if it is another thing"
     )]
     AlmostReserved {
         /// The folder.
         folder: String,
-        /// The name that has a meaning.
+        /// The reserved name.
         meant: &'static str,
     },
     /// A folder of masks below a folder of images, whose masks would count as images.
     #[error("{0} is called as a folder of masks and lies among images; masks belong in ground_truth/KIND")]
     MasksAmongImages(String),
-    /// A class that metrics could not tell from the mean over classes.
+    /// A class that could not be distinguished from the mean over classes in tables of metrics.
     #[error("{0}: a class `mean` would be taken for the mean over classes; rename the folder")]
     ClassCalledMean(String),
     /// A mask that could belong to one of two images.
@@ -105,7 +105,7 @@ pub enum DatasetError {
     MissingMask {
         /// The image without a mask.
         image: String,
-        /// Where its mask was looked for.
+        /// The path at which its mask is expected.
         expected: String,
     },
     /// A mask that belongs to no image.
@@ -113,7 +113,7 @@ pub enum DatasetError {
     MissingImage {
         /// The mask without an image.
         mask: String,
-        /// Where its image was looked for.
+        /// The path at which its image is expected.
         expected: String,
     },
     /// Two masks that belong to one image.
@@ -133,10 +133,10 @@ pub enum DatasetError {
         path: String,
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The reason.
         message: String,
     },
-    /// A file that says more about the others cannot be read.
+    /// A file with information about the others, such as captions, that cannot be read.
     #[error(transparent)]
     Unreadable(Box<dyn Error + Send + Sync>),
 }

@@ -1,4 +1,4 @@
-//! `CLASS/captions.jsonl`: what the images of a class show.
+//! `CLASS/captions.jsonl`: descriptions of the images of a class.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -7,7 +7,7 @@ use super::{
     names::composed,
 };
 
-/// The file of a class's captions.
+/// The name of the file with the captions of a class.
 pub(super) const FILE: &str = "captions.jsonl";
 
 /// The captions of a class: by image in composed form, each with its line number.
@@ -23,8 +23,8 @@ struct Line {
 }
 
 impl Captions {
-    /// Reads the captions of a class, one JSON object a line; empty lines are skipped and a missing file has none. `paths` are the
-    /// paths of the class, sorted, and `prefix` leads to it from the root.
+    /// Reads the captions of a class, one JSON object a line. Empty lines are skipped, and without the file there are
+    /// no captions. `paths` are the paths of the class, sorted, which begin with `prefix` below the root.
     pub(super) fn read(files: &Files<'_>, paths: &[&str], prefix: &str) -> Result<Self, DatasetError> {
         let path = format!("{prefix}{FILE}");
         let mut captions = Self { path: files.place(&path), by_image: BTreeMap::new() };
@@ -46,13 +46,13 @@ impl Captions {
         Ok(captions)
     }
 
-    /// The caption of an image, by its path in the class.
+    /// Takes the caption of an image, by its path in the class.
     pub(super) fn take(&mut self, image: &str) -> Option<Box<str>> {
         let image: Cow<'_, str> = composed(image);
         self.by_image.remove(&*image).map(|(_, caption)| caption)
     }
 
-    /// A caption of no image is most likely of one whose name is misspelt.
+    /// Refuses a caption without an image, because the name of its image is most likely misspelt.
     pub(super) fn reject_unused(self) -> Result<(), DatasetError> {
         match self.by_image.iter().min_by_key(|(_, (line, _))| line) {
             Some((image, (line, _))) => Err(self.bad(*line, format!("no image {image:?} in this class"))),

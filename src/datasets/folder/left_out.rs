@@ -1,4 +1,4 @@
-//! Files that look as if they belonged to a dataset and are not read.
+//! Files that look as if they belonged to a dataset but are not read.
 
 use std::collections::HashSet;
 
@@ -20,14 +20,15 @@ const UNMASKED: &str =
 const NORMAL_KINDS: &str =
     "kinds of defect count as anomalous whatever their name; normal images to test with belong in test/good";
 
-/// Names of kinds under which people keep normal images.
+/// Names of kinds that people use for normal images.
 const NORMAL: [&str; 10] =
     ["normal", "ok", "okay", "none", "nominal", "defect_free", "no_defect", "defectless", "goods", "clean"];
 
 /// The parts of a class that are read.
 const PARTS: [&str; 3] = ["train", "test", "ground_truth"];
 
-/// Groups the files of a dataset that are left out, by reason. `classes` are the prefixes of its classes, each with a slash at its end or empty.
+/// Groups the files of a dataset that are left out, by reason. `classes` are the prefixes of its classes, each with a
+/// slash at its end or empty.
 pub(super) fn left_out<'a>(files: &Files<'a>, classes: &[String], records: &[Record<'a>]) -> Vec<LeftOut<'a>> {
     let read: HashSet<&str> =
         records.iter().flat_map(|record| [Some(record.image_id), record.mask]).flatten().collect();
@@ -65,7 +66,7 @@ impl<'a> Groups<'a> {
     }
 }
 
-/// Why a file that is not read may be missed; `None` where nobody expects it to be read.
+/// Returns the reason to report a file that is not read; `None` if nobody expects it to be read.
 fn why(path: &str, classes: &[String]) -> Option<&'static str> {
     let within = within(path, classes);
     let part = within.and_then(|within| within.split_once('/')).map_or("", |(part, _)| part);
@@ -83,12 +84,12 @@ fn why(path: &str, classes: &[String]) -> Option<&'static str> {
     }
 }
 
-/// A path below the class that it lies in.
+/// Returns a path relative to the class in which it lies.
 fn within<'p>(path: &'p str, classes: &[String]) -> Option<&'p str> {
     classes.iter().find_map(|prefix| path.strip_prefix(prefix.as_str()))
 }
 
-/// True of a hidden picture and of a hidden folder among pictures. Files that macOS keeps beside others
+/// Returns true for a hidden picture and for a hidden folder among pictures. Files that macOS keeps beside others
 /// (`._000.png`) and folders that tools keep beside the classes (`.git`) are not missed.
 fn is_missed_though_hidden(path: &str, classes: &[String]) -> bool {
     if path.ends_with('/') {

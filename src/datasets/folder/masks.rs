@@ -1,4 +1,4 @@
-//! Which mask belongs to which image of a kind of defect.
+//! The assignment of masks to the images of a kind of defect.
 
 use std::{
     borrow::Cow,
@@ -11,10 +11,10 @@ use super::{
     names::{composed, without_extension},
 };
 
-/// The mask of each image of one kind, by the image's path: exactly one for each, or none at all.
+/// Returns the mask of each image of one kind, by the image's path. Fails unless each image has exactly one.
 ///
-/// A mask lies below `ground_truth/KIND` as its image lies below `test/KIND`, under the same name without extension, with or
-/// without `_mask` at its end. Names are compared in Unicode's composed form.
+/// A mask lies below `ground_truth/KIND` as its image lies below `test/KIND`, under the same name without extension,
+/// with or without `_mask` at its end. Names are compared in Unicode's composed form.
 pub(super) fn pair<'a>(
     class: &Class<'_, 'a>,
     kind: &str,
@@ -42,17 +42,17 @@ pub(super) fn pair<'a>(
     }
 }
 
-/// A path below a folder without its extension, in composed form.
+/// Returns a path relative to a folder without its extension, in composed form.
 fn name<'p>(path: &'p str, folder: &str) -> Cow<'p, str> {
     composed(without_extension(&path[folder.len()..]))
 }
 
-/// The name of the image that a mask of this name is usually of.
+/// Returns the name of the image to which a mask with this name usually belongs.
 pub(super) fn bare(name: &str) -> &str {
     name.strip_suffix("_mask").unwrap_or(name)
 }
 
-/// Images of one kind by their names, under which several may lie.
+/// The images of one kind by name; several may have the same name.
 struct ByName<'a>(BTreeMap<Cow<'a, str>, Vec<&'a str>>);
 
 impl<'a> ByName<'a> {
@@ -66,7 +66,7 @@ impl<'a> ByName<'a> {
         self.0.values().flatten().copied()
     }
 
-    /// The image of a mask, or an error where it could belong to several. `masks` are the names of all masks.
+    /// Returns the image of a mask; fails if it could belong to several. `masks` are the names of all masks.
     fn owner(
         &self,
         class: &Class<'_, 'a>,
@@ -74,7 +74,7 @@ impl<'a> ByName<'a> {
         name: &str,
         masks: &HashSet<&str>,
     ) -> Result<Option<&'a str>, DatasetError> {
-        // An image `a_mask` beside an image `a`: each is the mask's owner unless it has a mask under another name.
+        // If there are images `a` and `a_mask`, each may own the mask `a_mask` unless it has a mask with another name.
         let has_another = |image: &str| {
             let suffixed = format!("{image}_mask");
             [image, &suffixed].into_iter().any(|other| other != name && masks.contains(other))

@@ -21,7 +21,7 @@ fn failure(paths: &[&str], text: &str) -> String {
     with_listing(paths, text, |listed| listed.unwrap_err().to_string())
 }
 
-/// The images with the masks that they have.
+/// Returns the images with masks, and these masks.
 fn masked(paths: &[&str]) -> Vec<(String, String)> {
     with_list(paths, "", |listed| {
         let pairs = listed.unwrap().into_iter().filter_map(|r| Some((r.image_id.to_owned(), r.mask?.to_owned())));
@@ -29,7 +29,7 @@ fn masked(paths: &[&str]) -> Vec<(String, String)> {
     })
 }
 
-/// Files that are left out: the reason, how many, and the first name.
+/// Returns the files that are left out: the reason, the count, and the first name.
 fn left_out(paths: &[&str]) -> Vec<(&'static str, usize, String)> {
     with_listing(paths, "", |listed| {
         let left_out = listed.unwrap().left_out.into_iter();
@@ -47,7 +47,7 @@ const NUT: [&str; 6] = [
 ];
 
 #[test]
-fn lists_sorted_with_masks() {
+fn images_are_listed_by_id_with_their_masks() {
     let masks = ["nut/ground_truth/bent/0_mask.png", "nut/ground_truth/bent/1.BMP", "nut/ground_truth/good/0.png"];
     let ignored = ["notes.txt", "nut/train/good/Thumbs.db", "readme/license.png"];
     with_list(&[&NUT[..], &masks, &ignored].concat(), "", |listed| {
@@ -68,7 +68,7 @@ fn lists_sorted_with_masks() {
 }
 
 #[test]
-fn one_class_is_a_root_too() {
+fn a_root_may_be_one_class() {
     let nut = NUT.map(|path| path.strip_prefix("nut/").unwrap());
     with_list(&nut, "", |listed| {
         let listed = listed.unwrap();
@@ -77,9 +77,9 @@ fn one_class_is_a_root_too() {
     });
 }
 
-/// Names that begin alike lie apart although `-` sorts before `/`.
+/// `-` sorts before `/`, so the paths of `a-b` come before those of `a`.
 #[test]
-fn classes_whose_names_begin_alike_are_told_apart() {
+fn classes_whose_names_begin_alike_are_kept_apart() {
     let paths = ["a/train/good/0.png", "a-b/train/good/0.png", "a/test/c/0.png", "a/test/c-d/0.png", "a.png"];
     with_list(&paths, "", |listed| {
         let listed = listed.unwrap();
@@ -89,7 +89,7 @@ fn classes_whose_names_begin_alike_are_told_apart() {
 }
 
 #[test]
-fn captions_join_by_image() {
+fn captions_are_assigned_by_the_path_of_the_image() {
     let captions = "{\"image\": \"train/good/a.jpeg\", \"caption\": \"a hex nut\", \"model\": \"x\"}\r\n\n";
     let paths = [&NUT[..], &["nut/captions.jsonl"]].concat();
     with_list(&paths, captions, |listed| {
@@ -126,7 +126,7 @@ fn errors_name_the_layout_that_would_work() {
 }
 
 #[test]
-fn masks_and_images_belong_together() {
+fn missing_and_double_masks_are_errors_that_name_the_expected_path() {
     let with = |files: &[&str]| failure(&[&NUT, files].concat(), "");
     let both = ["nut/ground_truth/bent/0_mask.png", "nut/ground_truth/bent/1_mask.png"];
     assert_eq!(
@@ -206,7 +206,7 @@ fn names_that_are_almost_reserved_are_refused() {
     }
     let told = failure(&["Train/good/0.png", "Test/good/0.png"], "");
     assert!(told.starts_with("ROOT/Test differs from `test`"), "{told}");
-    // A class may be called so.
+    // A class may be called `Test`.
     with_list(&["Test/train/good/0.png"], "", |listed| assert_eq!(listed.unwrap()[0].class, "Test"));
 }
 
@@ -230,7 +230,7 @@ fn two_images_with_one_stem_and_one_mask_are_ambiguous() {
 }
 
 #[test]
-fn an_image_whose_name_ends_as_that_of_a_mask_is_told_from_another() {
+fn images_named_like_masks_get_masks_of_their_own() {
     let images = ["nut/train/good/0.png", "nut/test/bent/0.png", "nut/test/bent/0_mask.png"];
     let with = |masks: [&'static str; 2]| [&images[..], &masks].concat();
     for masks in [
@@ -262,7 +262,7 @@ fn names_are_compared_in_composed_form() {
 }
 
 #[test]
-fn what_is_not_read_is_counted_with_its_reason() {
+fn files_that_are_not_read_are_counted_with_their_reason() {
     assert_eq!(
         left_out(&[&NUT[..], &["notes.txt", "nut/license.txt", "nut/train/good/Thumbs.db", ".git/"]].concat()),
         []

@@ -1,4 +1,5 @@
-//! From surfaces to pixels: supersampling, lens blur, sensor noise, and the exact mask of what a defect changed.
+//! The camera, which turns surfaces into pixels: supersampling, lens blur, sensor noise, and the exact mask of the
+//! pixels that a defect changed.
 
 use image::{GrayImage, Luma, Rgb as Pixel, RgbImage};
 
@@ -8,8 +9,8 @@ use super::geometry::{V2, v};
 use super::noise;
 use super::scene::{Light, Rgb, Scene};
 
-/// A pixel belongs to the mask where the defect moved a channel of the noiseless picture by more than this (of 1): five times
-/// the noise, so that whoever looks can see it.
+/// The change of a channel of the noiseless picture (of 1) above which a pixel belongs to the mask: five times the
+/// noise, so that a viewer can see it.
 const NOTICEABLE: f32 = 0.055;
 
 /// A scene, with or without its defect.
@@ -17,13 +18,13 @@ pub(super) struct View<'a> {
     pub(super) scene: &'a dyn Scene,
     /// The same scene with a broken part.
     pub(super) broken: Option<&'a dyn Scene>,
-    /// What lies on or in the surface.
+    /// The flaw on or in the surface.
     pub(super) mark: Option<&'a dyn Mark>,
     pub(super) light: &'a Light,
 }
 
 impl View<'_> {
-    /// The light from `p` as it should be, and as it is where the defect matters.
+    /// Returns the light from `p` without the defect and, if the defect matters there, with it.
     fn look(&self, p: V2) -> (Rgb, Option<Rgb>) {
         let surface = self.scene.surface(p);
         let good = self.light.shade(&surface, p);
@@ -41,7 +42,8 @@ impl View<'_> {
         good.iter().zip(bad).any(|(&a, b)| (encode(a) - encode(b)).abs() > NOTICEABLE)
     }
 
-    /// The share of the picture that the defect changes, measured on a grid of 64 x 64 points whatever the picture's size.
+    /// Returns the share of the picture that the defect changes, measured on a grid of 64 x 64 points at any picture
+    /// size.
     pub(super) fn changed_share(&self) -> f32 {
         const GRID: u32 = 64;
         let hits = (0..GRID * GRID)
@@ -53,7 +55,7 @@ impl View<'_> {
         hits as f32 / (GRID * GRID) as f32
     }
 
-    /// The photograph and the mask of its defect, both `size` x `size`.
+    /// Renders the photograph and the mask of its defect, both `size` x `size`.
     pub(super) fn photograph(&self, size: u32, draw: &mut Draw) -> (RgbImage, GrayImage) {
         let lens = Lens::new(size, draw);
         let (sigma, seed) = (draw.range(0.008, 0.013), draw.bits());
@@ -80,12 +82,12 @@ impl View<'_> {
     }
 }
 
-/// The middle of pixel `i` of `n`, in -1/2..1/2.
+/// Returns the middle of pixel `i` of `n`, in -1/2..1/2.
 fn centre(i: u32, n: u32) -> f32 {
     (i as f32 + 0.5) / n as f32 - 0.5
 }
 
-/// Linear light to what a picture stores, both 0..=1.
+/// Encodes linear light as a picture stores it, both 0..=1.
 fn encode(linear: f32) -> f32 {
     linear.clamp(0.0, 1.0).sqrt()
 }
@@ -108,7 +110,7 @@ impl Lens {
         Self { taps: weights.iter().map(|w| w / total).collect() }
     }
 
-    /// `fine` is [2 size, 2 size]; the result is [size, size].
+    /// Blurs and reduces `fine` [2 size, 2 size] to [size, size].
     fn focus(&self, fine: &[Rgb], size: u32) -> Vec<Rgb> {
         let (n, wide) = (size as usize, 2 * size as usize);
         let rows: Vec<Rgb> = (0..wide * n).map(|i| self.gather(i % n, wide, |x| fine[i / n * wide + x])).collect();
@@ -139,7 +141,7 @@ fn expose(light: &[Rgb], size: u32, sigma: f32, seed: u32) -> RgbImage {
     })
 }
 
-/// The pixels that the defect changed noticeably; a pixel that it surrounds on opposite sides is part of it.
+/// Returns 255 for pixels that the defect changed noticeably, and for pixels between two such ones on opposite sides.
 fn mask(good: &[Rgb], bad: &[Rgb], size: u32) -> GrayImage {
     let n = size as usize;
     let changed: Vec<bool> = good.iter().zip(bad).map(|(&good, &bad)| View::changed(good, bad)).collect();

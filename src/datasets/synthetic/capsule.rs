@@ -7,9 +7,9 @@ use super::scene::{Light, Pose, Rgb, Scene, Surface, blend, grain, ground, rgb};
 /// Half the length of the axis.
 const HALF: f32 = 0.22;
 const RADIUS: f32 = 0.135;
-/// The cap is wider than the body by this.
+/// The difference between the radii of cap and body.
 const STEP: f32 = 0.007;
-/// Where the cap ends on the axis.
+/// The place on the axis where the cap ends.
 const JOINT: f32 = 0.02;
 /// Half the width of a printed stroke.
 const STROKE: f32 = 0.0085;
@@ -35,7 +35,7 @@ enum Fault {
         by: V2,
         turn: V2,
     },
-    /// The cap ends elsewhere.
+    /// The cap ends at this place of the axis instead.
     CapMoved(f32),
 }
 
@@ -56,7 +56,7 @@ impl Capsule {
         Self { pose, name, cap: rgb(cap), body: rgb(body), ink: rgb(ink), toward: light.toward, fault: None }
     }
 
-    /// How much ink there is on the shell.
+    /// Returns the amount of ink on the shell, from 0 to 1.
     fn print(&self, q: V2) -> f32 {
         let mut local = q - v(-0.11, 0.0);
         match &self.fault {

@@ -18,7 +18,7 @@ const BOARDS: [(&str, u32, u32, &str); 3] = [
 struct Fault {
     column: i32,
     row: i32,
-    /// How a bent pin leans and turned; `None` if it is gone.
+    /// The shift and the turn of a bent pin's tip; `None` if the pin is missing.
     bent: Option<(V2, V2)>,
 }
 
@@ -40,7 +40,8 @@ impl Connector {
         Self { pose, housing_name, board_name, housing, board, toward: light.toward, fault: None }
     }
 
-    /// The outline of the housing, with the polarising key on its lower side; negative inside.
+    /// Returns the signed distance to the outline of the housing with the polarising key on its lower side; negative
+    /// inside.
     fn outline(q: V2) -> f32 {
         rounded_box(q, HALF, 0.025).min(rounded_box(q - v(0.0, HALF.y + 0.012), v(0.085, 0.03), 0.012))
     }
@@ -67,7 +68,7 @@ impl Connector {
         surface
     }
 
-    /// The pin or empty socket of a cell, over the floor of the housing.
+    /// Returns the pin or empty socket of a cell, over the floor of the housing.
     fn pin(&self, q: V2, floor_of_housing: Surface) -> Surface {
         let column = floor(q.x / PITCH + 2.0).clamp(0, 3);
         let row = i32::from(q.y > 0.0);

@@ -22,7 +22,7 @@ impl Defect {
     pub const ALL: [Self; 6] =
         [Self::Scratch, Self::Crack, Self::Hole, Self::Stain, Self::Contamination, Self::MissingPart];
 
-    /// The kind as folders name it.
+    /// Returns the name of the kind in folders.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scratch => "scratch",

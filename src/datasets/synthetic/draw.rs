@@ -7,9 +7,9 @@ use rand_chacha::ChaCha8Rng;
 pub(super) struct Draw(ChaCha8Rng);
 
 impl Draw {
-    /// The stream `stream` of all those that `(seed, label)` opens; different streams are independent.
+    /// Opens the stream `stream` of those of `(seed, label)`; different streams are independent.
     pub(super) fn new(seed: u64, label: &str, stream: u64) -> Self {
-        // FNV-1a: enough to tell labels apart, ChaCha does the mixing.
+        // FNV-1a is enough to distinguish labels, because ChaCha does the mixing.
         let hash =
             label.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), |hash, byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -23,7 +23,7 @@ impl Draw {
         self.0.next_u32()
     }
 
-    /// Uniform in [0, 1), of 24 random bits, so exact in `f32`.
+    /// Draws a number uniform in [0, 1) from 24 random bits, which `f32` holds exactly.
     pub(super) fn unit(&mut self) -> f32 {
         (self.bits() >> 8) as f32 / (1 << 24) as f32
     }
@@ -32,7 +32,7 @@ impl Draw {
         low + (high - low) * self.unit()
     }
 
-    /// Between `-reach` and `reach`, the middle more often than the ends (the sum of two uniforms).
+    /// Draws a number between `-reach` and `reach`, the middle more often than the ends (the sum of two uniforms).
     pub(super) fn around(&mut self, reach: f32) -> f32 {
         (self.unit() + self.unit() - 1.0) * reach
     }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_hold() {
+    fn drawn_numbers_stay_in_their_ranges() {
         let mut draw = Draw::new(0, "ranges", 0);
         for _ in 0..1000 {
             assert!((0.0..1.0).contains(&draw.unit()));

@@ -9,7 +9,7 @@ use std::f32::consts::PI;
 
 /// Distance between threads.
 const PITCH: f32 = 1.0 / 11.0;
-/// Half a thread's width, of the pitch.
+/// Half a thread's width, in pitches.
 const HALF: f32 = 0.47;
 
 const DYES: [(&str, u32, u32); 3] = [
@@ -40,8 +40,9 @@ impl Fabric {
     }
 }
 
-/// A thread's surface: `along` its run and `aside` from its axis, both from -1/2 to 1/2 of a crossing; `up` is 1 where it
-/// passes above, `half` half its width. Returns its height and the two slopes, or `None` beside the thread.
+/// Returns the height of a thread's surface and its two slopes, or `None` beside the thread. `along` its run and
+/// `aside` from its axis are from -1/2 to 1/2 of a crossing; `up` is 1 if it passes above, -1 below; `half` is half its
+/// width.
 fn thread(along: f32, aside: f32, up: f32, half: f32) -> Option<(f32, f32, f32)> {
     let u = aside / half;
     let round = 1.0 - u * u;
@@ -67,7 +68,7 @@ impl Scene for Fabric {
             }
             Some(Fault::Floats { row, from, to }) if row == j && c.x > from && c.x < to => {
                 let lift = smoothstep(from, from + 0.5, c.x) * smoothstep(to, to - 0.5, c.x);
-                // Nothing holds it down: it lies high, slack and wide.
+                // No warp holds the float down: it lies high, slack and wide.
                 weft = thread(fx, fy, -up, HALF * 1.1).map(|(h, s, a)| (h + lift * (1.3 - h), s * (1.0 - lift), a));
                 float = lift;
             }
@@ -86,7 +87,7 @@ impl Scene for Fabric {
         };
         let mut surface = Surface::matte(colour);
         surface.slope = self.pose.outward(slope);
-        // No two threads took the dye alike.
+        // Each thread has a shade of its own.
         surface.tone((1.0 + 0.02 * noise::cell(index, 0, 5)) * grain(q, 11));
         // A float is soiled on pale cloth, and catches the light on dark cloth.
         surface.tone(1.0 + float * if self.weft[1] > 0.4 { -0.4 } else { 0.5 });

@@ -37,7 +37,8 @@ pub(super) struct Gear {
 
 /// A gear's outline and openings near one point.
 struct Shape {
-    /// Signed distance to the nearest edge of the metal, negative inside it, and the direction in which it grows.
+    /// The signed distance to the nearest edge of the metal, negative inside; `outward` is the direction in which it
+    /// grows.
     edge: f32,
     outward: V2,
     radius: f32,

@@ -1,5 +1,5 @@
-//! Plane geometry and the few functions that pictures need, of basic arithmetic alone: IEEE 754 fixes `+ - * / sqrt` to the
-//! last bit, while the `sin`, `exp` and `pow` of two platforms differ.
+//! Plane geometry and the few functions that pictures need, made of basic arithmetic alone: IEEE 754 fixes `+ - * /
+//! sqrt` to the last bit, while the `sin`, `exp` and `pow` of two platforms differ.
 
 use std::f32::consts::{FRAC_PI_2, PI, TAU};
 use std::ops::{Add, Mul, Neg, Sub};
@@ -16,7 +16,7 @@ pub(super) const fn v(x: f32, y: f32) -> V2 {
 }
 
 impl V2 {
-    /// The unit vector at `angle` radians, clockwise on screen from the x axis.
+    /// Returns the unit vector at `angle` radians, clockwise on screen from the x axis.
     pub(super) fn polar(angle: f32) -> Self {
         v(sin(angle + FRAC_PI_2), sin(angle))
     }
@@ -33,22 +33,22 @@ impl V2 {
         self * (1.0 / self.length().max(1e-9))
     }
 
-    /// A quarter turn clockwise on screen.
+    /// Returns the vector after a quarter turn clockwise on screen.
     pub(super) fn across(self) -> Self {
         v(-self.y, self.x)
     }
 
-    /// This turned by the angle of the unit vector `by` (a complex product).
+    /// Returns the vector turned by the angle of the unit vector `by` (a complex product).
     pub(super) fn turned(self, by: Self) -> Self {
         v(self.x * by.x - self.y * by.y, self.x * by.y + self.y * by.x)
     }
 
-    /// This turned back by the angle of the unit vector `by`.
+    /// Returns the vector turned back by the angle of the unit vector `by`.
     pub(super) fn unturned(self, by: Self) -> Self {
         self.turned(v(by.x, -by.y))
     }
 
-    /// The angle in radians that `polar` takes, by a minimax polynomial on an octant, to about 1e-5.
+    /// Returns the angle in radians that `polar` takes, by a minimax polynomial on an octant, to about 1e-5.
     pub(super) fn angle(self) -> f32 {
         let (a, b) = (self.x.abs(), self.y.abs());
         let t = a.min(b) / a.max(b).max(1e-9);
@@ -91,7 +91,7 @@ impl Neg for V2 {
     }
 }
 
-/// Sine by its Taylor polynomial on a quarter turn, to about 4e-6.
+/// Computes the sine by its Taylor polynomial on a quarter turn, to about 4e-6.
 pub(super) fn sin(angle: f32) -> f32 {
     let turns = angle / TAU;
     let t = turns - floor(turns + 0.5) as f32; // [-1/2, 1/2]
@@ -111,13 +111,13 @@ pub(super) fn cos(angle: f32) -> f32 {
     sin(angle + FRAC_PI_2)
 }
 
-/// The largest integer not above `x`; `f32::floor` is a library call on the oldest x86-64.
+/// Returns the largest integer not above `x`; `f32::floor` is a library call on the oldest x86-64.
 pub(super) fn floor(x: f32) -> i32 {
     let i = x as i32;
     i - i32::from(x < i as f32)
 }
 
-/// 0 up to `low`, 1 from `high`, smooth between; falls where `low > high`.
+/// Returns 0 for `x` up to `low`, 1 from `high`, and a smooth step between; it falls if `low > high`.
 pub(super) fn smoothstep(low: f32, high: f32, x: f32) -> f32 {
     let t = ((x - low) / (high - low)).clamp(0.0, 1.0);
     t * t * (3.0 - 2.0 * t)
@@ -127,14 +127,14 @@ pub(super) fn mix(a: f32, b: f32, t: f32) -> f32 {
     a + (b - a) * t
 }
 
-/// Distance to the segment from `a` to `b`, and how far along it (0..=1) its nearest point lies.
+/// Returns the distance to the segment from `a` to `b`, and the position of the nearest point along it (0..=1).
 pub(super) fn segment(p: V2, a: V2, b: V2) -> (f32, f32) {
     let (ap, ab) = (p - a, b - a);
     let t = (ap.dot(ab) / ab.dot(ab).max(1e-12)).clamp(0.0, 1.0);
     ((ap - ab * t).length(), t)
 }
 
-/// Signed distance to a box of half extents `half` with corners rounded by `round`; negative inside.
+/// Returns the signed distance to a box of half extents `half` with corners rounded by `round`; negative inside.
 pub(super) fn rounded_box(p: V2, half: V2, round: f32) -> f32 {
     let q = v(p.x.abs() - half.x + round, p.y.abs() - half.y + round);
     v(q.x.max(0.0), q.y.max(0.0)).length() + q.x.max(q.y).min(0.0) - round
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_match_the_platform() {
+    fn functions_are_close_to_those_of_the_platform() {
         for i in -200..200 {
             let a = i as f32 * 0.07;
             assert!((sin(a) - a.sin()).abs() < 1e-5, "sin {a}");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn distances() {
+    fn distances_are_right_and_turns_can_be_undone() {
         assert_eq!(segment(v(0.5, 2.0), v(0.0, 0.0), v(1.0, 0.0)), (2.0, 0.5));
         assert_eq!(rounded_box(v(3.0, 0.0), v(1.0, 1.0), 0.2), 2.0);
         assert!(rounded_box(v(0.0, 0.0), v(1.0, 1.0), 0.2) < 0.0);

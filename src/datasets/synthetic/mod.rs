@@ -1,9 +1,9 @@
-//! Photographs that nobody took: small product pictures, flawless and flawed, with exact masks and captions, for trying the
-//! method without a download.
+//! Synthetic photographs: small pictures of products, flawless and flawed, with exact masks and captions, for trying
+//! the method without a download.
 //!
-//! Every picture is a function of `(seed, class, split, defect, index)` alone, so that more pictures never change those that
-//! exist, and is built from basic arithmetic, so that it is the same on every machine. Sizes change the resolution, not the
-//! scene.
+//! Every picture is a function of `(seed, class, split, defect, index)` alone, so that more pictures never change those
+//! that exist, and is built from basic arithmetic, so that it is the same on every machine. Sizes change the
+//! resolution, not the scene.
 
 mod camera;
 mod capsule;
@@ -56,7 +56,7 @@ impl Class {
     /// All classes, in the order of [`CLASSES`].
     pub const ALL: [Self; 6] = [Self::Fabric, Self::Wood, Self::Tile, Self::Gear, Self::Capsule, Self::Connector];
 
-    /// The class as folders name it.
+    /// Returns the name of the class in folders.
     pub fn name(self) -> &'static str {
         CLASSES[self as usize]
     }
@@ -87,17 +87,17 @@ impl FromStr for Class {
     }
 }
 
-/// What a picture is for.
+/// The use of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Split {
-    /// Learned from; flawless.
+    /// Pictures to learn from, all flawless.
     Train,
-    /// Judged.
+    /// Pictures to test with.
     Test,
 }
 
 impl Split {
-    /// The split as folders name it.
+    /// Returns the name of the split in folders.
     pub fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -106,26 +106,27 @@ impl Split {
     }
 }
 
-/// The name of a picture that is yet to be rendered.
+/// The identity of a picture, from which it can be rendered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Item {
     /// The product.
     pub class: Class,
-    /// What it is for.
+    /// Its use.
     pub split: Split,
-    /// Counts from 0 within class, split and defect.
+    /// Its number, from 0 within class, split and defect.
     pub index: u32,
-    /// `None` for a flawless product.
+    /// The kind of flaw; `None` for a flawless product.
     pub defect: Option<Defect>,
 }
 
 impl Item {
-    /// The name of the defect, or `good`.
+    /// Returns the name of the defect, or `good`.
     pub fn label(&self) -> &'static str {
         self.defect.map_or("good", Defect::name)
     }
 
-    /// `CLASS/SPLIT/LABEL/INDEX`, such as `gear/test/scratch/003`: unique, and its path in a tree without the extension.
+    /// Returns `CLASS/SPLIT/LABEL/INDEX`, such as `gear/test/scratch/003`: a unique name, and the path in a tree
+    /// without the extension.
     pub fn image_id(&self) -> String {
         format!("{}/{}/{}/{:03}", self.class, self.split.name(), self.label(), self.index)
     }
@@ -136,14 +137,15 @@ impl Item {
 pub struct Sample {
     /// The photograph.
     pub image: RgbImage,
-    /// 255 where the defect changed the picture noticeably, 0 elsewhere; of the picture's size, all 0 where there is none.
+    /// 255 where the defect changed the picture noticeably, 0 elsewhere; of the picture's size, and all 0 without a
+    /// defect.
     pub mask: GrayImage,
     /// The product as it should look, in one or two sentences.
     pub caption: String,
 }
 
-/// The pictures of a data set, class by class: `train` flawless ones to learn from, then `test_good` flawless ones and
-/// `test_per_defect` of each [`Defect`] to judge.
+/// Returns the pictures of a data set, class by class: `train` flawless ones to learn from, then `test_good` flawless
+/// ones and `test_per_defect` of each [`Defect`] to test with.
 ///
 /// # Errors
 /// [`Error::UnknownClass`] for a name that is not in [`CLASSES`].
@@ -177,7 +179,8 @@ mod stream {
 /// The share of the picture that a defect may change.
 const AREA: std::ops::RangeInclusive<f32> = 0.004..=0.055;
 
-/// Renders `item` of the data set `seed` in `size` x `size` pixels, of 64..=512 (other sizes work, but are not as natural).
+/// Renders `item` of the data set `seed` in `size` x `size` pixels, of 64..=512 (other sizes work, but are not as
+/// natural).
 pub fn render(item: &Item, seed: u64, size: u32) -> Sample {
     let label = item.image_id();
     let build = || {
@@ -194,7 +197,7 @@ pub fn render(item: &Item, seed: u64, size: u32) -> Sample {
             View { scene: &*scene, broken: None, mark: None, light: &light }.photograph(size, &mut camera);
         return Sample { image, mask, caption };
     };
-    // A defect that is hidden, too small or too large is drawn anew; should all tries fail, the last one stands.
+    // A defect that is hidden, too small or too large is drawn anew; if all tries fail, the last one is kept.
     const TRIES: u64 = 24;
     let mut attempt = 0;
     loop {

@@ -2,7 +2,7 @@
 
 use super::geometry::{V2, floor};
 
-/// 32 well mixed bits of a lattice point (the finaliser of MurmurHash3).
+/// Returns 32 well mixed bits of a lattice point (the finaliser of MurmurHash3).
 pub(super) fn hash(x: i32, y: i32, seed: u32) -> u32 {
     let mut h =
         (x as u32).wrapping_mul(0x8da6_b343) ^ (y as u32).wrapping_mul(0xd816_3841) ^ seed.wrapping_mul(0xcb1a_b31f);
@@ -11,12 +11,12 @@ pub(super) fn hash(x: i32, y: i32, seed: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-/// A lattice point's value in [-1, 1).
+/// Returns a lattice point's value in [-1, 1).
 pub(super) fn cell(x: i32, y: i32, seed: u32) -> f32 {
     (hash(x, y, seed) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// Value noise in [-1, 1] with features of about one unit.
+/// Returns value noise in [-1, 1] with features of about one unit.
 pub(super) fn value(p: V2, seed: u32) -> f32 {
     let (ix, iy) = (floor(p.x), floor(p.y));
     let (fx, fy) = (p.x - ix as f32, p.y - iy as f32);
@@ -26,12 +26,13 @@ pub(super) fn value(p: V2, seed: u32) -> f32 {
     top * (1.0 - wy) + bottom * wy
 }
 
-/// Two octaves of value noise, in [-1, 1].
+/// Returns two octaves of value noise, in [-1, 1].
 pub(super) fn cloud(p: V2, seed: u32) -> f32 {
     value(p, seed) * 0.67 + value(p * 2.03, seed ^ 0x5bd1) * 0.33
 }
 
-/// About normal with mean 0 and standard deviation 1: the sum of the four bytes of a hash.
+/// Returns a number that is about normal with mean 0 and standard deviation 1: the scaled sum of the four bytes of a
+/// hash.
 pub(super) fn normal(x: i32, y: i32, seed: u32) -> f32 {
     let sum: u32 = hash(x, y, seed).to_le_bytes().iter().map(|&byte| u32::from(byte)).sum();
     (sum as f32 - 510.0) / 147.8

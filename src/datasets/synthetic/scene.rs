@@ -1,4 +1,4 @@
-//! What a picture shows: a surface at every point, under one light.
+//! The content of a picture: a surface at every point, under one light.
 
 use super::draw::Draw;
 use super::geometry::{V2, mix, smoothstep, v};
@@ -7,8 +7,8 @@ use super::noise;
 /// Linear light, 0..=1 for a white surface facing the lamp.
 pub(super) type Rgb = [f32; 3];
 
-/// A colour as people write it, `0xRRGGBB`, in linear light. Pictures are encoded with gamma 2 (a square root, exact on every
-/// platform), close to sRGB's curve.
+/// Converts a colour as people write it, `0xRRGGBB`, to linear light. Pictures are encoded with gamma 2 (a square root,
+/// exact on every platform), which is close to sRGB's curve.
 pub(super) fn rgb(hex: u32) -> Rgb {
     [16, 8, 0].map(|shift| {
         let level = ((hex >> shift) & 0xff) as f32 / 255.0;
@@ -24,20 +24,20 @@ pub(super) fn brightness(colour: Rgb) -> f32 {
     (colour[0] + colour[1] + colour[2]) / 3.0
 }
 
-/// What the light meets at one point.
+/// The surface of the scene at one point.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Surface {
-    /// Diffuse colour, or the colour of the reflection where `metal` is 1.
+    /// Diffuse colour, or the colour of the reflection if `metal` is 1.
     pub(super) albedo: Rgb,
     /// Gradient of the height; 1 is a slope of 45 degrees.
     pub(super) slope: V2,
     /// Strength of the white highlight.
     pub(super) gloss: f32,
-    /// 0 a dielectric, 1 a metal.
+    /// 0 for a dielectric, 1 for a metal.
     pub(super) metal: f32,
-    /// What shadows and crevices leave of the light, 1 in the open.
+    /// The share of the light that shadows and crevices leave, 1 in the open.
     pub(super) open: f32,
-    /// How much of the point belongs to the product, not to what it lies on.
+    /// The share of the point that belongs to the product, and not to the ground below it.
     pub(super) product: f32,
 }
 
@@ -50,7 +50,7 @@ impl Surface {
         self.albedo = self.albedo.map(|c| c * factor);
     }
 
-    /// Paints `other` over this where `cover` is 1.
+    /// Paints `other` over the surface, by the share `cover` from 0 to 1.
     pub(super) fn cover(&mut self, other: &Self, cover: f32) {
         self.albedo = blend(self.albedo, other.albedo, cover);
         self.slope = self.slope * (1.0 - cover) + other.slope * cover;
@@ -61,7 +61,7 @@ impl Surface {
     }
 }
 
-/// One lamp, from above the upper half of the picture, and what the lens adds.
+/// One lamp, above the upper half of the picture, and the vignette of the lens.
 pub(super) struct Light {
     direction: [f32; 3],
     half: [f32; 3],
@@ -70,7 +70,7 @@ pub(super) struct Light {
     tint: Rgb,
     falloff: f32,
     vignette: f32,
-    /// Where it comes from, in words that follow "lit from".
+    /// The place of the lamp, in words that follow "lit from".
     pub(super) words: &'static str,
 }
 
@@ -92,7 +92,7 @@ impl Light {
         Self { direction, half, toward, tint, falloff: draw.range(0.12, 0.3), vignette: draw.range(0.25, 0.5), words }
     }
 
-    /// The linear light that reaches the camera from `surface` at `p`.
+    /// Returns the linear light that reaches the camera from `surface` at `p`.
     pub(super) fn shade(&self, surface: &Surface, p: V2) -> Rgb {
         let (s, l, h) = (surface.slope, self.direction, self.half);
         let nz = 1.0 / (1.0 + s.dot(s)).sqrt();
@@ -115,7 +115,7 @@ impl Light {
     }
 }
 
-/// Where an object lies in the picture, whose sides go from -1/2 to 1/2.
+/// The place of an object in the picture, whose sides go from -1/2 to 1/2.
 pub(super) struct Pose {
     centre: V2,
     turn: V2,
@@ -125,7 +125,7 @@ pub(super) struct Pose {
 }
 
 impl Pose {
-    /// Shifted by up to `shift` (of the picture's side), turned by up to `degrees`, scaled by up to 4 %.
+    /// Draws a pose: shifted by up to `shift` (of the picture's side), turned by up to `degrees`, scaled by up to 4 %.
     pub(super) fn new(draw: &mut Draw, shift: f32, degrees: f32) -> Self {
         let centre = v(draw.around(shift), draw.around(shift));
         let degrees = draw.range(-degrees, degrees);
@@ -140,7 +140,7 @@ impl Pose {
         q.turned(self.turn) * self.scale + self.centre
     }
 
-    /// A direction or slope of the picture as the object sees it, and back.
+    /// Converts a direction or slope from the picture to the object; [`outward`](Self::outward) does the inverse.
     pub(super) fn inward(&self, direction: V2) -> V2 {
         direction.unturned(self.turn)
     }
@@ -149,7 +149,7 @@ impl Pose {
         direction.turned(self.turn)
     }
 
-    /// The turn in words.
+    /// Describes the turn in words.
     pub(super) fn words(&self) -> &'static str {
         match self.degrees {
             d if d < -2.5 => "turned slightly to the left",
@@ -161,24 +161,24 @@ impl Pose {
 
 /// A product in front of the camera.
 pub(super) trait Scene {
-    /// The surface at a point of the picture (-1/2..1/2), in the order of 100 ns.
+    /// Returns the surface at a point of the picture (-1/2..1/2). A call takes in the order of 100 ns.
     fn surface(&self, p: V2) -> Surface;
-    /// A random point of the picture on the product.
+    /// Returns a random point of the picture on the product.
     fn place(&self, draw: &mut Draw) -> V2;
-    /// What a cut lays bare.
+    /// Returns the colour of the material that a cut lays bare.
     fn core(&self) -> Rgb;
     /// Takes away or misplaces one part.
     fn break_part(&mut self, draw: &mut Draw);
-    /// The flawless product in words; `light` says where the light comes from.
+    /// Describes the flawless product in words; `light` is the place of the lamp in words.
     fn caption(&self, light: &str) -> String;
 }
 
-/// The fine, low contrast grain of a real material, as a factor of its tone.
+/// Returns the fine, low-contrast grain of a real material, as a factor of its tone.
 pub(super) fn grain(p: V2, seed: u32) -> f32 {
     1.0 + 0.03 * noise::value(p * 45.0, seed)
 }
 
-/// A matte ground that things lie on.
+/// Returns a matte ground for objects to lie on.
 pub(super) fn ground(p: V2, colour: Rgb) -> Surface {
     let mut surface = Surface::matte(colour);
     surface.tone(grain(p, 17) * (1.0 + 0.04 * noise::value(p * 5.0, 18)));

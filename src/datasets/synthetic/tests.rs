@@ -11,7 +11,7 @@ fn every_kind() -> impl Iterator<Item = (Class, Option<Defect>)> {
     Class::ALL.into_iter().flat_map(move |class| labels().map(move |defect| (class, defect)))
 }
 
-/// The mean absolute difference of two pictures, of 1.
+/// Returns the mean absolute difference of two pictures, from 0 to 1.
 fn difference(a: &RgbImage, b: &RgbImage) -> f32 {
     let sum: u32 = a.as_raw().iter().zip(b.as_raw()).map(|(&a, &b)| u32::from(a.abs_diff(b))).sum();
     sum as f32 / a.as_raw().len() as f32 / 255.0
@@ -41,7 +41,7 @@ fn items_come_class_by_class_and_are_unique() {
 }
 
 #[test]
-fn an_unknown_class_is_an_error_that_names_the_known() {
+fn an_unknown_class_is_an_error_that_names_the_known_ones() {
     let message = items(&["gears"], 1, 0, 0).unwrap_err().to_string();
     assert_eq!(message, "unknown synthetic class `gears`; there are fabric, wood, tile, gear, capsule, connector");
     assert_eq!(CLASSES.len(), Class::ALL.len());
@@ -58,7 +58,7 @@ fn a_picture_is_a_function_of_seed_and_name() {
     }
 }
 
-/// Portability: the digest of a few pictures on the machine where they were first looked at.
+/// The digest is that of the pictures on the machine where they were first rendered.
 #[test]
 fn pictures_are_the_same_on_every_machine() {
     let mut digest = 0xcbf2_9ce4_8422_2325_u64;
@@ -100,14 +100,14 @@ fn pictures_of_two_sizes_show_the_same_scene() {
 }
 
 #[test]
-fn captions_are_short_varied_and_keep_the_secret() {
+fn captions_are_short_and_varied_and_do_not_name_the_defect() {
     for class in Class::ALL {
         let mut captions = std::collections::BTreeSet::new();
         for (index, defect) in (0..12).zip([None].into_iter().chain(Defect::ALL.map(Some)).cycle()) {
             let caption = render(&item(class, defect, index), 0, 64).caption;
             // A CLIP token is a common word or a piece of a rare one; these words are common.
             assert!(caption.split_whitespace().count() <= 36, "{caption}");
-            // The holes of the gear are as they should be.
+            // A flawless gear has holes too.
             let told =
                 |defect: &Defect| caption.contains(defect.name()) && (class, *defect) != (Class::Gear, Defect::Hole);
             assert!(!Defect::ALL.iter().any(told), "{caption}");
@@ -118,7 +118,7 @@ fn captions_are_short_varied_and_keep_the_secret() {
 }
 
 #[test]
-fn a_written_tree_reads_back() {
+fn a_written_tree_holds_the_rendered_pictures_masks_and_captions() {
     let dir = tempfile::tempdir().unwrap();
     let items = items(&["capsule"], 2, 1, 1).unwrap();
     write_mvtec(dir.path(), &items, 9, 64).unwrap();

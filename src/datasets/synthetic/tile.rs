@@ -9,9 +9,9 @@ use std::f32::consts::TAU;
 
 /// Distance between octagons.
 const PITCH: f32 = 0.27;
-/// Half the diagonal of a dot's cell, of the pitch.
+/// Half the diagonal of a dot's cell, in pitches.
 const DOT: f32 = 0.31;
-/// Half the grout's width, of the pitch.
+/// Half the grout's width, in pitches.
 const GROUT: f32 = 0.028;
 
 const GLAZES: [(&str, u32, u32); 3] = [
@@ -33,7 +33,7 @@ enum Misfit {
         by: V2,
         turn: V2,
     },
-    /// A dot of another floor.
+    /// The dot has the colour of another floor.
     Other(Rgb),
 }
 
@@ -60,7 +60,8 @@ impl Tile {
         grout
     }
 
-    /// Glazed ware `inside` its edge (in pitches) that falls off towards `outward`.
+    /// Returns glazed ware over `under`; the point lies `inside` its edge (in pitches), which falls off towards
+    /// `outward`.
     fn glaze(&self, under: Surface, colour: Rgb, inside: f32, outward: V2, tone: f32) -> Surface {
         let mut glaze = Surface::matte(colour);
         glaze.tone(tone);

@@ -1,4 +1,4 @@
-//! A data set as files, in the layout of MVTec AD.
+//! Writing a synthetic data set as files, in the layout of MVTec AD.
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{CLASSES, Class, Item, render};
 
-/// What keeps a synthetic data set from being named or written.
+/// A synthetic data set that cannot be named or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A class that is not drawn here.
@@ -20,7 +20,7 @@ pub enum Error {
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
     /// A picture that cannot be written.
@@ -28,7 +28,7 @@ pub enum Error {
     Picture {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: image::ImageError,
     },
 }

@@ -20,7 +20,7 @@ struct Fault {
     half: V2,
     /// The grain of the wrong piece is turned and elsewhere in the pattern; a missing piece leaves a recess.
     missing: bool,
-    /// How much darker or lighter the wrong piece is.
+    /// The factor by which the wrong piece is darker or lighter.
     tone: f32,
 }
 
@@ -42,9 +42,9 @@ impl Wood {
         Self { pose, name, early: rgb(early), late: rgb(late), phase, toward: light.toward, fault: None }
     }
 
-    /// The colour of board `board` at `q`.
+    /// Returns the colour of board `board` at `q`.
     fn grain(&self, q: V2, board: i32) -> Rgb {
-        // Each board is always the same piece of the tree; only where it was cut differs.
+        // Each board is always cut from the same pattern; only the place of the cut differs.
         let at = q + self.phase + v(3.7 * board as f32, 0.9 * board as f32);
         let bent = at.y * 10.0 + 1.5 * noise::value(v(at.x * 1.6, at.y * 3.0), 31);
         let ring = 0.5 + 0.5 * sin(TAU * bent + 0.7 * sin(TAU * bent));

@@ -14,7 +14,7 @@ struct Line {
     high: V2,
 }
 
-/// Where a point lies beside a line.
+/// The position of a point relative to a line.
 struct Beside {
     /// Distance in half widths, signed by side.
     offset: f32,
@@ -33,7 +33,8 @@ impl Line {
         Self { points, low, high }
     }
 
-    /// A smooth curve about `centre`, as wide as `width` half way, pointed at its ends where `pointed`.
+    /// Makes a smooth curve about `centre` with the half width `width` in its middle; with `pointed`, its ends are
+    /// pointed.
     fn curve(centre: V2, heading: V2, length: f32, bend: f32, width: f32, pointed: bool) -> Self {
         const STEPS: usize = 14;
         let points = (0..=STEPS).map(|i| {
@@ -108,7 +109,7 @@ impl Mark for Scratch {
 /// A jagged, branching, dark gap with chipped edges.
 pub(super) struct Crack {
     lines: Vec<Line>,
-    /// How pale the break is: dark materials whiten where they are stressed.
+    /// The paleness of the break, from 0 to 1: dark materials whiten under stress.
     pale: f32,
 }
 
@@ -128,7 +129,7 @@ impl Crack {
         Self { lines, pale: 0.75 * darkness(base) }
     }
 
-    /// From `start` to a point, with a change of direction every 0.03.
+    /// Makes a path from `start` that ends in a point, with a change of direction every 0.03.
     fn walk(start: V2, heading: V2, length: f32, width: f32, draw: &mut Draw) -> Vec<(V2, f32)> {
         let steps = (length / 0.03) as usize + 1;
         let mut at = start;

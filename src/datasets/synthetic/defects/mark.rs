@@ -1,4 +1,4 @@
-//! What all flaws have in common: how they change a surface, and the colours around them.
+//! The common parts of all flaws: the change of a surface, and the choice of colours.
 
 use super::super::{
     draw::Draw,
@@ -6,7 +6,7 @@ use super::super::{
     scene::{Rgb, Scene, Surface, brightness, rgb},
 };
 
-/// A flaw in place. `apply` changes the surface at `p` and says whether it did.
+/// A flaw in place. `apply` changes the surface at `p` and returns true if it did.
 pub(in crate::datasets::synthetic) trait Mark {
     fn apply(&self, p: V2, surface: &mut Surface) -> bool;
 }
@@ -27,19 +27,20 @@ impl Base {
         Self(colours)
     }
 
-    /// The median, which a pin or a joint among them does not shift.
+    /// Returns the median, which a pin or a joint among the colours does not shift.
     pub(super) fn typical(&self) -> Rgb {
         self.0[self.0.len() / 2]
     }
 
-    /// A colour of `palette` that stands out here.
+    /// Picks a colour of `palette` that stands out here.
     pub(super) fn contrast(&self, draw: &mut Draw, palette: &[u32]) -> Rgb {
         let distance = |hex: u32| {
             let colour = rgb(hex);
             let from = |own: &Rgb| (0..3).map(|c| (colour[c].sqrt() - own[c].min(1.0).sqrt()).abs()).sum::<f32>();
             let mut apart: Vec<f32> = self.0.iter().map(from).collect();
             apart.sort_by(f32::total_cmp);
-            // Far on average, and not hidden on one of two colours; a few points of its own colour do no harm.
+            // The distance is large on average, and also from the second of two colours; a few points of the same
+            // colour do not matter.
             (apart.iter().sum::<f32>() / apart.len() as f32).min(1.6 * apart[apart.len() / 4])
         };
         let far: Vec<u32> = palette.iter().copied().filter(|&hex| distance(hex) > 0.9).collect();
@@ -50,7 +51,7 @@ impl Base {
     }
 }
 
-/// 1 for a material so dark that shadow does not show on it, 0 for all others.
+/// Returns 1 for a material so dark that shadow does not show on it, 0 for bright ones, and values between for others.
 pub(super) fn darkness(base: Rgb) -> f32 {
     smoothstep(0.14, 0.03, brightness(base))
 }

@@ -1,4 +1,4 @@
-//! Flaws that any product can have, as changes of its surface: what they do to light follows from the shading.
+//! Flaws that any product can have, as changes of its surface; their look follows from the shading.
 
 mod lines;
 mod mark;
@@ -13,7 +13,7 @@ use mark::Base;
 pub(super) use mark::Mark;
 use patches::{Hole, Litter, Stain};
 
-/// A flaw of the given kind somewhere on `scene`; `None` for a part that is missing, which is the scene's own affair.
+/// Makes a flaw of the given kind somewhere on `scene`; `None` for a missing part, which the scene itself draws.
 pub(super) fn mark(defect: Defect, scene: &dyn Scene, light: &Light, draw: &mut Draw) -> Option<Box<dyn Mark>> {
     let centre = scene.place(draw);
     let base = Base::around(centre, scene);

@@ -12,9 +12,9 @@ use super::mark::{Base, Mark, darkness};
 struct Patch {
     centre: V2,
     radius: f32,
-    /// How far the outline strays from the circle, as a share of the radius.
+    /// The largest distance between outline and circle, as a share of the radius.
     wave: f32,
-    /// The unit vector along its longer axis, and how much longer that is.
+    /// The unit vector along its longer axis; `stretch` is the factor by which that is longer.
     along: V2,
     stretch: f32,
     seed: u32,
@@ -26,7 +26,8 @@ impl Patch {
         Self { centre, radius, wave, along, stretch: draw.range(1.0, 1.4), seed: draw.bits() }
     }
 
-    /// 0 in the middle, 1 on the outline; and the direction from the middle. `None` beyond `reach`.
+    /// Returns the depth of a point, 0 in the middle and 1 on the outline, and the direction from the middle. `None`
+    /// beyond `reach`.
     fn depth(&self, p: V2, reach: f32) -> Option<(f32, V2)> {
         let from = p - self.centre;
         let bound = self.radius * self.stretch * reach * (1.0 + self.wave);
