@@ -13,12 +13,13 @@ use vlmdiff::{
 use super::metrics::BLURRED;
 
 const SIGMA: f64 = 5.;
-/// Of two passes, 2 · (4 σ) + 1 products each, and as many roundings of the weights.
+/// The roundings of a blurred value: two passes of 2 · (4 σ) + 1 products each, and as many roundings of the weights.
 const TAPS: f64 = 2. * 2. * (8. * SIGMA + 1.);
 const ORDER: MapOrder = MapOrder::CompareThenUpsample;
 
-/// By how much one less the cosine of features [1, C, h, w] may differ: three sums of C products, the roots, and bilinear growth. All is
-/// at most about 1, also where the features are so alike that the distance is next to nothing.
+/// Returns the tolerance of one less the cosine of features [1, C, h, w]: three sums of C products, the roots, and
+/// bilinear interpolation. All terms are at most about 1, also if the features are so alike that the distance is next
+/// to nothing.
 fn cosine(features: &Tensor) -> f64 {
     F32 * (3. * (features.size()[1] as f64).sqrt() + 8.)
 }
@@ -41,7 +42,8 @@ pub(super) fn maps(case: &Case) {
                 case.within(&format!("{features}.a_map.{index}"), &got, |_| Tensor::from(cosine(a)));
             }
             let got = anomaly_map(&a, &b, [height, width], ORDER, combine).squeeze_dim(0);
-            // A distance is at most 2, so that of a product of n each error counts at most n · 2ⁿ⁻¹ times, and of a sum n times.
+            // A distance is at most 2, so that of a product of n each error counts at most n · 2ⁿ⁻¹ times, and of a sum
+            // n times.
             let most = if combine == Combine::Product { 2_f64.powi(a.len() as i32 - 1) } else { 1. };
             let sum: f64 = a.iter().map(cosine).sum();
             case.within(&format!("{name}.map"), &got, |_| Tensor::from(most * sum));

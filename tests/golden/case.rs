@@ -31,19 +31,19 @@ struct Record {
     failures: Vec<String>,
 }
 
-/// What came of a case.
+/// The result of a case.
 pub(crate) struct Outcome {
     pub(crate) compared: usize,
-    /// What came nearest to its tolerance, and how near: 1 is at it.
+    /// The comparison that came nearest to its tolerance, and the difference as a share of that tolerance.
     pub(crate) worst: Option<(String, f64)>,
     pub(crate) absent: Vec<String>,
     pub(crate) failures: Vec<String>,
 }
 
-/// A file or tensor that a set lacks, as the payload of a panic: what comes after it in a part of a case is not compared.
+/// A file or tensor that a set lacks, as the payload of a panic, which ends a part of a case.
 struct Absent(String);
 
-/// The tensors of a file. Each must be asked for: what is in a set and not compared is a failure.
+/// The tensors of a file. Each has to be asked for: a tensor of the set that is not compared is a failure.
 pub(crate) struct Tensors {
     file: String,
     tensors: BTreeMap<String, Tensor>,
@@ -51,14 +51,15 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
-    /// Half precision is widened: it is how values that it holds exactly are stored.
+    /// Returns a tensor, if the file has it. Values that half precision holds exactly are stored in it, and widened
+    /// here.
     pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
         let tensor = self.tensors.get(name)?;
         self.used.borrow_mut().insert(name.to_owned());
         Some(if tensor.kind() == Kind::Half { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() })
     }
 
-    /// Ends the [part](Case::part) of the case that needs it if the set lacks it.
+    /// Returns a tensor; ends the [part](Case::part) of the case if the set lacks it.
     pub(crate) fn get(&self, name: &str) -> Tensor {
         self.find(name).unwrap_or_else(|| std::panic::panic_any(Absent(format!("{name} of {}", self.file))))
     }
@@ -67,7 +68,7 @@ impl Tensors {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Counts what begins with `prefix` as used: it is compared elsewhere.
+    /// Counts tensors whose names begin with `prefix` as used, because they are compared elsewhere or not at all.
     pub(crate) fn skip(&self, prefix: &str) {
         self.used.borrow_mut().extend(self.tensors.keys().filter(|name| name.starts_with(prefix)).cloned());
     }
@@ -89,7 +90,7 @@ impl Case {
         self.folder.join(file)
     }
 
-    /// Whether the set has a file; if not, it is listed as not compared.
+    /// Returns true if the set has a file; else lists it as not compared.
     pub(crate) fn has(&self, file: &str) -> bool {
         let there = self.path(file).exists();
         if !there {
@@ -107,7 +108,8 @@ impl Case {
         self.record.borrow_mut().failures.push(failure);
     }
 
-    /// Runs a part of the case. What the set lacks ends the part and is listed; what the other parts need is compared.
+    /// Runs a part of the case. A missing file or tensor ends the part and is listed; the other parts are still
+    /// compared.
     pub(crate) fn part(&self, compare: impl FnOnce()) {
         let Err(panic) = catch_unwind(AssertUnwindSafe(compare)) else { return };
         let text = panic.downcast_ref::<String>().cloned();
@@ -118,12 +120,12 @@ impl Case {
         }
     }
 
-    /// Ends the part, for the set lacks something.
+    /// Ends the part because the set lacks something.
     pub(crate) fn missing(&self, what: &str) -> ! {
         std::panic::panic_any(Absent(what.to_owned()))
     }
 
-    /// Ends the part if the set lacks a file.
+    /// Returns the path of a file; ends the part if the set lacks it.
     fn need(&self, file: &str) -> PathBuf {
         let path = self.path(file);
         if !path.exists() {
@@ -142,7 +144,7 @@ impl Case {
         opened.entry(file.to_owned()).or_insert_with(open).clone()
     }
 
-    /// A tensor of `inputs.safetensors`.
+    /// Returns a tensor of `inputs.safetensors`.
     pub(crate) fn input(&self, name: &str) -> Tensor {
         self.tensors("inputs.safetensors").get(name)
     }
@@ -167,23 +169,23 @@ impl Case {
         Checkpoint::open(self.need(file)).unwrap_or_else(|e| panic!("{e}")).state_dict()
     }
 
-    /// Weights of a reference case, from `NAME_i8.safetensors` and `NAME_scale.json`; where the former is absent, from the
-    /// formula.
+    /// Returns the weights of a reference case, from `NAME_i8.safetensors` and `NAME_scale.json`; without the former,
+    /// from the formula.
     pub(crate) fn weights(&self, name: &str) -> Checkpoint {
         super::weights::read(self, name)
     }
 
-    /// Compares with `expected.safetensors` what networks compute, within so many times [`NETWORK`] of the largest value.
+    /// Compares the output of a network with `expected.safetensors`, within `times` [`NETWORK`] of the largest value.
     pub(crate) fn close(&self, name: &str, got: &Tensor, times: f64) {
         self.compare("expected.safetensors", name, got, |want| share(want, times * NETWORK));
     }
 
-    /// Compares with `expected.safetensors`, within what `bound` makes of the expected values.
+    /// Compares with `expected.safetensors`, within the tolerance that `bound` computes from the expected values.
     pub(crate) fn expect(&self, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
         self.compare("expected.safetensors", name, got, bound);
     }
 
-    /// Compares with `expected.safetensors` what has to be equal.
+    /// Compares with `expected.safetensors` without any tolerance.
     pub(crate) fn exact(&self, name: &str, got: &Tensor) {
         self.expect(name, got, |_| Tensor::from(0_f64));
     }
@@ -193,13 +195,14 @@ impl Case {
         self.compare(&format!("{}.safetensors", self.name), name, got, |want| share(want, tolerance));
     }
 
-    /// Compares with a tensor of `NAME.safetensors`, within what `bound` makes of the expected values.
+    /// Compares with a tensor of `NAME.safetensors`, within the tolerance that `bound` computes from the expected
+    /// values.
     pub(crate) fn within(&self, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
         self.compare(&format!("{}.safetensors", self.name), name, got, bound);
     }
 
-    /// Compares with a tensor of a file. `bound` makes of the expected values, in f64, by how much each may differ; it has
-    /// their shape or one that is broadcast to it.
+    /// Compares with a tensor of a file. `bound` computes from the expected values, in f64, the tolerance of each; it
+    /// has their shape or one that is broadcast to it.
     pub(crate) fn compare(&self, file: &str, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
         let Some(want) = self.tensors(file).find(name) else { return self.absent(name) };
         let got = if want.dim() == 1 && got.dim() == 0 { got.unsqueeze(0) } else { got.shallow_clone() };
@@ -208,7 +211,7 @@ impl Case {
         }
         let want = want.to_kind(Kind::Double);
         let difference = (got.to_kind(Kind::Double) - &want).abs();
-        // A finite number beside an infinite or an undefined one differs by more than is allowed.
+        // A finite number and an infinite or undefined one differ by more than any tolerance.
         let difference = difference.nan_to_num(f64::INFINITY, f64::INFINITY, f64::INFINITY);
         self.judge_all(name, &difference, &bound(&want).expand_as(&difference));
     }
@@ -218,7 +221,7 @@ impl Case {
         self.judge(name, (got - want).abs(), tolerance);
     }
 
-    /// Compares anything that has to be equal.
+    /// Compares any two values that have to be equal.
     pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&self, name: &str, got: &T, want: &T) {
         self.record.borrow_mut().compared += 1;
         if got != want {
@@ -226,12 +229,12 @@ impl Case {
         }
     }
 
-    /// Judges each of several values; the worst is reported.
+    /// Judges each of several values, and records the worst.
     fn judge_all(&self, name: &str, difference: &Tensor, bound: &Tensor) {
         if difference.numel() == 0 {
             return self.judge(name, 0., 0.);
         }
-        // Of no difference where none is allowed, 0 / 0, nothing is exceeded.
+        // 0 / 0 is no difference where none is allowed, and so no excess.
         let over = (difference / bound).nan_to_num(0., f64::INFINITY, 0.);
         let at = over.argmax(None, false);
         let of = |x: &Tensor| x.reshape([-1]).index_select(0, &at.reshape([1])).double_value(&[0]);
@@ -250,7 +253,7 @@ impl Case {
         }
     }
 
-    /// What came of it. A tensor that is in the set and was not compared is a failure, unless something that it may need is
+    /// Returns the result. A tensor of the set that was not compared is a failure, unless something that it may need is
     /// absent.
     pub(super) fn finish(self) -> Outcome {
         let mut record = self.record.into_inner();

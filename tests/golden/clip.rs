@@ -15,7 +15,7 @@ fn config(case: &Case) -> ClipTextConfig {
     ClipTextConfig::from_json(&std::fs::read_to_string(case.path("config.json")).unwrap()).unwrap()
 }
 
-/// `models/clip_text`.
+/// Compares `models/clip_text`.
 pub(crate) fn text(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config = config(case);
@@ -31,7 +31,7 @@ pub(crate) fn text(case: &Case) {
     case.close("pooler_output", &output.pooled, 1.);
 }
 
-/// `models/clip_full`: the text half of a whole model.
+/// Compares `models/clip_full`: the text half of a whole model.
 pub(crate) fn full(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config = config(case);
@@ -40,14 +40,14 @@ pub(crate) fn full(case: &Case) {
     let output = model.forward(&case.input("input_ids"));
     case.close("text_last_hidden_state", &output.last_hidden_state, 1.);
     case.close("text_embeds", &model.embed(&output.pooled).unwrap(), 1.);
-    // nothing here looks at images with CLIP
+    // this program has no image encoder of CLIP
     case.tensors("inputs.safetensors").skip("pixel_values");
     for vision in ["image_embeds", "logits_per_image", "vision_"] {
         case.tensors("expected.safetensors").skip(vision);
     }
 }
 
-/// `reference/text`: that of the authors, in the layout of their checkpoints.
+/// Compares `reference/text`: the text encoder of the authors, in the layout of their checkpoints.
 pub(crate) fn reference(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let yaml = case.json::<Value>("config.json");
@@ -73,7 +73,7 @@ pub(crate) fn reference(case: &Case) {
     case.near("unconditional", &states.narrow(0, unconditional, 1).repeat([count, 1, 1]), NETWORK);
 }
 
-/// The real sizes, `models/manifests`.
+/// Compares networks of the published sizes with `models/manifests`.
 pub(crate) fn published_shapes(case: &Case) {
     let large = ClipTextConfig {
         hidden_size: 768,

@@ -14,7 +14,7 @@ use vlmdiff::models::{
     unet::{UNet2DConditionConfig, UNet2DConditionModel},
 };
 
-/// `models/controlnet`: the network, and its effect on the U-Net of the same set.
+/// Compares `models/controlnet`: the network, and its effect on the U-Net of the same set.
 pub(crate) fn controlnet(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config: ControlNetConfig = case.config();
@@ -40,7 +40,7 @@ pub(crate) fn controlnet(case: &Case) {
     ldm_names(case, |file| config.canonical(file));
 }
 
-/// The real size, `models/manifests`.
+/// Compares the network of the published size with `models/manifests`.
 pub(crate) fn published_shapes(case: &Case) {
     if case.has("sd15_controlnet.json.gz") {
         let config = ControlNetConfig::default();
@@ -49,7 +49,7 @@ pub(crate) fn published_shapes(case: &Case) {
     }
 }
 
-/// `reference/network`: the authors' network in the layout of their checkpoints.
+/// Compares `reference/network`: the authors' network in the layout of their checkpoints.
 pub(crate) fn reference(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let yaml = case.json::<Value>("config.json");

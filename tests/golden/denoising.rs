@@ -28,10 +28,12 @@ use vlmdiff::{
     stages::train_denoiser::{DenoisingObjective, Trainable},
 };
 
-/// A mean of squares of numbers that are each wrong by a share of [`NETWORK`]: these are independent of each other over more than
-/// a hundred cells, so that a tenth of 2 · [`NETWORK`] is left, and with a reserve of two, this.
+/// The tolerance of a loss, a mean of squares of numbers that are each wrong by a share of [`NETWORK`]. The errors are
+/// independent of each other over more than a hundred cells, so that a tenth of 2 · [`NETWORK`] is left; the reserve is
+/// a factor of two.
 const LOSS: f64 = 0.4 * NETWORK;
-/// The same after steps along gradients that are wrong by [`GRADIENT`]: where a loss changes by about itself, by so much.
+/// The tolerance of a loss after steps along gradients that are wrong by [`GRADIENT`]: if a loss changes by about
+/// itself, the change is wrong by as much.
 const STEPPED: f64 = GRADIENT;
 
 /// A part of `training.json`.
@@ -61,12 +63,12 @@ struct Golden {
     checkpointing_check: Option<Recomputed>,
 }
 
-/// The network, the trainer of what the authors train, and one batch.
+/// The network, the trainer of the parameters that the authors train, and one batch.
 struct Training {
     objective: DenoisingObjective,
     trainer: [Trainer; 1],
     vs: VarStore,
-    /// Of every parameter the published name and ours.
+    /// The published name of every parameter, and ours.
     names: BTreeMap<String, String>,
     /// z, noise, t, context, hint.
     batch: [Tensor; 5],
@@ -105,7 +107,7 @@ impl Training {
         Self { objective, trainer, vs, names, batch }
     }
 
-    /// One step; the loss before it.
+    /// Takes one step; returns the loss before it.
     fn step(&mut self) -> f64 {
         let (objective, [z, noise, t, context, hint]) = (&self.objective, &self.batch);
         let mut value = f64::NAN;
@@ -123,21 +125,21 @@ impl Training {
         no_grad(|| self.objective.loss(z, noise, t, context, hint)).value.double_value(&[])
     }
 
-    /// The gradients of the last step by published name; none of what is not trained.
+    /// Returns the gradients of the trained parameters in the last step, by published name.
     fn gradients(&self) -> BTreeMap<&str, Option<&Tensor>> {
         let ours: BTreeMap<&str, Option<&Tensor>> = self.trainer[0].optimizer.gradients().collect();
         let names = self.names.iter().map(|(published, name)| (published.as_str(), name.as_str()));
         names.filter_map(|(published, name)| Some((published, *ours.get(name)?))).collect()
     }
 
-    /// All weights by published name, copied.
+    /// Returns copies of all weights by published name.
     fn weights(&self) -> BTreeMap<String, Tensor> {
         let variables = self.vs.variables();
         self.names.iter().map(|(published, name)| (published.clone(), variables[name].detach().copy())).collect()
     }
 }
 
-/// Of every parameter the published name and ours, as the loaders translate them.
+/// Returns the published name of every parameter and ours, as the loaders translate them.
 fn names(weights: &Checkpoint, config: &ControlNetConfig) -> BTreeMap<String, String> {
     let published: Vec<&str> = weights.names().collect();
     let numbered = published.iter().enumerate().map(|(i, name)| ((*name).to_owned(), Tensor::from_slice(&[i as i64])));
@@ -154,7 +156,7 @@ fn names(weights: &Checkpoint, config: &ControlNetConfig) -> BTreeMap<String, St
     names
 }
 
-/// Whether a published name belongs to a group of `training.json`: a module, or several whose names are numbered.
+/// Returns true if a published name belongs to a group of `training.json`: a module, or several with numbered names.
 fn is_in(name: &str, group: &str) -> bool {
     name.strip_prefix(group).is_some_and(|rest| rest.starts_with(|c: char| c == '.' || c.is_ascii_digit()))
 }
@@ -181,7 +183,7 @@ fn groups<'t>(
     }
 }
 
-/// `reference/training`.
+/// Compares `reference/training`.
 pub(super) fn steps(case: &Case) {
     let golden: Golden = case.json("training.json");
     latents(case);
@@ -214,7 +216,8 @@ pub(super) fn steps(case: &Case) {
         let largest = want.grad_norm_param.values().copied().fold(0., f64::max);
         for (parameter, want) in &want.grad_norm_param {
             let got = gradients.get(parameter.as_str()).copied().flatten().map_or(f64::NAN, |g| square(g).sqrt());
-            // Where the true gradient is zero, the norm is all rounding: of sums of √n · L terms as large as those of the others.
+            // If the true gradient is zero, the norm is only rounding, of sums of √n · L terms as large as those of the
+            // others.
             let bound = if *want > 1e-6 * largest { 10. * GRADIENT * want } else { 1e-6 * largest };
             case.number(&name(&format!("gradient of {parameter}")), got, *want, bound);
         }
@@ -248,7 +251,7 @@ pub(super) fn steps(case: &Case) {
     groups(case, "gradient with gradient checkpointing", defined, &want.grad_norm_group);
 }
 
-/// The latents of the batch: a draw from the moments, and its noisy sample.
+/// Compares the latents of the batch: a draw from the moments, and its noisy sample.
 fn latents(case: &Case) {
     let yaml: Value = case.json("config.json");
     let config = vae::of_yaml(&yaml);
@@ -261,7 +264,7 @@ fn latents(case: &Case) {
     case.within("x_noisy", &schedule.q_sample(&z, &noise, &t), noised(&z, &noise));
 }
 
-/// The prediction before the first step, and its weighted error, which the authors' program logs.
+/// Compares the prediction before the first step, and its weighted error, which the authors' program logs.
 fn predictions(case: &Case, training: &Training, only_mid_control: bool, want: &Steps) {
     let [z, noise, t, context, hint] = &training.batch;
     let prediction = no_grad(|| training.objective.predict(None, z, noise, t, context, hint));
@@ -280,7 +283,7 @@ fn predictions(case: &Case, training: &Training, only_mid_control: bool, want: &
     case.number(&format!("only_mid_control {only_mid_control}: vlb"), vlb, want.vlb, 2. * NETWORK * want.vlb);
 }
 
-/// A part of `zero_init_experiment.json`: what becomes of the weights that start at zero.
+/// A part of `zero_init_experiment.json`: the weights that start at zero, by whether training moves them.
 #[derive(Deserialize)]
 struct Experiment {
     zero_at_init: Vec<String>,
@@ -289,13 +292,13 @@ struct Experiment {
     moved: Vec<String>,
 }
 
-/// `reference/zero_init_experiment`: from Stable Diffusion's U-Net, as the authors start.
+/// Compares `reference/zero_init_experiment`: from Stable Diffusion's U-Net, as the authors start.
 pub(super) fn zero_init(case: &Case) {
     let golden: BTreeMap<String, Value> = case.json("zero_init_experiment.json");
     case.tensors("training.safetensors").skip(""); // compared in `reference/training`
     let Golden { adamw_defaults, .. } = case.json("training.json");
     let unet = case.weights("weights").retain(|name| !name.starts_with("control_model."));
-    // what else is in the file is compared by the steps
+    // the other tensors of the file are compared by `steps`
     let file = case.checkpoint("training.safetensors");
     let batch = |name: &str| {
         let tensor = file.tensor(name).unwrap();

@@ -23,15 +23,15 @@ use vlmdiff::{
     },
 };
 
-/// Guidance by w weighs two predictions with w and w − 1, whose errors are independent of each other: √(w² + (w − 1)²) times that
-/// of a network. The latent of a step is as large as what the guided predictions have made of it, and so is what is left of the
-/// errors of earlier steps.
+/// Returns the tolerance under guidance by `scale`. Guidance by w weighs two predictions with w and w − 1, whose errors
+/// are independent of each other: √(w² + (w − 1)²) times that of a network. The latents are as large as the guided
+/// predictions make them, and the remaining errors of earlier steps grow alike.
 fn guided(scale: &Value) -> f64 {
     let scale = scale.as_f64().unwrap_or(1.);
     NETWORK * (scale.powi(2) + (scale - 1.).powi(2)).sqrt()
 }
 
-/// `models/sd_ddim_loop`: text to image and image to image under guidance, with the networks of the set.
+/// Compares `models/sd_ddim_loop`: text to image and image to image under guidance, with the networks of the set.
 pub(super) fn loops(case: &Case) {
     let meta: Value = case.json("meta.json");
     let scale = meta["guidance_scale"].as_f64().unwrap();
@@ -112,7 +112,8 @@ impl Authors {
     }
 }
 
-/// `reference/sampling`: `log_images_test` of the authors, with the empty caption, with a caption under guidance, and with noise.
+/// Compares `reference/sampling`: `log_images_test` of the authors, with the empty caption, with a caption under
+/// guidance, and with noise.
 pub(super) fn reference_sampling(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let Authors { unet, control, vae, scaling_factor } = Authors::new(case);

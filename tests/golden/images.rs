@@ -1,4 +1,4 @@
-//! Resampling beside Pillow, torchvision and the processors of published checkpoints.
+//! Resampling compared with Pillow, torchvision and the processors of published checkpoints.
 
 use super::{
     Case,
@@ -11,29 +11,29 @@ use vlmdiff::vision::{
     resize::{self, Filter},
 };
 
-/// u8 [H, W, 3].
+/// Converts u8 [H, W, 3] to an image.
 fn rgb(x: &Tensor) -> RgbImage {
     let (height, width, _) = x.size3().unwrap();
     RgbImage::from_raw(width as u32, height as u32, Vec::try_from(x.flatten(0, -1)).unwrap()).unwrap()
 }
 
-/// u8 [H, W].
+/// Converts u8 [H, W] to an image.
 fn grey(x: &Tensor) -> GrayImage {
     let (height, width) = x.size2().unwrap();
     GrayImage::from_raw(width as u32, height as u32, Vec::try_from(x.flatten(0, -1)).unwrap()).unwrap()
 }
 
-/// u8 [H, W, 3].
+/// Converts an image to u8 [H, W, 3].
 fn of_rgb(image: &RgbImage) -> Tensor {
     Tensor::from_slice(image.as_raw()).view([i64::from(image.height()), i64::from(image.width()), 3])
 }
 
-/// u8 [H, W].
+/// Converts an image to u8 [H, W].
 fn of_grey(image: &GrayImage) -> Tensor {
     Tensor::from_slice(image.as_raw()).view([i64::from(image.height()), i64::from(image.width())])
 }
 
-/// f32 [3, H, W] of 0..255.
+/// Converts an image to f32 [3, H, W] with values 0 to 255.
 fn channels(image: &RgbImage) -> Tensor {
     of_rgb(image).to_kind(Kind::Float).permute([2, 0, 1]).contiguous()
 }
@@ -42,17 +42,18 @@ const CLIP: ([f64; 3], [f64; 3]) =
     ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11]);
 const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
-/// f32 [3, H, W], normalised.
+/// Converts an image to f32 [3, H, W], normalised.
 fn pixel_values(image: &RgbImage, (mean, std): ([f64; 3], [f64; 3])) -> Tensor {
     let of = |values: [f64; 3]| Tensor::from_slice(&values).view([3, 1, 1]);
     ((channels(image).to_kind(Kind::Double) / 255. - of(mean)) / of(std)).to_kind(Kind::Float)
 }
 
-/// Pixels over 255, less a mean, over a deviation of at least 0.224: the three roundings of numbers up to 1 are divided by it, and
-/// the largest values are above 2, so that 3 · 2⁻²⁴ / 0.224 is at most four roundings of 2⁻²⁴ · 2 of the largest.
+/// The tolerance of normalised pixels: pixels over 255, less a mean, over a deviation of at least 0.224. The three
+/// roundings of numbers up to 1 are divided by it, and the largest values are above 2, so that 3 · 2⁻²⁴ / 0.224 is at
+/// most four roundings of 2⁻²⁴ · 2 of the largest.
 const NORMALISED: f64 = 8. * F32;
 
-/// A pixel is a sum of up to 32 others along each axis, with weights that are rounded like it.
+/// The tolerance of a resampled pixel, a sum of up to 32 others along each axis, with weights that are rounded like it.
 const RESAMPLED: f64 = 64. * F32;
 
 const FILTERS: [(&str, Filter); 5] = [
@@ -125,7 +126,7 @@ pub(super) fn pillow(case: &Case) {
     }
 }
 
-/// The authors' images, and their masks beside those of ADer's rule.
+/// Compares the authors' images, and their masks with those by ADer's rule.
 pub(super) fn transforms(case: &Case) {
     let file = case.tensors("transforms.safetensors");
     let exact = |name: &str, got: &Tensor| case.within(name, got, |_| Tensor::from(0_f64));
@@ -142,7 +143,7 @@ pub(super) fn transforms(case: &Case) {
             let grey = resize::grey(&grey(&raw), width, height, Filter::Bilinear);
             exact(&out, &(of_grey(&grey).unsqueeze(0).to_kind(Kind::Float) / 255.));
         }
-        // ADer: binarised first, so both masks are one, then above one half
+        // ADer binarises first, so that both masks are the same, and then takes the values above one half
         let any = |mask: &str| grey(&(file.get(&format!("{name}.{mask}")).gt(0).to_kind(Kind::Uint8) * 255));
         let majority = resize::mask(&any("mask255"), width, height);
         let half = file.get(&format!("{name}.mask255_out")).squeeze_dim(0).gt(0.5).to_kind(Kind::Uint8) * 255;

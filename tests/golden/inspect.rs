@@ -1,4 +1,4 @@
-//! Every file of weights names its architecture.
+//! The architecture of every file of weights is recognised.
 
 use super::{Case, set};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use vlmdiff::models::{
     checkpoint::Checkpoint,
 };
 
-/// The end of a file's path, and the layout that it has. Tensors of no network have none.
+/// The end of a file's path, and the layout of the file; None for tensors that are not those of a network.
 const LAYOUTS: [(&str, Option<&str>); 40] = [
     ("blip2_opt/model.safetensors", Some("blip2-opt")),
     ("blip2_t5/model.safetensors", Some("blip2-t5")),
@@ -49,13 +49,13 @@ const LAYOUTS: [(&str, Option<&str>); 40] = [
     ("reference/ae_loss_weights_i8.safetensors", Some("vae-ldm-loss")),
     ("reference/dino_weights_i8.safetensors", Some("dino")),
     ("reference/weights_i8.safetensors", Some("vlmdiff")),
-    // a few tensors of it, as another has them too
+    // these files have a few tensors of that layout, which other layouts have too
     ("reference/sample_flat.ckpt", Some("vlmdiff")),
     ("reference/sample_legacy_format.ckpt", Some("vlmdiff")),
     ("reference/sample_pl.ckpt", Some("vlmdiff")),
 ];
 
-/// Whether a file of the set holds weights, and is not a shard of another.
+/// Returns true if a file of the set holds weights and is not a shard of another.
 fn is_weights(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let torch = [".pth", ".ckpt", ".bin", ".index.json"].iter().any(|end| name.ends_with(end));
@@ -66,7 +66,7 @@ fn is_weights(path: &Path) -> bool {
 }
 
 #[test]
-fn every_file_of_weights_names_its_architecture() {
+fn the_architecture_of_every_file_of_weights_is_recognised() {
     let files = walkdir::WalkDir::new(set().0).sort_by_file_name().into_iter().map_while(Result::ok);
     let files: Vec<_> = files.map(walkdir::DirEntry::into_path).filter(|path| is_weights(path)).collect();
     let mut wrong = Vec::new();
@@ -87,7 +87,7 @@ fn every_file_of_weights_names_its_architecture() {
         };
         let got: Vec<String> = exact.or(around).map_or_else(near, |layout| vec![layout]);
         let known = LAYOUTS.iter().find(|(end, _)| path.ends_with(end));
-        // In another set there may be more files; those too are to be told.
+        // Another set may have more files, which have to be recognised too.
         let right = match known {
             Some((_, None)) => got.is_empty(),
             Some((_, Some(want))) => got.iter().any(|got| got == want),
@@ -103,7 +103,7 @@ fn every_file_of_weights_names_its_architecture() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Every tensor of a safetensors file, whole or in shards, as libtorch's own reader has it.
+/// Compares every tensor of a safetensors file, whole or in shards, with libtorch's own reader.
 fn equals_another_reader(path: &Path) {
     let files = Checkpoint::files(path);
     let shards = files.iter().filter(|file| file.extension().is_some_and(|end| end == "safetensors"));
@@ -118,7 +118,7 @@ fn equals_another_reader(path: &Path) {
     }
 }
 
-/// Names and shapes of published checkpoints at their full size.
+/// Recognises names and shapes of published checkpoints at their full size.
 pub(super) fn manifests(case: &Case) {
     let layouts = [
         ("blip2_flan_t5_xl", "blip2-t5"),
@@ -149,7 +149,7 @@ pub(super) fn manifests(case: &Case) {
     }
 }
 
-/// Names and shapes of VLMDiff at its full size.
+/// Recognises names and shapes of VLMDiff at its full size.
 pub(super) fn full_manifest(case: &Case) {
     #[derive(Deserialize)]
     struct Manifest {

@@ -25,11 +25,11 @@ struct Manifest {
 #[derive(Deserialize)]
 struct Key {
     shape: Vec<i64>,
-    /// Where `build_model.py` takes it from.
+    /// The source from which `build_model.py` takes the weight.
     source: String,
 }
 
-/// `reference/full_manifest`: the authors' checkpoint at its real size, and what each weight starts as.
+/// Compares `reference/full_manifest`: the authors' checkpoint at its real size, and the source of each weight.
 pub(crate) fn full_manifest(case: &Case) {
     let Manifest { keys } = case.json("full_manifest.json");
     let file = shapes(keys.iter().map(|(name, key)| (name.clone(), key.shape.clone())));
@@ -43,7 +43,7 @@ pub(crate) fn full_manifest(case: &Case) {
     let unet = compare_shapes(case, "unet", &unet, |vs| UNet2DConditionModel::new(vs, &unet_config));
     compare_shapes(case, "control", &control, |vs| ControlNet::new(vs, &control_config));
 
-    // what is copied of the U-Net, what starts anew
+    // the sources say which weights are copied from the U-Net and which start anew
     let sources = keys.iter().map(|(name, key)| (name.clone(), vec![i64::from(key.source.starts_with("sd15:"))]));
     let sources = control_config.canonical(shapes(sources)).unwrap();
     for name in control.names() {
@@ -60,7 +60,8 @@ pub(crate) fn full_manifest(case: &Case) {
     compare_shapes(case, "text encoder", &theirs, |vs| ClipTextModel::new(vs, &text));
 }
 
-/// The single file of `models/sd_ddim_loop`: the same weights as the folders beside it, as a training program pickles them.
+/// Compares the single file of `models/sd_ddim_loop`, which has the weights of the folders beside it, as a training
+/// program pickles them.
 pub(crate) fn single_file(case: &Case) {
     if !case.has("v1-5-tiny.ckpt") {
         return;

@@ -29,15 +29,15 @@ pub(super) fn compare(case: &Case) {
             case.close("relu1_2[0,:4,:6,:6]", &corner, 1.);
             case.close("relu5_3[0,:16]", &features[4].get(0).narrow(0, 0, 16), 1.);
             distances(case, "", &network, &a, &b);
-            // the package maps the scale 0 to 1 to -1 to 1 where it is asked to
+            // with normalize=True, the package maps the scale 0 to 1 to -1 to 1
             let [a, b] = [a, b].map(|x| (x + 1.) / 2. * 2. - 1.);
             case.expect("lpips_01_range(normalize=True)", &network.forward(&a, &b), distance);
         }
     });
 }
 
-/// A distance d is the square of a difference of two unit vectors, which are each wrong by [`NETWORK`]: by (√d + ε)² − d with
-/// ε = 2 · [`NETWORK`], however near zero d is.
+/// Returns the tolerance of a distance d. It is the square of a difference of two unit vectors that are each wrong by
+/// [`NETWORK`], so it is wrong by (√d + ε)² − d with ε = 2 · [`NETWORK`], however near zero d is.
 fn distance(want: &Tensor) -> Tensor {
     let error = 2. * NETWORK;
     want.abs().sqrt() * (2. * error) + error * error
@@ -49,8 +49,8 @@ fn distances(case: &Case, set: &str, network: &Lpips, a: &Tensor, b: &Tensor) {
     case.expect(&format!("{set}lpips"), &network.forward(a, b), distance);
 }
 
-/// The features of a full-width VGG16 from the formula of the case's `meta.json`, whose gain is 1 for weights and 0.05 for
-/// biases, with a fan-in of 1.
+/// Makes the features of a full-width VGG16 from the formula of the case's `meta.json`, whose gain is 1 for weights and
+/// 0.05 for biases, with a fan-in of 1.
 fn by_formula() -> Checkpoint {
     let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
     let _ = Lpips::new(&vgg.root(), &lin.root(), [64, 128, 256, 512, 512]);
@@ -72,7 +72,7 @@ fn crc32(text: &str) -> u32 {
     crc.sum()
 }
 
-/// The published list of VGG16, but for the classifier, which LPIPS does not use.
+/// Compares the published list of VGG16 without the classifier, which LPIPS does not use.
 pub(super) fn vgg16(case: &Case) {
     let theirs = manifest(case, "torchvision_vgg16.json.gz").retain(|name| name.starts_with("features."));
     let lin = VarStore::new(Device::Cpu);

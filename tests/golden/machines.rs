@@ -1,4 +1,4 @@
-//! The golden comparisons as other machines would make them: with the kernels that ATen, oneDNN and MKL choose on lesser processors,
+//! The golden comparisons as on other machines: with the kernels that ATen, oneDNN and MKL choose on lesser processors,
 //! on processors of another maker, and with other numbers of threads.
 //!
 //! The libraries read these variables when they are loaded, so each setting is a process of its own.
@@ -9,18 +9,19 @@ use std::{
     time::Instant,
 };
 
-/// A machine that this one can stand for.
+/// A kind of machine that this one can imitate.
 struct Machine {
     name: &'static str,
-    /// Whether this processor has the instructions.
+    /// True if this processor has the instructions.
     possible: bool,
-    /// Whether MKL is to take this processor for one of Intel's, for which it has kernels of its own: its `exp` rounds otherwise.
+    /// True if MKL has to take this processor for one of Intel's, for which it has kernels of its own: their `exp`
+    /// rounds otherwise.
     intel: bool,
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// Each library at its least, and as on Intel's processors with AVX2 and with AVX-512; and a mixture, in which MKL alone gives up vectors
-/// that others use. Sums are split by threads, so some settings have two.
+/// Returns the machines: each library at its least, as on Intel's processors with AVX2 and with AVX-512, and a mixture
+/// in which MKL alone does without the vectors that others use. Sums are split by threads, so some settings have two.
 fn machines() -> [Machine; 4] {
     let (avx2, avx512) = (is_x86_feature_detected!("avx2"), is_x86_feature_detected!("avx512f"));
     [
@@ -66,8 +67,8 @@ fn machines() -> [Machine; 4] {
     ]
 }
 
-/// A library that answers in MKL's place whether the processor is Intel's, put before it by the dynamic linker. None where there is
-/// no C compiler, or the linker has no such way.
+/// Builds a library that answers in MKL's place that the processor is Intel's; the dynamic linker loads it before MKL.
+/// None without a C compiler, or if the linker cannot preload libraries.
 fn intel(folder: &Path) -> Option<PathBuf> {
     let (source, library) = (folder.join("intel.c"), folder.join("libintel.so"));
     let functions = ["mkl_serv_intel_cpu", "mkl_serv_intel_cpu_true"];
@@ -92,7 +93,7 @@ fn networks_equal_their_reference_implementations_on_other_machines() {
             continue;
         }
         let mut child = super::child();
-        // Threads that wait do not keep a core busy that another test needs.
+        // With this policy, waiting threads do not keep a core busy that another test needs.
         child.env(super::ALONE, super::NUMBERS).env("OMP_WAIT_POLICY", "passive").envs(environment.iter().copied());
         match &library {
             Some(library) if intel => _ = child.env("LD_PRELOAD", library),

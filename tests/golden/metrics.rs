@@ -1,4 +1,4 @@
-//! Metrics beside scikit-learn, anomalib, ADer and the authors' code.
+//! Metrics compared with scikit-learn, anomalib, ADer and the authors' code.
 
 use super::{
     Case,
@@ -12,19 +12,22 @@ use vlmdiff::{
     vision::{blur, pool},
 };
 
-/// The most pixels of a set: what is summed.
+/// The largest number of pixels in a set, which are the terms of a sum.
 const PIXELS: f64 = 1e5;
-/// scikit-learn computes in f64, and so does ADer once its grid is reproduced: shares of 1, as sums of so many roundings.
+/// The tolerance of scikit-learn's metrics, and of ADer's once its grid is reproduced. Both compute in f64: shares of
+/// 1, as sums of so many roundings.
 const SCIKIT: f64 = PIXELS * F64;
-/// anomalib adds up in f32, in which the roundings of so many terms are independent of each other: √1e5 · 2⁻²⁴ = 1.9e-5.
+/// The tolerance of anomalib's metrics. It sums in f32, where the roundings of so many terms are independent of each
+/// other: √1e5 · 2⁻²⁴ = 1.9e-5.
 const ANOMALIB: f64 = 316.3 * F32;
-/// The authors compute in f64.
+/// The tolerance of the authors' metrics, which are computed in f64.
 const REFERENCE: f64 = PIXELS * F64;
 
-/// A blur in f32 rounds the values between its two passes and those behind them, and what it sums is positive.
+/// The tolerance of a blur in f32, which rounds the values between and after its two passes; the terms of its sums are
+/// positive.
 pub(super) const BLURRED: f64 = 4. * F32;
 
-/// [N, H, W] as rows.
+/// Maps and masks [N, H, W], each as a list of its pixels.
 struct Maps<S> {
     maps: Vec<Vec<S>>,
     masks: Vec<Vec<bool>>,
@@ -151,7 +154,8 @@ pub(super) fn reference(case: &Case) {
         case.near(&format!("pro_curve.{class}.pro"), &Tensor::from_slice(&pro), REFERENCE);
 
         // The table also has the mean and the deviation of a map as its score, and areas below 200 points of the
-        // precision-recall curves, rounded (auprpx, auprsp); the authors print none of these, and the latter two are left out.
+        // precision-recall curves, rounded (auprpx, auprsp); the authors print none of these, and the latter two are
+        // left out.
         let [max_auc, apsp, f1sp] = Protocol::Reference.image_metrics(&images.ranking());
         let [pixel_auc, appx, f1px, pro] = Protocol::Reference.pixel_metrics(&pixels, 0.3);
         let auroc_by = |score: Tensor| {

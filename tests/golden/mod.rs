@@ -1,7 +1,8 @@
-//! Every network, schedule, metric and resampler beside its reference implementation, on tiny instances.
+//! Every network, schedule, metric and resampler compared with its reference implementation, on tiny instances.
 //!
-//! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values, and lists what it lacks; without it
-//! `data/golden` is compared, which lacks what its `absent.txt` says. `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose name has `unet` in it.
+//! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values, and lists the files and
+//! tensors that it lacks. Without it, `data/golden` is compared, which lacks those in its `absent.txt`.
+//! `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose names contain `unet`.
 
 mod anomaly;
 mod case;
@@ -33,7 +34,7 @@ pub(crate) use case::Case;
 
 use std::{io::Write, path::PathBuf, process::Command};
 
-/// The cases: a folder of `models`, or files of `reference`, and what is compared there.
+/// The cases: a folder of `models`, or files of `reference`, and the function that compares them.
 const CASES: &[(&str, fn(&Case))] = &[
     ("reference/weight_generator_vectors", weights::compare),
     ("models/pickles", pickles::compare),
@@ -81,7 +82,7 @@ const CASES: &[(&str, fn(&Case))] = &[
     ("reference/metrics", metrics::reference),
 ];
 
-/// Cases in which nothing is computed but names and shapes, or which say what has a gradient at all.
+/// Cases that compare only names and shapes, or only which parameters have a gradient.
 const WITHOUT_ARITHMETIC: [&str; 7] = [
     "reference/weight_generator_vectors",
     "models/pickles",
@@ -92,25 +93,25 @@ const WITHOUT_ARITHMETIC: [&str; 7] = [
     "reference/zero_init_experiment",
 ];
 
-/// Set in a process that is to make the comparisons of one set and no others.
+/// The variable that is set in a process that makes only the comparisons of one set.
 const ALONE: &str = "VLMDIFF_GOLDEN_ALONE";
 
-/// The value of [`ALONE`] where what computes nothing is left out.
+/// The value of [`ALONE`] that leaves out the cases without arithmetic.
 const NUMBERS: &str = "numbers";
 
-/// This program again, to compare a set of its own or as another machine would.
+/// Returns a command that runs this program again, to compare another set or with the settings of another machine.
 fn child() -> Command {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "golden::networks_equal_their_reference_implementations", "--nocapture"]).env(ALONE, "1");
     child
 }
 
-/// Says something also where the test passes, which swallows what `eprintln` writes.
+/// Prints a text also if the test passes; the test harness swallows the output of `eprintln`.
 fn say(text: &str) {
     std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
-/// The folder of the set, and whether it is the one of this repository.
+/// Returns the folder of the set, and true if it is the one of this repository.
 fn set() -> (PathBuf, bool) {
     match std::env::var_os("VLMDIFF_GOLDEN") {
         Some(folder) => (PathBuf::from(folder), false),
@@ -120,7 +121,7 @@ fn set() -> (PathBuf, bool) {
 
 #[test]
 fn networks_equal_their_reference_implementations() {
-    // One thread, where nobody says how many: the comparisons are small.
+    // The default is one thread, because the comparisons are small.
     if std::env::var_os("OMP_NUM_THREADS").is_none() {
         tch::set_num_threads(1);
     }

@@ -1,4 +1,4 @@
-//! What the cases of all networks share.
+//! The common functions of the cases of all networks.
 
 use super::Case;
 use serde_json::Value;
@@ -22,20 +22,20 @@ pub(crate) fn filled<N>(weights: &Checkpoint, build: impl FnOnce(Path<'_>) -> Re
     network
 }
 
-/// A file whose tensors are not what their names say but the shapes of that: what a loader does to the names of a file of
-/// real size is seen without its weights.
+/// Makes a file in which each name has the shape of its tensor as content. It shows the renaming of a file of real size
+/// by a loader without the weights.
 pub(crate) fn shapes(shapes: impl IntoIterator<Item = (String, Vec<i64>)>) -> Checkpoint {
     let tensors = shapes.into_iter().map(|(name, shape)| (name, Tensor::from_slice(&shape)));
     Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
 }
 
-/// The shapes of a list of a published file.
+/// Returns the [`shapes`] that are listed for a published file.
 pub(crate) fn manifest(case: &Case, file: &str) -> Checkpoint {
     let listed: BTreeMap<String, (Vec<i64>, String)> = case.json(file);
     shapes(listed.into_iter().map(|(name, (shape, _))| (name, shape)))
 }
 
-/// Compares the variables of a network with [`shapes`] that a loader has brought to its names. A 1×1 convolution is a matrix.
+/// Compares the variables of a network with [`shapes`] that a loader has renamed. A 1×1 convolution counts as a matrix.
 pub(crate) fn compare_shapes<N>(
     case: &Case,
     what: &str,
@@ -56,7 +56,7 @@ pub(crate) fn compare_shapes<N>(
     ours
 }
 
-/// The U-Net of a latent-diffusion yaml.
+/// Returns the configuration of the U-Net in a latent-diffusion yaml.
 pub(crate) fn unet_of_yaml(yaml: &Value) -> UNet2DConditionConfig {
     let params = &yaml["model"]["unet_config"]["params"];
     let number = |name: &str| params[name].as_i64().unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use vlmdiff::models::checkpoint::Checkpoint;
 
-/// Containers of the same tensors: the file, what stands below its names in `expected`, and whether it holds all of that.
+/// Containers of the same tensors: the file, the prefix of its names in `expected`, and true if it holds all of these.
 const FILES: [(&str, &str, bool); 8] = [
     ("plain.pth", "base", true),
     ("plain_legacy.pth", "base", true),
@@ -18,7 +18,7 @@ const FILES: [(&str, &str, bool); 8] = [
     ("dino_full_checkpoint.pth", "base", false),
 ];
 
-/// Compares what the files hold with the same tensors in safetensors.
+/// Compares the tensors of the files with the same tensors in safetensors.
 pub(super) fn compare(case: &Case) {
     let expected = case.tensors("expected.safetensors");
     for (file, prefix, all) in FILES.into_iter().filter(|(file, ..)| case.has(file)) {
@@ -41,7 +41,7 @@ pub(super) fn compare(case: &Case) {
     }
 }
 
-/// The layouts of training checkpoints that people have: Lightning's, a flat dict, the format before PyTorch 1.6.
+/// Compares common layouts of training checkpoints: Lightning's, a flat dict, the format before PyTorch 1.6.
 pub(super) fn samples(case: &Case) {
     #[derive(Deserialize)]
     struct Expected {

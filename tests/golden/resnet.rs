@@ -1,4 +1,4 @@
-//! ResNet-50 in every layout that it is published in.
+//! ResNet-50 in every layout in which it is published.
 
 use super::{Case, networks};
 use serde::Deserialize;
@@ -20,7 +20,7 @@ pub(super) fn resnet50(case: &Case) {
     let Config { stem_width: stem, planes, layers, num_classes } = case.config();
     let sizes = |num_classes| ResNetConfig { stem, planes, layers, num_classes };
     let x = case.input("pixel_values");
-    // What batch normalisation does while it is trained; nothing here trains it.
+    // These are outputs of batch normalisation in training mode, which this program does not have.
     case.tensors("expected.safetensors").skip("train.");
     let compare = |model: &ResNet| {
         case.close("maxpool", &model.forward_stem(&x), 1.);
@@ -41,7 +41,7 @@ pub(super) fn resnet50(case: &Case) {
         case.equal(file, model.config(), &sizes(classes));
         compare(&model);
     }
-    // The other layouts are made of whichever file has a head.
+    // The other layouts are made from the first file with a head.
     let Some((whole, _)) = files.iter().find(|(file, classes)| classes.is_some() && case.path(file).exists()) else {
         return;
     };
@@ -51,7 +51,8 @@ pub(super) fn resnet50(case: &Case) {
     std::fs::write(folder.path().join("model.safetensors"), to_safetensors(theirs, HashMap::new()).unwrap()).unwrap();
     compare(&ResNet::open(folder.path(), Device::Cpu).unwrap_or_else(|e| panic!("{e}")));
 
-    // Without counts of batches, as old files are; and a first level of one block, for the output of its first.
+    // A file without counts of batches, as old ones are; and one whose first level has one block, for the output of
+    // that block.
     let uncounted = weights.retain(|name| !name.ends_with("num_batches_tracked"));
     let open = |weights: &Checkpoint, sizes: &ResNetConfig| ResNet::load(weights, sizes, Device::Cpu).unwrap();
     let uncounted = torchvision_names(uncounted).unwrap();
@@ -63,7 +64,7 @@ pub(super) fn resnet50(case: &Case) {
     case.close("layer1.0", &maps[0], 1.);
 }
 
-/// The name that transformers' `ResNetForImageClassification` gives to a variable of torchvision's.
+/// Returns the name in transformers' `ResNetForImageClassification` for a variable of torchvision's.
 fn huggingface(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let number = |text: &str| text[text.len() - 1..].parse::<usize>().unwrap();
@@ -83,7 +84,7 @@ fn huggingface(name: &str) -> String {
     }
 }
 
-/// The real size against the list of the published file.
+/// Compares the network of the real size with the list of the published file.
 pub(super) fn manifest(case: &Case) {
     let file = "torchvision_resnet50.json.gz";
     if case.has(file) {

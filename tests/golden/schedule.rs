@@ -19,12 +19,12 @@ fn floats(values: impl IntoIterator<Item = f64>) -> Tensor {
     Tensor::from_slice(&values.into_iter().collect::<Vec<f64>>())
 }
 
-/// A word that the published configurations use.
+/// Reads a word of the published configurations.
 fn named<T: serde::de::DeserializeOwned>(word: &str) -> Option<T> {
     serde_json::from_value(Value::from(word)).ok()
 }
 
-/// `models/schedules`: diffusers' tables, timesteps and single steps. The names of the tensors say of what they are.
+/// Compares `models/schedules`: diffusers' tables, timesteps and single steps. The name of a tensor holds its settings.
 pub(super) fn schedules(case: &Case) {
     let file = case.tensors("expected.safetensors");
     let names: Vec<String> = file.names().map(str::to_owned).collect();
@@ -41,8 +41,8 @@ pub(super) fn schedules(case: &Case) {
     }
 }
 
-/// Sinusoids of some timesteps, `timestep_embedding.320.flip`, `timestep_embedding.32.noflip_shift1`. The sine of the lowest
-/// frequency tells which timesteps they are.
+/// Compares sinusoids of timesteps: `timestep_embedding.320.flip`, `timestep_embedding.32.noflip_shift1`. The timesteps
+/// are found from the sine of the lowest frequency.
 fn embedding(case: &Case, name: &str, options: &str) {
     let (width, options) = options.split_once('.').unwrap_or((options, ""));
     let (width, flip) = (width.parse::<i64>().unwrap(), options.starts_with("flip"));
@@ -55,7 +55,7 @@ fn embedding(case: &Case, name: &str, options: &str) {
     case.expect(name, &timestep_embedding(&t, width, flip, shift), |_| sinusoids(&t));
 }
 
-/// Timesteps that samplers visit, `leading.20`; of latent-diffusion, ascending.
+/// Compares the timesteps that samplers visit, `leading.20`; those of latent-diffusion ascend.
 fn timesteps(case: &Case, name: &str, rest: &str) {
     let Some((spacing, steps)) = rest.split_once('.') else { return };
     let (Some(timestep_spacing), Ok(num_inference_steps)) = (named(spacing), steps.parse()) else { return };
@@ -67,17 +67,17 @@ fn timesteps(case: &Case, name: &str, rest: &str) {
     case.exact(name, &Tensor::from_slice(&timesteps));
 }
 
-/// What steps of the set are computed from.
+/// The settings from which the steps of the set are computed.
 struct Steps<'a> {
     case: &'a Case,
     betas: Value,
-    /// Of the sampler whose steps the set holds.
+    /// The number of steps of the sampler.
     num_inference_steps: u32,
 }
 
 impl<'a> Steps<'a> {
-    /// How many steps the sampler takes stands in the note, `set_timesteps(20)`. Without it, the first step tells, from
-    /// T − T / steps + offset.
+    /// Reads the number of steps from the note in `meta.json`, `set_timesteps(20)`. Without it, the number follows from
+    /// the first step, T − T / steps + offset.
     fn new(case: &'a Case, names: &[String]) -> Self {
         let meta: Value = case.json("meta.json");
         let note = meta["note"].as_str().unwrap_or_default();
@@ -94,7 +94,7 @@ impl<'a> Steps<'a> {
         serde_json::from_value(self.betas.get(name)?.clone()).ok()
     }
 
-    /// `sd.betas`, `sd.alphas_cumprod`, `sd.add_noise.250`, `sd.velocity.250`. None for what is no such thing.
+    /// Compares `sd.betas`, `sd.alphas_cumprod`, `sd.add_noise.250` or `sd.velocity.250`. None for any other name.
     fn table(&self, name: &str, schedule: &str, rest: &str) -> Option<()> {
         let (case, config) = (self.case, self.config(schedule)?);
         let table = Table::new(&config);
@@ -119,7 +119,7 @@ impl<'a> Steps<'a> {
         Some(())
     }
 
-    /// `sd.epsilon.t951.eta0.7.prev`: where a step ends; `….x0`: the sample that it predicts.
+    /// Compares the end of a step, `sd.epsilon.t951.eta0.7.prev`, or the sample that it predicts, `….x0`.
     fn ddim(&self, name: &str, rest: &str) -> Option<()> {
         let (rest, what) = rest.rsplit_once('.')?;
         let (rest, eta) = rest.split_once(".eta")?;
@@ -143,22 +143,23 @@ impl<'a> Steps<'a> {
         self.step(name, &schedule, &sampler, t.parse().ok()?, what == "x0", 0.)
     }
 
-    /// `fixed_small.t500.prev`, `fixed_large_clip.t500.prev`: DDPM is DDIM at eta 1 that visits every timestep.
+    /// Compares `fixed_small.t500.prev` or `fixed_large_clip.t500.prev`: DDPM is DDIM at eta 1 that visits every
+    /// timestep.
     fn ddpm(&self, name: &str, rest: &str) -> Option<()> {
         let (variance, rest) = rest.split_once(".t")?;
         let (variance, clip_sample) = variance.strip_suffix("_clip").map_or((variance, false), |name| (name, true));
         let variance_type: VarianceType = named(variance)?;
         let sampler = DdimConfig { variance_type, clip_sample, ..every_timestep() };
         let (schedule, t) = (self.config("ddpm")?, rest.strip_suffix(".prev")?.parse().ok()?);
-        // diffusers weighs the sample and the one that it predicts by β and 1 − ᾱ of the step before, each over 1 − ᾱ. All three are
-        // what two f32 numbers near 1 leave, and wrong by a rounding of 1.
+        // diffusers weighs the sample and the predicted one by β and 1 − ᾱ of the step before, each over 1 − ᾱ. All
+        // three are differences of f32 numbers near 1, and so wrong by a rounding of 1.
         let alpha = *Table::new(&schedule).alphas.get(t as usize)?;
         let size = |x: &Tensor| x.abs().max().double_value(&[]);
         let sizes = size(&self.case.input("x")) * (1. + 1. / alpha.sqrt()) + size(&self.case.input("eps"));
         self.step(name, &schedule, &sampler, t, false, 3. * F32 / (1. - alpha) * sizes)
     }
 
-    /// The step that begins at `t`; by how much it may differ beside what the table may.
+    /// Compares the step that begins at `t`. `beside` is added to the tolerance that follows from the table.
     fn step(
         &self,
         name: &str,
@@ -195,8 +196,8 @@ fn every_timestep() -> DdimConfig {
     DdimConfig { num_inference_steps: 1000, eta: 1., steps_offset: 0, set_alpha_to_one: true, ..Default::default() }
 }
 
-/// The factors of the sample, of the network's output and of the noise in a step, each a sum (Song et al., eq. 12); or in the
-/// predicted sample.
+/// Returns the factors of the sample, of the network's output and of the noise in a step, each a sum (Song et al., eq.
+/// 12); with `x0`, those in the predicted sample.
 fn factors(prediction: PredictionType, sampler: &DdimConfig, [alpha, end]: [f64; 2], x0: bool) -> Vec<Vec<f64>> {
     let (signal, sigma) = (alpha.sqrt(), (1. - alpha).max(0.).sqrt());
     let (sample, epsilon) = match prediction {
@@ -215,12 +216,13 @@ fn factors(prediction: PredictionType, sampler: &DdimConfig, [alpha, end]: [f64;
     vec![of(0), of(1), vec![std]]
 }
 
-/// A value of `reference/schedule` that was computed in f64 and rounded to f32 once.
+/// Returns the tolerance of values of `reference/schedule` that were computed in f64 and rounded to f32 once.
 fn rounded(want: &Tensor) -> Tensor {
     each(want, 1.01 * F32)
 }
 
-/// `reference/schedule`: the buffers of the authors' model, and what their sampler derives from them.
+/// Compares `reference/schedule`: the buffers of the authors' model, and the values that their sampler derives from
+/// them.
 pub(super) fn reference(case: &Case) {
     let config = ScheduleConfig::default();
     let (betas, schedule) = (config.betas(), config.build().unwrap());
@@ -231,7 +233,7 @@ pub(super) fn reference(case: &Case) {
     case.within("alphas_cumprod_prev", &floats(previous.iter().copied()), rounded);
     case.within("sqrt_alphas_cumprod", &floats(alphas.iter().map(|a| a.sqrt())), rounded);
     case.within("sqrt_one_minus_alphas_cumprod", &floats(alphas.iter().map(|a| (1. - a).sqrt())), rounded);
-    // What DDPM's posterior adds at timestep t is the sigma of a step at eta 1 that visits every timestep.
+    // The deviation of DDPM's posterior at timestep t is the sigma of a step at eta 1 that visits every timestep.
     let ddpm = every_timestep().build(&schedule).unwrap();
     let last = alphas.len() - 1;
     let variance: Vec<f64> = (0..=last).map(|t| ddpm.coefficients(last - t).sigma.powi(2)).collect();
@@ -254,7 +256,7 @@ pub(super) fn reference(case: &Case) {
     }
 }
 
-/// What the authors' sampler derives from the table in f32.
+/// Compares a value that the authors' sampler derives from the table in f32.
 fn derived(case: &Case, schedule: &Schedule, name: &str, what: &str, num_inference_steps: u32, eta: f64) {
     let timestep_spacing = TimestepSpacing::Uniform;
     let sampler = DdimConfig { num_inference_steps, eta, timestep_spacing, ..Default::default() };
@@ -282,7 +284,7 @@ fn derived(case: &Case, schedule: &Schedule, name: &str, what: &str, num_inferen
     }
 }
 
-/// By how much x noised to timestep t may differ, in any of its values.
+/// Returns the tolerance of the values of `x` noised to any timestep.
 pub(super) fn noised(x: &Tensor, noise: &Tensor) -> impl Fn(&Tensor) -> Tensor {
     // Two products and a sum, of a factor that was rounded once.
     let bound = 4. * F32 * (share(&x.to_kind(Kind::Double), 1.) + share(&noise.to_kind(Kind::Double), 1.));

@@ -19,7 +19,7 @@ struct Row {
     ids77_fast: Vec<i64>,
     ids77_slow: Vec<i64>,
     ids_full_fast: Vec<i64>,
-    /// Whether Python's slow tokenizer, behind ftfy, agrees with the fast one.
+    /// True if Python's slow tokenizer, after ftfy, agrees with the fast one.
     same: bool,
 }
 

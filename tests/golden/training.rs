@@ -27,7 +27,8 @@ use vlmdiff::{
     stages::train_autoencoder::{AutoencoderObjective, Discriminator, Statistics},
 };
 
-/// A linear layer fitted by each optimiser, with clipping and an average; and the gradients of a denoising loss.
+/// Compares a linear layer fitted by each optimiser, with clipping and an average; and the gradients of a denoising
+/// loss.
 pub(super) fn steps(case: &Case) {
     let file = case.tensors("expected.safetensors");
     let last = file.names().filter_map(|name| name.split_once(".w.")?.1.parse::<u32>().ok()).max();
@@ -93,7 +94,7 @@ fn denoising_gradients(case: &Case) {
     }
 }
 
-/// `ae_loss.json`.
+/// The content of `ae_loss.json`.
 #[derive(Deserialize)]
 struct AeLoss {
     config: AeConfig,
@@ -139,7 +140,7 @@ struct Setting {
     grad_norm_opt1: BTreeMap<String, f64>,
 }
 
-/// The autoencoder with everything that judges it, and its two optimisers, at their start.
+/// The autoencoder with its losses and its two optimisers, before the first step.
 struct Start {
     objective: AutoencoderObjective,
     trainers: [Trainer; 2],
@@ -170,17 +171,19 @@ impl Start {
     }
 }
 
-/// The distance of images whose features, as unit vectors, differ by a fifth of their length or more: each is wrong by
-/// 2 · [`NETWORK`], which counts ten times in the square of the difference. It is of images that a network made, three networks deep.
+/// The tolerance of the distance of images whose features, as unit vectors, differ by a fifth of their length or more.
+/// Each is wrong by 2 · [`NETWORK`], which counts ten times in the square of the difference. The images are made by a
+/// network, so three networks follow one another.
 const DISTANCE: f64 = 20. * NETWORK;
-/// A term of the loss, a mean over maps that are wrong by three networks in a row, and the weight of the adversarial one, which is
-/// the ratio of two gradients.
+/// The tolerance of a term of the loss, a mean over maps that are wrong by three networks in a row, and of the weight
+/// of the adversarial one, which is the ratio of two gradients.
 const TERM: f64 = 2. * GRADIENT;
-/// A step of Adam is as long where a gradient is nothing but rounding as elsewhere, in a direction that is the machine's own. Terms
-/// then move by the learning rate over the size of a weight, 2e-5 over a few hundredths.
+/// The tolerance that each step adds. A step of Adam is as long for a gradient that is only rounding as for any other,
+/// and then its direction depends on the machine. Terms move by the learning rate over the size of a weight, 2e-5 over
+/// a few hundredths.
 const STEP: f64 = 1e-3;
 
-/// The norm of the gradients of what begins so.
+/// Returns the norm of the gradients of the parameters whose names begin with `prefix`.
 fn norm(trainer: &Trainer, prefix: &str) -> f64 {
     let squares = trainer
         .optimizer
@@ -200,7 +203,7 @@ pub(super) fn autoencoder(case: &Case) {
         case.number(name, got, want, tolerance * want.abs().max(1e-3))
     };
 
-    // what the autoencoder and its judges make of the images
+    // the outputs of the autoencoder and of the networks of its loss
     let start = Start::new(&golden, &weights, Statistics::Eval);
     tch::no_grad(|| {
         let network = &start.objective.network;
@@ -237,7 +240,7 @@ pub(super) fn autoencoder(case: &Case) {
                 "d_weight" => value(d_weight),
                 "g_loss" => value(g),
                 "disc_factor" => factor,
-                "logvar" => 0., // a constant of the published code that ours has not
+                "logvar" => 0., // a constant of the published code that ours lacks
                 other => panic!("{name} has a term {other}"),
             };
             near(&format!("{name}.opt0.{term}"), got, *want, TERM);
@@ -245,7 +248,7 @@ pub(super) fn autoencoder(case: &Case) {
         let [autoencoder, judge] = &mut start.trainers;
         autoencoder.optimizer.backward(&terms.total).unwrap();
         for (part, want) in &setting.grad_norm_opt0 {
-            // the derivative by the constant: the number of values less the loss
+            // the derivative with respect to the constant is the number of values less the loss
             let got = if part == "loss.logvar" { (values - nll).abs() } else { norm(autoencoder, &format!("{part}.")) };
             near(&format!("{name}.grad_norm_opt0.{part}"), got, *want, 2. * GRADIENT);
         }
@@ -265,7 +268,7 @@ pub(super) fn autoencoder(case: &Case) {
         }
     }
 
-    // both optimisers in turn, the second on what the first has made
+    // both optimisers take turns, the second after the step of the first
     let Start { objective, mut trainers } = Start::new(&golden, &weights, Statistics::Eval);
     for (i, want) in golden.iterations.iter().enumerate() {
         let mut got = BTreeMap::new();

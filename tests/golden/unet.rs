@@ -12,7 +12,7 @@ use vlmdiff::models::{
     unet::{UNet2DConditionConfig, UNet2DConditionModel},
 };
 
-/// `models/unet`.
+/// Compares `models/unet`.
 pub(crate) fn unet(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config: UNet2DConditionConfig = case.config();
@@ -28,7 +28,7 @@ pub(crate) fn unet(case: &Case) {
             match maps.get(&module(name)) {
                 Some(map) if name == "time_proj" => case.expect(name, map, |_| sinusoids(&t)),
                 Some(map) => case.close(name, map, 1.),
-                None => {} // of no module that is known here: what is not compared is a failure
+                None => {} // no module makes this map; that it is not compared is a failure
             }
         }
     });
@@ -39,7 +39,8 @@ pub(crate) fn unet(case: &Case) {
     ldm_names(case, |file| config.canonical(file));
 }
 
-/// The module that makes a map of the set: `down0.resnet1` is `down_blocks.0.resnets.1`, `up3` is `up_blocks.3`.
+/// Returns the module that makes a map of the set: `down_blocks.0.resnets.1` for `down0.resnet1`, `up_blocks.3` for
+/// `up3`.
 fn module(name: &str) -> String {
     let (block, layer) = name.split_once('.').map_or((name, None), |(block, layer)| (block, Some(layer)));
     let block = match block {
@@ -52,8 +53,8 @@ fn module(name: &str) -> String {
     }
 }
 
-/// The names of latent-diffusion, in a file with all parts: each tensor is numbered, and has to come to its name with its
-/// number.
+/// Compares the names of latent-diffusion in a file with all parts: each tensor is a number, and has to get the name
+/// with that number.
 pub(crate) fn ldm_names(case: &Case, canonical: impl FnOnce(Checkpoint) -> Result<Checkpoint, CheckpointError>) {
     if !case.has("diffusers_to_ldm_keys.json") {
         return;
@@ -69,7 +70,7 @@ pub(crate) fn ldm_names(case: &Case, canonical: impl FnOnce(Checkpoint) -> Resul
     }
 }
 
-/// The real size, `models/manifests`.
+/// Compares the network of the published size with `models/manifests`.
 pub(crate) fn published_shapes(case: &Case) {
     if case.has("sd15_unet.json.gz") {
         let config = UNet2DConditionConfig::default();

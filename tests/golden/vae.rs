@@ -12,7 +12,7 @@ use vlmdiff::models::{
     vae::{AutoencoderKl, AutoencoderKlConfig},
 };
 
-/// `models/vae`: the network, and its weights rounded to half precision under older names.
+/// Compares `models/vae`: the network, and its weights rounded to half precision under older names.
 pub(crate) fn vae(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let config: AutoencoderKlConfig = case.config();
@@ -54,12 +54,12 @@ pub(crate) fn vae(case: &Case) {
     close("reconstruction", &reconstruction);
 }
 
-/// The autoencoder of a latent-diffusion yaml.
+/// Returns the configuration of the autoencoder in a latent-diffusion yaml.
 pub(crate) fn of_yaml(yaml: &Value) -> AutoencoderKlConfig {
     of_ddconfig(&yaml["model"]["first_stage_config"]["params"]["ddconfig"])
 }
 
-/// The autoencoder of the part of it that says its sizes.
+/// Returns the configuration of the autoencoder in the `ddconfig` of a latent-diffusion yaml.
 pub(crate) fn of_ddconfig(ddconfig: &Value) -> AutoencoderKlConfig {
     let factors = ddconfig["ch_mult"].as_array().unwrap().iter();
     let widths: Vec<i64> = factors.map(|factor| factor.as_i64().unwrap() * ddconfig["ch"].as_i64().unwrap()).collect();
@@ -70,7 +70,7 @@ pub(crate) fn of_ddconfig(ddconfig: &Value) -> AutoencoderKlConfig {
     .unwrap()
 }
 
-/// `reference/autoencoder`: that of the authors, in the layout of their checkpoints.
+/// Compares `reference/autoencoder`: the autoencoder of the authors, in the layout of their checkpoints.
 pub(crate) fn reference(case: &Case) {
     let _no_grad = tch::no_grad_guard();
     let yaml = case.json::<Value>("config.json");
@@ -91,7 +91,7 @@ pub(crate) fn reference(case: &Case) {
     near("decoded_raw", &vae.decode(&file.get("z_raw")));
 }
 
-/// The real size, `models/manifests`.
+/// Compares the network of the published size with `models/manifests`.
 pub(crate) fn published_shapes(case: &Case) {
     if case.has("sd15_vae.json.gz") {
         let config = AutoencoderKlConfig::default();

@@ -1,4 +1,4 @@
-//! Sets of the same layout that hold other things than the one of this repository.
+//! Comparison of sets with the layout of this repository's set but other content.
 
 use serde_json::Value;
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use tch::Tensor;
 use vlmdiff::models::checkpoint::to_safetensors;
 
-/// The set of this repository in a folder of its own.
+/// Copies the set of this repository to a folder of its own.
 fn copy() -> tempfile::TempDir {
     let (own, folder) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden"), tempfile::tempdir().unwrap());
     for entry in walkdir::WalkDir::new(&own).into_iter().map(Result::unwrap) {
@@ -37,7 +37,7 @@ fn rewrite(file: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(file, value.to_string()).unwrap();
 }
 
-/// ᾱ of Stable Diffusion's schedule.
+/// Returns ᾱ of Stable Diffusion's schedule.
 fn alphas() -> Vec<f64> {
     let (first, last) = (0.00085_f64.sqrt(), 0.012_f64.sqrt());
     let beta = |t: u32| (first + f64::from(t) * (last - first) / 999.).powi(2);
@@ -49,7 +49,7 @@ fn alphas() -> Vec<f64> {
     (0..1000).map(&mut next).collect()
 }
 
-/// A set with samplers of 10 and 25 steps, other timesteps and rows, fewer layers and without some files.
+/// Makes a set with samplers of 10 and 25 steps, other timesteps and rows, fewer layers and without some files.
 fn others() -> tempfile::TempDir {
     let folder = copy();
     let at = |name: &str| folder.path().join(name);
@@ -94,7 +94,7 @@ fn others() -> tempfile::TempDir {
     folder
 }
 
-/// What the comparisons of a set, or some of them, say, and whether they pass.
+/// Runs the comparisons of a set, or some of them; returns true if they pass, and their output.
 fn compared(set: &Path, only: &str) -> (bool, String) {
     let mut child = super::child();
     child.env(super::ALONE, super::NUMBERS).env("VLMDIFF_GOLDEN", set).env("VLMDIFF_GOLDEN_ONLY", only);
@@ -103,7 +103,7 @@ fn compared(set: &Path, only: &str) -> (bool, String) {
 }
 
 #[test]
-fn a_set_with_other_timesteps_and_without_some_files_is_compared_as_far_as_it_goes() {
+fn the_files_that_another_set_has_are_compared_and_missing_ones_are_listed() {
     if std::env::var_os(super::ALONE).is_some() {
         return;
     }
@@ -120,7 +120,7 @@ fn a_set_with_other_timesteps_and_without_some_files_is_compared_as_far_as_it_go
     ] {
         assert!(said.contains(&format!("not compared, absent: {absent}")), "{absent} is not said\n{said}");
     }
-    // What is there is compared, and what is not known fails.
+    // A wrong value of a file that is there fails, and so does an unknown tensor.
     change(&set.path().join("models/schedules/expected.safetensors"), |tensors| {
         let step = tensors.get_mut("ddim.sd.epsilon.t401.eta0.0.prev").unwrap();
         *step = &*step * 1.0001;

@@ -1,4 +1,4 @@
-//! DINO and DINOv2 vision transformers, and how their position tables are resized.
+//! DINO and DINOv2 vision transformers, and the resizing of their position tables.
 
 use super::{
     Case,
@@ -13,10 +13,11 @@ use vlmdiff::models::{
     vit::{Interpolation, VisionTransformer, VitConfig, interpolate, names},
 };
 
-/// A coordinate below 16 in f32 is wrong by four roundings of it, and so are the weights of the up to 16 cells that it is between.
+/// The tolerance of a resized table: a coordinate below 16 in f32 is wrong by four roundings of it, and so are the
+/// weights of the up to 16 cells around it.
 const RESIZED: f64 = 64. * F32;
 
-/// Every way to resize a table, by its name in the set.
+/// Compares every way to resize a table, by its name in the set.
 pub(super) fn positions(case: &Case) {
     let (table, grid) = (case.input("table_with_cls"), case.input("grid_nchw"));
     let expected = case.tensors("expected.safetensors");
@@ -45,14 +46,15 @@ pub(super) fn positions(case: &Case) {
     }
 }
 
-/// As transformers runs a folder of its own.
+/// Opens a folder in Hugging Face layout and computes as transformers does.
 fn huggingface(case: &Case) -> VisionTransformer {
     let weights = names::original(case.checkpoint("hf")).unwrap();
     let config = case.json("hf/config.json");
     VisionTransformer::load(&weights, &config, Interpolation::Exact, Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Weights with original names and another's config: these networks are smaller than any whose head count is known.
+/// Makes a network of weights with original names. The config is that of the Hugging Face folder, because the number of
+/// heads of networks this small does not follow from the weights.
 fn original(weights: Checkpoint, config: VitConfig) -> VisionTransformer {
     let config = VitConfig { layer_norm_eps: 1e-6, ..config };
     let weights = names::original(weights).unwrap();
@@ -83,7 +85,7 @@ pub(super) fn dino(case: &Case) {
         }
     };
     let config: VitConfig = case.json("hf/config.json");
-    // Below the levels at which other files keep them, they are the same.
+    // Weights below the prefixes of other files give the same outputs.
     case.part(|| {
         compare("hf", &huggingface(case));
         let with_head = case.checkpoint("hf").rename(|name| Some(format!("vit.{name}"))).unwrap();
@@ -133,7 +135,7 @@ pub(super) fn reference(case: &Case) {
     let file = case.tensors("dino.safetensors");
     let weights = case.weights("dino_weights");
     let config = VitConfig::of(&names::original(weights.clone()).unwrap()).unwrap();
-    // 16 wide, and 64 where published
+    // heads are 16 wide here, and 64 in published networks
     let model = original(weights, VitConfig { num_attention_heads: config.hidden_size / 16, ..config });
     let last = model.config().num_hidden_layers as usize;
     for image in file.names().filter_map(|name| name.strip_suffix(".x")) {
@@ -150,7 +152,7 @@ pub(super) fn reference(case: &Case) {
     }
 }
 
-/// Real sizes against the lists of the published files.
+/// Compares networks of the real sizes with the lists of the published files.
 pub(super) fn manifests(case: &Case) {
     let dino = |hidden_size: i64, patch_size| VitConfig {
         hidden_size,

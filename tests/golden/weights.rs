@@ -1,4 +1,4 @@
-//! Weights that are stored as 8-bit integers times a power of two, or not at all: a formula gives them again.
+//! Weights that are stored as 8-bit integers times a power of two, or are not stored because a formula gives them.
 
 use super::Case;
 use serde::Deserialize;
@@ -9,19 +9,20 @@ use vlmdiff::models::checkpoint::{Checkpoint, to_safetensors};
 #[derive(Deserialize)]
 struct Scale {
     set_seed: u64,
-    /// By name; a tensor without one is not of the formula.
+    /// Exponents by name; a tensor without one does not follow the formula.
     exponent: BTreeMap<String, i32>,
     shape: BTreeMap<String, Vec<i64>>,
 }
 
 const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// FNV-1a.
+/// Computes the FNV-1a hash.
 fn hash(key: &str) -> u64 {
     key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The integers of a tensor before norms are moved: sums of four uniform 16-bit numbers, within -127..=127 (SplitMix64).
+/// Returns the integers of a tensor before those of normalisations are moved: sums of four uniform 16-bit numbers,
+/// within -127..=127 (SplitMix64).
 pub(crate) fn integers(key: &str, set_seed: u64, count: usize) -> impl Iterator<Item = i8> {
     let base = hash(key) ^ set_seed.wrapping_mul(GOLDEN_RATIO);
     (1..=count as u64).map(move |i| {
@@ -34,7 +35,7 @@ pub(crate) fn integers(key: &str, set_seed: u64, count: usize) -> impl Iterator<
     })
 }
 
-/// The tensors of `NAME_i8.safetensors` at their values, or those of the formula.
+/// Returns the tensors of `NAME_i8.safetensors` at their values, or those of the formula.
 pub(super) fn read(case: &Case, name: &str) -> Checkpoint {
     let scale: Scale = case.json(&format!("{name}_scale.json"));
     let stored = case.path(&format!("{name}_i8.safetensors"));
@@ -54,10 +55,11 @@ pub(super) fn read(case: &Case, name: &str) -> Checkpoint {
     Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
 }
 
-/// Weights of normalisations and variances lie about one, and those of LPIPS are not negative.
+/// Returns the integers of a tensor. Weights of normalisations and variances lie about one, and those of LPIPS are not
+/// negative.
 fn formula(key: &str, set_seed: u64, exponent: i32, shape: &[i64]) -> Tensor {
     let count = shape.iter().product::<i64>() as usize;
-    // only what lies about one has this exponent and one dimension
+    // only tensors that lie about one have this exponent and one dimension
     let about_one = exponent == -6 && shape.len() == 1 && (key.ends_with("weight") || key.ends_with("running_var"));
     let of = |q: i8| match key {
         _ if about_one => 64 + (q >> 2),

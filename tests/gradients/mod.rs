@@ -1,10 +1,12 @@
-//! The gradients of every network that is trained, without a reference implementation.
+//! Checks of the gradients of every trained network without a reference implementation.
 //!
-//! Three questions about a network, at one row and at several, on rectangular images and odd maps, with a loss that hands
-//! gradients back in different memory layouts:
-//! - Are the gradients slopes? In f64, a small step along a direction has to change the loss by what the gradient says.
-//! - Are the gradients of a batch `[a]` those of `[a, a]` under a mean loss? Layers take other paths for one row than for several.
-//! - Are the gradients in f32 those in f64 of the same weights, but for rounding?
+//! Three properties of a network are checked, at one row and at several, on rectangular images and odd maps, with a
+//! loss that hands gradients back in different memory layouts:
+//! - Gradients are slopes: in f64, a small step along a direction changes the loss by the product of gradient and step.
+//! - The gradients of a batch `[a]` are those of `[a, a]` under a mean loss, although layers take other paths for one
+//!   row
+//!   than for several.
+//! - The gradients in f32 are those in f64 of the same weights, but for rounding.
 
 mod networks;
 
@@ -16,24 +18,26 @@ use networks::{Network, autoencoder, clip, denoiser, image_tower, lpips, objecti
 
 /// The share of its largest value by which a gradient in f32 may differ from that in f64.
 ///
-/// A layer of these networks sums n ≤ 10³ products, and up to L = 60 layers and their backward passes lie between a loss and a
-/// parameter. Roundings of 2⁻²⁴ that are independent of each other add up to 2⁻²⁴ · √(n · L) = 1.5e-5 of a sum's terms. Sums over
-/// maps cancel by up to a factor of ten where a normalisation follows, which takes the mean away.
+/// A layer of these networks sums n ≤ 10³ products, and up to L = 60 layers and their backward passes lie between a
+/// loss and a parameter. Roundings of 2⁻²⁴ that are independent of each other add up to 2⁻²⁴ · √(n · L) = 1.5e-5 of a
+/// sum's terms. Sums over maps before a normalisation, which takes the mean away, cancel by up to a factor of ten.
 const ROUNDING: f64 = 1.5e-4;
-/// The same for two ways to compute one gradient in f64, where a rounding is 2⁻⁵³: 1.5e-4 · 2⁻²⁹, and a reserve of ten.
+/// The share by which two ways to compute one gradient in f64 may differ, where a rounding is 2⁻⁵³: 1.5e-4 · 2⁻²⁹, and
+/// a reserve of ten.
 const SAME: f64 = 3e-12;
-/// The step by which slopes are measured. The loss is about 1: its rounding, 2⁻⁵³ · √(n · L) = 3e-14, leaves 3e-8 of a slope, and the
-/// third derivative, up to 10⁴ where maps are small and normalised, 10⁴ · STEP² / 6 = 2e-9.
+/// The step by which slopes are measured. The loss is about 1: its rounding, 2⁻⁵³ · √(n · L) = 3e-14, leaves 3e-8 of a
+/// slope. The third derivative, up to 10⁴ if maps are small and normalised, leaves 10⁴ · STEP² / 6 = 2e-9.
 const STEP: f64 = 1e-6;
-/// By how much a slope may differ from what the gradient says, as a share of the gradient's length and absolute.
+/// The difference that a slope and the slope by the gradient may have: as a share of the gradient's length, and
+/// absolute.
 const SLOPE: [f64; 2] = [1e-5, 2e-7];
 
-/// How the gradient of a map lies in memory when the loss hands it back.
+/// The memory layout in which the loss hands back the gradient of a map.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Layout {
     /// Row by row, channel by channel.
     Plain,
-    /// The channels of a pixel side by side, as these networks have their maps.
+    /// The channels of a pixel side by side, as in the maps of these networks.
     ChannelsLast,
     /// Column by column.
     Transposed,
@@ -42,7 +46,7 @@ enum Layout {
 const LAYOUTS: [Layout; 3] = [Layout::Plain, Layout::ChannelsLast, Layout::Transposed];
 
 impl Layout {
-    /// The same values; of a tensor that is no map, as it was.
+    /// Returns the same values in this layout; a tensor that is no map keeps its own.
     fn of(self, x: &Tensor) -> Tensor {
         match self {
             Self::ChannelsLast if x.dim() == 4 => x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
@@ -52,19 +56,19 @@ impl Layout {
     }
 }
 
-/// Standard normal values that are the same on every machine, in any order of tests.
+/// Returns standard normal values that are the same on every machine, in any order of tests.
 fn random(key: &str, shape: &[i64], kind: Kind) -> Tensor {
     Noise::new(1, key).normal(shape).unwrap().to_kind(kind)
 }
 
-/// The mean over the batch of the outputs, each value weighed by a random number that is the same in each row.
+/// Returns the mean over the batch of the outputs, each value weighted by a random number that is the same in each row.
 fn loss(outputs: &[Tensor], layout: Layout) -> Tensor {
     let weighed = |(i, output): (usize, &Tensor)| {
         let rows = output.size()[0];
         let row = [&[1], &output.size()[1..]].concat();
         let weights = random(&format!("weights of output {i}"), &row, output.kind());
         let weights = weights.repeat([&[rows], vec![1; row.len() - 1].as_slice()].concat());
-        // divided by the root of the number of values, the loss is about 1 whatever the size of the map
+        // divided by the root of the number of values, the loss is about 1 for maps of any size
         let values = (output.numel() as f64 / rows as f64).sqrt() * rows as f64;
         (output * layout.of(&weights)).sum(output.kind()) / values
     };
@@ -81,8 +85,8 @@ fn length(x: &Tensor) -> f64 {
     x.norm().double_value(&[])
 }
 
-/// Compares gradients within a share of the largest value of each; one that is zero but for rounding is compared with the largest of
-/// all.
+/// Compares gradients within a share of the largest value of each. A gradient that is zero but for rounding is compared
+/// with the largest of all.
 fn compare(what: &str, got: &Gradients, want: &Gradients, tolerance: f64) {
     assert!(got.keys().eq(want.keys()), "{what}: other parameters have gradients");
     let floor = 1e-3 * want.values().map(largest).fold(0., f64::max);
@@ -95,7 +99,7 @@ fn compare(what: &str, got: &Gradients, want: &Gradients, tolerance: f64) {
     assert!(wrong.is_empty(), "{} of {} gradients\n{}", wrong.len(), want.len(), wrong.join("\n"));
 }
 
-/// The gradients of one row are those of the same row twice, in every layout; in f64.
+/// Checks that the gradients of one row are those of the same row twice, in every layout; in f64.
 fn one_row_counts_as_much_as_the_same_twice(network: &Network) {
     let plain = network.gradients(1, Layout::Plain);
     for layout in LAYOUTS {
@@ -105,8 +109,8 @@ fn one_row_counts_as_much_as_the_same_twice(network: &Network) {
     }
 }
 
-/// A step along a random direction and the gradient itself, of one parameter after another, changes the loss as the gradient
-/// says; in f64.
+/// Checks, for one parameter after another, that a step along a random direction plus the gradient changes the loss as
+/// the gradient predicts; in f64.
 fn gradients_are_slopes(network: &Network, times: i64, layout: Layout) {
     let gradients = network.gradients(times, layout);
     let mut told = 0;
@@ -134,7 +138,7 @@ fn gradients_are_slopes(network: &Network, times: i64, layout: Layout) {
     assert!(2 * told > gradients.len(), "{}: most gradients are too small to tell", network.name);
 }
 
-/// The gradients in f32 are those in f64, but for rounding.
+/// Checks that the gradients in f32 are those in f64, but for rounding.
 fn rounding_is_all_that_f32_adds(build: impl Fn(Kind) -> Network, times: i64) {
     let [single, double] = [Kind::Float, Kind::Double].map(build);
     for layout in [Layout::Plain, Layout::ChannelsLast] {
@@ -143,7 +147,7 @@ fn rounding_is_all_that_f32_adds(build: impl Fn(Kind) -> Network, times: i64) {
     }
 }
 
-/// All three questions.
+/// Checks all three properties.
 fn check(build: impl Fn(Kind) -> Network) {
     tch::set_num_threads(1);
     let network = build(Kind::Double);
@@ -155,7 +159,7 @@ fn check(build: impl Fn(Kind) -> Network) {
 }
 
 #[test]
-fn gradients_through_the_fusion_of_every_control_form() {
+fn gradients_of_every_control_form_are_right() {
     for (form, fusion, only_mid_control) in
         [("semantic_guided", true, false), ("semantic_guided", true, true), ("controlnet", false, false)]
     {
@@ -165,9 +169,9 @@ fn gradients_through_the_fusion_of_every_control_form() {
     }
 }
 
-/// Recomputed maps have the gradients of kept ones.
+/// Recomputed maps have the gradients of kept maps.
 #[test]
-fn gradients_of_one_row_with_gradient_checkpointing() {
+fn gradient_checkpointing_keeps_the_gradients_of_one_row() {
     tch::set_num_threads(1);
     for size in [[12, 8], [5, 7]] {
         let [kept, recomputed] = [false, true].map(|recompute| {
@@ -181,14 +185,14 @@ fn gradients_of_one_row_with_gradient_checkpointing() {
 }
 
 #[test]
-fn gradients_of_the_autoencoder() {
+fn gradients_of_the_autoencoder_are_right() {
     for size in [[24, 16], [12, 20]] {
         check(|kind| autoencoder(kind, size));
     }
 }
 
 #[test]
-fn gradients_of_the_discriminator() {
+fn gradients_of_the_discriminator_are_right() {
     for train in [true, false] {
         for size in [[24, 32], [29, 27]] {
             check(|kind| patchgan(kind, size, train));
@@ -197,29 +201,29 @@ fn gradients_of_the_discriminator() {
 }
 
 #[test]
-fn gradients_of_the_perceptual_distance() {
+fn gradients_of_the_perceptual_distance_are_right() {
     for size in [[16, 24], [19, 17]] {
         check(|kind| lpips(kind, size));
     }
 }
 
 #[test]
-fn gradients_of_both_text_transformers() {
+fn gradients_of_both_text_transformers_are_right() {
     for activation in ["quick_gelu", "gelu"] {
         check(|kind| clip(kind, activation));
     }
 }
 
 #[test]
-fn gradients_of_the_image_tower() {
+fn gradients_of_the_image_tower_are_right() {
     for size in [[24, 16], [17, 9]] {
         check(|kind| image_tower(kind, size));
     }
 }
 
-/// The weight that balances the adversarial loss has no gradient, so that of the whole is no slope.
+/// The weight that balances the adversarial loss has no gradient, so the gradient of the whole loss is not its slope.
 #[test]
-fn gradients_of_the_autoencoder_under_its_whole_loss() {
+fn gradients_of_the_autoencoder_under_its_whole_loss_are_right() {
     tch::set_num_threads(1);
     for size in [[32, 24], [28, 36]] {
         one_row_counts_as_much_as_the_same_twice(&objective(Kind::Double, size));

@@ -1,4 +1,4 @@
-//! Every network that is trained, small, with random weights that depend on their names alone.
+//! Small instances of every trained network, with random weights that depend on their names alone.
 
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
@@ -19,7 +19,7 @@ use vlmdiff::{
 
 use super::{Layout, loss, random};
 
-/// From inputs and a loss of outputs to its value and, where there are leaves, its gradients.
+/// A function from inputs and a loss of outputs to the value of the loss and, if leaves are given, its gradients.
 type Step = dyn Fn(&[Tensor], &dyn Fn(&[Tensor]) -> Tensor, &[Tensor]) -> (Tensor, Vec<Tensor>);
 
 /// A network, and one row of inputs.
@@ -31,7 +31,8 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// The parameters of `stores` and the inputs that are no numbers of tokens or timesteps are what gradients are asked for.
+    /// Makes a network. Gradients are computed for the parameters of `stores` and for the inputs other than ids of
+    /// tokens and timesteps.
     fn new(name: String, stores: &[&VarStore], inputs: Vec<Tensor>, step: Box<Step>) -> Self {
         let parameters = stores.iter().enumerate().flat_map(|(i, store)| {
             let trained = store.variables().into_iter().filter(|(_, variable)| variable.requires_grad());
@@ -50,12 +51,12 @@ impl Network {
         Self { name, leaves, inputs: given, step }
     }
 
-    /// Parameters and inputs by name.
+    /// Returns the parameters and inputs that have gradients, by name.
     pub(super) fn leaves(&self) -> &BTreeMap<String, Tensor> {
         &self.leaves
     }
 
-    /// The row, so many times.
+    /// Returns the row, repeated `times` times.
     fn batch(&self, times: i64) -> Vec<Tensor> {
         let repeat = |input: &Tensor| input.repeat([&[times], vec![1; input.dim() - 1].as_slice()].concat());
         self.inputs.iter().map(repeat).collect()
@@ -65,7 +66,7 @@ impl Network {
         no_grad(|| (self.step)(&self.batch(times), &|outputs| loss(outputs, layout), &[]).0.double_value(&[]))
     }
 
-    /// The gradients of all that has any.
+    /// Returns the gradients of all leaves on which the loss depends.
     pub(super) fn gradients(&self, times: i64, layout: Layout) -> BTreeMap<String, Tensor> {
         let leaves: Vec<Tensor> = self.leaves.values().map(Tensor::shallow_clone).collect();
         let (_, gradients) = (self.step)(&self.batch(times), &|outputs| loss(outputs, layout), &leaves);
@@ -73,7 +74,7 @@ impl Network {
     }
 }
 
-/// One backward pass.
+/// Makes a step of one plain backward pass.
 fn plainly(outputs: impl Fn(&[Tensor]) -> Vec<Tensor> + 'static) -> Box<Step> {
     Box::new(move |inputs, loss, leaves| {
         let loss = loss(&outputs(inputs));
@@ -82,8 +83,8 @@ fn plainly(outputs: impl Fn(&[Tensor]) -> Vec<Tensor> + 'static) -> Box<Step> {
     })
 }
 
-/// Random weights: those of layers as large as they need to be for maps of the size of their inputs, those of normalisations
-/// about one, so that no part of a network is silent, as new ones are that start at zero.
+/// Fills a network with random weights. Those of layers keep the size of maps, and those of normalisations lie about
+/// one, so that every part contributes, also new layers that start at zero.
 fn fill(vs: &mut VarStore, kind: Kind) {
     no_grad(|| {
         for (name, mut variable) in vs.variables() {
@@ -106,8 +107,8 @@ fn fill(vs: &mut VarStore, kind: Kind) {
     }
 }
 
-/// The U-Net with its control branch; beside the prediction, the branch's own maps are outputs, so that these have gradients from
-/// the loss itself. `size` is that of the latents.
+/// Makes the U-Net with its control branch. Beside the prediction, the branch's own maps are outputs, so that these
+/// have gradients from the loss itself. `size` is that of the latents.
 pub(super) fn denoiser(
     kind: Kind,
     (form, fusion, only_mid_control): (&str, bool, bool),
@@ -165,12 +166,12 @@ fn small_autoencoder(kind: Kind) -> (VarStore, AutoencoderKl) {
     (vs, network)
 }
 
-/// An image of this size and the noise of its latent, smaller by four.
+/// Returns an image of this size and the noise of its latent, whose sides are a quarter.
 fn image_and_noise(kind: Kind, [h, w]: [i64; 2]) -> Vec<Tensor> {
     vec![random("image", &[1, 3, h, w], kind), random("noise", &[1, 4, h / 4, w / 4], kind)]
 }
 
-/// Moments, divergence and reconstruction of an image.
+/// Makes the autoencoder; outputs are moments, divergence and reconstruction of an image.
 pub(super) fn autoencoder(kind: Kind, size: [i64; 2]) -> Network {
     let (vs, network) = small_autoencoder(kind);
     let outputs = move |inputs: &[Tensor]| {
@@ -189,7 +190,7 @@ fn small_patchgan(kind: Kind) -> (VarStore, PatchGan) {
     (vs, network)
 }
 
-/// The discriminator, by the statistics of the batch or by those that it has.
+/// Makes the discriminator, with the statistics of the batch or with its own.
 pub(super) fn patchgan(kind: Kind, [h, w]: [i64; 2], train: bool) -> Network {
     let (vs, network) = small_patchgan(kind);
     let inputs = vec![random("image", &[1, 3, h, w], kind)];
@@ -208,7 +209,7 @@ fn small_lpips(kind: Kind) -> Lpips {
     network
 }
 
-/// The perceptual distance of two images; its weights are frozen.
+/// Makes the perceptual distance of two images, with frozen weights.
 pub(super) fn lpips(kind: Kind, [h, w]: [i64; 2]) -> Network {
     let network = small_lpips(kind);
     let inputs = ["image", "reconstruction"].map(|name| random(name, &[1, 3, h, w], kind));
@@ -216,7 +217,7 @@ pub(super) fn lpips(kind: Kind, [h, w]: [i64; 2]) -> Network {
     Network::new(format!("perceptual distance {h}x{w}"), &[], inputs.into(), plainly(outputs))
 }
 
-/// The text transformer with its projection.
+/// Makes the text transformer with its projection.
 pub(super) fn clip(kind: Kind, activation: &str) -> Network {
     let config: ClipTextConfig = serde_json::from_value(serde_json::json!({
         "vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -234,7 +235,7 @@ pub(super) fn clip(kind: Kind, activation: &str) -> Network {
     Network::new(format!("text transformer, {activation}"), &[&vs], vec![ids], plainly(outputs))
 }
 
-/// The image encoder that text encoders are trained with.
+/// Makes the image encoder with which text encoders are trained.
 pub(super) fn image_tower(kind: Kind, [h, w]: [i64; 2]) -> Network {
     let mut vs = VarStore::new(Device::Cpu);
     let network = ImageTower::new(vs.root(), &[8, 16], 8);
@@ -244,7 +245,7 @@ pub(super) fn image_tower(kind: Kind, [h, w]: [i64; 2]) -> Network {
     Network::new(format!("image tower {h}x{w}"), &[&vs], inputs, plainly(outputs))
 }
 
-/// The autoencoder under all terms of its loss, with a discriminator that takes part.
+/// Makes the autoencoder under all terms of its loss, with an active discriminator.
 pub(super) fn objective(kind: Kind, size: [i64; 2]) -> Network {
     let (vs, network) = small_autoencoder(kind);
     let (judge_vs, discriminator) = small_patchgan(kind);
