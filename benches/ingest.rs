@@ -1,5 +1,6 @@
-//! What ingestion computes and nothing else: reads lines `image<TAB>mask`, the mask empty where there is none, decodes and resizes
-//! them on all cores and says how many seconds that took. `benches/ingest.py` calls it, beside `vlmdiff run`.
+//! The computation of ingestion alone: reads lines `image<TAB>mask`, with an empty mask if there is none, decodes and
+//! resizes them on all cores, and prints the seconds that this took. `benches/ingest.py` calls it, beside `vlmdiff
+//! run`.
 
 use std::{error::Error, fs, time::Instant};
 
@@ -18,7 +19,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Numbers of a photograph and of its masks.
+/// Decodes and resizes a photograph and its masks; returns the number of values.
 fn work(line: &str) -> Result<usize> {
     let (image, mask) = line.split_once('\t').ok_or("a line is image<TAB>mask")?;
     let image = decode::rgb(&fs::read(image)?)?;

@@ -1,4 +1,5 @@
-//! Loads a file of weights into variables of its names, shapes and types, and says how long that took and what it took.
+//! Loads a file of weights into variables of its names, shapes and types, and prints the seconds and the peak of memory
+//! that this took.
 //!
 //! `benches/loading.py` calls it, beside Python on the same files.
 
@@ -13,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let before = status("VmRSS")?;
     let file = Checkpoint::open(&path)?;
     let mut vs = VarStore::new(Device::Cpu);
-    // Ones, since zeros take no memory before they are written to.
+    // The variables are ones, because zeros take no memory before they are written to.
     for name in file.names() {
         let shape = file.shape(name).ok_or("no shape")?;
         let mut parts: Vec<&str> = name.split('.').collect();
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A figure of this process in bytes.
+/// Returns a figure of this process in bytes.
 fn status(name: &str) -> Result<u64, Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;

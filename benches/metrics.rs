@@ -1,5 +1,5 @@
-//! What pixel AUROC and AUPRO cost: of anomaly maps in a file, beside a peer (`benches/metrics.py` makes the file), or of ever more
-//! maps of its own, with the memory they take.
+//! The cost of pixel AUROC and AUPRO: for anomaly maps in a file, beside a peer (`benches/metrics.py` makes the file),
+//! or for growing numbers of maps of its own, with the memory that they take.
 //!
 //! `cargo bench --profile dev --bench metrics` times the build that people run.
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// One line of JSON about `maps` f16 [N, H, W] and `masks` u8 [N, H, W].
+/// Prints one line of JSON about `maps` f16 [N, H, W] and `masks` u8 [N, H, W].
 fn beside_a_peer(file: &str) -> Result<()> {
     let bytes = fs::read(file)?;
     let tensors = SafeTensors::deserialize(&bytes)?;
@@ -46,7 +46,7 @@ fn beside_a_peer(file: &str) -> Result<()> {
     Ok(())
 }
 
-/// Maps as they come from a table, one after another.
+/// Measures maps one after another, as they come from a table.
 fn ever_more() -> Result<()> {
     println!("maps of {SIDE}x{SIDE}, every second with three regions; pixel AUROC and AUPRO");
     for count in COUNTS {
@@ -71,7 +71,7 @@ fn ever_more() -> Result<()> {
     Ok(())
 }
 
-/// A rough map, higher in some rectangles.
+/// Makes a map of noise that is higher in some rectangles.
 fn image(index: usize) -> (Vec<f16>, Vec<bool>) {
     let regions = [(20, 30, 40), (120, 60, 24), (180, 200, 30)]
         .map(|(x, y, side)| ((x + index) % 200, (y + 3 * index) % 200, side));
@@ -89,7 +89,7 @@ fn image(index: usize) -> (Vec<f16>, Vec<bool>) {
         .unzip()
 }
 
-/// The most memory that the process ever had, in MiB; 0 where the system does not say.
+/// Returns the peak of the process's memory in MiB; 0 if the system does not report it.
 fn peak() -> Result<f64> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,7 +1,7 @@
-//! Networks beside their Python implementations: the same libtorch, threads, weights and inputs, in turns.
+//! Times networks beside their Python implementations: with the same libtorch, threads, weights and inputs, in turns.
 //!
-//! `cargo bench --profile dev --bench networks -- unet vae-decode`; without names, all. Each side is a process of its own that
-//! runs when it is asked to. The first round is not counted.
+//! `cargo bench --profile dev --bench networks -- unet vae-decode`; without names, all. Each side is a process of its
+//! own that runs once per request. The first round is not counted.
 
 use std::{
     error::Error,
@@ -47,8 +47,8 @@ type Work = Box<dyn FnMut() -> Tensor>;
 /// Seconds of a run: by the clock, and of the processor.
 type Times = [f64; 2];
 
-/// Name, what it is, and how ours is opened from what the Python side wrote. A new network is a line here and a function in
-/// networks.py.
+/// The name, the description, and the function that opens our network from the files that the Python side wrote. A new
+/// network is a line here and a function in networks.py.
 const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("clip-text", "CLIP ViT-L/14 text, 16 captions", clip_text),
     ("vae-encode", "AutoencoderKL encode, 256x256", vae_encode),
@@ -63,12 +63,12 @@ const CASES: &[(&str, &str, fn(&Case) -> Result<Work>)] = &[
     ("training-step-mid", "Training step of the denoiser, 128 channels, 2 images of 256x256", training_step),
 ];
 
-/// How far outputs may differ, relative to the largest.
+/// The largest difference of outputs, relative to the largest output.
 const TOLERANCE: f64 = 1e-4;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Which networks, by name; none: all.
+    /// The networks, by name; none for all.
     names: Vec<String>,
     /// Rounds that are counted.
     #[arg(long, default_value_t = 7)]
@@ -79,7 +79,7 @@ struct Arguments {
     /// Runs one side of a network, opened from a folder, as networks.py runs the other.
     #[arg(long, hide = true)]
     serve: Option<PathBuf>,
-    /// What `cargo bench` says to every benchmark.
+    /// The option that `cargo bench` passes to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -153,7 +153,7 @@ fn unet(case: &Case) -> Result<Work> {
     Ok(without_gradients(move || model.forward(&x, &t, &context, None)))
 }
 
-/// What networks.py says of a denoiser.
+/// The configuration of a denoiser as networks.py writes it.
 #[derive(Deserialize)]
 struct Shape {
     unet: UNet2DConditionConfig,
@@ -167,7 +167,8 @@ impl Shape {
     }
 }
 
-/// A folder of images as the stages take it: in batches, decoded once, guided only where a caption differs from the empty one.
+/// Reconstructs a folder of images as the stages do: in batches, decoded once, guided only if a caption differs from
+/// the empty one.
 fn reconstruction(case: &Case) -> Result<Work> {
     #[derive(Deserialize)]
     struct Shapes {
@@ -208,7 +209,7 @@ fn reconstruction(case: &Case) -> Result<Work> {
     }))
 }
 
-/// A step as the stage takes it: gradients of the control branch and of the way up, and AdamW.
+/// Takes a step as the stage does: gradients of the control branch and of the way up, and AdamW.
 fn training_step(case: &Case) -> Result<Work> {
     #[derive(Deserialize)]
     struct Training {
@@ -244,7 +245,7 @@ fn training_step(case: &Case) -> Result<Work> {
     }))
 }
 
-/// One side, waiting.
+/// The process of one side, which waits for requests.
 struct Side {
     child: Child,
     input: ChildStdin,
@@ -268,7 +269,7 @@ impl Side {
         }
     }
 
-    /// Seconds of one run, and of the processor in it.
+    /// Requests one run; returns its seconds by the clock and of the processor.
     fn run(&mut self) -> Result<Times> {
         self.input.write_all(b"\n")?;
         let line = self.line()?;
@@ -276,7 +277,7 @@ impl Side {
         Ok([wall.parse()?, cpu.parse()?])
     }
 
-    /// The most memory that it took, in MiB.
+    /// Ends the process; returns its peak of memory in MiB.
     fn end(mut self) -> Result<f64> {
         drop(self.input);
         let mut line = String::new();
@@ -286,7 +287,7 @@ impl Side {
     }
 }
 
-/// Answers as networks.py does.
+/// Serves our side with the protocol of networks.py.
 fn serve(name: &str, folder: &Path, threads: usize) -> Result<()> {
     tch::set_num_threads(threads as i32);
     let (_, _, open) = find(name)?;
@@ -312,7 +313,7 @@ fn serve(name: &str, folder: &Path, threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that the processor worked for this process, in ticks of 10 ms.
+/// Returns the seconds that the processor worked for this process, in ticks of 10 ms.
 fn processor_time() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?.1.split_whitespace();

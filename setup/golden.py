@@ -16,7 +16,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent.parent / "data/golden"
 
-# Everything in a folder but what is named.
+# Folders that are copied, each without the files that are named.
 FOLDERS = {
     "models/schedules": [],
     "models/unet": [],
@@ -31,7 +31,7 @@ FOLDERS = {
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }
-# Outputs that others imply.
+# Tensors that are left out because other outputs imply them.
 TENSORS = {
     "reference/sampling.safetensors": ["empty.samples", "empty.reconstruction", "caption.samples"],
     "reference/autoencoder.safetensors": ["decoded_raw"],
@@ -39,7 +39,7 @@ TENSORS = {
 
 
 def copy(source, target, dropped):
-    """A safetensors file without some of its tensors."""
+    """Copies a safetensors file without some of its tensors."""
     data = source.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header, body = json.loads(data[8:8 + length]), data[8 + length:]

@@ -1,4 +1,4 @@
-//! Whatever stands where a manifest or a record should is read or skipped.
+//! Any bytes in the place of a manifest or a record are read or skipped, without a panic.
 #![no_main]
 
 use vlmdiff::engine::{Digest, Store};

@@ -1,4 +1,4 @@
-//! Whatever stands where a part should is read or named as damaged.
+//! Any bytes in the place of a part are read or reported as damaged, without a panic.
 #![no_main]
 
 use std::sync::Arc;

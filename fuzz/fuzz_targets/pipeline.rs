@@ -1,4 +1,4 @@
-//! Any text is a pipeline or an error with a place.
+//! Any text parses to a pipeline or to an error with a place, without a panic.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
