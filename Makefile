@@ -39,7 +39,7 @@ tools:
 lint: setup
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) deny; else echo "lint: cargo deny is not installed (cargo install cargo-deny --locked); tests/dependencies.rs has checked all but advisories"; fi
 
 ## Licences, sources, duplicates and advisories of the dependencies.

@@ -19,7 +19,7 @@
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses, optimisers. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`query`] | published tables as a DataFusion session |
-//! | [`stages`] | the stages: the only place where engine and networks meet |
+//! | [`mod@stages`] | the stages: the only place where engine and networks meet |
 //! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
 
 pub mod cli;

@@ -21,7 +21,7 @@ pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-/// Says a line beside the output, escaped as [`print`] does it. Where nobody listens, the work goes on.
+/// Says a line beside the output, escaped as `print` does it. Where nobody listens, the work goes on.
 pub(super) fn say(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
 }

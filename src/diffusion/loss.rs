@@ -3,13 +3,13 @@
 use super::schedule::{PredictionType, Schedule};
 use tch::{Kind, Tensor};
 
-/// Returns the mean squared error of each row of `output` and `target` [B, …] -> [B] f32.
+/// Returns the mean squared error of each row of `output` and `target` [B, …] -> `[B]` f32.
 pub fn mse_per_row(output: &Tensor, target: &Tensor) -> Tensor {
     let error = (output.to_kind(Kind::Float) - target.to_kind(Kind::Float)).square();
     error.flatten(1, -1).mean_dim([1].as_slice(), false, Kind::Float)
 }
 
-/// Returns the weight of each row's error [B] at timesteps `t` [B] by Min-SNR-γ (Hang et al. 2023). In terms of the
+/// Returns the weight of each row's error `[B]` at timesteps `t` `[B]` by Min-SNR-γ (Hang et al. 2023). In terms of the
 /// predicted signal, an error weighs the signal-to-noise ratio, but at most `gamma`, so that nearly clean samples do
 /// not dominate.
 pub fn min_snr_weight(schedule: &Schedule, t: &Tensor, gamma: f64) -> Tensor {
@@ -22,7 +22,7 @@ pub fn min_snr_weight(schedule: &Schedule, t: &Tensor, gamma: f64) -> Tensor {
     }
 }
 
-/// Returns the mean over the batch of the squared error between the network's `output` at `t` [B] and its target, a
+/// Returns the mean over the batch of the squared error between the network's `output` at `t` `[B]` and its target, a
 /// scalar. With `min_snr_gamma`, each row is weighted by [`min_snr_weight`].
 pub fn denoising_loss(
     schedule: &Schedule,

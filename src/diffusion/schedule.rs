@@ -126,12 +126,12 @@ impl Schedule {
         self.alphas_cumprod[t as usize]
     }
 
-    /// Returns ᾱ at `t` [B], i64 -> [B] f64.
+    /// Returns ᾱ at `t` `[B]`, i64 -> `[B]` f64.
     fn alphas(&self, t: &Tensor) -> Tensor {
         Tensor::from_slice(&self.alphas_cumprod).to_device(t.device()).index_select(0, t)
     }
 
-    /// Returns √ᾱ and √(1 − ᾱ) of `t` [B], i64, each shaped to multiply `like` [B, …].
+    /// Returns √ᾱ and √(1 − ᾱ) of `t` `[B]`, i64, each shaped to multiply `like` [B, …].
     fn factors(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];
         shape[0] = -1;
@@ -140,7 +140,7 @@ impl Schedule {
         (alpha.sqrt().to_kind(like.kind()), sigma.to_kind(like.kind()))
     }
 
-    /// Returns the sample at timesteps `t` [B], i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al.
+    /// Returns the sample at timesteps `t` `[B]`, i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al.
     /// 2020, eq. 4).
     pub fn q_sample(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
         let (signal, sigma) = self.factors(t, x0);
@@ -176,7 +176,7 @@ impl Schedule {
         }
     }
 
-    /// Returns the signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` [B], i64 -> [B] f32.
+    /// Returns the signal-to-noise ratio ᾱ / (1 − ᾱ) at `t` `[B]`, i64 -> `[B]` f32.
     pub fn snr(&self, t: &Tensor) -> Tensor {
         let alpha = self.alphas(t);
         (&alpha / (-&alpha + 1.)).to_kind(Kind::Float)

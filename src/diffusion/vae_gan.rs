@@ -75,7 +75,7 @@ pub struct Terms {
 /// N · (|x − y| + perceptual) + kl_weight · kl + d_weight · factor · g, each a mean over the batch, where g is minus
 /// the mean logit; all but the last divided by N under [`Reduction::Mean`].
 ///
-/// `kl` [B] are nats, `perceptual` [B] distances. Fails only with an adversary, if libtorch does.
+/// `kl` `[B]` are nats, `perceptual` `[B]` distances. Fails only with an adversary, if libtorch does.
 pub fn autoencoder_loss(
     x: &Tensor,
     y: &Tensor,

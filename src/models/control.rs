@@ -265,7 +265,7 @@ impl ControlNet {
         segment(pass, &[condition], |inputs| self.controlnet_cond_embedding.forward(&inputs[0]))
     }
 
-    /// Computes the residuals for `x` [B, in_channels, h, w], `t` [B] and `context` [B or 1, tokens,
+    /// Computes the residuals for `x` [B, in_channels, h, w], `t` `[B]` and `context` [B or 1, tokens,
     /// cross_attention_dim], as the UNet takes them. `hint` is the result of [`ControlNet::hint`].
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> ControlResiduals {
         self.forward_with(None, x, t, context, hint)

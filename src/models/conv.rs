@@ -63,7 +63,7 @@ impl Module for Conv2d {
     }
 }
 
-/// Declares a `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` [out], initialised as by
+/// Declares a `kernel`×`kernel` convolution: `weight` [out, in, kernel, kernel], `bias` `[out]`, initialised as by
 /// PyTorch.
 pub(crate) fn conv2d(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Conv2d {
     let init = uniform(inputs * kernel * kernel);

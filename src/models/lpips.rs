@@ -87,7 +87,7 @@ impl Lpips {
     }
 
     /// Returns the part of the distance that each block contributes, for images with these
-    /// [`features`](Self::features): five tensors [B].
+    /// [`features`](Self::features): five tensors `[B]`.
     pub fn distances(&self, a: &[Tensor], b: &[Tensor]) -> Vec<Tensor> {
         let unit = |x: &Tensor| x / (x.square().sum_dim_intlist([1].as_slice(), true, x.kind()).sqrt() + EPS);
         let distance = |((a, b), lin): ((&Tensor, &Tensor), &Tensor)| {
@@ -98,7 +98,7 @@ impl Lpips {
         a.iter().zip(b).zip(&self.lins).map(distance).collect()
     }
 
-    /// Returns the distance of each image of `x` from that of `y`, [B, 3, H, W] with values -1 to 1 -> [B], not
+    /// Returns the distance of each image of `x` from that of `y`, [B, 3, H, W] with values -1 to 1 -> `[B]`, not
     /// negative. Gradients flow to `y` alone.
     pub fn forward(&self, x: &Tensor, y: &Tensor) -> Tensor {
         let x = tch::no_grad(|| self.features(x));

@@ -59,7 +59,7 @@ pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64)
     })
 }
 
-/// Declares a fully connected layer: `weight` [out, in], `bias` [out].
+/// Declares a fully connected layer: `weight` [out, in], `bias` `[out]`.
 pub(crate) fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
     let init = uniform(inputs);
     nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias: true })

@@ -165,7 +165,7 @@ impl UNet2DConditionModel {
         ["up_blocks.", "conv_norm_out.", "conv_out."].iter().any(|prefix| name.starts_with(prefix))
     }
 
-    /// Maps `x` [B, in_channels, h, w], timesteps `t` [B] of any kind and `context` [B or 1, tokens,
+    /// Maps `x` [B, in_channels, h, w], timesteps `t` `[B]` of any kind and `context` [B or 1, tokens,
     /// cross_attention_dim] to the prediction [B, out_channels, h, w]. The residuals of `control` are added to the
     /// middle and the skips.
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, control: Option<&ControlResiduals>) -> Tensor {

@@ -313,7 +313,7 @@ impl Posterior {
         &self.mean + self.std() * noise
     }
 
-    /// Returns the divergence from the standard normal, summed over each latent: [B] nats.
+    /// Returns the divergence from the standard normal, summed over each latent: `[B]` nats.
     pub fn kl(&self) -> Tensor {
         let terms = self.mean.square() + self.logvar.exp() - 1. - &self.logvar;
         terms.sum_dim_intlist([1, 2, 3].as_slice(), false, None) * 0.5

@@ -1,7 +1,7 @@
 //! The contract between the engine and what it runs.
 //!
 //! A stage has two halves in one file. The describing half is its parameters: [`Stage`] says what it reads and writes, and the
-//! engine plans with it. The doing half is an [`Operator`], opened only where rows are stale: in the worker, which has
+//! engine plans with it. The doing half is an [`Operator`](super::Operator), opened only where rows are stale: in the worker, which has
 //! libtorch, or in the driver for a stage that needs none.
 
 use std::{collections::BTreeMap, fmt::Debug};

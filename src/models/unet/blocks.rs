@@ -165,7 +165,7 @@ impl Layer {
     }
 }
 
-/// Returns sinusoids of timesteps `t` [B] of any kind, [B, `width`] f32: half of them sines, half cosines, with
+/// Returns sinusoids of timesteps `t` `[B]` of any kind, [B, `width`] f32: half of them sines, half cosines, with
 /// frequencies that fall from 1 to 1/10000. `flip_sin_to_cos` puts the cosines first; `freq_shift` 1 makes the last
 /// frequency exact.
 pub fn timestep_embedding(t: &Tensor, width: i64, flip_sin_to_cos: bool, freq_shift: f64) -> Tensor {
@@ -199,7 +199,7 @@ impl TimeEmbedding {
         }
     }
 
-    /// Maps [B] to [B, 4·width], with the SiLU that every residual block would apply first.
+    /// Maps `[B]` to [B, 4·width], with the SiLU that every residual block would apply first.
     pub(super) fn forward(&self, t: &Tensor) -> Tensor {
         let sinusoids = timestep_embedding(t, self.width, self.flip_sin_to_cos, self.freq_shift);
         let sinusoids = sinusoids.to_kind(self.linear_1.ws.kind());
