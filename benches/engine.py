@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The engine's own speed beside its peers: what is left of a run where there is little or nothing to compute.
 
-    PYROOT=… python3 benches/engine.py [-n 5] [--only start,eight,…] [--json FILE]
+    python3 benches/engine.py [-n 5] [--only start,eight,…] [--quick] [--output FOLDER]
 
-benches/README.md says what each scenario does and how PYROOT comes about.
+prints a table, and writes every single run (engine.json) and a picture (planning.svg) to the folder. A peer that is not installed
+is left out. benches/README.md says what each scenario does.
 """
 import argparse
 import json
@@ -16,30 +17,28 @@ import tempfile
 import time
 from pathlib import Path
 
+import peers
 import pipelines
-from measure import Bar, Scenario, System, environment, table
+from measure import HERE, TARGET, VLMDIFF, Bar, Failed, Scenario, System, environment, need_vlmdiff, table
 from plot import plot
 
-HERE = Path(__file__).resolve().parent
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
-VLMDIFF = Path(os.environ.get("VLMDIFF", TARGET / "debug/vlmdiff")).resolve()
-PYROOT = Path(os.environ.get("PYROOT", HERE / ".venvs")).resolve()
-DVC, SNAKEMAKE = PYROOT / "dvc/bin/dvc", PYROOT / "snakemake/bin/snakemake"
-# One interpreter runs the toys of DVC, Snakemake and vlmdiff.
-PYTHON = PYROOT / "dvc/bin/python"
-HF = [PYROOT / "hfdatasets/bin/python", "hf_rows.py"]
-PIXELTABLE = [PYROOT / "pixeltable/bin/python", "pixeltable_rows.py"]
+DVC, SNAKEMAKE = peers.program("dvc", "dvc"), peers.program("snakemake", "snakemake")
+PYTHON = peers.pyarrow()
+HF = [peers.program("hfdatasets"), "hf_rows.py"]
+PIXELTABLE = [peers.program("pixeltable"), "pixeltable_rows.py"]
 RUN, REPRO, SNAKE = [VLMDIFF, "run", "pipeline.yaml", "--quiet"], [DVC, "repro", "-q"], [SNAKEMAKE, "-q", "all", "-c1"]
 
 TABLES, ROWS, IMAGES, APPENDED, TASK = 200, 20_000, 20_000, 10, 256
 SIZES = [10_000, 30_000, 100_000, 150_000, 300_000, 1_000_000]
+# Of these sizes, plans are timed, and peers. Rows are appended and computed at the first one alone: at the second it takes minutes.
+COMPARED = {150_000: Bar(seconds=0.5), 1_000_000: Bar(seconds=3, peak=500)}
 
 
 class Bench:
     """Lays toys out below a folder. Each scenario is a method that yields what is to be timed."""
 
-    def __init__(self, work: Path):
-        self.work = work
+    def __init__(self, work: Path, output: Path):
+        self.work, self.output = work, output
         self.env = {"VLMDIFF_CACHE": str(work / "cache")}
 
     def folder(self, name: str, file: str = "", text: str = "") -> Path:
@@ -51,19 +50,36 @@ class Bench:
         git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
         call([*git, "init", "-q"], folder)
         call([*git, "commit", "-q", "--allow-empty", "-m", "toys"], folder)
-        if file == "dvc.yaml":
+        if file == "dvc.yaml" and peers.installed("dvc"):
             call([DVC, "init", "-q"], folder)
             for option in ("analytics", "check_update", "autostage"):
                 call([DVC, "config", f"core.{option}", "false"], folder)
         return folder
 
-    def vlmdiff(self, folder: Path, **more) -> System:
-        return System("vlmdiff", folder, RUN, env=self.env, **more)
+    def rows(self, folder: Path, n: int, file="rows.parquet"):
+        """Writes N rows (id, text). Without pyarrow vlmdiff writes them, to a larger file, since it does not compress."""
+        if PYTHON:
+            return call([PYTHON, "rows.py", file, n], folder)
+        store = self.work / "rows-store"
+        if not store.exists():
+            (folder / "store.yaml").write_text('tables: { one: { stage: sql, with: { query: "select 1 as n" } } }')
+            call([VLMDIFF, "run", "store.yaml", "--store", store, "--quiet"], folder, self.env)
+        numbers = f"(select unnest(range(0, {n})) as i)"
+        columns = "concat('row-', lpad(cast(i as varchar), 7, '0')) as id, concat('a photograph of part ', i) as text"
+        query = f"select {columns} from {numbers} order by id"
+        call([VLMDIFF, "sql", query, "--store", store, "--output", file], folder, self.env)
 
-    def warm(self, *runs):
-        """Runs commands in their folders once: what is timed later starts from there."""
-        for folder, command in runs:
-            call(command, folder, self.env)
+    def vlmdiff(self, folder: Path, command=RUN, **more) -> System:
+        return System("vlmdiff", folder, command, env=self.env, **more)
+
+    def python(self, folder: Path, **more) -> System:
+        """vlmdiff with a program in Python, which needs pyarrow."""
+        return self.vlmdiff(folder, left_out="" if PYTHON else "pyarrow not installed", **more)
+
+    def warm(self, systems: dict[str, System]):
+        """Runs each once: what is timed later starts from there."""
+        for system in systems.values():
+            system.attempt(-1, warm=True)
 
     def start(self):
         here = self.folder("start")
@@ -79,7 +95,6 @@ class Bench:
         snakemake = self.folder("eight-snakemake", "Snakefile", pipelines.eight_snakemake(PYTHON))
         for folder in (dvc, snakemake):
             (folder / "params.yaml").write_text(pipelines.parameters())
-        self.warm((commands, RUN), (sql, RUN), (dvc, REPRO), (snakemake, SNAKE))
 
         def systems(parameter=None):
             def changed(folder, file, text):
@@ -92,7 +107,7 @@ class Bench:
             logged = lambda folder: lambda: len(lines(folder / "runs.log"))
             value = pipelines.parameters
             return {
-                "commands": self.vlmdiff(
+                "commands": self.python(
                     commands, prepare=changed(commands, "pipeline.yaml", as_commands), count=logged(commands)),
                 "SQL": self.vlmdiff(
                     sql, prepare=changed(sql, "pipeline.yaml", pipelines.eight_queries), count=lambda: len(computed(sql))),
@@ -100,49 +115,52 @@ class Bench:
                 "Snakemake": System("Snakemake", snakemake, SNAKE, changed(snakemake, "params.yaml", value), logged(snakemake)),
             }
 
+        self.warm(systems())
         yield Scenario("8 tables, nothing changed", systems(), Bar(seconds=0.06, share=1 / 20, count=0), "ran")
         yield Scenario("8 tables, a parameter in the middle changed", systems(100), Bar(count=4), "ran")
 
     def many(self):
         commands = self.folder("many-commands", "pipeline.yaml", pipelines.many_commands(TABLES))
-        call([PYTHON, "rows.py", "seed.parquet", 10], commands)
+        self.rows(commands, 10, "seed.parquet")
         sql = self.folder("many-sql", "pipeline.yaml", pipelines.many_queries(TABLES))
         dvc = self.folder("many-dvc", "dvc.yaml", pipelines.many_dvc(TABLES))
         snakemake = self.folder("many-snakemake", "Snakefile", pipelines.many_snakemake(TABLES))
-        self.warm((commands, RUN), (sql, RUN), (dvc, REPRO), (snakemake, SNAKE))
-        yield Scenario(f"{TABLES} tables, nothing changed", {
+        systems = {
             "commands": self.vlmdiff(commands), "SQL": self.vlmdiff(sql),
             "DVC": System("DVC", dvc, REPRO), "Snakemake": System("Snakemake", snakemake, SNAKE),
-        }, Bar(seconds=0.2))
+        }
+        self.warm(systems)
+        yield Scenario(f"{TABLES} tables, nothing changed", systems, Bar(seconds=0.2))
 
-    def rows(self):
+    def appended(self):
         sql = self.folder("rows-sql", "pipeline.yaml", pipelines.row_query())
         command = self.folder("rows-command", "pipeline.yaml", pipelines.row_command(PYTHON))
         stage = pipelines.one_dvc(f"{PYTHON} dvc_rows.py", ["dvc_rows.py", "rows.parquet"], "lengths.parquet")
         dvc, hf, pixeltable = self.folder("rows-dvc", "dvc.yaml", stage), self.folder("rows-hf"), self.folder("rows-pixeltable")
         for folder in (sql, command, dvc, hf):
-            write_rows(folder, ROWS)
-        self.warm((sql, RUN), (command, RUN), (dvc, REPRO), (hf, HF), (pixeltable, [*PIXELTABLE, ROWS]))
+            self.rows(folder, ROWS)
         rows = lambda round: ROWS + APPENDED * (round + 1)
-        appended = lambda folder: lambda round: write_rows(folder, rows(round))
+        appended = lambda folder: lambda round: self.rows(folder, rows(round))
         called = lambda folder: lambda: int((folder / "calls.txt").read_text())
         systems = {
             "SQL": self.vlmdiff(sql, prepare=appended(sql), count=lambda: computed(sql)["lengths"]),
-            "Python": self.vlmdiff(command, prepare=appended(command), count=lambda: computed(command)["lengths"]),
+            "Python": self.python(command, prepare=appended(command), count=lambda: computed(command)["lengths"]),
             "DVC": System("DVC", dvc, REPRO, appended(dvc), called(dvc)),
             "HF": System("HF datasets", hf, HF, appended(hf), called(hf)),
             "Pixeltable": System("Pixeltable", pixeltable, lambda round: [*PIXELTABLE, rows(round)], count=called(pixeltable)),
         }
         try:
+            self.warm(systems)
             yield Scenario(f"{ROWS:,} rows, {APPENDED} appended", systems, Bar(seconds=0.3, count=APPENDED), "rows")
         finally:
             # Its database stays behind it.
-            os.kill(int(lines(pixeltable / "pixeltable/pgdata/postmaster.pid")[0]), signal.SIGINT)
+            for pid in lines(pixeltable / "pixeltable/pgdata/postmaster.pid")[:1]:
+                os.kill(int(pid), signal.SIGINT)
 
     def killed(self):
         ours = self.folder("killed", "pipeline.yaml", pipelines.row_command(PYTHON))
 
-        def system(engine, folder, command, leftovers):
+        def system(engine, folder, command, leftovers, **more):
             """Killed after half of the rows, each time elsewhere in a task; what is timed is the run after that."""
             calls, env = folder / "calls.bin", {**self.env, "CALLS": "calls.bin"}
 
@@ -156,11 +174,11 @@ class Bench:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-            write_rows(folder, ROWS)
-            return System(engine, folder, command, prepare, lambda: calls.stat().st_size - ROWS, env)
+            self.rows(folder, ROWS)
+            return System(engine, folder, command, prepare, lambda: calls.stat().st_size - ROWS, env, **more)
 
         yield Scenario(f"{ROWS:,} slow rows, killed in the middle, run again", {
-            "vlmdiff": system("vlmdiff", ours, RUN, ".vlmdiff"),
+            "vlmdiff": system("vlmdiff", ours, RUN, ".vlmdiff", left_out="" if PYTHON else "pyarrow not installed"),
             "HF": system("HF datasets", self.folder("killed-hf"), HF, "cache"),
         }, Bar(at_most=TASK), "rows again")
 
@@ -182,71 +200,109 @@ class Bench:
                 add(folder, n)
         # A file that changed just now may change again unseen, and is hashed once more.
         time.sleep(3)
-        self.warm((ours, RUN), (ours, RUN), (dvc, REPRO), (dvc, REPRO))
         count = lambda: computed(ours).get("images", 0)
         unchanged = {"vlmdiff": self.vlmdiff(ours, count=count), "DVC": System("DVC", dvc, REPRO)}
+        self.warm(unchanged)
+        self.warm(unchanged)
         yield Scenario(f"a folder of {IMAGES:,} images, nothing changed", unchanged, Bar(seconds=0.5, count=0), "rows")
         added = self.vlmdiff(ours, prepare=lambda round: add(ours, IMAGES + round), count=count)
         yield Scenario(f"a folder of {IMAGES:,} images, one added", {"vlmdiff": added}, Bar(count=1), "rows")
 
     def planning(self):
-        bars = {150_000: Bar(seconds=0.5), 1_000_000: Bar(seconds=3, peak=500)}
         points = []
         for n in SIZES:
-            folder = self.folder(f"planning-{n}", "pipeline.yaml", pipelines.EIGHT_ROW_WISE)
-            write_rows(folder, n)
-            self.warm((folder, RUN))
-            system = self.vlmdiff(folder)
-            yield Scenario(f"8 tables of {n:,} rows, nothing changed", {"vlmdiff": system}, bars.get(n))
-            points.append((n, system.median(), f"{system.median():.2f} s, {system.median('peak'):.0f} MiB"))
-            if n == 150_000:
-                appended = self.vlmdiff(folder, prepare=lambda round: write_rows(folder, n + APPENDED * (round + 1)),
-                                        count=lambda: max(computed(folder).values()))
-                yield Scenario(f"8 tables of {n:,} rows, {APPENDED} appended", {"vlmdiff": appended}, Bar(count=APPENDED), "rows")
+            ours = self.folder(f"planning-{n}", "pipeline.yaml", pipelines.EIGHT_ROW_WISE)
+            dvc = snakemake = None
+            if n in COMPARED:
+                dvc = self.folder(f"planning-{n}-dvc", "dvc.yaml", pipelines.seven_dvc(PYTHON))
+                snakemake = self.folder(f"planning-{n}-snakemake", "Snakefile", pipelines.seven_snakemake(PYTHON))
+
+            def systems(command, repro, snake, rows=None, **more):
+                prepare = lambda folder: lambda round: rows and self.rows(folder, rows(round))
+                systems = {"vlmdiff": self.vlmdiff(ours, command, prepare=prepare(ours), **more)}
+                if n in COMPARED:
+                    systems["DVC"] = System("DVC", dvc, repro, prepare(dvc))
+                    systems["Snakemake"] = System("Snakemake", snakemake, snake, prepare(snakemake))
+                return systems
+
+            for folder in filter(None, (ours, dvc, snakemake)):
+                self.rows(folder, n)
+            unchanged = systems(RUN, REPRO, SNAKE)
+            self.warm(unchanged)
+            yield Scenario(f"8 tables of {n:,} rows, nothing changed", unchanged, COMPARED.get(n), memory=True)
+            seconds, peak = unchanged["vlmdiff"].median(), unchanged["vlmdiff"].median("peak")
+            points.append((n, seconds, f"{seconds:.2f} s, {peak:.0f} MiB"))
+            if n in COMPARED:
+                plan, status, dry = [VLMDIFF, "plan", "pipeline.yaml"], [DVC, "status"], [*SNAKE, "-n"]
+                same = systems(plan, status, dry, lambda round: n + APPENDED)
+                yield Scenario(f"8 tables of {n:,} rows, {APPENDED} appended: plan", same, memory=True)
+            if n == next(iter(COMPARED)):
+                more = systems(RUN, REPRO, SNAKE, lambda round: n + APPENDED * (round + 1), count=lambda: max(computed(ours).values()))
+                yield Scenario(f"8 tables of {n:,} rows, {APPENDED} appended", more, Bar(count=APPENDED), "rows", memory=True)
         title = "A run of eight tables in which nothing changed"
-        (HERE / "planning.svg").write_text(plot(title, points, "rows in each of six tables", "seconds"))
+        (self.output / "planning.svg").write_text(plot(title, points, "rows in each of six tables", "seconds"))
 
 
 def computed(folder: Path) -> dict[str, int]:
     """Rows that the last run computed of each table that it published."""
     events = [json.loads(line) for line in lines(max((folder / ".vlmdiff/runs").glob("*.jsonl")))]
-    return {event["table"]: event["computed"] for event in events if event["event"] == "table_published"}
+    return {event["table"]: event["computed"] for event in events if event.get("event") == "table_published"}
 
 
 def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def write_rows(folder: Path, n: int):
-    call([PYTHON, "rows.py", "rows.parquet", n], folder)
-
-
 def call(command, folder: Path, env={}):
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=folder, env={**environment(), **env}, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"{command} in {folder}: {done.stdout}{done.stderr}"[-3000:])
+        raise Failed(f"{' '.join(words)} in {folder}: {done.stdout}{done.stderr}"[-3000:])
+
+
+def quick():
+    """Everything small, and no bars, which are for the sizes above."""
+    global TABLES, ROWS, IMAGES, SIZES, COMPARED
+    TABLES, ROWS, IMAGES, SIZES, COMPARED = 20, 2_000, 500, [1_000, 10_000], {1_000: None, 10_000: None}
 
 
 def main():
-    scenarios = ["start", "eight", "many", "rows", "killed", "images", "planning"]
-    arguments = argparse.ArgumentParser(description="Times the engine beside its peers.")
-    arguments.add_argument("-n", type=int, default=5, help="rounds, after one that is not counted")
+    scenarios = ["start", "eight", "many", "appended", "killed", "images", "planning"]
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("-n", type=int, help="rounds, after one that is not counted: 5, or 1 if quick")
     arguments.add_argument("--only", default=",".join(scenarios), help=f"some of {','.join(scenarios)}")
-    arguments.add_argument("--json", type=Path, help="also write every single run to this file")
+    arguments.add_argument("--quick", action="store_true", help="a small version of each, to see that everything works")
+    arguments.add_argument("--output", type=Path, default=TARGET / "bench", help="the folder for engine.json and planning.svg")
     options = arguments.parse_args()
-    done = []
-    with tempfile.TemporaryDirectory(prefix="vlmdiff-bench-") as work:
-        bench = Bench(Path(work))
-        for name in options.only.split(","):
-            for scenario in getattr(bench, name)():
-                print(scenario.title, file=sys.stderr, flush=True)
-                done.append(scenario.run(options.n))
+    chosen = options.only.split(",")
+    for name in chosen:
+        if name not in scenarios:
+            arguments.error(f"no scenario {name}; there are {', '.join(scenarios)}")
+    need_vlmdiff()
+    if options.quick:
+        quick()
+    options.output.mkdir(parents=True, exist_ok=True)
+    peers.say_missing("dvc", "snakemake", "hfdatasets", "pixeltable")
+    if not PYTHON:
+        print(f"vlmdiff with programs in Python: left out, since they need pyarrow. To install: {peers.how('dvc')}", file=sys.stderr)
+    done, failed = [], False
+    with tempfile.TemporaryDirectory(prefix="vlmdiff-bench-", ignore_cleanup_errors=True) as work:
+        bench = Bench(Path(work), options.output)
+        for name in chosen:
+            try:
+                for scenario in getattr(bench, name)():
+                    print(scenario.title, file=sys.stderr, flush=True)
+                    scenario.bar = None if options.quick else scenario.bar
+                    done.append(scenario.run(options.n or (1 if options.quick else 5)))
+            except Failed as failure:
+                print(f"{name} failed: {failure}", file=sys.stderr, flush=True)
+                failed = True
     print(table(done))
-    if options.json:
-        runs = {scenario.title: {name: [vars(run) for run in system.runs] for name, system in scenario.systems.items()}
-                for scenario in done}
-        options.json.write_text(json.dumps(runs, indent=1))
+    runs = {scenario.title: {name: [vars(run) for run in system.runs] for name, system in scenario.systems.items()}
+            for scenario in done}
+    (options.output / "engine.json").write_text(json.dumps(runs, indent=1))
+    failed |= any(system.left_out == "failed" for scenario in done for system in scenario.systems.values())
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

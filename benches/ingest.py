@@ -2,9 +2,10 @@
 """Photographs into 256x256 tensors, beside a torchvision DataLoader with as many workers as there are cores: what vlmdiff's `ingest`
 computes (decoding, resizing, masks), and the whole of `vlmdiff run`, from the start of the process to the published table.
 
-    benches/.venvs/networks/bin/python benches/ingest.py [-n 5] [--images 400] [--photographs DIR]
+    python3 benches/ingest.py [-n 5] [--images 400] [--photographs DIR]
 
-benches/README.md says what it does. It runs itself again with `--loader DIR` for the peer.
+benches/README.md says what it does. Where torchvision is not installed, vlmdiff is measured alone, and of PNG, since Pillow writes the
+JPEG. The script runs itself again by the interpreter that has both: with `--loader DIR` for the peer, with `--jpeg DIR` for JPEG.
 """
 import argparse
 import json
@@ -13,14 +14,15 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
-VLMDIFF = Path(os.environ.get("VLMDIFF", TARGET / "debug/vlmdiff")).resolve()
+import peers
+from measure import VLMDIFF, Failed, built, environment, need_vlmdiff
+
+PYTHON = [peers.program("networks"), __file__]
 SIDE, SIZE, BATCH, CORES = 1024, 256, 32, os.cpu_count()
 PIPELINE = f"name: ingest\ntables: {{ images: {{ stage: ingest, with: {{ dataset: folder, root: %s, size: {SIZE} }} }} }}\n"
 
@@ -59,65 +61,88 @@ def loader(root: Path) -> None:
     print(json.dumps({"seconds": time.monotonic() - started, "images": seen}))
 
 
-def photograph(folder: Path, count: int) -> dict[str, Path]:
-    """`count` photographs as PNG and as JPEG: some distinct pictures under many names, each read and decoded again."""
+def photograph(folder: Path, count: int) -> Path:
+    """`count` photographs as PNG: some distinct pictures under many names, each read and decoded again."""
+    made, root = folder / "made", folder / f"png-{count}"
+    if not made.exists():
+        call([VLMDIFF, "synth", made, "--size", SIDE, *"--classes gear,wood --train 6 --test-good 1 --test-per-defect 1".split()])
+    pictures = listed(made)
+    for number in range(0 if root.exists() else count):
+        image, mask = pictures[number % len(pictures)]
+        name, split, defect, _ = image.parts[-4:]
+        copy(image, root / name / split / defect / f"{number:05}.png")
+        if mask:
+            copy(mask, root / name / "ground_truth" / defect / f"{number:05}_mask.png")
+    return root
+
+
+def copy(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, place)
+
+
+def jpeg(png: Path) -> None:
+    """The same photographs beside these, as JPEG with masks of PNG."""
     from PIL import Image
 
-    made = folder / "made"
-    if not made.exists():
-        words = ["--size", SIDE, "--classes", "gear,wood", "--train", 6, "--test-good", 1, "--test-per-defect", 1]
-        subprocess.run(list(map(str, [VLMDIFF, "synth", made, *words])), check=True, stdout=subprocess.DEVNULL)
-    roots = {kind: folder / f"{kind}-{count}" for kind in ("png", "jpeg")}
-    pictures = listed(made)
-    for kind, root in roots.items():
-        if root.exists():
-            continue
-        for number in range(count):
-            image, mask = pictures[number % len(pictures)]
-            _, split, defect, _ = image.parts[-4:]
-            stem, name = f"{number:05}", image.parts[-4]
-            place = root / name / split / defect / f"{stem}.{'png' if kind == 'png' else 'jpg'}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "png":
-                shutil.copy(image, place)
-            else:
-                Image.open(image).convert("RGB").save(place, quality=95)
-            if mask:
-                place = root / name / "ground_truth" / defect / f"{stem}_mask.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(mask, place)
-    return roots
+    root = beside(png)
+    for image, mask in listed(png):
+        place = root / image.relative_to(png).with_suffix(".jpg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(image).convert("RGB").save(place, quality=95)
+        if mask:
+            copy(mask, root / mask.relative_to(png))
+
+
+def beside(png: Path) -> Path:
+    return png.with_name(png.name.replace("png", "jpeg"))
+
+
+def call(command, **more) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, **{"env": environment(), **more})
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(words)}: {done.stdout}{done.stderr}"[-3000:])
+    return done.stdout
+
+
+def processors() -> float:
+    """Seconds of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def ours(root: Path, count: int) -> tuple[float, float]:
     """The whole process into a fresh store, without digests of files from an earlier run; and in it the processors' seconds."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "pipeline.yaml").write_text(PIPELINE % root)
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        env = {**os.environ, "VLMDIFF_CACHE": f"{folder}/cache"}
-        subprocess.run([VLMDIFF, "run", "pipeline.yaml", "--quiet"], cwd=folder, env=env, check=True)
-        seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-        query = [VLMDIFF, "sql", "select count(*) from images", "--format", "csv"]
-        assert subprocess.check_output(query, cwd=folder, env=env).split()[-1] == str(count).encode()
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        before, started = processors(), time.monotonic()
+        here = dict(cwd=folder, env={**environment(), "VLMDIFF_CACHE": f"{folder}/cache"})
+        call([VLMDIFF, "run", "pipeline.yaml", "--quiet"], **here)
+        seconds, cpu = time.monotonic() - started, processors() - before
+        rows = call([VLMDIFF, "sql", "select count(*) from images", "--format", "csv"], **here).split()[-1]
+        if rows != str(count):
+            raise Failed(f"vlmdiff published {rows} rows of {count} photographs")
+    return seconds, cpu
+
+
+program = cache(lambda: built("ingest"))
 
 
 def work(root: Path, count: int) -> tuple[float, float]:
     """What it computes, without a store."""
     lines = "".join(f"{image}\t{mask or ''}\n" for image, mask in listed(root))
-    bench = ["cargo", "bench", "-q", "--profile", "dev", "--bench", "ingest"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = json.loads(subprocess.check_output(bench, cwd=HERE.parent, input=lines.encode()))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return said["seconds"], after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    before = processors()
+    said = json.loads(call([program()], input=lines))
+    return said["seconds"], processors() - before
 
 
 def peer(root: Path, count: int) -> tuple[float, float]:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = json.loads(subprocess.check_output([sys.executable, __file__, "--loader", root]))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert said["images"] == count
-    return said["seconds"], after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    before = processors()
+    said = json.loads(call([*PYTHON, "--loader", root]))
+    if said["images"] != count:
+        raise Failed(f"the DataLoader gave {said['images']} of {count} photographs")
+    return said["seconds"], processors() - before
 
 
 def main() -> None:
@@ -126,25 +151,42 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--photographs", type=Path, help="where photographs are kept between runs")
     parser.add_argument("--loader", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--jpeg", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.loader:
         return loader(arguments.loader)
+    if arguments.jpeg:
+        return jpeg(arguments.jpeg)
+    need_vlmdiff()
+    missing, count = peers.say_missing("networks"), arguments.images
+    program()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, count = arguments.photographs or Path(temporary), arguments.images
-        roots = photograph(folder.resolve(), count)
-        print(f"{count} photographs of {SIDE}x{SIDE} to {SIZE}x{SIZE}, {CORES} cores; median of {arguments.n} (lowest to highest)")
+        folder = (arguments.photographs or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        roots = {"PNG": photograph(folder, count)}
+        if not missing:
+            roots["JPEG"] = beside(roots["PNG"])
+            if not roots["JPEG"].exists():
+                call([*PYTHON, "--jpeg", roots["PNG"]])
+        print(f"{count} photographs of {SIDE}x{SIDE} to {SIZE}x{SIZE}, {CORES} cores; median of {arguments.n} (lowest to highest)\n")
         print("| files | | images/s | processor per image, with the process's start | beside the DataLoader |\n|---|---|---|---|---|")
         for kind, root in roots.items():
-            times = {work: [], ours: [], peer: []}
+            times = {work: [], ours: [], **({} if missing else {peer: []})}
             for _ in range(arguments.n + 1):
                 for system, runs in times.items():
                     runs.append(system(root, count))
             rates = {system: sorted(count / wall for wall, _ in runs[1:]) for system, runs in times.items()}
             cpu = {system: statistics.median(cpu for _, cpu in runs[1:]) / count * 1e3 for system, runs in times.items()}
-            for system, name in ((peer, "DataLoader"), (work, "vlmdiff, the work"), (ours, "vlmdiff run")):
+            for system, name in ((peer, "DataLoader"), (work, "vlmdiff, the work"), (ours, "`vlmdiff run`")):
+                if system not in times:
+                    print(f"| {kind} | {name} | not installed | | |")
+                    continue
                 rate = rates[system]
-                ratio = statistics.median(rate) / statistics.median(rates[peer])
-                print(f"| {kind} | {name} | {statistics.median(rate):.0f} ({rate[0]:.0f} to {rate[-1]:.0f}) | {cpu[system]:.1f} ms | {ratio:.2f}x |")
+                ratio = "" if missing else f"{statistics.median(rate) / statistics.median(rates[peer]):.2f}x"
+                print(f"| {kind} | {name} | {statistics.median(rate):.0f} ({rate[0]:.0f} to {rate[-1]:.0f}) | {cpu[system]:.1f} ms | {ratio} |",
+                      flush=True)
+        if missing:
+            print("| JPEG | | not measured: Pillow, which writes the files, is not installed | | |")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
 #!/usr/bin/env python3
 """Time and peak memory of loading weights into a model, beside Python on the same files.
 
-    benches/.venvs/networks/bin/python benches/loading.py        needs torch 2.11.0 and safetensors
-    cargo build comes first: cargo bench --profile dev --bench loading --no-run
+    python3 benches/loading.py [--megabytes 1024] [--rounds 5]
 
 Every load is a process of its own, on a warm page cache, in interleaved rounds. The peak counts from before the model is made,
-so the model itself is 1.0 of the file.
+so the model itself is 1.0 of the file. Where PyTorch is not installed, vlmdiff is measured alone, on the file that needs no PyTorch
+to be written.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import peers
+from measure import Failed, built
 
 
 def status(name):
@@ -25,15 +26,28 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def write(folder, megabytes):
-    import torch
-    from safetensors.torch import save_file
+def write(path, megabytes):
+    """Tensors of 16 MiB as safetensors: the length of the header, the header, and the numbers."""
+    size = 16 << 20
+    header = json.dumps({f"blocks.{i}.weight": {"dtype": "F32", "shape": [1024, 4096], "data_offsets": [i * size, (i + 1) * size]}
+                         for i in range(megabytes // 16)}).encode()
+    # Every fourth byte, an exponent's, is that of a number about 1.
+    numbers = bytearray(os.urandom(size))
+    numbers[3::4] = bytes([63]) * (size // 4)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(megabytes // 16):
+            file.write(numbers)
 
-    torch.manual_seed(0)
-    tensors = {f"blocks.{i}.weight": torch.randn(1024, 4096) for i in range(megabytes // 16)}
-    save_file(tensors, folder / "weights.safetensors")
-    torch.save({"state_dict": tensors, "epoch": 1}, folder / "weights.ckpt")
-    torch.save(tensors, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+
+def convert(path):
+    """The same as torch writes it, now and formerly."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    torch.save({"state_dict": tensors, "epoch": 1}, path.with_name("weights.ckpt"))
+    torch.save(tensors, path.with_name("legacy.pth"), _use_new_zipfile_serialization=False)
 
 
 def child(path):
@@ -58,40 +72,51 @@ def child(path):
     print(json.dumps({"seconds": time.perf_counter() - start, "peak": status("VmHWM") - before}))
 
 
-def ours():
-    command = ["cargo", "bench", "--profile", "dev", "--bench", "loading", "--no-run", "--message-format", "json"]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    built = [json.loads(line) for line in lines]
-    return next(b["executable"] for b in built if b.get("executable") and b["target"]["name"] == "loading")
-
-
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
-    arguments.add_argument("--megabytes", type=int, default=1024)
+    arguments.add_argument("--convert", type=pathlib.Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--megabytes", type=int, default=1024, help="the size of a file, a multiple of 16")
     arguments.add_argument("--rounds", type=int, default=5)
     given = arguments.parse_args()
     if given.child:
         return child(given.child)
-    program = ours()
+    if given.convert:
+        return convert(given.convert)
+    missing, python = peers.say_missing("networks"), [peers.program("networks"), __file__]
+    commands = {"vlmdiff": [built("loading")], "Python": [*python, "--child"]}
+    if missing:
+        del commands["Python"]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write(folder, given.megabytes)
+        write(folder / "weights.safetensors", given.megabytes)
+        if not missing:
+            call([*python, "--convert", folder / "weights.safetensors"])
         print("| file | vlmdiff | Python | time | vlmdiff's peak | Python's peak |")
         print("|---|---|---|---|---|---|")
         for path in sorted(folder.iterdir()):
-            commands = {"vlmdiff": [program, str(path)], "Python": [sys.executable, __file__, "--child", str(path)]}
             found = {name: [] for name in commands}
             for round in range(given.rounds + 1):
                 for name, command in commands.items():
-                    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    output = call([*command, path])
                     if round > 0:
                         found[name].append(json.loads(output.splitlines()[-1]))
             seconds = {name: statistics.median(run["seconds"] for run in runs) for name, runs in found.items()}
             peak = {name: statistics.median(run["peak"] for run in runs) / path.stat().st_size for name, runs in found.items()}
-            ratio = seconds["vlmdiff"] / seconds["Python"]
-            print(f"| {path.name} | {seconds['vlmdiff']:.2f} s | {seconds['Python']:.2f} s | {ratio:.2f} x"
-                  f" | {peak['vlmdiff']:.2f} | {peak['Python']:.2f} |", flush=True)
+            theirs, ratio, their_peak = "not installed", "", ""
+            if not missing:
+                theirs, their_peak = f"{seconds['Python']:.2f} s", f"{peak['Python']:.2f}"
+                ratio = f"{seconds['vlmdiff'] / seconds['Python']:.2f} x"
+            print(f"| `{path.name}` | {seconds['vlmdiff']:.2f} s | {theirs} | {ratio} | {peak['vlmdiff']:.2f} | {their_peak} |",
+                  flush=True)
+
+
+def call(command):
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 if __name__ == "__main__":

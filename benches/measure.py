@@ -1,4 +1,5 @@
 """Times whole processes side by side and sets their medians against each other."""
+import json
 import os
 import statistics
 import subprocess
@@ -9,7 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-ENGINES = ["vlmdiff", "DVC", "Snakemake", "HF datasets", "Pixeltable"]
+import peers
+
+HERE = Path(__file__).resolve().parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")).resolve()
+VLMDIFF = Path(os.environ.get("VLMDIFF", TARGET / "debug/vlmdiff")).resolve()
+# The columns of a table, and the environment of each.
+ENGINES = {"vlmdiff": None, **{peers.PEERS[name].title: name for name in ("dvc", "snakemake", "hfdatasets", "pixeltable")}}
+
+
+class Failed(SystemExit):
+    """A process that did not do its work. Where nobody catches it, the script ends with its words."""
+
+
+def need_vlmdiff():
+    if not os.access(VLMDIFF, os.X_OK):
+        raise Failed(f"There is no program {VLMDIFF}. `cargo build` makes it, and the variable VLMDIFF names another one.")
+
+
+def built(bench: str) -> str:
+    """The program of a benchmark in Rust, which cargo compiles first where it has changed."""
+    command = ["cargo", "bench", "--profile", "dev", "--bench", bench, "--no-run", "--message-format", "json-render-diagnostics"]
+    try:
+        done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise Failed(f"cargo is not installed, which compiles the benchmark {bench}. https://rustup.rs installs it.")
+    if done.returncode != 0:
+        raise Failed(f"cargo did not compile the benchmark {bench}: exit code {done.returncode}, its message is above.")
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    return next(one["executable"] for one in said if one.get("executable") and one["target"]["name"] == bench)
 
 
 @dataclass
@@ -23,17 +52,38 @@ class Run:
 
 @dataclass
 class System:
-    """An engine and its command. `prepare` puts a round's change in place, `count` says what came of it; neither is timed."""
+    """An engine and its command. `prepare` puts a round's change in place, `count` says what came of it; neither is timed.
+    `left_out` says why it is not measured: it is not installed, or it failed."""
     engine: str
     folder: Path
     command: list | Callable[[int], list]
     prepare: Callable[[int], None] = lambda round: None
     count: Callable[[], int] | None = None
     env: dict = field(default_factory=dict)
+    left_out: str = ""
     runs: list[Run] = field(default_factory=list)
 
+    def __post_init__(self):
+        needs = ENGINES[self.engine]
+        if needs and not peers.installed(needs):
+            self.left_out = "not installed"
+
+    def attempt(self, round: int, warm=False) -> Run | None:
+        """None where it is left out. A peer that fails is left out from then on; where vlmdiff fails, so does the scenario."""
+        if self.left_out:
+            return None
+        try:
+            if not warm:
+                self.prepare(round)
+            return self.run(round)
+        except Failed as failure:
+            if self.engine == "vlmdiff":
+                raise
+            print(f"{self.engine} failed and is left out: {failure}", file=sys.stderr, flush=True)
+            self.left_out = "failed"
+            return None
+
     def run(self, round: int) -> Run:
-        self.prepare(round)
         command = self.command(round) if callable(self.command) else self.command
         words, env = [str(word) for word in command], {**environment(), **self.env}
         with tempfile.TemporaryFile() as said:
@@ -44,7 +94,7 @@ class System:
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode != 0:
                 said.seek(0)
-                sys.exit(f"{words} in {self.folder}: {said.read().decode()[-2000:]}")
+                raise Failed(f"{' '.join(words)} in {self.folder}: {said.read().decode()[-2000:]}")
         count = self.count() if self.count else None
         return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, count)
 
@@ -71,12 +121,13 @@ class Bar:
             self.at_most is None or all(count <= self.at_most for count in counts),
         ])
 
-    def say(self, unit: str) -> str:
+    def say(self, unit: str, beside: bool) -> str:
+        """`beside`: whether a peer was measured; without one nothing is said of shares."""
         return ", ".join(filter(None, [
             self.seconds and f"≤ {duration(self.seconds)}",
-            self.share and f"≤ 1/{1 / self.share:.0f}",
+            self.share and beside and f"≤ 1/{1 / self.share:.0f}",
             self.peak and f"≤ {self.peak} MiB",
-            self.count and many(self.count, unit),
+            self.count is not None and many(self.count, unit),
             self.at_most and f"≤ {self.at_most} {unit}",
         ]))
 
@@ -88,29 +139,38 @@ class Scenario:
     systems: dict[str, System]
     bar: Bar | None = None
     unit: str = ""
+    memory: bool = False
 
     def run(self, rounds: int) -> "Scenario":
         """Interleaved, after a round that is not counted: a busy moment of the machine falls on all."""
         for round in range(rounds + 1):
             for system in self.systems.values():
-                run = system.run(round)
-                if round > 0:
+                run = system.attempt(round)
+                if run and round > 0:
                     system.runs.append(run)
         return self
 
     def lines(self) -> list[list[str]]:
-        peers = [system for system in self.systems.values() if system.engine != "vlmdiff"]
+        others = [system for system in self.systems.values() if system.engine != "vlmdiff"]
         variants = [(name, system) for name, system in self.systems.items() if system.engine == "vlmdiff"]
-        return [self.line(self.title if name == "vlmdiff" else f"{self.title}: {name}", ours, peers) for name, ours in variants]
+        return [self.line(self.title if name == "vlmdiff" else f"{self.title}: {name}", ours, others) for name, ours in variants]
 
-    def line(self, title: str, ours: System, peers: list[System]) -> list[str]:
-        walls, counted = [run.wall for run in ours.runs], self.counted(ours)
-        peak = f", {ours.median('peak'):.0f} MiB" if not counted and not peers else ""
-        cells = {"vlmdiff": f"**{duration(ours.median())}** ({duration(min(walls))} to {duration(max(walls))}){counted}{peak}"}
-        for peer in peers:
-            cells[peer.engine] = f"{duration(peer.median())}, {peer.median() / ours.median():.0f}×{self.counted(peer)}"
-        bar = f"{self.bar.say(self.unit)}: {'met' if self.bar.met(ours, peers) else '**missed**'}" if self.bar else ""
+    def line(self, title: str, ours: System, others: list[System]) -> list[str]:
+        cells = {system.engine: self.cell(system, ours) for system in [ours, *others]}
+        bar, beside = "", [other for other in others if not other.left_out]
+        if self.bar and not ours.left_out:
+            bar = f"{self.bar.say(self.unit, bool(beside))}: {'met' if self.bar.met(ours, beside) else '**missed**'}"
         return [title, *(cells.get(engine, "") for engine in ENGINES), bar]
+
+    def cell(self, system: System, ours: System) -> str:
+        if system.left_out:
+            return system.left_out
+        if system is ours:
+            walls = [run.wall for run in ours.runs]
+            time = f"**{duration(ours.median())}** ({duration(min(walls))} to {duration(max(walls))})"
+        else:
+            time = duration(system.median()) + ("" if ours.left_out else f", {times(system.median() / ours.median())}")
+        return time + self.counted(system) + (f", {system.median('peak'):.0f} MiB" if self.memory else "")
 
     def counted(self, system: System) -> str:
         counts = sorted({run.count for run in system.runs if run.count is not None})
@@ -127,6 +187,10 @@ def environment() -> dict:
 
 def many(count: int, unit: str) -> str:
     return f"{count:,} {unit.replace('rows', 'row') if count == 1 else unit}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 9.5 else f"{ratio:.1f}×"
 
 
 def duration(seconds: float) -> str:

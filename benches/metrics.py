@@ -1,29 +1,28 @@
 #!/usr/bin/env python3
-"""Pixel AUROC and AUPRO of anomaly maps: vlmdiff beside scikit-learn and scikit-image as the authors' evaluation uses them.
+"""Pixel AUROC and AUPRO of anomaly maps: vlmdiff beside scikit-learn and scikit-image as the authors' evaluation uses them, then
+vlmdiff alone with ever more maps.
 
-    benches/.venvs/networks/bin/python benches/metrics.py [--maps 100]
+    python3 benches/metrics.py [--maps 100]
 
-Both measure the same maps in one run, and have to agree.
+Both measure the same maps in one run, and have to agree. Where scikit-learn or scikit-image is not installed, vlmdiff is measured
+alone. The script runs itself again with `--beside PROGRAM` by the interpreter that has both.
 """
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-from skimage import measure
-from sklearn.metrics import auc, roc_auc_score
+import peers
+from measure import Failed, built
 
-HERE = Path(__file__).resolve().parent
 SIDE, STEPS, LIMIT, BAR = 256, 200, 0.3, 100
 
 
-def maps(count: int) -> tuple[np.ndarray, np.ndarray]:
+def maps(count: int):
     """Smooth maps, half of them of defects: one to three rectangles that score higher, not all of them where they are."""
+    import numpy as np
+
     random = np.random.default_rng(0)
     spectrum = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     spectrum[0, 0] = 1
@@ -40,8 +39,12 @@ def maps(count: int) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float16), masks
 
 
-def pro(masks: np.ndarray, values: np.ndarray) -> float:
+def pro(masks, values) -> float:
     """Each threshold over all maps, each region of each mask looked for again."""
+    import numpy as np
+    from skimage import measure
+    from sklearn.metrics import auc
+
     low, high = values.min(), values.max()
     pros, fprs = [], []
     for threshold in np.arange(low, high, (high - low) / STEPS):
@@ -57,30 +60,47 @@ def pro(masks: np.ndarray, values: np.ndarray) -> float:
     return auc(fprs / fprs.max(), pros)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=int, default=100)
-    count = parser.parse_args().maps
+def beside(program: str, count: int) -> None:
+    """Prints a line of the table."""
+    import numpy as np
+    from safetensors.numpy import save_file
+    from sklearn.metrics import roc_auc_score
+
     values, masks = maps(count)
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/maps.safetensors"
         save_file({"maps": values, "masks": masks}, file)
-        bench = ["cargo", "bench", "-q", "--profile", "dev", "--bench", "metrics", "--", file]
-        ours = json.loads(subprocess.check_output(bench, cwd=HERE.parent, env=os.environ))
+        ours = json.loads(subprocess.check_output([program, file]))
     values = values.astype(np.float64)
     started = time.monotonic()
     auroc = roc_auc_score(masks.ravel(), values.ravel())
-    middle = time.monotonic()
     area = pro(masks, values)
     seconds = time.monotonic() - started
-    auroc = max(auroc, 1 - auroc)
-    for name, got, want in [("pixel AUROC", ours["auroc"], auroc), ("PRO", ours["pro"], area)]:
-        assert abs(got - want) < 1e-9, f"{name}: {got}, not {want}"
-        print(f"{name} {want:.6f} in both")
-    print(f"AUPRO by the definition {ours['aupro']:.6f}")
+    for name, got, want in [("pixel AUROC", ours["auroc"], max(auroc, 1 - auroc)), ("PRO", ours["pro"], area)]:
+        if abs(got - want) > 1e-9:
+            raise Failed(f"{name}: vlmdiff computes {got}, the peer {want}")
     ratio = seconds / ours["seconds"]
-    print(f"{count} maps of {SIDE}x{SIDE}: vlmdiff {ours['seconds'] * 1e3:.1f} ms, peer {seconds:.2f} s ({middle - started:.2f} s of it AUROC), "
-          f"{ratio:.0f}x (bar: {BAR}x{': met' if ratio >= BAR else ''})")
+    print(f"| {count} | {ours['seconds'] * 1e3:.1f} ms | {seconds:.2f} s | {ratio:.0f}x | {BAR}x: {'met' if ratio >= BAR else 'missed'} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maps", type=int, default=100)
+    parser.add_argument("--beside", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.beside:
+        return beside(arguments.beside, arguments.maps)
+    missing, program = peers.say_missing("networks"), built("metrics")
+    print(f"| maps of {SIDE}x{SIDE} | vlmdiff | scikit-learn, scikit-image | faster | bar |\n|---|---|---|---|---|", flush=True)
+    if missing:
+        print(f"| {arguments.maps} | see the next table | not installed | | |")
+    else:
+        again = [peers.program("networks"), __file__, "--maps", str(arguments.maps), "--beside", program]
+        if code := subprocess.run(again).returncode:
+            raise Failed(f"The comparison of metrics ended with exit code {code}; its message is above.")
+    print(flush=True)
+    if code := subprocess.run([program]).returncode:
+        raise Failed(f"{program} ended with exit code {code}; its message is above.")
 
 
 if __name__ == "__main__":

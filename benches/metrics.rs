@@ -46,9 +46,10 @@ fn beside_a_peer(file: &str) -> Result<()> {
     Ok(())
 }
 
-/// Measures maps one after another, as they come from a table.
+/// Measures maps one after another, as they come from a table, every second with three regions.
 fn ever_more() -> Result<()> {
-    println!("maps of {SIDE}x{SIDE}, every second with three regions; pixel AUROC and AUPRO");
+    println!("| maps of {SIDE}x{SIDE} | time | each | peak of the process | pixel AUROC | AUPRO |");
+    println!("|---|---|---|---|---|---|");
     for count in COUNTS {
         let mut state = PixelMetrics::new();
         let mut spent = Duration::ZERO;
@@ -62,7 +63,7 @@ fn ever_more() -> Result<()> {
         let (auroc, aupro) = (state.auroc().unwrap_or_default(), state.aupro(0.3).unwrap_or_default());
         spent += started.elapsed();
         println!(
-            "{count:6} maps: {:.3} s, {:.3} ms each, {:.1} MiB at the peak ({auroc:.4}, {aupro:.4})",
+            "| {count} | {:.3} s | {:.2} ms | {:.1} MiB | {auroc:.4} | {aupro:.4} |",
             spent.as_secs_f64(),
             spent.as_secs_f64() * 1e3 / count as f64,
             peak()?

@@ -14,8 +14,13 @@ import resource
 import sys
 import time
 
-import torch
-from safetensors.torch import save_file
+import peers
+
+try:
+    import torch
+    from safetensors.torch import save_file
+except ModuleNotFoundError as error:
+    sys.exit(f"networks.py: {error.name} is not installed. To install: {peers.how('networks')}")
 
 CASES = {}
 
@@ -276,6 +281,8 @@ def resnet50(folder):
 
 
 def main():
+    if len(sys.argv) != 4 or sys.argv[1] not in CASES:
+        sys.exit(f"{__doc__}There are {', '.join(CASES)}.")
     name, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)

@@ -373,6 +373,13 @@ fn main() -> Result<()> {
         [] => CASES.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?,
     };
+    // peers.py says what is missing, and what installs it.
+    let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers.py");
+    let asked = Command::new("python3").args([peers, "networks"]).status();
+    if !asked.map_err(|error| format!("python3 does not start: {error}"))?.success() {
+        println!("Not measured: the libraries that write the weights and inputs of both sides are not installed.");
+        return Ok(());
+    }
     println!(
         "| network, {} threads | vlmdiff | Python | ratio | of processor time | vlmdiff, memory | Python, memory |",
         arguments.threads

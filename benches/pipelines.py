@@ -98,6 +98,27 @@ EIGHT_ROW_WISE = yaml([
 ])
 
 
+# The same for engines whose stages are commands: tables.py makes each of these from a file of rows.
+SEVEN = {
+    "lengths": ["rows"], "upper": ["rows"], "doubled": ["lengths"], "pairs": ["lengths", "upper"], "scores": ["doubled", "pairs"],
+    "counts": ["scores"], "total": ["counts"],
+}
+
+
+def seven_dvc(python) -> str:
+    def stage(name, inputs):
+        needs = ["tables.py", *(f"{i}.parquet" for i in inputs)]
+        return f"  {name}:\n    cmd: {python} tables.py {name}\n    deps: {needs}\n    outs: [{name}.parquet]\n"
+    return "stages:\n" + "".join(stage(name, inputs) for name, inputs in SEVEN.items())
+
+
+def seven_snakemake(python) -> str:
+    def rule(name, inputs):
+        needs = ", ".join(f'"{file}"' for file in ["tables.py", *(f"{i}.parquet" for i in inputs)])
+        return f'rule {name}:\n    input: {needs}\n    output: "{name}.parquet"\n    shell: "{python} tables.py {name}"\n'
+    return 'rule all:\n    input: "total.parquet"\n' + "".join(rule(name, inputs) for name, inputs in SEVEN.items())
+
+
 def many_commands(n) -> str:
     output = '{ id: "utf8?", text: "utf8?" }'
     run = lambda i: f"""[sh, -c, 'cp seed.parquet "$0"', "{{output}}", "{i}"]"""
