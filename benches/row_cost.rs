@@ -1,8 +1,8 @@
 //! The cost of the engine per row: `ingest` of photographs beside a bare loop that does the same work and writes the
 //! same Parquet.
 //!
-//! `cargo bench --profile dev --bench row_cost` times the build that people run. The loop has no store, no digests and
-//! no resume.
+//! `cargo bench --profile dev --bench row_cost` times the build that people run; `-- --quick` takes few photographs, to see that it
+//! works. The loop has no store, no digests and no resume.
 
 use std::{
     error::Error,
@@ -33,25 +33,25 @@ use vlmdiff::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The number of photographs, all of one class. `CAMERA` is their side in pixels, and `KEPT` that in the table.
-const PHOTOGRAPHS: usize = 2000;
+/// The number of different photographs; their side in pixels as a camera gives them, and as the table keeps them.
 const DISTINCT: u32 = 50;
 const CAMERA: u32 = 512;
 const KEPT: u32 = 128;
 /// The number of rows in a part.
 const PART: usize = 256;
-const ROUNDS: usize = 5;
 
 fn main() -> Result<()> {
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let (count, rounds) = if quick { (200, 1) } else { (2000, 5) };
     let folder = tempfile::tempdir()?;
     let root = folder.path().join("photographs");
-    let photographs = photograph(&root.join("gear/train/good"))?;
+    let photographs = photograph(&root.join("gear/train/good"), count)?;
     let text =
         format!("tables: {{ images: {{ stage: ingest, with: {{ dataset: folder, root: {root:?}, size: {KEPT} }} }} }}");
     let pipeline = pipeline::parse("row_cost", "row_cost", &text, KINDS, &[], &|_| None)?;
     let (mut bare, mut engine) = (Vec::new(), Vec::new());
     // The first round warms the page cache and is not counted.
-    for round in 0..=ROUNDS {
+    for round in 0..=rounds {
         let place = |name: &str| folder.path().join(format!("{name}-{round}"));
         bare.push(timed(|| bare_loop(&photographs, &pipeline.tables[0].output, &place("bare")))?);
         engine.push(timed(|| with_engine(&pipeline, &place("store")))?);
@@ -59,29 +59,27 @@ fn main() -> Result<()> {
         fs::remove_dir_all(place("store"))?;
     }
     let (bare, engine) = (Spread::of(bare.split_off(1)), Spread::of(engine.split_off(1)));
-    let per_row = |spread: &Spread| spread.median.as_secs_f64() * 1e3 / PHOTOGRAPHS as f64;
-    println!(
-        "ingest of {PHOTOGRAPHS} photographs, {CAMERA}x{CAMERA} to {KEPT}x{KEPT}, median of {ROUNDS} (lowest to highest)"
-    );
-    println!("bare loop {bare}, {:.3} ms a row", per_row(&bare));
-    println!("engine    {engine}, {:.3} ms a row", per_row(&engine));
-    println!("the engine costs {:+.1} % (bar: at most +10 %)", 100. * (per_row(&engine) / per_row(&bare) - 1.));
+    let per_row = |spread: &Spread| spread.median.as_secs_f64() * 1e3 / count as f64;
+    println!("| {count} photographs, {CAMERA}x{CAMERA} to {KEPT}x{KEPT}; median of {rounds} | time | a row |");
+    println!("|---|---|---|");
+    println!("| bare loop | {bare} | {:.3} ms |", per_row(&bare));
+    println!("| engine | {engine} | {:.3} ms |", per_row(&engine));
+    println!("\nThe engine costs {:+.1} % (bar: at most +10 %).", 100. * (per_row(&engine) / per_row(&bare) - 1.));
     Ok(())
 }
 
-/// Writes the photographs and returns their paths. They are a few pictures under many names; each file is read and
-/// decoded.
-fn photograph(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Writes the photographs and returns their paths. A few pictures under many names: each is read and decoded again.
+fn photograph(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder)?;
     let path = |n: usize| folder.join(format!("{n:04}.png"));
     (0..DISTINCT).into_par_iter().try_for_each(|index| {
         let item = Item { class: Class::Gear, split: Split::Train, index, defect: None };
         synthetic::render(&item, 0, CAMERA).image.save(path(index as usize))
     })?;
-    for n in DISTINCT as usize..PHOTOGRAPHS {
+    for n in DISTINCT as usize..count {
         fs::copy(path(n % DISTINCT as usize), path(n))?;
     }
-    Ok((0..PHOTOGRAPHS).map(path).collect())
+    Ok((0..count).map(path).collect())
 }
 
 /// Makes the table with a plain loop, as one would write it to have the table once.
