@@ -27,7 +27,8 @@ use vlmdiff::{
         source::Sources,
         store::{Store, encode_part},
     },
-    stages::{KINDS, column},
+    stages::KINDS,
+    tables::tensor::tensor_column,
     vision::{decode, resize},
 };
 
@@ -48,7 +49,7 @@ fn main() -> Result<()> {
     let photographs = photograph(&root.join("gear/train/good"), count)?;
     let text =
         format!("tables: {{ images: {{ stage: ingest, with: {{ dataset: folder, root: {root:?}, size: {KEPT} }} }} }}");
-    let pipeline = pipeline::parse("row_cost", "row_cost", &text, KINDS, &[], &|_| None)?;
+    let pipeline = pipeline::parse("row_cost", "row_cost", &text, KINDS, &[], &[], &|_| None)?;
     let (mut bare, mut engine) = (Vec::new(), Vec::new());
     // The first round warms the page cache and is not counted.
     for round in 0..=rounds {
@@ -106,13 +107,9 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
             Arc::new(UInt32Array::from_iter_values(images.iter().map(|((width, _), _)| *width))),
             Arc::new(UInt32Array::from_iter_values(images.iter().map(|((_, height), _)| *height))),
             Arc::new(StringArray::new_null(rows)),
-            column::tensors::<UInt8Type>(
-                images.into_iter().flat_map(|(_, pixels)| pixels).collect(),
-                pixels * 3,
-                None,
-            )?,
-            column::tensors::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![true; rows]))?,
-            column::tensors::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![false; rows]))?,
+            tensor_column::<UInt8Type>(images.into_iter().flat_map(|(_, pixels)| pixels).collect(), pixels * 3, None)?,
+            tensor_column::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![true; rows]))?,
+            tensor_column::<UInt8Type>(vec![0; rows * pixels], pixels, Some(vec![false; rows]))?,
         ];
         let batch = RecordBatch::try_new(schema.clone(), columns)?;
         fs::write(folder.join(format!("{number}.parquet")), encode_part(&batch)?)?;

@@ -18,6 +18,7 @@
 //! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses, optimisers. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
+//! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
 //! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
@@ -31,4 +32,5 @@ pub mod models;
 pub mod query;
 pub mod report;
 pub mod stages;
+pub mod tables;
 pub mod vision;

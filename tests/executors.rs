@@ -18,6 +18,7 @@ use vlmdiff::{
         stage::{StageKind, Task, open},
         store::Store,
     },
+    query::TABLES_OF_SQL,
     stages::{KINDS, sql::Sql},
 };
 
@@ -97,7 +98,7 @@ fn lost_answers_cost_no_row() {
     for seed in 0..20 {
         let lab = pair();
         let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
-        let pipeline = pipeline::load(&lab.path("pipeline.yaml"), &kinds(), &[]).unwrap();
+        let pipeline = pipeline::load(&lab.path("pipeline.yaml"), &kinds(), &TABLES_OF_SQL, &[]).unwrap();
         let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();
         let options = run::Options { tables, task_rows: 3, ..run::Options::default() };
         let inner = InProcess::new(store.clone(), Stop::default(), Settings::default(), open::<Sql>);

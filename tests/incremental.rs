@@ -184,11 +184,16 @@ fn a_new_revision_of_a_stage_reruns_it() {
         Ok(Box::new(Revised((kind.parse)(params)?)))
     };
     let root = lab.path("data").to_string_lossy().into_owned();
-    let pipeline =
-        pipeline::parse("light", "light", &LIGHT.replace("root: data", &format!("root: {root}")), &kinds, &[], &|_| {
-            None
-        })
-        .unwrap();
+    let pipeline = pipeline::parse(
+        "light",
+        "light",
+        &LIGHT.replace("root: data", &format!("root: {root}")),
+        &kinds,
+        &[],
+        &[],
+        &|_| None,
+    )
+    .unwrap();
     let inventory = Inventory::default();
     let planner = Planner {
         store: &store,

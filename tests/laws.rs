@@ -9,6 +9,7 @@ use vlmdiff::{
         stage::Stage,
         store::{Store, read_table},
     },
+    query::TABLES_OF_SQL,
     stages::KINDS,
 };
 
@@ -43,7 +44,7 @@ fn an_unknown_parameter_is_refused_by_every_stage() {
 #[test]
 fn parameters_are_identity() {
     let text = TOY.replace("root: data", "root: /");
-    let toy = pipeline::parse("toy", "toy", &text, KINDS, &[], &|_| None).unwrap();
+    let toy = pipeline::parse("toy", "toy", &text, KINDS, &[], &[], &|_| None).unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for table in &toy.tables {
         seen.insert(table.kind.name);
@@ -163,7 +164,7 @@ fn listed_columns_have_the_values_that_are_written() {
     lab.write("pipeline.yaml", &text);
     lab.run(&[]);
     let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
-    let pipeline = pipeline::parse("listings", "listings", &text, KINDS, &[], &|_| None).unwrap();
+    let pipeline = pipeline::parse("listings", "listings", &text, KINDS, &[], &[], &|_| None).unwrap();
     for table in &pipeline.tables {
         let listed = table.stage.list(&Sources::default()).unwrap().unwrap().rows;
         let (_, manifest) = store.published("listings", &table.name).unwrap().whole().unwrap().unwrap();
@@ -200,10 +201,14 @@ fn listed_columns_have_the_values_that_are_written() {
 
 #[test]
 fn generated_schemas_are_current() {
-    for (name, text) in vlmdiff::engine::pipeline::files(KINDS).unwrap() {
-        let path = crate::lab::project().join("schemas").join(&name);
-        let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == text, "schemas/{name} is stale; run `vlmdiff schema`");
+    let lab = Lab::empty();
+    let ended = lab.vlmdiff(&["schema", "--output", "schemas"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    for entry in std::fs::read_dir(lab.path("schemas")).unwrap() {
+        let entry = entry.unwrap();
+        let kept = crate::lab::project().join("schemas").join(entry.file_name());
+        let [written, kept] = [entry.path(), kept].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        assert!(written == kept, "schemas/{} is stale; run `vlmdiff schema`", entry.file_name().display());
     }
 }
 
@@ -215,7 +220,7 @@ fn shipped_pipelines_load() {
         if path.is_dir() {
             continue;
         }
-        let loaded = pipeline::load(&path, KINDS, &[]).unwrap();
+        let loaded = pipeline::load(&path, KINDS, &TABLES_OF_SQL, &[]).unwrap();
         assert!(loaded.tables.iter().any(|table| table.kind.name == "evaluate"), "{}", path.display());
     }
 }
@@ -224,7 +229,7 @@ fn shipped_pipelines_load() {
 fn shipped(name: &str, sweep: &str, last: &str) -> Vec<(String, Value, Vec<String>)> {
     let path = crate::lab::project().join("pipelines").join(name);
     let text = std::fs::read_to_string(path).unwrap() + sweep;
-    let loaded = pipeline::parse(name, name, &text, KINDS, &[], &|_| None).unwrap();
+    let loaded = pipeline::parse(name, name, &text, KINDS, &[], &[], &|_| None).unwrap();
     let end = loaded.tables.iter().rposition(|table| table.declared == last).unwrap();
     let table = |table: &pipeline::Table| {
         let inputs = table.inputs.iter().map(|input| input.table.clone()).collect();

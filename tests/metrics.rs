@@ -26,7 +26,7 @@ tables:
 "#;
 
 /// Saturation as a map.
-const MAPS: &str = r#"
+pub(crate) const MAPS: &str = r#"
 import sys
 import pyarrow as pa
 

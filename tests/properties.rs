@@ -79,7 +79,7 @@ proptest! {
         slips in prop::collection::vec(slip(), 1..6),
     ) {
         let text = slips.iter().fold(which.get(&pipelines()).clone(), |text, slip| slipped(&text, slip));
-        if let Err(error) = pipeline::parse("slip.yaml", "slip", &text, KINDS, &[], &|_| Some("x".into())) {
+        if let Err(error) = pipeline::parse("slip.yaml", "slip", &text, KINDS, &[], &[], &|_| Some("x".into())) {
             prop_assert!(error.is_input(), "{}", error);
             prop_assert!(error.to_string().starts_with("slip.yaml:"), "{}", error);
         }
@@ -87,7 +87,7 @@ proptest! {
 
     #[test]
     fn no_text_is_a_panic(text in "[ \\n:{}\\[\\],a-c&*!|>'\"-]{0,60}") {
-        drop(pipeline::parse("noise.yaml", "noise", &text, KINDS, &[], &|_| None));
+        drop(pipeline::parse("noise.yaml", "noise", &text, KINDS, &[], &[], &|_| None));
     }
 
     /// A variable's value is text, whatever YAML would make of it.
@@ -95,7 +95,7 @@ proptest! {
     fn a_variable_arrives_as_it_is(value in "([ -~]|\\n|\\t|é|\\$\\{X\\}|: |- |# ){0,24}") {
         let text = LIGHT.replace("default: nothing", "default: \"${X}\"").replace("name: light\n", "name: light\n# ${Y}\n");
         let lookup = |name: &str| (name == "X").then(|| value.clone());
-        let loaded = pipeline::parse("p.yaml", "p", &text, KINDS, &[], &lookup).unwrap();
+        let loaded = pipeline::parse("p.yaml", "p", &text, KINDS, &[], &[], &lookup).unwrap();
         prop_assert_eq!(loaded.tables.len(), 3);
         prop_assert_eq!(&loaded.tables[1].stage.params()["default"], &serde_json::json!(value));
     }

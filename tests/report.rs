@@ -54,3 +54,71 @@ fn numbers_say_by_which_values_and_protocol() {
         assert_eq!(count(said), 1, "{said}\n{text}");
     }
 }
+
+/// How often each of these stands in the page.
+fn counts<const N: usize>(html: &str, pieces: [&str; N]) -> [usize; N] {
+    pieces.map(|piece| html.matches(piece).count())
+}
+
+#[test]
+fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
+    let lab = metrics::lab(metrics::PIPELINE);
+    let (html, text) = page(&lab);
+    let shown =
+        counts(&html, ["aria-label=\"input\"", "aria-label=\"anomaly map\"", "class=\"heat\" width", "no score"]);
+    assert_eq!(shown, [6, 6, 6, 0]);
+    for score in lab.sql(".vlmdiff", "select score from anomaly_maps") {
+        let digits = format!("{:.3}", score.parse::<f64>().unwrap());
+        assert!(text.contains(&format!("score\n{digits}\n")), "{digits}\n{text}");
+    }
+    assert!(
+        text.contains("\nNo reconstructions: no published table of this pipeline has a row per image with\npixels\n")
+    );
+    assert!(!text.contains("No anomaly maps") && text.contains("\nNo training curves: no published table"), "{text}");
+}
+
+/// No table of this pipeline was made by the stage that makes such tables as a rule, and the ids have a name of their own.
+#[test]
+fn tables_are_told_by_their_columns() {
+    let lab = Lab::new(
+        r#"
+name: roles
+tables:
+  listed: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  photographs:
+    stage: sql
+    from: [listed]
+    with: { query: "select image_id as \"Name\", class, label, pixels from listed", makes: rows }
+  found:
+    stage: command
+    from: [photographs]
+    with: { run: python3 maps.py, columns: [pixels], output: { map: "float16[64,64]", score: float32 } }
+  doubled:
+    stage: sql
+    from: [found]
+    with: { query: "select \"Name\", map, 2 * score as score from found", makes: rows }
+  numbers:
+    stage: sql
+    from: [photographs, doubled]
+    with:
+      query: "select class, 'own' as protocol, pr.f as image_f1, pr.f as sharpness from (select class, avg(score) as f
+        from photographs join doubled using (\"Name\") group by class) pr order by class"
+  course: { stage: read, with: { path: log.csv, id: run } }
+"#,
+    );
+    lab.write("maps.py", &metrics::MAPS.replace("image_id", "Name"));
+    lab.write("log.csv", "run,step,loss\na,1,0.5\nb,2,0.25\nc,3,0.2\n");
+    lab.run(&[]);
+    let (html, text) = page(&lab);
+    // Without a split every image is judged; nothing says where it is anomalous.
+    let shown = counts(&html, ["aria-label=\"input\"", "aria-label=\"anomaly map\"", "aria-label=\"no ground truth\""]);
+    assert_eq!(shown, [14, 14, 14], "{text}");
+    // The scores are those that the numbers were made from.
+    for score in lab.sql(".vlmdiff", "select score from doubled") {
+        let digits = format!("{:.3}", score.parse::<f64>().unwrap());
+        assert!(text.contains(&format!("score\n{digits}\n")), "{digits}\n{text}");
+    }
+    assert!(text.contains("\n3 steps, last loss 0.2\n") && html.contains("class=\"chart\""), "{text}");
+    assert!(text.contains("\nnumbers by the protocol\nown\n"), "{text}");
+    assert!(text.contains("\nImages: is the product flawed?\nOthers\nf1\nsharpness\ngear\n–\n–\n"), "{text}");
+}

@@ -15,7 +15,7 @@ use crate::lab::{LIGHT, Lab, TOY, computed};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Pipeline, String> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    pipeline::parse("p.yaml", "p", text, KINDS, &sets, &|_| None).map_err(|error| error.to_string())
+    pipeline::parse("p.yaml", "p", text, KINDS, &[], &sets, &|_| None).map_err(|error| error.to_string())
 }
 
 fn swept(sweep: &str) -> String {

@@ -28,7 +28,7 @@ use crate::{
         signals,
         store::Store,
     },
-    stages,
+    query, stages,
 };
 
 /// All done.
@@ -120,7 +120,7 @@ struct PipelineArgs {
 
 impl PipelineArgs {
     fn load(&self) -> Result<Pipeline> {
-        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &self.sets)?;
+        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &query::TABLES_OF_SQL, &self.sets)?;
         pipeline.only(&self.only)?;
         Ok(pipeline)
     }

@@ -6,7 +6,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::EXIT_DONE;
-use crate::{engine::pipeline, stages};
+use crate::{
+    engine::pipeline::{self, Example},
+    stages,
+};
+
+/// The pipeline whose tables show the columns that stages write.
+const EXAMPLE: Example<'_> =
+    Example { path: "pipelines/quickstart.yaml", text: include_str!("../../pipelines/quickstart.yaml") };
 
 /// Write the JSON Schema of pipelines and the Arrow schemas of the tables.
 #[derive(Args)]
@@ -22,7 +29,7 @@ pub(super) struct SchemaCommand {
 impl SchemaCommand {
     pub(super) fn run(self) -> Result<u8> {
         fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
-        for (name, text) in pipeline::files(stages::KINDS)? {
+        for (name, text) in pipeline::files(stages::KINDS, EXAMPLE)? {
             let path = self.output.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

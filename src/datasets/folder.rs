@@ -26,9 +26,6 @@ use names::{composed, is_almost, is_image, is_of_masks, stem};
 /// The folder name of normal images.
 const GOOD: &str = "good";
 
-/// The name of the row that holds the means over classes, which no class may have.
-pub const MEAN: &str = "mean";
-
 /// Lists a dataset sorted by `image_id`. A root that itself has `train/good` is one class, named as its folder.
 ///
 /// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, every image of it must
@@ -71,8 +68,11 @@ fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError
         reject_almost(files, "", &["train", "test"])?;
         return Err(DatasetError::NoClass(files.root.trim_end_matches('/').to_owned()));
     }
-    match classes.iter().find(|(_, name)| *name == MEAN) {
-        Some((prefix, _)) => Err(DatasetError::ClassCalledMean(files.place(prefix.trim_end_matches('/')))),
+    match classes.iter().find(|(_, name)| *name == files.mean) {
+        Some((prefix, name)) => Err(DatasetError::ClassCalledMean {
+            folder: files.place(prefix.trim_end_matches('/')),
+            name: (*name).to_owned(),
+        }),
         None => Ok(classes),
     }
 }

@@ -4,6 +4,8 @@ use std::error::Error;
 
 /// The files of a dataset, on any kind of storage.
 pub struct Files<'a> {
+    /// The name of the row of means over classes in tables of metrics, which no class may have.
+    pub mean: &'a str,
     /// The folder or URL, for messages.
     pub root: &'a str,
     /// The root's own name.
@@ -86,8 +88,13 @@ pub enum DatasetError {
     #[error("{0} is called as a folder of masks and lies among images; masks belong in ground_truth/KIND")]
     MasksAmongImages(String),
     /// A class that could not be distinguished from the mean over classes in tables of metrics.
-    #[error("{0}: a class `mean` would be taken for the mean over classes; rename the folder")]
-    ClassCalledMean(String),
+    #[error("{folder}: a class `{name}` would be taken for the mean over classes; rename the folder")]
+    ClassCalledMean {
+        /// The folder of the class.
+        folder: String,
+        /// The name of the row of means.
+        name: String,
+    },
     /// A mask that could belong to one of two images.
     #[error(
         "{mask} could be the mask of {first} and of {second}; a mask belongs to one image, so give them different names"

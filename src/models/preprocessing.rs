@@ -2,6 +2,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::vision::imagenet;
+
 /// The numbers by which an RGB image becomes a network's input. They belong to the weights and are no parameters of the
 /// user.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,7 +19,7 @@ pub struct Preprocessing {
 impl Preprocessing {
     /// Returns the mean and standard deviation of ImageNet, as torchvision, timm and Hugging Face round them.
     pub const fn imagenet(size_multiple: i64) -> Self {
-        Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], size_multiple }
+        Self { mean: imagenet::MEAN, std: imagenet::STD, size_multiple }
     }
 
     /// Returns `(x - mean) / std` for images [B, 3, H, W] with values 0 to 1, on the device and in the type of `x`.

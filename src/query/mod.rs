@@ -38,9 +38,12 @@ use self::{
 };
 use crate::engine::{
     Error, Result, or_none,
-    pipeline::{TABLES_OF_SQL, check_length},
+    pipeline::check_length,
     store::{Manifest, Store, last_pipeline},
 };
+
+/// The names of the tables that SQL has beside those of pipelines.
+pub const TABLES_OF_SQL: [&str; 5] = ["runs", "stage_runs", "errors", "paper_results", "paper_datasets"];
 
 /// What `show tables` means: without the catalogue of the catalogue.
 const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \

@@ -1,23 +1,31 @@
 //! What a report is made from: which published tables, which rows of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use arrow::{
-    array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, RecordBatch, StringArray},
+    array::{Array, ArrayRef, AsArray, RecordBatch},
     compute::{cast, concat_batches},
-    datatypes::{DataType, Float32Type, Float64Type, SchemaRef},
+    datatypes::{DataType, Float32Type},
 };
 
 use crate::{
     engine::{
         Error, Result,
         stage::StageKind,
-        store::{Manifest, Store, history, tensor_shape},
+        store::{Manifest, Store, history},
     },
     query::{self, Session},
+    tables::{
+        Role,
+        anomaly_maps::SCORE,
+        captions::CAPTION,
+        column::{self, column, text},
+        images::{self, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST},
+    },
 };
-
-const IMAGE_ID: &str = "image_id";
 
 /// Ids in one `in (…)`: what is held at once, against how often a table is scanned.
 const CHUNK: usize = 256;
@@ -28,6 +36,8 @@ pub struct Source {
     pub pipeline: String,
     /// The current manifest of each table; of a swept one that of each instance.
     pub tables: Vec<Manifest>,
+    /// The roles of each table, by slot.
+    roles: BTreeMap<String, Vec<Role>>,
     /// The slots of the tables that the last run looked at.
     ran_last: BTreeSet<String>,
     kinds: &'static [StageKind],
@@ -60,7 +70,9 @@ impl Source {
         });
         let runs = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline);
         let ran_last = runs.map(|run| run.versions()).rfind(|tables| !tables.is_empty()).unwrap_or_default();
-        Ok(Self { pipeline, tables, ran_last: ran_last.into_keys().collect(), kinds, session })
+        let role = |table: &Manifest| Ok((slot(table), Role::of(&*table.schema()?)));
+        let roles = tables.iter().map(role).collect::<Result<_>>()?;
+        Ok(Self { pipeline, tables, roles, ran_last: ran_last.into_keys().collect(), kinds, session })
     }
 
     /// What a stage does, in a sentence or two.
@@ -80,21 +92,52 @@ impl Source {
         self.kinds.iter().find(|kind| kind.name == stage)
     }
 
-    /// The tables that a stage made.
-    pub(super) fn of_stage<'a>(&'a self, stage: &'a str) -> impl Iterator<Item = &'a Manifest> {
-        self.tables.iter().filter(move |table| table.made.stage == stage)
+    /// The tables that have a role, whatever stages made them.
+    pub(super) fn of_role(&self, role: Role) -> impl Iterator<Item = &Manifest> {
+        self.tables.iter().filter(move |table| self.has_role(table, role))
     }
 
-    /// The stage's table that one of `below` was made from; else one of their swept values, of the last run, published last.
-    pub(super) fn table<'a>(&'a self, stage: &'a str, below: &[Option<&Manifest>]) -> Option<&'a Manifest> {
+    fn has_role(&self, table: &Manifest, role: Role) -> bool {
+        self.roles.get(&slot(table)).is_some_and(|roles| roles.contains(&role))
+    }
+
+    /// The table of a role that one of `below` was made from, by the fewest steps. Else one of their swept values, of the last run,
+    /// not itself made from a table of that role, published last.
+    pub(super) fn table(&self, role: Role, below: &[Option<&Manifest>]) -> Option<&Manifest> {
         let below = || below.iter().flatten();
-        self.of_stage(stage).max_by_key(|table| {
-            let name = table.variant.name(&table.table);
-            let is_input = below().any(|b| b.made.inputs.iter().any(|(input, _)| *input == name));
+        self.of_role(role).max_by_key(|table| {
+            let steps = below().filter_map(|below| self.steps(below, table)).min();
             let fits = below().any(|b| table.variant.is_part_of(&b.variant));
-            let ran_last = self.ran_last.contains(&table.variant.slot(&table.table));
-            (is_input, fits, ran_last, table.published_ms)
+            let ran_last = self.ran_last.contains(&slot(table));
+            let is_first = !self.inputs(table).any(|input| self.has_role(input, role));
+            (Reverse(steps.unwrap_or(usize::MAX)), fits, ran_last, is_first, table.published_ms)
         })
+    }
+
+    /// The tables that a table was made from directly.
+    fn inputs<'a>(&'a self, table: &'a Manifest) -> impl Iterator<Item = &'a Manifest> {
+        let is_input = |other: &&Manifest| {
+            let name = other.variant.name(&other.table);
+            table.made.inputs.iter().any(|(input, _)| *input == name)
+        };
+        self.tables.iter().filter(is_input)
+    }
+
+    /// How many steps a table is away from one that it was made from; `None` if it was not made from it.
+    fn steps(&self, table: &Manifest, from: &Manifest) -> Option<usize> {
+        let mut seen = BTreeSet::from([slot(table)]);
+        let mut reached = vec![table];
+        for steps in 1.. {
+            let inputs = reached.iter().flat_map(|table| self.inputs(table));
+            reached = inputs.filter(|input| seen.insert(slot(input))).collect();
+            if reached.iter().any(|input| slot(input) == slot(from)) {
+                return Some(steps);
+            }
+            if reached.is_empty() {
+                break;
+            }
+        }
+        None
     }
 
     /// The rows of a query in one batch.
@@ -117,11 +160,11 @@ impl Source {
         mut each: impl FnMut(&str, &[ArrayRef], usize) -> Result<()>,
     ) -> Result<()> {
         let ids: Vec<String> = ids.map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
+        let (id, name) = (id_of(table)?, self.name(table));
         for chunk in ids.chunks(CHUNK) {
             let sql = format!(
-                "select {IMAGE_ID}, {} from {} where {IMAGE_ID} in ({})",
+                "select {id} as {IMAGE_ID}, {} from {name} where {id} in ({})",
                 columns.join(", "),
-                self.name(table),
                 chunk.join(", ")
             );
             for batch in self.session.query(&sql)?.1 {
@@ -141,26 +184,25 @@ impl Source {
         captions: Option<&Manifest>,
         maps: Option<&Manifest>,
     ) -> Result<Vec<TestImage>> {
-        let given = self.query(&format!(
-            "select {IMAGE_ID}, class, defect, label, caption from {} where split = 'test' order by {IMAGE_ID}",
-            self.name(images)
-        ))?;
+        let given = self.query(&self.select_test_images(images)?)?;
         let mut written = HashMap::new();
         if let Some(captions) = captions {
-            let batch = self.query(&format!("select {IMAGE_ID}, caption from {}", self.name(captions)))?;
-            let (ids, texts) = (text(&batch, IMAGE_ID)?, text(&batch, "caption")?);
-            written.extend((0..batch.num_rows()).map(|row| (ids.value(row).to_owned(), texts.value(row).to_owned())));
+            let (ids, texts) = self.by_id(captions, CAPTION)?;
+            let texts = cast(&texts, &DataType::Utf8)?;
+            let texts =
+                ids.into_iter().zip(texts.as_string::<i32>()).filter_map(|(id, text)| Some((id, text?.to_owned())));
+            written.extend(texts);
         }
         let mut scores = HashMap::new();
         if let Some(maps) = maps {
-            let batch = self.query(&format!("select {IMAGE_ID}, score from {}", self.name(maps)))?;
-            let (ids, values) = (text(&batch, IMAGE_ID)?, cast(column(&batch, "score")?, &DataType::Float32)?);
+            let (ids, values) = self.by_id(maps, SCORE)?;
+            let values = cast(&values, &DataType::Float32)?;
             let values = values.as_primitive::<Float32Type>();
-            scores.extend((0..batch.num_rows()).map(|row| (ids.value(row).to_owned(), values.value(row))));
+            scores.extend(ids.into_iter().zip(values).filter_map(|(id, score)| Some((id, score?))));
         }
-        let [ids, classes, defects, own] = [IMAGE_ID, "class", "defect", "caption"].map(|name| text(&given, name));
+        let [ids, classes, defects, own] = [IMAGE_ID, CLASS, DEFECT, CAPTION].map(|name| text(&given, name));
         let (ids, classes, defects, own) = (ids?, classes?, defects?, own?);
-        let labels = column(&given, "label")?.as_boolean();
+        let labels = column(&given, LABEL)?.as_boolean();
         Ok((0..given.num_rows())
             .map(|row| {
                 let id = ids.value(row).to_owned();
@@ -177,12 +219,51 @@ impl Source {
             .collect())
     }
 
+    /// The query of the test images; a table of images may lack split, kind of defect and caption.
+    fn select_test_images(&self, images: &Manifest) -> Result<String> {
+        let (schema, id) = (images.schema()?, id_of(images)?);
+        let has = |name| column::has(&schema, name, &DataType::Utf8);
+        let defect = if has(DEFECT) {
+            DEFECT.to_owned()
+        } else {
+            format!("case when {LABEL} then 'anomalous' else 'normal' end as {DEFECT}")
+        };
+        let caption = if has(CAPTION) { CAPTION.to_owned() } else { format!("cast(null as varchar) as {CAPTION}") };
+        let tested = if has(SPLIT) { format!("where {SPLIT} = '{TEST}'") } else { String::new() };
+        let name = self.name(images);
+        Ok(format!(
+            "select {id} as {IMAGE_ID}, {CLASS}, {defect}, {LABEL}, {caption} from {name} {tested} order by {id}"
+        ))
+    }
+
+    /// The ids and values of a column of a table.
+    fn by_id(&self, table: &Manifest, name: &str) -> Result<(Vec<String>, ArrayRef)> {
+        let batch = self.query(&format!("select {} as {IMAGE_ID}, {name} from {}", id_of(table)?, self.name(table)))?;
+        let ids = text(&batch, IMAGE_ID)?.iter().map(|id| id.unwrap_or_default().to_owned()).collect();
+        Ok((ids, column(&batch, name)?.clone()))
+    }
+
     /// What SQL calls the table, of a swept one this very instance.
     fn name(&self, table: &Manifest) -> String {
-        [&self.pipeline, &table.variant.slot(&table.table)]
-            .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
-            .join(".")
+        [&self.pipeline, &slot(table)].map(|name| quoted(name)).join(".")
     }
+}
+
+/// A name as SQL takes it as it stands.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The name under which the store keeps a table.
+fn slot(table: &Manifest) -> String {
+    table.variant.slot(&table.table)
+}
+
+/// The column with the ids of a table's images, as SQL takes it.
+fn id_of(table: &Manifest) -> Result<String> {
+    let schema = table.schema()?;
+    let id = images::id_column(&schema).map(quoted);
+    id.ok_or_else(|| Error::Stage(format!("table `{}` has no ids of images", table.table)))
 }
 
 /// A test image without its pixels.
@@ -229,49 +310,6 @@ pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec
         ranked.into_iter().map(|(_, i)| i).filter(|i| !std::mem::replace(&mut seen[*i], true)).take(limit).collect();
     chosen.sort_by(descending);
     chosen
-}
-
-/// A column of a batch.
-pub(super) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
-    batch.column_by_name(name).ok_or_else(|| Error::Stage(format!("a table lacks the column `{name}`")))
-}
-
-/// A column as text, whatever kind of text SQL made of it.
-pub(super) fn text(batch: &RecordBatch, name: &str) -> Result<StringArray> {
-    Ok(cast(column(batch, name)?, &DataType::Utf8)?.as_string::<i32>().clone())
-}
-
-/// A column as numbers; null stays null.
-pub(super) fn numbers(batch: &RecordBatch, name: &str) -> Result<Vec<Option<f64>>> {
-    Ok(cast(column(batch, name)?, &DataType::Float64)?.as_primitive::<Float64Type>().iter().collect())
-}
-
-/// The dimensions of a tensor column.
-pub(super) fn shape<const N: usize>(table: &Manifest, name: &str) -> Result<[usize; N]> {
-    let schema = table.schema()?;
-    let shape = tensor_shape(schema.field_with_name(name)?).and_then(|shape| shape.try_into().ok());
-    shape.ok_or_else(|| {
-        Error::Stage(format!("table `{}`: the column `{name}` holds no tensors of {N} dimensions", table.table))
-    })
-}
-
-/// The values of one row of a tensor column; `None` where it is null.
-pub(super) fn tensor<T: ArrowPrimitiveType>(column: &ArrayRef, row: usize) -> Result<Option<Vec<T::Native>>> {
-    let lists = column.as_fixed_size_list_opt().filter(|lists| lists.value_type() == T::DATA_TYPE);
-    let lists = lists.ok_or_else(|| {
-        Error::Stage(format!("a tensor of {} was expected where {} stands", T::DATA_TYPE, column.data_type()))
-    })?;
-    Ok(lists.is_valid(row).then(|| lists.value(row).as_primitive::<T>().values().to_vec()))
-}
-
-/// The names of the columns with floating-point numbers of 64 bits, which in a table of metrics are the metrics.
-pub(super) fn measures(schema: &SchemaRef) -> Vec<String> {
-    schema
-        .fields()
-        .iter()
-        .filter(|field| *field.data_type() == DataType::Float64)
-        .map(|field| field.name().clone())
-        .collect()
 }
 
 #[cfg(test)]

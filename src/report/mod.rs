@@ -4,20 +4,28 @@ mod charts;
 mod data;
 mod pictures;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use indicatif::{HumanBytes, HumanCount};
 use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 
-use crate::engine::{Error, Result, Variant, store::Manifest, value_text};
+use crate::{
+    engine::{Error, Result, Variant, store::Manifest, value_text},
+    tables::{
+        Role,
+        column::{numbers, text},
+        metrics::{CLASS, MEAN, N_ANOMALOUS, N_IMAGES, PROTOCOL, names},
+        training_log::{LOSS, STEP},
+    },
+};
 use data::TestImage;
 use pictures::{GroundTruth, Pictures, Scale};
 
 const TEMPLATE: &str = include_str!("report.html");
-/// The row of the means over classes in a table of metrics.
-const MEAN: &str = "mean";
+/// What metrics are of, in the order of their columns.
+const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
 /// The metrics at the top of the page.
 const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
 
@@ -32,11 +40,10 @@ pub struct Options {
 
 /// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
 pub fn html(source: &Source, options: Options) -> Result<String> {
-    let evaluated: Vec<&Manifest> = source.of_stage("evaluate").collect();
+    let evaluated: Vec<&Manifest> = source.of_role(Role::Metrics).collect();
     let metrics = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
     let metrics = metrics.collect::<Result<Vec<_>>>()?.concat();
-    let trained = source.tables.iter().filter(|table| table.made.stage.starts_with("train_"));
-    let curves: Vec<Value> = trained.map(|table| curve(source, table)).collect::<Result<_>>()?;
+    let curves = source.of_role(Role::TrainingLog).map(|table| curve(source, table)).collect::<Result<Vec<_>>>()?;
     let page = context! {
         version => env!("CARGO_PKG_VERSION"),
         pipeline => &source.pipeline,
@@ -55,7 +62,9 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.add_template("report.html", TEMPLATE)?;
-    environment.get_template("report.html")?.render(page)
+    // The columns by which a table has each role, for what is said where no table has it.
+    let columns: BTreeMap<&str, &str> = Role::ALL.into_iter().map(|role| (role.name(), role.columns())).collect();
+    environment.get_template("report.html")?.render(context! { columns, ..page })
 }
 
 /// The remarks on a table.
@@ -80,7 +89,7 @@ fn table_row(source: &Source, table: &Manifest) -> Value {
 /// A metric in words.
 #[derive(Debug, PartialEq)]
 struct Measure {
-    /// `Images` or `Pixels`.
+    /// `Images`, `Pixels`, or `Others` for a metric that is not known.
     of: &'static str,
     name: String,
     about: String,
@@ -91,11 +100,12 @@ impl Measure {
         let (of, kind) = match column.split_once('_') {
             Some(("image", kind)) => ("Images", kind),
             Some(("pixel", kind)) => ("Pixels", kind),
-            _ => ("Pixels", column),
+            _ if column == "aupro" => ("Pixels", column),
+            _ => ("Others", column),
         };
         let (one, many) = if of == "Images" { ("image", "images") } else { ("pixel", "pixels") };
         let limits: Vec<String> = aupro_limits.iter().map(|limit| charts::short(limit * 100.)).collect();
-        let limit = limits.join(" or ");
+        let most = if limits.is_empty() { "few".into() } else { format!("at most {} %", limits.join(" or ")) };
         let (name, about) = match kind {
             "auroc" => (
                 "AUROC",
@@ -114,7 +124,7 @@ impl Measure {
             "aupro" => (
                 "AUPRO",
                 format!(
-                    "the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark at most {limit} % of the normal pixels."
+                    "the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark {most} of the normal pixels."
                 ),
             ),
             other => (other, String::new()),
@@ -134,12 +144,13 @@ struct Cell {
 }
 
 impl Cell {
-    fn new(value: Option<f64>, of: &str, images: f64, anomalous: f64) -> Self {
+    fn new(value: Option<f64>, of: &str, images: Option<f64>, anomalous: Option<f64>) -> Self {
         let value = value.filter(|value| !value.is_nan());
         let why = match value {
             Some(_) => None,
-            None if anomalous == 0. => Some("no test image is anomalous"),
-            None if anomalous == images => Some("no test image is normal"),
+            None if anomalous == Some(0.) => Some("no test image is anomalous"),
+            None if images.is_some() && anomalous == images => Some("no test image is normal"),
+            None if of == "Others" => Some("its table has no value"),
             None if of == "Images" => Some("the maps are too small for this protocol's score of an image"),
             None => Some("no anomalous test image has a ground-truth mask"),
         };
@@ -152,8 +163,8 @@ struct Row<'a> {
     variant: &'a Variant,
     class: String,
     protocol: String,
-    images: f64,
-    anomalous: f64,
+    images: Option<f64>,
+    anomalous: Option<f64>,
     values: Vec<Option<f64>>,
 }
 
@@ -165,15 +176,18 @@ impl Row<'_> {
 
 fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Vec<Row<'a>>> {
     let batch = source.rows(table)?;
-    let (classes, protocols) = (data::text(&batch, "class")?, data::text(&batch, "protocol")?);
-    let (images, anomalous) = (data::numbers(&batch, "n_images")?, data::numbers(&batch, "n_anomalous")?);
-    let values = names.iter().map(|name| data::numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
+    let (classes, protocols) = (text(&batch, CLASS)?, text(&batch, PROTOCOL)?);
+    // A query's table of metrics may not say of how many images they are.
+    let counts = |name| batch.column_by_name(name).map(|_| numbers(&batch, name)).transpose();
+    let (images, anomalous) = (counts(N_IMAGES)?, counts(N_ANOMALOUS)?);
+    let count = |counts: &Option<Vec<Option<f64>>>, row: usize| counts.as_ref().and_then(|counts| counts[row]);
+    let values = names.iter().map(|name| numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
     let row = |row: usize| Row {
         variant: &table.variant,
         class: classes.value(row).to_owned(),
         protocol: protocols.value(row).to_owned(),
-        images: images[row].unwrap_or_default(),
-        anomalous: anomalous[row].unwrap_or_default(),
+        images: count(&images, row),
+        anomalous: count(&anomalous, row),
         values: values.iter().map(|column| column[row]).collect(),
     };
     Ok((0..batch.num_rows()).map(row).collect())
@@ -181,11 +195,10 @@ fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Ve
 
 /// The metrics of a table by each protocol; `instances` are one table, or those of its swept values.
 fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
-    let Some(first) = instances.first() else { return Ok(Vec::new()) };
-    let names = data::measures(&first.schema()?);
+    let names = shared_metrics(instances)?;
     // Metrics are explained once for all tables.
     let limit = |table: &Manifest| table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64);
-    let limits = distinct(source.of_stage(&first.made.stage).filter_map(limit));
+    let limits = distinct(source.of_role(Role::Metrics).filter_map(limit));
     let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, &limits)).collect();
     let axes = distinct(instances.iter().flat_map(|table| &table.variant.0).map(|(axis, _)| axis.clone()));
     let mut all = Vec::new();
@@ -213,8 +226,8 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
                 mean => row.is_mean(),
                 settings => row.variant.settings().join(", "),
                 values => axes.iter().map(|axis| row.variant.get(axis).map(value_text)).collect::<Vec<_>>(),
-                images => row.images as u64,
-                anomalous => row.anomalous as u64,
+                images => row.images.map(|count| count as u64),
+                anomalous => row.anomalous.map(|count| count as u64),
                 cells => cells.collect::<Vec<_>>(),
                 tiles => tiles(&names, &measures, &row.values),
             }
@@ -224,6 +237,15 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
         context! { table => &instances[0].table, protocol, about, axes => &axes, columns => &columns, rows, undefined }
     };
     Ok(distinct(all.iter().map(|row| &row.protocol)).into_iter().map(by_protocol).collect())
+}
+
+/// The metrics that all instances of a table have, those of images first, then those of pixels.
+fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
+    let all = instances.iter().map(|table| Ok(names(&*table.schema()?))).collect::<Result<Vec<_>>>()?;
+    let mut shared = all.first().cloned().unwrap_or_default();
+    shared.retain(|name| all.iter().all(|names| names.contains(name)));
+    shared.sort_by_key(|name| GROUPS.iter().position(|group| *group == Measure::new(name, &[]).of));
+    Ok(shared)
 }
 
 /// Each value once, in the order in which they come.
@@ -240,7 +262,7 @@ fn tiles(names: &[String], measures: &[Measure], values: &[Option<f64>]) -> Vec<
 
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
     let batch = source.rows(table)?;
-    let (steps, losses) = (data::numbers(&batch, "step")?, data::numbers(&batch, "loss")?);
+    let (steps, losses) = (numbers(&batch, STEP)?, numbers(&batch, LOSS)?);
     let mut points: Vec<(f64, f64)> =
         steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -256,13 +278,14 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
 
 /// The pictures and what can be asked of them.
 fn gallery(source: &Source, options: Options) -> Result<Value> {
-    let maps = source.table("anomaly_maps", &[source.table("evaluate", &[])]);
-    let reconstructions = source.table("reconstruct", &[maps]);
+    let maps = source.table(Role::AnomalyMaps, &[source.table(Role::Metrics, &[])]);
+    let reconstructions = source.table(Role::Reconstructions, &[maps]);
     let below = [maps, reconstructions];
-    let images = source.table("ingest", &below);
-    let captions = source.table("caption", &below);
-    let wanted = [("ingest", images), ("reconstruct", reconstructions), ("anomaly_maps", maps)];
-    let missing: Vec<&str> = wanted.into_iter().filter_map(|(stage, table)| table.is_none().then_some(stage)).collect();
+    let images = source.table(Role::Images, &below);
+    let captions = source.table(Role::Captions, &below);
+    let wanted = [(Role::Images, images), (Role::Reconstructions, reconstructions), (Role::AnomalyMaps, maps)];
+    let missing = wanted.into_iter().filter_map(|(role, table)| table.is_none().then(|| role.name()));
+    let missing: Vec<&str> = missing.collect();
     let Some(images) = images else { return Ok(context! { missing }) };
     // What depends on most swept values.
     let of = maps.or(reconstructions).unwrap_or(images);

@@ -2,28 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use arrow::datatypes::{Float16Type, UInt8Type};
+use arrow::datatypes::UInt8Type;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use half::f16;
 use image::{
     GrayImage, ImageEncoder, Rgb, RgbImage, RgbaImage,
     codecs::{jpeg::JpegEncoder, png::PngEncoder},
 };
 use rayon::prelude::*;
 
-use super::data::{Source, TestImage, shape, tensor};
+use super::data::{Source, TestImage};
 use crate::{
     engine::{Error, Result, store::Manifest},
-    vision::{colormap, resize},
+    tables::{
+        anomaly_maps::{self, MAP},
+        images::{self, MASK},
+        reconstructions,
+        tensor::{float_row, tensor_row},
+    },
+    vision::{colormap, imagenet, resize},
 };
 
 /// The longest side of a picture on the page.
 const LARGEST: u32 = 256;
 /// Indistinguishable at the size shown, a fifth of the bytes of PNG.
 const JPEG_QUALITY: u8 = 90;
-/// The mean and standard deviation of ImageNet's colours, by which reconstructions are stored normalised.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Above this share of a class's map values all have the brightest colour: else one extreme pixel would darken all others.
 const BRIGHTEST: f64 = 0.998;
 const OUTLINE: Rgb<u8> = Rgb([64, 255, 120]);
@@ -66,11 +68,11 @@ pub(super) struct Scale {
 /// The tables that hold pixels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables<'a> {
-    /// From `ingest`.
+    /// The images.
     pub images: &'a Manifest,
-    /// From `reconstruct`.
+    /// Their reconstructions.
     pub reconstructions: Option<&'a Manifest>,
-    /// From `anomaly_maps`.
+    /// Their anomaly maps.
     pub maps: Option<&'a Manifest>,
 }
 
@@ -81,54 +83,43 @@ pub(super) fn pictures(
     chosen: &[&TestImage],
 ) -> Result<(HashMap<String, Pictures>, BTreeMap<String, Scale>)> {
     let ids = || chosen.iter().map(|image| image.id.as_str());
-    let maps = match tables.maps {
-        Some(table) => {
-            let [height, width] = shape(table, "map")?;
-            halves(source, table, "map", [1, height, width], ids())?
-        }
-        None => HashMap::new(),
-    };
+    let maps = tables.maps.map_or(Ok(HashMap::new()), |table| maps(source, table, ids()))?;
     let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     for image in chosen {
-        by_class
-            .entry(&image.class)
-            .or_default()
-            .extend(maps.get(&image.id).iter().flat_map(|map| map.values.iter().map(|v| v.to_f32())));
+        by_class.entry(&image.class).or_default().extend(maps.get(&image.id).iter().flat_map(|map| &map.values));
     }
     let scales: BTreeMap<String, Scale> =
         by_class.into_iter().filter_map(|(class, values)| Some((class.to_owned(), scale(values)?))).collect();
-    let reconstructions = match tables.reconstructions {
-        Some(table) => {
-            let [_, height, width] = shape(table, "pixels")?;
-            halves(source, table, "pixels", [3, height, width], ids())?
-        }
-        None => HashMap::new(),
-    };
-    let [height, width, _] = shape(tables.images, "pixels")?.map(|side: usize| side as u32);
+    let reconstructions =
+        tables.reconstructions.map_or(Ok(HashMap::new()), |table| reconstructions(source, table, ids()))?;
+    let schema = tables.images.schema()?;
+    let [height, width] = images::size(&schema).ok_or_else(|| sizeless(tables.images, images::PIXELS))?;
+    let (width, height) = (width as u32, height as u32);
+    let columns = [images::PIXELS, MASK];
+    // A table of images may have no masks.
+    let columns = if schema.field_with_name(MASK).is_ok() { &columns[..] } else { &columns[..1] };
     let mut raw: Vec<(String, RgbImage, Option<GrayImage>)> = Vec::new();
-    source.for_rows(tables.images, &["pixels", "mask"], ids(), |id, columns, row| {
-        let pixels =
-            tensor::<UInt8Type>(&columns[0], row)?.and_then(|pixels| RgbImage::from_raw(width, height, pixels));
-        let mask = tensor::<UInt8Type>(&columns[1], row)?.and_then(|mask| GrayImage::from_raw(width, height, mask));
-        raw.push((id.to_owned(), pixels.ok_or_else(|| missized(id, "pixels"))?, mask));
+    source.for_rows(tables.images, columns, ids(), |id, columns, row| {
+        let mask = columns.get(1).map(|masks| tensor_row::<UInt8Type>(masks, row)).transpose()?.flatten();
+        let mask = mask.and_then(|mask| GrayImage::from_raw(width, height, mask.to_vec()));
+        if let Some(pixels) = tensor_row::<UInt8Type>(&columns[0], row)? {
+            let pixels = RgbImage::from_raw(width, height, pixels.to_vec());
+            raw.push((id.to_owned(), pixels.ok_or_else(|| missized(id, images::PIXELS))?, mask));
+        }
         Ok(())
     })?;
     let class: HashMap<&str, &str> = chosen.iter().map(|image| (image.id.as_str(), image.class.as_str())).collect();
     let size = shown(width, height);
     let pictures = raw.into_par_iter().map(|(id, image, mask)| {
         let scale = class.get(id.as_str()).and_then(|class| scales.get(*class));
-        let heat = |map: &Halves, scale: &Scale| {
-            let values: Vec<f32> = map.values.iter().map(|value| value.to_f32()).collect();
-            jpeg(&colormap::heatmap(&values, map.width, map.height, scale.lo, scale.hi), size)
+        let heat = |map: &Map, scale: &Scale| {
+            jpeg(&colormap::heatmap(&map.values, map.width, map.height, scale.lo, scale.hi), size)
         };
         let pictures = Pictures {
             size,
             input: jpeg(&image, size)?,
             ground_truth: mask.map_or(Ok(GroundTruth::Unknown), |mask| outline(&mask, size))?,
-            reconstruction: reconstructions
-                .get(&id)
-                .map(|r| jpeg(&photograph(&r.values, r.width, r.height), size))
-                .transpose()?,
+            reconstruction: reconstructions.get(&id).map(|picture| jpeg(picture, size)).transpose()?,
             heat: maps.get(&id).zip(scale).map(|(map, scale)| heat(map, scale)).transpose()?,
         };
         Ok((id, pictures))
@@ -136,33 +127,48 @@ pub(super) fn pictures(
     Ok((pictures.collect::<Result<_>>()?, scales))
 }
 
-/// A tensor whose last dimensions are height and width.
-struct Halves {
-    values: Vec<f16>,
+/// An anomaly map, row by row.
+struct Map {
+    values: Vec<f32>,
     width: u32,
     height: u32,
 }
 
-fn halves<'a>(
-    source: &Source,
-    table: &Manifest,
-    name: &str,
-    [channels, height, width]: [usize; 3],
-    ids: impl Iterator<Item = &'a str>,
-) -> Result<HashMap<String, Halves>> {
+/// The maps of images by id; an image may have none.
+fn maps<'a>(source: &Source, table: &Manifest, ids: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Map>> {
+    let [height, width] = anomaly_maps::size(&*table.schema()?).ok_or_else(|| sizeless(table, MAP))?;
     let mut found = HashMap::new();
-    source.for_rows(table, &[name], ids, |id, columns, row| {
-        let values =
-            tensor::<Float16Type>(&columns[0], row)?.filter(|values| values.len() == channels * height * width);
-        let values = values.ok_or_else(|| missized(id, name))?;
-        found.insert(id.to_owned(), Halves { values, width: width as u32, height: height as u32 });
+    source.for_rows(table, &[MAP], ids, |id, columns, row| {
+        let values = float_row(&columns[0], row)?.filter(|values| values.len() == height * width);
+        found.extend(values.map(|values| (id.to_owned(), Map { values, width: width as u32, height: height as u32 })));
         Ok(())
     })?;
     Ok(found)
 }
 
+/// The reconstructions of images by id; an image may have none.
+fn reconstructions<'a>(
+    source: &Source,
+    table: &Manifest,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<String, RgbImage>> {
+    let name = reconstructions::PIXELS;
+    let [height, width] = reconstructions::size(&*table.schema()?).ok_or_else(|| sizeless(table, name))?;
+    let mut found = HashMap::new();
+    source.for_rows(table, &[name], ids, |id, columns, row| {
+        let values = float_row(&columns[0], row)?.filter(|values| values.len() == 3 * height * width);
+        found.extend(values.map(|values| (id.to_owned(), photograph(&values, width as u32, height as u32))));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn sizeless(table: &Manifest, name: &str) -> Error {
+    Error::Stage(format!("table `{}`: the column `{name}` holds no pictures", table.table))
+}
+
 fn missized(id: &str, name: &str) -> Error {
-    Error::Damaged(format!("{id}: `{name}` is absent or does not have the size that its table declares"))
+    Error::Damaged(format!("{id}: `{name}` does not have the size that its table declares"))
 }
 
 /// The size on the page: as stored, or smaller in both directions.
@@ -182,11 +188,12 @@ fn scale(mut values: Vec<f32>) -> Option<Scale> {
 }
 
 /// `[3, H, W]`, normalised, as a picture.
-fn photograph(values: &[f16], width: u32, height: u32) -> RgbImage {
+fn photograph(values: &[f32], width: u32, height: u32) -> RgbImage {
     let plane = (width * height) as usize;
+    let level = |value: f32, c: usize| ((value * imagenet::STD[c] + imagenet::MEAN[c]) * 255.).round() as u8;
     RgbImage::from_fn(width, height, |x, y| {
         let at = (y * width + x) as usize;
-        Rgb(std::array::from_fn(|c| ((values[c * plane + at].to_f32() * STD[c] + MEAN[c]) * 255.).round() as u8))
+        Rgb(std::array::from_fn(|c| level(values[c * plane + at], c)))
     })
 }
 
@@ -229,9 +236,9 @@ mod tests {
 
     #[test]
     fn a_reconstruction_is_denormalised_and_clamped() {
-        let grey = |c: usize| f16::from_f32((128. / 255. - MEAN[c]) / STD[c]);
+        let grey = |c: usize| (128. / 255. - imagenet::MEAN[c]) / imagenet::STD[c];
         // Two pixels: grey, and beyond both ends of the range.
-        let values = [grey(0), f16::from_f32(9.), grey(1), f16::from_f32(-9.), grey(2), f16::NAN];
+        let values = [grey(0), 9., grey(1), -9., grey(2), f32::NAN];
         let image = photograph(&values, 2, 1);
         assert_eq!(image.get_pixel(0, 0).0, [128; 3]);
         assert_eq!(image.get_pixel(1, 0).0, [255, 0, 0]);

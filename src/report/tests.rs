@@ -9,11 +9,12 @@ fn shares_and_times_read_well() {
 
 #[test]
 fn a_metric_without_a_number_says_why() {
-    let why = |of, images: f64, anomalous: f64| Cell::new(None, of, images, anomalous).why.unwrap_or_default();
+    let why =
+        |of, images: f64, anomalous: f64| Cell::new(None, of, Some(images), Some(anomalous)).why.unwrap_or_default();
     assert!(why("Images", 5., 0.).contains("anomalous") && why("Pixels", 5., 5.).contains("normal"));
     assert!(why("Images", 5., 2.).contains("too small") && why("Pixels", 5., 2.).contains("mask"));
-    assert_eq!(Cell::new(Some(0.5), "Images", 5., 2.), Cell { percent: "50.0".into(), bar: 50., why: None });
-    assert_eq!(Cell::new(Some(f64::NAN), "Images", 5., 2.).percent, "–");
+    assert_eq!(Cell::new(Some(0.5), "Images", Some(5.), None), Cell { percent: "50.0".into(), bar: 50., why: None });
+    assert_eq!(Cell::new(Some(f64::NAN), "Images", Some(5.), Some(2.)).percent, "–");
 }
 
 #[test]
@@ -24,6 +25,10 @@ fn every_metric_is_explained() {
         assert!(measure.about.len() > 20 && measure.name != column, "{measure:?}");
     }
     assert!(Measure::new("aupro", &[0.05, 0.3]).about.contains("at most 5 or 30 %"));
+    assert_eq!(
+        Measure::new("sharpness", &[]),
+        Measure { of: "Others", name: "sharpness".into(), about: String::new() }
+    );
 }
 
 #[test]
@@ -35,13 +40,26 @@ fn an_empty_store_is_the_users_to_mend() {
 }
 
 #[test]
-fn a_page_without_tables_names_each_that_is_missing() {
-    let page = context! { pipeline => "p", tables => [context! { name => "t" }].to_vec(), missing => ["ingest", "reconstruct", "anomaly_maps"].to_vec() };
-    let html = render(page).unwrap();
-    for stage in ["evaluate", "ingest", "train_…"] {
-        assert!(html.contains(&format!("<code>{stage}</code>")), "{stage}");
+fn a_page_names_the_roles_that_no_table_has() {
+    let page = |missing: Vec<&'static str>, total: usize| {
+        let cards: Vec<Value> = (0..total).map(|_| context! { class => "c" }).collect();
+        let tables = vec![context! { name => "t" }];
+        render(context! { pipeline => "p", tables, missing, total, cards }).unwrap()
+    };
+    let none = page(vec!["images", "reconstructions", "anomaly maps"], 0);
+    for said in [
+        "No metrics: no published table of this pipeline has <code>class</code>, <code>protocol</code> and metrics",
+        "No training curves: no published table of this pipeline has <code>step</code> and <code>loss</code>.",
+        "No pictures: no published table of this pipeline has a row per image with <code>pixels</code>",
+    ] {
+        assert!(none.contains(said), "{said}\n{none}");
     }
-    assert!(!html.contains("{{") && !html.contains("{%"));
+    assert!(!none.contains("{{") && !none.contains("{%"));
+    let images_alone = page(vec!["reconstructions", "anomaly maps"], 1);
+    for role in ["reconstructions", "anomaly maps"] {
+        let said = format!("No {role}: no published table of this pipeline has a row per image with");
+        assert!(images_alone.contains(&said), "{said}\n{images_alone}");
+    }
 }
 
 #[test]
@@ -78,7 +96,7 @@ fn names_cannot_break_the_page() {
         heat: None,
     };
     let cards = vec![card(&image, &pictures, None)];
-    let html = render(context! { pipeline => "<i>", tables => [context! { name => "t" }].to_vec(), total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstruct"].to_vec(), cards }).unwrap();
+    let html = render(context! { pipeline => "<i>", tables => [context! { name => "t" }].to_vec(), total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstructions"].to_vec(), cards }).unwrap();
     assert!(
         !html.contains("<script>alert")
             && !html.contains("<i>/")

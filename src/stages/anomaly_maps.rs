@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::Float32Array,
-    datatypes::{DataType, Field, Float16Type, Schema, SchemaRef},
+    datatypes::{Float16Type, SchemaRef},
 };
 use garde::Validate;
 use half::f16;
@@ -14,20 +14,19 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
-    column,
     tensors::{device, normalise, tensor},
     weights::Weights,
 };
 use crate::{
     engine::{
         Error, Result,
-        stage::{Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
-        store::tensor_field,
+        stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
         anomaly_map::{Combine, MapOrder, anomaly_map},
         extractor::{DINOV2_SIZE, Dinov2Resize, Extractor, Network, Options},
     },
+    tables::{anomaly_maps, images, reconstructions, tensor::tensor_column},
     vision::{blur, pool},
 };
 
@@ -135,11 +134,8 @@ impl Stage for AnomalyMaps {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
-            Port::rows("images", [column::pixels()]),
-            Port::rows(
-                "reconstructions",
-                ["pixels", "autoencoded"].map(|name| Column::tensors(name, DataType::Float16, "[3, H, W]")),
-            ),
+            Port::rows("images", [images::pixels_column()]),
+            Port::rows("reconstructions", reconstructions::pixel_columns()),
         ])
     }
 
@@ -152,8 +148,8 @@ impl Stage for AnomalyMaps {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let [height, width, _] = column::pixels_shape(inputs)?;
-        let [_, h, w] = inputs.shape("reconstructions", "pixels")?;
+        let [height, width, _] = images::pixels(inputs)?;
+        let [_, h, w] = reconstructions::pixels(inputs)?;
         if (height, width) != (h, w) {
             let message = format!("images are {height}x{width} and reconstructions {h}x{w}");
             return Err(Misfit::input("reconstructions", message));
@@ -184,11 +180,7 @@ impl Stage for AnomalyMaps {
                 format!("{repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"),
             ));
         }
-        Ok(Arc::new(Schema::new(vec![
-            column::image_id(),
-            tensor_field("map", DataType::Float16, &[height, width], false),
-            Field::new("score", DataType::Float32, false),
-        ])))
+        Ok(anomaly_maps::schema([height, width]))
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
@@ -227,7 +219,7 @@ impl Operator for Comparer {
             };
             let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).map(finish).unzip();
             let maps: Vec<f16> = maps.concat();
-            let maps = column::tensors::<Float16Type>(maps, height * width, None)?;
+            let maps = tensor_column::<Float16Type>(maps, height * width, None)?;
             out.rows(&batch, vec![maps, Arc::new(Float32Array::from(scores))])?;
         }
         Ok(())
@@ -240,26 +232,29 @@ impl Comparer {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
         let decoded = |name| Ok::<_, Error>(read("reconstructions", name)?.to_kind(Kind::Float)); // [B, 3, H, W]
         let reference = match self.stage.reference {
-            Reference::Input => normalise(&read("images", "pixels")?),
-            Reference::Autoencoded => decoded("autoencoded")?,
+            Reference::Input => normalise(&read("images", images::PIXELS)?),
+            Reference::Autoencoded => decoded(reconstructions::AUTOENCODED)?,
         };
         let (_, _, height, width) = reference.size4()?;
-        let (a, b) = (self.network.forward(&reference), self.network.forward(&decoded("pixels")?));
+        let (a, b) = (self.network.forward(&reference), self.network.forward(&decoded(reconstructions::PIXELS)?));
         Ok(anomaly_map(&a, &b, [height, width], self.stage.map_order, self.stage.combine))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use arrow::datatypes::{DataType, Schema};
     use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::store::tensor_field;
 
     /// What is wrong with parameters for images of 64x64.
     fn problem(params: Value) -> Option<String> {
         let pixels = |item, shape: &[usize]| tensor_field("pixels", item, shape, false);
         let autoencoded = tensor_field("autoencoded", DataType::Float16, &[3, 64, 64], true);
-        let images = vec![column::image_id(), pixels(DataType::UInt8, &[64, 64, 3])];
-        let reconstructions = vec![column::image_id(), pixels(DataType::Float16, &[3, 64, 64]), autoencoded];
+        let images = vec![images::image_id(), pixels(DataType::UInt8, &[64, 64, 3])];
+        let reconstructions = vec![images::image_id(), pixels(DataType::Float16, &[3, 64, 64]), autoencoded];
         let all = [("images", images), ("reconstructions", reconstructions)]
             .map(|(port, fields)| (port.to_owned(), Arc::new(Schema::new(fields))));
         let stage: AnomalyMaps = serde_json::from_value(params).unwrap();

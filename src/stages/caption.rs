@@ -4,17 +4,24 @@ use std::sync::Arc;
 
 use arrow::{
     array::{AsArray, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    datatypes::{DataType, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::column;
-use crate::engine::{
-    Result,
-    stage::{Column, Context, ITSELF, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
-    store::Note,
+use crate::{
+    engine::{
+        Result,
+        stage::{
+            Column, Context, ITSELF, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage,
+        },
+        store::Note,
+    },
+    tables::{
+        captions::{self, CAPTION, note_missing_captions},
+        images::CLASS,
+    },
 };
 
 /// Describes each image in words.
@@ -45,7 +52,7 @@ impl Stage for Caption {
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![Port::rows("images", [column::caption(), Column::new("class", DataType::Utf8)])])
+        Ports::Named(vec![Port::rows("images", [captions::caption_column(), Column::new("class", DataType::Utf8)])])
     }
 
     fn makes(&self) -> Output {
@@ -53,12 +60,12 @@ impl Stage for Caption {
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
-        Ok(Arc::new(Schema::new(vec![column::image_id(), Field::new("caption", DataType::Utf8, false)])))
+        Ok(captions::schema())
     }
 
     fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
-        let rows = table.rows(LOOKED_AT, &[(ITSELF, &["caption"])])?;
-        let captions: Vec<&str> = rows.column(ITSELF, "caption")?.as_string::<i32>().iter().flatten().collect();
+        let rows = table.rows(LOOKED_AT, &[(ITSELF, &[CAPTION])])?;
+        let captions: Vec<&str> = rows.column(ITSELF, CAPTION)?.as_string::<i32>().iter().flatten().collect();
         Ok(all_equal(&captions, table.len()).map(Note::new).into_iter().collect())
     }
 }
@@ -93,14 +100,14 @@ struct FromDataset {
 impl Operator for FromDataset {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(1024)? {
-            let given = batch.column("images", "caption")?.as_string::<i32>();
-            let classes = batch.column("images", "class")?.as_string::<i32>();
+            let given = batch.column("images", CAPTION)?.as_string::<i32>();
+            let classes = batch.column("images", CLASS)?.as_string::<i32>();
             let caption = given.iter().zip(classes).map(|(given, class)| match given {
                 Some(caption) => caption.to_owned(),
                 None => self.default.replace("{class}", class.unwrap_or_default()),
             });
             out.rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
-            column::note_missing_captions(out, &batch.ids, given, "`default`");
+            note_missing_captions(out, &batch.ids, given, "`default`");
         }
         Ok(())
     }

@@ -1,25 +1,23 @@
 //! Images -> the moments of their latents.
 
-use std::sync::Arc;
-
-use arrow::datatypes::{DataType, Float32Type, Schema, SchemaRef};
+use arrow::datatypes::{Float32Type, SchemaRef};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, no_grad};
 
-use super::{
-    column,
-    tensors::{device, floats, network, normalise, tensor},
-    training::config_of,
-};
+use super::tensors::{device, floats, network, normalise, tensor};
 use crate::{
     engine::{
         Result,
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
-        store::tensor_field,
     },
     models::vae::{AutoencoderKl, AutoencoderKlConfig},
+    tables::{
+        images, latents,
+        tensor::tensor_column,
+        weights::{config_of, weights_column},
+    },
 };
 
 /// Encodes images by the autoencoder: mean and log-variance of each latent, unscaled.
@@ -34,7 +32,10 @@ impl Stage for EncodeLatents {
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![Port::rows("images", [column::pixels()]), Port::table("autoencoder", [column::weights()])])
+        Ports::Named(vec![
+            Port::rows("images", [images::pixels_column()]),
+            Port::table("autoencoder", [weights_column()]),
+        ])
     }
 
     fn makes(&self) -> Output {
@@ -42,7 +43,7 @@ impl Stage for EncodeLatents {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let [height, width, _] = column::pixels_shape(inputs)?;
+        let [height, width, _] = images::pixels(inputs)?;
         let config: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
         let factor = config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
@@ -51,8 +52,7 @@ impl Stage for EncodeLatents {
             return Err(Misfit::input("images", message));
         }
         let shape = [config.latent_channels as usize, height / factor, width / factor];
-        let moment = |name| tensor_field(name, DataType::Float32, &shape, false);
-        Ok(Arc::new(Schema::new(vec![column::image_id(), moment("mean"), moment("logvar")])))
+        Ok(latents::schema(shape))
     }
 }
 
@@ -73,11 +73,11 @@ struct Encoder {
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(self.batch_size)? {
-            let pixels = tensor(&batch, "images", "pixels")?.to_device(self.device);
+            let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let posterior = no_grad(|| self.network.encode(&normalise(&pixels)));
             let (mean, logvar) = (floats(&posterior.mean)?, floats(&posterior.logvar)?);
             let size = mean.len() / batch.len();
-            let columns = [mean, logvar].map(|moment| column::tensors::<Float32Type>(moment, size, None));
+            let columns = [mean, logvar].map(|moment| tensor_column::<Float32Type>(moment, size, None));
             out.rows(&batch, columns.into_iter().collect::<Result<_>>()?)?;
         }
         Ok(())

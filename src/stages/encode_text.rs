@@ -1,31 +1,31 @@
 //! Captions -> the text encoder's hidden states.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use arrow::{
     array::AsArray,
-    datatypes::{DataType, Float32Type, Schema, SchemaRef},
+    datatypes::{Float32Type, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, no_grad};
 
-use super::{
-    column,
-    tensors::{device, floats, network},
-    train_text_encoder::TOKENIZER,
-    training::config_of,
-};
+use super::tensors::{device, floats, network};
 use crate::{
     engine::{
         Error, Result,
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
-        store::tensor_field,
     },
     models::{
         clip::{ClipTextConfig, ClipTextModel},
         tokenizer::ClipTokenizer,
+    },
+    tables::{
+        captions::{CAPTION, caption_column, cut_caption, note_missing_captions},
+        embeddings,
+        tensor::tensor_column,
+        weights::{TOKENIZER, config_of, weights_column},
     },
 };
 
@@ -45,10 +45,7 @@ impl Stage for EncodeText {
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![
-            Port::rows("captions", [column::caption()]),
-            Port::table("text_encoder", [column::weights()]),
-        ])
+        Ports::Named(vec![Port::rows("captions", [caption_column()]), Port::table("text_encoder", [weights_column()])])
     }
 
     fn makes(&self) -> Output {
@@ -58,7 +55,7 @@ impl Stage for EncodeText {
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let config: ClipTextConfig = config_of(inputs, "text_encoder")?;
         let shape = [config.max_position_embeddings as usize, config.hidden_size as usize];
-        Ok(Arc::new(Schema::new(vec![column::image_id(), tensor_field("embedding", DataType::Float32, &shape, false)])))
+        Ok(embeddings::schema(shape))
     }
 }
 
@@ -102,10 +99,10 @@ struct Encoded {
 
 impl Operator for Encoder {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let cut = column::cut_caption(self.length);
+        let cut = cut_caption(self.length);
         while let Some(batch) = rows.next(self.batch_size)? {
-            let column = batch.column("captions", "caption")?.as_string::<i32>();
-            column::note_missing_captions(out, &batch.ids, column, "the empty one");
+            let column = batch.column("captions", CAPTION)?.as_string::<i32>();
+            note_missing_captions(out, &batch.ids, column, "the empty one");
             let captions: Vec<&str> = column.iter().map(Option::unwrap_or_default).collect();
             self.encode(&captions)?;
             let encoded: Vec<&Encoded> = captions.iter().map(|caption| &self.encoded[*caption]).collect();
@@ -113,7 +110,7 @@ impl Operator for Encoder {
             is_cut.for_each(|(id, _)| out.note(&cut, id));
             let values: Vec<f32> = encoded.iter().flat_map(|encoded| encoded.states.iter().copied()).collect();
             let size = values.len() / batch.len();
-            out.rows(&batch, vec![column::tensors::<Float32Type>(values, size, None)?])?;
+            out.rows(&batch, vec![tensor_column::<Float32Type>(values, size, None)?])?;
         }
         Ok(())
     }

@@ -7,15 +7,13 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, StringArray},
-    datatypes::{DataType, Field, Float16Type, Float32Type, Schema, SchemaRef, UInt8Type},
+    datatypes::{DataType, Float16Type, Float32Type, SchemaRef, UInt8Type},
 };
 use garde::Validate;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::column;
-pub use crate::datasets::folder::MEAN;
 use crate::{
     engine::{
         Error, Result,
@@ -26,6 +24,13 @@ use crate::{
     metrics::{
         Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
         protocol::{IMAGE_METRICS, PIXEL_METRICS},
+    },
+    tables::{
+        anomaly_maps::{self, MAP, SCORE},
+        column::missing,
+        images::{CLASS, LABEL, MASK, MASK_GREY},
+        metrics::{self, MEAN},
+        tensor::tensor_row,
     },
     vision::pool,
 };
@@ -109,7 +114,7 @@ impl Stage for Evaluate {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let map: [usize; 2] = inputs.shape("anomaly_maps", "map")?;
+        let map: [usize; 2] = anomaly_maps::shape(inputs)?;
         for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
             let mask: [usize; 2] = inputs.shape("images", name)?;
             if mask != map {
@@ -117,21 +122,13 @@ impl Stage for Evaluate {
                 return Err(Misfit::input("anomaly_maps", message));
             }
         }
-        let mut fields = vec![
-            Field::new("class", DataType::Utf8, false),
-            Field::new("protocol", DataType::Utf8, false),
-            Field::new("n_images", DataType::Int64, false),
-            Field::new("n_anomalous", DataType::Int64, false),
-        ];
-        let metrics = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
-        fields.extend(metrics.map(|name| Field::new(*name, DataType::Float64, true)));
-        Ok(Arc::new(Schema::new(fields)))
+        Ok(metrics::schema(IMAGE_METRICS.iter().chain(&PIXEL_METRICS)))
     }
 }
 
 impl Open for Evaluate {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let size = context.schemas.shape("anomaly_maps", "map")?;
+        let size = anomaly_maps::shape(&context.schemas)?;
         Ok(Box::new(Evaluator { stage: self, size }))
     }
 }
@@ -209,13 +206,13 @@ impl Operator for Evaluator {
 
 /// Whether every row has all that only it can say; ground truth may be missing.
 fn whole(batch: &Batch) -> Result<()> {
-    for (port, name) in [("images", "class"), ("images", "label"), ("anomaly_maps", "score"), ("anomaly_maps", "map")] {
+    for (port, name) in [("images", CLASS), ("images", LABEL), ("anomaly_maps", SCORE), ("anomaly_maps", MAP)] {
         let column = batch.column(port, name)?;
         if let Some(row) = (0..column.len()).find(|row| column.is_null(*row)) {
-            return Err(column::missing(&batch.ids[row], port, name));
+            return Err(missing(&batch.ids[row], port, name));
         }
     }
-    let mean = batch.column("images", "class")?.as_string::<i32>().iter().position(|class| class == Some(MEAN));
+    let mean = batch.column("images", CLASS)?.as_string::<i32>().iter().position(|class| class == Some(MEAN));
     match mean {
         Some(row) => Err(Error::Input(format!(
             "{}: a class `{MEAN}` would be taken for the mean over classes; give it another name",
@@ -227,13 +224,15 @@ fn whole(batch: &Batch) -> Result<()> {
 
 /// Notes anomalous images whose ground truth says nothing of where.
 fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
-    let labels = batch.column("images", "label")?.as_boolean();
-    let masks = batch.column("images", "mask")?;
+    let labels = batch.column("images", LABEL)?.as_boolean();
+    let masks = batch.column("images", MASK)?;
     for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| labels.value(*row)) {
-        if masks.is_null(row) {
-            out.note("the image is anomalous and has no mask: it counts in image metrics alone", id);
-        } else if column::row::<UInt8Type>(masks, row)?.iter().all(|pixel| *pixel == 0) {
-            out.note("the image is anomalous and its `mask` is empty: its pixels count as normal, and it has no region of AUPRO", id);
+        match tensor_row::<UInt8Type>(masks, row)? {
+            None => out.note("the image is anomalous and has no mask: it counts in image metrics alone", id),
+            Some(mask) if mask.iter().all(|pixel| *pixel == 0) => {
+                out.note("the image is anomalous and its `mask` is empty: its pixels count as normal, and it has no region of AUPRO", id);
+            }
+            Some(_) => {}
         }
     }
     Ok(())
@@ -244,8 +243,8 @@ impl Tally {
         let scores = (0..batch.len()).into_par_iter().map(|row| self.score(batch, row));
         let scores = scores.collect::<Result<Vec<_>>>()?;
         let (names, labels) =
-            (batch.column("images", "class")?.as_string::<i32>(), batch.column("images", "label")?.as_boolean());
-        let maps = batch.column("anomaly_maps", "map")?;
+            (batch.column("images", CLASS)?.as_string::<i32>(), batch.column("images", LABEL)?.as_boolean());
+        let maps = batch.column("anomaly_maps", MAP)?;
         for (row, score) in scores.into_iter().enumerate() {
             let mask = self.mask(batch, row)?;
             let class = self.classes.entry(names.value(row).to_owned()).or_default();
@@ -254,7 +253,10 @@ impl Tally {
             let anomalous = of_mask.unwrap_or(labels.value(row));
             let wrong = |e: MetricError| Error::Stage(format!("{}: {e}", batch.ids[row]));
             if let Some(mask) = mask {
-                class.pixels.update(column::row::<Float16Type>(maps, row)?, &mask, self.size[1]).map_err(wrong)?;
+                class
+                    .pixels
+                    .update(tensor_row::<Float16Type>(maps, row)?.unwrap_or_default(), &mask, self.size[1])
+                    .map_err(wrong)?;
             }
             if let Some(score) = score {
                 class.images.update(score, anomalous).map_err(wrong)?;
@@ -268,28 +270,25 @@ impl Tally {
     /// The image's score; None where the map is too small for it.
     fn score(&self, batch: &Batch, row: usize) -> Result<Option<f64>> {
         let Some((side, repeats)) = self.protocol.windows() else {
-            let stored = batch.column("anomaly_maps", "score")?.as_primitive::<Float32Type>();
+            let stored = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
             return Ok(Some(f64::from(stored.value(row))));
         };
         let [height, width] = self.size;
         if (side - 1) * repeats >= height.min(width) {
             return Ok(None);
         }
-        let map = column::row::<Float16Type>(batch.column("anomaly_maps", "map")?, row)?;
+        let map = tensor_row::<Float16Type>(batch.column("anomaly_maps", MAP)?, row)?.unwrap_or_default();
         let map: Vec<f64> = map.iter().copied().map(f64::from).collect();
         Ok(Some(pool::largest_mean(&map, width, height, side, repeats)))
     }
 
     /// Where the image is anomalous; None where it is not known.
     fn mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<bool>>> {
-        let exact = batch.column("images", "mask")?;
-        let grey = batch.port("images").and_then(|images| images.column_by_name("mask_grey"));
+        let exact = batch.column("images", MASK)?;
+        let grey = batch.port("images").and_then(|images| images.column_by_name(MASK_GREY));
         let grey = grey.filter(|grey| self.protocol.reads_grey_masks() && grey.is_valid(row));
-        let mask = grey.unwrap_or(exact);
-        if mask.is_null(row) {
-            return Ok(None);
-        }
-        Ok(Some(column::row::<UInt8Type>(mask, row)?.iter().map(|pixel| *pixel > 0).collect()))
+        let mask = tensor_row::<UInt8Type>(grey.unwrap_or(exact), row)?;
+        Ok(mask.map(|mask| mask.iter().map(|pixel| *pixel > 0).collect()))
     }
 
     /// The classes whose images are all normal or all anomalous.
@@ -361,14 +360,15 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::tables::tensor::tensor_column;
 
     fn batch(classes: [&str; 2], labels: [Option<bool>; 2], scores: [Option<f32>; 2]) -> Batch {
         let columns = |columns: Vec<(&str, ArrayRef)>| {
             RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))
                 .unwrap()
         };
-        let map = column::tensors::<Float16Type>(vec![f16::ZERO; 8], 4, None).unwrap();
-        let mask = column::tensors::<UInt8Type>(vec![0; 8], 4, Some(vec![true, false])).unwrap();
+        let map = tensor_column::<Float16Type>(vec![f16::ZERO; 8], 4, None).unwrap();
+        let mask = tensor_column::<UInt8Type>(vec![0; 8], 4, Some(vec![true, false])).unwrap();
         let images = columns(vec![
             ("class", Arc::new(StringArray::from_iter_values(classes))),
             ("label", Arc::new(BooleanArray::from_iter(labels))),

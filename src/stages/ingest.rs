@@ -15,14 +15,18 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::column;
 use crate::{
     datasets::{self, Files, LeftOut, folder, synthetic},
     engine::{
         Digest, Error, Result, join,
         source::Sources,
         stage::{Batch, Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
-        store::{Note, digest_array, tensor_field, volatile},
+        store::{Note, digest_array, volatile},
+    },
+    tables::{
+        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT},
+        metrics::MEAN,
+        tensor::tensor_column,
     },
     vision::{
         VisionError,
@@ -151,21 +155,7 @@ impl Stage for Ingest {
                 format!("there is no class `{class}`; classes are {}", synthetic::CLASSES.join(", ")),
             ));
         }
-        let size = self.size as usize;
-        Ok(Arc::new(Schema::new(vec![
-            column::image_id(),
-            Field::new("class", DataType::Utf8, false),
-            Field::new("split", DataType::Utf8, false),
-            Field::new("label", DataType::Boolean, false),
-            Field::new("defect", DataType::Utf8, false),
-            volatile(Field::new("uri", DataType::Utf8, true)),
-            Field::new("width", DataType::UInt32, false),
-            Field::new("height", DataType::UInt32, false),
-            Field::new("caption", DataType::Utf8, true),
-            tensor_field("pixels", DataType::UInt8, &[size, size, 3], false),
-            tensor_field("mask", DataType::UInt8, &[size, size], true),
-            tensor_field("mask_grey", DataType::UInt8, &[size, size], true),
-        ])))
+        Ok(images::schema(self.size as usize))
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
@@ -199,7 +189,7 @@ fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
     let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
     let dead: Vec<&str> = tree.dead_links().collect();
     let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
-    let files = Files { root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
+    let files = Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
     let datasets::Listing { records, left_out } = folder::list(&files).map_err(|e| Error::Input(e.to_string()))?;
     let files: Vec<&str> = records.iter().map(|r| r.image_id).chain(records.iter().filter_map(|r| r.mask)).collect();
     let contents = sources.digests(&tree, &files)?;
@@ -208,12 +198,12 @@ fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
     let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
     let (mask_path, mask_paths) = text("mask_path", records.iter().map(|r| r.mask));
     let rows = listing(vec![
-        text(column::IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
-        text("class", records.iter().map(|r| Some(r.class))),
-        text("split", records.iter().map(|r| Some(r.split))),
+        text(IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
+        text(CLASS, records.iter().map(|r| Some(r.class))),
+        text(SPLIT, records.iter().map(|r| Some(r.split))),
         labels(records.iter().map(|r| r.label)),
-        text("defect", records.iter().map(|r| Some(r.defect))),
-        text("caption", records.iter().map(|r| r.caption.as_deref())),
+        text(DEFECT, records.iter().map(|r| Some(r.defect))),
+        text(CAPTION, records.iter().map(|r| r.caption.as_deref())),
         digests("image_content", digest_array(images.iter().copied().map(Some))),
         digests("mask_content", digest_array(records.iter().map(|r| r.mask.and_then(|_| masks.next())))),
         (volatile(mask_path), mask_paths),
@@ -223,7 +213,7 @@ fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
 }
 
 fn labels(values: impl Iterator<Item = bool>) -> (Field, ArrayRef) {
-    (Field::new("label", DataType::Boolean, false), Arc::new(values.map(Some).collect::<BooleanArray>()))
+    (Field::new(LABEL, DataType::Boolean, false), Arc::new(values.map(Some).collect::<BooleanArray>()))
 }
 
 fn list_synthetic(spec: &Synthetic) -> Result<RecordBatch> {
@@ -231,11 +221,11 @@ fn list_synthetic(spec: &Synthetic) -> Result<RecordBatch> {
     let ids: Vec<String> = items.iter().map(synthetic::Item::image_id).collect();
     let index = UInt32Array::from_iter_values(items.iter().map(|item| item.index));
     listing(vec![
-        text(column::IMAGE_ID, ids.iter().map(|id| Some(id.as_str()))),
-        text("class", items.iter().map(|item| Some(item.class.name()))),
-        text("split", items.iter().map(|item| Some(item.split.name()))),
+        text(IMAGE_ID, ids.iter().map(|id| Some(id.as_str()))),
+        text(CLASS, items.iter().map(|item| Some(item.class.name()))),
+        text(SPLIT, items.iter().map(|item| Some(item.split.name()))),
         labels(items.iter().map(|item| item.defect.is_some())),
-        text("defect", items.iter().map(|item| Some(item.label()))),
+        text(DEFECT, items.iter().map(|item| Some(item.label()))),
         (Field::new("index", DataType::UInt32, false), Arc::new(index)),
     ])
 }
@@ -385,7 +375,7 @@ impl Reader {
             None => (self.empty_mask(batch, row)?, None),
         };
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
-        let caption = batch.column(SOURCE, "caption")?.as_string::<i32>();
+        let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
         Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey, remarks })
     }
@@ -395,11 +385,11 @@ impl Reader {
         let text = |name| batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row));
         let index = batch.column(SOURCE, "index")?.as_primitive::<UInt32Type>().value(row);
         let item = synthetic::Item {
-            class: text("class")?.parse()?,
-            split: if text("split")? == "train" { synthetic::Split::Train } else { synthetic::Split::Test },
+            class: text(CLASS)?.parse()?,
+            split: if text(SPLIT)? == "train" { synthetic::Split::Train } else { synthetic::Split::Test },
             defect: synthetic::Defect::ALL
                 .into_iter()
-                .find(|defect| text("defect").is_ok_and(|name| name == defect.name())),
+                .find(|defect| text(DEFECT).is_ok_and(|name| name == defect.name())),
             index,
         };
         let size = self.stage.size;
@@ -418,7 +408,7 @@ impl Reader {
 
     /// A normal image has no anomalous pixel; of an anomalous image without ground truth nothing is known.
     fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>> {
-        let anomalous = batch.column(SOURCE, "label")?.as_boolean().value(row);
+        let anomalous = batch.column(SOURCE, LABEL)?.as_boolean().value(row);
         Ok((!anomalous).then(|| vec![0; (self.stage.size * self.stage.size) as usize]))
     }
 
@@ -430,20 +420,20 @@ impl Reader {
             let none = vec![0; size * size];
             let rows: Vec<&[u8]> = good.iter().map(|(_, image)| of(image).unwrap_or(&none).as_slice()).collect();
             let valid = good.iter().map(|(_, image)| of(image).is_some()).collect();
-            column::tensors::<UInt8Type>(rows.concat(), size * size, Some(valid))
+            tensor_column::<UInt8Type>(rows.concat(), size * size, Some(valid))
         };
         let pixels: Vec<&[u8]> = good.iter().map(|(_, image)| image.pixels.as_slice()).collect();
         Ok(vec![
-            listed(column::IMAGE_ID)?,
-            listed("class")?,
-            listed("split")?,
-            listed("label")?,
-            listed("defect")?,
+            listed(IMAGE_ID)?,
+            listed(CLASS)?,
+            listed(SPLIT)?,
+            listed(LABEL)?,
+            listed(DEFECT)?,
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.uri.as_deref()))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.height))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),
-            column::tensors::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
+            tensor_column::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
             masks(|image| image.mask.as_ref())?,
             masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
         ])

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use arrow::{
     array::{Array, AsArray, RecordBatch},
-    datatypes::{Float16Type, UInt8Type},
+    datatypes::{DataType, Float16Type, UInt8Type},
 };
 
-use super::column;
 use crate::{
     engine::{
         Result,
         stage::{Batch, ITSELF, Sample},
-        store::{Note, tensor_shape},
+        store::Note,
     },
     models::preprocessing::Preprocessing,
+    tables::{
+        images::{CLASS, PIXELS},
+        reconstructions,
+        tensor::{find_shape, tensor_row},
+    },
 };
 
 /// Images that are looked at.
@@ -32,7 +36,7 @@ const SMALLEST_CORRELATION: f64 = 0.25;
 
 /// The remarks on a table of the stage `reconstruct`.
 pub(super) fn review(table: &Sample<'_>) -> Result<Vec<Note>> {
-    let batch = table.rows(LOOKED_AT, &[("images", &["pixels", "class"]), (ITSELF, &["pixels"])])?;
+    let batch = table.rows(LOOKED_AT, &[("images", &[PIXELS, CLASS]), (ITSELF, &[reconstructions::PIXELS])])?;
     let mut classes: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
     for (class, pair) in pairs(&batch)? {
         classes.entry(class).or_default().push(pair);
@@ -75,12 +79,12 @@ fn pairs(batch: &Batch) -> Result<Vec<(String, Pair)>> {
     let [height, width, channels] = shape;
     let scale = Preprocessing::imagenet(1);
     let grey = |value: f32, c: usize| f64::from((value * scale.std[c % 3] + scale.mean[c % 3]).clamp(0., 1.) * 255.);
-    let (given, made) = (batch.column("images", "pixels")?, batch.column(ITSELF, "pixels")?);
-    let classes = images.column_by_name("class").and_then(|column| column.as_string_opt::<i32>());
+    let (given, made) = (batch.column("images", PIXELS)?, batch.column(ITSELF, reconstructions::PIXELS)?);
+    let classes = images.column_by_name(CLASS).and_then(|column| column.as_string_opt::<i32>());
     let mut pairs = Vec::new();
     for row in 0..batch.len() {
-        let image = column::row::<UInt8Type>(given, row)?; // [H, W, C]
-        let reconstruction = column::row::<Float16Type>(made, row)?; // [C, H, W]
+        let image = tensor_row::<UInt8Type>(given, row)?.unwrap_or_default(); // [H, W, C]
+        let reconstruction = tensor_row::<Float16Type>(made, row)?.unwrap_or_default(); // [C, H, W]
         if image.len() != height * width * channels || reconstruction.len() != image.len() {
             continue;
         }
@@ -95,8 +99,7 @@ fn pairs(batch: &Batch) -> Result<Vec<(String, Pair)>> {
 
 /// The shape [H, W, C] of images.
 fn pixels(images: &RecordBatch) -> Option<[usize; 3]> {
-    let schema = images.schema();
-    tensor_shape(schema.field_with_name("pixels").ok()?)?.try_into().ok()
+    find_shape(&images.schema(), PIXELS, &[DataType::UInt8])
 }
 
 /// The means of a picture's cells; `value` is that of a channel at a pixel.

@@ -2,7 +2,6 @@
 
 pub mod anomaly_maps;
 pub mod caption;
-pub mod column;
 pub mod command;
 pub mod encode_latents;
 pub mod encode_text;

@@ -15,8 +15,6 @@ use tch::{Device, nn};
 use super::{
     tensors::{input, save_weights},
     train_denoiser::DenoiserConfig,
-    train_text_encoder::TOKENIZER,
-    training::weights_field,
     weights::{self, Weights},
 };
 use crate::{
@@ -33,6 +31,7 @@ use crate::{
         tokenizer::ClipTokenizer,
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
+    tables::weights::{TOKENIZER, weights_field},
 };
 
 /// Brings published weights into a pipeline: a table that other stages read as they read that of a training.

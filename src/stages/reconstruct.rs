@@ -1,10 +1,8 @@
 //! Images -> their reconstructions as if they were normal.
 
-use std::sync::Arc;
-
 use arrow::{
     array::new_null_array,
-    datatypes::{DataType, Float16Type, Float32Type, Schema, SchemaRef},
+    datatypes::{Float16Type, Float32Type, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
@@ -12,11 +10,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
-    column::{self, TEXT, UNCONDITIONAL},
     likeness,
     tensors::{device, first_embedding, floats, halves, network, normalise, tensor},
     train_denoiser::DenoiserConfig,
-    training::config_of,
 };
 use crate::{
     diffusion::{
@@ -27,11 +23,19 @@ use crate::{
     engine::{
         Error, Result,
         stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
-        store::{Note, tensor_field},
+        store::Note,
     },
     models::{
         denoiser::Denoiser,
         vae::{AutoencoderKl, Posterior},
+    },
+    tables::{
+        embeddings::{self, EMBEDDING, TEXT, UNCONDITIONAL},
+        images,
+        latents::{self, LOGVAR, MEAN},
+        reconstructions,
+        tensor::tensor_column,
+        weights::{config_of, weights_column},
     },
 };
 
@@ -98,12 +102,12 @@ impl Stage for Reconstruct {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
-            Port::rows("images", [column::pixels()]),
-            Port::rows("latents", column::moments()),
-            Port::rows(TEXT, [column::embedding()]).optional(),
-            Port::table("autoencoder", [column::weights()]),
-            Port::table("denoiser", [column::weights()]),
-            Port::table(UNCONDITIONAL, [column::embedding()]).optional(),
+            Port::rows("images", [images::pixels_column()]),
+            Port::rows("latents", latents::moment_columns()),
+            Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
+            Port::table("autoencoder", [weights_column()]),
+            Port::table("denoiser", [weights_column()]),
+            Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
         ])
     }
 
@@ -112,15 +116,15 @@ impl Stage for Reconstruct {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let latent = column::latent_shape(inputs)?;
-        let [height, width, _] = column::pixels_shape(inputs)?;
+        let latent = latents::shape(inputs)?;
+        let [height, width, _] = images::pixels(inputs)?;
         let denoiser: DenoiserConfig = config_of(inputs, "denoiser")?;
         denoiser
             .schedule
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| Misfit::parameter("sampler", e))?;
-        let shape = |port| column::embedding_shape(inputs, port);
+        let shape = |port| embeddings::shape(inputs, port);
         match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
             [false, false] => {
                 return Err(Misfit::stage(format!(
@@ -143,12 +147,7 @@ impl Stage for Reconstruct {
             _ => {}
         }
         denoiser.fits(inputs, captions(inputs), None)?;
-        Ok(Arc::new(Schema::new(vec![
-            column::image_id(),
-            tensor_field("latent", DataType::Float32, &latent, false),
-            tensor_field("pixels", DataType::Float16, &[3, height, width], false),
-            tensor_field("autoencoded", DataType::Float16, &[3, height, width], !self.autoencoded),
-        ])))
+        Ok(reconstructions::schema(latent, [height, width], !self.autoencoded))
     }
 
     fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
@@ -199,12 +198,12 @@ impl Operator for Reconstructor {
             let (latent, pixels) = (floats(&latent)?, halves(&pixels)?);
             let (a, b) = (latent.len() / batch.len(), pixels.len() / batch.len());
             let autoencoded = match autoencoded {
-                Some(shown) => column::tensors::<Float16Type>(halves(&shown)?, b, None)?,
+                Some(shown) => tensor_column::<Float16Type>(halves(&shown)?, b, None)?,
                 None => new_null_array(out.schema().field(3).data_type(), batch.len()),
             };
             let columns = vec![
-                column::tensors::<Float32Type>(latent, a, None)?,
-                column::tensors::<Float16Type>(pixels, b, None)?,
+                tensor_column::<Float32Type>(latent, a, None)?,
+                tensor_column::<Float16Type>(pixels, b, None)?,
                 autoencoded,
             ];
             out.rows(&batch, columns)?;
@@ -226,12 +225,12 @@ struct Reconstruction {
 impl Reconstructor {
     fn reconstruct(&self, batch: &Batch) -> Result<Reconstruction> {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
-        let image = normalise(&read("images", "pixels")?);
-        let posterior = Posterior { mean: read("latents", "mean")?, logvar: read("latents", "logvar")? };
+        let image = normalise(&read("images", images::PIXELS)?);
+        let posterior = Posterior { mean: read("latents", MEAN)?, logvar: read("latents", LOGVAR)? };
         let rows = batch.len() as i64;
         let context = match &self.unconditional {
             Some(unconditional) if batch.port(TEXT).is_none() => unconditional.f_expand([rows, -1, -1], true)?,
-            _ => read(TEXT, "embedding")?,
+            _ => read(TEXT, EMBEDDING)?,
         };
         let size = posterior.mean.size(); // [B, C, h, w]
         let noise = |what: &str| {
@@ -273,10 +272,13 @@ impl Reconstructor {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::datatypes::{DataType, Schema};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{models::vae::AutoencoderKlConfig, stages::training::weights_field};
+    use crate::{engine::store::tensor_field, models::vae::AutoencoderKlConfig, tables::weights::weights_field};
 
     /// What is wrong with a denoiser of such widths and a table of such captions, for images of 32x32 whose latents are 8x8.
     fn problem(denoiser: &Value, latents: [usize; 3], captions: usize) -> Option<String> {

@@ -9,7 +9,6 @@ use half::f16;
 use serde::{Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor, nn};
 
-use super::column;
 use crate::{
     diffusion::schedule::ScheduleError,
     engine::{
@@ -27,10 +26,12 @@ use crate::{
         preprocessing::Preprocessing,
         tokenizer::TokenizerError,
     },
+    tables::{
+        column::missing,
+        embeddings::EMBEDDING,
+        weights::{CONFIG, WEIGHTS},
+    },
 };
-
-/// The key of the network's configuration in a weights file's metadata, and of the column that names the file.
-pub(super) const CONFIG: &str = "config";
 
 impl From<tch::TchError> for Error {
     /// What libtorch refuses is a failure of the stage.
@@ -92,7 +93,7 @@ pub(super) fn device(context: &Context) -> Result<Device> {
 pub(super) fn tensor(batch: &Batch, port: &str, name: &str) -> Result<Tensor> {
     let column = batch.column(port, name)?;
     match (0..column.len()).find(|row| column.is_null(*row)) {
-        Some(row) => Err(column::missing(&batch.ids[row], port, name)),
+        Some(row) => Err(missing(&batch.ids[row], port, name)),
         None => stacked(batch.rows(port)?, name),
     }
 }
@@ -122,8 +123,8 @@ fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
 /// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
 pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Tensor>> {
     let Some(table) = context.tables.get(port) else { return Ok(None) };
-    match table.column_by_name("embedding") {
-        Some(column) if !column.is_empty() && column.is_valid(0) => stacked(&table.slice(0, 1), "embedding").map(Some),
+    match table.column_by_name(EMBEDDING) {
+        Some(column) if !column.is_empty() && column.is_valid(0) => stacked(&table.slice(0, 1), EMBEDDING).map(Some),
         _ => Err(Error::Input(format!("the table at `{port}` has no embedding in its first row, which is taken"))),
     }
 }
@@ -194,7 +195,7 @@ pub(super) fn network<C: DeserializeOwned, N>(
 
 fn weights_of(context: &Context, port: &str) -> Result<Bytes> {
     let none = || Error::Stage(format!("the table at `{port}` names no weights"));
-    let column = context.tables.get(port).and_then(|table| table.column_by_name("weights")).ok_or_else(none)?;
+    let column = context.tables.get(port).and_then(|table| table.column_by_name(WEIGHTS)).ok_or_else(none)?;
     let digest = column.as_string::<i32>().iter().flatten().next_back().ok_or_else(none)?;
     context.store.blob(digest.parse::<Digest>().map_err(Error::Damaged)?)
 }
@@ -206,11 +207,11 @@ mod tests {
     use arrow::datatypes::Schema;
 
     use super::*;
-    use crate::engine::store::tensor_field;
+    use crate::{engine::store::tensor_field, tables::tensor::tensor_column};
 
     /// Three rows of two numbers, of which the second row has none where `valid` says so.
     fn batch(valid: bool) -> Batch {
-        let pixels = column::tensors::<UInt8Type>((0..6).collect(), 2, Some(vec![true, valid, true])).unwrap();
+        let pixels = tensor_column::<UInt8Type>((0..6).collect(), 2, Some(vec![true, valid, true])).unwrap();
         let schema = Schema::new(vec![tensor_field("pixels", DataType::UInt8, &[1, 2], true)]);
         let rows = RecordBatch::try_new(Arc::new(schema), vec![pixels]).unwrap();
         Batch::new(["a", "b", "c"].map(str::to_owned).into(), vec![("images".into(), rows)])

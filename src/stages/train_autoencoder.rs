@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    column,
     tensors::{device, input, normalise, save_weights},
     training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
     training_rows::TrainingRows,
@@ -29,6 +28,10 @@ use crate::{
         lpips::Lpips,
         patchgan::{PatchGan, PatchGanConfig},
         vae::{AutoencoderKl, AutoencoderKlConfig},
+    },
+    tables::{
+        images::{self, PIXELS},
+        training_log,
     },
 };
 
@@ -234,7 +237,7 @@ impl Stage for TrainAutoencoder {
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![Port::rows("images", [column::pixels()])])
+        Ports::Named(vec![Port::rows("images", [images::pixels_column()])])
     }
 
     fn makes(&self) -> Output {
@@ -255,7 +258,7 @@ impl Stage for TrainAutoencoder {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         self.config.validate().map_err(|e| Misfit::parameter("config", e))?;
-        let [height, width, _] = column::pixels_shape(inputs)?;
+        let [height, width, _] = images::pixels(inputs)?;
         let factor = self.config.factor() as usize;
         if height % factor != 0 || width % factor != 0 {
             return Err(Misfit::parameter(
@@ -294,7 +297,7 @@ impl Stage for TrainAutoencoder {
                 format!("VGG16 sees nothing of images below {0}x{0}", Lpips::SMALLEST),
             ));
         }
-        Ok(training::schema(&self.parts(), &[], &self.config))
+        Ok(training_log::schema(&self.parts(), &[], &self.config))
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
@@ -382,7 +385,7 @@ impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut pixels = TrainingRows::new()?;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(&batch, "images", "pixels")?;
+            pixels.push(&batch, "images", PIXELS)?;
         }
         let count = pixels.len();
         let training = &self.stage.training;

@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    column::{self, TEXT, UNCONDITIONAL},
     tensors::{device, first_embedding, input, load_weights, normalise, save_weights},
-    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, config_of},
+    training::{Judge, LoggedLoss, MicroBatch, Subject, Training},
     training_rows::TrainingRows,
     weights::{self, Weights},
 };
@@ -34,6 +33,14 @@ use crate::{
         recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
+    },
+    tables::{
+        embeddings::{self, EMBEDDING, TEXT, UNCONDITIONAL},
+        images::{self, PIXELS},
+        latents::{self, LOGVAR, MEAN},
+        tensor::tensor_row,
+        training_log,
+        weights::{config_of, weights_column},
     },
 };
 
@@ -194,9 +201,9 @@ impl DenoiserConfig {
     /// of the table at the port `denoiser`.
     pub(super) fn fits(&self, inputs: &Schemas, captions: &str, own: Option<[&str; 2]>) -> Result<(), Misfit> {
         let vae: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
-        let [height, width, _] = column::pixels_shape(inputs)?;
-        let [channels, h, w] = column::latent_shape(inputs)?;
-        let [_, text] = column::embedding_shape(inputs, captions)?;
+        let [height, width, _] = images::pixels(inputs)?;
+        let [channels, h, w] = latents::shape(inputs)?;
+        let [_, text] = embeddings::shape(inputs, captions)?;
         let (factor, config) = (vae.factor(), &self.control.unet);
         let misfit = |parameter: usize, message: String| match own {
             Some(own) => Err(Misfit::parameter(own[parameter], message)),
@@ -301,11 +308,11 @@ impl Stage for TrainDenoiser {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
-            Port::rows("images", [column::pixels()]),
-            Port::rows("latents", column::moments()),
-            Port::rows(TEXT, [column::embedding()]).optional(),
-            Port::table("autoencoder", [column::weights()]),
-            Port::table(UNCONDITIONAL, [column::embedding()]).optional(),
+            Port::rows("images", [images::pixels_column()]),
+            Port::rows("latents", latents::moment_columns()),
+            Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
+            Port::table("autoencoder", [weights_column()]),
+            Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
         ])
     }
 
@@ -341,7 +348,7 @@ impl Stage for TrainDenoiser {
             return Err(Misfit::parameter("min_timestep", format!("the schedule ends before {}", self.min_timestep)));
         }
         config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
-        let [_, h, w] = column::latent_shape(inputs)?;
+        let [_, h, w] = latents::shape(inputs)?;
         let levels = self.config.block_out_channels.len();
         let deepest = 1 << (levels - 1);
         if h % deepest != 0 || w % deepest != 0 {
@@ -350,7 +357,7 @@ impl Stage for TrainDenoiser {
                 format!("latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"),
             ));
         }
-        Ok(training::schema(&[], &[], &config))
+        Ok(training_log::schema(&[], &[], &config))
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
@@ -404,18 +411,19 @@ impl Trainer {
         let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
         let mut row = 0;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(&batch, "images", "pixels")?;
-            mean.push(&batch, "latents", "mean")?;
-            logvar.push(&batch, "latents", "logvar")?;
+            pixels.push(&batch, "images", PIXELS)?;
+            mean.push(&batch, "latents", MEAN)?;
+            logvar.push(&batch, "latents", LOGVAR)?;
             if self.unconditional.is_none() {
-                let embeddings = batch.column(TEXT, "embedding")?;
+                let embeddings = batch.column(TEXT, EMBEDDING)?;
                 for i in 0..batch.len() {
-                    let digest = Digest::of(column::row::<Float32Type>(embeddings, i)?.to_byte_slice());
+                    let embedding = tensor_row::<Float32Type>(embeddings, i)?.unwrap_or_default();
+                    let digest = Digest::of(embedding.to_byte_slice());
                     let next = known.len() as i64;
                     let is_new = !known.contains_key(&digest);
                     caption[row + i] = *known.entry(digest).or_insert(next);
                     if is_new {
-                        text.push(&batch.slice(i, 1), TEXT, "embedding")?;
+                        text.push(&batch.slice(i, 1), TEXT, EMBEDDING)?;
                     }
                 }
             }

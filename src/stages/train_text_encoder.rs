@@ -11,7 +11,6 @@ use tch::{
 };
 
 use super::{
-    column,
     tensors::{device, normalise, save_weights, tensor},
     training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
     training_rows::TrainingRows,
@@ -26,6 +25,12 @@ use crate::{
         clip::{ClipTextConfig, ClipTextModel},
         image_tower::ImageTower,
         tokenizer::ClipTokenizer,
+    },
+    tables::{
+        captions::{CAPTION, caption_column, cut_caption, note_missing_captions},
+        images::{self, PIXELS},
+        training_log,
+        weights::TOKENIZER,
     },
 };
 
@@ -74,16 +79,13 @@ fn default_held_out() -> f64 {
     0.1
 }
 
-/// The metadata key of the tokeniser in the weights file.
-pub(super) const TOKENIZER: &str = "tokenizer";
-
 impl Stage for TrainTextEncoder {
     fn revision(&self) -> u32 {
         4
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![Port::rows("images", [column::pixels()]), Port::rows("captions", [column::caption()])])
+        Ports::Named(vec![Port::rows("images", [images::pixels_column()]), Port::rows("captions", [caption_column()])])
     }
 
     fn makes(&self) -> Output {
@@ -109,7 +111,7 @@ impl Stage for TrainTextEncoder {
         if let Some(width) = self.image_widths.iter().find(|width| **width % 8 != 0) {
             return Err(Misfit::parameter("image_widths", format!("{width} does not divide by 8")));
         }
-        Ok(training::schema(&["accuracy"], &["held_out_accuracy", "held_out_guessing"], &self.config))
+        Ok(training_log::schema(&["accuracy"], &["held_out_accuracy", "held_out_guessing"], &self.config))
     }
 }
 
@@ -198,9 +200,9 @@ impl Trainer {
     fn read(&self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<Data> {
         let (mut images, mut captions, mut ids) = (TrainingRows::new()?, Vec::<String>::new(), Vec::new());
         while let Some(batch) = rows.next(64)? {
-            images.push_all(&self.shrunk(&normalise(&tensor(&batch, "images", "pixels")?)))?;
-            let column = batch.column("captions", "caption")?.as_string::<i32>();
-            column::note_missing_captions(out, &batch.ids, column, "the empty one");
+            images.push_all(&self.shrunk(&normalise(&tensor(&batch, "images", PIXELS)?)))?;
+            let column = batch.column("captions", CAPTION)?.as_string::<i32>();
+            note_missing_captions(out, &batch.ids, column, "the empty one");
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
             ids.extend(batch.ids);
         }
@@ -248,7 +250,7 @@ impl Operator for Trainer {
         let encode = |caption: &String| tokenizer.encode_or_cut(caption, length);
         let (tokens, is_cut): (Vec<Vec<i64>>, Vec<bool>) =
             captions.iter().map(encode).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-        let cut = column::cut_caption(length);
+        let cut = cut_caption(length);
         ids.iter().zip(is_cut).filter(|(_, is_cut)| *is_cut).for_each(|(id, _)| out.note(&cut, id));
         let tokens = Tensor::from_slice(&tokens.concat()).view([captions.len() as i64, length as i64]);
         tch::manual_seed(training.seed as i64);

@@ -11,20 +11,19 @@ use std::{
 
 use arrow::{
     array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    datatypes::SchemaRef,
 };
 use bytes::Bytes;
 use garde::Validate;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 pub(super) use learned::Judge;
 
-use super::tensors::{CONFIG, checkpoint};
+use super::tensors::checkpoint;
 use crate::{
     diffusion::{
         Noise,
@@ -33,8 +32,7 @@ use crate::{
     },
     engine::{
         Digest, Error, Result,
-        stage::{Misfit, Schemas, Sink, Unit},
-        store::volatile,
+        stage::{Sink, Unit},
     },
     models::checkpoint::{Checkpoint, to_safetensors},
 };
@@ -204,45 +202,6 @@ struct LogRow {
     grad_norm: f32,
     rows_per_s: f32,
     weights: Option<Digest>,
-}
-
-/// The schema of a training table. `parts` names the loss's parts, then come those that are `optional`; `config` is what a reader
-/// of the weights needs to know.
-pub(super) fn schema(parts: &[&str], optional: &[&str], config: &impl Serialize) -> SchemaRef {
-    let float = |name: &str| Field::new(name, DataType::Float32, false);
-    let mut fields =
-        vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Int64, false), float("loss")];
-    fields.extend(parts.iter().map(|part| float(part)));
-    fields.extend(optional.iter().map(|part| float(part).with_nullable(true)));
-    fields.extend([float("lr"), float("grad_norm"), volatile(float("rows_per_s")), weights_field(config)]);
-    Arc::new(Schema::new(fields))
-}
-
-/// The column that names weights, with the configuration of their network.
-pub(super) fn weights_field(config: &impl Serialize) -> Field {
-    let config = serde_json::to_string(config).unwrap_or_default();
-    Field::new("weights", DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)]))
-}
-
-/// The configuration that [`weights_field`] put beside the weights of the table at `port`.
-pub(super) fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<C, Misfit> {
-    let weights = inputs.field(port, "weights")?;
-    let none = || {
-        Misfit::input(
-            port,
-            format!("`{port}` names no weights of a network: a training or `pretrained` makes such a table"),
-        )
-    };
-    let json = weights.metadata().get(CONFIG).ok_or_else(none)?;
-    let other = |why: String| Misfit::input(port, format!("`{port}` names weights of another network: {why}"));
-    let config: C = serde_json::from_str(json).map_err(|e| other(e.to_string()))?;
-    // Where all values have defaults, what another network has shows that it is one.
-    let [theirs, ours]: [Value; 2] =
-        [serde_json::from_str(json), serde_json::to_value(&config)].map(Result::unwrap_or_default);
-    match theirs.as_object().and_then(|theirs| theirs.keys().find(|key| ours.get(key).is_none())) {
-        Some(key) => Err(other(format!("its configuration has `{key}`"))),
-        None => Ok(config),
-    }
 }
 
 impl Training {
@@ -533,7 +492,6 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{clip::ClipTextConfig, vae::AutoencoderKlConfig};
 
     fn rows(batches: &[MicroBatch]) -> Vec<usize> {
         batches.iter().map(|batch| batch.rows.len()).collect()
@@ -593,28 +551,6 @@ mod tests {
         assert_eq!(error([&[1.], &[1.]], &[1., f32::INFINITY]), format!("the norm of the gradients is inf {advice}"));
         // what was saved before this was held
         assert!(Log::read("[{\"step\": 2, \"loss\": null}]").is_none());
-    }
-
-    #[test]
-    fn weights_of_another_network_are_told() {
-        let inputs = |field: Field| Schemas {
-            all: [("autoencoder".to_owned(), Arc::new(Schema::new(vec![field])))].into(),
-            by_row: Vec::new(),
-        };
-        let read = |field| config_of::<AutoencoderKlConfig>(&inputs(field), "autoencoder");
-        let own = AutoencoderKlConfig { latent_channels: 8, ..Default::default() };
-        assert_eq!(read(weights_field(&own)), Ok(own));
-        let other = read(weights_field(&ClipTextConfig::default())).unwrap_err().to_string();
-        assert!(
-            other.starts_with("`autoencoder` names weights of another network: its configuration has `"),
-            "{other}"
-        );
-        assert!(
-            read(Field::new("weights", DataType::Utf8, true))
-                .unwrap_err()
-                .to_string()
-                .starts_with("`autoencoder` names no weights")
-        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod blur;
 pub mod colormap;
 mod container;
 pub mod decode;
+pub mod imagenet;
 pub mod pool;
 pub mod resize;
 

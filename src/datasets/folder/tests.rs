@@ -10,7 +10,15 @@ fn with_listing<T>(paths: &[&str], text: &str, use_it: impl FnOnce(Result<Listin
     paths.sort_unstable();
     hidden.sort_unstable();
     let read = |_: &str| Ok(text.as_bytes().to_vec());
-    use_it(list(&Files { root: "ROOT/", name: "root", paths: &paths, hidden: &hidden, dead: &DEAD, read: &read }))
+    use_it(list(&Files {
+        mean: "mean",
+        root: "ROOT/",
+        name: "root",
+        paths: &paths,
+        hidden: &hidden,
+        dead: &DEAD,
+        read: &read,
+    }))
 }
 
 fn with_list<T>(paths: &[&str], text: &str, use_it: impl FnOnce(Result<Vec<Record<'_>>, DatasetError>) -> T) -> T {

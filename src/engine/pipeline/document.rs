@@ -14,7 +14,7 @@ use super::{
     filter::Filter,
     inputs::{from_entries, inputs},
     sweep::{Axis, Sweep},
-    table::{Input, OnError, Pipeline, TABLES_OF_SQL, Table, digest},
+    table::{Input, OnError, Pipeline, Table, digest},
     yaml::{Key, Kind, Node, Place},
 };
 use crate::engine::{
@@ -31,6 +31,8 @@ pub(in crate::engine) struct Loader<'a> {
     pub(in crate::engine) file: File<'a>,
     /// The stages that tables may name.
     pub(in crate::engine) kinds: &'a [StageKind],
+    /// The tables that SQL has beside those of pipelines; no table is called so.
+    pub(in crate::engine) tables_of_sql: &'a [&'a str],
 }
 
 impl Loader<'_> {
@@ -130,8 +132,8 @@ impl Loader<'_> {
 
     fn table(&self, key: &Key, node: &Node, variant: Variant, above: &[&Table], all: &[&str]) -> Result<Table> {
         check_name(&key.name).map_err(|message| self.file.error(key.place, message))?;
-        if TABLES_OF_SQL.contains(&key.name.as_str()) {
-            let taken = TABLES_OF_SQL.join(", ");
+        if self.tables_of_sql.contains(&key.name.as_str()) {
+            let taken = self.tables_of_sql.join(", ");
             return Err(self
                 .file
                 .error(key.place, format!("`{}` is a table of SQL itself; taken are {taken}", key.name)));
@@ -327,24 +329,26 @@ fn explain(of: &str, message: &str) -> String {
     format!("unknown parameter `{unknown}`{}; `{of}` takes {}", suggestion(&unknown, &known), or_none(&known))
 }
 
-/// Reads a pipeline file, with `table.parameter=value` assignments on top.
-pub fn load(path: &std::path::Path, kinds: &[StageKind], sets: &[String]) -> Result<Pipeline> {
+/// Reads a pipeline file, with `table.parameter=value` assignments on top. `tables_of_sql` are names that no table may have.
+pub fn load(path: &std::path::Path, kinds: &[StageKind], tables_of_sql: &[&str], sets: &[String]) -> Result<Pipeline> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let stem = path.file_stem().map_or_else(|| "pipeline".into(), |stem| stem.to_string_lossy().into_owned());
-    parse(&path.display().to_string(), &stem, &text, kinds, sets, &|name| std::env::var(name).ok())
+    parse(&path.display().to_string(), &stem, &text, kinds, tables_of_sql, sets, &|name| std::env::var(name).ok())
 }
 
-/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `variable` looks `${NAME}` up.
+/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `tables_of_sql` are names that no table may
+/// have, `variable` looks `${NAME}` up.
 pub fn parse(
     file: &str,
     stem: &str,
     text: &str,
     kinds: &[StageKind],
+    tables_of_sql: &[&str],
     sets: &[String],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Pipeline> {
     let file = File { name: file, secrets: Arc::default() };
-    let mut loader = Loader { file, kinds };
+    let mut loader = Loader { file, kinds, tables_of_sql };
     let mut root = Node::parse(text).map_err(|(place, message)| loader.file.error(place, message))?;
     for set in sets {
         loader.assign(&mut root, set)?;

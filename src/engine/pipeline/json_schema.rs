@@ -1,6 +1,8 @@
 //! The generated contracts: the JSON Schema of pipeline files, from the stages' parameters and their documentation, and the
 //! columns that stages read and write.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::document::parse;
@@ -12,22 +14,28 @@ use crate::engine::{
 };
 
 /// The pipeline whose tables show the columns that stages write.
-const EXAMPLE: &str = include_str!("../../../pipelines/quickstart.yaml");
+#[derive(Clone, Copy, Debug)]
+pub struct Example<'a> {
+    /// Its path in the repository.
+    pub path: &'a str,
+    /// Its YAML.
+    pub text: &'a str,
+}
 
 /// The files of `schemas/`: name and content.
-pub fn files(kinds: &[StageKind]) -> Result<Vec<(String, String)>> {
+pub fn files(kinds: &[StageKind], example: Example<'_>) -> Result<Vec<(String, String)>> {
     let text = |value: Value| serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
-    let example = parse("quickstart.yaml", "quickstart", EXAMPLE, kinds, &[], &|_| None)?;
+    let tables = parse(example.path, "example", example.text, kinds, &[], &[], &|_| None)?.tables;
     let mut files = vec![("pipeline.schema.json".to_owned(), text(pipeline(kinds)))];
     for kind in kinds {
-        let table = example.tables.iter().find(|table| table.kind.name == kind.name);
-        files.push((format!("{}.json", kind.name), text(stage(kind, table)?)));
+        let table = tables.iter().find(|table| table.kind.name == kind.name);
+        files.push((format!("{}.json", kind.name), text(stage(kind, table.map(|table| (example.path, table)))?)));
     }
     Ok(files)
 }
 
 /// A stage kind: what it reads, what it takes, what it makes, with the parameters of its example.
-fn stage(kind: &StageKind, example: Option<&Table>) -> Result<Value> {
+fn stage(kind: &StageKind, example: Option<(&str, &Table)>) -> Result<Value> {
     let params = kind.example().unwrap_or_else(|| json!({}));
     let wrong =
         |e: ParamError| Error::Stage(format!("the example of stage `{}`: {}: {}", kind.name, e.path, e.message));
@@ -37,7 +45,7 @@ fn stage(kind: &StageKind, example: Option<&Table>) -> Result<Value> {
         Ports::Named(ports) => ports.iter().map(port).collect(),
     };
     let columns = match example {
-        Some(table) => json!({ format!("of `{}` in pipelines/quickstart.yaml", table.name): columns(table) }),
+        Some((path, table)) => json!({ format!("of `{}` in {path}", table.name): columns(table) }),
         None => json!("as its parameters or its source say"),
     };
     Ok(json!({
@@ -88,16 +96,98 @@ fn columns(table: &Table) -> Vec<Value> {
     stored.fields().iter().map(|field| column(field)).collect()
 }
 
+/// The definition of a table in the JSON Schema of pipelines, which no definition of a stage may replace.
+const TABLE: &str = "table";
+
+/// The parameters of one stage.
+struct Parameters<'a> {
+    stage: &'a str,
+    schema: Value,
+    /// The definitions that `schema` refers to.
+    definitions: Map<String, Value>,
+}
+
+impl<'a> Parameters<'a> {
+    fn new(stage: &'a str, mut schema: Value) -> Self {
+        let definitions = schema.as_object_mut().and_then(|object| object.remove("$defs"));
+        let definitions = match definitions {
+            Some(Value::Object(definitions)) => definitions,
+            _ => Map::new(),
+        };
+        Self { stage, schema, definitions }
+    }
+}
+
+/// Brings the definitions of all stages into one place. Stages share a definition that is the same in all of them; of a name that
+/// means different things each stage has its own, as `stage.Name`.
+fn merge(stages: &mut [Parameters<'_>]) -> Map<String, Value> {
+    let own = ambiguous(stages);
+    let mut merged = Map::new();
+    for stage in stages {
+        let name = |name: &str| if own.contains(name) { format!("{}.{name}", stage.stage) } else { name.to_owned() };
+        rename(&mut stage.schema, &name);
+        for (of, mut definition) in std::mem::take(&mut stage.definitions) {
+            rename(&mut definition, &name);
+            merged.insert(name(&of), definition);
+        }
+    }
+    merged
+}
+
+/// The names of definitions that differ between stages, by themselves or in a definition that they refer to.
+fn ambiguous(stages: &[Parameters<'_>]) -> BTreeSet<String> {
+    let all = || stages.iter().flat_map(|stage| &stage.definitions);
+    let mut found = BTreeSet::from([TABLE.to_owned()]);
+    loop {
+        let differs = |name: &str, definition: &Value| {
+            all().any(|(other, content)| other == name && content != definition)
+                || references(definition).iter().any(|name| found.contains(*name))
+        };
+        let new = all().find(|(name, definition)| !found.contains(*name) && differs(name, definition));
+        let Some((name, _)) = new else { return found };
+        found.insert(name.clone());
+    }
+}
+
+/// How a schema refers to a definition.
+const REFERENCE: &str = "#/$defs/";
+
+/// The definitions that a schema refers to.
+fn references(schema: &Value) -> Vec<&str> {
+    match schema {
+        Value::Object(entries) => {
+            let own = entries.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix(REFERENCE));
+            own.into_iter().chain(entries.values().flat_map(references)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Gives the definitions that a schema refers to other names.
+fn rename(schema: &mut Value, name: &dyn Fn(&str) -> String) {
+    match schema {
+        Value::Object(entries) => {
+            if let Some(Value::String(to)) = entries.get_mut("$ref")
+                && let Some(old) = to.strip_prefix(REFERENCE)
+            {
+                *to = format!("{REFERENCE}{}", name(old));
+            }
+            entries.values_mut().for_each(|value| rename(value, name));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| rename(item, name)),
+        _ => {}
+    }
+}
+
 fn pipeline(kinds: &[StageKind]) -> Value {
-    let mut definitions = Map::new();
+    let mut stages: Vec<Parameters<'_>> =
+        kinds.iter().map(|kind| Parameters::new(kind.name, (kind.schema)().to_value())).collect();
+    let mut definitions = merge(&mut stages);
     let variants: Vec<Value> = kinds
         .iter()
-        .map(|kind| {
-            let mut parameters = (kind.schema)().to_value();
-            // Definitions of all stages share one place; their names are types of one crate, so equal names are equal types.
-            if let Some(Value::Object(own)) = parameters.as_object_mut().and_then(|object| object.remove("$defs")) {
-                definitions.extend(own);
-            }
+        .zip(stages)
+        .map(|(kind, Parameters { schema: parameters, .. })| {
             let required = parameters.get("required").is_some();
             json!({
                 "if": { "properties": { "stage": { "const": kind.name } } },
@@ -107,7 +197,7 @@ fn pipeline(kinds: &[StageKind]) -> Value {
         .collect();
     let names: Vec<Value> =
         kinds.iter().map(|kind| json!({ "const": kind.name, "description": kind.about() })).collect();
-    definitions.insert("table".into(), json!({
+    definitions.insert(TABLE.into(), json!({
         "type": "object",
         "required": ["stage"],
         "additionalProperties": false,
@@ -160,4 +250,59 @@ fn pipeline(kinds: &[StageKind]) -> Value {
         },
         "$defs": definitions,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refers(to: &str) -> Value {
+        json!({ "properties": { "x": { "$ref": format!("{REFERENCE}{to}"), "description": "What to use." } } })
+    }
+
+    /// Two stages with these definitions, each with a parameter of the type `Model`, merged.
+    fn merged(a: Value, b: Value) -> (Map<String, Value>, [Value; 2]) {
+        let parameters = |stage, definitions: Value| {
+            let mut schema = refers("Model");
+            schema["$defs"] = definitions;
+            Parameters::new(stage, schema)
+        };
+        let mut stages = [parameters("caption", a), parameters("fit", b)];
+        let definitions = merge(&mut stages);
+        (definitions, stages.map(|stage| stage.schema))
+    }
+
+    #[test]
+    fn equal_definitions_of_two_stages_are_shared() {
+        let own = json!({ "Model": { "enum": ["a"] } });
+        let (definitions, schemas) = merged(own.clone(), own.clone());
+        assert_eq!(Value::from(definitions), own);
+        assert_eq!(schemas, [refers("Model"), refers("Model")]);
+    }
+
+    #[test]
+    fn different_definitions_of_one_name_carry_their_stage() {
+        let [a, b] = ["a", "b"].map(|word| json!({ "enum": [word] }));
+        let (definitions, schemas) = merged(json!({ "Model": a, "Rule": {} }), json!({ "Model": b }));
+        assert_eq!(Value::from(definitions), json!({ "caption.Model": a, "Rule": {}, "fit.Model": b }));
+        assert_eq!(schemas, [refers("caption.Model"), refers("fit.Model")]);
+    }
+
+    #[test]
+    fn what_refers_to_different_definitions_differs_too() {
+        let with = |word: &str| json!({ "Model": refers("Size"), "Size": { "const": word } });
+        let (definitions, schemas) = merged(with("a"), with("b"));
+        let expected = json!({
+            "caption.Model": refers("caption.Size"), "caption.Size": { "const": "a" },
+            "fit.Model": refers("fit.Size"), "fit.Size": { "const": "b" },
+        });
+        assert_eq!(Value::from(definitions), expected);
+        assert_eq!(schemas, [refers("caption.Model"), refers("fit.Model")]);
+    }
+
+    #[test]
+    fn no_definition_takes_the_name_of_the_tables_own() {
+        let (definitions, _) = merged(json!({ "Model": refers("table"), "table": {} }), json!({}));
+        assert_eq!(definitions.keys().collect::<Vec<_>>(), ["caption.Model", "caption.table"]);
+    }
 }

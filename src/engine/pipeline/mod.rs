@@ -12,6 +12,6 @@ mod yaml;
 
 pub use document::{load, parse};
 pub use filter::{Filter, check_length, session, unrepeatable};
-pub use json_schema::files;
+pub use json_schema::{Example, files};
 pub use selection::{Selection, check, is_called};
-pub use table::{Input, OnError, Pipeline, TABLES_OF_SQL, Table};
+pub use table::{Input, OnError, Pipeline, Table};

@@ -11,9 +11,6 @@ use crate::engine::{
     stage::{Output, Reads, Stage, StageKind},
 };
 
-/// What SQL calls the tables that it has beside those of pipelines; no table is called so.
-pub const TABLES_OF_SQL: [&str; 5] = ["runs", "stage_runs", "errors", "paper_results", "paper_datasets"];
-
 /// A checked pipeline: tables from top to bottom, each made from tables above it.
 #[derive(Debug)]
 pub struct Pipeline {

@@ -1,0 +1,33 @@
+//! Descriptions of images, and what is said about those that are missing or too long.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::StringArray,
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+
+pub use super::images::CAPTION;
+use super::images::image_id;
+use crate::engine::stage::{Column, Sink};
+
+/// The schema of captions.
+pub fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![image_id(), Field::new(CAPTION, DataType::Utf8, false)]))
+}
+
+/// The column of captions, as a stage reads it.
+pub fn caption_column() -> Column {
+    Column::new(CAPTION, DataType::Utf8)
+}
+
+/// Notes the rows that have no caption, and what stands for it.
+pub fn note_missing_captions(out: &mut Sink<'_>, ids: &[String], captions: &StringArray, instead: &str) {
+    let missing = ids.iter().zip(captions).filter(|(_, caption)| caption.is_none());
+    missing.for_each(|(id, _)| out.note(&format!("the image has no caption, and {instead} stands for it"), id));
+}
+
+/// The note of a caption that has more tokens than a text encoder takes.
+pub fn cut_caption(tokens: usize) -> String {
+    format!("the caption is longer than the encoder's {tokens} tokens and is cut")
+}

@@ -1,0 +1,34 @@
+//! Captions as a text encoder's hidden states.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+
+use super::images::image_id;
+use crate::engine::{
+    stage::{Column, Misfit, Schemas},
+    store::tensor_field,
+};
+
+/// The hidden states of a caption's tokens, `float32[T, D]`.
+pub const EMBEDDING: &str = "embedding";
+
+/// The input of each row's own caption.
+pub const TEXT: &str = "text_embeddings";
+/// The input whose first row is the caption of all rows, or that to lead away from.
+pub const UNCONDITIONAL: &str = "unconditional";
+
+/// The schema of embeddings of this shape.
+pub fn schema(shape: [usize; 2]) -> SchemaRef {
+    Arc::new(Schema::new(vec![image_id(), tensor_field(EMBEDDING, DataType::Float32, &shape, false)]))
+}
+
+/// The column of embeddings, as a stage reads it: T tokens of D numbers.
+pub fn embedding_column() -> Column {
+    Column::tensors(EMBEDDING, DataType::Float32, "[T, D]")
+}
+
+/// The shape `[T, D]` of the embeddings at a port.
+pub fn shape(schemas: &Schemas, port: &str) -> Result<[usize; 2], Misfit> {
+    schemas.shape(port, EMBEDDING)
+}

@@ -1,0 +1,83 @@
+//! Images with their class, label and ground truth: one row per image.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use super::{column::has, tensor::find_shape};
+use crate::engine::{
+    stage::{Column, Misfit, Schemas},
+    store::{tensor_field, volatile},
+};
+
+/// The id of an image: its path below the dataset's root, or its name in a generated dataset.
+pub const IMAGE_ID: &str = "image_id";
+/// The product or texture that is inspected.
+pub const CLASS: &str = "class";
+/// `train` or `test`.
+pub const SPLIT: &str = "split";
+/// The split of the images that are judged.
+pub const TEST: &str = "test";
+/// True for an anomalous image.
+pub const LABEL: &str = "label";
+/// The kind of defect, `good` for none.
+pub const DEFECT: &str = "defect";
+/// The file that the image was read from.
+pub const URI: &str = "uri";
+/// The width of the file's image.
+pub const WIDTH: &str = "width";
+/// The height of the file's image.
+pub const HEIGHT: &str = "height";
+/// What the image shows, in words.
+pub const CAPTION: &str = "caption";
+/// The pixels, `uint8[H, W, 3]`.
+pub const PIXELS: &str = "pixels";
+/// The ground truth, `uint8[H, W]`: 255 where more than half of a pixel is anomalous.
+pub const MASK: &str = "mask";
+/// The ground truth, `uint8[H, W]`: above 0 wherever an anomaly touches a pixel.
+pub const MASK_GREY: &str = "mask_grey";
+
+/// The id column of every table with a row per image.
+pub fn image_id() -> Field {
+    Field::new(IMAGE_ID, DataType::Utf8, false)
+}
+
+/// The schema of square images of this size.
+pub fn schema(size: usize) -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        image_id(),
+        Field::new(CLASS, DataType::Utf8, false),
+        Field::new(SPLIT, DataType::Utf8, false),
+        Field::new(LABEL, DataType::Boolean, false),
+        Field::new(DEFECT, DataType::Utf8, false),
+        volatile(Field::new(URI, DataType::Utf8, true)),
+        Field::new(WIDTH, DataType::UInt32, false),
+        Field::new(HEIGHT, DataType::UInt32, false),
+        Field::new(CAPTION, DataType::Utf8, true),
+        tensor_field(PIXELS, DataType::UInt8, &[size, size, 3], false),
+        tensor_field(MASK, DataType::UInt8, &[size, size], true),
+        tensor_field(MASK_GREY, DataType::UInt8, &[size, size], true),
+    ]))
+}
+
+/// The column of pixels, as a stage reads it.
+pub fn pixels_column() -> Column {
+    Column::tensors(PIXELS, DataType::UInt8, "[H, W, 3]")
+}
+
+/// The shape `[H, W, 3]` of the pixels at the port `images`.
+pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], Misfit> {
+    schemas.shape("images", PIXELS)
+}
+
+/// The height and width of a table's images; `None` if it has none.
+pub fn size(schema: &Schema) -> Option<[usize; 2]> {
+    let [height, width, channels] = find_shape(schema, PIXELS, &[DataType::UInt8])?;
+    (channels == 3).then_some([height, width])
+}
+
+/// The column with the images' ids: `image_id`, else the first column where that is text.
+pub fn id_column(schema: &Schema) -> Option<&str> {
+    let first = || schema.fields().first().filter(|field| *field.data_type() == DataType::Utf8);
+    if has(schema, IMAGE_ID, &DataType::Utf8) { Some(IMAGE_ID) } else { first().map(|field| field.name().as_str()) }
+}

@@ -1,0 +1,34 @@
+//! The course of a training: one row per logged step.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::Serialize;
+
+use super::weights::weights_field;
+use crate::engine::store::volatile;
+
+/// The optimiser's step, from 1.
+pub const STEP: &str = "step";
+/// How often every row has been seen.
+pub const EPOCH: &str = "epoch";
+/// The loss.
+pub const LOSS: &str = "loss";
+/// The learning rate.
+pub const LR: &str = "lr";
+/// The norm of the gradients.
+pub const GRAD_NORM: &str = "grad_norm";
+/// The speed of the training.
+pub const ROWS_PER_S: &str = "rows_per_s";
+
+/// The schema of a training's table. `parts` names the loss's parts, then come those that are `optional`; `config` is what a
+/// reader of the weights needs to know.
+pub fn schema(parts: &[&str], optional: &[&str], config: &impl Serialize) -> SchemaRef {
+    let float = |name: &str| Field::new(name, DataType::Float32, false);
+    let mut fields =
+        vec![Field::new(STEP, DataType::Int64, false), Field::new(EPOCH, DataType::Int64, false), float(LOSS)];
+    fields.extend(parts.iter().map(|part| float(part)));
+    fields.extend(optional.iter().map(|part| float(part).with_nullable(true)));
+    fields.extend([float(LR), float(GRAD_NORM), volatile(float(ROWS_PER_S)), weights_field(config)]);
+    Arc::new(Schema::new(fields))
+}
