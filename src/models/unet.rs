@@ -184,7 +184,7 @@ impl UNet2DConditionModel {
     ) -> Tensor {
         let Encoded { emb, mut skips, mid: mut x } = self.encoder.forward(pass, x, t, context, None);
         if let Some(control) = control {
-            x += &control.mid;
+            x = x + &control.mid;
             for (skip, residual) in skips.iter_mut().rev().zip(control.skips.iter().rev()) {
                 *skip = &*skip + residual;
             }

@@ -312,14 +312,11 @@ mod tests {
             problem(&config, [4, 8, 8], 12).unwrap()
         };
         assert_eq!(problem(&fits, [4, 8, 8], 12), None);
-        assert!(with("in_channels", json!(8)).starts_with("`denoiser`: in_channels and out_channels are 4"));
+        assert!(with("in_channels", json!(8)).starts_with("in_channels and out_channels are 4"));
         let hint = with("conditioning_embedding_out_channels", json!([4, 8]));
-        assert!(
-            hint.starts_with("`denoiser`: the hint encoder shrinks images by 2 and the autoencoder by 4"),
-            "{hint}"
-        );
+        assert!(hint.starts_with("the hint encoder shrinks images by 2 and the autoencoder by 4"), "{hint}");
         let captions = problem(&fits, [4, 8, 8], 16).unwrap();
-        assert_eq!(captions, "`denoiser`: cross_attention_dim is 12 and the captions are 16 wide");
+        assert_eq!(captions, "cross_attention_dim is 12 and the captions are 16 wide");
         for latents in [[4, 4, 4], [8, 8, 8]] {
             let told = problem(&fits, latents, 12).unwrap();
             assert!(told.starts_with("`latents` are ") && told.ends_with("4 channels, smaller by 4"), "{told}");

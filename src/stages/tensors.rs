@@ -164,7 +164,7 @@ pub(super) fn save_weights(
 }
 
 pub(super) fn checkpoint(error: CheckpointError) -> Error {
-    Error::Stage(error.to_string())
+    Error::of_library(error.to_string())
 }
 
 /// The weights that a training table names, and the configuration they were trained with.
