@@ -118,7 +118,8 @@ impl Imports {
                 let is_visibility = code[..at].ends_with("in ");
                 let is_path = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
                 let path = code[at..].split(|character| !is_path(character)).next().unwrap();
-                if is_start && !is_visibility {
+                let is_macro = code[at + path.len()..].starts_with('!');
+                if is_start && !is_visibility && !is_macro {
                     imports
                         .own
                         .push(path.split("::").map(str::to_owned).filter(|segment| !segment.is_empty()).collect());

@@ -39,7 +39,7 @@ fn a_text_parameter_takes_all_that_follows_the_sign() {
     // Quotes are YAML's.
     assert_eq!(run(&lab, ("X", ""), "images.root=\"2024\"").0, Some(0));
     // A parameter that may be absent is taken away by YAML's word for nothing.
-    assert!(run(&lab, ("X", ""), "images.root=null").1.contains("`root` is missing"));
+    assert!(run(&lab, ("X", ""), "images.root=null").1.contains("`root`: it is missing"));
     // Other parameters take what YAML reads, and nothing else.
     assert_eq!(run(&lab, ("X", ""), "images.size=48").0, Some(0));
     assert_eq!(lab.sql(".vlmdiff", "select distinct array_length(mask) from images"), ["2304"]);

@@ -50,7 +50,7 @@ pub enum Error {
     #[error("{0}")]
     Worker(String),
     /// Memory ran out.
-    #[error("memory ran out: {0}")]
+    #[error("{0}")]
     Memory(String),
     /// The system killed a process, as it does where memory runs out.
     #[error("{0}")]
@@ -114,7 +114,11 @@ impl Error {
     /// that ran out are read here, and nowhere else.
     pub fn of_library(message: String) -> Self {
         const SIGNS: [&str; 3] = ["out of memory", "can't allocate memory", "bad_alloc"];
-        if SIGNS.iter().any(|sign| message.contains(sign)) { Self::Memory(message) } else { Self::Stage(message) }
+        if SIGNS.iter().any(|sign| message.contains(sign)) {
+            Self::Memory(format!("memory ran out: {message}"))
+        } else {
+            Self::Stage(message)
+        }
     }
 
     /// Says what helps, where memory ran out or may have.

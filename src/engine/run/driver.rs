@@ -33,6 +33,9 @@ const MAX_CAUSES_SHOWN: usize = 4;
 /// An error of failed rows names this many.
 const MAX_FAILURES_SHOWN: usize = 10;
 
+/// Bytes of stack of a thread that makes a table: as many as a main thread has, since predicates of any depth are evaluated.
+const STACK: usize = 8 << 20;
+
 /// A table fails after so many deaths of workers in a row between which no row was computed.
 const MAX_DEATHS: usize = 3;
 
@@ -181,10 +184,14 @@ impl Driver<'_, '_> {
                     let seen = seen_by(table, &states);
                     let (say, damaged) = (say.clone(), damaged.get(&table.name));
                     running += 1;
-                    scope.spawn(move || {
+                    let make = move || {
                         let made = catch_unwind(AssertUnwindSafe(|| self.bring_up_to_date(table, &seen, damaged)));
                         _ = say.send((table, made));
-                    });
+                    };
+                    if let Err(error) = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, make) {
+                        running -= 1;
+                        failure = Some(error.into());
+                    }
                 }
                 let next = if running > 0 { ended.recv().ok() } else { None };
                 let Some((table, made)) = next else { return failure.map_or(Ok(errors), Err) };

@@ -65,7 +65,8 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
 /// A panic's text without what unwrapping and libtorch's own trace add to it.
 fn readable(panic: &str) -> String {
     let text = panic.split_once("value: Torch(\"").map_or(panic, |(_, text)| text);
-    text.split("\\nException raised").next().unwrap_or(text).to_owned()
+    let text = text.split("\\nException raised").next().unwrap_or(text);
+    text.split("\\nframe #").next().unwrap_or(text).to_owned()
 }
 
 fn answer(answer: &Answer) {
