@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::engine::{Error, Result};
 
-/// The URL that an address is, or `None` for a path.
+/// Parses an address as a URL; `None` for a path.
 pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
     if !is_url(address) {
         return Ok(None);
@@ -26,7 +26,7 @@ pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
     }
 }
 
-/// A URL below another.
+/// Returns the URL of `relative` below `url`.
 pub(in crate::engine) fn below(mut url: Url, relative: &str) -> Url {
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(relative.split('/'));
@@ -34,12 +34,13 @@ pub(in crate::engine) fn below(mut url: Url, relative: &str) -> Url {
     url
 }
 
-/// Whether an address is a URL of a server, and no path.
+/// Returns true if an address is the URL of a server and not a path.
 pub fn is_url(address: &str) -> bool {
     address.contains("://") && !address.starts_with("file://")
 }
 
-/// The address of a file below a root. Refuses a path that leads out of the root, as data may name one.
+/// Returns the address of a file below a root. Refuses a path that leads out of the root, because such paths may come
+/// from data.
 pub fn join(root: &str, relative: &str) -> Result<String> {
     let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     if relative.is_empty() || !Path::new(relative).components().all(inside) {
@@ -53,14 +54,14 @@ pub fn join(root: &str, relative: &str) -> Result<String> {
     }
 }
 
-/// The path of an address that is no URL of a server.
+/// Returns the path of an address that is not the URL of a server.
 pub fn local_path(address: &str) -> PathBuf {
     let file = address.starts_with("file://").then(|| url::Url::parse(address).ok()?.to_file_path().ok()).flatten();
     file.unwrap_or_else(|| address.into())
 }
 
-/// The address with the user's home folder in the place of a `~` before the first slash, as shells have it. An address that names
-/// another user's home, or where no home is known, stays as it is.
+/// Returns the address with the user's home folder in the place of a `~` before the first slash, as shells have it.
+/// An address that names another user's home, or where no home is known, stays as it is.
 pub fn expand_home(address: &str) -> String {
     let below = address.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
     match below.zip(std::env::home_dir()) {
@@ -69,7 +70,7 @@ pub fn expand_home(address: &str) -> String {
     }
 }
 
-/// The address as it is named from everywhere.
+/// Returns the address as an absolute path or URL, which does not depend on the working directory.
 pub(in crate::engine) fn absolute(address: &str) -> String {
     match url_of(address) {
         Ok(Some(url)) => url.into(),

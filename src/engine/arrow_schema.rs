@@ -6,12 +6,12 @@ use arrow::datatypes::{Schema, SchemaRef};
 
 use crate::engine::{Error, Result};
 
-/// An Arrow schema as the text that Parquet footers carry.
+/// Encodes an Arrow schema as the text that Parquet footers carry.
 pub fn encode_schema(schema: &Schema) -> String {
     parquet::arrow::encode_arrow_schema(schema)
 }
 
-/// The schema in [`encode_schema`]'s text.
+/// Decodes a schema from the text of [`encode_schema`].
 pub(super) fn decode_schema(text: &str) -> Result<SchemaRef> {
     use base64::Engine;
     let bytes = base64::engine::general_purpose::STANDARD
@@ -22,7 +22,7 @@ pub(super) fn decode_schema(text: &str) -> Result<SchemaRef> {
     let message =
         arrow::ipc::root_as_message(body).map_err(|e| Error::Damaged(format!("a schema is not Arrow IPC: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::Damaged("a schema holds another message".into()))?;
-    // It panics at types that no writer names.
+    // `fb_to_schema` panics on types that no writer produces, as damaged text may contain them.
     let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema));
     schema.map(Arc::new).map_err(|_| Error::Damaged("a schema names a type that there is not".into()))
 }

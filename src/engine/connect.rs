@@ -1,5 +1,5 @@
-//! Servers, of stores and of sources: who asks and where, from the usual environment, and what a network takes beyond
-//! `object_store`'s own retries.
+//! Connections to the servers of stores and sources. Credentials and endpoints come from the usual environment
+//! variables; network failures that `object_store` does not retry are retried here.
 
 use std::{
     fmt,
@@ -26,35 +26,37 @@ use url::Url;
 
 use crate::engine::{Error, Result};
 
-/// A request that takes longer is given up and sent again; `AWS_TIMEOUT` and its like change it.
+/// Time after which a request is cancelled and sent again. `AWS_TIMEOUT` and its counterparts for other clouds change
+/// it.
 const TIMEOUT: &str = "2 minutes";
 
-/// An operation that a network keeps failing is given up after this time.
+/// Time after which an operation that keeps failing on the network is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The wait before the second attempt; it doubles from one to the next.
+/// Wait before the second attempt. It doubles before each further attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// Objects deleted at the same time.
+/// Number of objects that are deleted at the same time.
 const DELETES: usize = 32;
 
-/// Bytes asked for at a time: more would not come within the time of a request.
+/// Bytes per request. Larger requests might not finish within `TIMEOUT`.
 const PIECE: u64 = 32 << 20;
 
-/// Where a store may be.
+/// The kinds of addresses that a store may have, for messages.
 pub(in crate::engine) const PLACES: &str =
     "a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX would work";
 
-/// The server of a URL, and where on it the URL lies.
+/// Connects to the server of a URL. Returns it with the path of the URL on it.
 pub(in crate::engine) fn connect(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
-    // Who writes http:// means it.
+    // A URL with `http://` permits unencrypted connections.
     let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
     let (objects, path) = object_store::parse_url_opts(url, settings().chain(plain))
         .map_err(|e| Error::Input(format!("cannot reach {url}: {e}; {}", hint(url))))?;
     Ok((Arc::new(Steady { objects: objects.into(), url: url.as_str().into() }), path))
 }
 
-/// What the environment says about clouds: `AWS_*`, `GOOGLE_*` and `AZURE_*`, nothing that only looks like a setting.
+/// Returns the settings for clouds in the environment: `AWS_*`, `GOOGLE_*` and `AZURE_*` without names that only
+/// resemble settings.
 fn settings() -> impl Iterator<Item = (String, String)> {
     let text = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((key.to_str()?.to_ascii_lowercase(), value.into_string().ok()?))
@@ -64,7 +66,7 @@ fn settings() -> impl Iterator<Item = (String, String)> {
     std::iter::once(default).chain(std::env::vars_os().filter_map(text).filter(cloud))
 }
 
-/// What to set for a kind of URL.
+/// Returns the advice on which variables to set for a kind of URL.
 fn hint(url: &Url) -> &'static str {
     match ObjectStoreScheme::parse(url) {
         Ok((ObjectStoreScheme::AmazonS3, _)) => {
@@ -82,20 +84,21 @@ fn hint(url: &Url) -> &'static str {
     }
 }
 
-/// Objects on a network: an answer that is cut short, late or lost is asked for again, and errors say what to set.
+/// An object store on a network. Requests are repeated if the answer is incomplete, late or missing, and errors name
+/// the variables to set.
 #[derive(Clone, Debug)]
 struct Steady {
     objects: Arc<dyn ObjectStore>,
     url: Arc<str>,
 }
 
-/// The server refused a write because of another one that is not there yet.
+/// The server refused a write because of a conflicting write that is not yet visible.
 #[derive(Debug, thiserror::Error)]
 #[error("another write of the same object is under way")]
 struct Conflict;
 
 impl Steady {
-    /// Attempts until one succeeds or fails for a reason that another cannot mend.
+    /// Repeats attempts until one succeeds or fails for a reason that a further attempt cannot change.
     async fn steadily<T, F: Future<Output = Answer<T>>>(&self, mut attempt: impl FnMut() -> F) -> Answer<T> {
         let (started, mut wait) = (Instant::now(), FIRST_WAIT);
         loop {
@@ -107,7 +110,8 @@ impl Steady {
         }
     }
 
-    /// A failure with the address and what to set; that an object is there already is none.
+    /// Adds the address and the variables to set to a failure. Answers about the state of an object, such as that it
+    /// already exists, stay as they are.
     fn explain(&self, error: Fault) -> Fault {
         match error {
             Fault::AlreadyExists { .. } | Fault::Precondition { .. } | Fault::NotModified { .. } => error,
@@ -118,7 +122,7 @@ impl Steady {
         }
     }
 
-    /// A large body piece by piece, so that what breaks off costs one piece.
+    /// Reads a large body piece by piece, so that a broken connection costs one piece.
     fn pieces(&self, object: ObjectMeta, range: Range<u64>, options: GetOptions) -> BoxStream<'static, Answer<Bytes>> {
         let this = self.clone();
         let same = object.e_tag.filter(|tag| !tag.starts_with("W/"));
@@ -131,7 +135,8 @@ impl Steady {
         stream::iter((range.start..range.end).step_by(PIECE as usize)).then(piece).boxed()
     }
 
-    /// Creates an object. A server may have done so at an attempt whose answer was lost: an equal object counts as created.
+    /// Creates an object. If an attempt succeeded but its answer was lost, the next attempt finds an equal object,
+    /// which counts as created.
     async fn create(&self, location: &Path, payload: &PutPayload, options: &PutOptions) -> Answer<PutResult> {
         let exists = match self.objects.put_opts(location, payload.clone(), options.clone()).await {
             Err(e @ Fault::AlreadyExists { .. }) => e,
@@ -148,7 +153,7 @@ impl Steady {
     }
 }
 
-/// That there is no object is an answer, and no failure.
+/// Treats a missing object as an answer, so that it is not retried.
 fn or_absent<T>(answer: Answer<T>) -> Answer<Answer<T>> {
     match answer {
         Err(absent @ Fault::NotFound { .. }) => Ok(Err(absent)),
@@ -156,8 +161,8 @@ fn or_absent<T>(answer: Answer<T>) -> Answer<Answer<T>> {
     }
 }
 
-/// Whether the same request may succeed at another time. `object_store` has already sent again what got no connection or an
-/// answer of 500 and above, and what timed out if it reads.
+/// Returns true if the same request may succeed later. `object_store` itself has already repeated requests that got
+/// no connection or a status of 500 and above, and reads that timed out.
 fn is_transient(error: &Fault) -> bool {
     use HttpErrorKind::{Decode, Interrupted, Request, Timeout};
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
@@ -190,7 +195,8 @@ impl ObjectStore for Steady {
         self.objects.put_multipart_opts(location, options).await
     }
 
-    /// Reads the whole body within the attempt, or pieces each in its own: what ends early is asked for again.
+    /// Reads the whole body within the attempt, or in pieces with an attempt each. A body that ends early is
+    /// requested again.
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Answer<GetResult> {
         let get = || async {
             let found = self.objects.get_opts(location, options.clone()).await?;

@@ -4,22 +4,22 @@ use std::{collections::HashMap, fmt, hash::BuildHasherDefault, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Names a content: equal digests mean equal bytes.
+/// Identifies content: equal digests mean equal bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 16]);
 
 impl std::hash::Hash for Digest {
-    /// A digest is a hash already: some of its bytes tell it from others as well as all.
+    /// A digest is already uniformly distributed, so some of its bytes suffice as hash.
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
     }
 }
 
-/// A map by digests, which are not hashed again.
+/// A map with digests as keys, which are not hashed again.
 pub(in crate::engine) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<AsIs>>;
 
-/// The hash of a digest.
+/// The hasher of a digest, which takes bytes of the digest as the hash.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::engine) struct AsIs(u64);
 
@@ -41,34 +41,35 @@ impl Digest {
     /// Bytes of a digest, the width of a digest column.
     pub const LEN: usize = 16;
 
-    /// The digest of a byte string.
+    /// Returns the digest of a byte string.
     pub fn of(bytes: &[u8]) -> Self {
         Self::truncate(blake3::hash(bytes))
     }
 
-    /// The digest of a file's content. It is read, not mapped: a mapped file that is cut short meanwhile, or lies on a disk that
-    /// fails, would end the process.
+    /// Returns the digest of a file's content. The file is read and not mapped: if a mapped file is truncated
+    /// meanwhile, or its disk fails, the process would be killed.
     pub fn of_file(path: &std::path::Path) -> std::io::Result<Self> {
         Ok(Self::truncate(blake3::Hasher::new().update_reader(std::fs::File::open(path)?)?.finalize()))
     }
 
-    /// Stands for the content of a file that cannot be read. BLAKE3 derives it in a mode of its own: it is the digest of no content.
+    /// Returns a digest that stands for the content of a file that cannot be read. BLAKE3 derives it in a separate
+    /// mode, so it is the digest of no content.
     pub fn unreadable(reason: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("vlmdiff: why a file cannot be read");
         Self::truncate(hasher.update(reason.as_bytes()).finalize())
     }
 
-    /// A digest from its 16 bytes, or `None` for another length.
+    /// Makes a digest from its 16 bytes; `None` for another length.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// The 16 bytes.
+    /// Returns the 16 bytes.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The digest that a hash is.
+    /// Returns the first 16 bytes of a hash as a digest.
     pub(in crate::engine) fn truncate(hash: blake3::Hash) -> Self {
         let mut short = [0; 16];
         short.copy_from_slice(&hash.as_bytes()[..16]);
@@ -116,12 +117,12 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes a sequence of fields so that no two different sequences run together.
+/// Hashes a sequence of fields. Lengths are hashed too, so that different sequences have different digests.
 #[derive(Default)]
 pub struct Hasher(blake3::Hasher);
 
 impl Hasher {
-    /// Starts a digest of things of one kind: digests of different kinds never collide.
+    /// Starts the digest of something of a kind. Digests of different kinds never collide.
     pub fn new(kind: &str) -> Self {
         let mut hasher = Self::default();
         hasher.field(kind.as_bytes());
@@ -140,7 +141,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The digest of all that was added.
+    /// Returns the digest of all that was added.
     pub fn finish(&self) -> Digest {
         Digest::truncate(self.0.finalize())
     }

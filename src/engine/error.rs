@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::engine::Digest;
 
-/// What can go wrong between a YAML file and a published table.
+/// The errors that can occur between a YAML file and a published table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The pipeline file cannot be read.
@@ -43,7 +43,7 @@ pub enum Error {
     /// A stage failed.
     #[error("{0}")]
     Stage(String),
-    /// Somebody asked the run to stop.
+    /// The run was asked to stop.
     #[error("interrupted; what is done is kept, and the next run goes on from there")]
     Interrupted,
     /// A worker process ended before its task did.
@@ -52,10 +52,10 @@ pub enum Error {
     /// Memory ran out.
     #[error("{0}")]
     Memory(String),
-    /// The system killed a process, as it does where memory runs out.
+    /// The operating system killed a process, as it does when memory runs out.
     #[error("{0}")]
     Killed(String),
-    /// What the store holds is not what was written.
+    /// The content of the store differs from what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
     /// A part or a blob is damaged or missing; a run computes it again.
@@ -69,13 +69,13 @@ pub enum Error {
     /// The store cannot be read or written.
     #[error("store: {0}")]
     Store(#[source] object_store::Error),
-    /// Arrow refused.
+    /// Arrow returned an error.
     #[error("arrow: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
-    /// Parquet refused.
+    /// Parquet returned an error.
     #[error("parquet: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),
-    /// A file or a process failed.
+    /// An operation on a file or process failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
@@ -93,12 +93,12 @@ impl From<object_store::Error> for Error {
 }
 
 impl Error {
-    /// A part or blob that is damaged or missing.
+    /// Makes the error of a part or blob that is damaged or missing.
     pub fn lost(digest: Digest, message: String) -> Self {
         Self::Lost { digest, message }
     }
 
-    /// Names the table in which it happened.
+    /// Names the table in which the error happened.
     pub fn in_table(self, table: &str) -> Self {
         match self {
             Self::Input(message) => Self::Input(format!("table `{table}`: {message}")),
@@ -110,8 +110,8 @@ impl Error {
         }
     }
 
-    /// The failure of a library that tells in words alone what went wrong: libtorch and the allocator do. Their words for memory
-    /// that ran out are read here, and nowhere else.
+    /// Makes an error from the failure of a library that reports only text, as libtorch and the allocator do. This is
+    /// the only place where their texts are searched for memory that ran out.
     pub fn of_library(message: String) -> Self {
         const SIGNS: [&str; 3] = ["out of memory", "can't allocate memory", "bad_alloc"];
         if SIGNS.iter().any(|sign| message.contains(sign)) {
@@ -121,7 +121,7 @@ impl Error {
         }
     }
 
-    /// Says what helps, where memory ran out or may have.
+    /// Adds advice if memory ran out or may have run out.
     pub(in crate::engine) fn advised(self, help: &str) -> Self {
         match self {
             Self::Memory(message) => Self::Memory(format!("{message}; {help}")),
@@ -130,7 +130,7 @@ impl Error {
         }
     }
 
-    /// Whether the user can mend this by changing arguments, YAML or data.
+    /// Returns true if the user can correct the error by changing arguments, YAML or data.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Pipeline { .. } | Self::Input(_) | Self::Rows { .. })
     }
@@ -164,7 +164,7 @@ mod tests {
     }
 }
 
-/// An object whose bytes are not those that its name promises.
+/// The bytes of an object do not match the digest in its name.
 #[derive(Debug, thiserror::Error)]
 #[error("{location} does not match its digest")]
 pub(crate) struct Mismatch {
@@ -173,14 +173,15 @@ pub(crate) struct Mismatch {
 }
 
 impl Mismatch {
-    /// The mismatch in a chain of errors.
+    /// Finds the mismatch in a chain of errors.
     pub(in crate::engine) fn find<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(found) = error.downcast_ref::<Self>() {
                 return Some(found);
             }
-            // An input or output error shows the source of what it wraps, and hides the wrapped error itself.
+            // The source of an `io::Error` is that of the error it wraps, so the wrapped error itself has to be asked
+            // for.
             let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
             next = wrapped.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
         }

@@ -20,8 +20,8 @@ use serde_json::Value;
 
 use crate::engine::{Digest, Hasher, arrow_schema::encode_schema};
 
-/// What identifies a stage: its name in `stage:`, its revision, its parameters but for places, the content of the files that they
-/// name, and the schema of its output.
+/// Returns the digest that identifies a stage: its name in `stage:`, its revision, its parameters without places, the
+/// content of the files that they name, and the schema of its output.
 pub fn fingerprint(
     stage: &str,
     revision: u32,
@@ -45,11 +45,11 @@ pub(in crate::engine) struct InputRead<'a> {
     pub(in crate::engine) port: &'a str,
     /// The columns that are read.
     pub(in crate::engine) schema: &'a Schema,
-    /// Their values, of an input that is read whole; `None` where it is read row by row.
+    /// The digest of the values of these columns if the input is read whole; `None` if it is read row by row.
     pub(in crate::engine) content: Option<Digest>,
 }
 
-/// What all rows of a table have in common.
+/// Returns the digest of what all rows of a table have in common.
 pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[InputRead<'_>]) -> Digest {
     let mut base = Hasher::new("key");
     base.field(fingerprint.as_bytes());
@@ -67,8 +67,8 @@ pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inpu
     base.finish()
 }
 
-/// The identity of a row: `read` has, by input, the digest of what is read of it. The id counts too: it is part of the row that
-/// is written, and of its randomness.
+/// Returns the identity of a row: `read` has, by input, the digest of the values that are read from it. The id is
+/// part of the identity, because it is written with the row and seeds its randomness.
 pub(in crate::engine) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Digest>) -> Digest {
     let mut hasher = Hasher::new("row key");
     hasher.field(base.as_bytes()).field(id.as_bytes());
@@ -78,14 +78,14 @@ pub(in crate::engine) fn row_key(base: Digest, id: &str, read: impl IntoIterator
     hasher.finish()
 }
 
-/// The identity of a table that is made as a whole from rows with these keys.
+/// Returns the identity of a table that is made as a whole from rows with these keys.
 pub(in crate::engine) fn whole_key(base: Digest, rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("whole");
     hasher.field(base.as_bytes()).field(content(rows).as_bytes());
     hasher.finish()
 }
 
-/// The digest of rows' digests.
+/// Returns the digest of a sequence of row digests.
 pub(in crate::engine) fn content(rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("table");
     rows.iter().for_each(|row| {
@@ -94,7 +94,8 @@ pub(in crate::engine) fn content(rows: &[Digest]) -> Digest {
     hasher.finish()
 }
 
-/// An input of a published table: all that could be read of a table at a port, and how it is read.
+/// Returns the digest of an input of a published table: everything that could be read from a table at a port, and how
+/// it is read.
 pub(in crate::engine) fn read(port: &str, is_whole: bool, content: Digest) -> Digest {
     let reads: &[u8] = if is_whole { b"table" } else { b"rows" };
     let mut hasher = Hasher::new("read");
@@ -102,7 +103,8 @@ pub(in crate::engine) fn read(port: &str, is_whole: bool, content: Digest) -> Di
     hasher.finish()
 }
 
-/// A listing as an input of a published table: its rows, and the remarks that are kept with the table.
+/// Returns the digest of a listing as an input of a published table: its rows, and the remarks that are kept with the
+/// table.
 pub(in crate::engine) fn listing(rows: &[Digest], notes: &[impl ToString]) -> Digest {
     let mut hasher = Hasher::new("listing");
     hasher.field(content(rows).as_bytes());
@@ -121,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// Every digest is another one.
+    /// Checks that all digests are different.
     fn all_differ(what: &str, digests: &[Digest]) {
         let different: BTreeSet<&Digest> = digests.iter().collect();
         assert_eq!(different.len(), digests.len(), "{what}");
@@ -132,7 +134,7 @@ mod tests {
         Arc::new(Schema::new(vec![field]))
     }
 
-    /// A schema and one for each way in which another may differ from it.
+    /// Returns a schema and, for each property in which schemas may differ, one that differs in it.
     fn schemas() -> Vec<SchemaRef> {
         vec![
             schema("a", DataType::Utf8, true, ""),

@@ -1,4 +1,5 @@
-//! Dataflow: tables made by stages, computed row by row, kept under what they were computed from. Knows Arrow, not images.
+//! Dataflow: tables made by stages, computed row by row, and stored under the digest of what they were computed from.
+//! It works on Arrow data and has no code for images.
 
 mod address;
 mod arrow_schema;

@@ -1,4 +1,5 @@
-//! Values that a pipeline takes from the environment, which may be secrets: what is kept or shown has `${NAME}` in their place.
+//! Values that a pipeline takes from the environment, which may be secrets. Stored and shown text has `${NAME}` in
+//! their place.
 
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use crate::engine::{
     address::{expand_home, local_path},
 };
 
-/// Shorter values are no secrets, and stand in other words by chance.
+/// The minimum length of a secret in characters. Shorter values occur in other words by chance.
 const SHORTEST: usize = 4;
 
 /// The values of environment variables that a pipeline file names, with the names of the variables.
@@ -15,30 +16,30 @@ const SHORTEST: usize = 4;
 pub struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// The secrets among variables that were filled in. A value that names a file or folder that is there is a place, and
-    /// messages are to show it.
+    /// Selects the secrets among variables that were filled in. A value that names an existing file or folder is not
+    /// a secret, because messages have to show paths.
     pub fn among(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_secret = |(_, value): &(String, String)| {
             value.chars().count() >= SHORTEST && !local_path(&expand_home(value)).exists()
         };
         let mut secrets: Vec<_> = variables.into_iter().filter(is_secret).collect();
-        // A value may stand within another.
+        // Longer values are replaced first, because one value may contain another.
         secrets.sort_by(|(_, a), (_, b)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         secrets.dedup();
         Self(secrets)
     }
 
-    /// Whether nothing has to be hidden.
+    /// Returns true if there is nothing to hide.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// A text with `${NAME}` in the place of each secret.
+    /// Replaces each secret in a text by `${NAME}`.
     pub fn hide(&self, text: String) -> String {
         self.replace(text, |name, _| format!("${{{name}}}"))
     }
 
-    /// A text with the name and the digest of each secret in its place: it differs where the secret does.
+    /// Replaces each secret in a text by its name and digest, so that the text differs if the secret does.
     pub(in crate::engine) fn identify(&self, text: String) -> String {
         self.replace(text, |name, value| {
             let digest = Digest::of(value.as_bytes()).to_string();
@@ -47,7 +48,7 @@ impl Secrets {
     }
 
     fn replace(&self, text: String, with: impl Fn(&str, &str) -> String) -> String {
-        // A replacement is not looked into: the name of a variable may hold the value of another.
+        // Replaced pieces are not searched again, because the name of a variable may contain the value of another.
         let mut pieces = vec![(text, false)];
         let found: Vec<_> = self.0.iter().filter(|(_, value)| pieces[0].0.contains(value)).collect();
         for (name, value) in found {
@@ -67,12 +68,12 @@ impl Secrets {
         pieces.into_iter().map(|(piece, _)| piece).collect()
     }
 
-    /// [`Secrets::hide`] of every text in a value.
+    /// Applies [`Secrets::hide`] to every text in a value.
     pub(in crate::engine) fn hide_in(&self, value: Value) -> Value {
         self.in_value(value, &|text| self.hide(text))
     }
 
-    /// [`Secrets::identify`] in every text of a value.
+    /// Applies [`Secrets::identify`] to every text in a value.
     pub(in crate::engine) fn identify_in(&self, value: Value) -> Value {
         self.in_value(value, &|text| self.identify(text))
     }
@@ -91,7 +92,7 @@ impl Secrets {
 }
 
 impl Error {
-    /// The error with the names of secrets in their places.
+    /// Replaces secrets in the error by the names of their variables.
     pub(in crate::engine) fn without(self, secrets: &Secrets) -> Self {
         let hide = |text: String| secrets.hide(text);
         match self {

@@ -1,12 +1,12 @@
-//! Signals of the operating system: what it sends to this program, and what this one sends to others.
+//! Signals of the operating system: those sent to this program, and those it sends to others.
 
-/// The handler of a signal that is to interrupt nothing.
+/// Handles a signal by doing nothing.
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Lets a write beyond the limit on files' sizes (`ulimit -f`) fail with an error that names the file. By default the system ends
-/// the process without a word.
+/// Lets a write beyond the limit on file sizes (`ulimit -f`) fail with an error that names the file. By default the
+/// system ends the process without a message.
 pub fn outlive_file_size_limit() {
-    // A handler, and not `SIG_IGN`, which the programs that this one starts would inherit.
+    // A handler is used instead of `SIG_IGN`, because programs that this one starts would inherit `SIG_IGN`.
     let handler = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
     // SAFETY: the handler does nothing, so it may interrupt anything.
     unsafe {
@@ -14,7 +14,7 @@ pub fn outlive_file_size_limit() {
     }
 }
 
-/// Whether whoever started this program wants it to outlive its terminal, as `nohup` does.
+/// Returns true if the program was started so that it outlives its terminal, as `nohup` does.
 pub fn ignores_hangup() -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call only fills in the current one, which is plain data that zeros are valid for.
@@ -24,7 +24,7 @@ pub fn ignores_hangup() -> bool {
     }
 }
 
-/// Asks a process that this one started, and has not waited for yet, to end.
+/// Asks a process to end that this one has started and not yet waited for.
 pub fn ask_to_end(child: &std::process::Child) {
     let Ok(pid) = libc::pid_t::try_from(child.id()) else { return };
     // SAFETY: the number is that of a child that was not waited for, so the system has given it to no other process.

@@ -1,11 +1,11 @@
-//! A request to stop: what runs then finishes or saves the piece of work at hand, and the next run goes on from there.
+//! A request to stop. Running work is finished or saved, and the next run continues from there.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
-/// Whether a run is asked to stop. Clones share the request.
+/// A request to stop, which clones share.
 #[derive(Clone, Default)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
@@ -21,18 +21,18 @@ impl std::fmt::Debug for Stop {
 }
 
 impl Stop {
-    /// Asks to stop.
+    /// Requests a stop.
     pub fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|tell| tell());
     }
 
-    /// Whether somebody asked.
+    /// Returns true if a stop was requested.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::SeqCst)
     }
 
-    /// Calls `tell` at the request: for those who wait for something else.
+    /// Calls `tell` at the request, for threads that wait for something else.
     pub(in crate::engine) fn on_request(&self, tell: impl Fn() + Send + 'static) {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tell));
     }

@@ -1,4 +1,4 @@
-//! The swept values that tell the instances of a table apart.
+//! The swept values that distinguish the instances of a table.
 
 use std::cmp::Ordering;
 
@@ -7,27 +7,27 @@ use serde_json::Value;
 
 use crate::engine::Hasher;
 
-/// The swept values that a table depends on, by axis; none for a table outside of every sweep.
+/// The swept values that a table depends on, by axis; empty for a table outside of every sweep.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Variant(pub Vec<(String, Value)>);
 
 impl Variant {
-    /// Whether the table depends on no swept value.
+    /// Returns true if the table depends on no swept value.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The value of an axis, if the table depends on it.
+    /// Returns the value of an axis, if the table depends on it.
     pub fn get(&self, axis: &str) -> Option<&Value> {
         self.0.iter().find(|(name, _)| name == axis).map(|(_, value)| value)
     }
 
-    /// Whether `other` has all of these values.
+    /// Returns true if `other` has all of these values.
     pub fn is_part_of(&self, other: &Self) -> bool {
         self.0.iter().all(|(axis, value)| other.get(axis) == Some(value))
     }
 
-    /// A table's name with its swept values: `metrics[extractor=dino-vits8]`.
+    /// Returns a table's name with its swept values: `metrics[extractor=dino-vits8]`.
     pub fn name(&self, table: &str) -> String {
         if self.is_empty() {
             return table.to_owned();
@@ -35,12 +35,12 @@ impl Variant {
         format!("{table}[{}]", self.settings().join(","))
     }
 
-    /// Each axis with its value: `extractor=dino-vits8`.
+    /// Returns each axis with its value: `extractor=dino-vits8`.
     pub fn settings(&self) -> Vec<String> {
         self.0.iter().map(|(axis, value)| format!("{axis}={}", value_text(value))).collect()
     }
 
-    /// The order of the instances of a swept table: numbers by size.
+    /// Compares the instances of a swept table; numbers are compared by size.
     pub fn by_values(&self, other: &Self) -> Ordering {
         let order = |(a, b): (&Value, &Value)| match (a.as_f64(), b.as_f64()) {
             (Some(a), Some(b)) => a.total_cmp(&b),
@@ -50,7 +50,7 @@ impl Variant {
         values.map(order).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
     }
 
-    /// Where the store keeps a table's versions; no table is called so.
+    /// Returns the name under which the store keeps a table's versions. No table has such a name.
     pub fn slot(&self, table: &str) -> String {
         if self.is_empty() {
             return table.to_owned();
@@ -63,12 +63,12 @@ impl Variant {
     }
 }
 
-/// A swept value as people write it: text bare, all else as JSON.
+/// Returns a swept value as users write it: text bare, all else as JSON.
 pub fn value_text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// The table whose versions a slot keeps; see [`Variant::slot`].
+/// Returns the table whose versions are in a slot; see [`Variant::slot`].
 pub fn table_of(slot: &str) -> &str {
     slot.split_once('.').map_or(slot, |(table, _)| table)
 }

@@ -1,4 +1,5 @@
-//! Reads one pipeline file: names, parameters and sweeps are checked here, `from:` beside it, each error at its place.
+//! Reads one pipeline file. Names, parameters and sweeps are checked here, `from:` in `inputs.rs`; each error has its
+//! place in the file.
 
 use std::{
     cell::RefCell,
@@ -36,7 +37,7 @@ pub(in crate::engine) struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// `images.root=DIR` sets `tables.images.with.root`.
+    /// Applies an assignment: `images.root=DIR` sets `tables.images.with.root`.
     pub(in crate::engine) fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
         let wrong = |why: &str| {
             Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
@@ -56,7 +57,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// The pipeline of a file; `sets` is what [`Loader::assign`] was given.
+    /// Builds the pipeline of a file; `sets` is what [`Loader::assign`] was given.
     pub(in crate::engine) fn pipeline(&self, stem: &str, root: &Node, sets: &[String]) -> Result<Pipeline> {
         self.file.keys(root, "a pipeline", &["name", "store", "tables", "sweep"])?;
         let name = self.file.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
@@ -239,8 +240,9 @@ impl Loader<'_> {
     }
 }
 
-/// Reads a stage's parameters. A value that can be read in two ways is taken in the way that its parameter takes; where it takes
-/// neither, the error is that of the reading that is no text. Locations that begin with `~/` lie in the home folder.
+/// Reads a stage's parameters. A value with two readings is taken in the reading that its parameter accepts; if it
+/// accepts neither, the error is that of the reading that is not text. Locations that begin with `~/` lie in the home
+/// folder.
 fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Stage>, ParamError> {
     let Some(mut with) = with else { return (kind.parse)(&Value::Object(Default::default())) };
     let mut of_yaml: Option<ParamError> = None;
@@ -263,7 +265,7 @@ fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Stage
     }
 }
 
-/// Paths that begin with `~/` lie in the home folder.
+/// Replaces `~/` at the beginning of paths by the home folder.
 fn below_home(place: &mut Value) {
     match place {
         Value::String(path) => *path = expand_home(path),
@@ -272,7 +274,8 @@ fn below_home(place: &mut Value) {
     }
 }
 
-/// Columns have names of their own, and none that the engine gives to columns of its own.
+/// Checks that column names are unique, that no name is reserved for a column of the engine, and that tables can hold
+/// the types.
 fn check_columns(output: &Schema) -> Result<(), String> {
     let names: Vec<&String> = output.fields().iter().map(|field| field.name()).collect();
     if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
@@ -294,7 +297,7 @@ fn check_columns(output: &Schema) -> Result<(), String> {
     }
 }
 
-/// Rows are told apart by the text in their first column.
+/// Checks that the first column is text, because it holds the row ids.
 fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
     match output.fields().first() {
         Some(field) if *field.data_type() == arrow::datatypes::DataType::Utf8 => Ok(()),
@@ -305,7 +308,7 @@ fn check_ids(output: &arrow::datatypes::Schema) -> Result<(), String> {
     }
 }
 
-/// Names go into paths and SQL.
+/// Checks a name, which is used in paths and SQL.
 fn check_name(name: &str) -> Result<(), String> {
     let good = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
         && name.starts_with(|c: char| c.is_ascii_alphabetic());
@@ -316,7 +319,7 @@ fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// Serde's message in the words of the YAML.
+/// Rewrites Serde's message in terms of YAML.
 fn explain(of: &str, message: &str) -> String {
     let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };

@@ -1,4 +1,4 @@
-//! The file that a pipeline is read from: its name and secrets, as errors need them.
+//! The file that a pipeline is read from. Errors contain its name and hide its secrets.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 use super::yaml::{Key, Kind, Node, Place};
 use crate::engine::{Error, Result, Secrets, suggest::suggestion};
 
-/// The place of what `--set` gave.
+/// The place of values given by `--set`.
 pub(in crate::engine) const GIVEN: Place = Place { line: 0, column: 0 };
 
 /// A pipeline file as errors name it.
 pub(in crate::engine) struct File<'a> {
     /// Its path.
     pub(in crate::engine) name: &'a str,
-    /// What was filled in from the environment.
+    /// The values that were filled in from the environment.
     pub(in crate::engine) secrets: Arc<Secrets>,
 }
 
 impl File<'_> {
-    /// An error at a place of the file, or of `--set`.
+    /// Makes an error at a place of the file, or of `--set`.
     pub(in crate::engine) fn error(&self, place: Place, message: impl Into<String>) -> Error {
         let message = self.secrets.hide(message.into());
         match place {
@@ -28,7 +28,7 @@ impl File<'_> {
         }
     }
 
-    /// The entries of a mapping that takes these keys.
+    /// Returns the entries of a mapping, and refuses keys other than these.
     pub(in crate::engine) fn keys<'n>(&self, node: &'n Node, what: &str, known: &[&str]) -> Result<&'n [(Key, Node)]> {
         let Kind::Map(entries) = &node.kind else {
             return Err(self.error(node.place, format!("{what} is a mapping with {}", known.join(", "))));
@@ -47,7 +47,7 @@ impl File<'_> {
         }
     }
 
-    /// The text at a node; none where it is absent or null.
+    /// Returns the text at a node; `None` if it is absent or null.
     pub(in crate::engine) fn text<'n>(&self, node: Option<&'n Node>, what: &str) -> Result<Option<&'n str>> {
         match node.map(|node| (node.place, &node.kind)) {
             None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),

@@ -30,11 +30,11 @@ use crate::engine::{
     store::{is_volatile, light_schema, volatile_misuse},
 };
 
-/// SQL's functions, of which every session has the same: making them is what a session costs.
+/// SQL's functions, which all sessions share, because making them is the main cost of a session.
 static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
 
-/// Operators that an expression may have. Those in a row make a tree as deep as they are many, which is gone down by recursion on
-/// the stack that the program's commands have.
+/// The maximum number of operators in an expression. A chain of operators is a tree as deep as it has operators, and
+/// it is walked by recursion on the stack of the program's commands.
 const MOST_OPERATORS: usize = 5_000;
 
 /// Refuses SQL that is too long to be planned.
@@ -49,7 +49,7 @@ pub fn check_length(sql: &str) -> Result<(), String> {
         Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod | Token::StringConcat => true,
         _ => false,
     };
-    // What is no SQL at all is the parser's to tell.
+    // Text that is not SQL is left to the parser, which has a better message.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     match tokens.iter().filter(|token| is_operator(token)).count() {
         many if many > MOST_OPERATORS => Err(format!(
@@ -59,7 +59,7 @@ pub fn check_length(sql: &str) -> Result<(), String> {
     }
 }
 
-/// A session without tables.
+/// Makes a session without tables.
 pub fn session() -> Result<SessionContext, DataFusionError> {
     let mut state = FUNCTIONS.state();
     let names = &state.config_options().catalog;
@@ -72,7 +72,7 @@ pub fn session() -> Result<SessionContext, DataFusionError> {
     Ok(SessionContext::new_with_state(state))
 }
 
-/// A function in an expression that answers differently each time it is asked.
+/// Finds a function in an expression whose result differs from call to call.
 pub fn unrepeatable(expression: &Expr) -> Result<Option<String>, DataFusionError> {
     let mut found = None;
     expression.apply(|expression| match expression {
@@ -129,7 +129,7 @@ impl Filter {
         }
     }
 
-    /// Which rows the predicate chooses; unknown (null) is no.
+    /// Returns which rows the predicate selects. A row for which it is unknown (null) is not selected.
     pub fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanArray> {
         let failed = |e: DataFusionError| Error::Input(format!("where: {}: {e}", self.text));
         let indices: Vec<usize> =
@@ -144,7 +144,7 @@ impl Filter {
     }
 }
 
-/// What is wrong with a predicate over columns of these names.
+/// Returns the message about an invalid predicate over columns of these names.
 fn message(error: &DataFusionError, names: &[&String]) -> String {
     if let DataFusionError::SchemaError(schema, _) = error.find_root()
         && let SchemaError::FieldNotFound { field, .. } = schema.as_ref()

@@ -1,4 +1,5 @@
-//! `from:`, the tables that a table is made from: matched with the stage's inputs, and blamed where they do not fit.
+//! `from:`, the tables that a table is made from. They are matched with the stage's ports, and errors point at the
+//! entry that does not fit.
 
 use serde_json::Value;
 
@@ -88,7 +89,7 @@ pub(in crate::engine) fn inputs(
     Ok(inputs)
 }
 
-/// The table that an entry names.
+/// Returns the table that an entry names.
 fn source<'t>(
     file: &File<'_>,
     key: &Key,
@@ -110,7 +111,7 @@ fn source<'t>(
     })
 }
 
-/// Whether a table has what a stage reads at a port.
+/// Checks that a table has the columns that a stage reads at a port.
 fn fits(port: &Port, stage: &str, source: &Table) -> Result<(), String> {
     let table = &source.declared;
     for column in &port.columns {
@@ -141,7 +142,7 @@ fn fits(port: &Port, stage: &str, source: &Table) -> Result<(), String> {
     Ok(())
 }
 
-/// The entries of `from:`, with the port where it is a mapping.
+/// Returns the entries of `from:`, with the port where it is a mapping.
 pub(in crate::engine) fn from_entries(node: &Node) -> Vec<(Option<&Key>, &Node)> {
     let Some(from) = node.get("from") else { return Vec::new() };
     match &from.kind {

@@ -1,5 +1,5 @@
-//! The generated contracts: the JSON Schema of pipeline files, from the stages' parameters and their documentation, and the
-//! columns that stages read and write.
+//! The generated contracts: the JSON Schema of pipeline files, made from the stages' parameters and their
+//! documentation, and the columns that stages read and write.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ fn stage(kind: &StageKind, example: Option<(&str, &Table)>) -> Result<Value> {
     }))
 }
 
-/// An input of a stage, with the columns that it reads.
+/// Describes an input of a stage and the columns that are read from it.
 fn port(port: &Port) -> Value {
     let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
     let columns = port.columns.iter().map(|column| {
@@ -77,7 +77,7 @@ fn port(port: &Port) -> Value {
     json!({ "name": port.name, "columns": columns.collect::<Vec<_>>(), "reads": reads, "optional": port.optional })
 }
 
-/// The Arrow schema of a table as it is stored.
+/// Describes the Arrow schema of a table as it is stored.
 fn columns(table: &Table) -> Vec<Value> {
     let stored = stored_schema(&table.output, table.is_keyed());
     let column = |field: &arrow::datatypes::Field| {

@@ -1,4 +1,4 @@
-//! Pipelines: YAML read, checked and matched, before anything runs.
+//! Pipelines: YAML is read, checked and matched before anything runs.
 
 mod document;
 mod file;

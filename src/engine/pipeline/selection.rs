@@ -1,21 +1,21 @@
-//! Which tables of a pipeline a command is about.
+//! Selects the tables of a pipeline that a command applies to.
 
 use std::collections::BTreeSet;
 
 use super::table::{Pipeline, Table};
 use crate::engine::{Error, Result, suggest::suggestion};
 
-/// Tables by name, as the pipeline declares them or with their swept values; all tables where nothing is said.
+/// Tables by name, as the pipeline declares them or with their swept values. An empty selection selects all tables.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// These and what they are made from.
+    /// These tables and their inputs, direct and indirect.
     pub targets: Vec<String>,
-    /// Every table from the top down to these.
+    /// All tables from the first down to these.
     pub until: Vec<String>,
 }
 
 impl Selection {
-    /// The names of the selected tables.
+    /// Returns the names of the selected tables.
     pub fn of(&self, pipeline: &Pipeline) -> Result<BTreeSet<String>> {
         let all = &pipeline.tables;
         check(pipeline, self.targets.iter().chain(&self.until))?;
@@ -37,7 +37,7 @@ impl Selection {
     }
 }
 
-/// Whether a name means a table: `metrics` means every `metrics[extractor=…]`.
+/// Returns true if a name refers to a table. `metrics` refers to every `metrics[extractor=…]`.
 pub fn is_called(table: &Table, name: &str) -> bool {
     table.name == name || table.declared == name
 }

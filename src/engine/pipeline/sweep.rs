@@ -1,4 +1,4 @@
-//! `sweep:`, several values of some parameters: every combination runs, and what they share is computed once.
+//! `sweep:`, several values of some parameters. Every combination runs, and what combinations share is computed once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,8 @@ use crate::engine::{
     value_text,
 };
 
-/// More than anyone runs; a slip of the pen is refused before it fills the memory.
+/// The maximum number of combinations. It is larger than any practical sweep and refuses mistakes before they fill
+/// memory.
 const MOST_COMBINATIONS: usize = 4096;
 
 /// A swept parameter.
@@ -25,7 +26,7 @@ pub(in crate::engine) struct Axis {
 }
 
 impl Axis {
-    /// Whether this and a dotted path `table.parameter` set some of the same.
+    /// Returns true if this axis and a dotted path `table.parameter` set a parameter in common.
     pub(in crate::engine) fn overlaps(&self, path: &[&str]) -> bool {
         let own = std::iter::once(&self.table).chain(&self.path);
         own.zip(path).all(|(own, other)| own == other)
@@ -76,12 +77,12 @@ impl Sweep {
         }
     }
 
-    /// The axes that set parameters of a table.
+    /// Returns the axes that set parameters of a table.
     pub(in crate::engine) fn axes_of(&self, table: &str) -> BTreeSet<usize> {
         (0..self.axes.len()).filter(|axis| self.axes[*axis].table == table).collect()
     }
 
-    /// The different values that some axes have together: one, empty, of no axis.
+    /// Returns the different combinations of values of some axes. Without axes that is one, which is empty.
     pub(in crate::engine) fn distinct(&self, axes: &BTreeSet<usize>) -> Vec<(Variant, Vec<(&Axis, &Node)>)> {
         let axes: Vec<usize> = axes.iter().copied().collect();
         if axes.is_empty() {
@@ -97,7 +98,7 @@ impl Sweep {
         distinct
     }
 
-    /// Every combination.
+    /// Returns all combinations.
     pub(in crate::engine) fn variants(&self) -> Vec<Variant> {
         let all: Vec<usize> = (0..self.axes.len()).collect();
         self.combinations.iter().map(|values| self.variant(&all, values)).collect()
@@ -124,7 +125,7 @@ fn axes<'k>(keys: impl Iterator<Item = &'k Key>, takes: &Takes) -> Result<Vec<Ax
         }
         axes.push(Axis { name: key.name.clone(), place: key.place, table, path });
     }
-    // Called by its last word where that is enough.
+    // An axis is named by the last part of its path if that is unique.
     let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
     let words: Vec<String> = axes.iter().map(last).collect();
     for (axis, word) in axes.iter_mut().zip(&words) {
@@ -134,7 +135,7 @@ fn axes<'k>(keys: impl Iterator<Item = &'k Key>, takes: &Takes) -> Result<Vec<Ax
     Ok(axes)
 }
 
-/// The table and the parameter that `parameter` or `table.parameter` names.
+/// Resolves `parameter` or `table.parameter` to the table and the path of the parameter.
 fn resolve(name: &str, takes: &Takes) -> Result<(String, Vec<String>), String> {
     let Some((table, path)) = name.split_once('.') else {
         let owners: Vec<&str> =
@@ -187,7 +188,7 @@ fn every_combination(lists: &[(Key, Node)]) -> Result<Vec<Vec<Node>>, Wrong> {
     Ok(combinations)
 }
 
-/// One combination written out, its values in the order of `keys`.
+/// Reads one combination that is written out. Its values are returned in the order of `keys`.
 fn listed(item: &Node, keys: &[&Key]) -> Result<Vec<Node>, Wrong> {
     let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
     if keys.is_empty() {
@@ -204,7 +205,8 @@ fn listed(item: &Node, keys: &[&Key]) -> Result<Vec<Node>, Wrong> {
     names.iter().map(value).collect()
 }
 
-/// The combinations that `--only AXIS=VALUE` keeps: of one axis any of the values, of several axes all.
+/// Returns the combinations selected by `--only AXIS=VALUE`: any of the given values of one axis, and all of the
+/// given axes.
 pub(in crate::engine) fn choose(combinations: &[Variant], only: &[String]) -> Result<Vec<Variant>> {
     let axes: Vec<&str> = combinations.first().map_or(&[][..], |v| &v.0).iter().map(|(a, _)| a.as_str()).collect();
     let mut wanted: BTreeMap<&str, Vec<Value>> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! YAML -> [`Pipeline`]: names resolved, parameters checked, schemas matched, before anything runs. Errors have line and column.
+//! The result of reading YAML: a [`Pipeline`] whose names are resolved, parameters checked and schemas matched before
+//! anything runs. Errors have line and column.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,20 +19,21 @@ pub struct Pipeline {
     pub name: String,
     /// The store that the file asks for.
     pub store: Option<String>,
-    /// The tables in file order; of a swept one every instance, in the order of the combinations.
+    /// The tables in file order. A swept table is represented by all its instances, in the order of the combinations.
     pub tables: Vec<Table>,
-    /// Every combination of swept values; none without a sweep.
+    /// All combinations of swept values; empty without a sweep.
     pub(in crate::engine) combinations: Vec<Variant>,
-    /// The slots of all tables that the file declares, whether or not they were chosen to run.
+    /// The slots of all tables that the file declares, including those that were not chosen to run.
     pub(in crate::engine) slots: BTreeSet<String>,
-    /// Names what the file says: equal pipelines have equal digests.
+    /// The digest of the declared tables. Equal pipelines have equal digests.
     pub digest: Digest,
-    /// Values from the environment that are neither kept nor shown.
+    /// Values from the environment, which are neither stored nor shown.
     pub secrets: Arc<Secrets>,
 }
 
 impl Pipeline {
-    /// Keeps the tables of the combinations that `axis=value` choices fit: of one axis any, of several axes all.
+    /// Keeps the tables of the combinations that match the `axis=value` choices: any of the given values of one axis,
+    /// and all of the given axes.
     pub fn only(&mut self, choices: &[String]) -> Result<()> {
         if choices.is_empty() {
             return Ok(());
@@ -41,13 +43,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Whether the file declares the table kept in this slot, chosen to run or not.
+    /// Returns true if the file declares the table kept in this slot, even if it was not chosen to run.
     pub fn declares(&self, slot: &str) -> bool {
         self.slots.contains(slot)
     }
 }
 
-/// The digest of all that tables say of themselves.
+/// Returns the digest of the declarations of tables.
 pub(in crate::engine) fn digest(tables: &[Table]) -> Digest {
     let says = |table: &Table| {
         serde_json::json!({
@@ -71,19 +73,19 @@ pub struct Table {
     pub declared: String,
     /// The swept values that it depends on.
     pub variant: Variant,
-    /// What makes it.
+    /// The kind of stage that makes it.
     pub kind: StageKind,
     /// The stage with its parameters.
     pub stage: Arc<dyn Stage>,
     /// The inputs by port.
     pub inputs: Vec<Input>,
-    /// Which rows of the first input take part.
+    /// The predicate that selects rows of the first input; `None` selects all.
     pub filter: Option<Filter>,
-    /// What becomes of a row that fails.
+    /// The handling of rows that fail.
     pub on_error: OnError,
     /// The declared schema of its rows.
     pub output: SchemaRef,
-    /// Values from the environment that are neither kept nor shown.
+    /// Values from the environment, which are neither stored nor shown.
     pub secrets: Arc<Secrets>,
 }
 
@@ -94,17 +96,17 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    /// Where the store keeps its versions.
+    /// Returns the name under which the store keeps the table's versions.
     pub fn slot(&self) -> String {
         self.variant.slot(&self.declared)
     }
 
-    /// What its stage makes.
+    /// Returns the kind of output that its stage makes.
     pub fn makes(&self) -> Output {
         self.stage.makes()
     }
 
-    /// Whether its rows are cached one by one.
+    /// Returns true if its rows are cached one by one.
     pub fn is_keyed(&self) -> bool {
         self.makes() == Output::RowPerRow
     }
@@ -113,17 +115,17 @@ impl Table {
 /// An input of a table.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// What it is to the stage.
+    /// The name of the port, under which the stage reads it.
     pub port: String,
     /// The table's name.
     pub table: String,
     /// The columns that the stage reads.
     pub columns: Vec<String>,
-    /// Row by row or whole.
+    /// The way it is read: row by row or whole.
     pub reads: Reads,
 }
 
-/// What becomes of a row that fails.
+/// The handling of rows that fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {

@@ -1,4 +1,4 @@
-//! YAML as a tree that remembers where each node stands.
+//! YAML as a tree with the place of each node.
 
 use std::fmt;
 
@@ -18,16 +18,16 @@ pub(in crate::engine) struct Place {
 /// A YAML node and its place.
 #[derive(Clone, Debug)]
 pub(in crate::engine) struct Node {
-    /// Where the node begins.
+    /// The place where the node begins.
     pub place: Place,
-    /// What it is.
+    /// The content of the node.
     pub kind: Kind,
-    /// Another reading of the same text, for a parameter that does not take this one: `2024` of a command line is a number, or
-    /// text where a folder is meant.
+    /// Another reading of the same text, for a parameter that does not accept the first: `2024` on a command line is
+    /// a number, or text if a folder is expected.
     otherwise: Option<Kind>,
 }
 
-/// What a YAML node is.
+/// The content of a YAML node.
 #[derive(Clone, Debug)]
 pub(in crate::engine) enum Kind {
     /// Null, boolean, number or text.
@@ -55,18 +55,19 @@ impl From<String> for Kind {
 pub(in crate::engine) struct Key {
     /// The text.
     pub name: String,
-    /// Where it stands.
+    /// The place where it stands.
     pub place: Place,
 }
 
 impl Node {
-    /// Parses one YAML document; an error has its place where the parser knows it.
+    /// Parses one YAML document. An error has the place that the parser reports, if it reports one.
     pub(in crate::engine) fn parse(text: &str) -> Result<Self, (Place, String)> {
         serde_saphyr::from_str(text).map_err(|error| {
             let place = error
                 .location()
                 .map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
-            // The parser's text goes on with an excerpt of the file, which the place already names.
+            // The parser's message continues with an excerpt of the file, which is cut off because the place already
+            // points there.
             let message = error.to_string();
             let first = message.lines().next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
@@ -77,12 +78,13 @@ impl Node {
         })
     }
 
-    /// A value of a command line: the text, all of it. Where it is YAML for anything but text it is that, and the text to a
-    /// parameter that takes text, but for an empty list, which nobody means as text. Quotes around the whole are YAML's, so that a shell's own need not be thought of.
+    /// Reads a value of a command line, which is the whole text. If it is YAML for something other than text, it is
+    /// read as that; a parameter that takes text reads it as text, except for an empty list, which is never meant as
+    /// text. Quotes around the whole text are read as YAML quotes, so that nested shell quotes are not needed.
     pub(in crate::engine) fn given(text: &str, place: Place) -> Self {
         let as_text = Kind::Scalar(Value::String(text.to_owned()));
         let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
-        // YAML has `~` for nothing, and paths have it for the home folder.
+        // `~` is null in YAML but the home folder in a path.
         let is_yaml = !has_comment(text) && text.trim() != "~";
         let yaml = Self::parse(text).ok().filter(|_| is_yaml).map(|node| node.kind);
         let (kind, otherwise) = match yaml {
@@ -94,8 +96,8 @@ impl Node {
         Self { place, kind, otherwise }
     }
 
-    /// Takes the other reading of the value at a path, or of all values below it. Returns `None` where there is none, else whether
-    /// it is text.
+    /// Switches the value at a path, or all values below it, to the other reading. Returns `None` if there is no
+    /// other reading, else `Some(true)` if that reading is text.
     pub(in crate::engine) fn reread(&mut self, path: &str) -> Option<bool> {
         let (step, rest) = path.split_once(['.', '[', ']']).unwrap_or((path, ""));
         if step.is_empty() && !rest.is_empty() {
@@ -124,12 +126,12 @@ impl Node {
         }
     }
 
-    /// The value below a key.
+    /// Returns the value below a key.
     pub(in crate::engine) fn get(&self, key: &str) -> Option<&Self> {
         self.entries().iter().find(|(k, _)| k.name == key).map(|(_, node)| node)
     }
 
-    /// The entries of a mapping; none for anything else.
+    /// Returns the entries of a mapping; none for anything else.
     pub(in crate::engine) fn entries(&self) -> &[(Key, Self)] {
         match &self.kind {
             Kind::Map(entries) => entries,
@@ -137,7 +139,7 @@ impl Node {
         }
     }
 
-    /// A text scalar's text.
+    /// Returns the text of a text scalar.
     pub(in crate::engine) fn as_text(&self) -> Option<&str> {
         match &self.kind {
             Kind::Scalar(Value::String(text)) => Some(text),
@@ -145,7 +147,7 @@ impl Node {
         }
     }
 
-    /// The tree as JSON.
+    /// Returns the tree as JSON.
     pub(in crate::engine) fn to_json(&self) -> Value {
         match &self.kind {
             Kind::Scalar(value) => value.clone(),
@@ -154,7 +156,8 @@ impl Node {
         }
     }
 
-    /// The place of what a path such as `config.layers[2].size` names, or of the deepest part of it that is written.
+    /// Returns the place of a value by its path, such as `config.layers[2].size`, or of the deepest part of the path
+    /// that exists.
     pub(in crate::engine) fn place_of(&self, path: &str) -> Place {
         let mut node = self;
         let mut place = self.place;
@@ -180,8 +183,8 @@ impl Node {
         place
     }
 
-    /// Fills in the variables of every text scalar; structure cannot change. A scalar that is one variable and nothing else is
-    /// text, and what YAML reads in it to a parameter that takes no text.
+    /// Fills in the variables of every text scalar, which cannot change the structure. A scalar that consists of one
+    /// variable alone is text, or the YAML reading of its value if the parameter takes no text.
     pub(in crate::engine) fn fill_in(
         &mut self,
         variable: &dyn Fn(&str) -> Option<String>,
@@ -201,7 +204,7 @@ impl Node {
         self.children().try_for_each(|node| node.fill_in(variable))
     }
 
-    /// Sets what a dotted path names, making mappings on the way.
+    /// Sets the value at a dotted path and creates missing mappings on the way.
     pub(in crate::engine) fn set(&mut self, path: &[&str], value: Self) {
         let Some((first, rest)) = path.split_first() else {
             *self = value;
@@ -232,7 +235,7 @@ impl<'de> Deserialize<'de> for Node {
     }
 }
 
-/// `${NAME}` and `${NAME:-default}` in a scalar; `$$` is a dollar sign.
+/// Replaces `${NAME}` and `${NAME:-default}` in a scalar by their values, and `$$` by a dollar sign.
 pub(in crate::engine) fn substitute(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = text;
@@ -258,12 +261,12 @@ pub(in crate::engine) fn substitute(text: &str, variable: &dyn Fn(&str) -> Optio
     Ok(out + rest)
 }
 
-/// Whether a scalar is `${NAME}` or `${NAME:-default}` alone.
+/// Returns true if a scalar consists of `${NAME}` or `${NAME:-default}` alone.
 fn is_one_variable(text: &str) -> bool {
     text.starts_with("${") && text.find('}') == Some(text.len() - 1)
 }
 
-/// Whether YAML would take a part of the text for a comment.
+/// Returns true if YAML would read a part of the text as a comment.
 fn has_comment(text: &str) -> bool {
     let (mut quote, mut before) = (None, ' ');
     for c in text.chars() {
@@ -365,7 +368,7 @@ mod tests {
         assert!(substitute("${ROOT", &lookup).is_err());
     }
 
-    /// The readings of a value, in the order in which a parameter is offered them.
+    /// Returns the readings of a value, in the order in which they are offered to a parameter.
     fn readings(mut node: Node) -> Vec<Value> {
         let first = node.to_json();
         let then = node.reread("").map(|_| node.to_json());

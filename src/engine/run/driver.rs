@@ -1,4 +1,5 @@
-//! Runs a pipeline: table by table, or several side by side, only what is stale, publishing each table when it is whole.
+//! Runs a pipeline: computes the stale rows of its tables, one table after another or several side by side, and
+//! publishes each table when it is complete.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -24,13 +25,13 @@ use crate::engine::{
     store::{Current, Entry, Event, Inventory, Manifest, PartRef, Store, state_name},
 };
 
-/// How often a run goes over its tables again because a part was found damaged.
+/// The maximum number of times that a run goes over its tables again because a part was found damaged.
 const MAX_REPAIRS: usize = 100;
 
-/// A table says this many causes.
+/// The maximum number of causes that are shown per table.
 const MAX_CAUSES_SHOWN: usize = 4;
 
-/// An error of failed rows names this many.
+/// The maximum number of failed rows that an error names.
 const MAX_FAILURES_SHOWN: usize = 10;
 
 /// Bytes of stack of a thread that makes a table: as many as a main thread has, since predicates of any depth are evaluated.
@@ -61,7 +62,7 @@ pub fn run(
     });
     log.save()?;
     let mut overrides = options.overrides.clone();
-    // By their full names: of a swept table each instance is forced once.
+    // Forced tables are listed by their full names, so that each instance of a swept table is forced once.
     let forced = |table: &&Table| options.overrides.force.iter().any(|name| is_called(table, name));
     overrides.force = pipeline.tables.iter().filter(forced).map(|table| table.name.clone()).collect();
     let driver = Driver {
@@ -85,7 +86,8 @@ pub fn run(
     Ok(Summary { run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
 }
 
-/// An id that is later than all in the store, also where the clock was set back or another machine's goes ahead of this one's.
+/// Returns an id that sorts after all ids in the store, even if the clock was set back or another machine's clock is
+/// ahead.
 fn new_id(store: &Store) -> Result<String> {
     let time_of = |name: &String| name.split('-').next()?.parse::<u64>().ok();
     let last = store.list("runs")?.iter().filter_map(time_of).max();
@@ -98,7 +100,7 @@ struct Driver<'a, 'l> {
     store: &'a Store,
     sources: &'a Sources,
     options: &'a Options,
-    /// What is computed again: tables that the user forces, parts that were found damaged.
+    /// Tables and parts that are computed again: tables that the user forces, parts that were found damaged.
     overrides: Mutex<Overrides>,
     workers: &'a dyn Executor,
     inventory: Inventory,
@@ -111,7 +113,7 @@ impl Driver<'_, '_> {
         self.overrides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes tables out of SQL's view that the pipeline no longer declares.
+    /// Hides tables from SQL that the pipeline no longer declares.
     fn retire(&self) -> Result<()> {
         let pipeline = &self.pipeline.name;
         for slot in self.store.versions(pipeline)?.keys().filter(|slot| !self.pipeline.declares(slot)) {
@@ -123,7 +125,8 @@ impl Driver<'_, '_> {
         Ok(())
     }
 
-    /// The newest version of a table whose manifest is whole; later ones, of which nothing is known, are removed.
+    /// Returns the newest version of a table whose manifest is undamaged. Later versions, whose manifests cannot be
+    /// read, are removed.
     fn last_whole(&self, slot: &str) -> Result<Option<Manifest>> {
         let pipeline = &self.pipeline.name;
         let versions = self.store.versions(pipeline)?.remove(slot).unwrap_or_default();
@@ -137,7 +140,7 @@ impl Driver<'_, '_> {
         Ok(None)
     }
 
-    /// Goes over the tables until none is found to rest on a damaged part. Returns the number of rows that failed.
+    /// Goes over the tables until no damaged part is found. Returns the number of rows that failed.
     fn repair(&self) -> Result<u64> {
         if self.options.verify {
             for message in self.store.verify()? {
@@ -156,7 +159,7 @@ impl Driver<'_, '_> {
         )))
     }
 
-    /// Removes a damaged part, so that the tables that hold it are no longer fresh.
+    /// Removes a damaged part, so that the tables that contain it are no longer fresh.
     fn discard(&self, lost: Error) -> Result<()> {
         let Error::Lost { digest, message } = lost else { return Err(lost) };
         self.log.say("store", format!("{message}: it is computed again"));
@@ -164,8 +167,8 @@ impl Driver<'_, '_> {
         self.store.discard(digest)
     }
 
-    /// Brings the chosen tables up to date: in the order of the file, and as many side by side as there are workers. After an error
-    /// no more tables are begun, and those that are under way go on to their ends.
+    /// Brings the chosen tables up to date, in the order of the file and as many side by side as there are workers.
+    /// After an error no further tables are started, and those that are running are finished.
     fn tables(&self) -> Result<u64> {
         let Found { views: mut states, damaged } = published(self.pipeline, self.store)?;
         let chosen = self.pipeline.tables.iter().filter(|table| self.options.tables.contains(&table.name));
@@ -214,8 +217,8 @@ impl Driver<'_, '_> {
         })
     }
 
-    /// Makes a table, where it is not fresh, and says what is to be said of it. `damaged` is the version that is published with a
-    /// manifest that is not whole, and why.
+    /// Makes a table if it is not fresh, and logs its remarks. `damaged` is the published version and the defect of
+    /// its manifest, if that is damaged.
     fn bring_up_to_date(
         &self,
         table: &Table,
@@ -232,7 +235,7 @@ impl Driver<'_, '_> {
         for note in &state.manifest.notes {
             self.log.add(Event::Note { table: table.name.clone(), message: note.to_string() });
         }
-        // Should the tables be gone over again, this one is neither forced nor lost any more.
+        // If the tables are gone over again, this table is no longer forced or lost.
         let mut overrides = self.overrides();
         overrides.force.retain(|name| *name != table.name);
         state.manifest.objects().for_each(|digest| {
@@ -260,7 +263,7 @@ impl Driver<'_, '_> {
         };
         let wait = &mut || self.log.say(&table.name, "another run computes it; waiting for that");
         let _lock = self.store.lock(identified.stage_key, wait)?;
-        // Another run may have published the same meanwhile.
+        // Another run may have published the same table meanwhile.
         if let Current::Whole(version, manifest) = self.store.published(&self.pipeline.name, &table.slot())? {
             let state = TableState::new(version, *manifest);
             let is_new = states.get(&table.name).is_none_or(|before| before.version != version);
@@ -274,7 +277,7 @@ impl Driver<'_, '_> {
         self.make(work, &causes, states)
     }
 
-    /// Computes what is stale of a table and publishes it. The caller holds the lock on the stage's results.
+    /// Computes the stale rows of a table and publishes it. The caller holds the lock on the stage's results.
     fn make(&self, mut work: TableWork<'_>, causes: &[Cause], states: &TableStates) -> Result<TableState> {
         let started = Instant::now();
         let table = work.table;
@@ -294,7 +297,7 @@ impl Driver<'_, '_> {
             self.log.say(&name, format!("{record} does not match its digest: its rows are computed again"));
             self.store.delete(record)?;
         }
-        // A clean-up that begins now sees what this run has found.
+        // The log is saved first, so that a clean-up that begins now finds the versions that this run uses.
         self.log.save()?;
         if work.forced {
             self.store.delete(&state_name(work.stage_key))?;
@@ -333,8 +336,8 @@ impl Driver<'_, '_> {
         Ok(TableState::new(version, manifest))
     }
 
-    /// Computes the stale rows, in tasks. Where the answer of a task is lost, the store tells which rows were computed, and the
-    /// others are computed again.
+    /// Computes the stale rows in tasks. If the answer of a task is lost, the rows that the store has are taken from
+    /// there, and the others are computed again.
     fn compute(&self, work: &TableWork<'_>, states: &TableStates, preview: &mut Preview<'_>) -> Result<Vec<Entry>> {
         let table = work.table;
         let in_driver;
@@ -390,8 +393,8 @@ impl Driver<'_, '_> {
         if self.options.stop.is_requested() { Err(Error::Interrupted) } else { task }
     }
 
-    /// The end of a table's tasks. After a request to stop every error is an interruption: a program of the user's may have heard
-    /// the signal too, and failed.
+    /// Checks how the tasks of a table ended. After a request to stop, every error counts as an interruption, because
+    /// a program of the user may have received the same signal and failed.
     fn checked(&self, table: &Table, ended: Result<()>) -> Result<()> {
         match ended {
             Err(error) if self.options.stop.is_requested() => {
@@ -405,13 +408,13 @@ impl Driver<'_, '_> {
     }
 }
 
-/// The states that a table is planned with: its own and those of its inputs.
+/// Returns the states that are needed to plan a table: its own and those of its inputs.
 fn seen_by(table: &Table, states: &TableStates) -> TableStates {
     let names = table.inputs.iter().map(|input| &input.table).chain([&table.name]);
     names.filter_map(|name| Some((name.clone(), states.get(name)?.clone()))).collect()
 }
 
-/// The rows of which no result is in these entries.
+/// Returns the rows without a result in these entries.
 fn left(work: &TableWork<'_>, rows: &[usize], entries: &[Entry]) -> Vec<usize> {
     if !work.table.is_keyed() {
         return if entries.is_empty() { rows.to_vec() } else { Vec::new() };
@@ -421,7 +424,7 @@ fn left(work: &TableWork<'_>, rows: &[usize], entries: &[Entry]) -> Vec<usize> {
     rows.iter().copied().filter(|row| !done.contains(&work.keys[*row])).collect()
 }
 
-/// The error of rows on which one worker after another died.
+/// Makes the error about rows on which one worker after another died.
 fn died(death: &Death) -> Error {
     let message = format!("the worker died {MAX_DEATHS} times on the same rows ({})", death.status);
     if death.is_killed { Error::Killed(message) } else { Error::Worker(message) }
@@ -430,7 +433,7 @@ fn died(death: &Death) -> Error {
 /// The rows done by the tasks that run side by side.
 struct Rows {
     done: BTreeMap<usize, u64>,
-    /// Rows that were done before.
+    /// The number of rows that were done before the tasks started.
     before: usize,
 }
 
@@ -442,7 +445,7 @@ struct Progress<'a, 'l, 'w, 'p> {
     run: &'a str,
     /// Rows to compute.
     total: u64,
-    /// The keys of the failed rows that the log has.
+    /// The keys of the failed rows that are already in the log.
     failed: HashSet<Digest>,
 }
 
@@ -478,12 +481,12 @@ impl Progress<'_, '_, '_, '_> {
     }
 }
 
-/// What SQL sees of a table while it is being made; forgotten when the table is published, or is not to be.
+/// The rows of an unfinished table as SQL sees them. They are removed when the table is published or given up.
 struct Preview<'a> {
     store: &'a Store,
     pipeline: &'a str,
     slot: String,
-    /// The rows so far, the newest last. The one before stays for whoever reads it now.
+    /// Parts with the rows so far, the newest last. The previous one is kept for readers that are using it.
     parts: Vec<Digest>,
 }
 
@@ -501,7 +504,7 @@ impl Preview<'_> {
 
 impl Drop for Preview<'_> {
     fn drop(&mut self) {
-        // What cannot be removed now means nothing without the lock, and a clean-up finds it.
+        // A preview that cannot be removed now is ignored once the lock is released, and a clean-up removes it.
         if !self.parts.is_empty() {
             let _ = self.store.forget_unfinished(self.pipeline, &self.slot);
         }

@@ -8,14 +8,14 @@ use crate::engine::{
     store::Entry,
 };
 
-/// How tasks compute, which is no part of their results but for the last digits.
+/// Settings of the computation that change results in the last digits at most.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Where networks compute: `cpu`, `cuda` or `cuda:N`.
+    /// The device of networks: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Rows that a network sees at once; absent: what the stage takes.
+    /// Rows per batch of a network; if absent, the default of the stage.
     pub batch_size: Option<usize>,
-    /// Hash every file outside the store, also those that seem unchanged.
+    /// True if every file outside the store is hashed, including those that seem unchanged.
     pub verify: bool,
 }
 
@@ -25,38 +25,38 @@ impl Default for Settings {
     }
 }
 
-/// What becomes of a task, which is numbered by its place among the tasks of one call of [`Executor::run`].
+/// News of a task, which is numbered by its place among the tasks of one call of [`Executor::run`].
 #[derive(Debug)]
 pub enum Update {
-    /// It says how far it is.
+    /// The task reports its progress.
     Report {
         /// The task.
         task: usize,
-        /// What it says.
+        /// The report.
         report: Report,
     },
-    /// It is done, and these are the descriptions of what it wrote.
+    /// The task is done.
     Done {
         /// The task.
         task: usize,
         /// The parts that it committed, and rows that failed.
         entries: Vec<Entry>,
     },
-    /// Its answer is lost, as the process that ran it died. The store tells what of it was computed.
+    /// The answer of the task is lost, because its process died. The store has the rows that it committed.
     Lost {
         /// The task.
         task: usize,
-        /// How the process ended.
+        /// The way the process ended.
         death: Death,
     },
 }
 
-/// How a worker process ended that was not asked to.
+/// The unexpected end of a worker process.
 #[derive(Clone, Debug)]
 pub struct Death {
     /// The status in words, such as `signal: 9 (SIGKILL)`.
     pub status: String,
-    /// Whether the system killed it, as it does where memory runs out.
+    /// True if the operating system killed it, as it does when memory runs out.
     pub is_killed: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Death {
 ///   is returned. What they committed stays in the store.
 /// - Calls from several threads share the slots.
 pub trait Executor: Sync {
-    /// The number of tasks that run at once.
+    /// Returns the number of tasks that run at once.
     fn slots(&self) -> usize;
 
     /// Runs tasks to their ends.

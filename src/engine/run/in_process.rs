@@ -22,7 +22,7 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// A runner on a store, which ends its task early at a request.
+    /// Makes a runner on a store. A request to stop ends its task early.
     pub(super) fn new(store: Store, stop: Stop, settings: Settings) -> Self {
         Self { store, stop, settings, opened: None }
     }
@@ -80,7 +80,7 @@ pub struct InProcess {
 }
 
 impl InProcess {
-    /// An executor for the stage that `open` opens.
+    /// Makes an executor for the stage that `open` opens.
     pub fn new(store: Store, stop: Stop, settings: Settings, open: OpenFn) -> Self {
         Self { store, stop, settings, open }
     }
@@ -124,7 +124,7 @@ mod tests {
         stage::{Output, Rows, Sink},
     };
 
-    /// Writes its rows one by one, and is asked to stop at the second.
+    /// An operator that writes its rows one by one and requests a stop at the second.
     struct Slow(Stop);
 
     impl Operator for Slow {
@@ -179,7 +179,7 @@ mod tests {
         let interrupted = runner.run(whole.clone(), open, &mut |_| {});
         assert!(matches!(interrupted, Err(Error::Interrupted)));
         assert_eq!(keys(&whole, &store), whole.keys[..2]);
-        // What is left is one task, and its last row is no interruption.
+        // The rest is one task of one row. It is done after that row and is therefore not interrupted.
         runner.run(task(&ids[2..]), open, &mut |_| {}).unwrap();
         assert_eq!(keys(&whole, &store), whole.keys);
     }

@@ -1,4 +1,4 @@
-//! The log of a run: its events, shown as they come and kept in the store.
+//! The log of a run: its events, shown as they happen and kept in the store.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,7 @@ struct Written<'a> {
 }
 
 impl<'a> Log<'a> {
-    /// The log of a run, of which `listener` is shown each event.
+    /// Makes the log of a run. `listener` is called with each event.
     pub(super) fn new(
         store: &'a Store,
         run: String,
@@ -47,12 +47,12 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// Adds words about a table.
+    /// Adds a message about a table.
     pub(super) fn say(&self, table: &str, message: impl Into<String>) {
         self.add(Event::Log { table: table.to_owned(), message: message.into() });
     }
 
-    /// Stores what was added so far, so that a run that is killed has a history too.
+    /// Stores the events so far, so that the history includes a run that is killed later.
     pub(super) fn save(&self) -> Result<()> {
         save_log(self.store, &self.run, &self.written().lines)
     }

@@ -1,5 +1,5 @@
-//! What the driver and a worker process say to each other, in lines of JSON: a task, or the word to stop, in; reports, then the
-//! answer, out.
+//! The messages between the driver and a worker process, as lines of JSON. The worker reads tasks and requests to
+//! stop, and writes reports followed by the answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub(super) const STOP: &str = "stop";
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// How far the task is.
+    /// The progress of the task.
     Report(Report),
     /// The task is done.
     Done(Vec<Entry>),

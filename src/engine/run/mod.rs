@@ -1,4 +1,4 @@
-//! Runs: what is stale is computed, task by task, and published.
+//! Runs: stale rows are computed, task by task, and the tables are published.
 
 mod driver;
 mod executor;

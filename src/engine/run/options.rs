@@ -1,26 +1,26 @@
-//! What to run and how.
+//! Options of a run.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use super::executor::Settings;
 use crate::engine::{Stop, plan::Overrides};
 
-/// What to run and how.
+/// Options of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How tasks compute that run in the driver.
+    /// Settings of the tasks that run in the driver.
     pub settings: Settings,
     /// Rows per task.
     pub task_rows: usize,
-    /// How often training saves its state.
+    /// The interval at which training saves its state.
     pub save_every: Duration,
     /// The tables to bring up to date, by name.
     pub tables: BTreeSet<String>,
-    /// What not to take for fresh.
+    /// Tables and parts that do not count as fresh.
     pub overrides: Overrides,
     /// Asks the run to stop.
     pub stop: Stop,
-    /// Check every published part and blob against its digest.
+    /// True if every published part and blob is checked against its digest.
     pub verify: bool,
     /// The commit of the folder that the run was started in.
     pub git_commit: Option<String>,
@@ -28,7 +28,7 @@ pub struct Options {
     pub host: String,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// The run's id.

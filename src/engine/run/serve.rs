@@ -16,7 +16,7 @@ use crate::engine::{
     store::Store,
 };
 
-/// Serves tasks from standard input until it closes. `find` knows the stages by name.
+/// Serves tasks from standard input until it closes. `find` returns the function that opens a stage by name.
 pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<OpenFn>) -> Result<()> {
     let (send, tasks) = mpsc::channel();
     let stop = Stop::default();
@@ -30,10 +30,10 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
                 break;
             }
         }
-        // The driver is gone, and what is not committed nobody will read.
+        // The driver has ended, so uncommitted work is of no use.
         std::process::exit(0);
     });
-    // A panic becomes an answer; its trace would only hide it.
+    // A panic is sent as an answer, so its trace is not printed.
     std::panic::set_hook(Box::new(|_| {}));
     let mut runner = Runner::new(store, stop, settings);
     for line in tasks {
@@ -42,7 +42,7 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
             .and_then(|task| {
                 let open = find(&task.job.stage)
                     .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
-                // libtorch reports what it refuses by a panic; the operator is dropped with what it may have left half done.
+                // libtorch errors are panics. The operator is dropped afterwards, as its state may be inconsistent.
                 let run = std::panic::AssertUnwindSafe(|| {
                     runner.run(task, open, &mut |report| answer(&Answer::Report(report)))
                 });
@@ -62,7 +62,7 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
     Ok(())
 }
 
-/// A panic's text without what unwrapping and libtorch's own trace add to it.
+/// Returns a panic's text without the additions of `unwrap` and of libtorch's own trace.
 fn readable(panic: &str) -> String {
     let text = panic.split_once("value: Torch(\"").map_or(panic, |(_, text)| text);
     let text = text.split("\\nException raised").next().unwrap_or(text);
@@ -72,7 +72,7 @@ fn readable(panic: &str) -> String {
 fn answer(answer: &Answer) {
     if let Ok(json) = serde_json::to_string(answer) {
         let mut out = std::io::stdout().lock();
-        // Nobody reads: the driver is gone, and standard input will say so.
+        // A failed write means that the driver has ended; standard input then closes too, which ends the loop.
         let _ = writeln!(out, "{json}");
     }
 }

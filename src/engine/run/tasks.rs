@@ -1,4 +1,4 @@
-//! The stale rows of a table, cut into tasks.
+//! Splits the stale rows of a table into tasks.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::engine::{
     store::{declared_schema, project},
 };
 
-/// Cuts the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
+/// Splits the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
 pub(in crate::engine) struct Tasks<'a> {
     work: &'a TableWork<'a>,
     run: &'a str,
@@ -25,7 +25,8 @@ pub(in crate::engine) struct Tasks<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    /// The tasks of `rows` of a table, which are positions among those of `work`; `views` holds its inputs.
+    /// Makes the tasks of `rows`, which are positions among the rows of `work`; `views` holds the states of the
+    /// inputs.
     pub(in crate::engine) fn new(
         work: &'a TableWork<'a>,
         rows: &[usize],
@@ -70,7 +71,7 @@ impl Iterator for Tasks<'_> {
 }
 
 impl PortRows {
-    /// Where chosen rows lie: only the parts that they touch travel with them.
+    /// Returns the addresses of chosen rows. Only the parts that contain them are sent with a task.
     fn of(places: &RowAddresses, chunk: &[usize]) -> Self {
         let mut parts = Vec::new();
         let mut numbers = HashMap::new();

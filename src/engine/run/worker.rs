@@ -1,4 +1,4 @@
-//! One worker process, as the driver has it.
+//! One worker process, as the driver controls it.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -18,10 +18,10 @@ use crate::engine::{
     store::{Entry, Store},
 };
 
-/// What a worker starts with where the user has not said otherwise. glibc hands large blocks back to the system at every
-/// free and fetches them again, which costs a training step more than its arithmetic. Threads that wait for each other spin
-/// for some microseconds: long enough for the next small operation, which sleeping would double in time, and too short to
-/// take the cores from whoever else runs.
+/// Environment variables of a worker, unless the user sets them. By default glibc returns large blocks to the system
+/// at every free and requests them again, which costs a training step more than its arithmetic. Threads that wait for
+/// each other spin for some microseconds: long enough for the next small operation, which would take twice as long if
+/// they slept, and short enough to leave the cores to other processes.
 const ENVIRONMENT: [(&str, &str); 4] = [
     ("MALLOC_MMAP_MAX_", "0"),
     ("MALLOC_TRIM_THRESHOLD_", "100000000000"),
@@ -29,10 +29,10 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("GOMP_SPINCOUNT", "20000"),
 ];
 
-/// The variables by which libraries take the number of their threads.
+/// The variables from which libraries take the number of their threads.
 const THREADS: [&str; 3] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"];
 
-/// A worker process, started at its first task and again should it die.
+/// A worker process. It is started at its first task, and again if it died.
 pub(super) struct Worker {
     store: String,
     program: PathBuf,
@@ -40,7 +40,8 @@ pub(super) struct Worker {
     threads: usize,
     stop: Stop,
     process: Option<Process>,
-    /// The process's standard input while there is one; a request to stop is written beside the tasks.
+    /// The standard input of the process while it runs. It is shared, because a request to stop is written while a
+    /// task runs.
     stdin: Arc<Mutex<Option<ChildStdin>>>,
 }
 
@@ -50,7 +51,8 @@ struct Process {
 }
 
 impl Worker {
-    /// A worker on a store, which `stop` asks to stop; `program` is `vlmdiff-worker`, which takes so many threads.
+    /// Makes a worker on a store; `stop` is the request that it forwards, `program` is the path of `vlmdiff-worker`,
+    /// and `threads` the number of threads it may use.
     pub(super) fn new(store: &Store, program: PathBuf, settings: Settings, threads: usize, stop: &Stop) -> Self {
         let stdin = Arc::<Mutex<Option<ChildStdin>>>::default();
         let told = stdin.clone();
@@ -62,7 +64,8 @@ impl Worker {
         let mut command = Command::new(&self.program);
         command.arg(&self.store).arg(serde_json::to_string(&self.settings).map_err(std::io::Error::from)?);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Ctrl-C reaches all processes of a terminal's group: the worker is to hear of it from the driver, and save.
+        // Ctrl-C signals all processes of a terminal's group. The worker gets a group of its own and receives the
+        // request from the driver, so that it can save its state.
         command.process_group(0);
         let threads = self.threads.to_string();
         let variables = ENVIRONMENT.into_iter().chain(THREADS.map(|name| (name, threads.as_str())));
@@ -80,7 +83,7 @@ impl Worker {
         }
     }
 
-    /// Runs one task to its end; the outer error is the death of the process.
+    /// Runs one task to its end. The outer error is the death of the process.
     pub(super) fn run(&mut self, task: &Task, report: &mut dyn FnMut(Report)) -> Result<Result<Vec<Entry>>, Death> {
         let line = match serde_json::to_string(task) {
             Ok(line) => line,
@@ -94,7 +97,7 @@ impl Worker {
             },
         };
         let mut sent = say(&self.stdin, &line);
-        // Asked while the worker was being started.
+        // The stop was requested while the worker was being started.
         if sent.is_ok() && self.stop.is_requested() {
             sent = say(&self.stdin, STOP);
         }
@@ -106,7 +109,7 @@ impl Worker {
                     Ok(Answer::Report(what)) => report(what),
                     Ok(Answer::Done(entries)) => return Ok(Ok(entries)),
                     Ok(Answer::Failed(error)) => return Ok(Err(error.into())),
-                    // A line that some library printed.
+                    // The line was printed by some library.
                     Err(_) => report(Report::Log { message: answer.trim_end().to_owned() }),
                 },
                 Ok(0) | Err(_) => break,
@@ -119,14 +122,14 @@ impl Worker {
         })
     }
 
-    /// Closes the process's standard input, at which it ends.
+    /// Closes the standard input of the process, which makes it end.
     fn end(&mut self) -> Option<Process> {
         *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.process.take()
     }
 }
 
-/// Writes a line to a worker, where there is one.
+/// Writes a line to a worker if it runs.
 fn say(stdin: &Mutex<Option<ChildStdin>>, line: &str) -> std::io::Result<()> {
     match stdin.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
         Some(stdin) => writeln!(stdin, "{line}").and_then(|()| stdin.flush()),

@@ -22,26 +22,27 @@ pub struct Workers {
     slots: usize,
 }
 
-/// A message of the thread that waits for a worker's answer.
+/// A message from the thread that waits for a worker's answer.
 enum Heard {
     Report(usize, Report),
     Ended(usize, Result<Result<Vec<Entry>>, Death>),
 }
 
 impl Workers {
-    /// A worker with each of these settings; `program` is `vlmdiff-worker`. They share `threads` among them, each with one at
-    /// least. A process is started at the first task that it is given.
+    /// Makes a worker for each of these settings; `program` is the path of `vlmdiff-worker`. The workers divide
+    /// `threads` among them, with at least one each. A process is started at its first task.
     pub fn new(store: &Store, program: PathBuf, settings: Vec<Settings>, threads: usize, stop: &Stop) -> Self {
         let slots = settings.len();
         let threads = (threads / slots.max(1)).max(1);
         let worker = |settings| Worker::new(store, program.clone(), settings, threads, stop);
         let mut idle: Vec<Worker> = settings.into_iter().map(worker).collect();
-        // The last is taken first: with one task at a time it is always the same, whose operators are open.
+        // Workers are taken from the end. With one task at a time it is always the same worker, whose operators are
+        // already open.
         idle.reverse();
         Self { idle: Mutex::new(idle), returned: Condvar::new(), slots }
     }
 
-    /// An idle worker, if there is one; with `wait` the next that is.
+    /// Takes an idle worker. If there is none, returns `None`, or with `wait` waits for the next one.
     fn take(&self, wait: bool) -> Option<Worker> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while idle.is_empty() && wait {
@@ -73,7 +74,7 @@ impl Executor for Workers {
             let mut failure: Option<Error> = None;
             loop {
                 while !is_over && failure.is_none() {
-                    // Without a task of its own that runs, a call waits for the workers of others.
+                    // A call without a running task of its own waits for workers that other calls use.
                     let Some(mut worker) = self.take(running == 0) else { break };
                     match tasks.next() {
                         Some(Ok(task)) => {

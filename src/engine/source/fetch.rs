@@ -19,11 +19,12 @@ use crate::engine::{
 };
 
 impl Sources {
-    /// A local path that holds the content of a file or URL. A URL is fetched once, into the user's cache folder.
+    /// Returns a local path that holds the content of a file or URL. A URL is fetched once, into the user's cache
+    /// folder.
     pub fn local(&self, address: &str) -> Result<PathBuf> {
         let Some(url) = url_of(address)? else {
             let path = local_path(address);
-            // A folder may hold what is wanted, and what is not there is named by whoever reads it.
+            // A folder may contain the wanted file, and a missing path is reported by the code that reads it.
             return if path.exists() && !path.is_dir() {
                 is_file(&path).map(|()| path).map_err(|e| cannot_read(address, e))
             } else {
@@ -32,7 +33,7 @@ impl Sources {
         };
         let digest = self.digest(address)?;
         let path = self.place(digest, &url);
-        // What was cut or changed since is fetched again.
+        // A cached file that was truncated or changed since is fetched again.
         let whole = path.is_file() && self.digest(&path.to_string_lossy())? == digest;
         if !whole && self.download(&url)? != digest {
             return Err(Error::Input(format!("{address} changed while it was being read; run again")));
@@ -40,7 +41,7 @@ impl Sources {
         Ok(path)
     }
 
-    /// A local folder that holds files or URLs under their own names.
+    /// Returns a local folder that holds files or URLs under their own names.
     pub fn local_folder(&self, addresses: &[String]) -> Result<PathBuf> {
         let files = addresses.iter().map(|address| self.local(address)).collect::<Result<Vec<_>>>()?;
         let mut hasher = Hasher::new("folder");
@@ -51,7 +52,7 @@ impl Sources {
         let link = |file: &PathBuf| -> io::Result<()> {
             let to = folder.join(file.file_name().unwrap_or_default());
             fs::create_dir_all(&folder)?;
-            // A file that was fetched again is another one than is linked.
+            // An existing link may point to an earlier version of the file, so it is replaced.
             fs::remove_file(&to).unwrap_or(());
             match fs::hard_link(file, &to) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -66,7 +67,7 @@ impl Sources {
         self.cache.join("sources").join(digest.to_string()).join(name_of(url))
     }
 
-    /// Fetches a URL to its place in the cache, and says what it holds.
+    /// Fetches a URL to its place in the cache and returns the digest of its content.
     pub(in crate::engine) fn download(&self, url: &Url) -> Result<Digest> {
         let folder = self.cache.join("sources");
         let mut temporary = Temporary::beside(&folder.join(name_of(url))).map_err(|e| cannot_write(&folder, e))?;

@@ -1,4 +1,4 @@
-//! Local files: reading and hashing them, also where a network file system fails for a moment.
+//! Reads and hashes local files, with retries for transient failures of network file systems.
 
 use std::{io, path::Path, time::Duration};
 
@@ -15,7 +15,8 @@ pub(super) fn hash_file(path: &Path) -> io::Result<Digest> {
     retry(|| is_file(path).and_then(|()| Digest::of_file(path)))
 }
 
-/// Refuses what is no file: a pipe would wait for somebody to write, and gives its content only once; a device may have no end.
+/// Refuses anything that is not a regular file: a pipe would block until somebody writes, and can be read only once;
+/// a device may have no end.
 pub(super) fn is_file(path: &Path) -> io::Result<()> {
     if std::fs::metadata(path)?.is_file() {
         return Ok(());
@@ -23,7 +24,7 @@ pub(super) fn is_file(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file, but a folder, pipe, socket or device"))
 }
 
-/// Tries again after errors that pass by themselves, as network file systems have them.
+/// Retries after transient errors, as network file systems have them.
 pub(super) fn retry<T>(read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let waits = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
@@ -33,7 +34,7 @@ pub(super) fn retry<T>(read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     read.retry(waits).when(passes).call()
 }
 
-/// The operating systems' number of an input or output error, which has no kind.
+/// The operating systems' number of an input or output error, for which Rust has no `ErrorKind`.
 pub(super) const EIO: i32 = 5;
 
 fn passes(error: &io::Error) -> bool {

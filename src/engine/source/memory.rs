@@ -1,4 +1,4 @@
-//! Digests remembered between runs: a file of stamps and the digests of what they stand for.
+//! Digests that are remembered between runs: a file of stamps with the digests of the files that they stand for.
 
 use std::{
     io::{self, Write},
@@ -8,14 +8,14 @@ use std::{
 use super::{temporary::Temporary, tree::Stamp};
 use crate::engine::Digest;
 
-/// Begins the file; the digest of the rest follows, then pairs of stamp and digest, ascending.
+/// The first bytes of the file. The digest of the rest follows, then pairs of stamp and digest, ascending.
 const MAGIC: &[u8; 16] = b"vlmdiff digests\x01";
 
 const HEADER: usize = MAGIC.len() + Digest::LEN;
 
 const PAIR: usize = 2 * Digest::LEN;
 
-/// What is remembered. A file that is missing or broken remembers nothing.
+/// The remembered pairs. A file that is missing or damaged counts as empty.
 pub(in crate::engine) struct Memory(Vec<u8>);
 
 impl Memory {
@@ -37,14 +37,14 @@ impl Memory {
         Digest::from_slice(&pairs[at][Digest::LEN..])
     }
 
-    /// Remembers fresh digests, and of the others those whose stamps are still there.
+    /// Stores fresh digests, and of the others those whose stamps still exist.
     pub(in crate::engine) fn replace<'a, 'b>(
         &self,
         file: &Path,
         stamps: impl Iterator<Item = &'a Stamp>,
         fresh: impl Iterator<Item = (&'b Stamp, Digest)>,
     ) -> io::Result<()> {
-        // What is fresh stands first of those with one stamp, and stays.
+        // Sorting is stable and fresh pairs come first, so that of pairs with one stamp the fresh one is kept.
         let mut pairs: Vec<(Digest, Digest)> = fresh.map(|(stamp, digest)| (stamp.id, digest)).collect();
         if pairs.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Sources on servers, read side by side.
+//! Sources on servers, read concurrently.
 
 use std::{
     collections::HashMap,
@@ -19,16 +19,16 @@ use super::{
 };
 use crate::engine::{Digest, Error, Hasher, Result, address::url_of, connect::connect};
 
-/// Objects read at the same time.
+/// The number of objects that are read at the same time.
 const READS: usize = 32;
 
-/// The last name in a URL's path.
+/// Returns the last part of a URL's path.
 pub(in crate::engine) fn name_of(url: &Url) -> String {
     let path = Path::from_url_path(url.path()).unwrap_or_default();
     path.filename().unwrap_or("content").to_owned()
 }
 
-/// Connections, made when they are first needed.
+/// Connections, opened when they are first needed.
 #[derive(Default)]
 pub(in crate::engine) struct Remote {
     runtime: OnceLock<Runtime>,
@@ -50,10 +50,10 @@ impl Remote {
         Ok(self.runtime.get_or_init(|| runtime))
     }
 
-    /// The server of a URL, and where on it the URL lies.
+    /// Returns the connection to the server of a URL, and the path of the URL on it.
     pub(in crate::engine) fn open(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
         let (_, path) = ObjectStoreScheme::parse(url).map_err(|e| cannot_read(url.as_str(), e))?;
-        // Some URLs name a bucket before the path: another bucket is another server.
+        // In some URLs the path begins with the bucket. Each bucket is a connection of its own.
         let segments: Vec<&str> = url.path().split('/').filter(|segment| !segment.is_empty()).collect();
         let bucket = segments.len().saturating_sub(path.parts().count());
         let mut server = url.clone();
@@ -67,7 +67,7 @@ impl Remote {
         Ok((objects, path))
     }
 
-    /// The objects below a URL, and the paths of hidden ones up to the name that hides them.
+    /// Lists the objects below a URL, and the paths of hidden ones up to the name that hides them.
     pub(in crate::engine) fn list(&self, url: &Url) -> Result<(Vec<Found>, Vec<Box<str>>)> {
         let (store, root) = self.open(url)?;
         let listing = store.list(Some(&root)).try_collect::<Vec<_>>();
@@ -106,7 +106,8 @@ impl Remote {
         self.each(addresses, async |store, path| store.get(&path).await?.bytes().await)
     }
 
-    /// The digests of objects, or why one object is not to be read. A server that does not answer is an error of all.
+    /// Returns the digest of each object, or the reason why it cannot be read. If the server does not answer, the
+    /// whole call fails.
     pub(in crate::engine) fn digests(&self, addresses: &[String]) -> Result<Vec<Result<Digest, String>>> {
         use object_store::Error::{NotFound, PermissionDenied};
         let read =
@@ -119,13 +120,13 @@ impl Remote {
         self.each(addresses, read).into_iter().collect()
     }
 
-    /// Writes the content of a URL, and says its digest.
+    /// Writes the content of a URL and returns its digest.
     pub(in crate::engine) fn fetch(&self, url: &Url, to: &mut impl Write) -> Result<Digest> {
         let (store, path) = self.open(url)?;
         Ok(self.runtime()?.block_on(content(&*store, &path, to))?)
     }
 
-    /// Reads many URLs side by side.
+    /// Reads many URLs concurrently.
     fn each<T>(
         &self,
         addresses: &[String],
@@ -143,7 +144,7 @@ impl Remote {
     }
 }
 
-/// Copies an object's content, and says its digest.
+/// Copies an object's content and returns its digest.
 async fn content(store: &dyn ObjectStore, path: &Path, to: &mut impl Write) -> object_store::Result<Digest> {
     let failed = |source: std::io::Error| object_store::Error::Generic { store: "cache", source: source.into() };
     let mut hasher = Hasher::default();

@@ -1,7 +1,8 @@
-//! Files and URLs outside the store: datasets, weights. What they hold is identified by content.
+//! Files and URLs outside the store: datasets, weights. They are identified by their content.
 //!
-//! An address is a path, or a URL that `object_store` knows (`s3://`, `gs://`, `az://`, `http(s)://`). Contents are hashed once and
-//! known again by what the file system or the server says of the file; see [`tree`] for what that trusts.
+//! An address is a path, or a URL that `object_store` knows (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
+//! hashed once and recognized later by what the file system or the server reports about the file; see [`tree`] for
+//! what that trusts.
 
 use std::{
     path::PathBuf,
@@ -24,13 +25,15 @@ use crate::engine::{
     address::{absolute, local_path, url_of},
 };
 
-/// A file whose change lies less than this before its reading may change again unseen, within the resolution of a clock.
+/// Nanoseconds that must lie between the last change of a file and its reading. Within less, a second change might
+/// get the same time, because clocks have limited resolution.
 const SETTLED: i64 = 2_000_000_000;
 
-/// Access to files and URLs outside the store. Cheap to make and to clone: connections are made when a URL is first used.
+/// Access to files and URLs outside the store. Cheap to make and to clone, because connections are opened when a URL
+/// is first used.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Hash every file, also those that seem unchanged.
+    /// True if every file is hashed, including those that seem unchanged.
     pub verify: bool,
     pub(super) cache: PathBuf,
     pub(super) now: fn() -> i64,
@@ -44,12 +47,12 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// Access that trusts what the file system says, or hashes every file.
+    /// Makes access that trusts what the file system reports, or with `verify` hashes every file.
     pub fn new(verify: bool) -> Self {
         Self { verify, cache: cache_folder(), now, remote: Arc::default() }
     }
 
-    /// Every file below a folder or URL.
+    /// Lists every file below a folder or URL.
     pub fn tree(&self, root: &str) -> Result<Tree> {
         Ok(match url_of(root)? {
             Some(url) => {
@@ -60,8 +63,9 @@ impl Sources {
         })
     }
 
-    /// The digests of files of a tree, by their paths in it. A file that cannot be read gets a digest that stands for the reason,
-    /// which no content has: it fails where it is read, and is another one as soon as it can be read.
+    /// Returns the digests of files of a tree, by their paths in it. A file that cannot be read gets a digest that
+    /// stands for the reason and equals that of no content. The error is reported where the file is read, and the
+    /// digest changes as soon as the file is readable.
     pub fn digests(&self, tree: &Tree, paths: &[&str]) -> Result<Vec<Digest>> {
         let wanted: Vec<&Found> = paths
             .par_iter()
@@ -82,7 +86,7 @@ impl Sources {
         Ok(digests.map(|digest| digest.unwrap_or_else(|reason| Digest::unreadable(&reason))).collect())
     }
 
-    /// The digest of the content of a file or URL.
+    /// Returns the digest of the content of a file or URL.
     pub fn digest(&self, address: &str) -> Result<Digest> {
         let url = url_of(address)?;
         let stamp = match &url {
@@ -97,7 +101,7 @@ impl Sources {
         digest.map_err(|reason: String| cannot_read(address, reason))
     }
 
-    /// The content of a file or URL.
+    /// Reads the content of a file or URL.
     pub fn read(&self, address: &str) -> Result<Bytes> {
         match url_of(address)? {
             Some(url) => self.remote.read(&url),
@@ -108,7 +112,7 @@ impl Sources {
         }
     }
 
-    /// The contents of several files or URLs, read side by side.
+    /// Reads the contents of several files or URLs concurrently.
     pub fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
         match addresses.first().map(|first| url_of(first)) {
             Some(Ok(Some(_))) => self.remote.read_all(addresses),
@@ -116,13 +120,13 @@ impl Sources {
         }
     }
 
-    /// Where the digests of a root's files are remembered.
+    /// Returns the path of the file that remembers the digests below a root.
     fn memory(&self, root: &str) -> PathBuf {
         self.cache.join("digests").join(Digest::of(absolute(root).as_bytes()).to_string())
     }
 
-    /// Digests that are remembered for `root`, and of the other files by `hash`, which are then remembered too. Why a file cannot be
-    /// read is not.
+    /// Returns the digests that are remembered for `root`, and computes those of the other files by `hash`, which are
+    /// then remembered too. Reasons why a file cannot be read are not remembered.
     fn known_or<'a>(
         &self,
         root: &str,
@@ -144,14 +148,14 @@ impl Sources {
         let fresh = missing.iter().zip(&hashed);
         let fresh = fresh.filter_map(|(found, digest)| Some((found.stamp.as_ref()?, *digest.as_ref().ok()?)));
         let settled = fresh.filter(|(stamp, _)| stamp.changed <= began - SETTLED);
-        // Nothing is lost but time where the cache cannot be written.
+        // If the cache cannot be written, the files are hashed again next time.
         known.replace(&file, stamps, settled).unwrap_or(());
         let mut hashed = hashed.into_iter();
         Ok(recalled.into_iter().filter_map(|digest| digest.map(Ok).or_else(|| hashed.next())).collect())
     }
 }
 
-/// The digest of a file's content, or why it cannot be read.
+/// The digest of a file's content, or the reason why it cannot be read.
 type Readable = Result<Digest, String>;
 
 fn now() -> i64 {

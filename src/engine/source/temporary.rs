@@ -1,4 +1,4 @@
-//! Files that are written beside the one that they become.
+//! Files that are written beside their final place and then renamed.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
 
 use super::cache_folder::make_private;
 
-/// A file that is removed unless it is kept under its final name, which it takes at once and whole.
+/// A file that is removed on drop unless it is kept. It gets its final name atomically, when it is complete.
 pub(super) struct Temporary {
     path: PathBuf,
     file: File,
@@ -42,7 +42,7 @@ impl Write for Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After `keep_as` there is nothing of this name.
+        // After `keep_as` no file has this name, which is not an error.
         fs::remove_file(&self.path).unwrap_or(());
     }
 }

@@ -26,7 +26,7 @@ use crate::engine::{
     address::{absolute, is_url, join, local_path},
 };
 
-/// Every file below a folder or URL, sorted by path. Hidden ones are listed apart, links are followed.
+/// Every file below a folder or URL, sorted by path. Hidden files are listed separately, links are followed.
 #[derive(Debug)]
 pub struct Tree {
     /// The folder or URL, as it was named.
@@ -41,22 +41,22 @@ pub struct Tree {
 pub(in crate::engine) struct Paths {
     /// The files that are shown.
     pub(in crate::engine) shown: Vec<Box<str>>,
-    /// Files and folders whose names begin with a dot; a folder ends in `/`, and what lies in it is not listed.
+    /// Files and folders whose names begin with a dot. A folder ends in `/`, and its content is not listed.
     pub(in crate::engine) hidden: Vec<Box<str>>,
-    /// Those of the files that are shown which are links to nothing.
+    /// The shown files that are links to missing files.
     pub(in crate::engine) dead: Vec<Box<str>>,
 }
 
 /// A file of a tree.
 #[derive(Debug)]
 pub(in crate::engine) struct Found {
-    /// Below the root, with `/`.
+    /// The path below the root, with `/`.
     pub(in crate::engine) path: Box<str>,
-    /// `None` where only the content says whether it has changed.
+    /// The stamp; `None` if only the content shows whether the file has changed.
     pub(in crate::engine) stamp: Option<Stamp>,
 }
 
-/// What identifies a file's content without reading it.
+/// Identifies a file's content without reading it.
 #[derive(Debug)]
 pub(in crate::engine) struct Stamp {
     pub(in crate::engine) id: Digest,
@@ -79,23 +79,24 @@ impl Tree {
         Self { root: root.to_owned(), files, hidden, dead: Vec::new() }
     }
 
-    /// The files' paths below the root, sorted, with `/` on every system.
+    /// Returns the files' paths below the root, sorted, with `/` on every system.
     pub fn paths(&self) -> impl ExactSizeIterator<Item = &str> {
         self.files.iter().map(|found| &*found.path)
     }
 
-    /// The paths of hidden files and folders below the root, sorted; a folder ends in `/`, and what lies in it is not listed.
+    /// Returns the paths of hidden files and folders below the root, sorted. A folder ends in `/`, and its content is
+    /// not listed.
     pub fn hidden(&self) -> impl ExactSizeIterator<Item = &str> {
         self.hidden.iter().map(|path| &**path)
     }
 
-    /// Those of the paths that are links to nothing, in no order.
+    /// Returns the paths that are links to missing files, in no order.
     pub fn dead_links(&self) -> impl ExactSizeIterator<Item = &str> {
         self.dead.iter().map(|path| &**path)
     }
 
-    /// The root's own name as the user wrote it, whatever a link of that name leads to. A path that ends in `.` or `..` has no
-    /// name in it: the folder has.
+    /// Returns the root's own name as the user wrote it, even if it is a link. For a path that ends in `.` or `..` it
+    /// is the name of the folder that the path leads to.
     pub fn name(&self) -> String {
         let written = local_path(&self.root);
         if let Some(name) = written.file_name().and_then(OsStr::to_str).filter(|_| !is_url(&self.root)) {
@@ -105,7 +106,7 @@ impl Tree {
         root.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
 
-    /// Where a file of the tree is read.
+    /// Returns the address of a file of the tree.
     pub fn address(&self, path: &str) -> Result<String> {
         join(&self.root, path)
     }
@@ -119,8 +120,8 @@ impl Tree {
     }
 }
 
-/// The paths of the files below a folder. A broken link is listed, and fails where it is read; a folder that cannot be listed is an
-/// error that names it.
+/// Lists the paths of the files below a folder. A broken link is listed and fails when it is read; a folder that
+/// cannot be listed is an error that names it.
 pub(in crate::engine) fn walk(folder: &Path) -> io::Result<Paths> {
     if !fs::metadata(folder)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is no folder"));
@@ -136,14 +137,14 @@ pub(in crate::engine) fn walk(folder: &Path) -> io::Result<Paths> {
                 }
                 if entry.file_name() != LOST_AND_FOUND {
                     let slash = if is_folder { "/" } else { "" };
-                    // Nobody reads it, so its name may be any.
+                    // Hidden files are not read, so a lossy name suffices.
                     let name = below(folder, entry.path()).to_string_lossy();
                     paths.hidden.push(format!("{name}{slash}").into());
                 }
             }
             Ok(entry) if entry.file_type().is_dir() => {}
             Ok(entry) => paths.shown.push(relative(folder, entry.path())?),
-            // A link to a folder around it shows nothing new.
+            // A link to a folder that contains it adds no files.
             Err(error) if error.loop_ancestor().is_some() => {}
             Err(error) => {
                 if let Some(link) = dead_link(folder, error)? {
@@ -156,7 +157,7 @@ pub(in crate::engine) fn walk(folder: &Path) -> io::Result<Paths> {
     Ok(paths)
 }
 
-/// The folder in which file systems keep what they found without a name.
+/// The folder in which file systems put files that they recovered without a name.
 const LOST_AND_FOUND: &str = "lost+found";
 
 fn is_hidden(entry: &DirEntry) -> bool {
@@ -174,7 +175,7 @@ fn relative(folder: &Path, path: &Path) -> io::Result<Box<str>> {
     Ok(Box::from(name))
 }
 
-/// The path of a link that leads nowhere or to itself, unless it is hidden.
+/// Returns the path of a link that leads nowhere or to itself, unless it is hidden.
 fn dead_link(folder: &Path, error: walkdir::Error) -> io::Result<Option<Box<str>>> {
     let path = error.path().map(Path::to_owned);
     let error = error.into_io_error().unwrap_or_else(|| io::Error::other("it cannot be listed"));
@@ -191,10 +192,10 @@ fn is_dead(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ELOOP)
 }
 
-/// The operating system's number of a link that leads to itself; its kind has no name in Rust yet.
+/// The operating system's error number of a link that leads to itself, for which stable Rust has no `ErrorKind`.
 const ELOOP: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
 
-/// An error of a walk with the place where it happened, unless that is the folder itself, which the caller names.
+/// Adds the place to an error of a walk, unless it is the folder itself, which the caller names.
 pub(in crate::engine) fn named(folder: &Path, path: Option<PathBuf>, error: io::Error) -> io::Result<()> {
     match path.filter(|path| path != folder) {
         Some(place) => Err(io::Error::new(error.kind(), At { place, error })),
@@ -202,7 +203,7 @@ pub(in crate::engine) fn named(folder: &Path, path: Option<PathBuf>, error: io::
     }
 }
 
-/// An error below a folder, and where.
+/// An error below a folder, with its place.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {error}", place.display())]
 pub(in crate::engine) struct At {
@@ -210,7 +211,7 @@ pub(in crate::engine) struct At {
     pub(in crate::engine) error: io::Error,
 }
 
-/// The stamp of a local file, known in its tree by `path`.
+/// Returns the stamp of a local file, which has the path `path` in its tree.
 #[cfg(unix)]
 pub(in crate::engine) fn stamp(path: &str, file: &Path) -> Option<Stamp> {
     use std::os::unix::fs::MetadataExt;
@@ -223,16 +224,16 @@ pub(in crate::engine) fn stamp(path: &str, file: &Path) -> Option<Stamp> {
     Some(Stamp { id, changed: meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec()) })
 }
 
-/// The stamp of a local file, known in its tree by `path`.
+/// Returns `None`, because stamps of systems other than Unix are not trusted.
 #[cfg(not(unix))]
 pub(in crate::engine) fn stamp(_: &str, _: &Path) -> Option<Stamp> {
     None
 }
 
-/// The stamp of an object, known in its tree by `path`.
+/// Returns the stamp of an object, which has the path `path` in its tree.
 pub(in crate::engine) fn remote_stamp(path: &str, meta: &ObjectMeta) -> Option<Stamp> {
     let tag = meta.e_tag.as_deref().unwrap_or_default();
-    // A server that gives no time is listed at 1970.
+    // An object for which the server gives no time is listed at 1970.
     let changed = meta.last_modified.timestamp_nanos_opt().unwrap_or(0);
     let strong = !tag.is_empty() && !tag.starts_with("W/");
     let mut hasher = Hasher::new("object");
@@ -245,7 +246,7 @@ pub(in crate::engine) fn remote_stamp(path: &str, meta: &ObjectMeta) -> Option<S
     (strong || changed != 0).then(|| Stamp { id: hasher.finish(), changed })
 }
 
-/// A folder or URL that cannot be listed.
+/// Makes the error of a folder or URL that cannot be listed.
 pub(in crate::engine) fn cannot_list(root: &str, error: impl std::fmt::Display) -> Error {
     Error::Input(format!("cannot list {root}: {error}"))
 }

@@ -1,4 +1,4 @@
-//! The contract between the engine and what it runs.
+//! The contract between the engine and the stages.
 //!
 //! A stage has two halves in one file. The describing half is its parameters: [`Stage`] says what it reads and writes, and the
 //! engine plans with it. The doing half is an [`Operator`](super::Operator), opened only where rows are stale: in the worker, which has
@@ -17,9 +17,9 @@ use super::{
 };
 use crate::engine::{Result, source::Sources, store::Note};
 
-/// The parameters of a stage in canonical form, with all defaults: what is stored, compared and sent to workers.
+/// The parameters of a stage in canonical form, with all defaults. This form is stored, compared and sent to workers.
 pub trait Parameters {
-    /// The parameters as JSON.
+    /// Returns the parameters as JSON.
     fn params(&self) -> Value;
 }
 
@@ -35,65 +35,68 @@ impl<S: Serialize> Parameters for S {
 /// Cheap to build and to ask: the answers touch no device and no weights, and files or the network only to ask for the schema of
 /// rows that lie there. Equal parameters give equal answers.
 pub trait Stage: Parameters + Debug + Send + Sync {
-    /// Bumped when the meaning of the output changes: every table made by the stage is then stale.
+    /// Returns the revision of the stage. It is raised when the meaning of the output changes, which makes every
+    /// table of the stage stale.
     fn revision(&self) -> u32;
 
-    /// What it reads.
+    /// Returns the inputs that the stage reads.
     fn ports(&self) -> Ports;
 
-    /// What it makes with these parameters.
+    /// Returns the kind of output that the stage makes with these parameters.
     fn makes(&self) -> Output;
 
-    /// The schema of every batch it writes. The engine has checked that the inputs have the columns and types of
-    /// [`Stage::ports`].
+    /// Returns the schema of every batch that the stage writes. The engine has checked that the inputs have the
+    /// columns and types of [`Stage::ports`].
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit>;
 
-    /// Where it runs. Asked only of a stage that the registry can open in both processes.
+    /// Returns the process in which the stage runs. It is called only for a stage that the registry can open in both
+    /// processes.
     fn place(&self) -> Place {
         Place::Worker
     }
 
-    /// Parameters that say where something lies. What lies there is identified by its content, not by its place.
+    /// Returns the names of the parameters that are places of files or folders. These are identified by content and
+    /// not by place.
     fn locations(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// What helps where memory runs out.
+    /// Returns advice for the case that memory runs out.
     fn memory_advice(&self) -> &'static str {
         "lower --batch-size or --task-rows"
     }
 
-    /// Whether a table that is made as a whole takes at least one row, as a training does.
+    /// Returns true if a table that is made as a whole needs at least one row, as a training does.
     fn needs_rows(&self) -> bool {
         false
     }
 
-    /// Of a stage that reads [`Ports::Any`]: the columns it reads of each input; all by default.
+    /// Returns the columns that a stage with [`Ports::Any`] reads, by input; all columns by default.
     fn columns(&self, inputs: &Schemas) -> Result<BTreeMap<String, Vec<String>>, Misfit> {
         let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect();
         Ok(inputs.all.iter().map(|(port, schema)| (port.clone(), names(schema))).collect())
     }
 
-    /// Files and URLs named by parameters whose content is part of the stage's identity, such as weights. An error says
-    /// which file is needed and not there, and what brings it.
+    /// Returns the files and URLs named by parameters whose content is part of the stage's identity, such as weights.
+    /// An error names the missing file and the command that fetches it.
     fn files(&self) -> Result<Vec<String>, Misfit> {
         Ok(Vec::new())
     }
 
-    /// What a person should know of a table that was made without an error: whether it did what it is for. Asked in the driver
-    /// each time before a table is published.
+    /// Returns remarks on a table that was made without an error, such as that it missed its purpose. Called in the
+    /// driver each time before a table is published.
     fn review(&self, _table: &Sample<'_>) -> Result<Vec<Note>> {
         Ok(Vec::new())
     }
 
-    /// The rows of a stage without inputs. `None` for a stage that reads tables.
+    /// Lists the rows of a stage without inputs. `None` for a stage that reads tables.
     fn list(&self, _sources: &Sources) -> Result<Option<Listing>> {
         Ok(None)
     }
 }
 
 impl dyn Stage + '_ {
-    /// The parameters that can change the output: all but [`Stage::locations`].
+    /// Returns the parameters that can change the output: all except [`Stage::locations`].
     pub fn identity(&self) -> Value {
         let mut params = self.params();
         if let Some(params) = params.as_object_mut() {
@@ -106,7 +109,7 @@ impl dyn Stage + '_ {
 /// The process in which a stage runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// The driver, which plans and does not link libtorch.
+    /// The driver, which plans and is not linked to libtorch.
     Driver,
     /// A worker process, which has libtorch.
     Worker,
@@ -115,10 +118,11 @@ pub enum Place {
 /// The rows of a stage without inputs, as they are outside the store.
 #[derive(Clone, Debug)]
 pub struct Listing {
-    /// The rows: the id first, and all that a row depends on. A column that the stage also writes has the values that it
-    /// writes, so that `where:` below can be answered for rows that are still to be computed.
+    /// The rows: the id first, and all that a row depends on. A column that the stage also writes must have the
+    /// values that it writes, so that `where:` of later tables can be evaluated for rows that are still to be
+    /// computed.
     pub rows: RecordBatch,
-    /// Remarks on what was listed, such as files that are left out.
+    /// Remarks on the listing, such as files that are left out.
     pub notes: Vec<Note>,
 }
 

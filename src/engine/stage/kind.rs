@@ -1,4 +1,4 @@
-//! Stage kinds: what the registry knows of a stage.
+//! Stage kinds, the entries of the registry.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -10,64 +10,66 @@ use super::{
 };
 use crate::engine::Result;
 
-/// An entry of the registry: what is known of a stage before it has parameters.
+/// An entry of the registry: the properties of a stage that do not depend on its parameters.
 #[derive(Clone, Copy)]
 pub struct StageKind {
     /// The name in `stage:`.
     pub name: &'static str,
-    /// The JSON Schema of its parameters; its description is the stage's documentation, its first example parameters that it takes.
+    /// The JSON Schema of its parameters. Its description is the stage's documentation, and its first example has
+    /// valid parameters.
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
     pub parse: fn(&Value) -> Result<Box<dyn Stage>, ParamError>,
-    /// Opens the stage in the driver; `None` where it needs libtorch.
+    /// Opens the stage in the driver; `None` if it needs libtorch.
     pub open_here: Option<OpenFn>,
-    /// Whether a worker can open it.
+    /// True if a worker can open it.
     pub in_worker: bool,
 }
 
-/// What a stage has to be to stand in the registry: read from JSON, checked and documented.
+/// The requirements on a stage in the registry: it can be read from JSON, is checked and documented.
 pub trait Registered: Stage + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static {}
 
 impl<S: Stage + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static> Registered for S {}
 
-/// A parameter that is not what the stage takes.
+/// An error in a parameter.
 #[derive(Debug)]
 pub struct ParamError {
-    /// Path to it below `with:`, such as `config.block_out_channels[1]`; empty for the whole.
+    /// The path of the parameter below `with:`, such as `config.block_out_channels[1]`; empty for the parameters as a
+    /// whole.
     pub path: String,
     /// What is wrong.
     pub message: String,
 }
 
 impl StageKind {
-    /// The entry of a stage that a worker opens.
+    /// Makes the entry of a stage that a worker opens.
     pub const fn in_worker<S: Registered>(name: &'static str) -> Self {
         Self { name, schema: schema_of::<S>, parse: parse::<S>, open_here: None, in_worker: true }
     }
 
-    /// The entry of a stage that needs no libtorch and is opened in the driver.
+    /// Makes the entry of a stage that needs no libtorch and is opened in the driver.
     pub const fn in_driver<S: Registered + Open>(name: &'static str) -> Self {
         Self { open_here: Some(open::<S>), in_worker: false, ..Self::in_worker::<S>(name) }
     }
 
-    /// How the driver opens the stage with these parameters; `None` where it runs in a worker.
+    /// Returns the function that opens the stage in the driver with these parameters; `None` if it runs in a worker.
     pub fn opened_here(&self, stage: &dyn Stage) -> Option<OpenFn> {
         self.open_here.filter(|_| !self.in_worker || stage.place() == Place::Driver)
     }
 
-    /// Parameters that the stage takes, from the example in its documentation.
+    /// Returns valid parameters of the stage, from the example in its documentation.
     pub fn example(&self) -> Option<Value> {
         (self.schema)().get("examples").and_then(|examples| examples.get(0)).cloned()
     }
 
-    /// The names of its parameters.
+    /// Returns the names of its parameters.
     pub fn parameters(&self) -> Vec<String> {
         let schema = (self.schema)();
         let properties = schema.get("properties").and_then(Value::as_object);
         properties.map(|properties| properties.keys().cloned().collect()).unwrap_or_default()
     }
 
-    /// The first paragraph of the stage's documentation.
+    /// Returns the first paragraph of the stage's documentation.
     pub fn about(&self) -> String {
         let schema = (self.schema)();
         let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
@@ -91,8 +93,8 @@ fn parse<S: Registered>(params: &Value) -> Result<Box<dyn Stage>, ParamError> {
     unread(params, &stage.params(), "").map_or(Ok(Box::new(stage)), Err)
 }
 
-/// The first name that was written and not read. Below a stage's parameters are structures that published files hold too, with
-/// names that mean nothing here; in a pipeline each has to mean something.
+/// Returns the first name that was written but not read. Serde ignores unknown names in structures that published
+/// files contain too, where they may have names without meaning here; in a pipeline each name must have a meaning.
 fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
     let (written, read) = (written.as_object()?, read.as_object()?);
     written.iter().find_map(|(name, value)| {
@@ -107,15 +109,17 @@ fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
     })
 }
 
-/// The registry: `stages! { "caption" => caption::Caption, driver; … }` makes `KINDS`, which the driver plans with, and
-/// `open_in_worker`. The driver must not name `open_in_worker`: it would then link libtorch.
+/// Defines the registry: `stages! { "caption" => caption::Caption, driver; … }` makes `KINDS`, which the driver plans
+/// with, and `open_in_worker`. The driver must not name `open_in_worker`, because it would then be linked to
+/// libtorch.
 #[macro_export]
 macro_rules! stages {
     ($($name:literal => $stage:ty, $place:ident;)*) => {
-        /// Every stage kind, as the driver knows it, in pipeline order.
+        /// All stage kinds, in pipeline order.
         pub const KINDS: &[$crate::engine::stage::StageKind] = &[$($crate::stages!(@kind $name $stage, $place)),*];
 
-        /// How the worker opens its stages. The driver must not name this: it would then link libtorch.
+        /// Returns the function by which the worker opens a stage. The driver must not name this: it would then be
+        /// linked to libtorch.
         pub fn open_in_worker(stage: &str) -> Option<$crate::engine::stage::OpenFn> {
             $($crate::stages!(@open stage $name $stage, $place);)*
             None

@@ -1,19 +1,19 @@
-//! Why a stage does not fit its inputs or its parameters.
+//! Errors about a stage that does not fit its inputs or its parameters.
 
 use std::fmt;
 
 use crate::engine::Error;
 
-/// Why a stage cannot be made of its parameters and inputs, and which of these it is about.
+/// A stage cannot be made from its parameters and inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misfit {
-    /// What does not fit.
+    /// The parameter or input that does not fit.
     pub at: At,
-    /// Why, and what would work.
+    /// The reason, and what would work.
     pub message: String,
 }
 
-/// What a [`Misfit`] is about.
+/// The subject of a [`Misfit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum At {
     /// A parameter, by its path below `with:`, such as `config.block_out_channels`.
@@ -25,17 +25,17 @@ pub enum At {
 }
 
 impl Misfit {
-    /// A parameter that does not fit.
+    /// Makes a misfit of a parameter.
     pub fn parameter(path: impl Into<String>, message: impl ToString) -> Self {
         Self { at: At::Parameter(path.into()), message: message.to_string() }
     }
 
-    /// A table that does not fit at an input.
+    /// Makes a misfit of the table at an input.
     pub fn input(port: impl Into<String>, message: impl ToString) -> Self {
         Self { at: At::Input(port.into()), message: message.to_string() }
     }
 
-    /// What is the fault of no single parameter and no single input.
+    /// Makes a misfit that no single parameter or input causes.
     pub fn stage(message: impl ToString) -> Self {
         Self { at: At::Stage, message: message.to_string() }
     }

@@ -11,7 +11,7 @@ use crate::engine::{Error, Result, source::Sources, store::Store};
 
 /// Opens the doing half: loads weights, prepares a device.
 pub trait Open: Stage + DeserializeOwned {
-    /// Called once per table and process, before the first row.
+    /// Opens the operator. Called once per table and process, before the first row.
     fn open(self, context: &Context) -> Result<Box<dyn Operator>>;
 }
 
@@ -33,18 +33,18 @@ pub trait Operator: Send {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()>;
 }
 
-/// What an operator finds when it is opened.
+/// The surroundings of an operator, given to it when it is opened.
 #[derive(Debug)]
 pub struct Context {
     /// The device to compute on: `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// How many rows a network sees at once, where the run says so. No part of the result.
+    /// The number of rows per batch of a network, if the run sets it. It is not part of the identity of results.
     pub batch_size: Option<usize>,
     /// The schema to write.
     pub output: SchemaRef,
     /// The declared schemas of all inputs, as [`Stage::output`] saw them.
     pub schemas: Schemas,
-    /// Every `Table` input, whole, by port.
+    /// Every `Table` input as a whole, by port.
     pub tables: BTreeMap<String, RecordBatch>,
     /// Blobs that tables name.
     pub store: Store,
@@ -55,7 +55,7 @@ pub struct Context {
 /// Opens an operator from parameters.
 pub type OpenFn = fn(&Value, &Context) -> Result<Box<dyn Operator>>;
 
-/// The worker's half of a registry entry.
+/// Opens an operator of type `S` from JSON; the worker's half of a registry entry.
 pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
     let stage: S = serde_json::from_value(params.clone())
         .map_err(|e| Error::Stage(format!("parameters that cannot be read: {e}")))?;

@@ -1,4 +1,4 @@
-//! Ports: what a stage reads, and what it makes.
+//! Ports: the inputs of a stage, and the kind of output that it makes.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::misfit::Misfit;
 use crate::engine::store::tensor_shape;
 
-/// Whether a stage makes one row per row that it reads, or one table from all of them.
+/// The relation of a stage's output rows to its input rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Output {
@@ -23,7 +23,7 @@ pub enum Output {
 }
 
 impl Output {
-    /// Whether the first column identifies a row.
+    /// Returns true if the first column identifies a row.
     pub fn has_ids(self) -> bool {
         self != Self::Table
     }
@@ -38,50 +38,51 @@ pub enum Reads {
     Table,
 }
 
-/// A column that a stage reads.
+/// A column that a stage reads. Its content is checked before a run.
 #[derive(Clone, Debug)]
 pub struct Column {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What it holds.
+    /// The required content.
     pub holds: Holds,
-    /// Whether the table may lack it.
+    /// True if the table may lack it.
     pub optional: bool,
 }
 
-/// What a column has to hold.
+/// The required content of a column.
 #[derive(Clone, Debug)]
 pub enum Holds {
     /// Values that the stage checks itself.
     Anything,
     /// Values of this type.
     Values(DataType),
-    /// Tensors of this item type. Their dimensions by name, or as a number where a stage takes one length only: `[H, W, 3]`.
+    /// Tensors of this item type. Each dimension is a name, or a number if the stage takes one length only: `[H, W,
+    /// 3]`.
     Tensors(DataType, &'static str),
 }
 
 impl Column {
-    /// A column of this type.
+    /// Makes a column of this type.
     pub fn new(name: &'static str, of: DataType) -> Self {
         Self { name, holds: Holds::Values(of), optional: false }
     }
 
-    /// A column of tensors, such as `Column::tensors("pixels", DataType::UInt8, "[H, W, 3]")`.
+    /// Makes a column of tensors, such as `Column::tensors("pixels", DataType::UInt8, "[H, W, 3]")`.
     pub fn tensors(name: &'static str, item: DataType, dimensions: &'static str) -> Self {
         Self { name, holds: Holds::Tensors(item, dimensions), optional: false }
     }
 
-    /// A column whose values the stage checks itself.
+    /// Makes a column whose values the stage checks itself.
     pub fn any(name: &'static str) -> Self {
         Self { name, holds: Holds::Anything, optional: false }
     }
 
-    /// The same column, which the table may lack.
+    /// Returns the same column as optional: the table may lack it.
     pub fn optional(self) -> Self {
         Self { optional: true, ..self }
     }
 
-    /// Why a field is not this column, and what would be.
+    /// Checks that a field has the content of this column. The error says what would fit.
     pub fn check(&self, field: &Field) -> Result<(), String> {
         match &self.holds {
             Holds::Anything => Ok(()),
@@ -107,7 +108,7 @@ impl Column {
     }
 }
 
-/// Whether a shape has these dimensions, of which numbers are to be met.
+/// Returns true if a shape has these dimensions. Dimensions that are numbers must be equal.
 fn fits(shape: &[usize], dimensions: &str) -> bool {
     let dimensions: Vec<&str> = dimensions.trim_matches(['[', ']']).split(", ").collect();
     let is_met =
@@ -115,7 +116,7 @@ fn fits(shape: &[usize], dimensions: &str) -> bool {
     shape.len() == dimensions.len() && shape.iter().zip(&dimensions).all(is_met)
 }
 
-/// The name of a type in SQL.
+/// Returns the name of a type in SQL.
 fn sql_type(of: &DataType) -> &'static str {
     match of {
         DataType::Utf8 => "varchar",
@@ -127,41 +128,42 @@ fn sql_type(of: &DataType) -> &'static str {
 /// One input of a stage.
 #[derive(Clone, Debug)]
 pub struct Port {
-    /// What the input is to the stage; the standard pipeline calls the table so too.
+    /// The role of the input, which is also the name of the table in the standard pipeline.
     pub name: &'static str,
-    /// The columns that the stage reads. Nothing else of the table can change its output.
+    /// The columns that the stage reads. No other column of the table can change its output.
     pub columns: Vec<Column>,
-    /// Row by row or as a whole.
+    /// The way it is read: row by row or as a whole.
     pub reads: Reads,
-    /// Whether `from:` may leave it out. Optional ports come last.
+    /// True if `from:` may omit it. Optional ports come last.
     pub optional: bool,
 }
 
 impl Port {
-    /// An input read row by row.
+    /// Makes an input that is read row by row.
     pub fn rows(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
         Self { name, columns: columns.into(), reads: Reads::Rows, optional: false }
     }
 
-    /// An input read as a whole.
+    /// Makes an input that is read as a whole.
     pub fn table(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
         Self { name, columns: columns.into(), reads: Reads::Table, optional: false }
     }
 
-    /// The same input, where `from:` may leave it out.
+    /// Returns the same input as optional: `from:` may omit it.
     pub fn optional(self) -> Self {
         Self { optional: true, ..self }
     }
 }
 
-/// What `from:` may name.
+/// The tables that `from:` may name.
 #[derive(Clone, Debug)]
 pub enum Ports {
     /// These inputs, in this order or by name.
     Named(Vec<Port>),
-    /// Any tables, each under its own name and with the columns that [`Stage::columns`] says. A stage that makes a row per row
-    /// reads those that have ids row by row; all others are read whole.
+    /// Any tables, each under its own name and with the columns that [`Stage::columns`] returns. A stage that makes a
+    /// row per row reads tables with ids row by row and all others whole.
     ///
+    /// [`Stage::columns`]: super::Stage::columns
     /// [`Stage::columns`]: super::Stage::columns
     Any,
 }
@@ -176,12 +178,12 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// The schema at a port, if `from:` names a table for it.
+    /// Returns the schema at a port, if `from:` names a table for it.
     pub fn get(&self, port: &str) -> Option<&SchemaRef> {
         self.all.get(port)
     }
 
-    /// The field `column` at `port`.
+    /// Returns the field `column` at `port`.
     ///
     /// # Errors
     /// A [`Misfit`] at the port where the table has no such column: one of [`Ports::Any`], or an optional one.
@@ -194,7 +196,7 @@ impl Schemas {
         })
     }
 
-    /// The shape of a column of tensors with so many dimensions, as [`Column::check`] has found it.
+    /// Returns the shape of a column of tensors with `N` dimensions, which [`Column::check`] has checked.
     pub fn shape<const N: usize>(&self, port: &str, column: &str) -> Result<[usize; N], Misfit> {
         let field = self.field(port, column)?;
         let shape = tensor_shape(field).and_then(|shape| <[usize; N]>::try_from(shape).ok());

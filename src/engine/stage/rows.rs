@@ -17,7 +17,7 @@ use crate::engine::{
     store::{Store, gather},
 };
 
-/// Rows read from the store at a time.
+/// The number of rows that are read from the store at a time.
 const READ_ROWS: usize = 256;
 
 /// A task's input rows, read ahead of the operator.
@@ -37,39 +37,39 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Rows with these ids, of inputs by port.
+    /// Makes a batch of rows with these ids, from inputs by port.
     pub fn new(ids: Vec<String>, ports: Vec<(String, RecordBatch)>) -> Self {
         Self { ids, ports }
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are no rows.
+    /// Returns true if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The rows of one input, or `None` where `from:` leaves it out.
+    /// Returns the rows of one input, or `None` if `from:` omits it.
     pub fn port(&self, port: &str) -> Option<&RecordBatch> {
         self.ports.iter().find(|(name, _)| name == port).map(|(_, batch)| batch)
     }
 
-    /// The rows of one input that `from:` names.
+    /// Returns the rows of one input that `from:` names.
     pub fn rows(&self, port: &str) -> Result<&RecordBatch> {
         self.port(port).ok_or_else(|| Error::Stage(format!("the stage was given no rows of `{port}`")))
     }
 
-    /// A declared column of an input.
+    /// Returns a declared column of an input.
     pub fn column(&self, port: &str, column: &str) -> Result<&ArrayRef> {
         self.rows(port)?
             .column_by_name(column)
             .ok_or_else(|| Error::Stage(format!("`{port}` was read without its column `{column}`")))
     }
 
-    /// Rows `offset..offset + len`, without a copy.
+    /// Returns the rows `offset..offset + len` without a copy.
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         let ports = self.ports.iter().map(|(name, batch)| (name.clone(), batch.slice(offset, len))).collect();
         Self::new(self.ids[offset..offset + len].to_vec(), ports)
@@ -105,7 +105,7 @@ impl Rows {
                     ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
                     Ok(Batch::new(task.ids[start..end].to_vec(), ports))
                 };
-                // The operator stopped early: nobody waits for more.
+                // The operator stopped early, so no further rows are read.
                 if send.send(read()).is_err() {
                     break;
                 }
@@ -114,24 +114,25 @@ impl Rows {
         Ok(Self { total, given: 0, chunks, current: None })
     }
 
-    /// Rows in the task.
+    /// Returns the number of rows in the task.
     pub fn len(&self) -> usize {
         self.total
     }
 
-    /// Whether the task has no rows.
+    /// Returns true if the task has no rows.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
 
-    /// The next rows, at most `max`; `None` at the end.
+    /// Returns the next rows, at most `max`; `None` at the end.
     pub fn next(&mut self, max: usize) -> Result<Option<Batch>> {
         let batch = match self.current.take() {
             Some(batch) => batch,
             None => match self.chunks.recv() {
                 Ok(batch) => batch?,
                 Err(mpsc::RecvError) if self.given == self.total => return Ok(None),
-                // An end that is none must not look like one: the rows so far would count as all.
+                // If the reader thread panicked, the channel closes early. That is an error: the missing rows would
+                // otherwise count as done.
                 Err(mpsc::RecvError) => return Err(Error::Worker("the rows could not be read to their end".into())),
             },
         };

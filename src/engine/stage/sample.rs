@@ -1,4 +1,4 @@
-//! Some rows of a table that is about to be published, with what they were made from: what a stage's review looks at.
+//! A sample of the rows of a table that is about to be published, with their inputs, for the review by the stage.
 
 use arrow::{
     array::StringArray,
@@ -14,14 +14,15 @@ use crate::engine::{
 /// The port of the table's own rows.
 pub const ITSELF: &str = "itself";
 
-/// A sample is this many stretches of neighbouring rows: parts hold neighbours, and each part that is touched is read whole.
+/// The number of runs of neighbouring rows in a sample. Neighbours lie in the same part, and each part that is
+/// touched is read whole.
 const STRETCHES: usize = 8;
 
 /// A table that is about to be published.
 pub struct Sample<'a> {
     pub(in crate::engine) store: &'a Store,
     pub(in crate::engine) manifest: &'a Manifest,
-    /// The ids and keys of its rows, and what is computed of them.
+    /// The ids and keys of its rows, and the computed values.
     pub(in crate::engine) ids: &'a StringArray,
     pub(in crate::engine) keys: &'a [Digest],
     pub(in crate::engine) known: &'a ComputedRows,
@@ -40,19 +41,19 @@ pub(in crate::engine) struct SampledInput<'a> {
 }
 
 impl Sample<'_> {
-    /// The number of rows of the table.
+    /// Returns the number of rows of the table.
     pub fn len(&self) -> usize {
         self.manifest.rows as usize
     }
 
-    /// Whether the table has no rows.
+    /// Returns true if the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// At most `most` rows of a table whose rows are cached one by one, spread over their ids and always the same: of each port
-    /// the columns asked for, [`ITSELF`] being the table. Ports that are not read row by row and columns that are not there are
-    /// left out.
+    /// Returns at most `most` rows of a table whose rows are cached one by one, evenly spread over their ids and
+    /// always the same. `wanted` names the columns by port, where [`ITSELF`] is the table itself. Ports that are not
+    /// read row by row and missing columns are left out.
     pub fn rows(&self, most: usize, wanted: &[(&str, &[&str])]) -> Result<Batch> {
         let there: Vec<usize> = (0..self.keys.len()).filter(|row| self.known.has(&self.keys[*row])).collect();
         let rows: Vec<usize> = spread(there.len(), most).into_iter().map(|at| there[at]).collect();
@@ -79,7 +80,7 @@ fn present(schema: &Schema, columns: &[&str]) -> Vec<String> {
     columns.iter().filter(is_there).map(|name| (*name).to_owned()).collect()
 }
 
-/// At most `most` of so many rows: all of them, or stretches of neighbours that begin at equal distances.
+/// Returns at most `most` of `total` rows: all of them, or runs of neighbours that begin at equal distances.
 fn spread(total: usize, most: usize) -> Vec<usize> {
     if total <= most {
         return (0..total).collect();

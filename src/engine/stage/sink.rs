@@ -1,4 +1,4 @@
-//! Where an operator writes.
+//! The sink of an operator's results.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,13 +24,13 @@ use crate::engine::{
     store::{Encoder, Entry, EntryNote, NAMED, PartRef, RowError, Store, encode_part, seal, state_name},
 };
 
-/// A task that runs longer commits what it has.
+/// The time after which a running task commits the rows so far.
 const COMMIT_EVERY: Duration = Duration::from_secs(30);
 
-/// How often the rows so far of a table that is made as a whole are shown.
+/// The interval at which the rows so far of a table that is made as a whole are shown.
 const SHOW_EVERY: Duration = Duration::from_secs(2);
 
-/// Where an operator writes.
+/// Receives the results of an operator.
 pub struct Sink<'a> {
     task: &'a Task,
     store: &'a Store,
@@ -107,8 +107,8 @@ impl<'a> Sink<'a> {
         Ok(self.task.keys[at])
     }
 
-    /// Writes rows of the declared schema. Of a row-per-row stage the first column holds the ids of rows that were read, of a
-    /// table with ids each id once.
+    /// Writes rows of the declared schema. In a row-per-row stage the first column holds ids of rows that were read;
+    /// in a table with its own ids each id occurs once.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         if self.keyed() && batch.num_rows() == 0 {
             return Ok(());
@@ -139,23 +139,24 @@ impl<'a> Sink<'a> {
         if self.keyed() { self.advance() } else { Ok(()) }
     }
 
-    /// The declared schema.
+    /// Returns the declared schema.
     pub fn schema(&self) -> &SchemaRef {
         &self.declared
     }
 
-    /// [`Sink::write`] of columns in the order of the schema.
+    /// Writes columns, in the order of the schema, as [`Sink::write`] does.
     pub fn columns(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
         self.write(&RecordBatch::try_new(self.declared.clone(), columns)?)
     }
 
-    /// [`Sink::columns`] of a row-per-row stage: what it made of the rows of a batch, below their ids.
+    /// Writes the results of a row-per-row stage for the rows of a batch, below their ids, as [`Sink::columns`] does.
     pub fn rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
         let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
         self.columns(std::iter::once(ids).chain(columns).collect())
     }
 
-    /// Says how far a row-per-row stage is, commits now and then, and ends where somebody asked for it.
+    /// Reports the progress of a row-per-row stage, commits from time to time, and returns an error after a request
+    /// to stop.
     fn advance(&mut self) -> Result<()> {
         self.progress_rows();
         let is_interrupted = self.is_interrupted() && self.written.contains(&false);
@@ -179,18 +180,19 @@ impl<'a> Sink<'a> {
         self.advance()
     }
 
-    /// Remarks on a row that succeeded something that a person should know. `what` is the same text for all rows of a kind; it
-    /// is counted over the table, kept with it, and said once with the first ids.
+    /// Records a remark on a row that succeeded. `what` is the same text for all rows of a kind. Remarks are counted
+    /// over the table, kept with it, and shown once with the first ids.
     pub fn note(&mut self, what: &str, id: &str) {
         self.notes.entry(self.task.job.secrets.hide(what.to_owned())).or_default().push(id.to_owned());
     }
 
-    /// Remarks on a table that is made as a whole something that a person should know.
+    /// Records a remark on a table that is made as a whole.
     pub fn warn(&mut self, what: &str) {
         self.notes.entry(what.to_owned()).or_default();
     }
 
-    /// The remarks on rows that are committed now. Those on rows that are still to be written wait for them.
+    /// Returns the remarks on rows that are committed now. Remarks on rows that are not yet written are kept until
+    /// they are.
     fn due_notes(&mut self) -> Vec<EntryNote> {
         let is_keyed = self.keyed();
         let (position, written, keys) = (&self.position, &self.written, &self.task.keys);
@@ -223,23 +225,23 @@ impl<'a> Sink<'a> {
         self.progress(self.done, self.task.ids.len() as u64, Unit::Rows);
     }
 
-    /// Reports units done of a total; of a row-per-row stage rows are counted without this.
+    /// Reports that `done` of `total` units are done. The rows of a row-per-row stage are counted without this.
     pub fn progress(&mut self, done: u64, total: u64, unit: Unit) {
         (self.report)(Report::Progress { done, total, unit });
     }
 
-    /// Says something to the person who runs the pipeline.
+    /// Sends a message to the user who runs the pipeline.
     pub fn log(&mut self, message: impl ToString) {
         (self.report)(Report::Log { message: message.to_string() });
     }
 
-    /// Whether somebody asked to stop: the work is then saved and ends with [`Error::Interrupted`]. A row-per-row stage need not
-    /// ask.
+    /// Returns true if a stop was requested. The operator must then save its work and return [`Error::Interrupted`].
+    /// A row-per-row stage need not call it.
     pub fn is_interrupted(&self) -> bool {
         self.stop.is_requested()
     }
 
-    /// Shows the rows so far of a table that is made as a whole, but no more than every few seconds.
+    /// Shows the rows so far of a table that is made as a whole, at most once every few seconds.
     pub fn show(&mut self, rows: impl FnOnce() -> Result<RecordBatch>) -> Result<()> {
         if self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
             return Ok(());
@@ -253,7 +255,8 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// Keeps blobs that rows of a saved state name; says whether they are all still there, and keeps none if not.
+    /// Adopts blobs that rows of a saved state name. Returns true if all of them still exist, and adopts none
+    /// otherwise.
     pub fn keep(&mut self, blobs: &[Digest]) -> Result<bool> {
         for blob in blobs {
             if !self.store.has_blob(*blob)? {
@@ -264,28 +267,28 @@ impl<'a> Sink<'a> {
         Ok(true)
     }
 
-    /// Keeps bytes that a row names by their digest.
+    /// Stores bytes as a blob, which a row names by the returned digest.
     pub fn blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
         let digest = self.store.put_blob(bytes)?;
         self.entry.blobs.push(digest);
         Ok(digest)
     }
 
-    /// How long to work between two saved states.
+    /// Returns the time between two saved states.
     pub fn save_every(&self) -> Duration {
         self.task.job.save_every
     }
 
-    /// Saves the state of work that is not done, replacing what was saved before.
+    /// Saves the state of unfinished work and replaces the one saved before.
     pub fn save(&mut self, state: Vec<u8>) -> Result<()> {
         let digest = Bytes::copy_from_slice(Digest::of(&state).as_bytes());
         self.store.put_pieces(&state_name(self.task.stage_key), [digest, state.into()])
     }
 
-    /// The state that an earlier, interrupted run of the same work saved.
+    /// Returns the state that an earlier, interrupted run of the same work saved.
     pub fn saved(&self) -> Result<Option<Bytes>> {
         let saved = self.store.get(&state_name(self.task.stage_key))?.filter(|bytes| bytes.len() >= Digest::LEN);
-        // A state that does not match its digest is as good as none: the work starts over.
+        // A state that does not match its digest is ignored: the work starts over.
         let whole = |saved: Bytes| {
             let state = saved.slice(Digest::LEN..);
             (Digest::of(&state).as_bytes().as_slice() == &saved[..Digest::LEN]).then_some(state)

@@ -13,32 +13,33 @@ use crate::engine::{Digest, Error, Result, Secrets, store::PartRef};
 /// A piece of work that can be sent to another process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
-    /// The stage and its inputs that are read whole: an operator opened for an equal job serves this task too.
+    /// The stage and its inputs that are read whole. An operator that was opened for an equal job serves this task
+    /// too.
     pub job: Job,
-    /// Where the results are recorded: the stage's fingerprint, or the key of a whole table.
+    /// The key under which the results are recorded: the stage's fingerprint, or the key of a whole table.
     pub stage_key: Digest,
     /// The run that it belongs to.
     pub run: String,
-    /// When the stage's last result was recorded: this one is recorded later.
+    /// The time of the stage's last record, in milliseconds since 1970. The record of this task gets a later time.
     pub after: u64,
     /// The rows' ids.
     pub ids: Vec<String>,
     /// The rows' keys; empty for a whole table.
     pub keys: Vec<Digest>,
-    /// Where the rows lie in each input, aligned with `ids`.
+    /// The addresses of the rows in each input, aligned with `ids`.
     pub rows: Vec<PortRows>,
-    /// The rows themselves where they were listed outside the store.
+    /// The rows themselves if they were listed outside the store.
     pub listed: Option<Listed>,
 }
 
-/// What an operator is opened for.
+/// The parameters and inputs that an operator is opened with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The stage kind.
     pub stage: String,
     /// Its parameters.
     pub params: Value,
-    /// What it makes.
+    /// The kind of output that it makes.
     pub makes: Output,
     /// The schema of its rows, as text.
     pub output: String,
@@ -50,9 +51,9 @@ pub struct Job {
     pub tables: Vec<TableInput>,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
-    /// How often work that takes long saves its state.
+    /// The interval at which long work saves its state.
     pub save_every: Duration,
-    /// Values that no message may hold.
+    /// Values that messages must not contain.
     #[serde(default)]
     pub secrets: Secrets,
 }
@@ -66,18 +67,18 @@ pub struct TableInput {
     pub schema: String,
     /// The rows.
     pub parts: Vec<PartRef>,
-    /// Whether the rows are cached one by one and so lie in no order.
+    /// True if the rows are cached one by one, so that their order in the parts is arbitrary.
     pub keyed: bool,
 }
 
-/// Where a task's rows lie in one input.
+/// The addresses of a task's rows in one input.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PortRows {
     /// The port.
     pub port: String,
-    /// Parts that `places` counts in.
+    /// The parts that `places` indexes.
     pub parts: Vec<Digest>,
-    /// `(part, row)` of each row.
+    /// `(part, row)` of each row, where `part` is an index into `parts`.
     pub places: Vec<(u32, u64)>,
 }
 
@@ -94,7 +95,7 @@ impl Listed {
         Ok(Self(base64::engine::general_purpose::STANDARD.encode(writer.into_inner()?)))
     }
 
-    /// The batch again.
+    /// Unpacks the batch.
     pub fn unpack(&self) -> Result<RecordBatch> {
         use base64::Engine;
         let bytes = base64::engine::general_purpose::STANDARD
@@ -106,7 +107,7 @@ impl Listed {
     }
 }
 
-/// Why a task failed, as one process tells another.
+/// The failure of a task, as it is sent from one process to another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskError {
@@ -116,12 +117,12 @@ pub enum TaskError {
     Memory(String),
     /// A part or blob that the task reads is damaged or missing.
     Lost {
-        /// Which.
+        /// The digest of the part or blob.
         digest: Digest,
-        /// What is wrong with it.
+        /// The defect.
         message: String,
     },
-    /// The task was asked to stop, and has saved what was done.
+    /// The task was asked to stop and has saved its work.
     Interrupted,
     /// The stage failed.
     Stage(String),
@@ -151,7 +152,7 @@ impl From<TaskError> for Error {
     }
 }
 
-/// What a task counts its progress in.
+/// The unit of a task's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -173,34 +174,34 @@ impl fmt::Display for Unit {
     }
 }
 
-/// What a running task reports.
+/// A report of a running task.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
-    /// Units done, of how many, of what.
+    /// The progress of the task.
     Progress {
-        /// Done so far in this task.
+        /// Units done so far in this task.
         done: u64,
-        /// In all.
+        /// Units in total.
         total: u64,
-        /// What is counted.
+        /// The unit.
         unit: Unit,
     },
     /// A part was committed.
     Committed {
-        /// Its rows.
+        /// The number of its rows.
         rows: u64,
-        /// Its bytes.
+        /// The number of its bytes.
         bytes: u64,
     },
-    /// A table that is made as a whole has these rows so far.
+    /// The rows so far of a table that is made as a whole.
     Unfinished {
-        /// They, as a part that is no result.
+        /// The rows, as a part that is not a result.
         part: PartRef,
     },
-    /// The operator has something to say.
+    /// The operator sends a message.
     Log {
-        /// What it says.
+        /// The message.
         message: String,
     },
 }

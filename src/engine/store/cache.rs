@@ -1,7 +1,8 @@
-//! A local copy of what a remote store never changes: parts, blobs and records, whose names are the digests of their bytes.
+//! A local copy of the immutable objects of a remote store: parts, blobs and records, whose names are the digests of
+//! their bytes.
 //!
-//! An object is fetched once, whole, checked against its name, and served from a folder of this machine from then on, to
-//! every process and whichever store it came from. The folder may be deleted at any time.
+//! An object is fetched once, whole, and checked against its name. From then on it is served from a folder of this
+//! machine, to every process and for every store. The folder may be deleted at any time.
 
 use std::{
     collections::HashMap,
@@ -36,23 +37,23 @@ pub(in crate::engine) struct Cached {
     sizes: Mutex<HashMap<Path, Arc<OnceCell<u64>>>>,
 }
 
-/// An immutable object: its place in the store, in the folder of copies, and what its bytes must be.
+/// An immutable object: its place in the store, its place in the folder of copies, and the digest of its bytes.
 struct Immutable<'a> {
     location: &'a Path,
     copy: Path,
     digest: Digest,
 }
 
-/// Where an object is, once it was fetched.
+/// A fetched object.
 enum Fetched {
-    /// In a copy of this size.
+    /// The object is in a copy of this size.
     Copy(u64),
-    /// Here alone: no copy could be written.
+    /// The object is in memory only, because no copy could be written.
     Bytes(Bytes),
 }
 
 impl Cached {
-    /// The store below `prefix` of `remote`, with copies in the user's cache folder.
+    /// Makes the store below `prefix` of `remote`, with copies in the user's cache folder.
     pub(in crate::engine) fn new(remote: Arc<dyn ObjectStore>, prefix: Path) -> std::io::Result<Self> {
         Self::in_folder(remote, prefix, cache_folder().join("objects"))
     }
@@ -77,7 +78,8 @@ impl Cached {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that there is a copy, at its first use in this process a checked one. A full disk loses it and nothing else.
+    /// Makes sure that there is a copy, which is checked at its first use in this process. If the disk is full, the
+    /// bytes are kept in memory instead.
     async fn fetch(&self, object: &Immutable<'_>) -> Result<Fetched> {
         let cell = self.checked().entry(object.copy.clone()).or_default().clone();
         let fetch = async || {
@@ -97,7 +99,7 @@ impl Cached {
         copy.map_or_else(|bytes| bytes.map(Fetched::Bytes), |size| Ok(Fetched::Copy(*size)))
     }
 
-    /// The bytes as the remote store has them, checked.
+    /// Reads the bytes from the remote store and checks them.
     async fn download(&self, object: &Immutable<'_>) -> Result<Bytes> {
         let bytes = self.remote.get(object.location).await?.bytes().await?;
         if Digest::of(&bytes) == object.digest {
@@ -107,7 +109,7 @@ impl Cached {
         Err(Error::Generic { store: "remote", source: Box::new(mismatch) })
     }
 
-    /// Reads what was fetched, unless the copy is no longer what was checked.
+    /// Reads from a fetched object, unless its copy has changed since it was checked.
     async fn read(&self, object: &Immutable<'_>, fetched: Fetched, options: GetOptions) -> Result<GetResult> {
         let size = match fetched {
             Fetched::Copy(size) => size,
@@ -142,7 +144,7 @@ impl ObjectStore for Cached {
         if let Ok(found) = self.read(&object, fetched, options.clone()).await {
             return Ok(found);
         }
-        // Somebody deleted or changed the copy since this process checked it.
+        // The copy was deleted or changed since this process checked it.
         self.checked().remove(&object.copy);
         let fetched = self.fetch(&object).await?;
         self.read(&object, fetched, options).await
@@ -151,7 +153,7 @@ impl ObjectStore for Cached {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let put = self.remote.put_opts(location, payload.clone(), options).await?;
         if let Some(object) = self.immutable(location) {
-            // Without a copy it is fetched when it is read.
+            // If the copy cannot be written, the object is fetched when it is read.
             self.local.put(&object.copy, payload).await.ok();
         }
         Ok(put)
@@ -204,7 +206,7 @@ mod tests {
     }
 
     impl Fixture {
-        /// As a new process sees it.
+        /// Opens the store as a new process does.
         fn open(&self) -> Cached {
             Cached::in_folder(self.remote.clone(), Path::from("a/b"), self.folder.path().into()).unwrap()
         }
@@ -240,7 +242,7 @@ mod tests {
         let at = fixture().await;
         let cached = at.open();
         cached.get(&at.part).await.unwrap();
-        // Cut short and deleted under a running process, changed before a new one.
+        // The copy is truncated and deleted while a process runs, and changed before a new one starts.
         std::fs::write(&at.copy, &BYTES[..3]).unwrap();
         assert_eq!(cached.get(&at.part).await.unwrap().bytes().await.unwrap(), BYTES);
         std::fs::remove_dir_all(at.copy.parent().unwrap()).unwrap();

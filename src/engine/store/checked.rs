@@ -37,16 +37,16 @@ use crate::engine::{Digest, Mismatch};
 /// Folders of a store whose objects are named by their digests.
 pub(in crate::engine) const IMMUTABLE: [&str; 3] = ["parts", "blobs", "computed"];
 
-/// The ending of the file with the groups of the object beside it.
+/// The extension of the file with the groups of an object, which lies beside it.
 pub(in crate::engine) const GROUPS: &str = "groups";
 
-/// The digest that names an immutable object, below the store's prefix.
+/// Returns the digest that names an immutable object, below the store's prefix.
 pub(in crate::engine) fn digest_in(folder: &str, file: &str) -> Option<Digest> {
     let (name, ending) = file.split_once('.').unwrap_or((file, ""));
     (IMMUTABLE.contains(&folder) && ending != GROUPS).then(|| name.parse().ok()).flatten()
 }
 
-/// An immutable object in a local file; a range of it is read and checked.
+/// An immutable object in a local file, whose ranges are read and checked.
 #[derive(Debug)]
 pub(in crate::engine) struct Opened {
     file: File,
@@ -54,11 +54,11 @@ pub(in crate::engine) struct Opened {
     location: String,
     digest: Digest,
     size: u64,
-    /// Found when the first range is read.
+    /// The groups, read or computed at the first read of a range.
     groups: OnceLock<Groups>,
-    /// A read has found bytes that do not match the digest in the name.
+    /// True if a read has found bytes that do not match the digest in the name.
     damaged: AtomicBool,
-    /// The bytes that were checked last, and where they begin: small reads follow one another.
+    /// The bytes that were checked last, and their offset, because small reads follow one another.
     last: Mutex<(u64, Bytes)>,
 }
 
@@ -84,14 +84,14 @@ impl Opened {
         io::Error::other(Mismatch { location: self.location.clone(), digest: self.digest })
     }
 
-    /// All bytes, checked.
+    /// Reads all bytes and checks them.
     fn whole(&self) -> io::Result<Bytes> {
         let bytes = self.bytes_at(0..self.size)?;
         if Groups::of(&bytes).0 == self.digest { Ok(bytes.into()) } else { Err(self.mismatch()) }
     }
 
-    /// The groups that were kept beside the object. Where they are missing or damaged, the whole object is read and checked,
-    /// and they are kept again.
+    /// Returns the groups that are stored beside the object. If they are missing or damaged, the whole object is read
+    /// and checked, and they are stored again.
     fn groups(&self) -> io::Result<&Groups> {
         if let Some(groups) = self.groups.get() {
             return Ok(groups);
@@ -102,7 +102,7 @@ impl Opened {
             Some(groups) => groups,
             None => match Groups::of(&self.bytes_at(0..self.size)?) {
                 (digest, Some(groups)) if digest == self.digest => {
-                    // A store that cannot be written is read more slowly.
+                    // If the store cannot be written, later reads are slower.
                     let _ = replace(&beside, &groups.to_bytes());
                     groups
                 }
@@ -121,7 +121,7 @@ impl Opened {
         Ok(bytes)
     }
 
-    /// The bytes of a range, checked.
+    /// Reads the bytes of a range and checks them.
     pub(in crate::engine) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
         if range.start > range.end || range.end > self.size {
             return Err(self.mismatch());
@@ -151,12 +151,12 @@ impl Opened {
     }
 }
 
-/// The file with the groups of an object.
+/// Returns the path of the file with the groups of an object.
 pub(in crate::engine) fn beside(object: &FilePath) -> PathBuf {
     object.with_extension(GROUPS)
 }
 
-/// Writes a file under a name that it takes at once and whole.
+/// Writes a file that gets its name atomically, when it is complete.
 fn replace(path: &FilePath, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_added_extension(format!("{}.part", std::process::id()));
     fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
@@ -175,7 +175,7 @@ impl From<Opened> for Part {
 }
 
 impl Part {
-    /// Says that a read has found bytes that do not match the digest in the name.
+    /// Returns true if a read has found bytes that do not match the digest in the name.
     pub(in crate::engine) fn is_damaged(&self) -> bool {
         self.0.damaged.load(Ordering::Relaxed)
     }
@@ -199,7 +199,7 @@ impl ChunkReader for Part {
     }
 }
 
-/// Reads an object from some byte on.
+/// Reads an object from an offset on.
 #[derive(Debug)]
 pub(in crate::engine) struct Onwards {
     object: Arc<Opened>,
@@ -224,18 +224,18 @@ impl Read for Onwards {
 pub(in crate::engine) struct Checked(LocalFileSystem);
 
 impl Checked {
-    /// The objects in a folder that exists.
+    /// Opens the objects in a folder that exists.
     pub(in crate::engine) fn new(folder: &FilePath) -> Result<Self> {
         Ok(Self(LocalFileSystem::new_with_prefix(folder)?))
     }
 
-    /// The digest that names an object, if it is immutable.
+    /// Returns the digest that names an object, if it is immutable.
     fn digest(location: &Path) -> Option<Digest> {
         digest_in(location.parts().next()?.as_ref(), location.filename()?)
     }
 }
 
-/// Reads what is asked for of an object.
+/// Reads the requested range of an object.
 fn read(path: PathBuf, location: Path, digest: Digest, options: &GetOptions) -> Result<GetResult> {
     let failed = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::NotFound { path: location.to_string(), source: Box::new(e) },
@@ -311,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with one part of four groups.
+    /// Makes a folder with one part of four groups.
     fn fixture() -> (tempfile::TempDir, Checked, Path, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..3 * GROUP + 100).map(|i| (i % 251) as u8).collect();

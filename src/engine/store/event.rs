@@ -1,4 +1,4 @@
-//! The one observability channel: progress bars, logs, run history and tests read the same events.
+//! The events of a run. Progress bars, logs, run history and tests all read them.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub enum Event {
         pipeline: String,
         /// The store's address.
         store: String,
-        /// Names what the pipeline says: its tables with all parameters.
+        /// The digest of the pipeline: its tables with all parameters.
         pipeline_digest: String,
         /// The commit of the folder that the run was started in, if it is a git checkout.
         #[serde(default)]
@@ -24,13 +24,13 @@ pub enum Event {
         /// The machine.
         host: String,
     },
-    /// A table needs nothing.
+    /// A table is fresh.
     TableFresh {
         /// The table.
         table: String,
         /// The stage that makes it.
         stage: String,
-        /// Where the store keeps its versions.
+        /// The name under which the store keeps its versions.
         slot: String,
         /// The version that the run found.
         version: u64,
@@ -43,13 +43,13 @@ pub enum Event {
         table: String,
         /// The stage that makes it.
         stage: String,
-        /// Where the store keeps its versions.
+        /// The name under which the store keeps its versions.
         slot: String,
         /// Rows to compute.
         stale: u64,
-        /// Rows it will have.
+        /// Rows that the table will have.
         rows: u64,
-        /// Why, in words.
+        /// The causes, in words.
         reasons: Vec<String>,
     },
     /// Some of a table's work is done: rows, or training steps.
@@ -60,10 +60,10 @@ pub enum Event {
         done: u64,
         /// Units in all.
         total: u64,
-        /// What is counted: `rows` or `steps`.
+        /// The unit: `rows` or `steps`.
         unit: String,
     },
-    /// A part is in the store; its rows need not be computed again.
+    /// A part is stored; its rows need not be computed again.
     PartCommitted {
         /// The table.
         table: String,
@@ -78,39 +78,39 @@ pub enum Event {
         table: String,
         /// The row's id.
         id: String,
-        /// Why.
+        /// The error.
         message: String,
         /// The causes behind it, outermost first.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         chain: Vec<String>,
     },
-    /// A stage has something to say.
+    /// A stage sends a message.
     Log {
         /// The table.
         table: String,
-        /// What it says.
+        /// The message.
         message: String,
     },
-    /// A remark on a table that a run has looked at.
+    /// A remark on a table.
     Note {
         /// The table.
         table: String,
         /// The remark.
         message: String,
     },
-    /// A table's new version is what SQL sees.
+    /// A new version of a table is published, which SQL now reads.
     TablePublished {
         /// The table.
         table: String,
         /// The stage that makes it.
         stage: String,
-        /// Where the store keeps its versions.
+        /// The name under which the store keeps its versions.
         slot: String,
         /// Its version.
         version: u64,
         /// Its rows.
         rows: u64,
-        /// Rows computed in this run; the others were known.
+        /// Rows computed in this run; the others were already stored.
         computed: u64,
         /// Bytes of the parts written in this run.
         bytes: u64,
@@ -123,16 +123,16 @@ pub enum Event {
     RunFinished {
         /// Seconds since it began.
         seconds: f64,
-        /// What stopped it, if anything.
+        /// The error that ended it, if any.
         error: Option<String>,
-        /// Whether somebody asked it to stop.
+        /// True if it was asked to stop.
         #[serde(default)]
         interrupted: bool,
     },
 }
 
 impl Event {
-    /// The event with the names of secrets in their places.
+    /// Returns the event with secrets replaced by the names of their variables.
     pub(in crate::engine) fn without(self, secrets: &Secrets) -> Self {
         if secrets.is_empty() {
             return self;
@@ -143,17 +143,17 @@ impl Event {
             hidden["event"] = kind;
             hidden
         });
-        // Texts alone are replaced, so what is read again is an event of the same kind.
+        // Only texts are replaced, so the result is read as an event of the same kind.
         hidden.and_then(serde_json::from_value).unwrap_or(self)
     }
 }
 
-/// An event and when it happened, a line of a run's log.
+/// An event with its time; a line of a run's log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Logged {
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }

@@ -1,14 +1,16 @@
-//! The hashes of an object's groups of bytes, from which a range of it is checked without reading the rest.
+//! The hashes of an object's groups of bytes, by which a range of it is checked without reading the rest.
 //!
-//! BLAKE3 hashes a tree: the chaining values of equal groups of bytes combine to the hash of the whole. Groups that combine
-//! to an object's digest are therefore as trustworthy as the digest, wherever they were kept, and a group of bytes with the
-//! right chaining value is what was written. A file `DIGEST.groups` beside a large object holds them.
+//! BLAKE3 hashes a tree: the chaining values of equal groups of bytes combine to the hash of the whole. Groups that
+//! combine to an object's digest are therefore as trustworthy as the digest, wherever they were stored, and a group
+//! of bytes with the right chaining value equals what was written. A file `DIGEST.groups` beside a large object holds
+//! them.
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::engine::Digest;
 
-/// Bytes of a group. A small one makes small reads cheap, a large one few hashes; a power of two that BLAKE3's chunks divide.
+/// Bytes per group. Small groups make small reads cheap, large groups need fewer hashes. It must be a power of two
+/// and a multiple of BLAKE3's chunks.
 pub(in crate::engine) const GROUP: u64 = 32 * 1024;
 
 /// The chaining values of an object's groups, of which there are at least two.
@@ -19,30 +21,30 @@ pub(in crate::engine) struct Groups {
 }
 
 impl Groups {
-    /// The groups of a whole object, and its digest; no groups where it is a single one.
+    /// Computes the groups and the digest of a whole object. An object of a single group has no groups.
     pub(in crate::engine) fn of(bytes: &[u8]) -> (Digest, Option<Self>) {
         let size = bytes.len() as u64;
         if size <= GROUP {
             return (Digest::of(bytes), None);
         }
-        // One after another: threads of a pool may wait for the very task that hashes here.
+        // Groups are hashed sequentially, because threads of a pool may wait for the very task that hashes here.
         let values = bytes.chunks(GROUP as usize).zip(0..).map(|(group, at)| value(at, group));
         let groups = Self { size, values: values.collect() };
         (groups.digest(), Some(groups))
     }
 
-    /// Bytes of the object.
+    /// Returns the number of bytes of the object.
     pub(in crate::engine) fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of the whole object.
+    /// Returns the digest of the whole object.
     pub(in crate::engine) fn digest(&self) -> Digest {
         let (left, right) = self.halves(0..self.values.len(), self.size);
         Digest::truncate(merge_subtrees_root(&left, &right, Mode::Hash))
     }
 
-    /// The chaining values of the two halves of a run of groups that hold so many bytes.
+    /// Returns the chaining values of the two halves of a run of groups that hold `size` bytes.
     fn halves(&self, run: std::ops::Range<usize>, size: u64) -> (ChainingValue, ChainingValue) {
         let left = left_subtree_len(size);
         let middle = run.start + (left / GROUP) as usize;
@@ -57,19 +59,20 @@ impl Groups {
         merge_subtrees_non_root(&left, &right, Mode::Hash)
     }
 
-    /// Whether these bytes are those of the groups from `first` on.
+    /// Returns true if these bytes match the groups from `first` on.
     pub(in crate::engine) fn fit(&self, first: u64, bytes: &[u8]) -> bool {
         let groups = bytes.chunks(GROUP as usize).zip(first..);
         let fits = |(group, at): (&[u8], u64)| self.values.get(at as usize) == Some(&value(at, group));
         groups.into_iter().all(fits)
     }
 
-    /// The content of the file beside the object: its size, then the chaining values.
+    /// Returns the content of the file beside the object: the object's size, then the chaining values.
     pub(in crate::engine) fn to_bytes(&self) -> Vec<u8> {
         self.size.to_le_bytes().into_iter().chain(self.values.iter().flatten().copied()).collect()
     }
 
-    /// The groups in such a file, if they are those of an object of this size and digest.
+    /// Reads the groups from the content of such a file; `None` if they are not those of an object of this size and
+    /// digest.
     pub(in crate::engine) fn from_bytes(bytes: &[u8], size: u64, digest: Digest) -> Option<Self> {
         let (stated, values) = bytes.split_first_chunk::<8>()?;
         let (values, rest) = values.as_chunks::<32>();

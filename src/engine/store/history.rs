@@ -1,4 +1,4 @@
-//! What runs did, read from the events that they left in the store.
+//! The history of runs, read from the events that they left in the store.
 
 use std::collections::BTreeMap;
 
@@ -19,30 +19,30 @@ pub struct Run {
     pub run: String,
     /// The pipeline's name.
     pub pipeline: String,
-    /// Names what the pipeline said.
+    /// The digest of the pipeline.
     pub pipeline_digest: String,
     /// The git commit of the folder it was started in.
     pub git_commit: Option<String>,
     /// The machine.
     pub host: String,
-    /// When it began, in milliseconds since 1970.
+    /// The time of its beginning, in milliseconds since 1970.
     pub started_ms: u64,
-    /// How long it took; `None` where it was killed or still runs.
+    /// Its duration in seconds; `None` if it was killed or still runs.
     pub seconds: Option<f64>,
-    /// What stopped it.
+    /// The error that ended it.
     pub error: Option<String>,
     /// The tags that name it.
     pub tags: Vec<String>,
-    /// Its tables, in the order it looked at them.
+    /// Its tables, in the order in which it handled them.
     pub tables: Vec<TableRun>,
     /// Rows that failed.
     pub failures: Vec<Failure>,
-    /// Its log is not the one that was written, so that nothing but its id is known.
+    /// True if its log is damaged, so that only its id is known.
     pub damaged: bool,
-    /// Whether somebody asked it to stop.
+    /// True if it was asked to stop.
     #[serde(skip)]
     interrupted: bool,
-    /// When its tables were started, in milliseconds since 1970.
+    /// The time at which each of its tables was started, in milliseconds since 1970.
     #[serde(skip)]
     started: BTreeMap<String, u64>,
 }
@@ -54,22 +54,22 @@ pub struct Failure {
     pub table: String,
     /// The row's id.
     pub id: String,
-    /// Why.
+    /// The error.
     pub message: String,
     /// The causes behind it, outermost first.
     pub chain: Vec<String>,
 }
 
-/// What a run did with one table.
+/// The part of a run that concerns one table.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TableRun {
     /// The table, with its swept values.
     pub table: String,
     /// The stage that makes it.
     pub stage: String,
-    /// Where the store keeps its versions.
+    /// The name under which the store keeps its versions.
     pub slot: String,
-    /// The version that the run found or published; 0 where it got no further.
+    /// The version that the run found or published; 0 if it was not reached.
     pub version: u64,
     /// Rows of the table.
     pub rows: u64,
@@ -79,14 +79,15 @@ pub struct TableRun {
     pub errors: u64,
     /// Bytes of the parts written.
     pub bytes: u64,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// Why it was not fresh.
+    /// The causes why it was not fresh.
     pub reasons: Vec<String>,
 }
 
 impl Run {
-    /// `done`, `failed`, `interrupted`, `unfinished` for a run that was killed or is not over, or `damaged` where the log is.
+    /// Returns `done`, `failed`, `interrupted`, `unfinished` for a run that was killed or still runs, or `damaged` if
+    /// the log is.
     pub fn status(&self) -> &'static str {
         match (&self.error, self.seconds) {
             _ if self.damaged => "damaged",
@@ -97,12 +98,12 @@ impl Run {
         }
     }
 
-    /// The version of each table that the run found or published, by slot.
+    /// Returns the version of each table that the run found or published, by slot.
     pub fn versions(&self) -> BTreeMap<String, u64> {
         self.tables.iter().filter(|t| t.version > 0).map(|t| (t.slot.clone(), t.version)).collect()
     }
 
-    /// The names of the manifests of these versions.
+    /// Returns the names of the manifests of these versions.
     pub fn manifests(&self) -> Vec<String> {
         self.versions().iter().map(|(slot, version)| version_name(&self.pipeline, slot, *version)).collect()
     }
@@ -144,7 +145,7 @@ impl Run {
                 self.failures.push(Failure { table, id, message, chain });
             }
             Event::RunFinished { seconds, error, interrupted } => {
-                // The tables that the run stopped at.
+                // Tables without a version are those at which the run stopped.
                 for table in self.tables.iter_mut().filter(|table| table.version == 0) {
                     let since = self.started.get(&table.table).map(|since| at_ms.saturating_sub(*since));
                     table.seconds = since.unwrap_or_default() as f64 / 1000.;
@@ -172,7 +173,7 @@ struct Tag {
     run: String,
 }
 
-/// The name of the pipeline of the run that began last and whose log is whole; an error where a later log is damaged.
+/// Returns the name of the pipeline of the latest run whose log is undamaged; an error if a later log is damaged.
 pub fn last_pipeline(store: &Store, is_meant: impl Fn(&str) -> bool) -> Result<Option<String>> {
     for run in store.list("runs")?.iter().rev() {
         let name = format!("runs/{run}");
@@ -188,17 +189,17 @@ pub fn last_pipeline(store: &Store, is_meant: impl Fn(&str) -> bool) -> Result<O
     Ok(None)
 }
 
-/// Keeps the log of a run, one event a line.
+/// Stores the log of a run, one event per line.
 pub(in crate::engine) fn save_log(store: &Store, run: &str, lines: &str) -> Result<()> {
     store.put(&log_name(run), sealed::seal_lines(lines))
 }
 
-/// The name of the log of a run.
+/// Returns the name of the log of a run.
 pub(in crate::engine) fn log_name(run: &str) -> String {
     format!("runs/{run}.jsonl")
 }
 
-/// Every run that the store remembers, oldest first.
+/// Returns all runs in the store, oldest first.
 pub fn runs(store: &Store) -> Result<Vec<Run>> {
     let tags = tags(store)?;
     let names: Vec<String> = store.list("runs")?.iter().map(|name| format!("runs/{name}")).collect();
@@ -226,7 +227,7 @@ fn tag_of(name: &str) -> &str {
     name.trim_start_matches("tags/").trim_end_matches(".json")
 }
 
-/// The tags of a store: tag -> run.
+/// Returns the tags of a store with their runs.
 pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     let names: Vec<String> = store.list("tags")?.iter().map(|name| format!("tags/{name}")).collect();
     let tag = |(name, bytes): (&String, Option<bytes::Bytes>)| {
@@ -240,8 +241,8 @@ pub fn tags(store: &Store) -> Result<BTreeMap<String, String>> {
     names.iter().zip(store.get_all(&names)?).filter_map(tag).collect()
 }
 
-/// The id of the run that a name means, as [`find`] knows it. Where no tag is asked for, none is read: one that is damaged can so
-/// be written again.
+/// Returns the id of the run that a name refers to, by the rules of [`find`]. Tags are read only if the name is
+/// neither `last~N` nor an id, so that a damaged tag can be replaced.
 pub fn id_of(store: &Store, name: &str) -> Result<String> {
     let runs: Vec<String> = store.list("runs")?.iter().map(|run| run_of(run).to_owned()).collect();
     match back(name) {
@@ -251,12 +252,13 @@ pub fn id_of(store: &Store, name: &str) -> Result<String> {
     .map_or_else(|| Ok(find(store, name)?.run), Ok)
 }
 
-/// How many runs before the last one a name means: `last`, `last~1`.
+/// Returns the number of runs before the last one that a name refers to: 0 for `last`, 1 for `last~1`.
 fn back(name: &str) -> Option<usize> {
     if name == "last" { Some(0) } else { name.strip_prefix("last~")?.parse().ok() }
 }
 
-/// The run that a name means: a tag, an id or the beginning of one, `last` for the newest or `last~1` for the one before.
+/// Returns the run that a name refers to: a tag, an id or the beginning of one, `last` for the newest or `last~1` for
+/// the one before.
 pub fn find(store: &Store, name: &str) -> Result<Run> {
     let mut runs = runs(store)?;
     let named = |run: &Run| run.run == name || run.tags.iter().any(|tag| tag == name);
@@ -278,7 +280,7 @@ pub fn find(store: &Store, name: &str) -> Result<Run> {
     }
 }
 
-/// The only run whose id begins so, if one does.
+/// Returns the run whose id begins with `start`, if there is one. Several are an error.
 fn begins_with(runs: &[Run], start: &str) -> Result<Option<usize>> {
     let all: Vec<usize> = (0..runs.len()).filter(|at| !start.is_empty() && runs[*at].run.starts_with(start)).collect();
     if all.len() > 1 {
@@ -287,7 +289,7 @@ fn begins_with(runs: &[Run], start: &str) -> Result<Option<usize>> {
     Ok(all.first().copied())
 }
 
-/// A tag, if it may be one.
+/// Checks that a text is a valid tag, and returns it.
 pub fn check_tag(tag: &str) -> Result<String> {
     let good = tag.starts_with(|c: char| c.is_ascii_alphabetic())
         && tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
@@ -300,17 +302,18 @@ pub fn check_tag(tag: &str) -> Result<String> {
     )))
 }
 
-/// Names a run, so that its tables stay and can be read as `TABLE@TAG`. Returns the run that had the tag before.
+/// Gives a run a tag, so that its tables are kept and can be read as `TABLE@TAG`. Returns the run that had the tag
+/// before.
 pub fn tag(store: &Store, tag: &str, run: &str) -> Result<Option<String>> {
     check_tag(tag)?;
     let name = format!("tags/{tag}.json");
-    // A damaged tag says nothing, and is replaced.
+    // A damaged tag has no known run and is replaced.
     let before = store.get(&name)?.and_then(|bytes| sealed::open::<Tag>(&name, &bytes).ok());
     store.put(&name, sealed::seal(&Tag { run: run.to_owned() })?)?;
     Ok(before.map(|tag| tag.run))
 }
 
-/// Forgets a tag.
+/// Removes a tag.
 pub fn untag(store: &Store, tag: &str) -> Result<()> {
     if store.listed_size(&format!("tags/{tag}.json"))?.is_none() {
         return Err(Error::Input(format!("the store has no tag `{tag}`")));

@@ -1,4 +1,5 @@
-//! Locks that die with their process, so that two runs do not compute the same rows, and a clean-up deletes nothing in use.
+//! Locks that are released when their process ends. They keep two runs from computing the same rows, and a clean-up
+//! from deleting objects in use.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -9,10 +10,10 @@ use std::{
 use super::objects::Store;
 use crate::engine::{Digest, Result};
 
-/// What a lock is held on: the results recorded under a stage's key.
+/// A lock on the results recorded under a stage's key.
 #[derive(Debug)]
 pub(in crate::engine) struct Lock {
-    /// Locked until it is closed; `None` in a remote store, which has no locks.
+    /// The locked file, which is released when it is closed; `None` in a remote store, which has no locks.
     file: Option<(File, PathBuf)>,
 }
 
@@ -39,7 +40,7 @@ impl Store {
         }
     }
 
-    /// The lock, or `None` where another process holds it.
+    /// Takes the lock; `None` if another process holds it.
     pub(in crate::engine) fn try_lock(&self, stage: Digest) -> Result<Option<Lock>> {
         let Some(path) = self.lock_path(stage) else { return Ok(Some(Lock { file: None })) };
         let file = open(&path)?;
@@ -50,10 +51,11 @@ impl Store {
         }
     }
 
-    /// Whether some process works on a stage's results; asked without disturbing one that is about to.
+    /// Returns true if some process works on a stage's results. The check does not disturb a process that is about to
+    /// take the lock.
     pub(in crate::engine) fn is_locked(&self, stage: Digest) -> Result<bool> {
         let Some(path) = self.lock_path(stage) else { return Ok(false) };
-        // The last holder of a lock removes its file.
+        // The file does not exist if nobody holds the lock, because the last holder removes it.
         let file = match OpenOptions::new().append(true).open(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             opened => opened?,
@@ -65,12 +67,12 @@ impl Store {
         }
     }
 
-    /// Whether locks hold here: not in a remote store.
+    /// Returns true if the store has locks, which remote stores lack.
     pub fn has_locks(&self) -> bool {
         self.folder.is_some()
     }
 
-    /// The stages whose results some process works on.
+    /// Returns the stages on whose results some process works.
     pub(in crate::engine) fn locked(&self) -> Result<Vec<Digest>> {
         let Some(folder) = self.folder.as_ref().map(|folder| folder.join("locks")).filter(|f| f.is_dir()) else {
             return Ok(Vec::new());
@@ -92,7 +94,8 @@ impl Store {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while it is still held: whoever waits for it sees that the name is gone and takes a new one.
+        // The file is removed while it is still locked. A process that waits for it then sees that the name is gone
+        // and makes a new file.
         if let Some((_, path)) = &self.file {
             let _ = std::fs::remove_file(path);
         }
@@ -107,7 +110,7 @@ fn open(path: &Path) -> Result<File> {
     open().map_err(|e| std::io::Error::new(e.kind(), format!("cannot lock {}: {e}", path.display())).into())
 }
 
-/// Whether the path still names the file, which its last holder may have removed.
+/// Returns true if the path still names the file, which its last holder may have removed.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |metadata: std::io::Result<std::fs::Metadata>| metadata.map(|m| (m.dev(), m.ino())).ok();
     id(file.metadata()) == id(path.metadata())

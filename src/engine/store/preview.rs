@@ -1,8 +1,8 @@
-//! Tables that are being made as a whole, with the rows so far: SQL sees them while a training goes on.
+//! The rows so far of tables that are made as a whole, which SQL sees during a training.
 //!
-//! Such a table is no version: a plan does not know it, and it means nothing once its run is over, however that ended. A run
-//! that works on a table holds the lock on its results, which dies with it; where there are no locks, an unfinished table
-//! counts until it has grown old.
+//! Such a table is not a version: plans ignore it, and it is invalid once its run is over, in whatever way that
+//! ended. A run that works on a table holds the lock on its results, which is released when the run ends. In stores
+//! without locks an unfinished table is valid until it has not grown for `OLD`.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +11,10 @@ use crate::engine::{Digest, Result, clock::now_ms};
 
 const FOLDER: &str = "unfinished";
 
-/// Where no lock tells, an unfinished table that nobody has added to for so long is forgotten, in milliseconds.
+/// Milliseconds without additions after which an unfinished table is ignored in a store without locks.
 const OLD: u64 = 600_000;
 
-/// An unfinished table: who makes it, and what it holds.
+/// An unfinished table: the run that makes it, and its rows.
 #[derive(Debug, Serialize, Deserialize)]
 struct Unfinished {
     stage_key: Digest,
@@ -26,20 +26,20 @@ fn name(pipeline: &str, slot: &str) -> String {
     format!("{FOLDER}/{pipeline}/{slot}.json")
 }
 
-/// The pipeline and slot that [`name`] names.
+/// Parses a [`name`] into pipeline and slot.
 fn parse(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".json")?.split_once('/')
 }
 
 impl Store {
-    /// The tables that are being made, or were when a run was killed: pipeline and slot.
+    /// Returns pipeline and slot of the tables that are being made, or were when a run was killed.
     pub fn unfinished_tables(&self) -> Result<Vec<(String, String)>> {
         let objects = self.objects_in(FOLDER)?;
         let names = objects.iter().filter_map(|object| parse(&object.name));
         Ok(names.map(|(pipeline, slot)| (pipeline.to_owned(), slot.to_owned())).collect())
     }
 
-    /// The rows so far of a table that is being made.
+    /// Returns the rows so far of a table that is being made.
     pub fn unfinished(&self, pipeline: &str, slot: &str) -> Result<Option<Manifest>> {
         let name = name(pipeline, slot);
         let Some(bytes) = self.get(&name)? else { return Ok(None) };
@@ -63,7 +63,7 @@ impl Store {
         self.put(&name, sealed::seal(&Unfinished { stage_key, manifest })?)
     }
 
-    /// Forgets an unfinished table. What it held stays for whoever reads it now, and a clean-up takes it.
+    /// Removes an unfinished table. Its parts stay for current readers, and a clean-up deletes them.
     pub(in crate::engine) fn forget_unfinished(&self, pipeline: &str, slot: &str) -> Result<()> {
         self.delete(&name(pipeline, slot))
     }

@@ -15,7 +15,7 @@ const BEGIN: &str = "{\"digest\":\"";
 
 const DIGITS: usize = 2 * Digest::LEN;
 
-/// The sealed text of a value that is a JSON object.
+/// Seals a value that is a JSON object.
 pub(in crate::engine) fn seal(value: &impl Serialize) -> Result<Bytes> {
     let json = serde_json::to_string(value).map_err(std::io::Error::from)?;
     let fields = json.strip_prefix('{').ok_or_else(|| Error::Stage("only JSON objects are sealed".into()))?;
@@ -23,12 +23,12 @@ pub(in crate::engine) fn seal(value: &impl Serialize) -> Result<Bytes> {
     Ok(format!("{BEGIN}{}{rest}", Digest::of(rest.as_bytes())).into())
 }
 
-/// The value in a sealed text; `name` is the object's, for the error.
+/// Opens a sealed text; `name` is the object's, for the error.
 pub(in crate::engine) fn open<T: DeserializeOwned>(name: &str, text: &[u8]) -> Result<T> {
     let damaged = |what: &str| Error::Damaged(format!("{name} {what}"));
     let Some((digits, rest)) = text.strip_prefix(BEGIN.as_bytes()).and_then(|text| text.split_at_checked(DIGITS))
     else {
-        // Stores were written without digests before.
+        // Stores were written without digests before, which the message explains.
         let is_json = serde_json::from_slice::<serde_json::Value>(text).is_ok();
         return Err(damaged(if is_json {
             "carries no digest: an earlier vlmdiff wrote it"
@@ -42,17 +42,17 @@ pub(in crate::engine) fn open<T: DeserializeOwned>(name: &str, text: &[u8]) -> R
     serde_json::from_slice(text).map_err(|e| Error::Damaged(format!("{name}: {e}")))
 }
 
-/// Whether digits are the digest of bytes, as it is written.
+/// Returns true if `digits` is the digest of `bytes` in hexadecimal digits.
 fn says(digits: &[u8], bytes: &[u8]) -> bool {
     digits == Digest::of(bytes).to_string().as_bytes()
 }
 
-/// Lines of text below a line with their digest.
+/// Puts lines of text below a line with their digest.
 pub(in crate::engine) fn seal_lines(lines: &str) -> Bytes {
     format!("{BEGIN}{}\"}}\n{lines}", Digest::of(lines.as_bytes())).into()
 }
 
-/// The lines below the line with their digest; `name` is the object's, for the error.
+/// Returns the lines below the line with their digest, after checking it; `name` is the object's, for the error.
 pub(in crate::engine) fn open_lines<'t>(name: &str, text: &'t [u8]) -> Result<&'t [u8]> {
     let lines = text.strip_prefix(BEGIN.as_bytes()).and_then(|text| {
         let (digits, rest) = text.split_at_checked(DIGITS)?;

@@ -1,6 +1,7 @@
-//! What the engine adds to a stage's rows: digests of heavy columns, keys, and the content digest of a row.
+//! The columns that the engine adds to a stage's rows: digests of heavy columns, keys, and the content digest of a
+//! row.
 //!
-//! The content digest is over canonical Arrow values, so it does not depend on how Parquet laid them out.
+//! The content digest is over canonical Arrow values, so it does not depend on their layout in Parquet.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,26 +14,27 @@ use rayon::prelude::*;
 
 use crate::engine::{Digest, Error, Hasher, Result};
 
-/// The column that says what a row of a row-wise table was computed from.
+/// The column with the row key: the digest of everything that a row of a row-wise table was computed from.
 pub const KEY: &str = "_key";
 
 const DIGEST_SUFFIX: &str = "_digest";
 
 const VOLATILE: &str = "vlmdiff:volatile";
 
-/// Marks a column as no part of a row's content, such as a time or a speed: a change of it reruns nothing.
+/// Marks a column as not part of a row's content, such as a time or a speed. A change of its values makes nothing
+/// stale.
 pub fn volatile(field: Field) -> Field {
     let mut metadata = field.metadata().clone();
     metadata.insert(VOLATILE.into(), "true".into());
     field.with_metadata(metadata)
 }
 
-/// Whether a column is no part of a row's content.
+/// Returns true if a column is not part of a row's content.
 pub fn is_volatile(field: &Field) -> bool {
     field.metadata().contains_key(VOLATILE)
 }
 
-/// Why a stage may not read a volatile column.
+/// Returns the message about a stage that reads a volatile column.
 pub fn volatile_misuse(column: &str) -> String {
     format!(
         "`{column}` says where a row lies or when it was made, which is no part of what it is: a row is kept when that changes, \
@@ -40,13 +42,13 @@ pub fn volatile_misuse(column: &str) -> String {
     )
 }
 
-/// Whether a column is identified by a stored digest: lists, tensors and bytes.
+/// Returns true if a column is identified by a stored digest: lists, tensors and bytes.
 pub fn is_heavy(field: &Field) -> bool {
     use DataType::{Binary, BinaryView, FixedSizeList, LargeBinary, LargeList, List};
     matches!(field.data_type(), Binary | LargeBinary | BinaryView | List(_) | LargeList(_) | FixedSizeList(_, _))
 }
 
-/// The name of the column that holds the digests of `column`.
+/// Returns the name of the column that holds the digests of `column`.
 pub fn digest_name(column: &str) -> String {
     format!("{column}{DIGEST_SUFFIX}")
 }
@@ -55,7 +57,7 @@ fn digest_field(name: &str) -> FieldRef {
     Arc::new(Field::new(name, DataType::FixedSizeBinary(Digest::LEN as i32), true))
 }
 
-/// The schema on disk: the declared columns, a digest column per heavy one, and `_key` where rows have keys.
+/// Returns the schema on disk: the declared columns, a digest column per heavy one, and `_key` if rows have keys.
 pub fn stored_schema(declared: &Schema, keyed: bool) -> SchemaRef {
     let mut fields: Vec<FieldRef> = declared.fields().to_vec();
     fields.extend(declared.fields().iter().filter(|f| is_heavy(f)).map(|f| digest_field(&digest_name(f.name()))));
@@ -65,14 +67,15 @@ pub fn stored_schema(declared: &Schema, keyed: bool) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields, declared.metadata().clone()))
 }
 
-/// The schema that a stage declared, of what is stored.
+/// Returns the schema that a stage declared, given the stored one.
 pub fn declared_schema(stored: &Schema) -> Schema {
     let digests: Vec<String> = stored.fields().iter().filter(|f| is_heavy(f)).map(|f| digest_name(f.name())).collect();
     let declared = stored.fields().iter().filter(|f| f.name() != KEY && !digests.contains(f.name()));
     Schema::new_with_metadata(declared.cloned().collect::<Vec<_>>(), stored.metadata().clone())
 }
 
-/// The columns that stand for `columns` in planning: the digest column of a heavy one, the column itself otherwise.
+/// Returns the columns that represent `columns` in planning: the digest column of a heavy one, the column itself
+/// otherwise.
 pub fn light_names(stored: &Schema, columns: &[String]) -> Vec<String> {
     let light = |name: &String| match stored.field_with_name(name) {
         Ok(field) if is_heavy(field) => digest_name(name),
@@ -81,12 +84,12 @@ pub fn light_names(stored: &Schema, columns: &[String]) -> Vec<String> {
     columns.iter().map(light).collect()
 }
 
-/// All columns of a stored table that planning may read.
+/// Returns all columns of a stored table that planning may read.
 pub fn light_schema(stored: &Schema) -> Vec<String> {
     stored.fields().iter().filter(|f| !is_heavy(f)).map(|f| f.name().clone()).collect()
 }
 
-/// A batch as it is stored, and the content digest of each of its rows.
+/// Converts a batch to its stored form. Returns it with the content digest of each of its rows.
 pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) -> Result<(RecordBatch, Vec<Digest>)> {
     let batch = conform(declared, batch)?;
     let mut columns = batch.columns().to_vec();
@@ -115,7 +118,7 @@ pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) 
     Ok((stored, rows.iter().map(Hasher::finish).collect()))
 }
 
-/// The digest of each row of `batch` over its columns, but for volatile ones.
+/// Returns the digest of each row of `batch` over its columns except volatile ones.
 pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
     let content = batch.schema_ref().fields().iter().zip(batch.columns()).filter(|(field, _)| !is_volatile(field));
     let columns = content.map(|(_, column)| values(column)).collect::<Result<Vec<_>>>()?;
@@ -127,7 +130,7 @@ pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
     Ok((0..batch.num_rows()).into_par_iter().map(row).collect())
 }
 
-/// A type as tables keep it: the value itself, no view or dictionary of it.
+/// Returns the type in which tables store values of a type: without views and dictionaries.
 pub fn plain(data_type: &DataType) -> DataType {
     match data_type {
         DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
@@ -137,12 +140,12 @@ pub fn plain(data_type: &DataType) -> DataType {
     }
 }
 
-/// An array of digests.
+/// Makes an array of digests.
 pub fn digest_array(digests: impl ExactSizeIterator<Item = Option<Digest>>) -> ArrayRef {
     let mut builder = arrow::array::FixedSizeBinaryBuilder::with_capacity(digests.len(), Digest::LEN as i32);
     for digest in digests {
         match digest {
-            // The width is the builder's own, so appending cannot fail.
+            // The digest has the builder's own width, so appending cannot fail.
             Some(digest) => builder.append_value(digest.as_bytes()).unwrap_or(()),
             None => builder.append_null(),
         }
@@ -185,12 +188,12 @@ fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(declared.clone(), columns, &options)?)
 }
 
-/// Takes the canonical encoding of a value, piece by piece.
+/// Receives the canonical encoding of a value, piece by piece.
 trait Encoding {
-    /// Bytes whose number the type and what came before fix.
+    /// Takes bytes whose number is fixed by the type and the preceding bytes.
     fn raw(&mut self, bytes: &[u8]);
 
-    /// Bytes of any number.
+    /// Takes any number of bytes.
     fn sized(&mut self, bytes: &[u8]) {
         self.raw(&(bytes.len() as u64).to_le_bytes());
         self.raw(bytes);
@@ -203,17 +206,18 @@ impl Encoding for Hasher {
     }
 }
 
-/// Begins the encoding of a null.
+/// First byte of the encoding of a null.
 const NULL: u8 = 0;
 
-/// Begins the encoding of any other value; the items of a list of fixed-width values follow as one run of bytes.
+/// First byte of the encoding of any other value. The items of a list of fixed-width values follow as one run of
+/// bytes.
 const VALUE: u8 = 1;
 
-/// Begins the encoding of a list of fixed-width values in which there are nulls: each item is encoded by itself.
+/// First byte of the encoding of a list of fixed-width values with nulls, in which each item is encoded by itself.
 const VALUE_WITH_NULLS: u8 = 2;
 
-/// The canonical encoding of the values of one column, row by row: two values of one type are encoded alike only where they
-/// are equal, bit for bit, and no encoding begins another.
+/// The canonical encoding of the values of one column, row by row. Two values of one type have the same encoding only
+/// if they are equal bit for bit, and no encoding is a prefix of another.
 enum Values {
     Fixed { data: arrow::buffer::Buffer, offset: usize, width: usize, valid: ArrayRef },
     Bits(ArrayRef),
@@ -260,7 +264,7 @@ impl Values {
         }
     }
 
-    /// The items of a list, after their number where the type does not fix it.
+    /// Encodes the items of a list, after their number if the type does not fix it.
     fn encode_items(&self, start: usize, end: usize, length: Option<u64>, out: &mut impl Encoding) {
         let run = match self {
             Self::Fixed { data, offset, width, valid } => {
@@ -285,7 +289,7 @@ impl Values {
     }
 }
 
-/// Whether a table can hold values of a type.
+/// Returns true if a table can hold values of a type.
 pub(in crate::engine) fn is_storable(of: &DataType) -> bool {
     match plain(of) {
         DataType::Boolean | DataType::Utf8 | DataType::Binary | DataType::FixedSizeBinary(_) => true,
@@ -323,8 +327,9 @@ fn fixed(array: &ArrayRef, width: usize) -> Values {
     Values::Fixed { data: data.buffers()[0].clone(), offset: data.offset(), width, valid: array.clone() }
 }
 
-/// A tensor column in Arrow's canonical `arrow.fixed_shape_tensor` extension type: one tensor of `shape`, row-major, per row.
-/// Its values are never null, yet declared nullable: pyarrow takes a column of others for plain lists.
+/// Makes a tensor column of Arrow's canonical `arrow.fixed_shape_tensor` extension type: one tensor of `shape`,
+/// row-major, per row. The items are never null but declared nullable, because pyarrow otherwise reads the column as
+/// plain lists.
 pub fn tensor_field(name: &str, item: DataType, shape: &[usize], nullable: bool) -> Field {
     let size = shape.iter().product::<usize>() as i32;
     let item = Arc::new(Field::new_list_field(item, true));
@@ -334,7 +339,7 @@ pub fn tensor_field(name: &str, item: DataType, shape: &[usize], nullable: bool)
     ]))
 }
 
-/// The shape of a column made by [`tensor_field`], without the row dimension.
+/// Returns the shape of a column made by [`tensor_field`], without the row dimension.
 pub fn tensor_shape(field: &Field) -> Option<Vec<usize>> {
     let metadata: serde_json::Value = serde_json::from_str(field.metadata().get("ARROW:extension:metadata")?).ok()?;
     metadata["shape"].as_array()?.iter().map(|n| n.as_u64().map(|n| n as usize)).collect()

@@ -1,8 +1,8 @@
-//! Reads everything that a store holds, and mends what is not what was written.
+//! Checks all objects of a store against their digests and repairs damage.
 //!
-//! A damaged part, blob or record is removed: what is made of it is then computed again by the next run of its pipeline. A damaged manifest of
-//! a current version stays for that run, which publishes the table again; an older one is removed. The log of a run and a
-//! saved state cannot be made again, and are removed.
+//! A damaged part, blob or record is removed; the next run of its pipeline computes the affected rows again. A
+//! damaged manifest of a current version stays for that run, which publishes the table again; an older one is
+//! removed. The log of a run and a saved state cannot be made again and are removed.
 
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ use super::{
 use crate::engine::{Digest, Error, Result};
 
 impl Store {
-    /// Checks every object and mends what is damaged; says what was found, a line each.
+    /// Checks every object and repairs what is damaged. Returns one line per finding.
     pub fn verify(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for folder in ["parts", "blobs", "computed", "state", "runs", "unfinished"] {
@@ -37,7 +37,7 @@ impl Store {
         Ok(found)
     }
 
-    /// How an object is damaged, if it is, and what becomes of it.
+    /// Returns the damage of an object and its handling; `None` if it is undamaged.
     fn check(&self, folder: &str, object: &Object) -> Result<Option<(&'static str, &'static str)>> {
         let changed = "does not match its digest";
         let read = match self.get(&object.name) {

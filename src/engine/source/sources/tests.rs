@@ -39,7 +39,7 @@ impl Place {
         fs::write(self.path(file), text).unwrap();
     }
 
-    /// Sources as long after the last change as it takes to trust a stamp.
+    /// Returns sources with a clock far enough after the last change that stamps are trusted.
     fn later(&self) -> Sources {
         Sources { cache: self.folder.path().join("cache"), now: || now() + 2 * SETTLED, ..Sources::new(false) }
     }
@@ -54,7 +54,7 @@ impl Place {
     }
 }
 
-/// The digests of all files of a tree, and the paths of those that were read for it.
+/// Returns the digests of all files of a tree, and the number of files that were read for it.
 fn digests(sources: &Sources, root: &str) -> (Vec<Digest>, usize) {
     let tree = sources.tree(root).unwrap();
     let wanted: Vec<&Found> = tree.paths().map(|path| tree.find(path).unwrap()).collect();
@@ -111,7 +111,7 @@ fn links_are_followed_and_broken_ones_fail_where_they_are_read() {
     symlink("nowhere", place.path("d")).unwrap();
     symlink("e", place.path("e")).unwrap();
     assert_eq!(place.paths(), ["a/1", "b/1", "c", "d", "e"]);
-    // A link has the name that the user gave it.
+    // The tree has the name of the link, as the user gave it.
     assert_eq!(place.later().tree(place.path("b").to_str().unwrap()).unwrap().name(), "b");
     let (sources, tree) = (place.later(), place.later().tree(&place.root).unwrap());
     assert_eq!(tree.dead_links().collect::<std::collections::BTreeSet<_>>(), ["d", "e"].into());
@@ -120,7 +120,7 @@ fn links_are_followed_and_broken_ones_fail_where_they_are_read() {
     assert!(error.starts_with(&format!("cannot read {}/d: ", place.root)), "{error}");
 }
 
-/// One file that cannot be read is no reason to know nothing of the others.
+/// A single unreadable file must not prevent the digests of the others.
 #[test]
 #[cfg(unix)]
 fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
@@ -134,7 +134,7 @@ fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
     assert_eq!([a, c], of(&["a", "c"])[..]);
     assert_eq!(b, all()[1], "the same reason is the same digest");
     assert_eq!(place.remembered(), 2);
-    // No content has it, not even the text of the reason.
+    // The digest is that of no content, not even of the text of the reason.
     let reason = fs::read(place.path("b")).unwrap_err().to_string();
     assert_eq!(b, Digest::unreadable(&reason));
     assert_ne!(b, Digest::of(reason.as_bytes()));
@@ -146,7 +146,7 @@ fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
 #[cfg(unix)]
 fn a_place_that_cannot_be_listed_is_named() {
     let place = Place::new(&["a/1"]);
-    // The superuser may read every folder, and follows no link to a name that is too long.
+    // A link to a name that is too long fails for the superuser too, who may read every folder.
     std::os::unix::fs::symlink("x".repeat(300), place.path("a/2")).unwrap();
     let told = place.later().tree(&place.root).unwrap_err().to_string();
     assert!(told.starts_with(&format!("cannot read {0}: {0}/a/2: ", place.root)), "{told}");
@@ -183,7 +183,7 @@ fn unchanged_files_are_read_once() {
     assert_eq!(place.remembered(), 3);
 }
 
-/// Every way in which a file takes another content of the same size, some with its modification time set back.
+/// Changes a file in every way that keeps its size, partly with its modification time set back.
 #[test]
 fn a_changed_file_is_read_again() {
     let place = Place::new(&["a", "b"]);
@@ -288,7 +288,7 @@ fn only_errors_that_pass_are_met_by_trying_again() {
     assert_eq!(tries(|| io::ErrorKind::PermissionDenied.into()), (1, false));
 }
 
-/// Objects in memory, which the clones of these sources share.
+/// Puts objects in memory, which the clones of these sources share.
 fn objects(sources: &Sources, objects: &[(&str, &str)]) {
     for (name, text) in objects {
         let url = url_of(&join("memory:///", name).unwrap()).unwrap().unwrap();
@@ -323,7 +323,7 @@ fn digests_of(sources: &Sources, root: &str) -> Vec<Digest> {
     sources.digests(&tree, &tree.paths().collect::<Vec<_>>()).unwrap()
 }
 
-/// A web server of one text; counts the times that it is sent.
+/// Starts a web server of one text. Returns its address and the number of times that the text was sent.
 fn serve(text: &'static str) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! The canonical encoding is injective: it is decoded, by an independent reading of its rules, into the very values.
+//! Checks that the canonical encoding is injective: an independent decoder of its rules recovers the values.
 
 use arrow::{
     array::{
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A value as its encoding says it, without the type's name.
+/// A value as decoded, without the type's name.
 #[derive(Clone, Debug, PartialEq)]
 enum Decoded {
     Null,
@@ -69,7 +69,7 @@ fn decode(data_type: &DataType, bytes: &mut &[u8]) -> Decoded {
     }
 }
 
-/// The type without views and dictionaries at any depth.
+/// Returns the type without views and dictionaries at any depth.
 fn deeply_plain(data_type: &DataType) -> DataType {
     let field = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(deeply_plain(field.data_type())));
     match data_type {
@@ -84,7 +84,7 @@ fn fixed_width(data_type: &DataType) -> Option<usize> {
     if let DataType::FixedSizeBinary(width) = data_type { Some(*width as usize) } else { None }
 }
 
-/// The value in a row, read from the array itself.
+/// Returns the value in a row, read from the array itself.
 fn value(array: &ArrayRef, row: usize) -> Decoded {
     if array.is_null(row) {
         return Decoded::Null;
@@ -106,7 +106,8 @@ fn value(array: &ArrayRef, row: usize) -> Decoded {
     }
 }
 
-/// Encodes each row, decodes it, and compares; equal encodings are of equal values, and none begins another.
+/// Encodes each row, decodes it and compares. Equal encodings must be of equal values, and none may be a prefix of
+/// another.
 fn check(array: &ArrayRef) {
     let kept = cast(array, &deeply_plain(array.data_type())).unwrap();
     let values = values(array).unwrap();
@@ -129,7 +130,8 @@ fn check(array: &ArrayRef) {
     }
 }
 
-/// Columns of every kind of type that a table can hold, of these rows. Few different bytes, so that values come close.
+/// Makes columns of every kind of type that a table can hold from these rows. Few different bytes are used, so that
+/// values are similar.
 fn columns(rows: &[Option<Vec<Option<u8>>>]) -> Vec<ArrayRef> {
     let first: Vec<Option<u8>> =
         rows.iter().map(|row| row.as_ref().and_then(|row| row.first().copied().flatten())).collect();
@@ -159,7 +161,7 @@ fn columns(rows: &[Option<Vec<Option<u8>>>]) -> Vec<ArrayRef> {
         )
         .unwrap(),
     ];
-    // Each scalar type within lists of both kinds, structs, and lists of lists.
+    // Each scalar type is put into lists of both kinds, structs, and lists of lists.
     let nested = scalars.iter().flat_map(|scalar| {
         let items = items_of(scalar, rows);
         let lists = list(&items.0, &items.1, rows);
@@ -179,7 +181,8 @@ fn columns(rows: &[Option<Vec<Option<u8>>>]) -> Vec<ArrayRef> {
     scalars.iter().cloned().chain(nested.collect::<Vec<_>>()).collect()
 }
 
-/// Every row's items, chosen among the values of a column, and where each row's begin and end.
+/// Returns the items of all rows, chosen among the values of a column, and the offsets at which each row's items
+/// begin and end.
 fn items_of(scalar: &ArrayRef, rows: &[Option<Vec<Option<u8>>>]) -> (ArrayRef, Vec<i32>) {
     let mut offsets = vec![0];
     let mut chosen: Vec<Option<u32>> = Vec::new();
@@ -198,7 +201,7 @@ fn list(items: &ArrayRef, offsets: &[i32], rows: &[Option<Vec<Option<u8>>>]) -> 
     Arc::new(ListArray::new(item, OffsetBuffer::new(offsets.to_vec().into()), items.clone(), Some(valid)))
 }
 
-/// Pairs of neighbouring values as one list, of which every third is null.
+/// Makes one list of each pair of neighbouring values; every third list is null.
 fn fixed_list(scalar: &ArrayRef) -> ArrayRef {
     let pairs = scalar.len() / 2;
     let item = Arc::new(Field::new_list_field(scalar.data_type().clone(), true));
@@ -215,7 +218,7 @@ proptest! {
     ) {
         for column in columns(&rows) {
             check(&column);
-            // A slice has its values at an offset.
+            // The values of a slice begin at an offset.
             check(&column.slice(1, column.len().saturating_sub(1)));
             check(&make_array(column.to_data()));
         }
