@@ -249,7 +249,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     #[tokio::test]
-    async fn a_large_object_comes_in_pieces() {
+    async fn large_object_is_read_in_pieces() {
         let steady = Steady { objects: Arc::new(InMemory::new()), url: "memory:///".into() };
         let (path, end) = (Path::from("weights"), 2 * PIECE as usize + 5);
         let bytes: Vec<u8> = (0..end).map(|i| (i % 251) as u8).collect();

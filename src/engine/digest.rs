@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_do_not_run_together() {
+    fn different_sequences_of_fields_have_different_digests() {
         let digest = |fields: &[&str]| {
             let mut hasher = Hasher::new("test");
             fields.iter().for_each(|f| {

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_memory_ran_out_the_error_says_what_helps() {
+    fn memory_error_contains_advice() {
         let advised = |error: Error| error.advised("lower it").to_string();
         for said in [
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",

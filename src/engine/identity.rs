@@ -1,4 +1,4 @@
-//! Identity: everything that can change what a table holds, and the digests that stand for it.
+//! Identity: everything that can change the content of a table, and the digests that represent it.
 //!
 //! | of | what counts | in |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | a table made as a whole | the keys of its rows, in the order of their ids | [`whole_key`] |
 //! | a published table | the fingerprint, each input as [`read`] knows it, `where:`, and remarks on the listing | [`Provenance`] |
 //!
-//! Volatile columns (times, places) count nowhere, and so no predicate and no query may read them. Not covered are the device, the number of threads,
-//! the versions of libraries, and the environment of programs.
+//! Volatile columns (times, places) are part of no digest, and so no predicate and no query may read them. Also not
+//! covered are the device, the number of threads, the versions of libraries, and the environment of programs.
 //!
 //! [`Provenance`]: crate::engine::store::Provenance
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_a_stage_counts() {
+    fn each_part_of_a_stage_changes_its_fingerprint() {
         let files = |contents: &[&str]| contents.iter().map(|c| ("path".to_owned(), digest(c))).collect::<Vec<_>>();
         let params = json!({ "size": 1 });
         let output = schema("a", DataType::Utf8, true, "");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_an_input_counts() {
+    fn each_part_of_an_input_changes_the_base() {
         let schemas = schemas();
         let input = |port, schema, content: Option<&str>| InputRead { port, schema, content: content.map(digest) };
         let of = |inputs: &[InputRead<'_>]| base(digest("stage"), None, inputs);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_a_row_counts() {
+    fn each_part_of_a_row_changes_its_key() {
         let (base, a, b) = (digest("base"), digest("a"), digest("b"));
         let rows = [
             row_key(base, "id", [a, b]),

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn values_give_way_to_their_names() {
+    fn secret_values_are_replaced_by_their_names() {
         let secrets = secrets(&[("TOKEN", "sk-1234"), ("LONG", "sk-1234-5"), ("SIZE", "32"), ("HERE", ".")]);
         let hidden = secrets.hide("a sk-1234, sk-1234-5sk-1234 and 32 in .".into());
         assert_eq!(hidden, "a ${TOKEN}, ${LONG}${TOKEN} and 32 in .");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn different_secrets_are_told_apart_without_being_shown() {
+    fn different_secrets_have_different_digests_and_are_not_shown() {
         let identify = |value: &str| secrets(&[("TOKEN", value)]).identify(format!("key={value}"));
         assert_eq!(identify("sk-1234"), identify("sk-1234"));
         assert_ne!(identify("sk-1234"), identify("sk-1235"));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_holds_another_value_stays_whole() {
+    fn variable_name_that_contains_another_value_is_kept() {
         let secrets = secrets(&[("A_TOKEN_B", "longest-value"), ("C", "TOKEN")]);
         assert_eq!(secrets.hide("longest-value TOKEN".into()), "${A_TOKEN_B} ${C}");
     }

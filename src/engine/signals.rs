@@ -17,7 +17,8 @@ pub fn outlive_file_size_limit() {
 /// Returns true if the program was started so that it outlives its terminal, as `nohup` does.
 pub fn ignores_hangup() -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call only fills in the current one, which is plain data that zeros are valid for.
+    // SAFETY: without a new action the call only fills in the current one, which is plain data that zeros are valid
+    // for.
     unsafe {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_predicate_sees_light_columns_only() {
+    fn predicate_reads_light_columns_only() {
         let schema = Schema::new(vec![
             Field::new("id", DataType::Utf8, false),
             Field::new("split", DataType::Utf8, true),

@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_know_their_places() {
+    fn nodes_have_their_places() {
         let node = Node::parse("a: 1\nb:\n  c: [x, {d: 2.5}]\n  e:\n").unwrap();
         assert_eq!(node.to_json(), serde_json::json!({"a": 1, "b": {"c": ["x", {"d": 2.5}], "e": null}}));
         assert_eq!(node.place_of("b.c"), Place { line: 3, column: 3 });
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_yaml_has_a_place() {
+    fn error_of_broken_yaml_has_a_place() {
         let (place, message) = Node::parse("a: 1\nb: [1, 2\n").unwrap_err();
         assert!(place.line >= 2, "{place:?} {message}");
         let (place, message) = Node::parse("a: 1\na: 2\n").unwrap_err();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_fill_scalars_only() {
+    fn variables_are_filled_into_scalars_only() {
         let lookup = |name: &str| (name == "ROOT").then(|| "/data: [x]".to_owned());
         assert_eq!(substitute("${ROOT}/a$$b", &lookup).unwrap(), "/data: [x]/a$b");
         assert_eq!(substitute("${NONE:-d}", &lookup).unwrap(), "d");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_command_line_is_all_that_follows() {
+    fn command_line_value_is_the_whole_text_after_the_equals_sign() {
         use serde_json::json;
         let given = |text| readings(Node::given(text, Place::default()));
         for text in [
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_alone_is_text_or_what_yaml_reads_in_it() {
+    fn variable_alone_is_text_or_the_yaml_reading_of_its_value() {
         use serde_json::json;
         let filled = |text: &str| {
             let mut node = Node::parse(&format!("a: {text}")).unwrap().get("a").unwrap().clone();

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_task_keeps_the_rows_that_are_done() {
+    fn interrupted_task_keeps_the_rows_that_are_done() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, false)]));

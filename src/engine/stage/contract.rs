@@ -29,11 +29,12 @@ impl<S: Serialize> Parameters for S {
     }
 }
 
-/// The describing half of a stage: its parameters, as people write them below `with:`. All answers may depend on the parameters.
+/// The describing half of a stage: its parameters, as people write them below `with:`. All answers may depend on the
+/// parameters.
 ///
 /// # Contract
-/// Cheap to build and to ask: the answers touch no device and no weights, and files or the network only to ask for the schema of
-/// rows that lie there. Equal parameters give equal answers.
+/// A stage is cheap to build and its methods are cheap to call: they use no device and no weights, and files or the
+/// network only to read the schema of rows that lie there. Equal parameters give equal answers.
 pub trait Stage: Parameters + Debug + Send + Sync {
     /// Returns the revision of the stage. It is raised when the meaning of the output changes, which makes every
     /// table of the stage stale.

@@ -1,4 +1,4 @@
-//! The doing half of a stage.
+//! The doing half of a stage, which computes.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
@@ -20,12 +20,12 @@ pub trait Open: Stage + DeserializeOwned {
 /// # Contract
 /// - Each id that was read is written or failed, once. An id that was not read is not written.
 /// - Each batch that is written has the declared schema.
-/// - A result depends on no batch and no task: the same rows in other batches, in other tasks or in another order give the same
-///   results, but for the last digits of a network's arithmetic.
+/// - A result depends on no batch and no task: the same rows in other batches, in other tasks or in another order
+///   give the same results, but for the last digits of a network's arithmetic.
 /// - Randomness comes from the parameters' seed and the row's id alone.
 /// - Nothing is kept from one task to the next that the store lacks: any task may run in another process, or again.
-/// - [`Error::Interrupted`] is returned only after what was done is saved; a stage that makes a row per row need not ask, as the
-///   sink ends it.
+/// - [`Error::Interrupted`] is returned only after what was done is saved; a stage that makes a row per row need not
+///   ask, as the sink ends it.
 ///
 /// The sink refuses the first two. Laws in `tests/laws.rs` hold the others for every stage of the registry.
 pub trait Operator: Send {

@@ -15,8 +15,8 @@ use crate::engine::store::tensor_shape;
 pub enum Output {
     /// One row per joined input row, with the same id in the first column. Rows are cached one by one.
     RowPerRow,
-    /// One table from all rows, with an id of its own in the first column of each row, so that other stages can read it row
-    /// by row: filters, joins. Cached as a whole.
+    /// One table from all rows, with an id of its own in the first column of each row, so that other stages can read
+    /// it row by row: filters, joins. Cached as a whole.
     Rows,
     /// One table from all rows, without ids: training, aggregates. Cached as a whole.
     Table,
@@ -218,7 +218,7 @@ mod tests {
     use crate::engine::store::tensor_field;
 
     #[test]
-    fn column_of_another_type_is_refused_with_the_cast_that_mends_it() {
+    fn column_of_another_type_is_refused_with_a_cast_that_fits() {
         let label = Column::new("label", DataType::Boolean);
         assert_eq!(label.check(&Field::new("label", DataType::Boolean, false)), Ok(()));
         let told = "column `label` is Int64; Boolean is read, which `cast(label as boolean) as label` in a stage `sql` makes of it";
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_checked_by_item_rank_and_the_lengths_that_are_numbers() {
+    fn tensors_are_checked_by_item_type_rank_and_numeric_lengths() {
         let pixels = Column::tensors("pixels", DataType::UInt8, "[H, W, 3]");
         let of = |item, shape: &[usize]| pixels.check(&tensor_field("pixels", item, shape, false));
         assert_eq!(of(DataType::UInt8, &[8, 9, 3]), Ok(()));

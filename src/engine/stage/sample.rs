@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_is_spread_and_has_no_row_twice() {
+    fn sample_is_spread_and_has_no_row_twice() {
         assert_eq!(spread(3, 32), [0, 1, 2]);
         assert_eq!(spread(0, 32), [0; 0]);
         let of_many = spread(1000, 16);

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_is_fetched_once_and_served_in_ranges() {
+    async fn part_is_fetched_once_and_served_in_ranges() {
         let at = fixture().await;
         assert_eq!(at.open().get_range(&at.part, 6..8).await.unwrap(), "of");
         at.remote.delete(&at.part).await.unwrap();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_is_kept_and_other_objects_are_not() {
+    async fn written_immutable_objects_are_kept_and_others_are_not() {
         let at = fixture().await;
         let blob = Path::from(format!("a/b/blobs/{}", Digest::of(b"weights")));
         let state = Path::from("a/b/state/one");
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_copy_is_fetched_again() {
+    async fn broken_copy_is_fetched_again() {
         let at = fixture().await;
         let cached = at.open();
         cached.get(&at.part).await.unwrap();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_written_costs_time_alone() {
+    async fn objects_are_read_without_a_writable_folder_of_copies() {
         let at = fixture().await;
         let cached = at.open();
         ["parts", "blobs"].iter().for_each(|name| std::fs::write(at.folder.path().join(name), "no folder").unwrap());
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn damage_in_the_store_is_an_error_and_not_kept() {
+    async fn damage_in_the_store_is_an_error_and_is_not_copied() {
         let at = fixture().await;
         at.remote.put(&at.part, "damaged".into()).await.unwrap();
         let error = crate::engine::Error::from(at.open().get(&at.part).await.unwrap_err());

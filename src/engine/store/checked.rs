@@ -1,7 +1,8 @@
-//! A local store whose immutable objects (parts, blobs, records) are checked against their digests whenever they are read.
+//! A local store whose immutable objects (parts, blobs, records) are checked against their digests whenever they are
+//! read.
 //!
-//! The name of such an object is the digest of its bytes. A read of a range checks the groups of bytes that cover it (see
-//! [`Groups`]), so that planning and SQL, which read a few columns of a large part, pay for these columns alone.
+//! The name of such an object is the digest of its bytes. A read of a range checks the groups of bytes that cover it
+//! (see [`Groups`]), so that planning and SQL, which read a few columns of a large part, pay for these columns alone.
 
 use std::{
     fmt,
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_or_short_part_is_a_mismatch_where_it_is_read() {
+    async fn reading_a_changed_or_truncated_part_is_a_mismatch() {
         let (_folder, checked, location, file) = fixture();
         checked.get_range(&location, 0..1).await.unwrap();
         let whole = fs::read(&file).unwrap();
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn parquet_reads_on_over_the_ends_of_groups() {
+    fn parquet_reads_across_the_ends_of_groups() {
         let (_folder, _, location, file) = fixture();
         let digest = Checked::digest(&location).unwrap();
         let part = Part::from(Opened::open(file.clone(), location.to_string(), digest).unwrap());

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_fits_no_group() {
+    fn changed_byte_matches_no_group() {
         let mut bytes = object(3 * GROUP + 5);
         let (digest, groups) = Groups::of(&bytes);
         let groups = groups.unwrap();

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_held_by_one_and_leaves_nothing_behind() {
+    fn lock_is_held_by_one_process_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         let key = Digest::of(b"stage");

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_an_unfinished_table_is_read_as_it_is_written() {
+    fn name_of_an_unfinished_table_is_parsed_as_it_is_written() {
         assert_eq!(parse(&name("p", "t.0a")), Some(("p", "t.0a")));
         assert_eq!(parse("published/p/t.json"), None);
     }

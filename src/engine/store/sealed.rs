@@ -1,4 +1,4 @@
-//! JSON objects that carry the digest of their own text: one that a failing disk has changed or cut short is not believed.
+//! JSON objects that contain the digest of their own text, so that changed or truncated text is detected.
 //!
 //! ```text
 //! {"digest":"32 hexadecimal digits", ... }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sealed_text_is_json_and_no_changed_byte_is_believed() {
+    fn sealed_text_is_json_and_every_changed_byte_is_detected() {
         let value = serde_json::json!({ "table": "n", "rows": [1, 2] });
         let text = seal(&value).unwrap();
         let read: serde_json::Value = serde_json::from_slice(&text).unwrap();

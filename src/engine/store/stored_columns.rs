@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_same_digest_wherever_it_stands() {
+    fn digest_of_a_row_does_not_depend_on_its_position() {
         let whole = batch(&["a", "b", "c"], &[1., 2., 3., 4., 5., 6.], &[1, 2, 3]);
         let (stored, rows) = seal(&schema(), &whole, None).unwrap();
         let (_, last) = seal(&schema(), &whole.slice(2, 1), None).unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn volatile_columns_are_no_content() {
+    fn volatile_columns_do_not_change_row_digests() {
         let digest = |x: f32, seconds| seal(&schema(), &batch(&["a"], &[x, 0.], &[seconds]), None).unwrap().1[0];
         assert_eq!(digest(1., 1), digest(1., 9));
         assert_ne!(digest(1., 1), digest(2., 1));
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_does_not_fit_says_how() {
+    fn error_of_a_batch_names_the_difference_to_the_schema() {
         let other = RecordBatch::try_from_iter([("id", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
         let message = seal(&schema(), &other, None).unwrap_err().to_string();
         assert!(message.contains("column `id` is Int64 where the schema declares Utf8"), "{message}");

@@ -79,7 +79,7 @@ fn of(texts: &[&str]) -> Vec<Digest> {
 }
 
 #[test]
-fn a_tree_lists_files_sorted_without_hidden_ones() {
+fn tree_lists_files_sorted_and_without_hidden_ones() {
     let place = Place::new(&["b/2", "b/1", "b-c/3", "a", ".hidden", ".git/objects/1", "lost+found/5", "b/.x/4"]);
     assert_eq!(place.paths(), ["a", "b-c/3", "b/1", "b/2"]);
     let tree = place.later().tree(&place.root).unwrap();
@@ -90,7 +90,7 @@ fn a_tree_lists_files_sorted_without_hidden_ones() {
 }
 
 #[test]
-fn a_missing_root_is_named() {
+fn error_of_a_missing_root_names_it() {
     let place = Place::new(&["file"]);
     let failure = |name: &str| {
         let error = place.later().tree(place.path(name).to_str().unwrap()).unwrap_err();
@@ -102,7 +102,7 @@ fn a_missing_root_is_named() {
 
 #[test]
 #[cfg(unix)]
-fn links_are_followed_and_broken_ones_fail_where_they_are_read() {
+fn links_are_followed_and_broken_ones_fail_when_they_are_read() {
     use std::os::unix::fs::symlink;
     let place = Place::new(&["a/1"]);
     symlink(place.path("a"), place.path("b")).unwrap();
@@ -123,7 +123,7 @@ fn links_are_followed_and_broken_ones_fail_where_they_are_read() {
 /// A single unreadable file must not prevent the digests of the others.
 #[test]
 #[cfg(unix)]
-fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
+fn unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
     let place = Place::new(&["a", "c"]);
     std::os::unix::fs::symlink("z", place.path("b")).unwrap();
     let all = || {
@@ -144,7 +144,7 @@ fn an_unreadable_file_has_a_digest_of_its_own_until_it_can_be_read() {
 
 #[test]
 #[cfg(unix)]
-fn a_place_that_cannot_be_listed_is_named() {
+fn error_of_a_listing_names_the_place_that_failed() {
     let place = Place::new(&["a/1"]);
     // A link to a name that is too long fails for the superuser too, who may read every folder.
     std::os::unix::fs::symlink("x".repeat(300), place.path("a/2")).unwrap();
@@ -154,7 +154,7 @@ fn a_place_that_cannot_be_listed_is_named() {
 
 #[test]
 #[cfg(unix)]
-fn a_pipe_is_refused_without_waiting_for_it() {
+fn pipe_is_refused_without_waiting() {
     let place = Place::new(&["a"]);
     let made = std::process::Command::new("mkfifo").arg(place.path("pipe")).status().unwrap();
     assert!(made.success());
@@ -185,7 +185,7 @@ fn unchanged_files_are_read_once() {
 
 /// Changes a file in every way that keeps its size, partly with its modification time set back.
 #[test]
-fn a_changed_file_is_read_again() {
+fn changed_file_is_read_again() {
     let place = Place::new(&["a", "b"]);
     let modified = fs::metadata(place.path("a")).unwrap().modified().unwrap();
     let set_back = || fs::File::options().write(true).open(place.path("a")).unwrap().set_modified(modified).unwrap();
@@ -215,7 +215,7 @@ fn a_changed_file_is_read_again() {
 }
 
 #[test]
-fn a_file_that_was_just_written_is_not_remembered() {
+fn digest_of_a_file_just_written_is_not_remembered() {
     let place = Place::new(&["a"]);
     let at_once = Sources { now, ..place.later() };
     assert_eq!(digests(&at_once, &place.root), (of(&["a"]), 1));
@@ -224,7 +224,7 @@ fn a_file_that_was_just_written_is_not_remembered() {
 }
 
 #[test]
-fn verifying_reads_all_and_mends_what_is_remembered() {
+fn verification_reads_all_files_and_corrects_remembered_digests() {
     let place = Place::new(&["a", "b"]);
     digests(&place.later(), &place.root);
     let tree = place.later().tree(&place.root).unwrap();
@@ -238,7 +238,7 @@ fn verifying_reads_all_and_mends_what_is_remembered() {
 }
 
 #[test]
-fn a_broken_memory_is_no_memory() {
+fn broken_memory_file_counts_as_empty() {
     let place = Place::new(&["a"]);
     digests(&place.later(), &place.root);
     let file = place.later().memory(&place.root);
@@ -251,14 +251,14 @@ fn a_broken_memory_is_no_memory() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_costs_time_alone() {
+fn digests_are_computed_without_a_writable_cache() {
     let place = Place::new(&["a"]);
     fs::write(place.folder.path().join("cache"), "a file where the folder would be").unwrap();
     assert_eq!(digests(&place.later(), &place.root).1, 1);
 }
 
 #[test]
-fn a_path_that_climbs_out_is_refused() {
+fn path_that_leaves_its_root_is_refused() {
     assert_eq!(join("data/", "a/b c.png").unwrap(), "data/a/b c.png");
     assert_eq!(join("s3://bucket/data/", "a/50% #1?.png").unwrap(), "s3://bucket/data/a/50%25%20%231%3F.png");
     for root in ["data", "s3://bucket/data"] {
@@ -270,7 +270,7 @@ fn a_path_that_climbs_out_is_refused() {
 }
 
 #[test]
-fn only_errors_that_pass_are_met_by_trying_again() {
+fn only_transient_errors_are_retried() {
     let tries = |error: fn() -> io::Error| {
         let mut tries = 0;
         let read = retry(|| {
@@ -299,7 +299,7 @@ fn objects(sources: &Sources, objects: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_url_is_a_tree_as_a_folder_is() {
+fn url_is_listed_and_read_like_a_folder() {
     let place = Place::new(&[]);
     let sources = place.later();
     let all = [("data/n/50% #1.png", "x"), ("data/a.png", "a"), ("data/.git/b", "b"), ("other/c", "c")];
@@ -344,7 +344,7 @@ fn serve(text: &'static str) -> (String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn a_url_is_fetched_once() {
+fn url_is_fetched_once() {
     let (place, (server, sent)) = (Place::new(&[]), serve("weights"));
     let address = format!("{server}/models/w.pth");
     let path = place.later().local(&address).unwrap();
