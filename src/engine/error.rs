@@ -24,7 +24,7 @@ pub enum Error {
         line: u64,
         /// Column, from 1.
         column: u64,
-        /// What is wrong and what would work.
+        /// The defect, and what would work.
         message: String,
     },
     /// The user's data, weights or arguments are wrong.
@@ -37,7 +37,7 @@ pub enum Error {
         table: String,
         /// The first failures: row id and message.
         errors: Vec<(String, String)>,
-        /// How many rows failed.
+        /// The number of rows that failed.
         total: usize,
     },
     /// A stage failed.
@@ -63,7 +63,7 @@ pub enum Error {
     Lost {
         /// Which.
         digest: Digest,
-        /// What is wrong with it.
+        /// The defect.
         message: String,
     },
     /// The store cannot be read or written.

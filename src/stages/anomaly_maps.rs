@@ -32,9 +32,9 @@ use crate::{
 
 /// Compares features of each image and of its reconstruction, patch by patch.
 ///
-/// At each chosen layer one minus the cosine similarity of the features, brought to the image's size and summed over layers;
-/// then a Gaussian blur. The image's score is the largest mean over a window of the map. The defaults are those of the
-/// authors' code.
+/// The map of a layer is one minus the cosine similarity of the features, resized to the image. The maps are summed
+/// over layers and blurred by a Gaussian. The image's score is the largest mean over a window of the map. The
+/// defaults are those of the authors' code.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "extractor": "dino-vits8" }]))]
@@ -43,34 +43,35 @@ pub struct AnomalyMaps {
     #[garde(skip)]
     #[serde(default)]
     pub extractor: Extractor,
-    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a published file or a folder
-    /// in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json and model.safetensors are read).
-    /// Identified by content, not by place. Absent: those that are known under the extractor's name (`vlmdiff models fetch`).
+    /// The network's weights: a name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, a
+    /// published file or a folder in Hugging Face layout; or a URL of either, a folder's ending in `/` (config.json
+    /// and model.safetensors are read). Identified by content, not by place. Absent: those that are known under the
+    /// extractor's name (`vlmdiff models fetch`).
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
-    /// What the reconstruction is compared with.
+    /// The image that the reconstruction is compared with.
     #[garde(skip)]
     #[serde(default)]
     pub reference: Reference,
-    /// Which layers, counted as `extractor` says. Absent: the extractor's own.
+    /// The layers, counted as `extractor` says. Absent: the extractor's own.
     #[garde(inner(length(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
-    /// Of transformers: whether the final layer norm is applied to each layer, as DINO's `get_intermediate_layers` does. Absent: it
-    /// is.
+    /// For transformers: if true, the final layer norm is applied to each layer, as DINO's `get_intermediate_layers`
+    /// does. Absent: true.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_norm: Option<bool>,
-    /// Of `dinov2`: what becomes of an image before the network looks at it. Absent: `resample`.
+    /// For `dinov2`: the way an image is resized for the network. Absent: `resample`.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dinov2_resize: Option<Dinov2Resize>,
-    /// Whether features are compared before or after they are brought to the image's size.
+    /// The order of comparing features and resizing them to the image: before or after.
     #[garde(skip)]
     #[serde(default)]
     pub map_order: MapOrder,
-    /// How the maps of several layers become one.
+    /// The way in which the maps of several layers are combined.
     #[garde(skip)]
     #[serde(default)]
     pub combine: Combine,
@@ -78,7 +79,7 @@ pub struct AnomalyMaps {
     #[garde(range(min = 0., max = 64.))]
     #[serde(default = "default_sigma")]
     pub sigma: f64,
-    /// How a map becomes the image's score.
+    /// The rule by which a map gives the image's score.
     #[garde(dive)]
     #[serde(default)]
     pub score: Score,
@@ -88,25 +89,26 @@ fn default_sigma() -> f64 {
     5.
 }
 
-/// What a reconstruction is compared with.
+/// The image that a reconstruction is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reference {
     /// The image itself, as the authors do.
     #[default]
     Input,
-    /// The image after the autoencoder alone: what a small autoencoder cannot show is then no anomaly.
+    /// The image after the autoencoder alone. Details that a small autoencoder cannot reproduce are then not
+    /// anomalous.
     Autoencoded,
 }
 
-/// The largest mean over a square window that moves by one pixel, the averaging done `repeats` times.
+/// The largest mean over a square window that moves by one pixel. The averaging is done `repeats` times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Score {
     /// Side of the window in pixels; 1 is the plain maximum.
     #[garde(range(min = 1, max = 256))]
     pub kernel_size: usize,
-    /// How often the map is averaged; the authors' rule is 8 times 8.
+    /// The number of times that the map is averaged; the authors' rule is 8 times with a side of 8.
     #[garde(range(min = 1, max = 64))]
     pub repeats: usize,
 }
@@ -213,7 +215,7 @@ impl Operator for Comparer {
             let raw = Vec::<f64>::try_from(raw.flatten(0, -1))?;
             let finish = |map| -> (Vec<f16>, f32) {
                 let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();
-                // The score is that of the map as it is stored.
+                // The score is computed from the map as it is stored, in f16.
                 let stored: Vec<f64> = map.iter().copied().map(f64::from).collect();
                 (map, pool::largest_mean(&stored, width, height, score.kernel_size, score.repeats) as f32)
             };
@@ -227,7 +229,7 @@ impl Operator for Comparer {
 }
 
 impl Comparer {
-    /// The unblurred maps, f64 [B, H, W].
+    /// Returns the unblurred maps, f64 [B, H, W].
     fn difference(&self, batch: &Batch) -> Result<Tensor> {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
         let decoded = |name| Ok::<_, Error>(read("reconstructions", name)?.to_kind(Kind::Float)); // [B, 3, H, W]
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_that_do_not_fit_are_named() {
+    fn error_names_the_parameter_that_does_not_fit() {
         let problem = |params| problem(params).unwrap();
         assert_eq!(
             problem(json!({ "layers": [4], "extractor": "imagenet-resnet50", "final_norm": true })),
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_authors() {
+    fn defaults_are_those_of_the_authors() {
         assert_eq!(problem(json!({})), None);
         let stage: AnomalyMaps = serde_json::from_value(json!({})).unwrap();
         assert_eq!((stage.extractor, stage.sigma, stage.combine), (Extractor::DinoVits8, 5., Combine::Sum));

@@ -29,7 +29,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "model": "dataset" }]))]
 pub struct Caption {
-    /// What writes the captions.
+    /// The source of the captions.
     #[garde(skip)]
     pub model: Model,
     /// The caption of an image that has none; `{class}` stands for the image's class.
@@ -70,10 +70,10 @@ impl Stage for Caption {
     }
 }
 
-/// Captions that are looked at.
+/// The maximum number of captions that a review reads.
 const LOOKED_AT: usize = 8192;
 
-/// The remark on captions that are one and the same, of a table of so many.
+/// Returns the remark on a table of `rows` rows whose captions are all equal.
 fn all_equal(captions: &[&str], rows: usize) -> Option<String> {
     let (first, others) = captions.split_first()?;
     if others.is_empty() || others.iter().any(|caption| caption != first) {
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn captions_that_are_all_equal_or_empty_are_told() {
+    fn remark_on_captions_that_are_all_equal_or_empty() {
         assert_eq!(all_equal(&["a nut", "a bolt"], 2), None);
         assert_eq!(all_equal(&["a nut"], 1), None);
         assert_eq!(all_equal(&[], 0), None);

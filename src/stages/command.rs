@@ -20,21 +20,22 @@ use crate::engine::{
     store::{is_volatile, volatile_misuse},
 };
 
-/// Where a program writes its table, in `run`.
+/// The name in `run` that stands for the file to which a program writes its table.
 const OUTPUT: &str = "output";
-/// The column in which a program says why a row failed.
+/// The column with the reason why a row failed.
 const ERROR: &str = "_error";
 
 /// Runs a program of one's own, in any language: row by row over Arrow streams, or table by table over Parquet files.
 ///
-/// `makes: row_per_row`: the program reads an Arrow IPC stream from its standard input: the id first, then `columns` of the
-/// tables, joined on the id. For each batch it writes one batch to its standard output, an Arrow IPC stream too, with the
-/// same ids in any order and the columns of `output`, and flushes. A text column `_error` may say why a row failed.
+/// `makes: row_per_row`: the program reads an Arrow IPC stream from its standard input: the id first, then `columns`
+/// of the tables, joined on the id. For each batch it writes one batch to its standard output, an Arrow IPC stream
+/// too, with the same ids in any order and the columns of `output`, and flushes. A text column `_error` may say why a
+/// row failed.
 ///
-/// `makes: table` or `rows`: each table it reads is a Parquet file, whose path stands in `run` as `{table}`; it writes a Parquet file to
-/// `{output}`.
+/// `makes: table` or `rows`: each table it reads is a Parquet file, whose path stands in `run` as `{table}`; it
+/// writes a Parquet file to `{output}`.
 ///
-/// What it writes to its standard error is logged. The program's words and files are part of the table's identity; the
+/// Its standard error is logged. The program's words and files are part of the table's identity; the
 /// environment and the programs on the `PATH` are not.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
@@ -47,8 +48,8 @@ pub struct Command {
     #[garde(skip)]
     #[serde(default)]
     pub files: Vec<String>,
-    /// The columns it reads, as `column` or `table.column`; all by default, but for those that say where a row lies or when it
-    /// was made (`uri`). Only their change reruns it.
+    /// The columns that it reads, as `column` or `table.column`; by default all except those with the place or the
+    /// time of a row (`uri`). Only a change of these columns reruns it.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
@@ -56,7 +57,7 @@ pub struct Command {
     /// `makes: row_per_row` the id stands before them by itself.
     #[garde(skip)]
     pub output: Map<String, Value>,
-    /// What it makes. Of `rows` the first column identifies a row.
+    /// The kind of table that it makes. With `rows` the first column identifies a row.
     #[garde(skip)]
     #[serde(default = "row_per_row")]
     pub makes: Output,
@@ -98,7 +99,7 @@ impl From<Words> for Vec<String> {
 }
 
 impl Command {
-    /// The columns that the program reads, as `(table, column)`, but for the ids.
+    /// Returns the columns that the program reads, as `(table, column)`, without the ids.
     fn reads(&self, inputs: &Schemas) -> Result<Vec<(String, String)>, Misfit> {
         let whole = inputs.all.keys().filter(|name| !inputs.by_row.contains(name));
         let all: Vec<(String, String)> = inputs
@@ -138,7 +139,7 @@ impl Command {
         self.run.0.iter().any(|word| word.contains(&placeholder))
     }
 
-    /// The words of `run` with paths in the places of names.
+    /// Returns the words of `run` with names replaced by paths.
     fn words(&self, paths: &[(String, String)]) -> Vec<String> {
         let fill = |word: &String| {
             paths.iter().fold(word.clone(), |word, (name, path)| word.replace(&format!("{{{name}}}"), path))
@@ -247,7 +248,8 @@ impl Stage for Command {
         Ok(columns)
     }
 
-    /// What `files` names, and every word of `run` that is a file: the program's change is a change of the stage.
+    /// Returns the files in `files` and the words of `run` that are files, so that a change of the program changes
+    /// the stage.
     fn files(&self) -> Result<Vec<String>, Misfit> {
         let mut files = self.files.clone();
         for word in &self.run.0 {

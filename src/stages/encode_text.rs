@@ -29,11 +29,11 @@ use crate::{
     },
 };
 
-/// How many encoded captions are kept for later rows: of CLIP ViT-L, 0.24 MB each.
+/// The number of encoded captions that are kept for later rows, with 0.24 MB each for CLIP ViT-L.
 const KEPT: usize = 1024;
 
-/// Encodes captions by CLIP's text transformer: the hidden states of all tokens after the final normalisation, which is the
-/// context of Stable Diffusion. Equal captions are encoded once.
+/// Encodes captions by CLIP's text transformer: the hidden states of all tokens after the final normalisation, which
+/// is the context of Stable Diffusion. Equal captions are encoded once.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
@@ -85,7 +85,7 @@ struct Encoder {
     device: Device,
     length: usize,
     batch_size: usize,
-    /// What was encoded last, by caption; the empty caption of a test set is mostly all there is.
+    /// The captions encoded last. In most test sets nearly all captions are empty, so few are encoded.
     encoded: HashMap<String, Encoded>,
 }
 
@@ -117,7 +117,7 @@ impl Operator for Encoder {
 }
 
 impl Encoder {
-    /// Encodes the captions that are new.
+    /// Encodes the captions that are not yet in the cache.
     fn encode(&mut self, captions: &[&str]) -> Result<()> {
         if self.encoded.len() > KEPT {
             self.encoded.retain(|caption, _| captions.contains(&caption.as_str()));

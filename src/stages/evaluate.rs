@@ -35,22 +35,23 @@ use crate::{
     vision::pool,
 };
 
-/// Computes detection and localisation metrics per class and their mean over classes, by the rules of one or several programs.
+/// Computes detection and localisation metrics per class and their mean over classes, by the rules of one or several
+/// programs.
 ///
-/// All metrics are exact over the stored scores and maps, read once. A class without ground truth has no pixel metrics; an
-/// anomalous image without a mask counts in the image metrics alone. What is not defined is null, and no part of the mean. Only
-/// masks may be missing: an image without class, label, score or map is an error.
+/// All metrics are exact over the stored scores and maps, which are read once. A class without ground truth has no
+/// pixel metrics; an anomalous image without a mask counts in the image metrics alone. Undefined metrics are null and
+/// are left out of the mean. Only masks may be missing: an image without class, label, score or map is an error.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
 pub struct Evaluate {
-    /// Whose rules the metrics follow, or a list of them: a row per class and protocol. Numbers of different protocols are not to
-    /// be compared.
+    /// The rules that the metrics follow, or a list of them, with a row per class and protocol. Numbers of different
+    /// protocols must not be compared.
     #[garde(length(min = 1))]
     #[serde(default = "default_protocols", deserialize_with = "one_or_more")]
     #[schemars(with = "OneOrMore")]
     pub protocol: Vec<Protocol>,
-    /// AUPRO of the protocol `exact` is integrated up to this false positive rate.
+    /// The false positive rate up to which AUPRO of the protocol `exact` is integrated.
     #[garde(range(min = 0.001, max = 1.))]
     #[serde(default = "default_limit")]
     pub aupro_limit: f64,
@@ -76,7 +77,7 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Protocol
         OneOrMore::One(protocol) => vec![protocol],
         OneOrMore::More(protocols) => protocols,
     };
-    // A protocol that stands twice is measured once.
+    // A protocol that is listed twice is measured once.
     let mut once = Vec::new();
     for protocol in protocols {
         if !once.contains(&protocol) {
@@ -138,14 +139,14 @@ struct Evaluator {
     size: [usize; 2],
 }
 
-/// What one protocol has counted, by class.
+/// The counts of one protocol, by class.
 struct Tally {
     protocol: Protocol,
     size: [usize; 2],
     classes: BTreeMap<String, Class>,
 }
 
-/// What is known of one class.
+/// The counts of one class.
 #[derive(Default)]
 struct Class {
     n_images: i64,
@@ -154,11 +155,11 @@ struct Class {
     pixels: PixelMetrics,
 }
 
-/// A remark names this many classes.
+/// The maximum number of classes that a remark names.
 const NAMED: usize = 4;
 
 impl Class {
-    /// What guessing gives for a metric, where that is known and does not depend on the data.
+    /// Returns the value of a metric for a guessing detector, if that is known and does not depend on the data.
     fn guess(&self, metric: &str, limit: f64) -> Option<Guess> {
         match metric {
             "image_auroc" => Guess::image_auroc((self.n_images - self.n_anomalous) as u64, self.n_anomalous as u64),
@@ -191,7 +192,7 @@ impl Operator for Evaluator {
             out.warn(&format!("no part of the means, for they have only normal or only anomalous images: {names}"));
         }
         let limit = self.stage.aupro_limit;
-        // Once: by the definitions, or where they are not asked for by the rules that are.
+        // Remarks are made once, by the protocol `exact`, or by the first one if `exact` is not requested.
         let judged = self.stage.protocol.iter().position(|protocol| *protocol == Protocol::Exact).unwrap_or_default();
         for (i, tally) in tallies.iter().enumerate() {
             let values = tally.values(limit);
@@ -204,7 +205,7 @@ impl Operator for Evaluator {
     }
 }
 
-/// Whether every row has all that only it can say; ground truth may be missing.
+/// Checks that class, label, score and map are present in every row; masks may be null.
 fn whole(batch: &Batch) -> Result<()> {
     for (port, name) in [("images", CLASS), ("images", LABEL), ("anomaly_maps", SCORE), ("anomaly_maps", MAP)] {
         let column = batch.column(port, name)?;
@@ -222,7 +223,7 @@ fn whole(batch: &Batch) -> Result<()> {
     }
 }
 
-/// Notes anomalous images whose ground truth says nothing of where.
+/// Adds remarks about anomalous images without the place of the anomaly in their ground truth.
 fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
     let labels = batch.column("images", LABEL)?.as_boolean();
     let masks = batch.column("images", MASK)?;
@@ -248,7 +249,7 @@ impl Tally {
         for (row, score) in scores.into_iter().enumerate() {
             let mask = self.mask(batch, row)?;
             let class = self.classes.entry(names.value(row).to_owned()).or_default();
-            // The dataset alone knows of an image without a mask.
+            // For an image without a mask only the label of the dataset is available.
             let of_mask = mask.as_ref().filter(|_| self.protocol.labels_by_mask()).map(|mask| mask.contains(&true));
             let anomalous = of_mask.unwrap_or(labels.value(row));
             let wrong = |e: MetricError| Error::Stage(format!("{}: {e}", batch.ids[row]));
@@ -267,7 +268,7 @@ impl Tally {
         Ok(())
     }
 
-    /// The image's score; None where the map is too small for it.
+    /// Returns the image's score; `None` if the map is too small for it.
     fn score(&self, batch: &Batch, row: usize) -> Result<Option<f64>> {
         let Some((side, repeats)) = self.protocol.windows() else {
             let stored = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
@@ -282,7 +283,7 @@ impl Tally {
         Ok(Some(pool::largest_mean(&map, width, height, side, repeats)))
     }
 
-    /// Where the image is anomalous; None where it is not known.
+    /// Returns the mask of anomalous pixels; `None` if it is not known.
     fn mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<bool>>> {
         let exact = batch.column("images", MASK)?;
         let grey = batch.port("images").and_then(|images| images.column_by_name(MASK_GREY));
@@ -291,13 +292,13 @@ impl Tally {
         Ok(mask.map(|mask| mask.iter().map(|pixel| *pixel > 0).collect()))
     }
 
-    /// The classes whose images are all normal or all anomalous.
+    /// Returns the classes whose images are all normal or all anomalous.
     fn one_sided(&self) -> impl Iterator<Item = &str> {
         let one_sided = |class: &Class| class.n_anomalous == 0 || class.n_anomalous == class.n_images;
         self.classes.iter().filter(move |(_, class)| one_sided(class)).map(|(name, _)| name.as_str())
     }
 
-    /// The metrics of each class, those of images first.
+    /// Returns the metrics of each class, first those of images.
     fn values(&self, limit: f64) -> Vec<Vec<Option<f64>>> {
         let metrics = |class: &Class| -> Vec<Option<f64>> {
             let images = self.protocol.image_metrics(&class.images.ranking());
@@ -307,7 +308,7 @@ impl Tally {
         self.classes.values().map(metrics).collect()
     }
 
-    /// The remarks on metrics that guessing reaches too, one for each metric, with the classes.
+    /// Returns one remark per metric that is not better than guessing, with the classes concerned.
     fn guesses(&self, values: &[Vec<Option<f64>>], limit: f64) -> Vec<String> {
         let percent = |share: f64| share * 100.;
         let names = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
@@ -330,7 +331,7 @@ impl Tally {
         names.enumerate().filter_map(remark).collect()
     }
 
-    /// A row per class, and one of the means over the classes where a metric is defined.
+    /// Returns the columns of a row per class, and a row of the means over the classes for which a metric is defined.
     fn columns(&self, values: &[Vec<Option<f64>>]) -> Vec<ArrayRef> {
         let classes = || self.classes.values();
         let names = self.classes.keys().map(String::as_str).chain([MEAN]);
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_no_value() {
+    fn missing_values_are_errors_and_not_numbers() {
         let told = |classes, labels, scores| whole(&batch(classes, labels, scores)).unwrap_err().to_string();
         let (labels, scores) = ([Some(false), Some(true)], [Some(0.), Some(1.)]);
         whole(&batch(["nut", "nut"], labels, scores)).unwrap();
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_of_one_kind_are_told() {
+    fn one_sided_classes_are_found() {
         let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };
         tally.add(&batch(["nut", "nut"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
         tally.add(&batch(["bolt", "gear"], [Some(false), Some(true)], [Some(0.), Some(1.)])).unwrap();
@@ -400,7 +401,7 @@ mod tests {
         assert_eq!(counts.values(), &[1, 1, 2, 4]);
     }
     #[test]
-    fn a_metric_that_guessing_reaches_too_is_named_with_its_classes() {
+    fn remark_on_metrics_that_guessing_reaches_names_classes() {
         let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };
         let names = ["bolt", "gear", "nut", "pipe", "valve", "wheel"];
         for _ in 0..20 {

@@ -37,21 +37,21 @@ use crate::{
 
 /// Lists a dataset and reads its images, one row per image.
 ///
-/// Images are turned as their EXIF orientation says, converted to RGB and resized as Pillow does it (bilinear, antialiased, aspect
-/// ratio not kept). A mask is kept in two ways, in both of which a pixel above 0 is anomalous. `mask` is binarised at its own size
-/// (above 0; of a lossy format, such as JPEG, above half of the range) and 255 where more than half of a pixel is covered: the
-/// rule of the protocols `exact` and `ader`. `mask_grey` is what the authors' loader makes of the file: its grey levels, resized
-/// and not binarised, so that whatever a defect touches is anomalous: the rule of `reference`. Both are null where there is no
-/// ground truth.
+/// Images are turned as their EXIF orientation says, converted to RGB and resized as Pillow does it (bilinear,
+/// antialiased, aspect ratio not kept). A mask is stored in two ways, in both of which a pixel above 0 is anomalous.
+/// `mask` is binarised at its own size (above 0; in a lossy format, such as JPEG, above half of the range) and 255
+/// where more than half of a pixel is covered: the rule of the protocols `exact` and `ader`. `mask_grey` follows the
+/// authors' loader: the grey levels of the file, resized and not binarised, so that every pixel that a defect touches
+/// is anomalous: the rule of `reference`. Both are null if there is no ground truth.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "dataset": "folder", "root": "photos" }]))]
 pub struct Ingest {
-    /// Which layout to read.
+    /// The layout of the dataset.
     #[garde(skip)]
     pub dataset: Dataset,
-    /// The dataset's folder or URL (`s3://`, `gs://`, `az://`, `https://`); not for `synthetic`. Where it lies is no part of
-    /// the images' identity.
+    /// The dataset's folder or URL (`s3://`, `gs://`, `az://`, `https://`); not for `synthetic`. Its place is not
+    /// part of the images' identity.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
@@ -59,7 +59,7 @@ pub struct Ingest {
     #[garde(range(min = 16, max = 2048))]
     #[serde(default = "default_size")]
     pub size: u32,
-    /// What to generate, for `dataset: synthetic`.
+    /// The images to generate, for `dataset: synthetic`.
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<Synthetic>,
@@ -79,7 +79,7 @@ pub enum Dataset {
     Synthetic,
 }
 
-/// What the generator makes. Each image depends on the seed, its class, defect and number alone.
+/// The images that the generator makes. Each image depends only on the seed and its class, defect and number.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Synthetic {
@@ -95,7 +95,7 @@ pub struct Synthetic {
     /// Test images per class and kind of defect.
     #[garde(range(max = 100_000))]
     pub test_per_defect: u32,
-    /// Another seed makes another dataset.
+    /// The seed. A different seed makes a different dataset.
     #[garde(skip)]
     pub seed: u64,
 }
@@ -108,7 +108,7 @@ impl Default for Synthetic {
 }
 
 impl Synthetic {
-    /// The images to generate, in id order.
+    /// Returns the images to generate, in id order.
     pub fn items(&self) -> Result<Vec<synthetic::Item>, synthetic::Error> {
         synthetic::items(&self.classes, self.train, self.test_good, self.test_per_defect)
     }
@@ -172,7 +172,7 @@ impl Ingest {
     }
 }
 
-/// Rows as they are outside the store.
+/// Makes the rows of a listing, as they are outside the store.
 fn listing(columns: Vec<(Field, ArrayRef)>) -> Result<RecordBatch> {
     let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
@@ -182,7 +182,7 @@ fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field
     (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
 }
 
-/// Paths are volatile; contents are what identifies a row.
+/// Lists a dataset's folder. Paths are volatile, because contents identify a row.
 fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
     let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
     let tree = sources.tree(root).map_err(expected)?;
@@ -241,10 +241,10 @@ struct Reader {
     sources: Sources,
 }
 
-/// Why a picture may have another size than its file says.
+/// The explanation for a picture whose size differs from that in its file.
 const TURNED: &str = " (turned as its EXIF orientation says)";
 
-/// Why an image cannot be used.
+/// The reason why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -262,7 +262,7 @@ enum Failure {
     Synthetic(#[from] synthetic::Error),
 }
 
-/// A listed file and what was read of it.
+/// A listed file and its content.
 struct File {
     address: String,
     content: Option<Digest>,
@@ -270,7 +270,8 @@ struct File {
 }
 
 impl File {
-    /// Decodes what was read, if it is what was listed: the row is kept under the digest of the listed content.
+    /// Decodes the content if it is the one that was listed, because the row is stored under the digest of the listed
+    /// content.
     fn decode<T>(self, decode: fn(&[u8]) -> Result<T, VisionError>) -> Result<(String, T), Failure> {
         let (address, bytes) = (self.address, self.read?);
         if Some(Digest::of(&bytes)) != self.content {
@@ -292,7 +293,7 @@ struct Image {
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
     mask_grey: Option<Vec<u8>>,
-    /// Reasons why the row may not be what the user meant.
+    /// Remarks on properties of the row that the user may not have intended.
     remarks: Vec<Remark>,
 }
 
@@ -323,7 +324,8 @@ impl Operator for Reader {
 }
 
 impl Reader {
-    /// Reads the image and, where there is one, the mask of each row: all side by side, as a server wants it.
+    /// Reads the image and, if there is one, the mask of each row. All files are read concurrently, which hides the
+    /// latency of servers.
     fn files(&self, batch: &Batch) -> Result<Vec<(File, Option<File>)>> {
         let mask_path = batch.column(SOURCE, "mask_path")?.as_string::<i32>();
         let listed = |row, path: &str, contents: &str| -> Result<_> {
@@ -406,7 +408,8 @@ impl Reader {
         })
     }
 
-    /// A normal image has no anomalous pixel; of an anomalous image without ground truth nothing is known.
+    /// Returns the mask of an image without a mask file: without anomalous pixels for a normal image, `None` for an
+    /// anomalous one, whose ground truth is unknown.
     fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>> {
         let anomalous = batch.column(SOURCE, LABEL)?.as_boolean().value(row);
         Ok((!anomalous).then(|| vec![0; (self.stage.size * self.stage.size) as usize]))

@@ -1,4 +1,4 @@
-//! How much of an image is in its reconstruction: whether reconstructions follow their inputs, told from some of them.
+//! Checks on a sample whether reconstructions follow their images.
 
 use std::collections::BTreeMap;
 
@@ -21,20 +21,23 @@ use crate::{
     },
 };
 
-/// Images that are looked at.
+/// The maximum number of images in the sample.
 const LOOKED_AT: usize = 48;
-/// Of fewer images of a class nothing is said.
+/// The minimum number of images of a class. Smaller classes are not judged.
 const FEWEST: usize = 3;
-/// Images are compared in cells, this many a side: a reconstruction is smoother than its image.
+/// The number of cells per side in which images are compared. Cells are used because a reconstruction is smoother
+/// than its image.
 const CELLS: usize = 16;
-/// Images of a class that differ by less, in grey levels, are all alike, and so may be their reconstructions.
+/// The difference between images of a class, in grey levels, below which they count as all alike. Their
+/// reconstructions may then be alike too.
 const ALIKE: f64 = 1.;
-/// Reconstructions that differ by a smaller share of what their images differ by are one and the same.
+/// The share of the images' differences below which reconstructions count as all alike.
 const SMALLEST_SHARE: f64 = 0.2;
-/// Reconstructions whose differences correlate less with those of their images do not follow them.
+/// The correlation between differences of reconstructions and of their images below which reconstructions do not
+/// follow their images.
 const SMALLEST_CORRELATION: f64 = 0.25;
 
-/// The remarks on a table of the stage `reconstruct`.
+/// Returns the remarks on a table of the stage `reconstruct`.
 pub(super) fn review(table: &Sample<'_>) -> Result<Vec<Note>> {
     let batch = table.rows(LOOKED_AT, &[("images", &[PIXELS, CLASS]), (ITSELF, &[reconstructions::PIXELS])])?;
     let mut classes: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
@@ -65,13 +68,13 @@ fn remarks(classes: &[(String, Following)]) -> Vec<Note> {
     same.into_iter().chain(apart).collect()
 }
 
-/// An image and its reconstruction in cells, in grey levels, channel by channel.
+/// An image and its reconstruction as cells, in grey levels, channel by channel.
 struct Pair {
     image: Vec<f64>,
     reconstruction: Vec<f64>,
 }
 
-/// The pairs of a batch with their classes; all of one class where the images say none.
+/// Returns the pairs of a batch with their classes. If the images have no class, all are of one class.
 fn pairs(batch: &Batch) -> Result<Vec<(String, Pair)>> {
     let Some((images, shape)) = batch.port("images").and_then(|images| Some((images, pixels(images)?))) else {
         return Ok(Vec::new());
@@ -97,12 +100,12 @@ fn pairs(batch: &Batch) -> Result<Vec<(String, Pair)>> {
     Ok(pairs)
 }
 
-/// The shape [H, W, C] of images.
+/// Returns the shape [H, W, C] of images.
 fn pixels(images: &RecordBatch) -> Option<[usize; 3]> {
     find_shape(&images.schema(), PIXELS, &[DataType::UInt8])
 }
 
-/// The means of a picture's cells; `value` is that of a channel at a pixel.
+/// Returns the means of a picture's cells; `value` returns a channel at a pixel.
 fn cells([height, width, channels]: [usize; 3], value: impl Fn(usize, usize) -> f64) -> Vec<f64> {
     let (rows, columns) = (CELLS.min(height), CELLS.min(width));
     let mut sums = vec![0.; rows * columns * channels];
@@ -118,19 +121,19 @@ fn cells([height, width, channels]: [usize; 3], value: impl Fn(usize, usize) -> 
     sums.iter().zip(counts).map(|(sum, count)| sum / count).collect()
 }
 
-/// How reconstructions of a class follow their images, beside what all images of the class have in common.
+/// The relation between the reconstructions and the images of a class, after subtracting their means over the class.
 #[derive(Clone, Copy, Debug)]
 struct Following {
-    /// By how many grey levels images differ from their mean, on average.
+    /// The mean difference between an image and the mean image, in grey levels.
     images: f64,
-    /// The same of reconstructions.
+    /// The mean difference between a reconstruction and the mean reconstruction, in grey levels.
     reconstructions: f64,
-    /// How these differences correlate, 1 for a faithful copy.
+    /// The correlation of these differences, 1 for a faithful copy.
     correlation: f64,
 }
 
 impl Following {
-    /// None of too few images, and of images that are all alike.
+    /// Measures the pairs of a class; `None` for too few images, and for images that are all alike.
     fn of(pairs: &[Pair]) -> Option<Self> {
         if pairs.len() < FEWEST {
             return None;
@@ -167,7 +170,8 @@ impl Following {
 mod tests {
     use super::*;
 
-    /// Images of 4x4 whose left half is brighter the higher the number, and what `made` makes of number and pixel.
+    /// Measures images of 4x4 whose left half is brighter the higher their number; `made` makes a reconstruction's
+    /// pixel from number and pixel.
     fn found(made: impl Fn(f64, usize) -> f64) -> Option<Following> {
         let picture = |value: &dyn Fn(usize) -> f64| cells([4, 4, 1], |_, at| value(at));
         let pair = |i: usize| {
@@ -183,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn one_grey_square_for_all_is_told() {
+    fn remark_on_one_reconstruction_for_all_images() {
         let grey = found(|i, _| 90. + i / 4.).unwrap();
         let expected = "the reconstructions of a class are nearly one and the same picture, whatever the image: 1: nut (they \
                         differ by 0.4 grey levels, their images by 15.0)";
@@ -191,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn reconstructions_of_something_else_are_told() {
-        // blots whose place follows from nothing in the image
+    fn remark_on_reconstructions_that_do_not_follow_their_images() {
+        // spots at places that do not depend on the image
         let blots = found(|i, at| if (at * 7 + i as usize * 5) % 11 < 4 { 250. } else { 5. }).unwrap();
         assert!(
             told(blots).starts_with("reconstructions do not follow their images: 1: nut (what sets them apart"),
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dim_copy_follows_and_equal_images_tell_nothing() {
+    fn dim_copy_follows_its_image_and_equal_images_are_not_judged() {
         let copy = found(|i, at| if at % 4 < 2 { 90. + 10. * i } else { 60. }).unwrap();
         assert!(copy.correlation > 0.99 && told(copy).is_empty(), "{copy:?}");
         let pair = || Pair { image: vec![7.; 16], reconstruction: vec![3.; 16] };

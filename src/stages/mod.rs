@@ -1,4 +1,5 @@
-//! The pipeline, one file a stage, in the order of data flow. The only place where the engine and the networks meet.
+//! The stages of the pipeline, one file each, in the order of data flow. Only this module uses both the engine and
+//! the networks.
 
 pub mod anomaly_maps;
 pub mod caption;

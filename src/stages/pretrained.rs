@@ -34,36 +34,37 @@ use crate::{
     tables::weights::{TOKENIZER, weights_field},
 };
 
-/// Brings published weights into a pipeline: a table that other stages read as they read that of a training.
+/// Brings published weights into a pipeline, as a table that other stages read like that of a training.
 ///
-/// They are safetensors or what torch.save writes, with all names and shapes as they should be. An autoencoder or a text encoder
-/// is read from a folder of diffusers or transformers, or from a file of latent-diffusion, with all parts of a model or alone; a
-/// denoiser from a file with its U-Net and its control branch: the authors' (`model.diffusion_model.*`, `control_model.*`) or one
-/// that `train_denoiser` wrote (`unet.*`, `control.*`).
+/// The weights are safetensors or files of torch.save; all names and shapes must match. An autoencoder or a text
+/// encoder is read from a folder of diffusers or transformers, or from a file of latent-diffusion, with all parts of
+/// a model or alone; a denoiser from a file with its U-Net and its control branch: the authors'
+/// (`model.diffusion_model.*`, `control_model.*`) or one that `train_denoiser` wrote (`unet.*`, `control.*`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "network": "autoencoder", "weights": "vae.safetensors" }]))]
 pub struct Pretrained {
-    /// The network that the weights are of.
+    /// The network to which the weights belong.
     #[garde(skip)]
     pub network: Network,
-    /// A name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, or the path of a file or folder. Identified by
-    /// content, not by place.
+    /// A name that `vlmdiff models list` shows, `ORG/NAME` of the Hugging Face hub, or the path of a file or folder.
+    /// Identified by content, not by place.
     #[garde(length(min = 1))]
     pub weights: String,
-    /// Of a text encoder, the tokenizer: a name, hub id or folder with `tokenizer.json`, or `vocab.json` and `merges.txt`.
-    /// Absent: what lies beside the weights.
+    /// For a text encoder, the tokenizer: a name, hub id or folder with `tokenizer.json`, or `vocab.json` and
+    /// `merges.txt`. Absent: the files beside the weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
-    /// The sizes of the network. Absent: the `config.json` beside the weights and, where there is none, those of Stable Diffusion 1.5.
-    /// Of a denoiser `control` (a ControlNet's config), `schedule` and `scaling_factor`; a `config.json` without `control` is not its.
+    /// The sizes of the network. Absent: the `config.json` beside the weights or, if there is none, those of Stable
+    /// Diffusion 1.5. For a denoiser `control` (a ControlNet's config), `schedule` and `scaling_factor`; a
+    /// `config.json` without `control` is not that of a denoiser and is ignored.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Map<String, Value>>,
 }
 
-/// A network that stages of the pipeline take from a table.
+/// A network that other stages read from a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
@@ -76,7 +77,7 @@ pub enum Network {
 }
 
 impl Network {
-    /// The layouts of its weights.
+    /// Returns the layouts of its weights.
     fn layouts(self) -> &'static [&'static str] {
         match self {
             Self::Autoencoder => weights::AUTOENCODER,
@@ -87,7 +88,7 @@ impl Network {
 }
 
 impl Pretrained {
-    /// The network's configuration, or `default` where there is none that `parse` takes for one.
+    /// Returns the network's configuration, or `default` if there is none that `parse` accepts.
     fn settings<C>(&self, default: C, parse: impl Fn(&str) -> serde_json::Result<Option<C>>) -> Result<C, Misfit> {
         let (text, at, of) = match &self.config {
             Some(config) => (Value::Object(config.clone()).to_string(), "config", ""),
@@ -109,7 +110,8 @@ impl Pretrained {
 
     fn denoiser(&self) -> Result<DenoiserConfig, Misfit> {
         self.settings(DenoiserConfig::published(), |text| {
-            // Nobody publishes one; what lies beside the weights is that of another network, such as a U-Net's.
+            // Configurations of whole denoisers are not published. A `config.json` beside the weights is that of
+            // another network, such as a U-Net.
             let config: Value = serde_json::from_str(text)?;
             let is_own = self.config.is_some() || config.get("control").is_some();
             is_own.then(|| serde_json::from_value(config)).transpose()
@@ -204,7 +206,7 @@ impl Operator for Loader {
 }
 
 impl Loader {
-    /// Fills a network in `vs` from the published weights, and gives them as a file of ours.
+    /// Loads the published weights into the network in `vs`, and returns them as a weights file of this program.
     fn load(&self, vs: &nn::VarStore) -> Result<Vec<u8>> {
         let stage = &self.stage;
         let published = Weights(&stage.weights).open(&self.sources)?;
@@ -244,13 +246,13 @@ impl Loader {
     }
 }
 
-/// Whether a tokenizer speaks of the tokens that a text encoder knows.
+/// Checks that a tokenizer has the same tokens as a text encoder.
 fn fits(tokenizer: &ClipTokenizer, config: &ClipTextConfig) -> Result<(), String> {
     let (tokens, end) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
     if tokens > config.vocab_size {
         return Err(format!("it has {tokens} tokens, and the text encoder knows {}", config.vocab_size));
     }
-    // 2 is the mistake of old configs.
+    // Old configurations contain 2 by mistake.
     if ![2, end].contains(&config.eos_token_id) {
         return Err(format!("it ends texts by token {end}, and the text encoder's end is {}", config.eos_token_id));
     }
@@ -264,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tokenizer_of_another_vocabulary_is_refused() {
+    fn tokenizer_of_another_vocabulary_is_refused() {
         let tokenizer = ClipTokenizer::train(&["a gear".into()], 300).unwrap();
         let (vocab_size, eos_token_id) = (tokenizer.vocab_size() as i64, i64::from(tokenizer.end()));
         let fits = |vocab_size, eos_token_id| {
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_config_beside_a_denoiser_is_its_own_or_none() {
+    fn config_beside_a_denoiser_is_its_own_or_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let weights = folder.path().join("model.safetensors");
         std::fs::write(&weights, "").unwrap();

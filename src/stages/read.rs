@@ -1,4 +1,4 @@
-//! Rows in, from a file: Parquet, CSV or JSON lines.
+//! Reads rows from a file: Parquet, CSV or JSON lines.
 
 mod text;
 mod values;
@@ -37,19 +37,19 @@ use crate::engine::{
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "path": "rows.csv", "id": "id" }]))]
 pub struct Read {
-    /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`. Where it lies is no part of the rows'
-    /// identity.
+    /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`. Its place is not part of the
+    /// rows' identity.
     #[garde(length(min = 1))]
     pub path: String,
     /// The column that identifies a row, each value once: text as it stands in the file, or integers of a Parquet file.
     #[garde(length(min = 1))]
     pub id: String,
-    /// Types of columns of a CSV or JSON file where the first ten thousand rows do not show them, such as `zip: utf8?`. A type
-    /// that is guessed changes no value: `007` is text.
+    /// Types of columns of a CSV or JSON file where the first ten thousand rows do not show them, such as `zip:
+    /// utf8?`. A type that is guessed changes no value: `007` is text.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub types: Map<String, Value>,
-    /// What stands between the columns of a CSV file: by default a comma, in a `.tsv` file a tab.
+    /// The separator between the columns of a CSV file: by default a comma, in a `.tsv` file a tab.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<char>,
@@ -83,7 +83,7 @@ impl Stage for Read {
 }
 
 impl Read {
-    /// The file's own schema and its rows, in the types of the table.
+    /// Opens the file. Returns its own schema, and its rows in the types of the table.
     fn open_file(&self, path: &Path) -> Result<Opened, Misfit> {
         let place = self.path.split('?').next().unwrap_or(&self.path);
         let ending = place.rsplit('.').next().unwrap_or_default().to_lowercase();
@@ -118,7 +118,7 @@ impl Read {
         Ok(Opened { schema, rows: Box::new(rows), notes: Vec::new() })
     }
 
-    /// The schema of the table: the id first, as text, and no view or dictionary of a value instead of the value.
+    /// Returns the schema of the table: the id first, as text, and types without views and dictionaries.
     fn schema(&self, file: &SchemaRef) -> Result<SchemaRef, Misfit> {
         let id = file.field_with_name(&self.id).map_err(|_| without_id(&self.path, &self.id, file))?;
         if !id.data_type().is_integer() && !matches!(plain(id.data_type()), DataType::Utf8 | DataType::Null) {
@@ -167,7 +167,7 @@ impl Open for Read {
     }
 }
 
-/// The rows are what was listed.
+/// An operator whose rows are those of the listing.
 struct Listed;
 
 impl Operator for Listed {

@@ -39,11 +39,13 @@ use crate::{
     },
 };
 
-/// Noises the latent of each image and denoises it by DDIM, conditioned on the caption and on the image itself.
+/// Adds noise to the latent of each image and denoises it by DDIM, conditioned on the caption and on the image
+/// itself.
 ///
-/// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine. With
-/// `guidance_scale` other than 1 the first row of the input `unconditional` is the caption to lead away from, as a rule the empty
-/// one; images whose own caption equals it are not computed twice. Without `text_embeddings` it is the caption of all images.
+/// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine.
+/// With `guidance_scale` other than 1 the first row of the input `unconditional` is the caption to lead away from, as
+/// a rule the empty one; images whose own caption equals it are not computed twice. Without `text_embeddings` it is
+/// the caption of all images.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
@@ -52,21 +54,22 @@ pub struct Reconstruct {
     #[garde(skip)]
     #[serde(default)]
     pub sampler: DdimConfig,
-    /// Classifier-free guidance: what the caption changes, times this. 1: no guidance. The authors have 9, which changes nothing
-    /// where the caption is empty, as it is in their industrial tests.
+    /// Classifier-free guidance: the factor on the change that the caption makes. 1: no guidance. The authors have 9,
+    /// which changes nothing if the caption is empty, as it is in their industrial tests.
     #[garde(range(min = 0., max = 100.))]
     #[serde(default = "default_guidance_scale")]
     pub guidance_scale: f64,
-    /// Whether to also show each image after the autoencoder alone, as `autoencoded`: one more decoding.
+    /// If true, each image is also decoded after the autoencoder alone, as `autoencoded`, which costs one more
+    /// decoding.
     #[garde(skip)]
     #[serde(default)]
     pub autoencoded: bool,
-    /// Whether the latent is drawn from its moments or is their mean.
+    /// The latent of an image: drawn from its moments, or their mean.
     #[garde(skip)]
     #[serde(default)]
     pub latent: Latent,
-    /// How often the sampler runs from other noise; the reconstruction is the mean of what it ends at. More make it depend less on
-    /// chance.
+    /// The number of runs of the sampler from different noise; the reconstruction is the mean of their results. More
+    /// runs make it depend less on chance.
     #[garde(range(min = 1, max = 256))]
     #[serde(default = "one")]
     pub draws: u32,
@@ -84,7 +87,7 @@ fn default_guidance_scale() -> f64 {
     9.
 }
 
-/// Which latent stands for an image.
+/// The latent that represents an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Latent {
@@ -155,7 +158,7 @@ impl Stage for Reconstruct {
     }
 }
 
-/// The port that the captions come from.
+/// Returns the port that the captions come from.
 fn captions(inputs: &Schemas) -> &'static str {
     if inputs.get(TEXT).is_some() { TEXT } else { UNCONDITIONAL }
 }
@@ -186,7 +189,7 @@ struct Reconstructor {
     scale: f64,
     sampler: Ddim,
     device: Device,
-    /// [1, 77, D].
+    /// The embedding of the unconditional caption, [1, 77, D].
     unconditional: Option<Tensor>,
     batch_size: usize,
 }
@@ -212,13 +215,13 @@ impl Operator for Reconstructor {
     }
 }
 
-/// What comes of a batch; pictures are [B, 3, H, W] in the space of [`normalise`].
+/// The results of a batch; pictures are [B, 3, H, W] in the space of [`normalise`].
 struct Reconstruction {
-    /// The latent without its defect, [B, 4, h, w].
+    /// The denoised latent, [B, 4, h, w].
     latent: Tensor,
-    /// Its picture.
+    /// The picture of the denoised latent.
     pixels: Tensor,
-    /// The picture of the latent as it was.
+    /// The picture of the original latent.
     autoencoded: Option<Tensor>,
 }
 
@@ -280,7 +283,8 @@ mod tests {
     use super::*;
     use crate::{engine::store::tensor_field, models::vae::AutoencoderKlConfig, tables::weights::weights_field};
 
-    /// What is wrong with a denoiser of such widths and a table of such captions, for images of 32x32 whose latents are 8x8.
+    /// Returns the error about a denoiser of such widths and a table of such captions, for images of 32x32 whose
+    /// latents are 8x8.
     fn problem(denoiser: &Value, latents: [usize; 3], captions: usize) -> Option<String> {
         let tensor = |name: &str, item, shape: &[usize]| tensor_field(name, item, shape, false);
         let float = |name: &str, shape: &[usize]| tensor(name, DataType::Float32, shape);
@@ -301,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_that_do_not_fit_each_other_are_told() {
+    fn error_of_networks_that_do_not_fit_each_other() {
         let fits = json!({
             "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "cross_attention_dim": 12, "norm_num_groups": 4, "conditioning_embedding_out_channels": [4, 8, 8],

@@ -1,4 +1,4 @@
-//! Tables -> a table, by a SQL query: filters, splits and joins are data, not Rust.
+//! Tables -> a table, by a SQL query. Filters, splits and joins are written in the pipeline instead of in Rust.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,16 +18,17 @@ use crate::{
 
 /// Makes a table by a SQL query over the tables named in `from:`.
 ///
-/// Only the columns that the query needs are read, and only their change reruns it.
+/// Only the columns that the query needs are read, and only a change of these columns reruns it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "query": "select count(*) as n from images" }]))]
 pub struct Sql {
-    /// The query, in DataFusion's SQL. Give an `order by` where the order matters.
+    /// The query, in DataFusion's SQL. It needs an `order by` if the order matters.
     #[garde(length(min = 1))]
     pub query: String,
-    /// What the result is. Of `rows` the first column identifies a row. With `row_per_row` the query gives each row it reads
-    /// again, the id first, with other columns, and only changed rows are computed: `select image_id, length(caption) as n from captions`.
+    /// The kind of the result. With `rows` the first column identifies a row. With `row_per_row` the query returns
+    /// each row that it reads again, the id first, with other columns, and only changed rows are computed: `select
+    /// image_id, length(caption) as n from captions`.
     #[garde(skip)]
     #[serde(default = "table")]
     pub makes: Output,
@@ -68,7 +69,7 @@ impl Stage for Sql {
             return Err(Misfit::parameter("makes", "a row per row needs a table with row ids in `from:`"));
         }
         let schema = self.statement(inputs)?.schema();
-        // Views are how DataFusion computes, not how tables keep what it computed.
+        // DataFusion computes with views, but tables store plain values.
         let fields = schema.fields().iter().map(|field| match plain(field.data_type()) {
             same if same == *field.data_type() => field.clone(),
             kept => Arc::new(Field::new(field.name(), kept, field.is_nullable())),
@@ -81,7 +82,7 @@ impl Stage for Sql {
         for (name, schema) in &inputs.all {
             let columns = columns.entry(name.clone()).or_default();
             if columns.is_empty() {
-                // A table of which only the rows count: by something that is quick to read.
+                // If only the number of rows matters, a column that is quick to read is used.
                 let light = schema.fields().iter().find(|field| !is_heavy(field)).or(schema.fields().first());
                 columns.extend(light.map(|field| field.name().clone()));
             }
@@ -99,7 +100,7 @@ impl Open for Sql {
     }
 }
 
-/// The query over whole tables.
+/// A query over whole tables.
 struct Whole(Statement);
 
 impl Operator for Whole {
@@ -108,7 +109,7 @@ impl Operator for Whole {
     }
 }
 
-/// The query over some rows at a time.
+/// A query over some rows at a time.
 struct RowByRow {
     statement: Statement,
     by_row: Vec<String>,

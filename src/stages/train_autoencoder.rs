@@ -35,12 +35,12 @@ use crate::{
     },
 };
 
-/// Trains an AutoencoderKL on images, from nothing or on from published weights: absolute error, looks (LPIPS), a small pull of
-/// the latents towards a normal distribution, and a discriminator.
+/// Trains an AutoencoderKL on images, from random or from published weights. The loss has an absolute error, a
+/// perceptual term (LPIPS), a small pull of the latents towards a normal distribution, and a discriminator.
 ///
-/// The loss is latent diffusion's, of which `perceptual` and `discriminator` may be left out. The authors fine-tune for each
-/// dataset, with both, by `training: { optimizer: adam, betas: [0.5, 0.9], weight_decay: 0, lr: 4.5e-5, accumulate: 8 }`; a
-/// small network that starts from nothing learns faster by `reduction: mean` and AdamW.
+/// The loss is that of latent diffusion; `perceptual` and `discriminator` may be left out. The authors fine-tune for
+/// each dataset, with both, by `training: { optimizer: adam, betas: [0.5, 0.9], weight_decay: 0, lr: 4.5e-5,
+/// accumulate: 8 }`; a small network that starts from random weights learns faster by `reduction: mean` and AdamW.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
@@ -49,25 +49,28 @@ pub struct TrainAutoencoder {
     #[garde(skip)]
     #[serde(default)]
     pub config: AutoencoderKlConfig,
-    /// Weights to go on from: a name that `vlmdiff models list` shows, or a file, folder or URL of an AutoencoderKL in the layout
-    /// of diffusers or of latent diffusion, alone or with all parts of a model; the discriminator's, where the file has them. Absent: random weights.
+    /// Weights to go on from: a name that `vlmdiff models list` shows, or a file, folder or URL of an AutoencoderKL
+    /// in the layout of diffusers or of latent diffusion, alone or with all parts of a model; the discriminator's,
+    /// where the file has them. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
-    /// Whether the error of an image is the sum or the mean over its values.
+    /// The error of an image: the sum or the mean over its values.
     #[garde(skip)]
     #[serde(default)]
     pub reduction: Reduction,
-    /// Weight of the Kullback-Leibler term, per image summed over the latent as the absolute error is over the pixels.
+    /// Weight of the Kullback-Leibler term, which is summed per image over the latent as the absolute error is over
+    /// the pixels.
     #[garde(range(min = 0.))]
     #[serde(default = "default_kl_weight")]
     pub kl_weight: f64,
-    /// Weight of the squared error beside the absolute error: it makes a short training learn strong colours first.
+    /// Weight of the squared error beside the absolute error. It makes a short training learn strong colours first.
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub mse_weight: f64,
-    /// The perceptual term's weights, named as `init` is: VGG16 as torchvision publishes it and the linear layers of LPIPS (`vgg.pth`), or one file
-    /// with both, such as an autoencoder of latent diffusion. Absent: no perceptual term.
+    /// The perceptual term's weights, named as `init` is: VGG16 as torchvision publishes it and the linear layers of
+    /// LPIPS (`vgg.pth`), or one file with both, such as an autoencoder of latent diffusion. Absent: no perceptual
+    /// term.
     #[garde(length(max = 2))]
     #[serde(default)]
     pub perceptual: Vec<String>,
@@ -75,20 +78,21 @@ pub struct TrainAutoencoder {
     #[garde(range(min = 0.))]
     #[serde(default = "default_perceptual_weight")]
     pub perceptual_weight: f64,
-    /// What tells reconstructions from pictures, and is trained beside the autoencoder; absent: nothing does.
+    /// The discriminator, which learns to tell reconstructions from pictures and is trained beside the autoencoder.
+    /// Absent: none.
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discriminator: Option<Discriminator>,
-    /// Side of the random square that each step sees of an image; absent: all of it. The network is convolutional, so small
-    /// squares teach it as much per pixel, in more steps.
+    /// Side of the random square of an image that each step uses; absent: the whole image. The network is
+    /// convolutional, so it learns as much per pixel from small squares, in more steps.
     #[garde(inner(range(min = 8)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<u32>,
-    /// What the denoiser will multiply latents with. Absent: as `config` says with `init`, else measured.
+    /// The factor by which the denoiser will multiply latents. Absent: that of `config` with `init`, else measured.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling_factor: Option<ScalingFactor>,
-    /// How to train.
+    /// The parameters of the training.
     #[garde(dive)]
     #[serde(default)]
     pub training: Training,
@@ -106,16 +110,17 @@ fn default_perceptual_weight() -> f64 {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Discriminator {
-    /// The step from which it takes part and is trained.
+    /// The first step in which it takes part and is trained.
     #[garde(skip)]
     pub start: u64,
-    /// Its weight, where its gradients at the decoder's last layer are as strong as those of the reconstruction.
+    /// Its weight, on top of the factor that makes its gradients at the decoder's last layer as strong as those of
+    /// the reconstruction.
     #[garde(range(min = 0.))]
     pub weight: f64,
-    /// What it is asked to tell apart.
+    /// The loss by which it is trained.
     #[garde(skip)]
     pub loss: AdversarialLoss,
-    /// Which statistics its batch normalisations use.
+    /// The statistics that its batch normalisations use.
     #[garde(skip)]
     pub batch_norm: Statistics,
     /// The network.
@@ -139,34 +144,34 @@ impl Default for Discriminator {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Statistics {
-    /// Those it starts with, which stay: what the authors' program does, because its picture logger leaves the network in this
-    /// mode.
+    /// The initial statistics, which do not change. The authors' program does this, because its picture logger leaves
+    /// the network in this mode.
     #[default]
     Eval,
-    /// Those of the batch.
+    /// The statistics of the batch.
     Train,
 }
 
-/// What latents are multiplied with before noise is added.
+/// The factor by which latents are multiplied before noise is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScalingFactor {
     /// `config.scaling_factor`.
     Config,
-    /// One over the standard deviation of the training images' latents, so that the denoiser sees about unit variance (latent
-    /// diffusion's `scale_by_std`).
+    /// One over the standard deviation of the training images' latents, so that the denoiser sees about unit variance
+    /// (latent diffusion's `scale_by_std`).
     Measured,
 }
 
-/// Log-variance of the latents before the first step from nothing.
+/// Log-variance of the latents before the first step, if training starts from random weights.
 const FIRST_LOGVAR: f64 = -6.;
-/// Images of which the scaling factor is measured.
+/// The number of images on which the scaling factor is measured.
 const MEASURED: usize = 128;
-/// Names of the discriminator's variables in a saved state begin so.
+/// The prefix of the discriminator's variables in a saved state.
 const DISCRIMINATOR: &str = "discriminator.";
 
 impl TrainAutoencoder {
-    /// The names of the loss's parts in the table.
+    /// Returns the names of the loss's parts in the table.
     fn parts(&self) -> Vec<&'static str> {
         let perceptual = (!self.perceptual.is_empty()).then_some("perceptual_loss");
         let adversarial = ["g_loss", "d_weight", "disc_loss", "logits_real", "logits_fake"];
@@ -179,13 +184,13 @@ impl TrainAutoencoder {
         TermWeights { reduction, mse, perceptual, kl }
     }
 
-    /// Whether the scaling factor is measured.
+    /// Returns true if the scaling factor is measured.
     fn measures(&self) -> bool {
         let default = if self.init.is_some() { ScalingFactor::Config } else { ScalingFactor::Measured };
         self.scaling_factor.unwrap_or(default) == ScalingFactor::Measured
     }
 
-    /// The networks with their start weights; the discriminator's variables in a store of their own.
+    /// Returns the networks with their initial weights. The discriminator's variables are in a store of their own.
     fn objective(
         &self,
         vs: &VarStore,
@@ -209,7 +214,8 @@ impl TrainAutoencoder {
                     judge.load_into(judge_vs).map_err(input)?;
                 }
             }
-            // A standard normal posterior would drown the code in noise until training has shrunk it, thousands of steps later.
+            // A standard normal posterior would hide the code in noise until training has shrunk its variance,
+            // thousands of steps later.
             None => no_grad(|| {
                 if let Some(bias) = vs.variables().get("quant_conv.bias") {
                     let latent = self.config.latent_channels;
@@ -313,24 +319,24 @@ impl Open for TrainAutoencoder {
     }
 }
 
-/// An autoencoder in training, and what judges it.
+/// An autoencoder in training, with the networks that its loss needs.
 pub struct AutoencoderObjective {
     /// The autoencoder.
     pub network: AutoencoderKl,
-    /// What sees how different two pictures look.
+    /// Measures how different two pictures look.
     pub perceptual: Option<Lpips>,
-    /// What tells reconstructions from pictures.
+    /// Tells reconstructions from pictures.
     pub discriminator: Option<PatchGan>,
     /// The weights of the autoencoder's terms.
     pub weights: TermWeights,
-    /// The discriminator's part; its `config` is that of the network.
+    /// The discriminator's part in the loss; its `config` is that of the network.
     pub adversary: Discriminator,
 }
 
 /// The terms of the discriminator's loss, scalars.
 #[derive(Debug)]
 pub struct Judgement {
-    /// What the discriminator minimises.
+    /// The value that the discriminator minimises.
     pub total: Tensor,
     /// The mean logit of pictures.
     pub real: Tensor,
@@ -339,8 +345,8 @@ pub struct Judgement {
 }
 
 impl AutoencoderObjective {
-    /// The autoencoder's loss on images `x` [B, 3, H, W], with `noise` of the latent's shape. The discriminator's term counts
-    /// `factor` times; with none it is not computed.
+    /// Returns the autoencoder's loss on images `x` [B, 3, H, W], with `noise` of the latent's shape. The
+    /// discriminator's term is multiplied by `factor`; with `None` it is not computed.
     pub fn autoencoder_loss(&self, x: &Tensor, noise: &Tensor, factor: Option<f64>) -> Result<Terms, tch::TchError> {
         let posterior = self.network.encode(x);
         let y = self.network.decode(&posterior.sample(noise)); // [B, 3, H, W]
@@ -354,12 +360,13 @@ impl AutoencoderObjective {
         vae_gan::autoencoder_loss(x, &y, &posterior.kl(), perceptual.as_ref(), adversary.as_ref(), &self.weights)
     }
 
-    /// Whether the discriminator takes part in a step, from 0.
+    /// Returns true if the discriminator takes part in a step, counted from 0.
     fn takes_part(&self, step: u64) -> bool {
         self.discriminator.is_some() && step >= self.adversary.start
     }
 
-    /// The discriminator's loss on the same, times `factor`; none without a discriminator. The reconstructions are made anew.
+    /// Returns the discriminator's loss on the same images, times `factor`; `None` without a discriminator. The
+    /// reconstructions are computed again.
     pub fn discriminator_loss(&self, x: &Tensor, noise: &Tensor, factor: f64) -> Option<Judgement> {
         let y = no_grad(|| self.network.decode(&self.network.encode(x).sample(noise)));
         let (real, fake) = (self.judge(x)?, self.judge(&y)?);
@@ -368,7 +375,7 @@ impl AutoencoderObjective {
         Some(Judgement { total, real: mean(&real), fake: mean(&fake) })
     }
 
-    /// The discriminator's logits of pictures [B, 3, H, W] -> [B, 1, h, w].
+    /// Returns the discriminator's logits of pictures: [B, 3, H, W] -> [B, 1, h, w].
     fn judge(&self, x: &Tensor) -> Option<Tensor> {
         let train = self.adversary.batch_norm == Statistics::Train;
         Some(self.discriminator.as_ref()?.forward(x, train))
@@ -407,7 +414,7 @@ impl Operator for Trainer {
             match trainer {
                 0 => self.autoencoder_loss(&objective, x, batch),
                 _ if objective.takes_part(batch.step) => self.discriminator_loss(&objective, x, batch),
-                // Gradients of zero, and not none: Adam counts the step, as the authors' does.
+                // Gradients are zero instead of undefined, so that Adam counts the step, as in the authors' program.
                 _ => {
                     let total =
                         judge_parameters.values().map(|parameter| parameter.sum(Kind::Float)).sum::<Tensor>() * 0.;
@@ -425,14 +432,15 @@ impl Operator for Trainer {
             }
             save_weights(vs.variables(), &config, &[])
         };
-        // The error of the reconstruction: the whole loss may rise once the discriminator takes part.
+        // Progress is judged by the error of the reconstruction, because the whole loss may rise once the
+        // discriminator takes part.
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::StartOfPart(0) };
         training.run(Subject { trainers, variables, rows: count, loss, weights, judge }, out)
     }
 }
 
 impl Trainer {
-    /// The same random square of every image of a batch.
+    /// Returns the same random square of every image of a batch.
     fn cropped(&self, x: Tensor, random: &mut Noise) -> Tensor {
         let Some(side) = self.stage.crop.map(i64::from) else { return x };
         let offset = |size: i64, random: &mut Noise| random.timesteps(1, (size - side + 1) as u32).int64_value(&[0]);
@@ -440,7 +448,7 @@ impl Trainer {
         x.narrow(2, top, side).narrow(3, left, side)
     }
 
-    /// Noise for the latents of images [B, 3, H, W].
+    /// Draws noise for the latents of images [B, 3, H, W].
     fn noise(&self, x: &Tensor, random: &mut Noise) -> Result<Tensor> {
         let (config, size) = (&self.stage.config, x.size());
         let shape = [size[0], config.latent_channels, size[2] / config.factor(), size[3] / config.factor()];
@@ -474,7 +482,7 @@ impl Trainer {
         x: Tensor,
         batch: &MicroBatch,
     ) -> Result<LoggedLoss<'static>> {
-        // The authors' program computes both halves anew, from noise of their own.
+        // The authors' program computes both halves anew, each with its own noise.
         let mut random = batch.noise_of(self.stage.training.seed, "discriminator");
         let x = self.cropped(x, &mut random);
         let noise = self.noise(&x, &mut random)?;

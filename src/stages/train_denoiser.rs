@@ -44,11 +44,13 @@ use crate::{
     },
 };
 
-/// Trains the denoiser on normal images: the U-Net's way up together with its control branch, which sees the image itself.
+/// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
+/// receives the image itself.
 ///
-/// The loss is the mean squared error of what `schedule.prediction_type` names; latents are drawn from their stored moments
-/// anew in each step (method: noise prediction, t uniform). Without captions, leave `text_embeddings` out of `from:` and name
-/// as `unconditional` a table of encode_text whose first row is the empty caption: all images then have that.
+/// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
+/// their stored moments anew in each step (method: noise prediction, t uniform). Without captions, leave
+/// `text_embeddings` out of `from:` and name as `unconditional` a table of encode_text whose first row is the empty
+/// caption, which is then the caption of all images.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "training": { "steps": 100 } }]))]
@@ -61,48 +63,51 @@ pub struct TrainDenoiser {
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
-    /// Weights to start from: a name that `vlmdiff models list` shows, such as `stable-diffusion-1.5`, or a file, folder or URL of a
-    /// U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a model, or of a denoiser that this stage
-    /// trained. Where the file has no control branch, that starts as a copy of the U-Net's way down. Absent: random weights.
+    /// Weights to start from: a name that `vlmdiff models list` shows, such as `stable-diffusion-1.5`, or a file,
+    /// folder or URL of a U-Net in the layout of diffusers or of latent diffusion, alone or with all parts of a
+    /// model, or of a denoiser that this stage trained. If the file has no control branch, that starts as a copy of
+    /// the U-Net's encoder half. Absent: random weights.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
-    /// The noise schedule and what the network predicts.
+    /// The noise schedule and the kind of value that the network predicts.
     #[garde(skip)]
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// The lowest timestep that is trained. A sampler of few steps visits high noise levels alone, and need not be taught others.
+    /// The lowest timestep that is trained. A sampler of few steps uses high noise levels alone, so others need not
+    /// be trained.
     #[garde(skip)]
     #[serde(default)]
     pub min_timestep: u32,
-    /// Asks no more of nearly clean latents than a signal-to-noise ratio of this would; absent: all timesteps weigh the same.
+    /// Limits what is asked of nearly clean latents to what is asked at this signal-to-noise ratio; absent: all
+    /// timesteps have the same weight.
     #[garde(range(min = 0.))]
     #[serde(default)]
     pub min_snr_gamma: Option<f64>,
-    /// Which weights are trained; the others stay as they start.
+    /// The weights that are trained; the others keep their initial values.
     #[garde(skip)]
     #[serde(default)]
     pub trainable: Trainable,
-    /// The type that the network computes in. The weights that are trained, their averages and the loss stay in f32.
+    /// The type in which the network computes. The weights that are trained, their averages and the loss stay in f32.
     #[garde(skip)]
     #[serde(default)]
     pub dtype: Dtype,
-    /// Whether the maps inside of the network are computed again for the gradients, and not kept: most of a step's memory for
-    /// a third more time.
+    /// If true, the maps inside the network are computed again for the gradients instead of being kept. This saves
+    /// most of a step's memory and takes a third more time.
     #[garde(skip)]
     #[serde(default)]
     pub gradient_checkpointing: bool,
-    /// How to train.
+    /// The parameters of the training.
     #[garde(dive)]
     #[serde(default)]
     pub training: Training,
 }
 
-/// Which weights of the denoiser are trained.
+/// The weights of the denoiser that are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trainable {
-    /// The control branch and the U-Net's way up, as the authors do.
+    /// The control branch and the decoder half of the U-Net, as the authors do.
     #[default]
     ControlAndDecoder,
     /// The control branch alone (ControlNet's `sd_locked`).
@@ -112,7 +117,7 @@ pub enum Trainable {
 }
 
 impl Trainable {
-    /// Whether the parameter `name` of a [`Denoiser`] is trained.
+    /// Returns true if the parameter `name` of a [`Denoiser`] is trained.
     pub fn trains(self, name: &str) -> bool {
         let decodes = |name: &str| name.strip_prefix("unet.").is_some_and(UNet2DConditionModel::is_decoder);
         self == Self::All || name.starts_with("control.") || (self == Self::ControlAndDecoder && decodes(name))
@@ -126,25 +131,29 @@ pub enum Dtype {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits with the range of 32: half the memory of what is computed.
+    /// 16 bits with the range of 32: half the memory for computed values.
     Bf16,
 }
 
-/// The control branch, a trainable copy of the U-Net's way down that sees the image.
+/// The control branch, a trainable copy of the U-Net's encoder half that receives the image.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
-    /// Widths of the hint encoder, which halves the image between two of them: as often as the autoencoder does.
+    /// Widths of the hint encoder, which halves the image between two of them. The number of halvings must be that of
+    /// the autoencoder.
     #[garde(length(min = 1))]
     pub conditioning_embedding_out_channels: Vec<i64>,
-    /// How the branch's maps are brought to the U-Net: as they are, or those of the deepest level through a SiLU.
+    /// The way in which the branch's maps are added to the U-Net: as they are, or those of the deepest level through
+    /// a SiLU.
     #[garde(skip)]
     pub form: ControlForm,
-    /// Whether a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it starts, without
-    /// effect: it multiplies maps and weights that are both zero at first, so that neither ever receives a gradient.
+    /// If true, a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it
+    /// starts, without effect: it multiplies maps and weights that are both zero at first, so that neither ever
+    /// receives a gradient.
     #[garde(skip)]
     pub fusion: bool,
-    /// Whether only the middle reaches the U-Net and, of a semantic-guided branch, the deepest level; else all levels.
+    /// If true, only the middle reaches the U-Net and, in a semantic-guided branch, the deepest level; else all
+    /// levels.
     #[garde(skip)]
     pub only_mid_control: bool,
 }
@@ -161,7 +170,7 @@ impl Default for Control {
 }
 
 impl Control {
-    /// The branch of a U-Net.
+    /// Returns the configuration of the branch of a U-Net.
     pub(super) fn of(self, unet: UNet2DConditionConfig) -> ControlNetConfig {
         let Self { conditioning_embedding_out_channels, form, fusion, only_mid_control } = self;
         ControlNetConfig {
@@ -175,19 +184,19 @@ impl Control {
     }
 }
 
-/// What the weights of a denoiser are built from.
+/// The configuration from which the weights of a denoiser are built.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DenoiserConfig {
     /// The control branch, with the U-Net.
     pub control: ControlNetConfig,
-    /// The noise schedule and what the network predicts.
+    /// The noise schedule and the kind of value that the network predicts.
     pub schedule: ScheduleConfig,
-    /// What latents are multiplied with before noise is added.
+    /// The factor by which latents are multiplied before noise is added.
     pub scaling_factor: f64,
 }
 
 impl DenoiserConfig {
-    /// That of the authors, from Stable Diffusion 1.5, with the fusion that their files hold.
+    /// Returns the authors' configuration, from Stable Diffusion 1.5, with the fusion that their files contain.
     pub(super) fn published() -> Self {
         Self {
             control: Control { fusion: true, ..Control::default() }.of(UNet2DConditionConfig::default()),
@@ -196,9 +205,9 @@ impl DenoiserConfig {
         }
     }
 
-    /// Checks that the network fits a stage's images, latents, autoencoder and captions, those at the port `captions`. What does
-    /// not fit is the configuration: `own` names the parameters of the U-Net's and of the control branch's; without it, it is that
-    /// of the table at the port `denoiser`.
+    /// Checks that the network fits a stage's images, latents, autoencoder and captions, those at the port
+    /// `captions`. The misfit is reported at the configuration: `own` names the parameters of the U-Net's and of the
+    /// control branch's; without it, the configuration is that of the table at the port `denoiser`.
     pub(super) fn fits(&self, inputs: &Schemas, captions: &str, own: Option<[&str; 2]>) -> Result<(), Misfit> {
         let vae: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
         let [height, width, _] = images::pixels(inputs)?;
@@ -237,18 +246,18 @@ impl DenoiserConfig {
     }
 }
 
-/// A denoiser in training, and what is asked of it.
+/// A denoiser in training, with the parameters of its loss.
 #[derive(Debug)]
 pub struct DenoisingObjective {
     /// The network.
     pub denoiser: Denoiser,
-    /// The noise schedule and what the network predicts.
+    /// The noise schedule and the kind of value that the network predicts.
     pub schedule: Schedule,
     /// See [`TrainDenoiser::min_snr_gamma`].
     pub min_snr_gamma: Option<f64>,
-    /// The type that the network computes in.
+    /// The type in which the network computes.
     pub kind: Kind,
-    /// Whether maps are computed again for the gradients.
+    /// True if maps are computed again for the gradients.
     pub gradient_checkpointing: bool,
 }
 
@@ -269,7 +278,7 @@ impl DenoisingObjective {
         self.denoiser.forward_with(pass, &x, t, &context, &images)
     }
 
-    /// The loss of that prediction, in f32.
+    /// Returns the loss of that prediction, in f32.
     pub fn loss(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> train::Loss<'_> {
         let pass = self.gradient_checkpointing.then(Recompute::new);
         let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
@@ -289,7 +298,7 @@ impl TrainDenoiser {
     }
 }
 
-/// The port that the captions come from.
+/// Returns the port that the captions come from.
 fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
     match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
         [true, false] => Ok(TEXT),
@@ -383,21 +392,21 @@ struct Trainer {
     config: DenoiserConfig,
     device: Device,
     sources: Sources,
-    /// The caption of all images, [1, 77, D], where they have none of their own.
+    /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
     unconditional: Option<Tensor>,
 }
 
 /// The rows to train on.
 struct Data {
-    /// u8 [N, H, W, 3].
+    /// Pixels, u8 [N, H, W, 3].
     pixels: TrainingRows,
-    /// [N, 4, h, w].
+    /// Means of the latents, [N, 4, h, w].
     mean: TrainingRows,
-    /// [N, 4, h, w].
+    /// Log-variances of the latents, [N, 4, h, w].
     logvar: TrainingRows,
-    /// The captions that differ, [U, T, D].
+    /// The distinct captions, [U, T, D].
     text: TrainingRows,
-    /// The caption of each image, as a position among those that differ.
+    /// The caption of each image, as a position in `text`.
     caption: Vec<i64>,
 }
 
@@ -432,7 +441,8 @@ impl Trainer {
         Ok(Data { pixels, mean, logvar, text, caption })
     }
 
-    /// The weights as they start, and the network that computes: the same, or a copy in another type.
+    /// Returns the network that computes, and the trainer of the weights. The network has the trained weights
+    /// themselves, or in another type a copy of them.
     fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, train::Trainer)> {
         let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
         let config = &self.config.control;

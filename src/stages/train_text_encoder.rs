@@ -34,11 +34,12 @@ use crate::{
     },
 };
 
-/// Trains a small CLIP text transformer, with a tokeniser of its own, to tell which caption belongs to which image.
+/// Trains a small CLIP text transformer, with a tokeniser of its own, to find the caption that belongs to an image.
 ///
-/// The objective is CLIP's: symmetric cross-entropy over the cosine similarities of a batch. Equal captions in a batch count
-/// as one. Some images are held out, and the table says of how many the encoders find the caption among all captions held out
-/// (`held_out_accuracy`), and of how many guessing would (`held_out_guessing`). For published CLIP weights no training is needed.
+/// The objective is that of CLIP: symmetric cross-entropy over the cosine similarities of a batch. Equal captions in
+/// a batch count as one. Some images are held out. The table has the share of them for which the encoders find the
+/// caption among all captions held out (`held_out_accuracy`), and the share for which guessing would
+/// (`held_out_guessing`). For published CLIP weights no training is needed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{
@@ -46,22 +47,23 @@ use crate::{
     "training": { "steps": 160 }
 }]))]
 pub struct TrainTextEncoder {
-    /// The network, as in a published `text_encoder/config.json`. `vocab_size` is the most tokens that the tokeniser learns.
+    /// The network, as in a published `text_encoder/config.json`. `vocab_size` is the maximum number of tokens that
+    /// the tokeniser learns.
     #[garde(skip)]
     pub config: ClipTextConfig,
     /// Widths of the image encoder that the captions are compared with.
     #[garde(length(min = 1), inner(range(min = 8)))]
     #[serde(default = "default_widths")]
     pub image_widths: Vec<i64>,
-    /// The image encoder sees images no larger than this: captions speak of what a small picture shows.
+    /// The largest size at which the image encoder sees images. Captions describe what is visible in a small picture.
     #[garde(range(min = 16))]
     #[serde(default = "default_image_size")]
     pub image_size: u32,
-    /// The share of the images that is not trained on but measured with. Which ones depends on their ids alone.
+    /// The share of the images that is used for measuring instead of training. The choice depends on the ids alone.
     #[garde(range(min = 0., max = 0.9))]
     #[serde(default = "default_held_out")]
     pub held_out: f64,
-    /// How to train.
+    /// The parameters of the training.
     #[garde(dive)]
     #[serde(default)]
     pub training: Training,
@@ -126,28 +128,28 @@ struct Trainer {
     device: Device,
 }
 
-/// What is trained on and what is held out, each by row.
+/// The data of training and of measuring, by row.
 struct Data {
-    /// As the image encoder sees them, [N, 3, H, W].
+    /// The images in the size of the image encoder, [N, 3, H, W].
     images: TrainingRows,
     captions: Vec<String>,
     ids: Vec<String>,
-    /// Which rows are trained on.
+    /// The rows that are trained on.
     trained: Vec<i64>,
-    /// Which rows are held out.
+    /// The rows that are held out.
     held_out: Vec<i64>,
 }
 
-/// The two halves of CLIP, and how sharply they tell apart.
+/// The two halves of CLIP, with the learned scale of their similarities.
 struct Encoders {
     text: ClipTextModel,
     image: ImageTower,
     logit_scale: Tensor,
 }
 
-/// How well a batch's captions are found.
+/// The similarities of a batch's images and captions.
 struct Similarity {
-    /// Of each image with each caption, [B, B].
+    /// The similarity of each image with each caption, [B, B].
     logits: Tensor,
     /// 1 where a caption is the image's own or equal to it, [B, B].
     same: Tensor,
@@ -162,7 +164,7 @@ impl Encoders {
         Ok(Self { text, image, logit_scale })
     }
 
-    /// Images [B, 3, H, W] and their captions' tokens [B, 77].
+    /// Compares images [B, 3, H, W] with their captions' tokens [B, 77].
     fn compare(&self, images: &Tensor, tokens: &Tensor) -> Result<Similarity> {
         let x = self.image.forward(images); // [B, D]
         let pooled = self.text.forward(tokens).pooled;
@@ -174,7 +176,7 @@ impl Encoders {
 }
 
 impl Similarity {
-    /// A caption that stands twice in the batch is right for both of its images.
+    /// Returns the loss. A caption that occurs twice in the batch is right for both of its images.
     fn loss(&self) -> Tensor {
         let target = &self.same / self.same.sum_dim_intlist([1].as_slice(), true, Kind::Float);
         let entropy = |logits: &Tensor| {
@@ -185,12 +187,12 @@ impl Similarity {
         (entropy(&self.logits) + entropy(&self.logits.tr())) / 2.
     }
 
-    /// The share of images whose nearest caption is theirs.
+    /// Returns the share of images whose most similar caption is theirs.
     fn accuracy(&self) -> Tensor {
         self.same.gather(1, &self.logits.argmax(1, true), false).mean(Kind::Float)
     }
 
-    /// That share where captions are drawn at random.
+    /// Returns that share for captions drawn at random.
     fn guessing(&self) -> Tensor {
         self.same.mean(Kind::Float)
     }
@@ -210,7 +212,7 @@ impl Trainer {
         Ok(Data { images, captions, ids, trained, held_out })
     }
 
-    /// Images [N, 3, H, W] as the image encoder sees them.
+    /// Returns images [N, 3, H, W] in the size of the image encoder.
     fn shrunk(&self, x: &Tensor) -> Tensor {
         let (height, width) = (x.size()[2], x.size()[3]);
         let most = i64::from(self.stage.image_size);
@@ -222,11 +224,11 @@ impl Trainer {
     }
 }
 
-/// At most so many images are held out: all are compared with each other.
+/// The maximum number of images held out, because all are compared with each other.
 const MOST_HELD_OUT: usize = 1024;
 
-/// The rows to train on and those to hold out, a share of them: whether an image is held out does not depend on the order of the
-/// rows.
+/// Returns the rows to train on and those to hold out, which are a share of them. Holding out an image does not
+/// depend on the order of the rows.
 fn split(ids: &[String], share: f64) -> (Vec<i64>, Vec<i64>) {
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_cached_key(|row| *Digest::of(ids[*row].as_bytes()).as_bytes());
@@ -276,7 +278,7 @@ impl Operator for Trainer {
         };
         let json = tokenizer.to_json()?;
         let weights = || {
-            // The image half and the way to it serve the training and are no part of what is kept.
+            // The image encoder and the projections serve the training only and are not stored.
             let serves = |name: &str| name.starts_with("image.") || name.starts_with("text_projection.");
             let kept = vs.variables().into_iter().filter(|(name, _)| !serves(name));
             save_weights(kept, &config, &[(TOKENIZER, json.clone())])
@@ -292,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_held_out_by_their_ids_whatever_the_order_of_the_rows() {
+    fn held_out_images_depend_on_ids_and_not_on_row_order() {
         let ids: Vec<String> = (0..40).map(|i| format!("gear/train/good/{i:03}")).collect();
         let (trained, held_out) = split(&ids, 0.1);
         assert_eq!((trained.len(), held_out.len()), (36, 4));
@@ -306,13 +308,13 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_caption_is_as_right_as_the_own_one() {
+    fn equal_caption_counts_as_the_own_one() {
         let logits = Tensor::from_slice2(&[[0_f32, 9., 1.], [1., 2., 9.], [0., 0., 9.]]);
         let same = Tensor::from_slice2(&[[1_f32, 1., 0.], [1., 1., 0.], [0., 0., 1.]]);
         let similarity = Similarity { logits, same };
         assert!((similarity.accuracy().double_value(&[]) - 2. / 3.).abs() < 1e-6);
         assert!((similarity.guessing().double_value(&[]) - 5. / 9.).abs() < 1e-6);
-        // all captions equal: guessing is as good as it gets
+        // all captions are equal, so no loss is below that of guessing
         let equal = Similarity {
             logits: Tensor::zeros([4, 4], tch::kind::FLOAT_CPU),
             same: Tensor::ones([4, 4], tch::kind::FLOAT_CPU),

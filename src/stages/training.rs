@@ -1,5 +1,5 @@
-//! The training loop that all trained stages share: length, data order, learning rate, log rows and kept weights, and a saved
-//! state from which training goes on bit for bit.
+//! The training loop that all trained stages share: length, data order, learning rate, log rows and stored weights,
+//! and a saved state from which training continues bit for bit.
 
 mod learned;
 
@@ -37,39 +37,41 @@ use crate::{
     models::checkpoint::{Checkpoint, to_safetensors},
 };
 
-/// What helps where memory runs out.
+/// Advice for the case that memory runs out.
 pub(super) const MEMORY: &str = "lower `training.batch_size` and raise `training.accumulate` as much";
-/// How often every row is seen where nothing says how long to train.
+/// The number of epochs if no length is given.
 const EPOCHS: u64 = 100;
-/// Saving may take one part in so many of a training's time.
+/// The share of a training's time that saving may take is one over this.
 const SAVING: u32 = 20;
 
-/// How a network is trained.
+/// The parameters of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Training {
-    /// Optimiser steps; absent: as many as `epochs` take.
+    /// The number of optimiser steps; absent: as many as `epochs` take.
     #[garde(inner(range(min = 1)), custom(instead_of(&self.epochs)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// How often every row is seen, in place of `steps`; absent: 100 times. Each epoch has an order of its own.
+    /// The number of times that every row is used, in place of `steps`; absent: 100. Each epoch has an order of its
+    /// own.
     #[garde(inner(range(min = 1)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
-    /// Rows that are computed at once. What is left at the end of an epoch makes a smaller batch.
+    /// The number of rows that are computed at once. The rest at the end of an epoch makes a smaller batch.
     #[garde(range(min = 1, max = 65_536))]
     pub batch_size: usize,
-    /// Batches per step, whose gradients are averaged: the effect of a batch so many times as large, without its memory. What
-    /// is left at the end of an epoch makes a step too, with as much less weight. The authors' denoiser: 4 of 12.
+    /// The number of batches per step, whose gradients are averaged. The effect is that of a batch so many times as
+    /// large, without its memory. The rest at the end of an epoch makes a step too, with proportionally less weight.
+    /// The authors' denoiser: 4 of 12.
     #[garde(range(min = 1, max = 65_536))]
     pub accumulate: usize,
-    /// How gradients become steps.
+    /// The optimiser.
     #[garde(skip)]
     pub optimizer: Rule,
     /// The highest learning rate.
     #[garde(range(min = 0.))]
     pub lr: f64,
-    /// How the learning rate goes down after the warm-up.
+    /// The course of the learning rate after the warm-up.
     #[garde(skip)]
     pub lr_scheduler: LrScheduler,
     /// Steps over which the learning rate rises from 0.
@@ -84,13 +86,14 @@ pub struct Training {
     /// The largest gradient norm; 0 for no clipping.
     #[garde(range(min = 0.))]
     pub max_grad_norm: f64,
-    /// The decay of the average of the weights, which is then what is kept; 0 for no average.
+    /// The decay of the average of the weights, which is then stored in their place; 0 for no average.
     #[garde(range(min = 0., max = 0.999_999))]
     pub ema_decay: f64,
-    /// Steps per row of the table.
+    /// The number of steps per row of the table.
     #[garde(range(min = 1))]
     pub log_every: u64,
-    /// Steps between weights that are kept on the way, each named in its row of the table; 0 for only the last.
+    /// The number of steps between weights that are stored during the training, each named in its row of the table; 0
+    /// for only the last.
     #[garde(skip)]
     pub checkpoint_every: u64,
     /// Seed of the start weights, the order of the rows and all noise.
@@ -98,7 +101,7 @@ pub struct Training {
     pub seed: u64,
 }
 
-/// A training's length is told once.
+/// Refuses `steps` together with `epochs`, because the length is given once.
 fn instead_of(epochs: &Option<u64>) -> impl FnOnce(&Option<u64>, &()) -> garde::Result {
     let both = epochs.is_some();
     move |steps, ()| match steps {
@@ -113,14 +116,14 @@ fn instead_of(epochs: &Option<u64>) -> impl FnOnce(&Option<u64>, &()) -> garde::
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScheduler {
-    /// It stays.
+    /// It is constant.
     Constant,
-    /// Half a cosine down to 0 at the last step.
+    /// It falls as half a cosine to 0 at the last step.
     Cosine,
 }
 
 impl Default for Training {
-    /// The optimiser and learning rate of the authors' denoiser.
+    /// Returns the optimiser and learning rate of the authors' denoiser.
     fn default() -> Self {
         Self {
             steps: None,
@@ -144,47 +147,47 @@ impl Default for Training {
 
 /// A micro-batch.
 pub(super) struct MicroBatch {
-    /// Its number since the training began, in which the noise of each is its own.
+    /// Its number since the training began, which seeds its noise.
     pub(super) number: u64,
-    /// The step that it is a part of, from 0.
+    /// The step to which it belongs, from 0.
     pub(super) step: u64,
     /// Its rows.
     pub(super) rows: Vec<i64>,
-    /// Whether the parts of its loss are read, for the log.
+    /// True if the parts of its loss are needed for the log.
     pub(super) is_logged: bool,
 }
 
 impl MicroBatch {
-    /// The random numbers of this batch.
+    /// Returns the random numbers of this batch.
     pub(super) fn noise(&self, seed: u64) -> Noise {
         self.noise_of(seed, "")
     }
 
-    /// Others, for another purpose.
+    /// Returns independent random numbers of this batch for another purpose.
     pub(super) fn noise_of(&self, seed: u64, purpose: &str) -> Noise {
         Noise::new(seed, [&self.number.to_le_bytes(), purpose.as_bytes()].concat())
     }
 }
 
-/// A batch's loss and, for the log, its parts; of what cannot be told there is no number.
+/// A batch's loss and, for the log, its parts. Parts that cannot be computed are `None`.
 pub(super) struct LoggedLoss<'a> {
     pub(super) total: train::Loss<'a>,
     pub(super) parts: Vec<Option<Tensor>>,
 }
 
-/// A network in training, as the loop sees it.
+/// A network in training, as the loop needs it.
 pub(super) struct Subject<L, W> {
-    /// What is trained, and how; the first one's loss is that of the table.
+    /// The trainers. The loss of the first is that of the table.
     pub(super) trainers: Vec<Trainer>,
-    /// All that training changes, by name.
+    /// All variables that training changes, by name.
     pub(super) variables: Named,
-    /// How many rows there are to train on.
+    /// The number of rows to train on.
     pub(super) rows: usize,
-    /// The loss of a trainer, by its index, on a batch.
+    /// Computes the loss of a trainer, given by its index, on a batch.
     pub(super) loss: L,
-    /// The file of the weights as they are.
+    /// Makes the file of the current weights.
     pub(super) weights: W,
-    /// What tells whether the first trainer has learned anything.
+    /// Judges whether the first trainer has learned anything.
     pub(super) judge: Judge,
 }
 
@@ -195,7 +198,7 @@ struct LogRow {
     epoch: u64,
     loss: f32,
     parts: Vec<Option<f32>>,
-    /// What guessing costs on the same batches, where that is known. No column of the table.
+    /// The loss of guessing on the same batches, if it is known. It is not a column of the table.
     #[serde(default)]
     guessing: Option<f64>,
     lr: f32,
@@ -205,7 +208,7 @@ struct LogRow {
 }
 
 impl Training {
-    /// A trainer of these parameters, which require gradients.
+    /// Makes a trainer of these parameters, which then require gradients.
     pub(super) fn trainer(&self, parameters: Named) -> Trainer {
         let ema = (self.ema_decay > 0.).then(|| Ema::new(&parameters, self.ema_decay));
         let Self { optimizer: rule, lr, betas, weight_decay, .. } = *self;
@@ -214,17 +217,17 @@ impl Training {
         Trainer { optimizer: Optimizer::new(parameters, config), max_grad_norm, ema }
     }
 
-    /// Steps in an epoch of so many rows.
+    /// Returns the number of steps in an epoch of `rows` rows.
     fn per_epoch(&self, rows: usize) -> u64 {
         rows.div_ceil(self.batch_size).div_ceil(self.accumulate) as u64
     }
 
-    /// Steps in all.
+    /// Returns the number of steps of the training.
     fn length(&self, rows: usize) -> u64 {
         self.steps.unwrap_or(self.epochs.unwrap_or(EPOCHS) * self.per_epoch(rows))
     }
 
-    /// The learning rate of a step of so many.
+    /// Returns the learning rate of step `step` of `steps`.
     fn lr_at(&self, step: u64, steps: u64) -> f64 {
         let warm = if step < self.warmup_steps { (step + 1) as f64 / self.warmup_steps as f64 } else { 1. };
         let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
@@ -236,7 +239,8 @@ impl Training {
             }
     }
 
-    /// The batches of a step: each epoch is a permutation that seed and epoch fix, so the order needs no state.
+    /// Returns the batches of a step. Each epoch is a permutation that seed and epoch determine, so the order needs
+    /// no state.
     fn batches(&self, step: u64, rows: usize, order: &mut Option<(u64, Vec<i64>)>, is_logged: bool) -> Vec<MicroBatch> {
         let (epoch, within) = (step / self.per_epoch(rows), step % self.per_epoch(rows));
         if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
@@ -280,7 +284,8 @@ impl Training {
             let is_read = is_logged || is_first;
             let batches = self.batches(state.step, rows, &mut order, is_logged);
             state.step = step;
-            // Per trainer the loss and its parts, summed; read only for the log, because a GPU waits for that.
+            // The loss and its parts, summed per trainer. They are read only for the log, because reading waits for
+            // the GPU.
             let mut sums: Vec<Vec<Option<f64>>> = vec![Vec::new(); state.trainers.len()];
             let norms = train::step(&mut state.trainers, batches.len(), self.accumulate, |which, at| {
                 let LoggedLoss { total, parts } = loss(which, &batches[at])?;
@@ -338,8 +343,8 @@ impl Training {
     }
 }
 
-/// Numbers that are none mean that training diverged, whichever trainer's they are; no saved state can hold them. Of each
-/// trainer its loss and the parts of it, and the norm of its gradients.
+/// Refuses values that are not finite, of any trainer, because they mean that training diverged and no saved state
+/// can hold them. Checked are the loss of each trainer with its parts, and the norm of its gradients.
 fn check(step: u64, losses: &[Vec<Option<f32>>], norms: &[f32]) -> Result<()> {
     let parts = losses.iter().flat_map(|loss| loss.iter().enumerate());
     let named = |(i, value): (usize, &Option<f32>)| (if i == 0 { "the loss" } else { "a part of the loss" }, *value);
@@ -353,7 +358,7 @@ fn check(step: u64, losses: &[Vec<Option<f32>>], norms: &[f32]) -> Result<()> {
     }
 }
 
-/// When to save: as often as asked, and no more than a small part of the time.
+/// Decides when to save: at the requested interval, but in no more than a small share of the time.
 struct Saves {
     every: Duration,
     last: Instant,
@@ -377,19 +382,20 @@ impl Saves {
     }
 }
 
-/// All that changes in a training.
+/// The state of a training.
 struct State {
-    /// Steps that are done.
+    /// The number of steps that are done.
     step: u64,
     trainers: Vec<Trainer>,
     variables: Named,
-    /// What is judged of the loss, as it was in the first steps.
+    /// The judged losses of the first steps.
     first: Vec<f32>,
     log: Log,
 }
 
 impl State {
-    /// What `weights` makes of the averages where they are kept, else of the weights as they are.
+    /// Calls `weights` with the averages in place of the weights, if averages are kept, and otherwise with the
+    /// weights as they are.
     fn averaged<T>(&mut self, weights: impl Fn() -> Result<T>) -> Result<T> {
         self.swap();
         let made = weights();
@@ -433,7 +439,7 @@ impl State {
         };
         let damaged = |what: &str| Error::Damaged(format!("a saved training state: {what}"));
         let field = |name: &str| saved.metadata().get(name).map(String::as_str).unwrap_or_default();
-        // As a state that does not match its digest: as good as none.
+        // A log that cannot be read is treated like a state that does not match its digest: the training starts over.
         let Some(Log(rows)) = Log::read(field("log")) else {
             out.log("the saved state cannot be read; starts over");
             return Ok(());
@@ -468,7 +474,7 @@ impl State {
 struct Log(Vec<LogRow>);
 
 impl Log {
-    /// As a saved state has it.
+    /// Reads the rows from the text in a saved state.
     fn read(json: &str) -> Option<Self> {
         serde_json::from_str(json).ok().map(Self)
     }
@@ -498,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_told_once() {
+    fn steps_and_epochs_exclude_each_other() {
         let training = |steps, epochs| Training { steps, epochs, ..Training::default() };
         assert_eq!(
             [(None, None), (Some(3), None), (None, Some(2))].map(|(s, e)| training(s, e).length(24)),
@@ -510,12 +516,12 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_shows_every_row_once_and_ends_with_what_is_left() {
+    fn epoch_has_every_row_once_and_ends_with_the_rest() {
         let training = Training { batch_size: 3, accumulate: 2, epochs: Some(2), ..Training::default() };
         assert_eq!((training.per_epoch(13), training.length(13)), (3, 6));
         let mut order = None;
         let steps: Vec<Vec<MicroBatch>> = (0..6).map(|step| training.batches(step, 13, &mut order, false)).collect();
-        // five batches an epoch, two a step
+        // an epoch has five batches, a step two
         let sizes: Vec<Vec<usize>> = steps.iter().map(|step| rows(step)).collect();
         assert_eq!(sizes[..3], [vec![3, 3], vec![3, 3], vec![1]]);
         assert_eq!(sizes[..3], sizes[3..]);
@@ -524,7 +530,7 @@ mod tests {
             seen.sort_unstable();
             assert_eq!(seen, (0..13).collect::<Vec<_>>());
         }
-        // no noise is drawn twice, and any step is found without those before it
+        // no noise is used twice, and the batches of any step are found without those before it
         let numbers: Vec<u64> = steps.iter().flatten().map(|batch| batch.number).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
         assert_eq!(training.batches(4, 13, &mut None, false)[1].rows, steps[4][1].rows);
@@ -532,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn the_learning_rate_warms_up_and_goes_down() {
+    fn learning_rate_warms_up_and_falls() {
         let training = Training { warmup_steps: 10, lr: 1., lr_scheduler: LrScheduler::Cosine, ..Training::default() };
         assert!((training.lr_at(0, 100) - 0.1).abs() < 1e-9);
         assert!((training.lr_at(10, 100) - 1.).abs() < 1e-9);
@@ -541,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_that_is_none_is_logged() {
+    fn non_finite_numbers_are_refused_and_not_logged() {
         let values = |losses: [&[f32]; 2]| losses.map(|loss| loss.iter().copied().map(Some).collect::<Vec<_>>());
         let error = |losses, norms| check(7, &values(losses), norms).unwrap_err().to_string();
         assert!(check(7, &[vec![Some(1.), None], vec![Some(3.)]], &[4., 5.]).is_ok());
@@ -549,7 +555,7 @@ mod tests {
         assert_eq!(error([&[1.], &[f32::NAN]], &[1., 1.]), format!("the loss is NaN {advice}"));
         assert_eq!(error([&[1., f32::INFINITY], &[1.]], &[1., 1.]), format!("a part of the loss is inf {advice}"));
         assert_eq!(error([&[1.], &[1.]], &[1., f32::INFINITY]), format!("the norm of the gradients is inf {advice}"));
-        // what was saved before this was held
+        // earlier programs saved such rows
         assert!(Log::read("[{\"step\": 2, \"loss\": null}]").is_none());
     }
 

@@ -13,20 +13,20 @@ use tch::{Device, Kind, Tensor};
 use super::tensors::tensor;
 use crate::engine::{Error, Result, source::scratch_folder, stage::Batch};
 
-/// A column of tensors of one shape, read in any order, of which only what is asked for is in memory: a training over many images
-/// takes no more memory than one over few.
+/// A column of tensors of one shape, read in any order. Only the requested rows are in memory, so that a training
+/// over many images takes no more memory than one over few.
 ///
-/// The values lie one after another in a temporary file below the user's cache folder. The file has no name, so that it vanishes
-/// with the process; the operating system keeps in its page cache what there is room for.
+/// The values lie one after another in a temporary file below the user's cache folder. The file has no name, so that
+/// it disappears with the process; the operating system keeps parts of it in its page cache if there is room.
 pub(super) struct TrainingRows {
     file: File,
     rows: usize,
-    /// The shape and type of a row; `None` before the first.
+    /// The shape and type of a row; `None` before the first row.
     row: Option<(Vec<i64>, Kind)>,
 }
 
 impl TrainingRows {
-    /// An empty column.
+    /// Makes an empty column.
     pub(super) fn new() -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let folder = scratch_folder()?;
@@ -57,12 +57,12 @@ impl TrainingRows {
         Ok(())
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
         self.rows
     }
 
-    /// The rows at these positions [B, shape…], on the CPU.
+    /// Returns the rows at these positions, [B, shape…], on the CPU.
     pub(super) fn at(&self, positions: &[i64]) -> Result<Tensor> {
         let Some((shape, kind)) = &self.row else {
             return Err(Error::Stage("there are no rows to train on".into()));
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_back_in_any_order_and_type() {
+    fn rows_are_read_in_any_order_and_type() {
         for kind in [Kind::Uint8, Kind::Float, Kind::Half, Kind::Int64] {
             let all = Tensor::arange(24, (kind, Device::Cpu)).view([4, 2, 3]);
             let mut rows = TrainingRows::new().unwrap();

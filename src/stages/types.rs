@@ -1,4 +1,4 @@
-//! Column types in the words of a pipeline: `utf8`, `int64?`, `float32[3,224,224]`.
+//! Column types in the notation of pipelines: `utf8`, `int64?`, `float32[3,224,224]`.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ const NAMES: &[(&str, DataType)] = &[
     ("timestamp", DataType::Timestamp(TimeUnit::Microsecond, None)),
 ];
 
-/// The fields that `name: type` declares, in the order written.
+/// Returns the fields that `name: type` declares, in the order written.
 pub(super) fn fields(columns: &Map<String, Value>) -> Result<Vec<Field>, String> {
     let one = |(name, value): (&String, &Value)| {
         let text = value.as_str().unwrap_or_default();
@@ -60,7 +60,7 @@ fn field(name: &str, text: &str) -> Option<Field> {
     (item.is_numeric() && i32::try_from(size).is_ok()).then(|| tensor_field(name, item.clone(), &shape, nullable))
 }
 
-/// The name of a type of single values, as pipelines write it where they can.
+/// Returns the name of a type of single values, in the notation of pipelines if it has one.
 pub(super) fn name_of(of: &DataType) -> String {
     let name = NAMES.iter().find(|(_, known)| known == of).map(|(name, _)| (*name).to_owned());
     name.unwrap_or_else(|| match of {
@@ -69,7 +69,7 @@ pub(super) fn name_of(of: &DataType) -> String {
     })
 }
 
-/// A field's type in words.
+/// Returns a field's type in words.
 fn words(field: &Field) -> String {
     match field.data_type() {
         DataType::FixedSizeList(item, size) => {
@@ -82,8 +82,8 @@ fn words(field: &Field) -> String {
     }
 }
 
-/// A batch as the schema declares it. Columns may stand in any order and in any layout of the same values; an error names
-/// the column, the type declared and the type given.
+/// Converts a batch to the declared schema. Its columns may have any order and any layout of the same values. An
+/// error names the column, the declared type and the actual type.
 pub(super) fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, String> {
     let given = batch.schema();
     let names = || given.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
@@ -118,7 +118,7 @@ pub(super) fn conform(declared: &SchemaRef, batch: &RecordBatch) -> Result<Recor
     RecordBatch::try_new_with_options(declared.clone(), columns, &options).map_err(|e| e.to_string())
 }
 
-/// The same values in the declared layout.
+/// Returns the same values in the declared layout.
 fn adopt(field: &Field, column: &ArrayRef) -> Result<ArrayRef, String> {
     use DataType::{FixedSizeList, LargeList, List, Null, Timestamp};
     let cast = |to: &DataType| {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_read_as_they_are_written() {
+    fn types_are_parsed_as_they_are_written() {
         let types = ["utf8", "float32[3,224,224]", "timestamp", "uint8[2]"];
         for text in types {
             assert_eq!(words(&field("x", text).unwrap()), text);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_taken_in_any_layout_and_in_no_other_type() {
+    fn values_are_accepted_in_any_layout_and_in_no_other_type() {
         let schema = declared(&[("name", "utf8"), ("x", "float32[2]")]).unwrap();
         let name: ArrayRef = Arc::new(StringViewArray::from(vec!["a", "b"]));
         let lists = |rows: [Vec<f32>; 2]| {

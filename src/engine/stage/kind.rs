@@ -37,7 +37,7 @@ pub struct ParamError {
     /// The path of the parameter below `with:`, such as `config.block_out_channels[1]`; empty for the parameters as a
     /// whole.
     pub path: String,
-    /// What is wrong.
+    /// The error.
     pub message: String,
 }
 

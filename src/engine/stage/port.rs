@@ -29,12 +29,12 @@ impl Output {
     }
 }
 
-/// How a stage reads an input table.
+/// The way in which a stage reads an input table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
     /// Row by row, joined with the stage's other `Rows` inputs on the id in the first column.
     Rows,
-    /// As a whole, before the first row: weights.
+    /// The whole table, before the first row: weights.
     Table,
 }
 

@@ -1,4 +1,4 @@
-//! What a row-wise program answers: read from its standard output, and held against what it was asked.
+//! The answers of a row-wise program: they are read from its standard output and checked against the question.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,8 @@ pub(super) fn listen(stdout: ChildStdout, say: &mpsc::Sender<Said>) {
         Ok(()) => "ended before it answered".to_owned(),
         Err(why) => why,
     };
-    // Whether or not somebody still listens, the program is let write on, so that it ends in its own way.
+    // If the receiver has stopped, the output is still read to its end, so that the program is not blocked and ends
+    // by itself.
     let _ = say.send(Said::Ended(why));
     let _ = io::copy(&mut stdout, &mut io::sink());
 }
@@ -48,7 +49,8 @@ fn stream(stdout: &mut BufReader<ChildStdout>, say: &mpsc::Sender<Said>) -> Resu
     Ok(())
 }
 
-/// Whether another message of the stream begins. Text instead of it would be taken for a length, and waited for in vain.
+/// Returns true if another message of the stream begins. Text in its place would be read as a length, and the read
+/// would wait for that many bytes.
 fn message_follows(stdout: &mut BufReader<ChildStdout>) -> Result<bool, String> {
     let begin = stdout.fill_buf().map_err(|e| format!("could not be read: {e}"))?;
     if begin.iter().take(4).all(|byte| *byte == 0xFF) {
@@ -66,7 +68,7 @@ pub(super) struct Answer {
     pub(super) failed: Vec<(String, String)>,
 }
 
-/// Holds an answer against the ids that were asked for and the declared schema, whose first column holds the ids.
+/// Checks an answer against the requested ids and the declared schema, whose first column holds the ids.
 pub(super) fn check(asked: &[String], declared: &SchemaRef, answer: &RecordBatch) -> Result<Answer, String> {
     let id = declared.field(0).name();
     let text = |name: &str| -> Result<Option<StringArray>, String> {
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_is_answered_once() {
+    fn answer_has_every_row_once() {
         assert_eq!(answer(&["b", "a"], &[None, None]).unwrap().rows.num_rows(), 2);
         assert!(answer(&["b"], &[None]).unwrap_err().starts_with("left out 1 of 2 rows, such as `a`"));
         assert_eq!(answer(&["b", "b"], &[None, None]).unwrap_err(), "answered the row `b` twice");
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_failed_need_no_values() {
+    fn failed_rows_need_no_values() {
         let answer = answer(&["b", "a"], &[Some("too dark"), None]).unwrap();
         assert_eq!(answer.failed, [("b".to_owned(), "too dark".to_owned())]);
         assert_eq!(answer.rows.column(0).as_string::<i32>().value(0), "a");

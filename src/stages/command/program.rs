@@ -1,4 +1,4 @@
-//! A running program: what it says, how it ended.
+//! A running program: its output, and the way it ends.
 
 use std::{
     collections::VecDeque,
@@ -13,50 +13,51 @@ use arrow::array::RecordBatch;
 
 use crate::engine::{Error, Result, signals::ask_to_end, stage::Sink};
 
-/// Lines of standard error that an error repeats.
+/// The number of lines of standard error that an error repeats.
 const TAIL: usize = 20;
-/// How long a program may take to end once nothing more is to be done.
+/// Time that a program has to end by itself once it has nothing more to do.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long after its answer a line may come.
+/// Time after an answer in which further lines may arrive.
 const GRACE: Duration = Duration::from_millis(10);
-/// How often it is asked whether the program has ended or the run is to stop.
+/// The interval at which the state of the program and requests to stop are checked.
 const POLL: Duration = Duration::from_millis(50);
-/// How long after its end a program is listened to: what it started may live on and hold its output open.
+/// Time after the end of a program during which its output is still read. Processes that it started may keep the
+/// output open for longer.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long a program is waited for in silence, at first; then twice as long each time.
+/// Silence of a program after which a message is logged. The time doubles after each message.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long a program may go on after a request to stop, before it is asked to end too.
+/// Time that a program may continue after a request to stop before it is asked to end.
 const LAST_WORK: Duration = Duration::from_secs(2);
 
-/// What a program says.
+/// Output of a program.
 pub(super) enum Said {
-    /// A line for people.
+    /// A line of text.
     Line(String),
     /// Rows.
     Answer(RecordBatch),
-    /// Nothing more on its standard output, and why.
+    /// The end of its standard output, with the reason.
     Ended(String),
 }
 
-/// A program that was started. It is waited for when this is dropped, and killed if it does not end.
+/// A program that was started. On drop it is waited for, and killed if it does not end.
 pub(super) struct Program {
     command: String,
     child: Child,
     said: mpsc::Receiver<Said>,
     tail: VecDeque<String>,
-    /// Said before it was asked.
+    /// Output that arrived before the question.
     early: Option<Said>,
-    /// How long it is waited for before that is said.
+    /// The silence after which the next message is logged.
     silence: Duration,
-    /// Since when the run is to stop.
+    /// The time of the request to stop.
     stopping: Option<Instant>,
 }
 
-/// Why a program has not answered.
+/// The reason why a program has not answered.
 pub(super) enum Unanswered {
-    /// What it did instead.
+    /// The program failed, with a description.
     Failed(String),
-    /// The run is to stop.
+    /// The run is asked to stop.
     Stopped,
 }
 
@@ -90,7 +91,7 @@ impl Program {
         Ok((program, stdin))
     }
 
-    /// The answer to so many rows. Lines are logged on the way, and that there is none for long.
+    /// Returns the answer to `rows` rows. Meanwhile lines are logged, and messages if the program is silent for long.
     pub(super) fn answer(&mut self, rows: usize, out: &mut Sink<'_>) -> Result<RecordBatch, Unanswered> {
         let asked = Instant::now();
         loop {
@@ -116,7 +117,8 @@ impl Program {
         }
     }
 
-    /// Whether the run is to stop and the program had its time to bring the work at hand to an end; it is then asked to end.
+    /// Returns true if the run is asked to stop and the program had time to finish the work at hand. The program is
+    /// then asked to end.
     fn is_to_end(&mut self, out: &Sink<'_>) -> bool {
         if !out.is_interrupted() {
             return false;
@@ -128,7 +130,8 @@ impl Program {
         is_over
     }
 
-    /// Logs the lines that the program has said since; those it wrote just before its answer may still be on their way.
+    /// Logs the lines that have arrived. Lines written just before the answer may still be in transit, so it waits
+    /// for them shortly.
     pub(super) fn listen(&mut self, out: &mut Sink<'_>) {
         while self.early.is_none() {
             match self.said.recv_timeout(GRACE) {
@@ -139,7 +142,7 @@ impl Program {
         }
     }
 
-    /// Waits until the program has ended by itself. Lines are logged on the way.
+    /// Waits until the program has ended by itself, and logs its lines meanwhile.
     pub(super) fn finish(&mut self, out: &mut Sink<'_>) -> Result<()> {
         let mut ended: Option<(ExitStatus, Instant)> = None;
         let status = loop {
@@ -151,7 +154,7 @@ impl Program {
                 Ok(Said::Answer(_) | Said::Ended(_)) => false,
                 Err(RecvTimeoutError::Timeout) => true,
                 Err(RecvTimeoutError::Disconnected) => {
-                    // Its output is closed, and it may still work.
+                    // The output is closed, but the program may still be working.
                     std::thread::sleep(if ended.is_none() { GRACE } else { Duration::ZERO });
                     true
                 }
@@ -176,11 +179,12 @@ impl Program {
         }
     }
 
-    /// The error that says what the program did, how it ended and what it said last. Its input is to be closed before.
+    /// Makes an error with what the program did, the way it ended and its last lines. Its input must be closed
+    /// before.
     pub(super) fn failure(&mut self, what: &str, out: &mut Sink<'_>) -> Error {
         let status = self.wait();
         let ended = status.map_or_else(|| "it did not end and was killed".into(), |status| status.to_string());
-        // What it wrote before it ended may still be on its way.
+        // Lines that it wrote before it ended may still be in transit.
         let deadline = Instant::now() + Duration::from_secs(1);
         loop {
             match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -202,7 +206,7 @@ impl Program {
         }
     }
 
-    /// How the program ended; `None` where it had to be killed.
+    /// Waits for the end of the program; `None` if it had to be killed.
     fn wait(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -212,7 +216,7 @@ impl Program {
                 Err(_) => break,
             }
         }
-        // It may have ended just now; either way it is gone after this.
+        // The program may have ended just now; in both cases it is gone after this.
         let _ = self.child.kill();
         let _ = self.child.wait();
         None
@@ -225,7 +229,7 @@ impl Drop for Program {
     }
 }
 
-/// Says each line; of what a progress bar overwrites only the last state.
+/// Sends each line of the stream. Of the states of a progress bar, which overwrite each other, only the last is sent.
 pub(super) fn lines(stream: impl Read, say: &mpsc::Sender<Said>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! Row by row: one long-lived program, an Arrow stream in, an Arrow stream out.
+//! Row by row: one long-lived program, which reads one Arrow stream and writes another.
 
 use std::{
     io::BufWriter,
@@ -22,21 +22,21 @@ use crate::engine::{
     stage::{Batch, Context, Misfit, Operator, Rows, Schemas, Sink},
 };
 
-/// A program that answers batches. It is started at the first one, and again after it has failed.
+/// A program that answers batches. It is started at the first batch, and again after it has failed.
 pub(super) struct RowByRow {
     words: Vec<String>,
-    /// What it reads beside the ids: table and column.
+    /// The columns that it reads beside the ids: table and column.
     columns: Vec<(String, String)>,
-    /// The schema of what it reads.
+    /// The schema of the batches that it reads.
     asks: SchemaRef,
     output: SchemaRef,
     running: Option<Running>,
-    /// Tables without ids, as the program reads them.
+    /// Files with the tables without ids, kept while the program runs.
     _files: Files,
 }
 
 struct Running {
-    /// Closed before the program is waited for.
+    /// The sender of the program's input, which is closed before the program is waited for.
     feed: Option<mpsc::SyncSender<RecordBatch>>,
     program: Program,
 }
@@ -66,7 +66,7 @@ impl RowByRow {
             Some(running) => running,
             None => self.running.insert(Running::start(&self.words)?),
         };
-        // A program that is gone takes nothing; its answer says so.
+        // If the program has ended, sending fails; the missing answer is reported below.
         let _ = running.feed.as_ref().map(|feed| feed.send(question));
         let answer = running
             .program
@@ -84,7 +84,8 @@ impl RowByRow {
     }
 }
 
-/// The id, then the columns; a name that several have is written as `table.column`.
+/// Returns the schema of the program's input: the id, then the columns. A name that occurs in several tables is
+/// written as `table.column`.
 fn asks(schemas: &Schemas, columns: &[(String, String)], id: &Field) -> Result<SchemaRef, Misfit> {
     let mut fields = vec![id.clone()];
     for (table, column) in columns {
@@ -100,14 +101,14 @@ impl Running {
         let (program, stdin) = Program::start(words, Stdio::piped(), answer::listen)?;
         let (feed, batches) = mpsc::sync_channel(1);
         if let Some(stdin) = stdin {
-            // In a thread of its own: a program may answer while it still reads.
+            // The input is written in a thread of its own, because a program may answer while it still reads.
             std::thread::spawn(move || write(stdin, &batches));
         }
         Ok(Self { feed: Some(feed), program })
     }
 }
 
-/// Writes batches until there are no more or the program is gone.
+/// Writes batches until there are no more or the program has ended.
 fn write(stdin: ChildStdin, batches: &mpsc::Receiver<RecordBatch>) -> Option<()> {
     let mut first = batches.recv().ok()?;
     let mut writer = StreamWriter::try_new(BufWriter::new(stdin), first.schema_ref()).ok()?;

@@ -27,7 +27,7 @@ use crate::{
     stages::types::conform,
 };
 
-/// A folder of its own with a Parquet file for each table, until this is dropped.
+/// A temporary folder with a Parquet file for each table. It is removed on drop.
 pub(super) struct Files {
     folder: PathBuf,
     tables: Vec<String>,
@@ -50,7 +50,7 @@ impl Files {
         self.folder.join(format!("{name}.parquet"))
     }
 
-    /// The tables and where they lie.
+    /// Returns the tables with their paths.
     pub(super) fn paths(&self) -> Vec<(String, String)> {
         self.tables.iter().map(|name| (name.clone(), self.path(name).to_string_lossy().into_owned())).collect()
     }
@@ -58,7 +58,7 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // The folder is temporary; the system clears what stays.
+        // The folder is temporary; the system deletes what cannot be removed here.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -83,7 +83,7 @@ impl Whole {
 
 impl Operator for Whole {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        // What an earlier run of the program wrote is not its answer now.
+        // A result of an earlier run of the program must not be taken for that of this run.
         let _ = fs::remove_file(&self.result);
         let (mut program, _) = Program::start(&self.words, Stdio::null(), lines)?;
         program.finish(out)?;
@@ -93,7 +93,7 @@ impl Operator for Whole {
             .and_then(|file| ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(&e)))
             .and_then(|builder| builder.build().map_err(|e| unreadable(&e)));
         let batches = batches.map_err(|what| program.failure(&what, out))?;
-        // A table without rows has a schema too.
+        // An empty batch gives the file of a table without rows a schema.
         let none = RecordBatch::new_empty(batches.schema());
         for batch in std::iter::once(Ok(none)).chain(batches) {
             let batch = batch.map_err(|e| unreadable(&e)).and_then(|batch| {

@@ -1,4 +1,4 @@
-//! A mask beside its picture: turned alike, and what of it is left at the stored size.
+//! Masks of pictures: turned like the picture, and checked for regions that resizing loses.
 
 use image::{GrayImage, RgbImage, metadata::Orientation};
 
@@ -16,7 +16,7 @@ const EMPTIED: Remark = "the mask became empty by resizing: it covers more than 
 const PARTLY_LOST: Remark = "a region of the mask was lost by resizing: it covers more than half of no pixel and is no region of \
     AUPRO; a larger `size` keeps it";
 
-/// Turns a mask as its picture was turned, where its size says that it was drawn on the picture as stored.
+/// Turns a mask like its picture, if its size shows that it was drawn on the picture as stored.
 pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> Mask {
     let (width, height) = picture.dimensions();
     if turn == Orientation::NoTransforms {
@@ -33,7 +33,7 @@ pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> 
     }
 }
 
-/// Finds out whether the stored size loses a region of a mask, or all of it.
+/// Checks whether the stored size loses a region of a mask, or all of it.
 pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<Remark> {
     let whole = bounding_box(mask)?;
     if resized.iter().all(|value| *value == 0) {
@@ -45,7 +45,7 @@ pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<
     let inside: Vec<bool> = (0..height).flat_map(|y| (0..width).map(move |x| at(x, y))).collect();
     let regions = Components::label(&inside, width as usize).ok()?;
     let mut kept = vec![false; regions.areas.len()];
-    // The resized pixel over the middle of a pixel.
+    // The resized pixel at the position of a pixel's middle.
     let over = |at: u32, from: u32, to: u32| ((2 * u64::from(at) + 1) * u64::from(to) / (2 * u64::from(from))) as u32;
     for (label, pixel) in regions.labels.iter().zip(0u32..).filter(|(label, _)| **label > 0) {
         let (x, y) = (left + pixel % width, top + pixel / width);
@@ -55,7 +55,7 @@ pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<
     kept.contains(&false).then_some(PARTLY_LOST)
 }
 
-/// The first and last column and row with an anomalous pixel: left, top, right, bottom.
+/// Returns the first and last column and row with an anomalous pixel: left, top, right, bottom.
 fn bounding_box(mask: &GrayImage) -> Option<(u32, u32, u32, u32)> {
     let rows: Vec<(u32, u32, u32)> = (0u32..)
         .zip(mask.rows())
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use crate::vision::resize;
 
-    /// A mask with squares of (left, top, side).
+    /// Makes a mask with squares of (left, top, side).
     fn squares(size: (u32, u32), squares: &[(u32, u32, u32)]) -> GrayImage {
         let inside = |at: u32, from: u32, side: u32| (from..from + side).contains(&at);
         GrayImage::from_fn(size.0, size.1, |x, y| {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_that_resizing_loses_are_told() {
+    fn remark_on_regions_that_resizing_loses() {
         let lost = |mask: GrayImage, size| lost_by_resizing(&mask, &resize::mask(&mask, size, size));
         assert_eq!(lost(squares((256, 200), &[]), 32), None);
         assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), Some(EMPTIED));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_is_turned_with_its_picture() {
+    fn mask_is_turned_with_its_picture() {
         let mask = |width, height| Mask {
             any: squares((width, height), &[(0, 0, 1)]),
             grey: Some(squares((width, height), &[(0, 0, 2)])),
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(turned(mask(6, 4), Orientation::NoTransforms), ((6, 4), (0, 0), (6, 4), vec![]));
         assert_eq!(turned(mask(6, 4), Orientation::Rotate180), ((6, 4), (0, 0), (6, 4), vec![TURNED]));
         assert_eq!(turned(mask(4, 6), Orientation::Rotate90), ((6, 4), (5, 0), (6, 4), vec![BOTH_TURNED]));
-        // No turn makes it fit: the caller says so.
+        // The mask fits in no orientation, so it is not turned; the caller reports it.
         assert_eq!(turned(mask(5, 6), Orientation::Rotate90), ((5, 6), (0, 0), (5, 6), vec![]));
     }
 }

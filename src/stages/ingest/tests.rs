@@ -51,7 +51,7 @@ fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
 }
 
 #[test]
-fn an_image_that_changes_after_it_was_listed_fails() {
+fn image_that_changes_after_its_listing_fails() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("data");
     for file in ["train/good/0.png", "train/good/1.png", "test/hole/0.png", "test/hole/1.png"] {

@@ -1,4 +1,4 @@
-//! Text files: CSV and JSON lines, opened and guessed.
+//! Text files: opens CSV and JSON lines and guesses the types of their columns.
 
 use std::{
     fs::File,
@@ -18,11 +18,11 @@ use serde_json::Value;
 use super::values::{self, BATCH_ROWS, Column};
 use crate::engine::{stage::Misfit, store::Note};
 
-/// Rows of a file that its columns' types are guessed from.
+/// The number of rows from which the types of columns are guessed.
 const GUESS_ROWS: usize = 10_000;
-/// What stands between columns where the file's ending does not say it.
+/// The separator between columns if the file's extension implies none.
 const COMMA: char = ',';
-/// What other programs put there.
+/// Separators that other programs use.
 const SEPARATORS: [char; 3] = [';', '\t', '|'];
 
 /// A text file as a table.
@@ -43,7 +43,7 @@ pub(super) struct Opened {
     pub(super) notes: Vec<Note>,
 }
 
-/// Rows in the types of the table, or what is wrong with the file.
+/// Rows in the types of the table, or the error in the file.
 pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, Misfit>>>;
 
 impl Text<'_> {
@@ -51,7 +51,7 @@ impl Text<'_> {
         Misfit::parameter("path", format!("cannot read {}: {error}", self.name))
     }
 
-    /// The file behind the mark that some programs begin text with.
+    /// Opens the file after the byte order mark with which some programs begin text.
     fn open(&self) -> Result<BufReader<File>, Misfit> {
         let mut file = File::open(self.path).map_err(|e| self.failed(e))?;
         let mut begin = Vec::new();
@@ -64,7 +64,7 @@ impl Text<'_> {
         Ok(BufReader::new(file))
     }
 
-    /// CSV with a header; `separator` as declared, if it is.
+    /// Opens CSV with a header; `separator` is the declared one, if any.
     pub(super) fn csv(&self, separator: Option<char>) -> Result<Opened, Misfit> {
         let between = separator.unwrap_or(COMMA);
         let delimiter = u8::try_from(between)
@@ -106,7 +106,7 @@ impl Text<'_> {
         Ok(self.opened(columns, rows, notes))
     }
 
-    /// JSON lines.
+    /// Opens JSON lines.
     pub(super) fn json(&self) -> Result<Opened, Misfit> {
         let lines = self.lines()?.take(GUESS_ROWS);
         let guess =
@@ -120,11 +120,12 @@ impl Text<'_> {
             return Err(self.without_id(&values::schema(&columns)));
         }
         let reader = json::ReaderBuilder::new(values::as_read(&columns)).with_batch_size(BATCH_ROWS);
-        // Numbers as they are written, and a column that appears later is not lost silently.
+        // Numbers keep the text in which they are written, and a column that appears only later is an error instead
+        // of being lost.
         let reader = reader.with_coerce_primitive(true).with_strict_mode(true);
         let rows = reader.build(self.open()?).map_err(|e| self.failed(e))?;
         let mut lines = self.lines()?;
-        // The reader does not say which line is broken.
+        // The reader does not report the line of an error, so it is determined here.
         let rows = rows
             .map(move |rows| rows.map_err(|error| lines.find_map(Result::err).map_or(error, ArrowError::JsonError)));
         Ok(self.opened(columns, rows, self.without_values(&guess).into_iter().collect()))
@@ -139,7 +140,7 @@ impl Text<'_> {
         Opened { schema: values::schema(&columns), rows: converted(self.name, columns, rows), notes }
     }
 
-    /// Says which columns are text for want of a value to guess from.
+    /// Returns a remark on columns that are text because they have no value from which a type could be guessed.
     fn without_values(&self, guess: &Schema) -> Option<Note> {
         let is_declared = |name: &String| self.types.iter().any(|given| given.name() == name);
         let empty = guess.fields().iter().filter(|field| *field.data_type() == DataType::Null);
@@ -147,7 +148,7 @@ impl Text<'_> {
         (!names.is_empty()).then(|| Note::about("columns have no value in the first rows, and are text", names))
     }
 
-    /// The lines of a JSON-lines file; an error says which line is none.
+    /// Returns the lines of a JSON-lines file. An error names the line that is not JSON.
     fn lines(&self) -> Result<impl Iterator<Item = Result<Value, String>> + use<>, Misfit> {
         let lines = self.open()?.lines().enumerate();
         let lines = lines.filter(|(_, line)| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
@@ -157,7 +158,7 @@ impl Text<'_> {
         }))
     }
 
-    /// The columns of the table: as declared, else as guessed. Ids are text.
+    /// Returns the columns of the table, as declared or else as guessed. Ids are text.
     fn columns(&self, guess: &Schema) -> Vec<Column> {
         let mut columns: Vec<Column> = Vec::new();
         for field in guess.fields() {
@@ -172,7 +173,7 @@ impl Text<'_> {
                 }
             });
         }
-        // A JSON column that no row shows yet.
+        // Declared columns of a JSON file that none of the rows read for guessing has.
         let hidden = self.types.iter().filter(|given| guess.column_with_name(given.name()).is_none());
         columns.extend(hidden.map(|given| Column { field: given.clone(), is_guessed: false }));
         columns
@@ -182,7 +183,7 @@ impl Text<'_> {
         values::without_id(self.name, self.id, guess)
     }
 
-    /// What helps where the header holds another separator than commas.
+    /// Returns advice if the header seems to use a separator other than a comma.
     fn other_separator(&self) -> Option<String> {
         let mut header = String::new();
         self.open().ok()?.read_line(&mut header).ok()?;
@@ -193,7 +194,7 @@ impl Text<'_> {
     }
 }
 
-/// Rows in the types of the table.
+/// Converts rows to the types of the table.
 fn converted(
     name: &str,
     columns: Vec<Column>,
@@ -227,7 +228,7 @@ fn converted(
     }))
 }
 
-/// What is wrong with a line of JSON.
+/// Returns the message about an invalid line of JSON.
 fn broken_line(number: usize, line: &str, error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);

@@ -1,7 +1,7 @@
-//! Values of text files: their types are guessed, and none is changed by the guess.
+//! Values of text files. Their types are guessed, and no value is changed by the guess.
 //!
-//! A column whose type is guessed is read as the text that stands in the file and converted here, so that digits which the type
-//! would lose are seen.
+//! A column with a guessed type is read as the text in the file and converted here, so that digits which the type
+//! would lose are noticed.
 
 use std::sync::Arc;
 
@@ -13,25 +13,26 @@ use arrow::{
 
 use crate::engine::stage::Misfit;
 
-/// Rows decoded at a time.
+/// The number of rows that are decoded at a time.
 pub(super) const BATCH_ROWS: usize = 65_536;
 
-/// A column of the table and how it is read from the file.
+/// A column of the table, and the way it is read from the file.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
     /// The column of the table.
     pub(super) field: Field,
-    /// Whether its type is a guess, which no value has to fit.
+    /// True if its type is guessed, so that values need not fit it.
     pub(super) is_guessed: bool,
 }
 
 impl Column {
-    /// The type that the file's reader gives, from which [`Column::convert`] goes on.
+    /// Returns the type in which the file's reader returns the column, which [`Column::convert`] then converts.
     pub(super) fn as_read(&self) -> DataType {
         text_of(self.field.data_type())
     }
 
-    /// The values in the column's type. `before` is the number of rows before these, for the error, which names the row.
+    /// Returns the values in the column's type. `before` is the number of preceding rows, from which the error
+    /// computes the row.
     pub(super) fn convert(&self, values: &ArrayRef, before: usize) -> Result<ArrayRef, String> {
         let (name, to) = (self.field.name(), self.field.data_type());
         self.converted(values, to).map_err(|WrongValue { row, value, of }| {
@@ -95,8 +96,8 @@ struct WrongValue {
     of: DataType,
 }
 
-/// Whether a text is one way to write the value that the type makes of it, so that nothing is lost: `007`, `-0`, and an integer
-/// with more digits than a float keeps are not.
+/// Returns true if a text is a way to write the value that the type makes of it, so that nothing is lost. `007`,
+/// `-0`, and an integer with more digits than a float keeps are not.
 fn is_exact(text: &str, of: &DataType) -> bool {
     match of {
         DataType::Boolean => ["true", "false"].iter().any(|known| text.eq_ignore_ascii_case(known)),
@@ -110,7 +111,8 @@ fn is_exact(text: &str, of: &DataType) -> bool {
             is_plain_decimal(digits)
         }
         DataType::Timestamp(..) => {
-            // A zone would be lost: the column has none. `Z` is what is meant where nothing is said.
+            // A time zone would be lost, because the column has none. `Z` is accepted, as times without a zone mean
+            // UTC.
             let clock = text.get(11..).unwrap_or_default().trim_end_matches('Z');
             clock.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b':' | b'.'))
         }
@@ -118,14 +120,15 @@ fn is_exact(text: &str, of: &DataType) -> bool {
     }
 }
 
-/// Whether a text is a whole number as programs write it: no sign but a minus, no leading zeros.
+/// Returns true if a text is a whole number as programs write it: with no sign except a minus, and without leading
+/// zeros.
 fn is_plain_integer(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !digits.starts_with('0'))
 }
 
-/// Whether digits with a point or an exponent are a number that a float holds up to its rounding: no leading zeros, neither
-/// infinite nor too small.
+/// Returns true if digits with a point or an exponent are a number that a float represents up to rounding: without
+/// leading zeros, neither infinite nor too small.
 fn is_plain_decimal(digits: &str) -> bool {
     let (mantissa, _) = digits.split_once(['e', 'E']).unwrap_or((digits, ""));
     let has_leading_zero = mantissa.starts_with('0') && mantissa[1..].starts_with(|c: char| c.is_ascii_digit());
@@ -134,8 +137,8 @@ fn is_plain_decimal(digits: &str) -> bool {
     !has_leading_zero && float.is_some_and(|float| (float == 0.) == is_zero)
 }
 
-/// The type that holds the text of values: text in the place of every guessed number, time or truth value, also within lists and
-/// records.
+/// Returns the type that holds the text of values: text in place of every guessed number, time or truth value, also
+/// within lists and records.
 fn text_of(of: &DataType) -> DataType {
     use DataType::{Boolean, Date32, Float32, Float64, Timestamp, Utf8};
     match of {
@@ -152,7 +155,7 @@ fn text_of(of: &DataType) -> DataType {
     }
 }
 
-/// A type as tables can hold it: a value of which nothing is known is text.
+/// Returns a type that tables can hold. Columns without a known type become text.
 pub(super) fn known(of: &DataType) -> DataType {
     let inner = |field: &Arc<Field>| Arc::new(field.as_ref().clone().with_data_type(known(field.data_type())));
     match of {
@@ -163,18 +166,18 @@ pub(super) fn known(of: &DataType) -> DataType {
     }
 }
 
-/// The schema that a reader of text gives.
+/// Returns the schema that a reader of text returns.
 pub(super) fn as_read(columns: &[Column]) -> SchemaRef {
     let fields = columns.iter().map(|column| column.field.clone().with_data_type(column.as_read()).with_nullable(true));
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
-/// The schema of the columns.
+/// Returns the schema of the columns.
 pub(super) fn schema(columns: &[Column]) -> SchemaRef {
     Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Vec<_>>()))
 }
 
-/// Makes text of each guessed type that some of these rows would be changed by, and names these columns.
+/// Replaces by text each guessed type that would change some of these rows, and returns the names of these columns.
 pub(super) fn refine(columns: &mut [Column], rows: &RecordBatch) -> Vec<String> {
     let mut refined = Vec::new();
     for (column, values) in columns.iter_mut().zip(rows.columns()).filter(|(column, _)| column.is_guessed) {
@@ -186,14 +189,14 @@ pub(super) fn refine(columns: &mut [Column], rows: &RecordBatch) -> Vec<String> 
     refined
 }
 
-/// Whether some times say that they are UTC and others do not.
+/// Returns true if some of the times say that they are UTC and others do not.
 fn has_mixed_zones(column: &Column, values: &ArrayRef) -> bool {
     let texts = || values.as_string_opt::<i32>().into_iter().flatten().flatten();
     let zoned = texts().filter(|text| text.ends_with('Z')).count();
     matches!(column.field.data_type(), DataType::Timestamp(..)) && zoned > 0 && zoned < texts().count()
 }
 
-/// Says that a file has no column of this name.
+/// Makes the error about a file without a column of this name.
 pub(super) fn without_id(file: &str, id: &str, schema: &Schema) -> Misfit {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     Misfit::parameter("id", format!("{file} has no column `{id}`; it has {}", names.join(", ")))
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guessed_type_takes_only_values_that_it_keeps() {
+    fn guessed_type_accepts_only_values_that_it_keeps() {
         let takes = |of: &DataType, value: &str| guessed(of.clone()).convert(&text(&[value]), 0).is_ok();
         for value in ["0", "-1", "9223372036854775807"] {
             assert!(takes(&DataType::Int64, value), "{value}");
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_does_not_fit_is_named_with_its_row() {
+    fn error_of_a_value_that_does_not_fit_names_its_row() {
         let error = guessed(DataType::Int64).convert(&text(&["1", "2", "007"]), 10).unwrap_err();
         assert!(error.starts_with("row 13, column `x`: `007` would be changed by the type int64"), "{error}");
         let declared = Column { is_guessed: false, ..guessed(DataType::Int64) };
@@ -273,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guess_that_would_change_a_value_becomes_text() {
+    fn guessed_type_that_would_change_a_value_becomes_text() {
         let mut columns = vec![guessed(DataType::Int64), guessed(DataType::Int64)];
         let columns_of = [("a", text(&["1", "007"])), ("b", text(&["1", "7"]))];
         let refined = refine(&mut columns, &RecordBatch::try_from_iter(columns_of).unwrap());
@@ -283,8 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn a_guessed_cast_is_never_lossy_for_random_numbers() {
-        // The conversion of a number's own text gives the number.
+    fn guessed_cast_is_lossless_for_random_numbers() {
+        // A number's own text is converted to the number.
         let column = guessed(DataType::Float64);
         let mut state = 1u64;
         for _ in 0..10_000 {

@@ -1,22 +1,23 @@
-//! Whether a training has learned anything, told from the course of its losses.
+//! Judges from the course of its losses whether a training has learned anything.
 
 use super::{LogRow, MicroBatch};
 
-/// What the losses of a training are compared with.
+/// The value with which the losses of a training are compared.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::stages) enum Judge {
     /// The loss of the first steps.
     Start,
-    /// As `Start`, of one part of the loss, by its index: the whole loss may rise, for example once a discriminator joins in.
+    /// The part of the loss with this index in the first steps. The whole loss may rise, for example once a
+    /// discriminator joins in.
     StartOfPart(usize),
-    /// What guessing costs on a batch of so many rows.
+    /// The loss of guessing on a batch of so many rows.
     Guessing(fn(usize) -> f64),
-    /// Nothing: weights that were trained before begin where others end.
+    /// No value, because weights that were trained before begin at losses at which other trainings end.
     Nothing,
 }
 
 impl Judge {
-    /// Where the judged number stands among the loss and its parts.
+    /// Returns the position of the judged number among the loss and its parts.
     pub(super) fn column(self) -> usize {
         match self {
             Self::StartOfPart(part) => part + 1,
@@ -24,14 +25,14 @@ impl Judge {
         }
     }
 
-    /// What guessing costs on these batches.
+    /// Returns the loss of guessing on these batches.
     pub(super) fn guessing(self, batches: &[MicroBatch]) -> Option<f64> {
         let Self::Guessing(of_rows) = self else { return None };
         let sum: f64 = batches.iter().map(|batch| of_rows(batch.rows.len())).sum();
         Some(sum / batches.len() as f64)
     }
 
-    /// The remark on a training that has learned nothing.
+    /// Returns the remark on a training that has learned nothing.
     pub(super) fn remark(self, first: &[f32], log: &[LogRow]) -> Option<String> {
         let loss = |row: &LogRow| match self {
             Self::StartOfPart(part) => row.parts.get(part).copied().flatten(),
@@ -46,28 +47,28 @@ impl Judge {
     }
 }
 
-/// A loss that fell by a smaller share than this stayed where it began.
+/// The share by which a loss must fall. A smaller fall counts as none.
 const SMALLEST_FALL: f64 = 0.05;
-/// A loss that is not below guessing by this share is at guessing.
+/// The share by which a loss must be below that of guessing.
 const SMALLEST_GAIN: f64 = 0.03;
-/// So many standard deviations of the losses of single steps are no fall, either.
+/// The number of standard deviations, estimated from the losses of single steps, that a fall must exceed.
 const NOISE: f64 = 2.;
 /// The median of the distance between two normal numbers, in standard deviations.
 const MEDIAN_DISTANCE: f64 = 0.954;
 
-/// The first steps of so many, whose mean loss is where a training began.
+/// Returns the number of first steps, of `steps`, whose mean loss is the initial loss of a training.
 pub(super) fn first_steps(steps: u64) -> u64 {
     (steps / 8).clamp(1, 16)
 }
 
-/// A logged loss, and what guessing would have cost on the same batches.
+/// A logged loss, and the loss of guessing on the same batches.
 #[derive(Clone, Copy, Debug)]
 struct Logged {
     loss: f64,
     guessing: Option<f64>,
 }
 
-/// The remark on a training whose first steps had these losses, and which was logged as `log`; none where the loss fell.
+/// Returns the remark on a training with these losses in the first steps and the log `log`; `None` if the loss fell.
 fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
     let last = &log[log.len() - log.len().div_ceil(4)..];
     if last.is_empty() {
@@ -86,7 +87,7 @@ fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
     }
     let began = first.iter().map(|loss| f64::from(*loss)).sum::<f64>() / first.len() as f64;
     let of_means = (1. / first.len() as f64 + 1. / last.len() as f64).sqrt();
-    // Without first steps, of a state that was saved before they were, `began` is no number, and nothing is said.
+    // A state that was saved before first steps were recorded has none. Then `began` is NaN and there is no remark.
     (began > 0. && began - loss < (began * SMALLEST_FALL).max(NOISE * noise(log) * of_means)).then(|| {
         format!(
             "the loss began at {began:.3} and ended at {loss:.3}: the network has learned next to nothing; try more \
@@ -95,7 +96,8 @@ fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
     })
 }
 
-/// The standard deviation of a single loss, told from how far each is from the one before: a trend hardly changes that.
+/// Returns the standard deviation of a single loss, estimated from the differences of successive losses, which a
+/// trend hardly changes.
 fn noise(log: &[Logged]) -> f64 {
     let mut distances: Vec<f64> = log.windows(2).map(|pair| (pair[1].loss - pair[0].loss).abs()).collect();
     distances.sort_by(f64::total_cmp);
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_stays_where_it_began_is_told() {
+    fn remark_on_a_loss_that_does_not_fall() {
         let remark = |first: &[f32], losses: &[f64]| remark(first, &log(losses, None));
         assert_eq!(remark(&[1.], &[0.9, 0.6, 0.4, 0.3]), None);
         let told = remark(&[1.], &[0.99, 1.01, 0.98, 0.99]).unwrap();
@@ -120,24 +122,25 @@ mod tests {
         assert_eq!((remark(&[1.], &[]), remark(&[], &[1., 1.])), (None, None));
     }
 
-    /// As an autoencoder's with a learning rate of 0, whose first batch happened to be the hardest.
+    /// The losses resemble those of an autoencoder with a learning rate of 0 whose first batch happened to be the
+    /// hardest.
     #[test]
-    fn a_fall_within_the_noise_of_single_batches_is_none() {
+    fn fall_within_the_noise_of_single_batches_counts_as_none() {
         let losses =
             [0.785, 0.864, 0.826, 0.807, 0.881, 0.886, 0.803, 0.904, 0.787, 0.808, 0.881, 0.878, 0.811, 0.841, 0.851];
         assert!(remark(&[0.905, 0.785], &log(&losses, None)).is_some());
-        // falling as much as it is noisy
+        // a fall as large as the noise
         let falling: Vec<f64> = losses.iter().enumerate().map(|(i, loss)| loss - 0.03 * i as f64).collect();
         assert_eq!(remark(&[0.905, 0.785], &log(&falling, None)), None);
     }
 
     #[test]
-    fn a_loss_at_guessing_is_told_whatever_it_began_at() {
+    fn remark_on_a_loss_of_guessing_whatever_it_began_at() {
         let chance = Some(32_f64.ln());
         let told = remark(&[9.], &log(&[3.469, 3.46, 3.455, 3.45], chance)).unwrap();
         assert!(told.starts_with("the loss ended at 3.450 and guessing has 3.466"), "{told}");
         assert_eq!(remark(&[3.47], &log(&[3.4, 2., 1., 0.8], chance)), None);
-        // the last batch of an epoch is smaller, and so is what guessing costs on it
+        // the last batch of an epoch is smaller, and therefore the loss of guessing on it too
         let small = [Logged { loss: 2.64, guessing: Some(14_f64.ln()) }];
         assert!(remark(&[3.47], &small).is_some());
     }
