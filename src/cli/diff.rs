@@ -62,13 +62,13 @@ impl Diff {
     }
 }
 
-/// The done runs of a pipeline, oldest first.
+/// Returns the done runs of a pipeline, oldest first.
 fn done(store: &Store, pipeline: &str) -> Result<Vec<Run>> {
     let is_done = |run: &Run| run.pipeline == pipeline && run.status() == "done";
     Ok(history::runs(store)?.into_iter().filter(is_done).collect())
 }
 
-/// A run and the last done one of its pipeline, the older one first.
+/// Returns a run and the last done one of its pipeline, the older one first.
 fn with_last(store: &Store, run: Run) -> Result<[Run; 2]> {
     match done(store, &run.pipeline)?.pop() {
         Some(last) if last.run > run.run => Ok([run, last]),
@@ -128,7 +128,7 @@ fn state(table: &TableDiff, [a, b]: &[Run; 2]) -> String {
     }
 }
 
-/// What is said of a table that one of the runs lacks.
+/// Returns the line about a table that one of the runs lacks.
 fn only_in(one: &str, rows: u64, other: &str, lacking: &Run) -> String {
     match lacking.status() {
         "done" => format!("only in the {one} run, {}", count(rows, "row")),

@@ -37,9 +37,9 @@ impl Graph {
     }
 }
 
-/// Solid arrows carry rows, dotted ones whole tables.
+/// Draws the graph for Mermaid. Solid arrows stand for inputs read row by row, dotted ones for inputs read whole.
 fn mermaid(pipeline: &Pipeline) -> String {
-    // Mermaid's ids are words; the instances of a swept table are numbered.
+    // Mermaid's ids must be words, so the instances of a swept table are numbered.
     let id = |name: &str| {
         let at = pipeline.tables.iter().position(|table| table.name == name).unwrap_or_default();
         let table = &pipeline.tables[at];

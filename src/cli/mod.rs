@@ -1,4 +1,4 @@
-//! The command line: parse, dispatch, exit code. The only place that prints.
+//! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod diff;
 mod gc;
@@ -31,20 +31,20 @@ use crate::{
     query, stages,
 };
 
-/// All done.
+/// Exit code if everything is done.
 pub const EXIT_DONE: u8 = 0;
-/// A stage failed.
+/// Exit code if a stage failed.
 pub const EXIT_FAILED: u8 = 1;
-/// The user's input is wrong: arguments, YAML, data, weights.
+/// Exit code if the user's input is wrong: arguments, YAML, data, weights.
 pub const EXIT_INPUT: u8 = 2;
-/// Some rows failed and were left out.
+/// Exit code if some rows failed and were left out.
 pub const EXIT_SKIPPED: u8 = 3;
-/// Somebody asked it to stop: what a shell reports of a program that Ctrl-C ended.
+/// Exit code if the run was asked to stop. It is the one that shells report for a program that Ctrl-C ended.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// What Rust ends a program with that panicked.
+/// The exit code of a Rust program that panicked.
 const PANICKED: u8 = 101;
-/// Bytes of the stack that commands run on; what is not used takes no memory.
+/// Bytes of the stack that commands run on. Unused parts take no memory.
 const STACK: usize = 256 << 20;
 
 const DEFAULT_STORE: &str = ".vlmdiff";
@@ -109,8 +109,8 @@ struct PipelineArgs {
     /// Set a parameter: TABLE.PARAMETER=VALUE, such as images.root=photos. May be given several times.
     #[arg(long = "set", value_name = "TABLE.PARAMETER=VALUE")]
     sets: Vec<String>,
-    /// Of a sweep, only the combinations with this value, such as extractor=dinov2. Given several times: of one axis any,
-    /// of several axes all
+    /// Of a sweep, only the combinations with this value, such as extractor=dinov2. Given several times: of one axis
+    /// any, of several axes all
     #[arg(long, value_name = "AXIS=VALUE")]
     only: Vec<String>,
     /// Where tables are kept: a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
@@ -183,13 +183,13 @@ impl StoreArgs {
 /// Runs the program.
 pub fn main() -> ExitCode {
     signals::outlive_file_size_limit();
-    // An expression of some thousand terms is a tree of that depth, which SQL's planner goes down by recursion.
+    // An expression of some thousand terms is a tree of that depth, which SQL's planner walks by recursion.
     let thread = std::thread::Builder::new().name("main".into()).stack_size(STACK);
     match thread.spawn(command).map(std::thread::JoinHandle::join) {
         Ok(Ok(code)) => code,
-        // It has panicked, and said why.
+        // The thread has panicked and printed the reason.
         Ok(Err(_)) => PANICKED.into(),
-        // The system gives no such stack, and most expressions need none.
+        // The system refuses such a stack. Most expressions need none, so the command runs on the default one.
         Err(_) => command(),
     }
 }
@@ -217,7 +217,7 @@ fn command() -> ExitCode {
             if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
                 return EXIT_DONE.into();
             }
-            // The engine's messages name their causes; others are chains.
+            // The engine's messages include their causes; other errors are chains of causes.
             match error.downcast_ref::<Error>() {
                 Some(error) => text::say(format!("error: {error}")),
                 None => text::say(format!("error: {error:#}")),

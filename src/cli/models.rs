@@ -15,7 +15,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{engine::Error, models::catalogue};
 
-/// So many names that differ are told of each sort.
+/// The maximum number of differing names that are listed for each kind of difference.
 const DIFFERENT: usize = 5;
 
 /// List, fetch and look into published checkpoints.
@@ -46,7 +46,7 @@ enum Action {
     Verify(verify::Verify),
 }
 
-/// How to write.
+/// An output format.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// For people.
@@ -66,17 +66,17 @@ impl Models {
     }
 }
 
-/// Where weights lie that a user names.
+/// Returns the path of the weights that a user names.
 fn locate(text: &str) -> Result<PathBuf> {
     Ok(catalogue::locate(text).map_err(input)?)
 }
 
-/// The user's input is wrong.
+/// Makes the error of wrong input by the user.
 fn input(error: impl std::fmt::Display) -> Error {
     Error::Input(error.to_string())
 }
 
-/// `87 MB`, as the hub writes sizes.
+/// Formats a size as the hub does, such as `87 MB`.
 fn size(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, "B");
     for larger in ["kB", "MB", "GB", "TB"] {
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_three_digits() {
+    fn sizes_have_three_significant_digits() {
         assert_eq!(size(0), "0 B");
         assert_eq!(size(999), "999 B");
         assert_eq!(size(7289), "7.29 kB");

@@ -1,4 +1,4 @@
-//! Events as progress bars on a terminal, as plain lines elsewhere.
+//! Shows events as progress bars on a terminal and as plain lines elsewhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,13 +11,13 @@ use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressS
 use super::text::{count, say, width};
 use crate::{engine::store::Event, query::output::printable};
 
-/// Where there are no bars, a long table says how far it is this often.
+/// The interval at which the progress of a long table is printed if there are no bars.
 const SAY_EVERY: Duration = Duration::from_secs(15);
 
 /// Shows the events of a run on standard error.
 pub(super) struct Progress {
     quiet: bool,
-    /// Of the tables' names.
+    /// The width of the column of table names.
     width: usize,
     terminal: bool,
     bars: MultiProgress,
@@ -30,12 +30,12 @@ struct Making {
     bar: Option<ProgressBar>,
     /// Bytes of the parts so far.
     bytes: u64,
-    /// When a line last said how far it is.
+    /// The time at which the progress was last printed.
     said: Instant,
 }
 
 impl Progress {
-    /// Shows what is done to these tables.
+    /// Makes the display of a run of these tables.
     pub(super) fn new(tables: &BTreeSet<String>, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self { quiet, width: width(tables), terminal, bars: MultiProgress::new(), tables: BTreeMap::new() }

@@ -25,7 +25,8 @@ pub(super) struct Report {
     /// The pipeline to report on; by default the one that published last.
     #[arg(long)]
     pipeline: Option<String>,
-    /// Show so many images of each class and kind of defect: those with the highest scores; of normal images also those with the lowest.
+    /// Show so many images of each class and kind of defect: those with the highest scores; of normal images also
+    /// those with the lowest.
     #[arg(long, default_value_t = 4, value_name = "N")]
     per_kind: usize,
     /// Show so many images at most, spread over classes and kinds of defect.

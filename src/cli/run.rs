@@ -35,15 +35,16 @@ pub(super) struct Run {
     pipeline: PipelineArgs,
     #[command(flatten)]
     selection: SelectionArgs,
-    /// Where to compute: auto, cpu, cuda or cuda:N, or several with commas between, a worker for each. Results of different
-    /// devices differ in the last digits.
+    /// Where to compute: auto, cpu, cuda or cuda:N, or several with commas between, a worker for each. Results of
+    /// different devices differ in the last digits.
     #[arg(long, default_value = "auto", value_delimiter = ',', value_parser = device)]
     device: Vec<String>,
-    /// Worker processes: so many tables that do not depend on each other, and tasks of a table, run side by side. By default one
-    /// for each device.
+    /// Worker processes: so many tables that do not depend on each other, and tasks of a table, run side by side. By
+    /// default one for each device.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Threads that the workers share, and those of the stages that need no worker. By default as many as the machine has.
+    /// Threads that the workers share, and those of the stages that need no worker. By default as many as the machine
+    /// has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
@@ -52,12 +53,12 @@ pub(super) struct Run {
     /// Rows per task: what is computed again, at most, after a crash.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: u32,
-    /// Seconds between two saved states of a training, or more where saving takes long: what is trained again, at most, after
-    /// a crash.
+    /// Seconds between two saved states of a training, or more where saving takes long: what is trained again, at
+    /// most, after a crash.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     save_every: u64,
-    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part (with
-    /// --dry-run: only hash).
+    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part
+    /// (with --dry-run: only hash).
     #[arg(long)]
     verify: bool,
     /// Say what would be computed, and why, and stop.
@@ -74,7 +75,7 @@ pub(super) struct Run {
     quiet: bool,
 }
 
-/// The name of a device; whether this machine has it is asked where it is opened.
+/// Checks the name of a device. Availability on this machine is checked when the device is opened.
 fn device(name: &str) -> Result<String, DeviceError> {
     device::parse(name).map(|_| name.to_owned())
 }
@@ -90,7 +91,7 @@ impl Run {
         let stop = Stop::default();
         let threads =
             self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-        // Fails where a pool was made before, which is then used.
+        // This fails if a thread pool already exists, which is then used.
         _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let settings = self.settings();
         let workers = Workers::new(&store, worker_program()?, settings.clone(), threads, &stop);
@@ -119,7 +120,7 @@ impl Run {
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
     }
 
-    /// The settings of each worker: the devices in turn.
+    /// Returns the settings of each worker, taking the devices in turn.
     fn settings(&self) -> Vec<Settings> {
         let count = self.workers.map_or(self.device.len(), usize::from);
         let batch_size = self.batch_size.map(|rows| rows as usize);
@@ -128,8 +129,8 @@ impl Run {
     }
 }
 
-/// Ctrl-C, a request to terminate, or the end of the terminal, once: what runs is brought to an end that the next run goes on
-/// from. Twice: at once.
+/// Handles Ctrl-C, a request to terminate, or the end of the terminal. The first signal stops the run in a state from
+/// which the next run continues, the second ends the process at once.
 fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
     let _in_runtime = store.runtime().enter();
     let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
@@ -141,7 +142,7 @@ fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
         if !quiet {
             say("stopping: what is at hand is saved; once more to end at once");
         }
-        // Whoever is told may be slow to listen.
+        // Callbacks of the request may block, so it runs on a thread of its own.
         tokio::task::spawn_blocking(move || stop.request());
         next(&mut signals).await;
         std::process::exit(EXIT_INTERRUPTED.into());
@@ -154,12 +155,12 @@ async fn next(signals: &mut [Signal]) {
     futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
-/// The worker is built beside the driver.
+/// Returns the path of the worker, which is built beside the driver.
 fn worker_program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(format!("vlmdiff-worker{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// The commit of the checkout that holds the pipeline file, if one does and git is there.
+/// Returns the commit of the checkout with the pipeline file; `None` if there is none or git is not installed.
 fn git_commit(pipeline: &Path) -> Option<String> {
     let folder = pipeline.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let output = std::process::Command::new("git").arg("-C").arg(folder).args(["rev-parse", "HEAD"]).output().ok()?;

@@ -117,7 +117,7 @@ fn show(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// What a run did with a table.
+/// Describes what a run did with a table.
 fn done(table: &TableRun) -> String {
     if table.reasons.is_empty() {
         return "fresh".into();
@@ -128,7 +128,7 @@ fn done(table: &TableRun) -> String {
     format!("{} computed in {:.1} s{written}{failed}: {why}", table.computed, table.seconds)
 }
 
-/// A time in the zone of this machine.
+/// Formats a time in the zone of this machine.
 fn when(ms: u64) -> String {
     let time = DateTime::from_timestamp_millis(ms as i64).unwrap_or_default().with_timezone(&Local);
     time.format("%Y-%m-%d %H:%M").to_string()

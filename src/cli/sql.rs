@@ -44,8 +44,8 @@ them, such as `pixels` of several sizes, is not part of it; read it as a run wit
 pub(super) struct Sql {
     /// The query, or several with `;` between them; without one, a prompt opens (or standard input is read).
     query: Option<String>,
-    /// How to write the result. Default: as the ending of --output says (.csv, .json, .jsonl, .ndjson, .parquet, .txt), else a
-    /// drawn table.
+    /// How to write the result. Default: as the ending of --output says (.csv, .json, .jsonl, .ndjson, .parquet,
+    /// .txt), else a drawn table.
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Write to a file instead of standard output. It takes its name when all is written.
@@ -54,8 +54,8 @@ pub(super) struct Sql {
     /// The pipeline that bare table names mean; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
-    /// Allow statements that make tables of this session's own, such as `create table`, and `copy … to` a file. Published
-    /// tables stay as they are.
+    /// Allow statements that make tables of this session's own, such as `create table`, and `copy … to` a file.
+    /// Published tables stay as they are.
     #[arg(long)]
     allow_write: bool,
     #[command(flatten)]
@@ -92,7 +92,7 @@ impl Sql {
     }
 }
 
-/// Where results are written, one after another.
+/// The output of results, one after another.
 struct Results {
     format: Format,
     written: usize,
@@ -101,13 +101,13 @@ struct Results {
 
 enum Output {
     Standard,
-    /// A file that takes its name when all is written: what fails leaves an older file as it was.
+    /// A file that gets its name when everything is written, so that a failure leaves an older file as it was.
     File {
         file: BufWriter<File>,
         unfinished: PathBuf,
         path: PathBuf,
     },
-    /// What is there and no file: a device, a pipe.
+    /// Something that exists and is not a file: a device, a pipe.
     Device(BufWriter<File>),
 }
 
@@ -117,12 +117,12 @@ impl Results {
             None => Output::Standard,
             Some(path) => {
                 let failed = || format!("cannot write {}", path.display());
-                // `/dev/stdout` may be a file, which has no other name.
+                // `/dev/stdout` may be a file, but it has no name to which another file could be renamed.
                 if path.starts_with("/dev") || path.metadata().is_ok_and(|there| !there.is_file()) {
                     let device = File::options().append(true).open(path).with_context(failed)?;
                     return Ok(Self { format, written: 0, out: Output::Device(BufWriter::new(device)) });
                 }
-                // A link stays one.
+                // The target of a link is replaced, so that the link stays.
                 let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 let mut name = path.file_name().unwrap_or_default().to_owned();
                 name.push(format!(".{}.unfinished", std::process::id()));
@@ -134,12 +134,12 @@ impl Results {
         Ok(Self { format, written: 0, out })
     }
 
-    /// Writes what a statement answers, as it comes.
+    /// Writes the rows of a statement as they are computed.
     fn answer(&mut self, session: &Session, statement: &str) -> Result<()> {
         let mut answer = session.answer(statement)?;
         let mut rows = answer.next()?;
         if answer.schema.fields().is_empty() && rows.is_none() {
-            // `create table` and its like answer nothing.
+            // `create table` and similar statements have no result.
             return Ok(());
         }
         self.written += 1;
@@ -179,7 +179,7 @@ impl Results {
 impl Drop for Results {
     fn drop(&mut self) {
         if let Output::File { unfinished, .. } = &self.out {
-            // After all went well there is none.
+            // The file does not exist if everything went well.
             let _ = std::fs::remove_file(unfinished);
         }
     }
@@ -189,7 +189,7 @@ fn prompt(session: &Session, results: &mut Results) -> Result<()> {
     let mut editor = DefaultEditor::new()?;
     let history = std::env::home_dir().map(|home| home.join(".vlmdiff_history"));
     if let Some(history) = &history {
-        // The first time there is none.
+        // The first session has no history yet.
         let _ = editor.load_history(history);
     }
     print("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.")?;

@@ -1,4 +1,4 @@
-//! What the commands share in what they print.
+//! Text output that the commands share.
 
 use std::{
     fmt::Display,
@@ -7,16 +7,16 @@ use std::{
 
 use crate::query::output::printable;
 
-/// Names longer than this do not push the other columns to the right.
+/// The maximum width of a column of names. Longer names do not move the other columns.
 const WIDEST: usize = 48;
 
-/// Prints a line for people: what a terminal would obey in names and values of others is escaped. Where nobody reads on, that is an
-/// error, which ends the command quietly, and not a panic.
+/// Prints a line for people. Control characters, which names and values of others may contain, are escaped. A closed
+/// output is an error, which ends the command quietly, instead of a panic.
 pub(super) fn print(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{}", printable(&line.to_string()))
 }
 
-/// Prints a line for programs, such as JSON, as it is.
+/// Prints a line for programs, such as JSON, without changes.
 pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
@@ -26,12 +26,12 @@ pub(super) fn say(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
 }
 
-/// The width of a column of names.
+/// Returns the width of a column of names.
 pub(super) fn width<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> usize {
     names.into_iter().map(|name| name.as_ref().chars().count()).max().unwrap_or_default().min(WIDEST)
 }
 
-/// `1 row`, `12 rows`.
+/// Formats a count with its noun: `1 row`, `12 rows`.
 pub(super) fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_column_is_as_wide_as_its_longest_name_within_reason() {
+    fn column_is_as_wide_as_its_longest_name_up_to_a_maximum() {
         assert_eq!(width(["images", "captions[default=ü]"]), 19);
         assert_eq!(width(["x".repeat(100)]), WIDEST);
         assert_eq!(width([""; 0]), 0);

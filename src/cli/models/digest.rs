@@ -1,4 +1,4 @@
-//! Files beside the digests they should have.
+//! The digests that files should have, and their comparison.
 
 use std::{
     fs::File,
@@ -9,24 +9,25 @@ use std::{
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// What a file should hash to.
+/// The digest that a file should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expected {
     /// SHA-256, or its beginning.
     Sha256(String),
-    /// What git names the file by: SHA-1 of `blob LENGTH\0` and the content.
+    /// The name of the file's content in git: SHA-1 of `blob LENGTH\0` and the content.
     GitBlob(String),
 }
 
 impl Expected {
-    /// What the Hugging Face cache says of a file: it names the content by the hub's etag, which is one or the other.
+    /// Returns the digest of a file in the Hugging Face cache, which names contents by the hub's etag: one of the two
+    /// kinds of digests.
     pub(super) fn of_cached(path: &Path) -> Option<Self> {
         let blob = path.canonicalize().ok()?;
         let inside = blob.parent()?.file_name()? == "blobs";
         Self::of_etag(blob.file_name()?.to_str()?).filter(|_| inside)
     }
 
-    /// The digest.
+    /// Returns the expected digest.
     pub(super) fn wanted(&self) -> &str {
         let (Self::Sha256(want) | Self::GitBlob(want)) = self;
         want
@@ -41,7 +42,7 @@ impl Expected {
         }
     }
 
-    /// What a file hashes to, if that is something else.
+    /// Returns the digest of a file if it is not the expected one.
     pub(super) fn differs(&self, path: &Path) -> io::Result<Option<String>> {
         let mut file = File::open(path)?;
         let got = match self {
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_compared_with_its_name_in_the_cache() {
+    fn file_is_compared_with_its_name_in_the_cache() {
         let folder = tempfile::tempdir().unwrap();
         let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let git = "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f"; // printf abc | git hash-object --stdin

@@ -1,4 +1,4 @@
-//! One file of a web server.
+//! Downloads one file from a web server.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,23 +13,23 @@ use reqwest::{Client, StatusCode, header};
 
 use super::digest::Expected;
 
-/// Gives up on a server that is silent this long.
+/// The time after which a silent server is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A file that is wanted.
+/// A file to download.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted<'a> {
     pub(super) url: &'a str,
-    /// Where it is to lie.
+    /// The path at which the file is stored.
     pub(super) path: &'a Path,
-    /// Its name in the archive that the URL is of, if it is of one.
+    /// Its name in the archive to which the URL leads; `None` if it leads to the file itself.
     pub(super) member: Option<&'a str>,
     pub(super) sha256: Option<&'a str>,
 }
 
 impl Wanted<'_> {
-    /// Brings the file. What was fetched before it was cut off is kept beside it and fetched no second time; the file itself
-    /// appears whole and checked, or not at all.
+    /// Downloads the file. A partial download is kept beside it and continued by the next call. The file itself
+    /// appears only when it is complete and checked.
     pub(super) async fn fetch(&self, bar: &ProgressBar) -> Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let writes = || format!("cannot write in {}; VLMDIFF_CACHE names another folder", folder.display());
@@ -51,7 +51,7 @@ impl Wanted<'_> {
         Ok(())
     }
 
-    /// Goes on where `part` ends, if the server can.
+    /// Continues at the end of `part`, if the server supports that.
     async fn receive(&self, part: &Path, bar: &ProgressBar) -> Result<()> {
         let have = part.metadata().map_or(0, |meta| meta.len());
         let client = Client::builder().connect_timeout(PATIENCE).read_timeout(PATIENCE).build()?;
@@ -62,7 +62,7 @@ impl Wanted<'_> {
         };
         let mut response = request.send().await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            // Nothing is left to fetch, or this is the beginning of something else; the digest tells.
+            // The download is complete, or `part` is the beginning of another file. The digest shows which.
             if self.sha256.is_some() {
                 return Ok(());
             }
@@ -82,7 +82,7 @@ impl Wanted<'_> {
         Ok(())
     }
 
-    /// Takes the file out of the archive.
+    /// Extracts the file from the archive.
     fn unpacked(&self, archive: &Path) -> Result<PathBuf> {
         let name = self.member.or_else(|| self.path.file_name()?.to_str()).unwrap_or_default();
         let to = with_end(self.path, ".unpacked");
@@ -91,7 +91,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Copies the member of a zip archive that is called `name`, in whatever folder.
+/// Extracts the member of a zip archive with the file name `name`, in whichever folder it is.
 pub(super) fn unpack(archive: &Path, name: &str, to: &Path) -> Result<()> {
     let mut zip = zip::ZipArchive::new(File::open(archive)?)?;
     let found = zip.file_names().find(|path| path.rsplit('/').next() == Some(name)).map(str::to_owned);
@@ -100,7 +100,7 @@ pub(super) fn unpack(archive: &Path, name: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The path with something behind its name.
+/// Returns the path with `end` appended to its name.
 pub(super) fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(end);
@@ -118,7 +118,7 @@ mod tests {
 
     const SHA256_OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    /// Serves `content` to as many requests as it is given lengths: each answer breaks off after so many bytes.
+    /// Serves `content` to as many requests as there are lengths. Each answer breaks off after that number of bytes.
     fn server(content: Vec<u8>, lengths: Vec<usize>) -> (String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(vec![])));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_received_is_not_fetched_again() {
+    fn received_bytes_are_not_fetched_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/weights.pth");
         let (url, asked) = server(b"abc".to_vec(), vec![2, 3]);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn another_content_is_refused_and_forgotten() {
+    fn content_with_another_digest_is_refused_and_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights.pth");
         let (url, _) = server(b"abd".to_vec(), vec![3]);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_taken_out_of_an_archive() {
+    fn file_is_extracted_from_an_archive() {
         let folder = tempfile::tempdir().unwrap();
         let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
         zip.start_file("package/weights.pth", zip::write::SimpleFileOptions::default()).unwrap();

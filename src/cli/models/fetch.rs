@@ -34,14 +34,14 @@ use crate::{
     },
 };
 
-/// Downloads that break off are taken up again this often.
+/// The number of attempts at a download that breaks off.
 const ATTEMPTS: u32 = 4;
-/// Bytes asked for at once, and kept in memory.
+/// Bytes per request, which are kept in memory.
 const CHUNK: usize = 32 << 20;
-/// Chunks asked for side by side.
+/// The number of requests that run concurrently.
 const AT_ONCE: usize = 4;
 
-/// Beside the weights of a repository, what is fetched of it where nobody says which files.
+/// The files of a repository that are fetched beside its weights if the user names no file.
 const COMPANIONS: [&str; 10] = [
     "config.json",
     "generation_config.json",
@@ -58,8 +58,8 @@ const COMPANIONS: [&str; 10] = [
 /// Download checkpoints into the caches.
 ///
 /// From the Hugging Face hub into the cache that its own programs use (HF_HUB_CACHE, HF_HOME), from elsewhere into
-/// ~/.cache/vlmdiff (VLMDIFF_CACHE). A download that was broken off goes on where it was. HF_TOKEN logs in, HF_ENDPOINT names
-/// another hub.
+/// ~/.cache/vlmdiff (VLMDIFF_CACHE). A download that was broken off goes on where it was. HF_TOKEN logs in,
+/// HF_ENDPOINT names another hub.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -84,10 +84,10 @@ impl Fetch {
     }
 }
 
-/// What is to be fetched.
+/// A checkpoint to fetch.
 enum Wish {
     Known(&'static PublishedCheckpoint),
-    /// A repository of the hub, and one file or the usual ones.
+    /// A repository of the hub, with one file or the usual ones.
     Hub(String, Option<String>),
 }
 
@@ -166,7 +166,7 @@ impl Hub {
         Ok(Self { id: id.to_owned(), endpoint, repo, snapshot: catalogue::snapshot(id, revision) })
     }
 
-    /// Brings files, and the shards of those that are an index.
+    /// Fetches files, and the shards of those that are an index.
     async fn fetch(&self, files: Vec<String>) -> Result<()> {
         for file in &files {
             let path = self.file(file).await?;
@@ -181,7 +181,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Brings one file, checked against the digest that the hub names it by.
+    /// Fetches one file and checks it against the digest by which the hub names it.
     async fn file(&self, file: &str) -> Result<PathBuf> {
         let there = self.snapshot.join(file);
         if there.exists() {
@@ -201,7 +201,7 @@ impl Hub {
         Ok(path)
     }
 
-    /// The weights of a repository and what belongs to them.
+    /// Returns the weights of a repository and the files that belong to them.
     async fn usual(&self) -> Result<Vec<String>> {
         let url = format!("{}/{}", self.endpoint, self.id);
         let info = patiently(async || Ok(self.repo.info().await?), &url).await?;
@@ -221,7 +221,7 @@ impl Hub {
     }
 }
 
-/// Tries again what may pass by itself, and says what does not in words.
+/// Retries after transient failures. Other failures become errors with an explanation.
 async fn patiently<T>(get: impl AsyncFn() -> Result<T>, url: &str) -> Result<T> {
     let mut attempt = 1;
     loop {
@@ -235,7 +235,7 @@ async fn patiently<T>(get: impl AsyncFn() -> Result<T>, url: &str) -> Result<T> 
     }
 }
 
-/// What the server or the connection said, in an error of either client.
+/// Returns the error of the server or the connection, from an error of either client.
 fn request(error: &anyhow::Error) -> Option<&reqwest::Error> {
     match error.downcast_ref() {
         Some(ApiError::RequestError(error)) => Some(error),
@@ -281,7 +281,7 @@ fn about(bytes: u64) -> String {
     format!(", about {}", size(bytes))
 }
 
-/// A bar on a terminal; elsewhere one line.
+/// Makes a progress bar on a terminal; elsewhere prints one line.
 fn bar(file: &str, bytes: Option<u64>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         say(format!("fetching {file}{}", bytes.map_or(String::new(), about)));
@@ -292,7 +292,7 @@ fn bar(file: &str, bytes: Option<u64>) -> ProgressBar {
     ProgressBar::new(bytes.unwrap_or_default()).with_style(style).with_prefix(file.to_owned())
 }
 
-/// A bar that the hub's client moves.
+/// A progress bar for the hub's client.
 #[derive(Clone)]
 struct Bar(ProgressBar);
 

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// So many lines of names are printed without `--keys`.
+/// The maximum number of lines of names without `--keys`.
 const LINES: usize = 40;
 
 /// Say what a file of weights holds and which architecture it fits.
@@ -29,7 +29,8 @@ Examples:
   vlmdiff models inspect dino-vits8 --keys
   vlmdiff models inspect downloads/model.safetensors.index.json --format json")]
 pub(super) struct Inspect {
-    /// A file, a folder in the Hugging Face layout, a name of `vlmdiff models list`, or ORG/NAME[/FILE] that was fetched.
+    /// A file, a folder in the Hugging Face layout, a name of `vlmdiff models list`, or ORG/NAME[/FILE] that was
+    /// fetched.
     file: String,
     /// Every name; without it, names that differ in numbers alone are one line.
     #[arg(long)]
@@ -70,7 +71,7 @@ fn bytes(checkpoint: &Checkpoint) -> u64 {
     files.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum()
 }
 
-/// Elements of all tensors, and how many tensors are of each type.
+/// Returns the number of elements of all tensors, and the number of tensors by type.
 fn totals(checkpoint: &Checkpoint) -> (i64, BTreeMap<String, u64>) {
     let elements =
         checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(|shape| shape.iter().product::<i64>());
@@ -122,7 +123,7 @@ fn say(found: &Recognised) -> Result<()> {
     }
 }
 
-/// The names with their shapes and types.
+/// Prints the names with their shapes and types.
 fn names(weights: &Checkpoint, all: bool) -> Result<()> {
     let lines = if all { each(weights) } else { together(weights) };
     let shown = if all { lines.len() } else { lines.len().min(LINES) };
@@ -148,7 +149,7 @@ fn each(weights: &Checkpoint) -> Vec<[String; 4]> {
     weights.names().map(|name| line(weights, name)).collect()
 }
 
-/// One line for all names that have the same words, shape and type; numbers that differ are `#`.
+/// Returns one line for all names with the same words, shape and type; differing numbers are shown as `#`.
 fn together(weights: &Checkpoint) -> Vec<[String; 4]> {
     let mut groups: Vec<([String; 4], u64)> = Vec::new();
     let mut places = BTreeMap::new();
@@ -170,7 +171,7 @@ fn together(weights: &Checkpoint) -> Vec<[String; 4]> {
     groups.into_iter().map(|([name, shape, dtype, _], n)| [name, shape, dtype, times(n)]).collect()
 }
 
-/// `21,670,272`
+/// Formats a number with commas, such as `21,670,272`.
 fn thousands(number: i64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -218,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_numbers_are_grouped() {
+    fn long_numbers_are_written_with_commas() {
         assert_eq!([0, 999, 1000, 21_670_272].map(thousands), ["0", "999", "1,000", "21,670,272"]);
     }
 }

@@ -40,7 +40,7 @@ impl List {
     }
 }
 
-/// Whether its files are on this machine.
+/// Returns `here`, `part` or nothing for a checkpoint whose files are on this machine, partly, or not.
 fn here(known: &PublishedCheckpoint) -> &'static str {
     match known.locate() {
         Ok(_) => "here",

