@@ -1,7 +1,7 @@
 //! The metrics as aggregate functions of SQL: `select class, aupro(map, mask, 0.3) from … group by class`.
 //!
-//! They are those of the protocol `exact`. A row with a null argument is left out; of no rows, and of one kind alone, a metric is
-//! null.
+//! They follow the protocol `exact`. A row with a null argument is left out. Without rows, and for rows of one kind
+//! alone, a metric is null.
 
 use std::{
     fmt::{self, Debug, Display},
@@ -30,7 +30,7 @@ use crate::{
     metrics::{ImageMetrics, PixelMetrics, Ranking, Score, State},
 };
 
-/// Every function, by how it is called.
+/// Every function: its name, its arguments, and the metric.
 const FUNCTIONS: [(&str, &[&str], Metric); 7] = [
     ("auroc", &["score", "label"], Metric::Auroc),
     ("average_precision", &["score", "label"], Metric::AveragePrecision),
@@ -41,7 +41,7 @@ const FUNCTIONS: [(&str, &[&str], Metric); 7] = [
     ("aupro", &["map", "mask", "limit"], Metric::Aupro),
 ];
 
-/// Makes the functions known to a session.
+/// Registers the functions with a session.
 pub(super) fn register(context: &SessionContext) {
     for (name, arguments, metric) in FUNCTIONS {
         let signature = Signature::user_defined(Volatility::Immutable);
@@ -54,7 +54,7 @@ enum Metric {
     Auroc,
     AveragePrecision,
     F1Max,
-    /// Of maps alone.
+    /// Computed from maps only.
     Aupro,
 }
 
@@ -171,7 +171,7 @@ impl Function {
         };
         let shape = arguments.expr_fields.iter().find_map(|field| tensor_shape(field));
         let width = match shape.as_deref() {
-            // Where rows begin and end matters to regions alone.
+            // The beginnings and ends of rows matter for regions only.
             _ if metric != Metric::Aupro => Width::All,
             None => Width::Square,
             Some([ones @ .., _, width]) if ones.iter().all(|n| *n == 1) => Width::Known(*width),
@@ -193,7 +193,7 @@ fn is_flag(of: &DataType) -> bool {
     of.is_integer() || *of == DataType::Boolean
 }
 
-/// What a list is a list of.
+/// Returns the type of a list's items.
 fn pixels(of: &DataType) -> Option<&DataType> {
     match of {
         DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => Some(item.data_type()),
@@ -201,7 +201,7 @@ fn pixels(of: &DataType) -> Option<&DataType> {
     }
 }
 
-/// The list in a row.
+/// Returns the list in a row.
 fn list(column: &ArrayRef, row: usize) -> ArrayRef {
     match column.data_type() {
         DataType::FixedSizeList(..) => column.as_fixed_size_list().value(row),
@@ -210,13 +210,13 @@ fn list(column: &ArrayRef, row: usize) -> ArrayRef {
     }
 }
 
-/// The length of a map's rows.
+/// The length of a map's rows, in pixels.
 #[derive(Debug, Clone, Copy)]
 enum Width {
     Known(usize),
-    /// As many as there are rows.
+    /// The number of rows, because the map is square.
     Square,
-    /// One row is all.
+    /// The whole map, as a single row.
     All,
 }
 
@@ -250,9 +250,9 @@ fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
 /// Adds a row of the arguments to a state.
 type Update<S> = dyn Fn(&mut S, &[ArrayRef], usize) -> Result<(), String> + Send + Sync;
 
-/// What has been seen of one group.
+/// The accumulated state of one group.
 struct Measured<S> {
-    /// As errors name it.
+    /// The name of the function, for errors.
     function: String,
     state: S,
     update: Box<Update<S>>,
@@ -274,7 +274,7 @@ impl<S> Measured<S> {
 impl<S: State> Accumulator for Measured<S> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         for row in 0..values[0].len() {
-            // The limit of AUPRO is the same in all rows.
+            // The third argument, AUPRO's limit, is the same in all rows.
             if values[..2].iter().all(|column| column.is_valid(row)) {
                 (self.update)(&mut self.state, values, row).map_err(|why| self.failed(why))?;
             }
@@ -314,7 +314,7 @@ mod tests {
 
     const SHAPE: [usize; 2] = [3, 4];
 
-    /// Rows of two groups, of which some have no mask.
+    /// Makes rows of two groups, some without a mask.
     fn rows() -> Vec<(&'static str, Vec<f16>, Option<Vec<u8>>)> {
         (0..40u32)
             .map(|row| {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_partitions_are_those_of_one_state() {
+    fn groups_and_partitions_give_the_metrics_of_one_state() {
         let rows = rows();
         let expected = ["a", "b"].map(|class| {
             let mut state = PixelMetrics::new();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_any_kind_are_maps() {
+    fn lists_of_any_kind_are_accepted_as_maps() {
         let map = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([0.1, 0.9, 0.3, 0.2].map(Some))]);
         let mask = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some([0, 1, 1, 0].map(Some))]);
         let lists = |map: ListArray, mask: ListArray| {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_score_or_a_label_is_left_out() {
+    fn row_without_a_score_or_a_label_is_left_out() {
         let scores = Arc::new(arrow::array::Float32Array::from(vec![Some(0.9), None, Some(0.1), Some(0.5)]));
         let labels = Arc::new(BooleanArray::from(vec![Some(true), Some(false), Some(false), None]));
         let table = RecordBatch::try_from_iter([("score", scores as ArrayRef), ("label", labels)]).unwrap();

@@ -1,5 +1,5 @@
-//! The tables of a pipeline as a schema of SQL: names come from one listing, a table is read when a query names it. Of a table
-//! that is being made now the rows so far are seen, as of a training that goes on.
+//! The tables of a pipeline as a schema of SQL. Names come from one listing, and a table is read when a query names
+//! it. For a table that is being made, such as by a training, the rows so far are visible.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,24 +22,24 @@ use crate::engine::{
     table_of,
 };
 
-/// The name of the one catalogue that a session has: tables are called `CATALOG.PIPELINE.TABLE`.
+/// The name of a session's only catalogue: tables have the names `CATALOG.PIPELINE.TABLE`.
 pub(super) const CATALOG: &str = "vlmdiff";
 
-/// A pipeline's published tables; beside them those that a session made itself.
+/// A pipeline's published tables, and the tables that the session itself has made.
 #[derive(Debug)]
 pub(super) struct Tables {
     published: Arc<Names>,
     made: RwLock<BTreeMap<String, Arc<dyn TableProvider>>>,
 }
 
-/// Where a pipeline's tables are kept.
+/// The places of a pipeline's tables.
 #[derive(Debug)]
 struct Names {
     store: Store,
     pipeline: String,
-    /// The slots of each table: several for a swept one.
+    /// The slots of each table; a swept table has several.
     slots: BTreeMap<String, BTreeSet<String>>,
-    /// Those of tables that are being made.
+    /// The slots of tables that are being made.
     unfinished: BTreeSet<String>,
     /// The parts of the tables that queries of the session have read.
     read: PartsRead,
@@ -49,7 +49,8 @@ struct Names {
 pub(super) type PartsRead = Arc<Mutex<BTreeSet<Digest>>>;
 
 impl Tables {
-    /// `slots` and `unfinished` are the store's published tables and those that runs are making.
+    /// Makes the schema of a pipeline; `slots` and `unfinished` are the store's published tables and those that runs
+    /// are making.
     pub(super) fn new(
         store: &Store,
         pipeline: &str,
@@ -82,7 +83,7 @@ impl Tables {
 }
 
 impl Names {
-    /// A published table, `TABLE` or `TABLE@RUN`.
+    /// Opens a published table, `TABLE` or `TABLE@RUN`.
     fn open(&self, name: &str) -> Result<Option<Published>, Error> {
         let manifests = match name.split_once('@') {
             Some((table, run)) => self.of_run(table, run)?,
@@ -93,7 +94,7 @@ impl Names {
         if manifests.is_empty() { Ok(None) } else { Published::new(&self.store, &manifests).map(Some) }
     }
 
-    /// All instances of a table, or the one that is kept in the slot of this name.
+    /// Returns all instances of a table, or the one in the slot of this name.
     fn current(&self, name: &str) -> Result<Vec<Manifest>, Error> {
         let Some(slots) = self.slots.get(table_of(name)) else { return Ok(Vec::new()) };
         let is_meant = |slot: &&String| name == table_of(slot) || name == *slot;
@@ -174,7 +175,8 @@ impl SchemaProvider for Tables {
     }
 }
 
-/// The store waits for its requests, which a thread that serves queries must not.
+/// Runs work of the store on a thread of its own. The store blocks on its requests, which a thread that serves
+/// queries must not do.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
     let external = |e: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(e);
     let done = tokio::task::spawn_blocking(work).await.map_err(|e| external(Box::new(e)))?;

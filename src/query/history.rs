@@ -1,4 +1,4 @@
-//! What runs did, as tables: `runs`, `stage_runs` and `errors`.
+//! The history of runs as tables: `runs`, `stage_runs` and `errors`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::engine::{
     store::{Run, Store, TableRun, history},
 };
 
-/// The tables of what a store's runs did, in the order of their names in `TABLES_OF_SQL`.
+/// Returns the tables of the history of a store's runs, in the order of their names in `TABLES_OF_SQL`.
 pub(super) fn tables(store: &Store) -> Result<[Lazy; 3]> {
     Ok([lazy(store, history::runs, runs)?, lazy(store, table_runs, stage_runs)?, lazy(store, failures, errors)?])
 }
@@ -21,7 +21,7 @@ fn lazy<T: 'static>(
     table: fn(&[T]) -> Result<RecordBatch>,
 ) -> Result<Lazy> {
     let store = store.clone();
-    // No rows have the columns of all.
+    // The schema is that of the table without rows, so that the runs are read only by queries.
     Ok(Lazy::new(table(&[])?.schema(), move || table(&rows(&store)?)))
 }
 
@@ -47,7 +47,7 @@ fn time<T>(rows: &[T], of: impl Fn(&T) -> u64) -> ArrayRef {
     Arc::new(times.with_timezone("UTC"))
 }
 
-/// A row per run, oldest first.
+/// Returns the table with a row per run, oldest first.
 fn runs(runs: &[Run]) -> Result<RecordBatch> {
     let sum = |of: fn(&TableRun) -> u64| move |run: &Run| run.tables.iter().map(of).sum();
     batch([
@@ -67,7 +67,7 @@ fn runs(runs: &[Run]) -> Result<RecordBatch> {
     ])
 }
 
-/// What each run did with each table.
+/// Returns each run with its record of each table.
 fn table_runs(store: &Store) -> Result<Vec<(Run, TableRun)>> {
     let of_run = |mut run: Run| {
         let tables = std::mem::take(&mut run.tables);
@@ -76,7 +76,7 @@ fn table_runs(store: &Store) -> Result<Vec<(Run, TableRun)>> {
     Ok(history::runs(store)?.into_iter().flat_map(of_run).collect())
 }
 
-/// A row per run and table.
+/// Returns the table with a row per run and table.
 fn stage_runs(rows: &[(Run, TableRun)]) -> Result<RecordBatch> {
     batch([
         ("run", text(rows, |(run, _)| Some(run.run.clone()))),
@@ -104,7 +104,8 @@ struct Failure {
     chain: Vec<String>,
 }
 
-/// Rows that failed: those that the current tables leave out, and those that stopped the last run of a pipeline.
+/// Returns rows that failed: those that the current tables leave out, and those that stopped the last run of a
+/// pipeline.
 fn failures(store: &Store) -> Result<Vec<Failure>> {
     let mut failures = Vec::new();
     for (pipeline, manifest) in manifests(store)? {
@@ -132,7 +133,7 @@ fn failures(store: &Store) -> Result<Vec<Failure>> {
 }
 
 fn errors(rows: &[Failure]) -> Result<RecordBatch> {
-    // A message names the row and often repeats the causes; the chain adds the others.
+    // The message names the row and often repeats causes. The column has the causes that the message lacks.
     let beyond = |row: &Failure| {
         let causes: Vec<&str> =
             row.chain.iter().map(String::as_str).filter(|cause| !row.message.contains(cause)).collect();

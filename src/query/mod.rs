@@ -1,10 +1,10 @@
 //! Published tables as SQL sees them.
 //!
-//! Each pipeline is a schema of its own (`quickstart.metrics`); bare names mean the pipeline that ran last. The instances of a
-//! swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the run's id or a
-//! tag. Beside the tables stand `runs`, `stage_runs` and `errors` (what runs did, by table, and the rows that failed), and
-//! `paper_results` and `paper_datasets` (the numbers of the paper, of which ROC_I, ROC_P and PRO are `image_auroc`, `pixel_auroc` and
-//! `aupro` times 100). The metrics are aggregate functions.
+//! Each pipeline is a schema (`quickstart.metrics`); bare names refer to the pipeline that ran last. The instances of
+//! a swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the
+//! run's id or a tag. Further tables are `runs`, `stage_runs` and `errors` (the history of runs, by table, and the
+//! rows that failed), and `paper_results` and `paper_datasets` (the numbers of the paper, of which ROC_I, ROC_P and
+//! PRO are `image_auroc`, `pixel_auroc` and `aupro` times 100). The metrics are aggregate functions.
 
 mod aggregate;
 mod catalog;
@@ -102,12 +102,12 @@ impl Session {
         Ok(Self { context, store: store.clone(), read, writes: false, ends_at_interrupt: false })
     }
 
-    /// Lets statements make tables of this session's own and write files; published tables stay as they are.
+    /// Permits statements that make tables of this session and write files. Published tables stay as they are.
     pub fn allow_write(self) -> Self {
         Self { writes: true, ..self }
     }
 
-    /// Lets an interrupt signal end a statement with [`Error::Interrupted`], and not the process.
+    /// Makes an interrupt signal end a statement with [`Error::Interrupted`] instead of ending the process.
     pub fn end_at_interrupt(self) -> Self {
         Self { ends_at_interrupt: true, ..self }
     }
@@ -122,7 +122,7 @@ impl Session {
         Ok((answer.schema, batches))
     }
 
-    /// Begins one statement, whose rows are read as they come.
+    /// Starts one statement, whose rows are read as they are computed.
     pub fn answer(&self, sql: &str) -> Result<Answer<'_>> {
         check_length(sql).map_err(Error::Input)?;
         let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
@@ -140,7 +140,7 @@ impl Session {
         Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
     }
 
-    /// What is wrong with a statement, or with the parts of the tables that it reads.
+    /// Makes the error about a statement, or about a damaged part of a table that it reads.
     fn wrong(&self, error: DataFusionError, sql: &str) -> Error {
         use DataFusionError::{External, IoError, ObjectStore, ParquetError};
         let is_of_storage = |error: &_| matches!(error, ParquetError(_) | ObjectStore(_) | IoError(_) | External(_));
@@ -148,8 +148,8 @@ impl Session {
         damage.unwrap_or_else(|| statement_error(error, sql, &self.context, ONLY_READS))
     }
 
-    /// The first part that is damaged or missing, of the tables that were read. DataFusion tells that a part could not be read
-    /// in words alone.
+    /// Returns the error about the first part that is damaged or missing, among the tables that were read. DataFusion
+    /// reports a part that cannot be read only as text.
     fn damage(&self) -> Option<Error> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
         read.into_iter().find_map(|part| match self.store.part(part) {
@@ -164,7 +164,7 @@ impl Session {
 
 const ONLY_READS: &str = "statements only read, unless the session is opened with --allow-write";
 
-/// The rows of a statement, as they come.
+/// The rows of a statement, read as they are computed.
 pub struct Answer<'a> {
     session: &'a Session,
     sql: String,
@@ -181,7 +181,7 @@ impl std::fmt::Debug for Answer<'_> {
 }
 
 impl Answer<'_> {
-    /// The next rows, or `None` at the end.
+    /// Returns the next rows, or `None` at the end.
     pub fn next(&mut self) -> Result<Option<RecordBatch>> {
         let Self { session, sql, rows, interrupt, .. } = self;
         let next = session.store.runtime().block_on(unless(interrupt, rows.next())).ok_or(Error::Interrupted)?;
@@ -189,7 +189,7 @@ impl Answer<'_> {
     }
 }
 
-/// Does some work, unless a signal comes before it is done.
+/// Does some work; `None` if a signal arrives before it is done.
 async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = T>) -> Option<T> {
     match signal {
         None => Some(work.await),
@@ -200,7 +200,7 @@ async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = T>) -
     }
 }
 
-/// Of the pipelines that published, the one that ran last.
+/// Returns the pipeline that ran last, among those that have published tables.
 fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
     if pipelines.len() < 2 {
         return Ok(pipelines.first().map(|name| (*name).to_owned()));
@@ -212,11 +212,11 @@ fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
     if last.is_some() {
         return Ok(last);
     }
-    // The logs of the runs are gone: the table that was published last is of the pipeline that ran last.
+    // Without logs of runs, the pipeline of the table that was published last is taken.
     Ok(manifests(store)?.into_iter().max_by_key(|(_, manifest)| manifest.published_ms).map(|(pipeline, _)| pipeline))
 }
 
-/// The current manifest of every published table that its pipeline still declares.
+/// Returns the current manifest of every published table that its pipeline still declares.
 pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     let mut manifests = Vec::new();
     for tables in store.tables()?.chunk_by(|a, b| a.0 == b.0) {
@@ -229,7 +229,7 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     Ok(manifests)
 }
 
-/// The tables that every store has; those that a pipeline published under such a name win.
+/// Registers the tables that every store has. A table that a pipeline published under such a name takes precedence.
 fn common(store: &Store, tables: &Tables) -> Result<()> {
     let paper = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?];
     for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(paper)) {

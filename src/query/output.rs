@@ -1,4 +1,4 @@
-//! Query results in the formats that people and programs read, written as they come.
+//! Writes query results in formats for people and programs, as the rows are computed.
 
 use std::{borrow::Cow, io::Write, path::Path, sync::Arc};
 
@@ -19,13 +19,14 @@ use parquet::arrow::ArrowWriter;
 
 use crate::engine::{Error, Result, store::plain};
 
-/// Longer texts are cut in a drawn table.
+/// The maximum width of texts in a drawn table. Longer texts are cut.
 const WIDEST: usize = 60;
 
-/// How a result is written.
+/// A format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A drawn table; long values are cut and control characters escaped, while the other formats write values as they are.
+    /// A drawn table; long values are cut and control characters escaped, while the other formats write values as
+    /// they are.
     Table,
     /// Comma-separated values with a header.
     Csv,
@@ -37,7 +38,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that a file's ending asks for: a drawn table for `.txt` and for no ending at all.
+    /// Returns the format for a file's extension: a drawn table for `.txt` and for no extension.
     pub fn of_file(path: &Path) -> Result<Self> {
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
         match ending.as_deref() {
@@ -54,7 +55,8 @@ impl Format {
     }
 }
 
-/// Writes one result, batch by batch. Only a drawn table is kept until its end, where its columns' widths are known.
+/// Writes one result, batch by batch. Only a drawn table is kept in memory until its end, because its columns' widths
+/// depend on all rows.
 pub struct Writer<'a> {
     out: &'a mut dyn Write,
     schema: SchemaRef,
@@ -62,7 +64,7 @@ pub struct Writer<'a> {
 }
 
 enum Kind {
-    /// The batches as they are drawn.
+    /// The batches in the form in which they are drawn.
     Table(Vec<RecordBatch>),
     Csv {
         is_begun: bool,
@@ -94,7 +96,7 @@ impl<'a> Writer<'a> {
         match &mut self.kind {
             Kind::Table(drawn) => drawn.push(readable(batch, true)?),
             Kind::Csv { is_begun } => {
-                // By way of a buffer: Arrow's writer hides what the output said.
+                // Rows go through a buffer, because Arrow's writer hides errors of the output.
                 let mut text = Vec::new();
                 let mut writer = arrow::csv::WriterBuilder::new().with_header(!*is_begun).build(&mut text);
                 writer.write(&readable(batch, false)?)?;
@@ -118,7 +120,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Ends the result. No rows have columns, too.
+    /// Ends the result. A result without rows still has its header.
     pub fn finish(mut self) -> Result<()> {
         match &self.kind {
             Kind::Table(drawn) if drawn.is_empty() => self.write(&RecordBatch::new_empty(self.schema.clone()))?,
@@ -137,12 +139,12 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Hands on what a Parquet writer has written so far.
+/// Writes the bytes that a Parquet writer has produced so far.
 fn flush(writer: &mut ArrowWriter<Vec<u8>>, out: &mut dyn Write) -> std::io::Result<()> {
     out.write_all(&std::mem::take(writer.inner_mut()))
 }
 
-/// Refuses names of which a reader keeps one.
+/// Refuses duplicate names, of which a reader would keep one.
 fn check_names(schema: &Schema, what: &str) -> Result<()> {
     let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
     match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
@@ -153,7 +155,7 @@ fn check_names(schema: &Schema, what: &str) -> Result<()> {
     }
 }
 
-/// Text with control characters escaped, as a terminal would obey them, and with those that change the direction of writing. Line
+/// Escapes control characters, which a terminal would obey, and characters that change the direction of writing. Line
 /// breaks and tabs stay.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| {
@@ -175,10 +177,10 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Lists as text, since neither a drawn table nor CSV has them. As `drawn` texts on one line and no longer than fits, and of lists
-/// their shape and the first few values.
+/// Converts lists to text, because neither a drawn table nor CSV has lists. With `drawn`, texts are put on one line
+/// and cut to the maximum width, and lists are shown by shape and first values.
 fn readable(batch: &RecordBatch, drawn: bool) -> Result<RecordBatch> {
-    // The plans of `explain` are read as they are.
+    // The plans of `explain` are not cut.
     let cut = drawn && batch.schema_ref().field_with_name("plan_type").is_err();
     let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
         let mut shown: ArrayRef = match column.data_type() {
@@ -217,7 +219,7 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r', '\t'], " ")
 }
 
-/// A text as a drawn table shows it.
+/// Returns a text as a drawn table shows it.
 fn draw(text: &str, cut: bool) -> String {
     if !cut {
         return printable(text).into_owned();
@@ -229,14 +231,14 @@ fn draw(text: &str, cut: bool) -> String {
     }
 }
 
-/// A batch of other columns; there may be none.
+/// Makes a batch of other columns, possibly of none.
 fn rebuilt(columns: Vec<(Field, ArrayRef)>, rows: usize) -> Result<RecordBatch> {
     let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)?)
 }
 
-/// How floats are written in JSON, wherever they stand: Arrow's writer makes null of what is no number.
+/// Encodes floats in JSON, at any depth. Arrow's writer would write null for values that are not numbers in JSON.
 #[derive(Debug)]
 struct Floats;
 
@@ -257,7 +259,7 @@ impl EncoderFactory for Floats {
     }
 }
 
-/// Floats, and the text of one.
+/// Floats, and the function that formats one.
 struct Float<'a, N>(&'a [N], fn(N) -> String);
 
 impl<N: Copy> Encoder for Float<'_, N> {
@@ -266,7 +268,7 @@ impl<N: Copy> Encoder for Float<'_, N> {
     }
 }
 
-/// A number of JSON, or a text that says which number it has none for.
+/// Returns a number in JSON, or a text for NaN and infinities, which JSON lacks.
 fn json<N: Copy + Into<f64> + serde::Serialize>(value: N) -> String {
     let float: f64 = value.into();
     if float.is_nan() {
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn json_tells_null_from_what_is_no_number() {
+    fn json_distinguishes_null_from_nan_and_infinity() {
         let floats = [Some(f64::NAN), Some(f64::INFINITY), Some(f64::NEG_INFINITY), None, Some(1.5), Some(2.)];
         let x: ArrayRef = Arc::new(Float64Array::from(floats.to_vec()));
         let h: ArrayRef = Arc::new(floats.iter().map(|v| v.map(half::f16::from_f64)).collect::<Float16Array>());
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn drawn_tables_hold_no_control_characters() {
+    fn drawn_tables_have_no_control_characters() {
         let text: ArrayRef = Arc::new(StringArray::from(vec!["one\u{1b}]0;title\u{7}two", "a\tb\nc\u{9b}\u{202e}d"]));
         let item = Arc::new(Field::new_list_field(DataType::Utf8, true));
         let offsets = arrow::buffer::OffsetBuffer::from_lengths([1, 1]);
@@ -314,12 +316,12 @@ mod tests {
         assert!(drawn.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{drawn:?}");
         assert!(drawn.contains(r"one\x1b]0;title\x07two") && drawn.contains(r"a b c\x9b\u{202e}d"), "{drawn}");
         assert!(drawn.contains(r"x\x1b[2J"), "{drawn}");
-        // A program gets values as they are.
+        // Formats for programs contain values without changes.
         assert!(written(&batch, Format::Csv).contains("one\u{1b}]0;title\u{7}two"));
     }
 
     #[test]
-    fn a_file_is_written_as_its_ending_says() {
+    fn format_of_a_file_is_that_of_its_extension() {
         let of = |name: &str| Format::of_file(Path::new(name));
         assert_eq!(of("a/scores.CSV").unwrap(), Format::Csv);
         assert_eq!(of("scores.jsonl").unwrap(), Format::Json);
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn two_columns_of_one_name_are_no_json() {
+    fn duplicate_column_names_are_refused_in_json() {
         let schema: SchemaRef =
             Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, true), Field::new("id", DataType::Utf8, true)]));
         for (format, fits) in

@@ -1,4 +1,4 @@
-//! Several statements in one text: they end where SQL says it, and not within quotes or comments.
+//! Splits a text into statements. A `;` within quotes or comments does not end a statement.
 
 use datafusion::sql::sqlparser::{
     dialect::GenericDialect,
@@ -8,7 +8,8 @@ use datafusion::sql::sqlparser::{
 use super::wrong::syntax;
 use crate::engine::{Error, Result};
 
-/// The statements of a text, without those that say nothing. Each stands at its line and column, so that errors name these.
+/// Returns the statements of a text without empty ones. Each is padded to its line and column, so that errors have
+/// the right place.
 pub fn statements(text: &str) -> Result<Vec<String>> {
     let tokens = tokens(text).map_err(|e| Error::Input(syntax(&e.to_string())))?;
     let statements = tokens.split(|token| token.token == Token::SemiColon).filter_map(|tokens| {
@@ -21,7 +22,7 @@ pub fn statements(text: &str) -> Result<Vec<String>> {
     Ok(statements.collect())
 }
 
-/// Whether the last statement of a text has been ended by a `;`.
+/// Returns true if the last statement of a text has been ended by a `;`.
 pub fn is_ended(text: &str) -> bool {
     let Ok(tokens) = tokens(text) else { return false };
     let last = tokens.iter().rfind(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
@@ -32,7 +33,7 @@ fn tokens(text: &str) -> std::result::Result<Vec<TokenWithSpan>, TokenizerError>
     Tokenizer::new(&GenericDialect {}, text).tokenize_with_location()
 }
 
-/// Where a line and a column are in a text.
+/// Returns the byte offset of a line and a column in a text.
 fn offset(text: &str, at: Location) -> usize {
     let line_start: usize = text.split_inclusive('\n').take(at.line as usize - 1).map(str::len).sum();
     let line = text.get(line_start..).unwrap_or_default();
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_semicolon_within_quotes_and_comments_ends_nothing() {
+    fn semicolon_within_quotes_or_comments_ends_no_statement() {
         let split = |text| statements(text).unwrap();
         assert_eq!(
             split("select 'a;b' as v; select ';' as w"),
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_goes_on_until_it_is_ended() {
+    fn statement_continues_until_a_semicolon() {
         assert!(is_ended("select 1; -- done\n"));
         for open in ["select 1", "select 'a;", "select 'a;\n", "select 1 -- ;", "/* ;", "select \"a;"] {
             assert!(!is_ended(open), "{open}");

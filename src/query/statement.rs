@@ -1,4 +1,4 @@
-//! A query over tables in memory, planned once and run as often as they change.
+//! A query over tables in memory, which is planned once and run whenever they change.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +33,7 @@ use crate::engine::{
     store::{is_volatile, volatile_misuse},
 };
 
-/// Rows that DataFusion works on at a time.
+/// The number of rows that DataFusion processes at a time.
 const BATCH_ROWS: usize = 8192;
 
 /// A planned query over tables of known schemas. The tables it reads are set with [`Statement::set`].
@@ -41,7 +41,7 @@ pub struct Statement {
     context: SessionContext,
     runtime: tokio::runtime::Runtime,
     tables: BTreeMap<String, Arc<Table>>,
-    /// As written.
+    /// The plan of the query as written, before optimisation.
     plan: LogicalPlan,
     physical: Option<Arc<dyn ExecutionPlan>>,
 }
@@ -51,11 +51,11 @@ fn message(error: DataFusionError) -> String {
 }
 
 impl Statement {
-    /// Plans a query; it may read, not write.
+    /// Plans a query, which must only read.
     pub fn new(sql: &str, schemas: &BTreeMap<String, SchemaRef>) -> Result<Self, String> {
         check_length(sql)?;
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
-        // One partition: equal inputs give equal rows in equal order.
+        // A single partition makes equal inputs give equal rows in equal order.
         let context = session().map_err(message)?;
         aggregate::register(&context);
         let config = context.copied_config().with_target_partitions(1).with_batch_size(BATCH_ROWS);
@@ -80,12 +80,13 @@ impl Statement {
         self.context.state().optimize(&self.plan).map_err(message)
     }
 
-    /// The schema of the result.
+    /// Returns the schema of the result.
     pub fn schema(&self) -> SchemaRef {
         Arc::new(self.plan.schema().as_arrow().clone())
     }
 
-    /// The columns that the query reads of each table, in the table's order; none of a table of which only the rows count.
+    /// Returns the columns that the query reads of each table, in the table's order; empty for a table of which only
+    /// the number of rows matters.
     pub fn columns(&self) -> Result<BTreeMap<String, Vec<String>>, String> {
         let mut read: BTreeMap<String, BTreeSet<usize>> =
             self.tables.keys().map(|name| (name.clone(), BTreeSet::new())).collect();
@@ -106,7 +107,8 @@ impl Statement {
         Ok(read.into_iter().map(names).collect())
     }
 
-    /// Refuses what cannot give one row for each row of `tables` when only some of their rows are there at a time.
+    /// Refuses queries that do not give one row for each row of `tables` if only some of their rows are present at a
+    /// time.
     pub fn check_row_by_row(&self, tables: &[String]) -> Result<(), String> {
         let reads = |node: &LogicalPlan| {
             node.exists(|node| {
@@ -131,7 +133,7 @@ impl Statement {
             Ok(TreeNodeRecursion::Continue)
         };
         self.plan.apply_with_subqueries(visit).map_err(message)?;
-        // Rows of two tables come together by their ids, and other rows of them are not there.
+        // Tables are joined by their ids. Other rows of them are not present.
         let is_id = |side: &Expr, plan: &LogicalPlan| is_id(side, plan, tables);
         let visit = |node: &LogicalPlan| {
             let mut across = match node {
@@ -141,7 +143,8 @@ impl Statement {
                 }
                 _ => None,
             };
-            // The optimiser turns subqueries that look at a row of their own into joins; others look at all rows.
+            // The optimiser turns subqueries that refer to the outer row into joins. The remaining subqueries read
+            // all rows.
             node.apply_expressions(|expression| {
                 expression.apply(|expression| {
                     let subquery = match expression {
@@ -166,7 +169,7 @@ impl Statement {
         })
     }
 
-    /// Sets the rows of a table: at least the columns that the query reads.
+    /// Sets the rows of a table, with at least the columns that the query reads.
     pub fn set(&self, table: &str, rows: RecordBatch) {
         if let Some(table) = self.tables.get(table) {
             *table.rows.lock().unwrap_or_else(PoisonError::into_inner) = Some(rows);
@@ -177,7 +180,7 @@ impl Statement {
     pub fn run(&mut self) -> Result<Vec<RecordBatch>, String> {
         let state = self.context.state();
         let physical = match self.physical.take() {
-            // A join remembers the side that it has read.
+            // A join keeps the side that it has read, so its state is reset.
             Some(physical) => reset_plan_states(physical),
             None => self.runtime.block_on(state.create_physical_plan(&self.plan)),
         };
@@ -186,14 +189,14 @@ impl Statement {
     }
 }
 
-/// Whether a side of a join is the id of one of these tables, as it was read: the first column of its scan.
+/// Returns true if a side of a join is the id of one of these tables, unchanged: the first column of its scan.
 fn is_id(side: &Expr, plan: &LogicalPlan, tables: &[String]) -> bool {
     let Expr::Column(column) = side else { return false };
     let at = plan.schema().maybe_index_of_column(column);
     at.and_then(|at| origin(plan, at)).is_some_and(|(table, at)| at == 0 && tables.contains(&table))
 }
 
-/// The table and the column of it that the column at a position of a plan's result is, unchanged.
+/// Returns the table and the column that the column at a position of a plan's result is, if it is unchanged.
 fn origin(plan: &LogicalPlan, at: usize) -> Option<(String, usize)> {
     match plan {
         LogicalPlan::TableScan(scan) => {
@@ -223,14 +226,14 @@ fn origin(plan: &LogicalPlan, at: usize) -> Option<(String, usize)> {
     }
 }
 
-/// The columns of a table that are part of what its rows are: volatile ones change without a row being another one.
+/// Returns the columns of a table that are part of its rows' identity. Volatile columns change without a new row.
 fn lasting(schema: &SchemaRef) -> SchemaRef {
     let kept: Vec<usize> = (0..schema.fields().len()).filter(|at| !is_volatile(schema.field(*at))).collect();
-    // The positions are the schema's own, so projecting cannot fail.
+    // The positions are those of the schema itself, so projecting cannot fail.
     schema.project(&kept).map_or_else(|_| schema.clone(), Arc::new)
 }
 
-/// Why a column that a query asks for is not there, if it is volatile.
+/// Returns the message about a missing column, if a query asks for a volatile one.
 fn volatile_column(error: &DataFusionError, schemas: &BTreeMap<String, SchemaRef>) -> Option<String> {
     let DataFusionError::SchemaError(error, _) = error.find_root() else { return None };
     let SchemaError::FieldNotFound { field, .. } = error.as_ref() else { return None };
@@ -238,7 +241,7 @@ fn volatile_column(error: &DataFusionError, schemas: &BTreeMap<String, SchemaRef
     schemas.values().any(is_volatile).then(|| volatile_misuse(&field.name))
 }
 
-/// Refuses functions that answer differently each time: a table is computed once and kept.
+/// Refuses functions whose results differ from call to call, because a table is computed once and kept.
 fn check_repeatable(plan: &LogicalPlan) -> Result<(), String> {
     let mut found = None;
     let visit = |node: &LogicalPlan| {
@@ -253,7 +256,7 @@ fn check_repeatable(plan: &LogicalPlan) -> Result<(), String> {
     })
 }
 
-/// A table whose rows are set from outside.
+/// A table whose rows are set before each run.
 #[derive(Debug)]
 struct Table {
     name: String,
@@ -293,7 +296,7 @@ impl TableProvider for Table {
     }
 }
 
-/// Some columns of a table.
+/// A scan of some columns of a table.
 #[derive(Debug)]
 struct Scan {
     table: String,
@@ -347,7 +350,7 @@ mod tests {
         BTreeMap::from([
             ("a".to_owned(), table(&[("id", DataType::Utf8), ("x", DataType::Int64), ("y", DataType::Int64)])),
             ("b".to_owned(), table(&[("id", DataType::Utf8), ("z", DataType::Int64)])),
-            // Its second column is only called as the ids of `a` are.
+            // The second column has the name of the ids of `a`, but is not the id.
             ("c".to_owned(), table(&[("key", DataType::Utf8), ("id", DataType::Utf8), ("w", DataType::Int64)])),
         ])
     }
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_reads_the_columns_it_needs() {
+    fn query_reads_only_the_columns_it_needs() {
         let columns = |sql: &str| {
             let columns = statement(sql).columns().unwrap();
             format!("{} | {}", columns["a"].join(" "), columns["b"].join(" "))
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_run_again_on_other_rows() {
+    fn plan_is_run_again_on_other_rows() {
         let mut statement = statement("select a.id, x + z as sum from a join b on a.id = b.id");
         for offset in [0, 10] {
             let ids: ArrayRef = Arc::new(StringArray::from(vec!["p", "q"]));
@@ -385,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_across_rows_is_no_query_row_by_row() {
+    fn query_that_reads_across_rows_is_refused_row_by_row() {
         let check = |sql: &str| statement(sql).check_row_by_row(&["a".to_owned()]);
         assert_eq!(check("select id, x + 1 from a"), Ok(()));
         assert_eq!(check("select id, x / (select max(z) from b) from a"), Ok(()));
@@ -427,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_as_in_a_session() {
+    fn errors_of_statements_are_those_of_sessions() {
         for (sql, expected) in [
             ("selct x from a", "line 1, column 1: expected an SQL statement, found `selct`"),
             ("select x from aa", "there is no table `aa`; did you mean `a`? There are a, b, c"),
@@ -440,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_only_reads() {
+    fn query_that_writes_or_is_unrepeatable_is_refused() {
         assert!(wrong("create table c as select 1").ends_with("a query only reads"));
         for clock in ["now()", "random()"] {
             let refused = Statement::new(&format!("select id from a where x > (select {clock})"), &schemas());

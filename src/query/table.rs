@@ -1,4 +1,5 @@
-//! A published table as a DataFusion table: its Parquet parts, and of a part that holds more only the chosen rows.
+//! A published table as a DataFusion table: its Parquet parts, and for a part that contains further rows a selection
+//! of rows.
 //!
 //! The instances of a swept table are one table, with a column for each axis that is constant in an instance's files.
 
@@ -27,7 +28,7 @@ use crate::engine::{
     value_text,
 };
 
-/// The address under which a session finds the store's objects.
+/// The URL under which a session finds the store's objects.
 pub(super) const OBJECTS: &str = "store://objects/";
 
 /// A published table.
@@ -38,7 +39,7 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// A table from its instances, of which there is at least one.
+    /// Makes a table from its instances, of which there must be at least one.
     pub(super) fn new(store: &Store, instances: &[Manifest]) -> Result<Self, Error> {
         let columns = union(&instances.iter().map(visible).collect::<Result<Vec<_>, _>>()?);
         let axes: Vec<Axis> =
@@ -55,13 +56,14 @@ impl Published {
     }
 }
 
-/// People ask for what a stage declares; digests and keys are the engine's.
+/// Returns the columns that a stage declares. Digests and keys are internal and hidden.
 fn visible(manifest: &Manifest) -> Result<Vec<FieldRef>, Error> {
     let stored = manifest.schema()?;
     Ok(declared_schema(&stored).fields().to_vec())
 }
 
-/// The columns of all instances; one that some lack is null there, one of several types is left out.
+/// Returns the columns of all instances. A column that some instances lack is null there; one with several types is
+/// left out.
 fn union(instances: &[Vec<FieldRef>]) -> Vec<FieldRef> {
     let mut names: Vec<&String> = Vec::new();
     for field in instances.iter().flatten() {
@@ -136,7 +138,7 @@ impl TableProvider for Published {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if self.files.is_empty() {
-            // A source without files has no partitions, of which a sort needs one.
+            // A source without files has no partitions, but a sort needs one.
             let schema = self.schema.table_schema();
             let chosen = projection.map(|columns| schema.project(columns)).transpose()?;
             return Ok(Arc::new(EmptyExec::new(chosen.map_or_else(|| schema.clone(), Arc::new))));

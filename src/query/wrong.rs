@@ -1,4 +1,4 @@
-//! What is wrong with a statement, as a person would say it.
+//! Error messages about statements in the terms of users.
 
 use arrow::{datatypes::DataType, error::ArrowError};
 use datafusion::{
@@ -11,7 +11,7 @@ use datafusion::{
 use super::catalog::CATALOG;
 use crate::engine::{Error, suggestion};
 
-/// The engine's own errors as they are, all others as the user's.
+/// Returns errors of the engine unchanged, and all others as errors in the user's input.
 pub(super) fn query_error(error: DataFusionError) -> Error {
     match error {
         DataFusionError::External(inner) => match inner.downcast::<Error>() {
@@ -23,7 +23,7 @@ pub(super) fn query_error(error: DataFusionError) -> Error {
     }
 }
 
-/// The same for a statement over tables that are known. `reads` says that it may only read.
+/// Makes the error of a statement over known tables; `reads` is the message that it may only read.
 pub(super) fn statement_error(error: DataFusionError, sql: &str, context: &SessionContext, reads: &str) -> Error {
     match query_error(error) {
         Error::Input(message) => {
@@ -40,7 +40,7 @@ pub(super) fn statement_error(error: DataFusionError, sql: &str, context: &Sessi
     }
 }
 
-/// The names of pipelines and tables that a session knows.
+/// Returns the names of pipelines and tables in a session.
 fn names(context: &SessionContext) -> Vec<String> {
     let mut names = Vec::new();
     for catalog in context.catalog_names().iter().filter_map(|name| context.catalog(name)) {
@@ -52,7 +52,7 @@ fn names(context: &SessionContext) -> Vec<String> {
     names
 }
 
-/// A name with a dash in it that stands in a statement without quotes, where SQL subtracts.
+/// Finds a name with a dash that a statement contains without quotes. SQL reads the dash as a subtraction.
 fn unquoted(sql: &str, context: &SessionContext) -> Option<String> {
     let is_unquoted = |name: &String| {
         sql.match_indices(name.as_str())
@@ -62,7 +62,7 @@ fn unquoted(sql: &str, context: &SessionContext) -> Option<String> {
     Some(format!("; a name with a `-` stands in double quotes: \"{name}\""))
 }
 
-/// A type as pipelines write it.
+/// Returns a type in the notation of pipelines.
 pub(super) fn type_in_words(of: &DataType) -> String {
     match of {
         DataType::Boolean => "bool".into(),
@@ -74,7 +74,7 @@ pub(super) fn type_in_words(of: &DataType) -> String {
     }
 }
 
-/// Without the name of the layer that found it.
+/// Returns the message without the name of the layer that reported it.
 fn message(error: &DataFusionError) -> String {
     match error {
         DataFusionError::SQL(error, _) => match error.as_ref() {
@@ -97,7 +97,7 @@ fn message(error: &DataFusionError) -> String {
     }
 }
 
-/// What is wrong with the arguments of a function: in its own words, or which it takes.
+/// Returns the message about wrong arguments of a function: the function's own, or the arguments that it takes.
 fn arguments(message: &str) -> Option<String> {
     let (why, call) = message.split_once("No function matches the given name and argument types '")?;
     if let Some((_, said)) = why.split_once("user-defined coercion failed with: ") {
@@ -109,7 +109,7 @@ fn arguments(message: &str) -> Option<String> {
     Some(format!("there is no `{call}`; there are {}", known.join(", ")))
 }
 
-/// `Expected: X, found: Y at Line: 1, Column: 7` with the place first.
+/// Rewrites `Expected: X, found: Y at Line: 1, Column: 7` so that the place comes first.
 pub(super) fn syntax(text: &str) -> String {
     let (what, place) = text.split_once(" at Line: ").unwrap_or((text, ""));
     let what = match what.strip_prefix("Expected: ").and_then(|what| what.split_once(", found: ")) {
@@ -123,7 +123,7 @@ pub(super) fn syntax(text: &str) -> String {
     }
 }
 
-/// As messages begin here; abbreviations stay.
+/// Makes the first letter lower case, as messages begin here. Abbreviations stay.
 fn lower_case(text: &str) -> String {
     let mut rest = text.chars();
     match rest.next() {
@@ -134,7 +134,8 @@ fn lower_case(text: &str) -> String {
     }
 }
 
-/// Columns go by their bare names where these tell them apart and the statement does not name another table.
+/// Makes the message about a missing column. Columns are listed by their bare names if these are unique and the
+/// statement names no other table.
 fn no_column(field: &Column, known: &[Column]) -> String {
     let table = known.first().and_then(|column| column.relation.as_ref());
     let of_one = known.iter().all(|column| column.relation.as_ref() == table)
@@ -144,7 +145,7 @@ fn no_column(field: &Column, known: &[Column]) -> String {
     listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The table that DataFusion did not find: `CATALOG.PIPELINE.TABLE`.
+/// Returns the name of the table that DataFusion did not find: `CATALOG.PIPELINE.TABLE`.
 fn unknown_table(message: &str) -> Option<&str> {
     message.strip_prefix("table '")?.strip_suffix("' not found")
 }
@@ -168,13 +169,13 @@ fn no_table(reference: &str, context: &SessionContext) -> String {
     };
     match tables_of(pipeline) {
         Some(tables) => known(tables, "table", table),
-        // A query of a pipeline sees no pipelines.
+        // A query of a pipeline has no access to other pipelines.
         None if !is_session => known(tables_of("public").unwrap_or_default(), "table", &format!("{pipeline}.{table}")),
         None => known(catalog.map(|catalog| catalog.schema_names()).unwrap_or_default(), "pipeline", pipeline),
     }
 }
 
-/// `there is no table X; did you mean Y? There are …`
+/// Makes `there is no table X; did you mean Y? There are …`.
 fn listed(what: &str, name: &str, known: &[&str]) -> String {
     if let Some(capital) = known.iter().find(|known| known.eq_ignore_ascii_case(name)) {
         let quoted = match capital.rsplit_once('.') {
@@ -199,7 +200,7 @@ mod tests {
     use super::syntax;
 
     #[test]
-    fn a_place_comes_first() {
+    fn syntax_error_begins_with_its_place() {
         assert_eq!(
             syntax("Expected: an SQL statement, found: selct at Line: 1, Column: 1"),
             "line 1, column 1: expected an SQL statement, found `selct`"
