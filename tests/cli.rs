@@ -1,4 +1,4 @@
-//! What people see: messages, exit codes, output.
+//! Messages, exit codes and output of the commands.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ fn shown(ended: &Ended) -> String {
     format!("exit {}\n--- stdout\n{}--- stderr\n{}", ended.code.unwrap_or(-1), ended.stdout, ended.stderr)
 }
 
-/// Times, sizes and speeds differ from run to run.
+/// Returns the filters for times, sizes and speeds, which differ from run to run.
 fn settings() -> insta::Settings {
     let mut settings = insta::Settings::clone_current();
     settings.add_filter(r"\d+\.\d+ s\b", "[t] s");
@@ -121,7 +121,7 @@ fn tables_are_shown_in_every_format() {
     let ended = lab.vlmdiff(&["sql", "select * from images", "--format", "parquet", "-o", "images.parquet"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(&fs::read(lab.path("images.parquet")).unwrap()[..4], b"PAR1");
-    // What the paper does not say is null.
+    // Values that the paper does not give are null.
     let unknown = "select count(*) - count(value), avg(value) > 0 from paper_results where \"table\" in ('5', '9')";
     assert_eq!(lab.sql(".vlmdiff", unknown), ["6,true"]);
 }
@@ -179,7 +179,8 @@ fn columns_are_as_wide_as_the_names_of_a_sweep() {
     let longest = "captions[size=100,default=something]".len();
     let is_column = |line: &&String| line.is_char_boundary(longest + 2) && &line[longest..longest + 2] == "  ";
     assert_eq!(lines(&["plan", "pipeline.yaml"]).iter().filter(is_column).count(), 3 + 6 + 6);
-    // Each is begun and published; some sizes lose a region of a mask, which is noted.
+    // Each table has a line when it begins and when it is published. For some sizes a remark says that a region of a
+    // mask is lost.
     let begun_or_published = |line: &&String| is_column(line) && !line.contains("by resizing");
     assert_eq!(lines(&["run", "pipeline.yaml"]).iter().filter(begun_or_published).count(), 2 * (3 + 6 + 6));
     assert_eq!(lines(&["runs", "show"]).iter().filter(is_column).count(), 3 + 6 + 6);
@@ -224,7 +225,7 @@ fn a_closed_pipe_ends_a_command_quietly() {
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{arguments:?}");
     }
-    // Nobody listens to a run, which goes on.
+    // A run whose messages nobody reads continues.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let status = lab.command(&["run", "pipeline.yaml", "--set", "images.size=16"]).stderr(writer).status().unwrap();

@@ -1,4 +1,4 @@
-//! Programs of one's own as stages.
+//! Users' programs as stages.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use vlmdiff::engine::store::Event;
 
 use crate::lab::{Ended, Lab, computed, project};
 
-/// Images, and a program that is asked for something about each.
+/// A pipeline of images and a program that is called for each.
 const PIPELINE: &str = r#"
 name: own
 tables:
@@ -27,7 +27,7 @@ tables:
     on_error: skip
 "#;
 
-/// Answers in the way that its argument says.
+/// A program that answers in the way that its argument says.
 const PROGRAM: &str = r#"
 import os, signal, sys
 import pyarrow as pa
@@ -75,7 +75,8 @@ fn run(lab: &Lab, how: &str) -> Ended {
     lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", &format!("answers.run=python3 program.py {how}")])
 }
 
-/// The environment is no identity: a row that failed for its sake is computed again only when asked, and then succeeds.
+/// The environment is not part of the identity. A row that failed because of it is computed again only on request,
+/// and then succeeds.
 #[test]
 fn rows_that_failed_are_retried_when_asked() {
     let lab = lab(PIPELINE);
@@ -109,13 +110,13 @@ fn the_example_extracts_features() {
     assert_eq!(computed(&lab.run(&[])), [("images", 14), ("features", 14)]);
     let sums = "select abs(array_element(histogram, 8)) <= 1 from features";
     assert_eq!(lab.sql(".vlmdiff", sums), vec!["true"; 14]);
-    // One image changes: one row. The program changes: all rows.
+    // A change of one image recomputes one row; a change of the program recomputes all rows.
     fs::copy(lab.path("data/gear/train/good/000.png"), lab.path("data/gear/test/good/000.png")).unwrap();
     assert_eq!(computed(&lab.run(&[])), [("images", 1), ("features", 1)]);
     lab.write("histogram.py", &(example + "# better\n"));
     assert_eq!(computed(&lab.run(&["--task-rows", "3"])), [("features", 14)]);
     assert_eq!(computed(&lab.run(&[])), []);
-    // A batch that is larger than what a pipe holds.
+    // The batch is larger than the buffer of a pipe.
     assert_eq!(computed(&lab.run(&["--set", "images.size=128"])), [("images", 14), ("features", 14)]);
 }
 
@@ -210,7 +211,7 @@ fn a_program_makes_a_table() {
     insta::assert_snapshot!(said);
 }
 
-/// Two rows and a program.
+/// Makes a lab with two rows and a program.
 fn with_program(stage: &str) -> Lab {
     let lab = Lab::empty();
     lab.write("notes.csv", "id,n\na,1\nb,2\n");

@@ -1,4 +1,4 @@
-//! Several runs at once on one store.
+//! Several concurrent runs on one store.
 
 use std::process::{Child, Stdio};
 
@@ -51,7 +51,7 @@ fn runs_of_different_pipelines_do_not_disturb_each_other() {
     let runs: Vec<Child> = names.iter().map(|name| start(&lab, &["run", &format!("{name}.yaml"), "--quiet"])).collect();
     runs.into_iter().for_each(succeeds);
     for (i, name) in names.iter().enumerate() {
-        // Captions of the dataset come first; what is `nothing` by default shows in none of them.
+        // Captions come from the dataset first, so the default `nothing` occurs in none of them.
         assert_eq!(lab.sql(".vlmdiff", &format!("select n from {name}.counts")), ["8"], "{i}");
     }
     let runs = history::runs(&store(&lab)).unwrap();
@@ -59,7 +59,7 @@ fn runs_of_different_pipelines_do_not_disturb_each_other() {
     assert_eq!(images, 14, "images are the same in all of them");
 }
 
-/// Everything that a clean-up could take from a run that goes on beside it.
+/// A clean-up must not delete anything that a concurrent run uses.
 #[test]
 fn a_clean_up_beside_a_run_takes_nothing_from_it() {
     let lab = Lab::new(TOY);
@@ -68,7 +68,7 @@ fn a_clean_up_beside_a_run_takes_nothing_from_it() {
     let mut cleaned = 0;
     while run.try_wait().unwrap().is_none() {
         let ended = lab.vlmdiff(&["gc", "--keep", "0", "--store", ".vlmdiff"]);
-        // Before the run has made the store there is none.
+        // The store does not exist before the run has made it.
         cleaned += u32::from(ended.code == Some(0));
         assert!(ended.code == Some(0) || ended.stderr.contains("there is no store"), "{}", ended.stderr);
     }

@@ -1,4 +1,5 @@
-//! Objects of the store that are not what was written: named, and made again or refused; never an older or another answer.
+//! Damaged objects of the store are named, and made again or refused. They never lead to an older or a different
+//! answer.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// The files of a folder of the store, sorted.
+/// Returns the files of a folder of the store, sorted.
 fn objects(lab: &Lab, folder: &str) -> Vec<PathBuf> {
     let folder = lab.path(".vlmdiff").join(folder);
     let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -148,7 +149,7 @@ fn a_damaged_log_or_tag_is_named() {
     assert_eq!(lab.vlmdiff(&["gc"]).code, Some(0));
 }
 
-/// A row that failed is known by the record beside other rows, and stays known when those are replaced and cleaned up.
+/// A row that failed is recorded together with other rows, and stays recorded when those are replaced and cleaned up.
 #[test]
 fn a_clean_up_keeps_the_failures_of_published_tables() {
     let lab = Lab::new(&LIGHT.replace("stage: ingest,", "stage: ingest, on_error: skip,"));

@@ -1,4 +1,4 @@
-//! Folders of pictures as people have them: what is read, what is refused, and what is said of the rest.
+//! Folders of pictures as users have them: files that are read, refused, or left out with a remark.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ tables:
   images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
 "#;
 
-/// A lab with a class `nut` of two normal images to learn from and one to test with.
+/// Makes a lab with a class `nut` of two normal images for training and one for testing.
 fn nut(pipeline: &str) -> Lab {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", pipeline);
@@ -31,7 +31,7 @@ fn picture(path: &Path, width: u32, height: u32) {
     RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 90])).save(path).unwrap();
 }
 
-/// A mask with a square of this side in its middle.
+/// Writes a mask with a square of this side in its middle.
 fn mask(path: &Path, width: u32, height: u32, side: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let inside = |at: u32, of: u32| at.abs_diff(of / 2) < side.div_ceil(2);
@@ -40,7 +40,7 @@ fn mask(path: &Path, width: u32, height: u32, side: u32) {
         .unwrap();
 }
 
-/// Runs the pipeline, which ends with this code, and returns what it said.
+/// Runs the pipeline, checks its exit code, and returns its messages.
 fn told(lab: &Lab, code: i32) -> String {
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(code), "{}", ended.stderr);
@@ -84,7 +84,7 @@ fn a_picture_that_cannot_be_opened_fails_as_one_row() {
     std::os::unix::fs::symlink("gone.png", lab.path("data/nut/train/good/dead.png")).unwrap();
     let pipe = lab.path("data/nut/train/good/pipe.png");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // A run that opens the pipe waits for a writer, and for ever.
+    // A run that opens the pipe would wait for a writer forever.
     let mut run = lab.command(&["run", "pipeline.yaml", "--quiet"]).spawn().unwrap();
     let began = Instant::now();
     let code = loop {
@@ -105,19 +105,19 @@ fn a_picture_that_cannot_be_opened_fails_as_one_row() {
         "{failed:?}"
     );
     assert!(failed[1].contains("it is no file, but a folder, pipe, socket or device"), "{failed:?}");
-    // Rows that can be read now are computed, and no others.
+    // Only rows that have become readable are computed.
     picture(&lab.path("data/nut/train/good/gone.png"), 40, 24);
     fs::remove_file(pipe).unwrap();
     assert_eq!(computed(&lab.run(&[])), [("images", 2)]);
     assert_eq!(count(&lab, "select count(*) from images"), "5");
-    // And the same under `fail`, where the run ends with the row.
+    // With `fail` the run ends with the row.
     lab.write("pipeline.yaml", IMAGES);
     fs::remove_file(lab.path("data/nut/train/good/gone.png")).unwrap();
     let said = told(&lab, 2);
     assert!(said.contains("nut/train/good/dead.png: cannot read data/nut/train/good/dead.png: "), "{said}");
 }
 
-/// A JPEG of 40 x 24 pixels that a camera marked as to be turned by a right angle.
+/// Writes a JPEG of 40 x 24 pixels that is marked to be turned by a right angle.
 fn turned_jpeg(path: &Path) {
     picture(path, 40, 24);
     let mut jpeg = fs::read(path).unwrap();
@@ -145,7 +145,7 @@ fn a_photograph_is_turned_with_its_mask() {
         said.contains("which has the size of the picture as stored: 1 of 5 rows: nut/test/bent/stored.jpg"),
         "{said}"
     );
-    // A size that no turn explains.
+    // No turn explains the size of this mask.
     mask(&lab.path("data/nut/ground_truth/bent/stored_mask.png"), 40, 40, 10);
     let said = told(&lab, 2);
     assert!(
@@ -182,7 +182,7 @@ fn what_is_left_out_emptied_or_guessed_is_said_on_every_run() {
     assert_eq!(count(&lab, "select count(*) from images"), "7");
 }
 
-/// Trained by a worker, from none of its rows.
+/// A pipeline whose stage is trained by a worker without any rows.
 const UNTRAINED: &str = r#"
 name: untrained
 tables:
@@ -202,7 +202,7 @@ fn a_training_without_rows_is_an_error_of_the_input() {
     let said = told(&lab, 2);
     let words = "table `autoencoder`: there is nothing to make it of: none of the 3 rows of `images` fits `where: split = 'Train'`";
     assert!(said.contains(words), "{said}");
-    // A plan says so before the images are read: the listing knows their split.
+    // The plan reports it before the images are read, because the listing contains their split.
     fs::remove_dir_all(lab.path(".vlmdiff")).unwrap();
     let ended = lab.vlmdiff(&["plan", "pipeline.yaml"]);
     assert_eq!((ended.code, ended.stderr.contains(words)), (Some(2), true), "{}", ended.stderr);
@@ -242,7 +242,7 @@ fn captions_longer_than_the_encoder_are_counted() {
     let said = told(&lab, 0);
     let words = "the caption is longer than the encoder's 24 tokens and is cut: 2";
     let names = ": nut/train/good/000.png, nut/train/good/001.png";
-    // Both the encoder's training and its use say so.
+    // Both the encoder's training and its use report it.
     let lines: Vec<&str> = said.lines().filter(|line| line.contains(words) && line.ends_with(names)).collect();
     assert_eq!(lines.len(), 2, "{said}");
     let words = "the image has no caption, and `default` stands for it: 1 of 3 rows: nut/test/good/000.png";

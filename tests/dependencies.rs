@@ -1,4 +1,4 @@
-//! The dependencies: licences, sources and duplicates, as `deny.toml` allows them.
+//! Checks licences, sources and duplicates of the dependencies against `deny.toml`.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::lab::project;
 
-/// The texts of a list in `deny.toml`.
+/// Returns the texts of a list in `deny.toml`.
 fn listed(name: &str) -> Vec<String> {
     let text = fs::read_to_string(project().join("deny.toml")).unwrap();
     let start = text.find(&format!("\n{name} = [")).unwrap_or_else(|| panic!("deny.toml has no list `{name}`"));
@@ -15,7 +15,7 @@ fn listed(name: &str) -> Vec<String> {
     list.flat_map(quoted).collect()
 }
 
-/// Returns true if a licence expression can be met by allowed licences: of `OR` one side, of `AND` both.
+/// Returns true if allowed licences satisfy a licence expression: one side of `OR`, both sides of `AND`.
 fn is_allowed(expression: &str, allowed: &[String]) -> bool {
     let expression = expression.replace('/', " OR ");
     let outer = |word: &str| {

@@ -1,4 +1,5 @@
-//! Several workers: tables and tasks side by side, workers that die and answers that are lost. The tables are those of one worker.
+//! Several workers: concurrent tables and tasks, workers that die and answers that are lost. The tables must be those
+//! of one worker.
 
 use std::{
     fs,
@@ -24,7 +25,7 @@ use vlmdiff::{
 
 use crate::lab::{Lab, TOY};
 
-/// Two tables that depend on each other in nothing but their source.
+/// Two tables that have only their source in common.
 const SIDE_BY_SIDE: &str = "name: pair
 tables:
   rows: { stage: read, with: { path: rows.csv, id: id } }
@@ -41,7 +42,7 @@ fn pair() -> Lab {
     lab
 }
 
-/// The registry with `sql` as a stage that only a worker can open.
+/// Returns the registry with `sql` as a stage that only a worker can open.
 fn kinds() -> Vec<StageKind> {
     let elsewhere = |kind: &StageKind| match kind.name {
         "sql" => StageKind { open_here: None, in_worker: true, ..*kind },
@@ -50,7 +51,7 @@ fn kinds() -> Vec<StageKind> {
     KINDS.iter().map(elsewhere).collect()
 }
 
-/// Two workers of which some answers are lost: before the task is computed, or after.
+/// Two workers that lose some answers, before or after the task is computed.
 struct Unreliable {
     inner: InProcess,
     lost: AtomicUsize,
@@ -105,7 +106,7 @@ fn lost_answers_cost_no_row() {
         let random = std::sync::Mutex::new(ChaCha8Rng::seed_from_u64(seed));
         let workers = Unreliable { inner, lost: AtomicUsize::new(0), random };
         let summary = run::run(&pipeline, &store, &Sources::default(), &options, &workers, &mut |_| {});
-        // So many answers in a row may be lost that the run gives up; what was computed is kept, and the next goes on.
+        // After several lost answers in a row the run gives up. Computed rows are kept, and the next run continues.
         if summary.is_err() {
             run::run(&pipeline, &store, &Sources::default(), &options, &workers, &mut |_| {}).unwrap();
         }
@@ -135,7 +136,7 @@ fn two_workers_make_the_tables_of_one() {
     assert_eq!(lab.contents(".vlmdiff"), lab.contents("two"));
 }
 
-/// The worker processes of a run.
+/// Returns the worker processes of a run.
 fn workers_of(run: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{run}/task/{run}/children")).unwrap_or_default();
     let all = fs::read_dir(format!("/proc/{run}/task")).into_iter().flatten().flatten();
@@ -149,7 +150,8 @@ fn workers_of(run: u32) -> Vec<u32> {
     found
 }
 
-/// Kills one of two workers at random moments, and stops one for a while now and then: a slow one beside a fast one.
+/// Kills one of two workers at random moments, and sometimes pauses one, so that a slow worker runs beside a fast
+/// one.
 fn killed_workers_cost_nothing(kills: usize) {
     let lab = Lab::empty();
     let pipeline = TOY.replace(
@@ -157,7 +159,7 @@ fn killed_workers_cost_nothing(kills: usize) {
         "dataset: synthetic, size: 32, synthetic: { classes: [tile, gear], train: 60, test_good: 2, test_per_defect: 1 }",
     );
     lab.write("pipeline.yaml", &pipeline);
-    // Each worker has one thread: sums of two differ in the last digits.
+    // Each worker has one thread, because sums by two threads differ in the last digits.
     let settings = ["--batch-size", "1", "--task-rows", "2", "--until", "latents"];
     lab.run(&[&["--threads", "1"][..], &settings].concat());
     let whole = lab.contents(".vlmdiff");
@@ -195,7 +197,7 @@ fn killed_workers_cost_nothing(kills: usize) {
                 signal("-CONT");
             } else if signal("-KILL").success() {
                 killed += 1;
-                // Three deaths in a row without a row between are given up on.
+                // A run gives up after three deaths in a row without a row in between.
                 sleep(Duration::from_millis(900));
             }
         }

@@ -1,8 +1,8 @@
-//! Tables that do not fit a stage are told before anything runs.
+//! Tables that do not fit a stage are reported before anything runs.
 
 use crate::lab::{Lab, TOY};
 
-/// The toy pipeline in which a table is made from what this query makes of the images.
+/// Returns the toy pipeline with a table that is made by this query from the images.
 fn pipeline(table: &str, query: &str) -> String {
     let other = format!(
         "  other: {{ stage: sql, from: [images], with: {{ makes: row_per_row, query: \"select {query} from images\" }} }}\n  captions:"
@@ -38,7 +38,7 @@ fn columns_of_another_type_are_refused() {
         let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
         assert!(plan.stderr.contains("column `caption` is Int64; Utf8 is read"), "{table}: {}", plan.stderr);
     }
-    // what the message says works
+    // the advice in the message works
     let label = "image_id, class, mask, cast(case when defect = 'good' then 0 else 1 end as boolean) as label";
     lab.write("pipeline.yaml", &pipeline(metrics, label));
     let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);

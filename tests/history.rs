@@ -1,13 +1,13 @@
-//! What runs leave behind: history, tags, differences, and what a clean-up takes.
+//! The history of runs: records, tags, differences, and the effect of a clean-up.
 
 use std::fs;
 
 use crate::lab::{LIGHT, Lab, computed};
 
-/// Ids differ from run to run.
+/// Run ids differ from run to run.
 const RUN_IDS: [(&str, &str); 1] = [(r"\d{13}-\d+", "[run]")];
 
-/// The light pipeline with something to change that costs nothing.
+/// Returns the light pipeline with a part whose change is cheap.
 fn changed() -> String {
     LIGHT.replace("count(*) as n from captions", "count(*) * 1.5 as n from captions")
 }
@@ -36,7 +36,7 @@ fn runs_are_recorded_and_compared() {
     assert!(unknown.stderr.contains("no run `second`; it has the tags first"), "{}", unknown.stderr);
 }
 
-/// The light pipeline with a query that fails.
+/// Returns the light pipeline with a query that fails.
 fn failing() -> String {
     LIGHT.replace("count(*) as n from captions", "cast(max(caption) as int) as n from captions")
 }
@@ -113,7 +113,7 @@ fn a_clean_up_keeps_what_is_reached() {
     let cleaned = lab.vlmdiff(&["gc", "--keep", "1"]);
     assert!(cleaned.stdout.starts_with("deleted"), "{}", cleaned.stdout);
     assert!(size() < all);
-    // The current tables and the tagged run are whole, the run between them is not.
+    // The current tables and the tagged run are complete, the run between them is not.
     assert_eq!(computed(&lab.run(&["--set", "images.size=24", "--verify"])), []);
     assert_eq!(computed(&lab.run(&[])).iter().map(|(_, rows)| rows).sum::<u64>(), 0, "the tagged run's rows are known");
     let between = lab.run(&["--set", "images.size=16"]);
@@ -130,9 +130,9 @@ fn what_an_interrupted_run_computed_is_kept() {
     assert_eq!(lab.vlmdiff(&["run", "pipeline.yaml"]).code, Some(2));
     let cleaned = lab.vlmdiff(&["gc"]).stdout;
     assert!(cleaned.starts_with("nothing to delete\nkept 1 object that nothing reaches: a failed"), "{cleaned}");
-    // What failed says its cause once.
+    // The error names its cause once.
     assert_eq!(lab.sql(".vlmdiff", "select chain is null from errors where message like '%not an image%'"), ["true"]);
-    // Further lines of an error stand below its first.
+    // Further lines of an error are printed below its first.
     let shown = lab.vlmdiff(&["runs", "show"]).stdout;
     assert!(shown.contains("\n            gear/train/good/001.png: "), "{shown}");
     fs::write(&image, whole).unwrap();
@@ -143,7 +143,7 @@ fn what_an_interrupted_run_computed_is_kept() {
 fn the_last_run_is_the_one_that_ran_last_whatever_the_clock_says() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
-    // The clock was a day ahead when this ran.
+    // The clock was a day ahead during this run.
     let runs = lab.path(".vlmdiff/runs");
     let log = fs::read_dir(&runs).unwrap().next().unwrap().unwrap().path();
     let name = log.file_name().unwrap().to_string_lossy();
@@ -182,7 +182,7 @@ fn a_store_that_cannot_be_locked_is_named() {
     lab.run(&[]);
     let stage = lab.vlmdiff(&["sql", "select pipeline_digest from runs", "--format", "csv"]).stdout;
     let lock = format!(".vlmdiff/locks/{}", stage.lines().nth(1).unwrap());
-    // A folder in the place of a lock can no more be opened than a file of a store that may only be read.
+    // A folder in place of the lock cannot be opened, like a file of a read-only store.
     fs::create_dir_all(lab.path(&lock)).unwrap();
     let ended = lab.vlmdiff(&["gc", "--dry-run"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stdout);

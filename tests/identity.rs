@@ -1,4 +1,4 @@
-//! Edits after which a table must be another one, and edits after which it need not be.
+//! Edits after which a table must differ, and edits after which it need not.
 
 use std::{fs, sync::Arc};
 
@@ -34,7 +34,7 @@ fn zeros_that_become_nulls_are_another_content() {
     assert_eq!(lab.sql(".vlmdiff", "select id, v from first order by id"), ["a,", "b,1"]);
 }
 
-/// A table below reads another way where the one above it has ids no more, although its rows are the same.
+/// If a table loses its ids, tables that read it row by row then read it whole, although its rows are the same.
 #[test]
 fn a_table_that_loses_its_ids_is_read_as_a_whole() {
     let lab = Lab::empty();
@@ -84,7 +84,8 @@ fn a_row_by_row_query_joins_on_the_ids_of_the_tables_themselves() {
     assert_eq!(lab.sql(".vlmdiff", "select id, z from n order by id"), ["a,10", "b,20"]);
 }
 
-/// The place of an image is volatile: a row stays when its folder moves, so nothing below may ask for it.
+/// The path of an image is volatile: a row stays the same when its folder moves, so later tables must not read the
+/// path.
 #[test]
 fn nothing_is_made_from_a_volatile_column() {
     let lab = Lab::new(LIGHT);
@@ -99,7 +100,7 @@ fn nothing_is_made_from_a_volatile_column() {
     );
     refused("{ stage: sql, from: [images], with: { query: 'select image_id, uri from images', makes: row_per_row } }");
     refused("{ stage: command, from: [images], with: { run: cat, columns: [uri], output: { n: int64 } } }");
-    // All columns are those that last.
+    // `*` stands for all columns that are not volatile.
     let all = "  n: { stage: sql, from: [images], with: { query: 'select * from images', makes: rows } }\n";
     lab.write("pipeline.yaml", &format!("{LIGHT}{all}"));
     lab.run(&[]);
@@ -107,7 +108,7 @@ fn nothing_is_made_from_a_volatile_column() {
     assert!(columns.contains(&"class".to_owned()) && !columns.contains(&"uri".to_owned()), "{columns:?}");
 }
 
-/// The listing says which split a new image is in, so a plan need not fear for what is made from the other.
+/// The listing contains the split of a new image, so a plan announces no work on tables of the other split.
 #[test]
 fn new_test_images_announce_no_work_on_training_images() {
     let lab = Lab::new(LIGHT);

@@ -1,4 +1,4 @@
-//! What a change reruns, read from the events of real runs.
+//! The tables that a change reruns, read from the events of real runs.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ fn a_second_run_computes_nothing() {
     );
     assert_eq!(rows, ["gear,3,2,false", "tile,3,2,false", "mean,6,4,false"]);
 
-    // One test image touched: one row in every row-wise table on its way, and the aggregates.
+    // One changed test image changes one row in each row-wise table below it, and the aggregates.
     let image = lab.path("data/gear/test/good/000.png");
     fs::copy(lab.path("data/gear/train/good/000.png"), &image).unwrap();
     let touched = lab.run(&[]);
@@ -49,17 +49,17 @@ fn a_second_run_computes_nothing() {
         assert_eq!(found, rows, "{table}: {:?}", computed(&touched));
     }
     assert!(computed(&touched).iter().any(|(table, rows)| *table == "metrics" && *rows > 0));
-    // Nothing of the training split changed, so nothing is trained again.
+    // The training split is unchanged, so nothing is trained again.
     for table in ["text_encoder", "autoencoder", "denoiser"] {
         let found = computed(&touched).into_iter().find(|(name, _)| *name == table);
         assert!(found.is_none_or(|(_, rows)| rows == 0), "{table} was trained again");
     }
 
-    // One parameter changed: its table and what depends on it.
+    // One changed parameter changes its table and the tables below it.
     let changed = lab.run(&["--set", "anomaly_maps.sigma=2"]);
     let tables: Vec<&str> = computed(&changed).iter().map(|(table, _)| *table).collect();
     assert_eq!(tables, ["anomaly_maps", "metrics", "ranking"]);
-    // And back: everything is known.
+    // After the parameter is set back, nothing is computed.
     let back = lab.run(&[]);
     assert!(computed(&back).iter().all(|(_, rows)| *rows == 0), "{:?}", computed(&back));
 }
@@ -104,7 +104,7 @@ fn tables_of_two_pipelines_share_what_is_equal() {
     assert_eq!(lab.sql(".vlmdiff", "select (select n from light.counts) + (select n from other.counts)"), ["16"]);
 }
 
-/// The plan as people see it.
+/// Returns the plan as it is printed.
 fn planned(lab: &Lab, arguments: &[&str]) -> String {
     let ended = lab.vlmdiff(&[&["plan", "pipeline.yaml"], arguments].concat());
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -145,7 +145,7 @@ fn a_plan_says_why() {
     insta::with_settings!({ prepend_module_to_snapshot => false }, { insta::assert_snapshot!("plan_says_why", text.join("\n")) });
 }
 
-/// The stage `caption` as a later version of this program might have it.
+/// The stage `caption` in a later revision.
 #[derive(Debug)]
 struct Revised(Box<dyn Stage>);
 
@@ -221,10 +221,10 @@ fn weights_are_known_by_content() {
     fs::copy(fetched, &weights).unwrap();
     let with = ["--set", "anomaly_maps.weights=weights.pth"];
     lab.run(&with);
-    // The same weights elsewhere are the same weights.
+    // The same weights at another place are the same weights.
     fs::rename(&weights, lab.path("moved.pth")).unwrap();
     assert_eq!(computed(&lab.run(&["--set", "anomaly_maps.weights=moved.pth"])), NONE);
-    // Another content under the same name is another checkpoint.
+    // Different content under the same name is another checkpoint.
     let bytes = fs::read(lab.path("moved.pth")).unwrap();
     fs::write(&weights, [&bytes[..], b"more"].concat()).unwrap();
     let plan = planned(&lab, &with);
@@ -257,7 +257,7 @@ fn a_forced_table_is_computed_again_and_equal_rows_stop_the_wave() {
     assert!(unknown.stderr.contains("no table `caption`; did you mean `captions`?"), "{}", unknown.stderr);
 }
 
-/// Values alone do not say what they are: columns that change names, and tables that change places, are other inputs.
+/// Values alone do not identify inputs: columns that swap names and tables that swap places make different inputs.
 #[test]
 fn names_of_columns_and_inputs_are_identity() {
     let lab = Lab::new(LIGHT);

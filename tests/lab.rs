@@ -1,4 +1,4 @@
-//! A folder of its own for each test, the programs, and what their runs left behind.
+//! A temporary folder for each test, with the programs and access to the results of their runs.
 
 use std::{
     fs,
@@ -13,14 +13,14 @@ pub(crate) struct Lab {
     folder: tempfile::TempDir,
 }
 
-/// How a program ended.
+/// The end of a program.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-/// A pipeline of every stage, small enough for a test.
+/// A pipeline with every stage, small enough for a test.
 pub(crate) const TOY: &str = concat!(
     r#"
 name: toy
@@ -76,7 +76,7 @@ tables:
 "#
 );
 
-/// The stages that need no libtorch: fast to run.
+/// A pipeline of stages that need no libtorch and are fast.
 pub(crate) const LIGHT: &str = r#"
 name: light
 tables:
@@ -86,7 +86,7 @@ tables:
 "#;
 
 impl Lab {
-    /// A lab with this pipeline and pictures of two classes: eight to learn from and six to judge.
+    /// Makes a lab with this pipeline and pictures of two classes: eight for training and six for testing.
     pub(crate) fn new(pipeline: &str) -> Self {
         let lab = Self { folder: tempfile::tempdir().unwrap() };
         lab.write("pipeline.yaml", pipeline);
@@ -107,7 +107,7 @@ impl Lab {
         lab
     }
 
-    /// A folder with nothing in it.
+    /// Makes an empty lab.
     pub(crate) fn empty() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
@@ -123,11 +123,11 @@ impl Lab {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vlmdiff"));
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        // Threads of several workers at once would fight for the same cores.
+        // Threads of several concurrent workers would compete for the same cores.
         command.env("OMP_NUM_THREADS", "1").env_remove("VLMDIFF_STORE");
         command.env("VLMDIFF_CACHE", self.path("cache"));
         command.env("HF_HUB_CACHE", self.path("hub")).env("HF_HOME", self.path("home")).env_remove("HF_TOKEN");
-        // What programs in Python import.
+        // Packages that programs in Python import.
         command.env("PYTHONPATH", project().join(".tools/python"));
         command
     }
@@ -136,7 +136,7 @@ impl Lab {
         self.ended(&mut self.command(arguments))
     }
 
-    /// Waits for a program, and names the lab's folder `[lab]` in what it said.
+    /// Waits for a program, and replaces the lab's folder by `[lab]` in its output.
     pub(crate) fn ended(&self, command: &mut Command) -> Ended {
         let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| {
@@ -149,7 +149,7 @@ impl Lab {
         Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
     }
 
-    /// Runs the pipeline, which succeeds, and returns the run's events.
+    /// Runs the pipeline, which must succeed, and returns the run's events.
     pub(crate) fn run(&self, arguments: &[&str]) -> Vec<Event> {
         let ended = self.vlmdiff(&[&["run", "pipeline.yaml", "--quiet"], arguments].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -157,7 +157,7 @@ impl Lab {
         self.events(store.unwrap_or(&".vlmdiff"))
     }
 
-    /// The events of the last run in a store.
+    /// Returns the events of the last run in a store.
     pub(crate) fn events(&self, store: &str) -> Vec<Event> {
         let mut runs: Vec<PathBuf> =
             fs::read_dir(self.path(store).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
@@ -167,14 +167,14 @@ impl Lab {
         text.lines().skip(1).map(|line| serde_json::from_str::<Logged>(line).unwrap().event).collect()
     }
 
-    /// A query's result as CSV without its header.
+    /// Returns a query's result as CSV without its header.
     pub(crate) fn sql(&self, store: &str, query: &str) -> Vec<String> {
         let ended = self.vlmdiff(&["sql", query, "--format", "csv", "--store", store]);
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         ended.stdout.lines().skip(1).map(str::to_owned).collect()
     }
 
-    /// The content digest of every published table, by name.
+    /// Returns the content digest of every published table, by name.
     pub(crate) fn contents(&self, store: &str) -> Vec<(String, String)> {
         let store = vlmdiff::engine::store::Store::open(&self.path(store).to_string_lossy()).unwrap();
         let manifests = vlmdiff::query::manifests(&store).unwrap();
@@ -182,7 +182,7 @@ impl Lab {
     }
 }
 
-/// Rows computed per table that was not fresh, in order.
+/// Returns the number of computed rows of each table that was not fresh, in order.
 pub(crate) fn computed(events: &[Event]) -> Vec<(&str, u64)> {
     let published = |event: &Event| matches!(event, Event::TablePublished { .. });
     events
@@ -195,7 +195,7 @@ pub(crate) fn computed(events: &[Event]) -> Vec<(&str, u64)> {
         .collect()
 }
 
-/// The project's own folder.
+/// Returns the project's folder.
 pub(crate) fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

@@ -1,4 +1,4 @@
-//! Laws that every stage of the registry keeps.
+//! Laws that every stage of the registry obeys.
 
 use serde_json::Value;
 use vlmdiff::{
@@ -40,7 +40,7 @@ fn an_unknown_parameter_is_refused_by_every_stage() {
     }
 }
 
-/// Any change of a parameter's value changes what the stage is known by; writing a default out does not.
+/// Any change of a parameter's value changes the stage's fingerprint; writing a default explicitly does not.
 #[test]
 fn parameters_are_identity() {
     let text = TOY.replace("root: data", "root: /");
@@ -59,13 +59,13 @@ fn parameters_are_identity() {
             let mut changed = params.clone();
             mutate(&mut changed, &path);
             if let Ok(stage) = (table.kind.parse)(&changed) {
-                // Where something lies is no identity; what else a parameter says is.
+                // Places are not part of the identity; all other parameters are.
                 let is_place = table.stage.locations().contains(&path[0].as_str());
                 assert_eq!(of(&*table.stage) == of(&*stage), is_place, "{}: {path:?}", table.kind.name);
             }
         }
     }
-    // published weights are not at hand here
+    // published weights are not available here
     let all: std::collections::BTreeSet<&str> =
         KINDS.iter().map(|kind| kind.name).filter(|name| *name != "pretrained").collect();
     assert_eq!(seen, all, "the toy pipeline is to use every stage");
@@ -103,7 +103,8 @@ fn every_stage_takes_the_example_of_its_documentation() {
     }
 }
 
-/// A row's result comes from the row and from seeds, not from the rows beside it: other images before it, none lost.
+/// A row's result depends on the row and on seeds, not on neighbouring rows. Other images come before it, and no row
+/// is lost.
 #[test]
 fn rows_do_not_depend_on_the_other_rows() {
     let lab = Lab::new(TOY);
@@ -112,7 +113,7 @@ fn rows_do_not_depend_on_the_other_rows() {
                 where image_id like 'gear%' group by 1 order by 1";
     let whole = lab.sql(".vlmdiff", read);
     lab.write("pipeline.yaml", &TOY.replace("split = 'test'", "split = 'test' and class = 'gear'"));
-    // Rows of a reconstruction that are known would be taken as they are.
+    // Reconstructions that are already computed would be reused, so they are forced.
     lab.run(&["--until", "anomaly_maps", "--force", "reconstructions"]);
     let few = lab.sql(".vlmdiff", read);
     assert_eq!((whole.len(), few.len()), (3, 3));
@@ -124,7 +125,7 @@ fn rows_do_not_depend_on_the_other_rows() {
     }
 }
 
-/// The same inputs make the same tables, whatever the task boundaries, through every stage.
+/// The same inputs make the same tables in every stage, whatever the task boundaries.
 #[test]
 fn tables_do_not_depend_on_how_they_were_cut() {
     let lab = Lab::new(TOY);
@@ -132,7 +133,8 @@ fn tables_do_not_depend_on_how_they_were_cut() {
     lab.run(&["--store", "cut", "--task-rows", "3"]);
     let (whole, cut) = (lab.contents(".vlmdiff"), lab.contents("cut"));
     assert_eq!(whole.len(), 13);
-    // Single images and batches differ in the last digits of what a network computes, so its tables are compared by value.
+    // Results of networks for single images and for batches differ in the last digits, so their tables are compared
+    // by value.
     for ((table, a), (_, b)) in whole.iter().zip(&cut).filter(|((table, _), _)| {
         ["images", "captions", "text_encoder", "autoencoder", "notes", "copied"].contains(&table.as_str())
     }) {
@@ -149,7 +151,8 @@ fn tables_do_not_depend_on_how_they_were_cut() {
     }
 }
 
-/// A plan asks a listing for rows that are still to be computed: what it says of them is what the stage writes.
+/// A plan reads the listing for rows that are still to be computed, so the listing must have the values that the
+/// stage writes.
 #[test]
 fn listed_columns_have_the_values_that_are_written() {
     let lab = Lab::new("");
@@ -212,7 +215,7 @@ fn generated_schemas_are_current() {
     }
 }
 
-/// The pipelines that people run and copy are right as they stand.
+/// The shipped pipelines load without changes.
 #[test]
 fn shipped_pipelines_load() {
     for entry in std::fs::read_dir(crate::lab::project().join("pipelines")).unwrap() {
@@ -225,7 +228,7 @@ fn shipped_pipelines_load() {
     }
 }
 
-/// The tables of a shipped pipeline with their parameters and inputs, up to a table.
+/// Returns the tables of a shipped pipeline with their parameters and inputs, up to a table.
 fn shipped(name: &str, sweep: &str, last: &str) -> Vec<(String, Value, Vec<String>)> {
     let path = crate::lab::project().join("pipelines").join(name);
     let text = std::fs::read_to_string(path).unwrap() + sweep;
@@ -238,7 +241,7 @@ fn shipped(name: &str, sweep: &str, last: &str) -> Vec<(String, Value, Vec<Strin
     loaded.tables[..=end].iter().map(table).collect()
 }
 
-/// What the quickstart has trained is there for the ablation of its captions.
+/// The ablation of captions reuses the networks that the quickstart has trained.
 #[test]
 fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
     assert_eq!(shipped("captions.yaml", "", "denoiser"), shipped("quickstart.yaml", "", "denoiser"));
@@ -247,7 +250,7 @@ fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
     assert_eq!(variants.count(), 4);
 }
 
-/// As docs/pipelines.md writes it.
+/// The pipeline is the one in docs/pipelines.md.
 #[test]
 fn a_sweep_over_seeds_trains_the_networks_once_per_seed() {
     let reference = std::fs::read_to_string(crate::lab::project().join("docs/pipelines.md")).unwrap();

@@ -1,4 +1,5 @@
-//! Order between the files of `src/`: which folder may import which, no circle between files, and the driver's freedom from libtorch.
+//! Order between the files of `src/`: the permitted imports of each folder, no import cycles between files, and a
+//! driver without libtorch.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +9,7 @@ use std::{
 
 use crate::lab::project;
 
-/// Which folders of `src/` a folder may import.
+/// The folders of `src/` that each folder may import.
 const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("metrics", &[]),
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The folders of the engine; each may import those after it.
 const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"];
 
-/// Crates that only some folders may name.
+/// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["models", "diffusion", "stages"]),
     ("datafusion", &["engine", "query"]),
@@ -37,7 +38,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// A module by its path from the root of the crate: `["engine", "plan", "work"]`.
 type Module = Vec<String>;
 
-/// The files below a folder that end in `.rs`.
+/// Returns the files below a folder that end in `.rs`.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut found = Vec::new();
@@ -51,7 +52,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The code of a file without comments and unit tests, which may use more than what they test.
+/// Returns the code of a file without comments and unit tests, which may use more than the code they test.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -59,7 +60,7 @@ fn code(file: &Path) -> String {
     code.lines().map(without_comment).collect::<Vec<_>>().join("\n")
 }
 
-/// The paths of a `use` tree: `a::{b, c::{self, d}}` names `a::b`, `a::c::self` and `a::c::d`.
+/// Collects the paths of a `use` tree: `a::{b, c::{self, d}}` names `a::b`, `a::c::self` and `a::c::d`.
 fn paths(tree: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
     let tree = tree.trim();
     let head = tree.split('{').next().unwrap();
@@ -87,7 +88,7 @@ fn paths(tree: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// What a file imports: the paths of its `use` items, those that it re-exports apart.
+/// The imports of a file: the paths of its `use` items, with re-exports kept separately.
 #[derive(Default)]
 struct Imports {
     own: Vec<Vec<String>>,
@@ -111,7 +112,7 @@ impl Imports {
             }
         }
         let code = body + rest;
-        // Paths in the code itself, such as `super::parts::encode(…)`.
+        // Paths in the code itself, such as `super::parts::encode(…)`, are imports too.
         for start in ["crate::", "super::"] {
             for (at, _) in code.match_indices(start) {
                 let is_start = !code[..at].ends_with([':', '_']) && !code[..at].ends_with(char::is_alphanumeric);
@@ -130,7 +131,7 @@ impl Imports {
     }
 }
 
-/// The files of a crate and which of them import which.
+/// The files of a crate, with the files that each imports.
 struct Graph(BTreeMap<Module, BTreeSet<Module>>);
 
 impl Graph {
@@ -152,7 +153,7 @@ impl Graph {
         Self(edges.collect())
     }
 
-    /// The files that can be reached from one by imports.
+    /// Returns the files that can be reached from one by imports.
     fn reached(&self, from: &Module) -> BTreeSet<&Module> {
         let mut reached = BTreeSet::new();
         let mut open: Vec<&Module> = self.0[from].iter().collect();
@@ -164,7 +165,7 @@ impl Graph {
         reached
     }
 
-    /// Every file that imports itself by way of others, with one import of it that leads back.
+    /// Returns every file that imports itself through others, with one of its imports that leads back.
     fn circles(&self) -> Vec<String> {
         let leads_back = |from: &Module, to: &&Module| self.reached(to).contains(from);
         let in_circle = self.0.iter().filter_map(|(from, to)| {
@@ -174,7 +175,7 @@ impl Graph {
         in_circle.collect()
     }
 
-    /// The imports that lead upwards between folders of `parent`, of which each may import those after it.
+    /// Returns the imports that lead upwards between folders of `parent`, each of which may import those after it.
     fn upwards(&self, parent: &str, folders: &[&str]) -> Vec<String> {
         let rank = |module: &Module| {
             let folder = module.get(1).filter(|_| module[0] == parent)?;
@@ -182,7 +183,7 @@ impl Graph {
         };
         let mut upwards = Vec::new();
         for (from, to) in self.0.iter().flat_map(|(from, to)| to.iter().map(move |to| (from, to))) {
-            // What lies in none of the folders is below all of them.
+            // Files outside of the folders are below all of them.
             let is_below = from.first().is_some_and(|first| first == parent) && from.len() == 2 && rank(from).is_none();
             let is_up = match (rank(from), rank(to)) {
                 (Some(from), Some(to)) => to < from,
@@ -197,7 +198,7 @@ impl Graph {
     }
 }
 
-/// A path from the root of the crate; `None` for one of another crate.
+/// Returns a path from the root of the crate; `None` for one of another crate.
 fn absolute(files: &BTreeMap<Module, Imports>, module: &Module, path: &[String]) -> Option<Vec<String>> {
     let mut base = module.clone();
     let mut path = path;
@@ -219,7 +220,7 @@ fn absolute(files: &BTreeMap<Module, Imports>, module: &Module, path: &[String])
     Some(base)
 }
 
-/// The file that defines what a path names: the longest part of it that is a file, through re-exports.
+/// Returns the file that defines what a path names: the longest part of the path that is a file, through re-exports.
 fn target(files: &BTreeMap<Module, Imports>, path: Vec<String>, depth: usize) -> Option<Module> {
     let end = (0..=path.len()).rev().find(|end| files.contains_key(&path[..*end]))?;
     let module = path[..end].to_vec();
@@ -274,7 +275,7 @@ fn folders_of_the_engine_import_downwards() {
     assert!(upwards.is_empty(), "{upwards:#?}");
 }
 
-/// A made-up crate of these files.
+/// Makes the graph of an invented crate with these files.
 fn made_up(files: &[(&str, &str)]) -> Graph {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {

@@ -1,4 +1,4 @@
-//! Memory while weights are loaded, measured in a process of its own.
+//! Measures memory while weights are loaded, in a separate process.
 
 use std::{fs, io::Write, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ const WEIGHTS: &str = "VLMDIFF_TEST_WEIGHTS";
 const TENSORS: i64 = 16;
 const ELEMENTS: i64 = 4 << 20;
 
-/// Writes 256 MB of weights that begin at a byte of the file.
+/// Writes 256 MB of weights that begin at offset `alignment` of the file.
 fn write(path: &Path, alignment: usize) {
     let size = ELEMENTS as usize * 4;
     let entry = |i: i64| {
@@ -26,14 +26,14 @@ fn write(path: &Path, alignment: usize) {
     file.flush().unwrap();
 }
 
-/// A figure of this process in bytes.
+/// Returns a memory figure of this process in bytes.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim_matches([':', ' ', '\t']).trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Loads in the process that the other test starts.
+/// Loads weights in the process that the other test starts.
 #[test]
 fn load_in_a_process_of_its_own() {
     let Some(path) = std::env::var_os(WEIGHTS) else { return };
@@ -42,7 +42,7 @@ fn load_in_a_process_of_its_own() {
         let mut vs = VarStore::new(Device::Cpu);
         let variables: Vec<_> = (0..TENSORS).map(|i| vs.root().ones(&format!("w{i}"), &[ELEMENTS])).collect();
         vs.set_kind(kind);
-        // Only what is taken from here on counts.
+        // Only memory that is allocated from here on counts.
         let before = status("VmRSS");
         fs::write("/proc/self/clear_refs", "5").unwrap();
         Checkpoint::open(&path).unwrap().load_into(&vs).unwrap();

@@ -1,4 +1,4 @@
-//! Behaviour of the built programs: one test binary, since linking libtorch is slow.
+//! Tests of the built programs. They are one test binary, because linking libtorch is slow.
 
 mod checker;
 mod cli;

@@ -1,4 +1,4 @@
-//! The same metrics by the stage, by SQL over what is published, and by SQL as a stage.
+//! The same metrics by the stage, by SQL over published tables, and by SQL as a stage.
 
 use crate::lab::{Lab, project};
 
@@ -66,20 +66,20 @@ fn sql_measures_what_the_stage_does() {
     let query = PIPELINE.split("query: \"").nth(1).unwrap().split('"').next().unwrap();
     assert_eq!(lab.sql(".vlmdiff", query), by_stage);
 
-    // Without groups, of some rows, and of none.
+    // The metric is computed without groups, over some rows, and over none.
     let auroc = "select auroc(score, label) from images join anomaly_maps using (image_id)";
     assert_eq!(lab.sql(".vlmdiff", auroc).len(), 1);
     let filtered = format!("{auroc} where class = 'gear'");
     let of_class = "select image_auroc from metrics where class = 'gear' and protocol = 'exact'";
     assert_eq!(lab.sql(".vlmdiff", &filtered), lab.sql(".vlmdiff", of_class));
     assert_eq!(lab.sql(".vlmdiff", &format!("{auroc} where class = 'none'")), ["\"\""]);
-    // A score may be any number and a label a whole one.
+    // A score may be any number, and a label may be an integer.
     let whole =
         "select auroc(cast(score * 1000 as int), cast(label as int)) from images join anomaly_maps using (image_id)";
     assert_eq!(lab.sql(".vlmdiff", whole).len(), 1);
 }
 
-/// Each protocol's own rules show, and what they share is equal.
+/// The protocols differ in their own rules and agree where they share them.
 #[test]
 fn protocols_stand_beside_each_other() {
     let lab = lab(PIPELINE);
@@ -91,7 +91,7 @@ fn protocols_stand_beside_each_other() {
     assert_eq!(lab.sql(".vlmdiff", same), ["1"]);
     let different = "select count(distinct aupro) from metrics where class = 'gear'";
     assert_eq!(lab.sql(".vlmdiff", different), ["3"]);
-    // What a defect touches is known wherever what it covers is.
+    // The grey mask is null exactly if the mask is.
     let known = "select count(*) from images where (mask_grey is null) <> (mask is null)";
     assert_eq!(lab.sql(".vlmdiff", known), ["0"]);
 
@@ -124,7 +124,7 @@ fn what_cannot_be_measured_is_said() {
         assert_eq!(ended.code, Some(2), "{select}: {}", ended.stdout);
         assert!(ended.stderr.contains(message), "{select}: {}", ended.stderr);
     }
-    // the row of the means would be another class's
+    // the class would be mistaken for the row of means
     std::fs::rename(lab.path("data/gear"), lab.path("data/mean")).unwrap();
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet"]);
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);

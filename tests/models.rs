@@ -1,4 +1,4 @@
-//! `vlmdiff models`, beside a hub on this machine.
+//! Tests `vlmdiff models` with a hub on this machine.
 
 use std::{
     collections::HashMap,
@@ -18,8 +18,8 @@ use crate::lab::{Ended, Lab};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves repositories as the Hugging Face hub does: every file at one commit, weights by their SHA-256, the rest by git's
-/// SHA-1. Its thread ends with the tests.
+/// Serves repositories as the Hugging Face hub does: every file at one commit, weights with their SHA-256, other
+/// files with git's SHA-1. Its thread ends with the tests.
 fn hub(files: Vec<(&'static str, Vec<u8>)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -56,7 +56,7 @@ fn hub(files: Vec<(&'static str, Vec<u8>)>) -> String {
                 _ if path.starts_with("closed/") => answer("401 Unauthorized", "", b""),
                 _ => answer("404 Not Found", "", b""),
             };
-            // A client that has gone away is no concern of the hub.
+            // An error means that the client has closed the connection.
             stream.write_all(&bytes).unwrap_or(());
         }
     });
@@ -76,7 +76,7 @@ fn git(content: &[u8]) -> String {
     hex(Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
 }
 
-/// The files of a DINO ViT in Hugging Face layout: two blocks, 4x4 patches of side 8, width 12.
+/// Returns weights of a DINO ViT in Hugging Face layout: two blocks, 4x4 patches of side 8, width 12.
 fn dino() -> Vec<u8> {
     let mut tensors: Vec<(String, Vec<i64>)> = vec![
         ("embeddings.cls_token".into(), vec![1, 1, 12]),
@@ -142,14 +142,14 @@ fn what_is_fetched_is_found_inspected_and_verified() {
     insta::assert_snapshot!("models_inspect", shown(&run(&["inspect", "dino-vits8"])).replace(COMMIT, "[commit]"));
     insta::assert_snapshot!("models_verify", shown(&run(&["verify", "dino-vits8"])).replace(COMMIT, "[commit]"));
 
-    // A repository without a name here, of which the usual files are fetched, and one file of another.
+    // The usual files of a repository that is not in the list are fetched, and one file of another.
     assert_eq!(run(&["fetch", "org/many"]).stderr, "fetching model.safetensors\nfetching config.json\n");
     assert_eq!(run(&["verify", "org/many"]).code, Some(0));
     assert_eq!(run(&["fetch", "org/choice/two.ckpt"]).code, Some(0));
     let choice = "org/choice has several files of weights; name one: org/choice/a/one.safetensors, org/choice/two.ckpt";
     assert_eq!(run(&["fetch", "org/choice"]).stderr, format!("error: {choice}\n"));
 
-    // Damage is told.
+    // Damage is reported.
     let path = lab.path(&folder.replace("[lab]/", "")).join("model.safetensors").canonicalize().unwrap();
     let mut damaged = fs::read(&path).unwrap();
     *damaged.last_mut().unwrap() ^= 1;

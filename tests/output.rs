@@ -1,4 +1,4 @@
-//! What a query answers is what is written.
+//! Query results are written completely and in the requested form.
 
 use std::{fs, io::Write, process::Stdio};
 
@@ -23,7 +23,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// Asks by standard input.
+/// Sends statements by standard input.
 fn asked(lab: &Lab, text: &str, arguments: &[&str]) -> Ended {
     let mut command = lab.command(&[&["sql"], arguments].concat());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -42,7 +42,7 @@ fn several_statements_are_answered_one_after_another() {
     assert_eq!(lab.vlmdiff(&["sql", text, "--format", "csv"]).stdout, expected);
     assert_eq!(asked(&lab, text, &["-o", "results.csv"]).code, Some(0));
     assert_eq!(fs::read_to_string(lab.path("results.csv")).unwrap(), expected);
-    // An error names the place in the whole text, and leaves the file as it was.
+    // An error has its place in the whole text, and the existing file stays unchanged.
     let ended = asked(&lab, "select 1;\nselect 2; selct 3", &["-o", "results.csv"]);
     assert_eq!(
         (ended.code, ended.stderr.as_str()),
@@ -81,7 +81,7 @@ fn a_file_has_the_format_of_its_ending() {
     assert!(ended.stderr.contains("--format says which"), "{}", ended.stderr);
     assert!(!lab.path("c.xlsx").exists());
     assert_eq!(lab.vlmdiff(&["sql", query, "-o", "/dev/null"]).code, Some(0));
-    // Standard output that is a file is written to, and not replaced.
+    // If standard output is a file, it is written to and not replaced.
     let file = fs::File::create(lab.path("kept.csv")).unwrap();
     let mut command = lab.command(&["sql", query, "-o", "/dev/stdout", "--format", "csv"]);
     assert!(command.stdout(file).status().unwrap().success());
@@ -133,7 +133,7 @@ fn names_that_need_quotes_are_named_with_them() {
         assert!(ended.stderr.contains(hint), "{query}: {}", ended.stderr);
     }
     assert_eq!(lab.sql(".vlmdiff", "select count(\"Score\") from notes, \"my-notes\", \"Capital\""), ["8"]);
-    // Queries and predicates of a pipeline say the same.
+    // Queries and predicates of a pipeline give the same message.
     let set = |set: &str| lab.vlmdiff(&["plan", "pipeline.yaml", "--set", set]).stderr;
     assert!(set("none.query=select id, Score from notes").contains("write \"Score\""));
     lab.write(
@@ -165,7 +165,7 @@ fn a_terminal_obeys_nothing_that_data_say() {
         assert!(is_quiet(&ended.stdout) && is_quiet(&ended.stderr), "{query}: {:?} {:?}", ended.stdout, ended.stderr);
         assert!((ended.stdout + &ended.stderr).contains("\\x1b"), "{query}");
     }
-    // Rows that are added are named in the reasons of a plan.
+    // Added rows are named in the causes that a plan shows.
     lab.write("notes.csv", "id,Score,note\n\u{1b}[2Jnew,1,x\n");
     let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
     assert!(is_quiet(&plan.stdout) && plan.stdout.contains("\\x1b[2Jnew"), "{:?}", plan.stdout);
@@ -183,7 +183,7 @@ fn a_long_predicate_is_planned_or_refused() {
         lab.write("long.yaml", &pipeline);
         lab.vlmdiff(&["run", "long.yaml", "--quiet"])
     };
-    // More than the stack of a main thread holds in a build for development.
+    // The number exceeds what the stack of a main thread holds in a debug build.
     let ended = run(4000);
     assert_eq!(ended.code, Some(0), "{:.300}", ended.stderr);
     let ended = run(6000);

@@ -1,4 +1,4 @@
-//! What is meant by a value of the command line, of the environment and of a path.
+//! Meaning of values from the command line, from the environment, and in paths.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ tables:
   captions: { stage: caption, from: [images], with: { model: dataset, default: "${CAPTION:-none}" } }
 "#;
 
-/// Runs the pipeline with a variable and a setting, and returns the number of images and what is said.
+/// Runs the pipeline with a variable and a setting. Returns the exit code and the messages.
 fn run(lab: &Lab, variable: (&str, &str), set: &str) -> (Option<i32>, String) {
     let mut command = lab.command(&["run", "pipeline.yaml", "--quiet", "--set", set]);
     let ended = lab.ended(command.env(variable.0, variable.1));
@@ -22,7 +22,7 @@ fn images(lab: &Lab) -> String {
     lab.sql(".vlmdiff", "select count(*) from images").remove(0)
 }
 
-/// A folder of one image called as given.
+/// Makes a folder of one image with this name.
 fn folder(lab: &Lab, name: &str) {
     fs::create_dir_all(lab.path(name).join("tile/train/good")).unwrap();
     fs::copy(lab.path("data/tile/train/good/000.png"), lab.path(name).join("tile/train/good/000.png")).unwrap();
@@ -36,7 +36,7 @@ fn a_text_parameter_takes_all_that_follows_the_sign() {
         assert_eq!(run(&lab, ("X", ""), &format!("images.root={name}")), (Some(0), String::new()), "{name}");
         assert_eq!(images(&lab), "1", "{name}");
     }
-    // Quotes are YAML's.
+    // Quotes around the whole value are those of YAML.
     assert_eq!(run(&lab, ("X", ""), "images.root=\"2024\"").0, Some(0));
     // A parameter that may be absent is taken away by YAML's word for nothing.
     assert!(run(&lab, ("X", ""), "images.root=null").1.contains("`root`: it is missing"));
@@ -66,7 +66,7 @@ fn a_variable_is_what_its_parameter_takes() {
     assert_eq!(run(&lab, ("CAPTION", "007"), "images.root=data"), (Some(0), String::new()));
     assert_eq!(caption(), ["007"]);
     for (size, message) in [
-        // A value from the environment may be a secret.
+        // A value from the environment may be a secret, so the message hides it.
         ("large", "`size`: invalid type: string \"${SIZE}\", expected u32"),
         ("4.5", "`size`: invalid type: floating point `4.5`, expected u32"),
         ("3", "`size`: lower than 16"),
@@ -92,7 +92,7 @@ fn paths_may_begin_in_the_home_folder() {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
     assert!(lab.path("kept/runs").is_dir());
-    // A folder of that name is still there to be named.
+    // A folder named `~` can still be given.
     folder(&lab, "~");
     assert_eq!(run(&["--set", "images.root=./~"], "").code, Some(0));
     assert_eq!(images(&lab), "1");

@@ -1,4 +1,4 @@
-//! What holds for any pipeline file, and for whatever stands where a store's objects should.
+//! Properties that hold for any pipeline file, and for any bytes in place of a store's objects.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -19,14 +19,14 @@ use crate::lab::{LIGHT, TOY};
 
 const SWEEP: &str = "sweep:\n  default: [a, b]\n  images.size: [32, 16]\n";
 
-/// The shipped pipelines and those of the tests.
+/// Returns the shipped pipelines and those of the tests.
 fn pipelines() -> Vec<String> {
     let shipped = std::fs::read_dir(crate::lab::project().join("pipelines")).unwrap();
     let shipped = shipped.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok());
     shipped.chain([TOY.to_owned(), format!("{LIGHT}{SWEEP}")]).collect()
 }
 
-/// A slip of the pen: something lost, doubled or put in, a character or a line.
+/// A typing mistake: a character or a line is removed, doubled or inserted.
 #[derive(Clone, Debug)]
 enum Slip {
     Lose(usize),
@@ -72,7 +72,7 @@ fn slipped(text: &str, slip: &Slip) -> String {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A file is a pipeline, or an error that names the file.
+    /// Reading a file gives a pipeline or an error that names the file.
     #[test]
     fn no_file_is_a_panic(
         which in any::<prop::sample::Index>(),
@@ -90,7 +90,7 @@ proptest! {
         drop(pipeline::parse("noise.yaml", "noise", &text, KINDS, &[], &[], &|_| None));
     }
 
-    /// A variable's value is text, whatever YAML would make of it.
+    /// A variable's value is text, even if it looks like YAML.
     #[test]
     fn a_variable_arrives_as_it_is(value in "([ -~]|\\n|\\t|é|\\$\\{X\\}|: |- |# ){0,24}") {
         let text = LIGHT.replace("default: nothing", "default: \"${X}\"").replace("name: light\n", "name: light\n# ${Y}\n");
@@ -101,14 +101,14 @@ proptest! {
     }
 }
 
-/// Bytes with some changed, cut short or made longer.
+/// Returns bytes with some changed, truncated or extended.
 fn damage(bytes: &[u8], changes: &[(usize, u8)], length: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for (at, value) in changes {
         let at = at % bytes.len();
         bytes[at] = *value;
     }
-    // Mostly as long as before.
+    // The length is unchanged in most cases.
     bytes.resize(if length.is_multiple_of(3) { length % (bytes.len() * 2) } else { bytes.len() }, b'0');
     bytes
 }
@@ -120,7 +120,7 @@ fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A part is read as it was written, or it is an error: Parquet's own, or that the digest does not match.
+    /// A damaged part is either read as it was written, or it is an error: Parquet's own, or a wrong digest.
     #[test]
     fn a_damaged_part_is_never_taken_for_whole(changes in changes(), length: usize, chosen: bool) {
         let folder = tempfile::tempdir().unwrap();
@@ -145,7 +145,7 @@ proptest! {
         }
     }
 
-    /// Records that were changed count as never written, and manifests are damaged.
+    /// Changed records count as missing, and changed manifests as damaged.
     #[test]
     fn damaged_manifests_and_records_are_never_believed(changes in changes(), length: usize) {
         let folder = tempfile::tempdir().unwrap();

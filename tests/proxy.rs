@@ -1,4 +1,4 @@
-//! A server between a program and another server that does what networks do: refuses, hangs, cuts short, loses answers.
+//! A proxy that simulates network faults: it refuses, hangs, truncates and loses answers.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -7,28 +7,28 @@ use std::{
     time::Duration,
 };
 
-/// What happens to one request.
+/// The fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// Whether the server does what it is asked.
+    /// True if the request reaches the server.
     pub(crate) reaches: bool,
     pub(crate) client: Client,
 }
 
-/// What the client hears of its request.
+/// The answer that the client receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
-    /// This status instead of the answer.
+    /// A response with this status.
     Status(u16),
-    /// The answer's head and half of its body; nothing of an answer without a body.
+    /// The answer's head and half of its body; nothing for an answer without a body.
     Half,
-    /// The end of the connection.
+    /// A closed connection.
     Closed,
-    /// Nothing, for longer than it waits.
+    /// Nothing for longer than the client waits.
     Silence,
 }
 
-/// One request as it came, with what was done to it.
+/// A request as it arrived, with its fault.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -36,7 +36,7 @@ pub(crate) struct Seen {
     pub(crate) fault: Option<Fault>,
 }
 
-/// Decides about a request, given its number.
+/// Returns the fault for a request, given its number.
 type Schedule = dyn Fn(u64, &Seen) -> Option<Fault> + Send + Sync;
 
 /// A proxy on a free port of this machine; its threads end with the tests.
@@ -54,19 +54,19 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let link = link.clone();
-                // A client that has gone away is no concern of the proxy.
+                // An error means that the client has closed the connection.
                 std::thread::spawn(move || link.serve(client).ok());
             }
         });
         Self { address, seen }
     }
 
-    /// The requests that reached the server: with this method, and this text in their path.
+    /// Returns the number of requests that reached the server with this method and this text in their path.
     pub(crate) fn count(&self, method: &str, path: &str) -> usize {
         self.seen.lock().unwrap().iter().filter(|seen| seen.method == method && seen.path.contains(path)).count()
     }
 
-    /// The faults so far.
+    /// Returns the faults so far.
     pub(crate) fn faults(&self) -> Vec<Fault> {
         self.seen.lock().unwrap().iter().filter_map(|seen| seen.fault).collect()
     }
@@ -77,12 +77,13 @@ struct Link {
     hang: Duration,
     schedule: Box<Schedule>,
     seen: Arc<Mutex<Vec<Seen>>>,
-    /// S3 decides conditional writes one after another; the test server looks and writes in two steps.
+    /// Serializes writes. S3 decides conditional writes one after another, but the test server checks and writes in
+    /// two steps.
     writes: Mutex<()>,
 }
 
 impl Link {
-    /// Serves the one request of a connection.
+    /// Serves the single request of a connection.
     fn serve(&self, client: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(client.try_clone()?);
         let Some((head, body)) = request(&mut reader)? else { return Ok(()) };
@@ -120,7 +121,7 @@ impl Link {
     }
 }
 
-/// A request's head, which asks for the connection to be closed after the answer, and its body.
+/// Reads a request. Returns its head, changed so that the connection is closed after the answer, and its body.
 fn request(reader: &mut impl BufRead) -> std::io::Result<Option<(String, Vec<u8>)>> {
     let (mut head, mut length) = (String::new(), 0);
     loop {
@@ -144,13 +145,13 @@ fn request(reader: &mut impl BufRead) -> std::io::Result<Option<(String, Vec<u8>
     Ok(Some((head + "Connection: close\r\n\r\n", body)))
 }
 
-/// Where an answer ends that is cut short.
+/// Returns the position at which a truncated answer ends.
 fn half(answer: &[u8]) -> usize {
     let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(0, |at| at + 4);
     if head == answer.len() { 0 } else { head + (answer.len() - head) / 2 }
 }
 
-/// Faults for about one request in `every`, of all kinds, the same for the same seed.
+/// Returns a schedule of faults for about one request in `every`, of all kinds, the same for the same seed.
 pub(crate) fn seeded(seed: u64, every: u64) -> Box<Schedule> {
     let fault = |reaches, client| Fault { reaches, client };
     let kinds = [

@@ -1,4 +1,4 @@
-//! Our tables as Python reads them: tensors arrive as tensors.
+//! Tables read by Python, in which tensors are tensors.
 
 use std::fs;
 
@@ -49,7 +49,7 @@ fn pyarrow_and_polars_read_parts_and_exports() {
     let arguments = [lab.path("check.py"), part, lab.path("images.parquet"), id.clone().into()];
     let output = python().args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // Row 5, column 7, blue: the same number as SQL sees, which counts from 1.
+    // Row 5, column 7, blue. SQL counts from 1.
     let query = format!("select pixels[{}] from images where image_id = '{id}'", (5 * 32 + 7) * 3 + 2 + 1);
     assert_eq!(lab.sql(".vlmdiff", &query), [String::from_utf8(output.stdout).unwrap().trim()]);
 }

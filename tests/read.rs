@@ -1,4 +1,4 @@
-//! Rows from files.
+//! Rows read from files.
 
 use std::{fmt::Write, fs};
 
@@ -26,7 +26,7 @@ fn appended_rows_are_computed_alone() {
     lab.write("rows.csv", &format!("x,half,name\n{}", rows(0..3010)));
     assert_eq!(computed(&lab.run(&set)), [("rows", 10)]);
     assert_eq!(lab.sql(".vlmdiff", "select x, half, name from rows where x = '3009'"), ["3009,1504.5,name 3009"]);
-    // Elsewhere and in another form the rows are the same.
+    // At another place and in another format the rows are the same.
     let jsonl: String = (0..3010).fold(String::new(), |mut text, i| {
         writeln!(text, r#"{{"x": {i}, "half": {:?}, "name": "name {i}"}}"#, f64::from(i) / 2.).unwrap();
         text
@@ -110,7 +110,7 @@ fn a_guessed_type_changes_no_value() {
     assert_eq!(csv("id,n\na,1e999\nb,2\n"), ["'id':'a','n':'1e999'", "'id':'b','n':'2'"]);
     let times = "id,t\na,2024-01-02T03:04:05+02:00\nb,2024-01-02T03:04:05+01:00\n";
     assert_eq!(csv(times)[0], "'id':'a','t':'2024-01-02T03:04:05+02:00'");
-    // Numbers, dates and truth values that a type keeps have it.
+    // Numbers, dates and truth values are guessed if the type preserves them.
     assert_eq!(csv("id,n,x,b,d\na,7,0.10,True,2024-01-02\n"), ["'id':'a','n':7,'x':0.1,'b':true,'d':'2024-01-02'"]);
     let jsonl = |content: &str| values(&lab, "rows.jsonl", content, &[]);
     assert_eq!(
@@ -118,7 +118,7 @@ fn a_guessed_type_changes_no_value() {
         ["'id':'01','x':2.5", "'id':'1','x':2.0"]
     );
     assert_eq!(jsonl("{\"id\": 1, \"x\": [1, 2.5], \"s\": {\"n\": 3}}\n"), ["'id':'1','x':[1.0,2.5],'s':{'n':3"]);
-    // What is declared is what is meant, as far as it can be.
+    // A declared type takes precedence if the values fit it.
     let declared =
         |content: &str, of: &str| values(&lab, "rows.jsonl", content, &[&format!("rows.types={{ n: {of} }}")]);
     assert_eq!(declared("{\"id\": 1, \"n\": 18446744073709551615}\n", "uint64"), ["'id':'1','n':18446744073709551615"]);
@@ -149,7 +149,7 @@ fn a_column_without_values_is_text_without_values() {
     lab.write("pipeline.yaml", PIPELINE);
     assert_eq!(values(&lab, "rows.csv", "id,n,note\na,1,\nb,2,\n", &[])[0], "'id':'a','n':1,'note':null");
     assert_eq!(values(&lab, "rows.jsonl", "{\"id\": 1, \"a\": null, \"b\": []}\n", &[]), ["'id':'1','a':null,'b':[]"]);
-    // A file of nothing but names has columns, and no rows.
+    // A file with a header alone has columns and no rows.
     assert_eq!(values(&lab, "rows.csv", "id,note\n", &[]), [""; 0]);
     assert_eq!(lab.sql(".vlmdiff", "select count(*) from rows where note is null"), ["0"]);
 }

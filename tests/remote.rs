@@ -1,5 +1,5 @@
-//! A store on S3, reached through a network that fails: a real server of that protocol on this machine, with
-//! [`crate::proxy`] before it.
+//! A store on S3 behind a failing network: a real server of that protocol on this machine, with [`crate::proxy`] in
+//! front of it.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,11 +24,11 @@ use crate::{
 };
 
 const STORE: &str = "s3://bucket/some/prefix";
-/// How long vlmdiff waits for an answer here, and how long a hanging connection takes.
+/// The timeout of vlmdiff here. A hanging connection lasts as long.
 const TIMEOUT: Duration = Duration::from_secs(4);
 const HANG: Duration = Duration::from_secs(6);
 
-/// Python with the packages that `make test` brings.
+/// Returns Python with the packages that `make test` installs.
 pub(crate) fn python() -> Command {
     let packages = project().join(".tools/python");
     assert!(
@@ -78,7 +78,7 @@ impl Server {
         }
     }
 
-    /// Does something with the bucket, without the proxy.
+    /// Works on the bucket without the proxy.
     fn with_bucket<T>(&self, work: impl AsyncFnOnce(AmazonS3) -> T) -> T {
         let bucket = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.address))
@@ -91,7 +91,7 @@ impl Server {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work(bucket))
     }
 
-    /// Puts the files below a folder under the same names.
+    /// Uploads the files below a folder under the same names.
     fn upload(&self, folder: &Path) {
         let parent = folder.parent().unwrap();
         self.with_bucket(async |bucket| {
@@ -102,7 +102,7 @@ impl Server {
         });
     }
 
-    /// The objects below a folder of the store.
+    /// Returns the objects below a folder of the store.
     fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
         self.with_bucket(async |objects| {
             let below = format!("some/prefix/{folder}").into();
@@ -116,7 +116,7 @@ impl Server {
         })
     }
 
-    /// The versions of each published table.
+    /// Returns the versions of each published table.
     fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
         let mut versions = BTreeMap::<_, Vec<Manifest>>::new();
         let manifests = self.objects("published").into_iter().filter(|(name, _)| name.ends_with(".json"));
@@ -137,7 +137,7 @@ impl Drop for Server {
     }
 }
 
-/// A lab whose programs reach the server through a proxy only.
+/// A lab whose programs reach the server only through a proxy.
 struct Remote {
     lab: Lab,
     server: Server,
@@ -167,7 +167,7 @@ impl Remote {
         command
     }
 
-    /// Runs a program, which succeeds, and returns what it printed.
+    /// Runs a program, which must succeed, and returns its output.
     fn vlmdiff(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -179,12 +179,12 @@ impl Remote {
         self.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--task-rows", "4"]);
     }
 
-    /// Every value of every table.
+    /// Returns every value of every table.
     fn tables(&self) -> Vec<String> {
         QUERIES.iter().map(|query| self.vlmdiff(&["sql", query, "--format", "csv"])).collect()
     }
 
-    /// The same of a run on a local store.
+    /// Returns the same values of a run on a local store.
     fn expected(&self) -> Vec<String> {
         self.lab.run(&["--store", "local"]);
         let sql = |query: &&str| self.lab.vlmdiff(&["sql", query, "--format", "csv", "--store", "local"]).stdout;
@@ -224,7 +224,8 @@ fn a_failing_network_changes_no_table() {
 
 #[test]
 fn a_publication_whose_answer_is_lost_is_not_doubled() {
-    // Each version is written at the first attempt, and the client hears of a closed connection, a broken server, or nothing.
+    // Each version is written at the first attempt, but the client receives a closed connection, a server error, or
+    // nothing.
     let losses = [Client::Closed, Client::Status(503), Client::Silence].map(|client| Fault { reaches: true, client });
     let lost = std::sync::Mutex::new(losses.to_vec());
     let written = std::sync::Mutex::new(HashSet::new());
@@ -293,7 +294,7 @@ fn two_runs_at_once_lose_no_publication() {
 fn images_behind_a_failing_network_make_the_same_tables() {
     let remote = Remote::new(seeded(4, 6));
     remote.server.upload(&remote.lab.path("data"));
-    // A file that changed just now is read again by the next run.
+    // The next run reads a file again if it has just changed.
     std::thread::sleep(Duration::from_secs(4));
     let run = || remote.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "images.root=s3://bucket/data"]);
     run();

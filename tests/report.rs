@@ -1,4 +1,4 @@
-//! The page about a run: what it says of sweeps and of protocols.
+//! The report page on sweeps and protocols.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::{
     metrics,
 };
 
-/// The page, and its text with a line for each piece.
+/// Returns the page, and its text with a line for each piece.
 fn page(lab: &Lab) -> (String, String) {
     let ended = lab.vlmdiff(&["report"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -29,7 +29,7 @@ fn pictures_are_those_of_the_combination_that_ran_last() {
     };
     lab.run(&[]);
     shown(32);
-    // Nothing was left to compute.
+    // Nothing is left to compute.
     lab.run(&["--only", "size=16"]);
     shown(16);
 }
@@ -39,7 +39,7 @@ fn numbers_say_by_which_values_and_protocol() {
     let by_sweep = "sweep: { aupro_limit: [0.3, 0.05], run: [python3 -B maps.py, python3 maps.py] }";
     let (_, text) = page(&metrics::lab(&format!("{}{by_sweep}\n", metrics::PIPELINE)));
     let count = |piece: &str| text.matches(piece).count();
-    // Each combination has its tiles, and of each protocol a row for each class and one for the mean.
+    // Each combination has its tiles, and each protocol a row for each class and one for the mean.
     assert_eq!(count("aupro_limit=0.05, run=python3 -B maps.py\n"), 1, "{text}");
     assert_eq!(count("image AUROC by\nexact\n, mean over classes"), 4, "{text}");
     assert_eq!(count("\ntile\n0.05\npython3 maps.py\n"), 3, "{text}");

@@ -1,4 +1,4 @@
-//! Killed at any moment, the next run ends in the same tables.
+//! After a run is killed at any moment, the next run makes the same tables.
 
 use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
@@ -6,7 +6,7 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use crate::lab::{LIGHT, Lab, TOY, computed};
 
-/// Moments spread over a run, others each time; the seed is said if the test fails.
+/// Returns random moments spread over a run, and their seed, which a failing test prints.
 fn moments(count: usize, longest: u64) -> (u64, Vec<Duration>) {
     let seed = rand::rng().next_u64();
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -15,7 +15,7 @@ fn moments(count: usize, longest: u64) -> (u64, Vec<Duration>) {
 
 fn killed_runs_end_in_the_same_tables(pipeline: &str, count: usize, longest: u64) {
     let lab = Lab::new(pipeline);
-    // Equal tasks make equal batches, and so the networks' results are equal to the last bit.
+    // Equal tasks make equal batches, so the networks' results are equal to the last bit.
     lab.run(&["--store", "undisturbed", "--task-rows", "2"]);
     let (seed, moments) = moments(count, longest);
     for moment in moments {
@@ -40,7 +40,7 @@ fn killed_at_many_moments() {
     killed_runs_end_in_the_same_tables(LIGHT, 40, 120);
 }
 
-/// Training goes on from its last saved state, to the same weights bit for bit.
+/// Training continues from its last saved state and makes the same weights bit for bit.
 #[test]
 fn killed_in_training() {
     let pipeline = TOY.replace("training: { steps: 4,", "training: { steps: 150,");
@@ -63,7 +63,7 @@ fn killed_in_training() {
     assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"), "seed {seed}");
 }
 
-/// At most one task is computed again: 14 images in tasks of one row are computed 14 times and, after each kill, once more.
+/// At most one task is computed again: 14 images in tasks of one row are computed 14 times plus once for each kill.
 #[test]
 fn a_kill_costs_one_task() {
     let lab = Lab::new(LIGHT);
@@ -76,11 +76,11 @@ fn a_kill_costs_one_task() {
         child.wait().unwrap();
     }
     lab.run(&["--task-rows", "1"]);
-    // Beside them may lie what a kill has cut off in the middle of writing.
+    // Files that a kill has truncated during writing may lie beside the parts.
     let is_part = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "parquet");
     let parts =
         fs::read_dir(lab.path(".vlmdiff/parts")).unwrap().filter(|entry| is_part(entry.as_ref().unwrap())).count();
-    // One part an image, one of eight captions each, one of the count.
+    // There is one part for each image, one for each of eight captions, and one for the count.
     assert_eq!(parts, 14 + 8 + 1, "seed {seed}: what was committed was computed again");
 }
 
@@ -89,7 +89,7 @@ fn a_full_disk_is_an_error_and_the_next_run_goes_on() {
     let lab = Lab::new(LIGHT);
     lab.run(&["--store", "undisturbed"]);
     let vlmdiff = env!("CARGO_BIN_EXE_vlmdiff");
-    // A file may have 8 KiB at most, as batch systems limit it: writing fails as on a full disk.
+    // Files are limited to 8 KiB, as batch systems do. Writing then fails as on a full disk.
     let script = format!("ulimit -f 8; exec {vlmdiff} run pipeline.yaml --quiet");
     let mut shell = std::process::Command::new("bash");
     let output = shell.args(["-c", &script]).current_dir(lab.path("")).env_remove("VLMDIFF_STORE").output().unwrap();
@@ -117,13 +117,13 @@ fn a_damaged_part_is_named_and_computed_again() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&largest, bytes).unwrap();
-    // It is noticed when it is read.
+    // The damage is found when the part is read.
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--set", "anomaly_maps.sigma=3"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains(&format!("part {name} does not match its digest")), "{}", ended.stderr);
     assert_eq!(fs::read(&largest).unwrap(), whole);
     lab.run(&[]);
-    // A byte that no run reads is found when asked for.
+    // Damage to a byte that no run reads is found by a verification.
     let mut bytes = whole.clone();
     bytes[middle] ^= 1;
     fs::write(&largest, bytes).unwrap();
@@ -132,7 +132,7 @@ fn a_damaged_part_is_named_and_computed_again() {
     assert!(ended.stderr.contains("a part of it is damaged or missing"), "{}", ended.stderr);
     assert_eq!(lab.contents(".vlmdiff"), contents);
     assert_eq!(fs::read(&largest).unwrap(), whole);
-    // One that is cut short or gone is seen by its size.
+    // A truncated or missing part is detected by its size.
     for damage in [b"PAR1".to_vec(), Vec::new()] {
         fs::write(&largest, damage).unwrap();
         let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
@@ -162,7 +162,7 @@ fn lost_weights_are_trained_again() {
     assert_eq!(weights(&lab.contents(".vlmdiff")), weights(&contents));
 }
 
-/// A power cut may leave the last files empty: what they said is made again.
+/// A power failure may leave the last files empty. Their content is made again.
 #[test]
 fn files_cut_short_are_made_again() {
     let lab = Lab::new(LIGHT);
@@ -176,7 +176,7 @@ fn files_cut_short_are_made_again() {
         let record = fs::read_dir(stage.unwrap().path()).unwrap().next().unwrap().unwrap().path();
         fs::write(record, b"{\"part\":").unwrap();
     }
-    // A manifest that is damaged is no older version: nothing is answered before a run has mended it.
+    // A damaged manifest is not replaced by an older version: queries are refused until a run has repaired it.
     let asked = lab.vlmdiff(&["sql", "select * from captions"]);
     assert_eq!(asked.code, Some(1), "{}", asked.stdout);
     assert!(asked.stderr.contains("published/light/captions/0000000001.json is cut short"), "{}", asked.stderr);

@@ -1,4 +1,4 @@
-//! Values from the environment are neither kept nor shown, and a store is its user's own.
+//! Values from the environment are neither stored nor shown, and a store is private to its user.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -32,7 +32,7 @@ fn run(lab: &Lab, token: &str, exit: &str, arguments: &[&str]) -> Ended {
     lab.ended(lab.command(arguments).env("API_TOKEN", token).env("EXIT", exit))
 }
 
-/// Everything that the lab's store holds, as text.
+/// Returns the whole content of the lab's store as text.
 fn kept(lab: &Lab) -> Vec<(String, String)> {
     let files = WalkDir::new(lab.path(".vlmdiff")).into_iter().map(Result::unwrap).filter(|e| e.file_type().is_file());
     let text = |path: &std::path::Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();

@@ -1,4 +1,4 @@
-//! Tables by SQL: what they read, what identifies their rows, and queries row by row.
+//! Tables made by SQL: the columns that they read, the identity of their rows, and row-by-row queries.
 
 use std::fs;
 
@@ -23,11 +23,11 @@ fn only_what_a_query_reads_reruns_it() {
     let lab = Lab::new(PIPELINE);
     assert_eq!(computed(&lab.run(&["--task-rows", "4"])), [("images", 14), ("counts", 1), ("test", 6), ("names", 6)]);
     assert_eq!(lab.sql(".vlmdiff", "select name, many from names order by image_id limit 1"), ["GEAR,672"]);
-    // Other pixels of the same size: no row more, and no name changes.
+    // The pixels change but not the size, so that no row is added and no name changes.
     let image = lab.path("data/gear/test/good/000.png");
     fs::copy(lab.path("data/gear/train/good/000.png"), &image).unwrap();
     assert_eq!(computed(&lab.run(&[])), [("images", 1), ("counts", 0), ("test", 6), ("names", 0)]);
-    // One more image: the whole table `counts` is another, and with it every row that was computed with it.
+    // An added image changes the whole table `counts`, and so every row that was computed with it.
     fs::copy(&image, lab.path("data/gear/train/good/extra.png")).unwrap();
     assert_eq!(computed(&lab.run(&[])), [("images", 1), ("counts", 1), ("test", 6), ("names", 6)]);
 }

@@ -1,4 +1,4 @@
-//! Sweeps: which tables there are, what is computed once, and what SQL makes of them.
+//! Sweeps: the instances of tables, shared computation, and their form in SQL.
 
 use std::fs;
 
@@ -35,11 +35,11 @@ fn a_table_is_there_once_per_value_that_it_depends_on() {
     );
     assert_eq!(pipeline.tables[4].inputs[0].table, "captions[default=b]");
     assert_eq!(pipeline.tables[4].inputs[0].port, "captions");
-    // Axes of two tables: `captions` has both, `images` its own.
+    // The axes belong to two tables: `captions` depends on both, `images` on its own.
     let pipeline = parse(&swept(" { default: [a, b], size: [32, 16] }"), &[]).unwrap();
     assert_eq!(&names(&pipeline)[..3], ["images[size=32]", "images[size=16]", "captions[default=a,size=32]"]);
     assert_eq!(pipeline.tables.len(), 2 + 4 + 4);
-    // Written out: what is equal is there once.
+    // Combinations are written out; equal instances exist once.
     let pipeline = parse(
         &swept("\n  - { size: 32, default: a }\n  - { size: 32, default: b }\n  - { size: 16, default: a }"),
         &[],
@@ -69,7 +69,7 @@ fn axes_of_one_word_are_called_by_their_path() {
     assert_eq!(metrics[0], "metrics[denoiser.training.steps=4,autoencoder.training.steps=4]");
     let instances = |name: &str| pipeline.tables.iter().filter(|table| table.declared == name).count();
     assert_eq!(["text_encoder", "autoencoder", "latents", "denoiser"].map(instances), [1, 2, 2, 4]);
-    // A deep parameter replaces only itself.
+    // A nested parameter replaces only itself.
     let params = pipeline.tables.iter().find(|t| t.declared == "denoiser").unwrap().stage.params();
     assert_eq!(params["training"]["batch_size"], 4);
 }
@@ -96,7 +96,7 @@ fn a_wrong_sweep_is_an_error_with_a_place() {
     check("\n  - { size: 32 }\n  - { size: 32 }", "9:13: the combination [size=32] is there twice");
     check(" [1]", "a combination is a mapping");
     check(" all", "sweep is a mapping");
-    // Every instance is checked, at the value that is wrong.
+    // Every instance is checked, and the error points at the wrong value.
     check(" { size: [32, 3] }", "7:21: table `images[size=3]`");
     check(" { counts.query: [select 1 as n, select nothing from captions] }", "7:40: table `counts[query=");
     let several = swept(" { query: [select 1 as n] }")
@@ -106,10 +106,10 @@ fn a_wrong_sweep_is_an_error_with_a_place() {
             .unwrap_err()
             .contains("several tables take a parameter `query`; write counts.query or more.query")
     );
-    // A column of that name would be two.
+    // The swept parameter would be a second column of that name.
     let column = swept(" { query: [select 1 as query] }");
     assert!(parse(&column, &[]).unwrap_err().contains("table `counts` has a column `query` already"));
-    // Neither the file nor the command line wins.
+    // A parameter set in both the file and the command line is an error.
     let error = parse(&swept(" { size: [32, 16] }"), &["images.size=64"]).unwrap_err();
     assert!(error.contains("--set images.size=64: the sweep sets this parameter (p.yaml:7:10)"), "{error}");
     assert!(parse(&swept(" { size: [32, 16] }"), &["images.root=other"]).is_ok());
@@ -155,7 +155,7 @@ fn only_keeps_what_fits() {
     assert!(only(&["size"]).unwrap_err().contains("write axis=value"));
     let unswept = parse(LIGHT, &[]).unwrap().only(&["size=1".into()]).unwrap_err().to_string();
     assert_eq!(unswept, "--only size=1: the pipeline has no `sweep:`");
-    // What was not chosen is still declared.
+    // Instances that were not chosen are still declared.
     let other = Variant(vec![("size".into(), 32.into())]);
     assert!(one.declares(&other.slot("images")));
     assert!(!one.declares(&Variant::default().slot("images")));
@@ -185,7 +185,7 @@ fn an_ablation_is_one_query() {
     );
     assert_eq!(sql("select count(*) from captions where size is null"), ["0"]);
     assert_eq!(sql("select arrow_typeof(size), arrow_typeof(\"default\") from counts limit 1").len(), 1);
-    // The shapes of the pixels differ, so the union has none.
+    // The instances have pixels of different shapes, so the union has no such column.
     let all = lab.vlmdiff(&["sql", "select * from images limit 1", "--format", "csv"]).stdout;
     let header = all.lines().next().unwrap();
     assert!(!header.contains("pixels") && header.ends_with(",size"), "{header}");
@@ -202,16 +202,16 @@ fn an_instance_that_is_declared_no_longer_is_out_of_sight() {
     lab.run(&[]);
     let values = || lab.sql(".vlmdiff", "select \"default\" from counts order by 1");
     assert_eq!(values(), ["nothing", "something"]);
-    // What is only not chosen stays.
+    // Instances that were not chosen stay visible.
     lab.run(&["--only", "default=nothing"]);
     assert_eq!(values(), ["nothing", "something"]);
     lab.write("pipeline.yaml", &swept(" { default: [something, more] }"));
     let more = lab.run(&[]);
-    // The query counts rows and reads no caption, so its answer is known.
+    // The query counts rows and reads no caption, so its result is already computed.
     let computed_now: Vec<_> = computed(&more).into_iter().filter(|(_, rows)| *rows > 0).collect();
     assert_eq!(computed_now, [("captions[default=more]", 8)]);
     assert_eq!(values(), ["more", "something"]);
-    // Without the sweep there is one table and no such column, and with it again everything is known.
+    // Without the sweep there is one table and no such column. With the sweep again, nothing is computed.
     lab.write("pipeline.yaml", LIGHT);
     lab.run(&[]);
     assert_eq!(lab.sql(".vlmdiff", "select * from counts"), ["8"]);
@@ -238,7 +238,7 @@ fn a_table_can_be_read_as_a_run_left_it() {
         sql("select was.image_id from images@first was left anti join images now on was.image_id = now.image_id"),
         ["gear/train/good/extra.png"]
     );
-    // Of the first run's part only some rows are left.
+    // Only some rows of the first run's part remain.
     assert_eq!(
         sql("select count(*) from images where split = 'train' and image_id > 'gear/train/good/000.png'"),
         ["7"]

@@ -1,4 +1,4 @@
-//! Trainings while they go on, how they are interrupted, and what they start from.
+//! Trainings: their visible rows, interruption, and initial weights.
 
 use std::{
     collections::HashMap,
@@ -19,8 +19,8 @@ use vlmdiff::{
 
 use crate::lab::{Lab, TOY};
 
-/// An autoencoder with all that can be in a training: two optimisers of which one begins later, micro-batches, an average,
-/// weights kept on the way.
+/// Returns a pipeline of an autoencoder with all features of a training: two optimisers of which one begins later,
+/// micro-batches, an average, stored weights during training.
 fn pipeline() -> String {
     replaced(
         "training: { steps: 4, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9, log_every: 2 }",
@@ -31,7 +31,7 @@ fn pipeline() -> String {
     )
 }
 
-/// The toy pipeline with something else in place of a part.
+/// Returns the toy pipeline with a part replaced.
 fn replaced(part: &str, by: &str) -> String {
     assert!(TOY.contains(part), "the toy pipeline has no `{part}`");
     TOY.replace(part, by)
@@ -51,13 +51,13 @@ fn save(lab: &Lab, file: &str, tensors: impl Iterator<Item = (String, Tensor)>) 
     std::fs::write(lab.path(file), bytes).unwrap();
 }
 
-/// Starts a run in a group of its own, as a shell with a terminal does.
+/// Starts a run in a process group of its own, as a shell in a terminal does.
 fn start(lab: &Lab, until: &str) -> Child {
     let mut run = lab.command(&["run", "pipeline.yaml", "--until", until]);
     run.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// What the terminal does at Ctrl-C; what the run then said.
+/// Interrupts a run as a terminal does at Ctrl-C. Returns its messages.
 fn interrupt(run: Child) -> String {
     let signal = format!("kill -INT -- -{}", run.id());
     assert!(Command::new("bash").args(["-c", &signal]).status().unwrap().success());
@@ -89,7 +89,7 @@ fn is_published(lab: &Lab) -> bool {
     matches!(store.published("toy", "autoencoder").unwrap(), Current::Whole(..))
 }
 
-/// Goes on to the end, which is the same as without an interruption.
+/// Runs to the end. The result must be that of an uninterrupted run.
 fn finish(lab: &Lab, until: &str) {
     let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", until]);
     assert!(last.code == Some(0) && last.stderr.contains("goes on from step"), "{}", last.stderr);
@@ -108,11 +108,12 @@ fn its_rows_are_seen_while_it_goes_on_and_ctrl_c_saves() {
     assert!(plan.contains("autoencoder  to compute"), "{plan}");
     interrupt(run);
     assert_eq!(lab.sql(".vlmdiff", "select status from runs"), ["interrupted"]);
-    // What is not finished is nothing once nobody works on it.
+    // An unfinished table is not visible once no run works on it.
     let none = lab.vlmdiff(&["sql", "select * from autoencoder"]);
     assert!(none.code == Some(2) && none.stderr.contains("autoencoder"), "{}{}", none.stdout, none.stderr);
     finish(&lab, "autoencoder");
-    // 120 rows, of which four name weights on the way and the last the final ones; a clean-up keeps them all.
+    // There are 120 rows, of which four name weights during training and the last the final ones. A clean-up keeps
+    // them all.
     lab.vlmdiff(&["gc"]);
     let named = "select step from autoencoder where weights is not null order by step";
     assert_eq!(lab.sql(".vlmdiff", named), ["50", "100", "150", "200", "240"]);
@@ -156,26 +157,26 @@ fn a_killed_training_leaves_no_table() {
     assert!(!is_published(&lab));
 }
 
-/// The weights that a table names.
+/// Returns the weights that a table names.
 fn weights(lab: &Lab, table: &str) -> Checkpoint {
     let named = lab.sql(".vlmdiff", &format!("select weights from {table} where weights is not null"));
     Checkpoint::open(lab.path(&format!(".vlmdiff/blobs/{}", named.last().unwrap()))).unwrap()
 }
 
-/// A learning rate of 0 shows what a training starts from.
+/// With a learning rate of 0 the result is the initial weights.
 #[test]
 fn a_training_goes_on_from_published_weights() {
     let lab = Lab::new(TOY);
     lab.run(&["--until", "autoencoder"]);
     let first = weights(&lab, "autoencoder");
-    // as latent diffusion keeps them: with a loss beside, which is not the network's
+    // as latent diffusion stores them: with a variable of the loss, which is not the network's
     let loss = ("loss.logvar".to_owned(), Tensor::from(0_f32));
     save(&lab, "vae.safetensors", first.tensors().unwrap().into_iter().chain([loss]));
     let still = ["--set", "autoencoder.training.lr=0", "--set", "autoencoder.init=vae.safetensors"];
     lab.run(&[&["--until", "autoencoder"], &still[..]].concat());
     let again = weights(&lab, "autoencoder");
     assert!(first.names().all(|name| first.tensor(name).unwrap() == again.tensor(name).unwrap()));
-    // and the scale of the latents as the configuration says, not as measured
+    // the scale of the latents is that of the configuration and not measured
     let scale = |weights: &Checkpoint| weights.metadata()["config"].contains("\"scaling_factor\":0.18215");
     assert!(scale(&again) && !scale(&first));
 
@@ -197,7 +198,7 @@ fn a_training_goes_on_from_published_weights() {
             assert_eq!(denoiser.tensor(&format!("control.{name}")).unwrap(), start, "{name}");
         }
     }
-    // what is not trained stays, and from nothing that is refused
+    // weights that are not trained stay; without weights to start from, such a training is refused
     lab.run(&["--until", "denoiser"]);
     let denoiser = weights(&lab, "denoiser");
     for (name, start) in vs.variables() {
@@ -209,7 +210,7 @@ fn a_training_goes_on_from_published_weights() {
     assert!(refused.code == Some(2) && refused.stderr.contains("name weights to start from"), "{}", refused.stderr);
 }
 
-/// What a training wrote is read as published weights are.
+/// Weights of a training can be read like published weights.
 #[test]
 fn a_trained_denoiser_is_published() {
     let lab = Lab::new(TOY);
@@ -217,7 +218,7 @@ fn a_trained_denoiser_is_published() {
     let trained = weights(&lab, "denoiser");
     save(&lab, "denoiser.safetensors", trained.tensors().unwrap().into_iter());
     save(&lab, "unet.safetensors", trained.clone().select("unet").tensors().unwrap().into_iter());
-    // beside weights of diffusers there is a config, which is not a denoiser's
+    // a config beside weights of diffusers is not that of a denoiser
     lab.write("config.json", "{\"block_out_channels\": [8]}");
     let start = TOY.find("  denoiser:\n").unwrap();
     let end = TOY.find("  reconstructions:\n").unwrap();
@@ -238,7 +239,7 @@ fn a_trained_denoiser_is_published() {
     assert_eq!(lab.sql(".vlmdiff", "select count(*) from reconstructions"), ["6"]);
 }
 
-/// Without captions all images have that of one row.
+/// Without captions all images have the caption of one row.
 #[test]
 fn a_denoiser_is_trained_without_captions() {
     let pipeline = TOY
@@ -263,7 +264,7 @@ fn a_denoiser_is_trained_without_captions() {
 #[test]
 fn where_memory_runs_out_the_table_and_what_to_lower_are_named() {
     let lab = Lab::new(TOY);
-    // more bytes than an address has bits for
+    // more bytes than the address space has
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--set", "text_encoder.config.intermediate_size=4398046511104"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let expected =
@@ -271,7 +272,7 @@ fn where_memory_runs_out_the_table_and_what_to_lower_are_named() {
     assert!(expected.iter().all(|text| ended.stderr.contains(text)), "{}", ended.stderr);
 }
 
-/// A reconstruction begins in noise, and the mean of several depends less on which noise that was.
+/// A reconstruction begins with noise. The mean of several draws depends less on the noise.
 #[test]
 fn more_draws_make_reconstructions_of_two_seeds_more_alike() {
     let lab = Lab::new(TOY);

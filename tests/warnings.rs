@@ -1,4 +1,5 @@
-//! Remarks on tables that were made without an error and yet did not work: each is provoked, and absent where all is well.
+//! Remarks on tables that were made without an error but missed their purpose. Each remark is provoked, and absent if
+//! all is well.
 
 use std::fs;
 
@@ -7,7 +8,7 @@ use crate::{
     metrics,
 };
 
-/// The remarks of a run, a plan and the page, which are the same.
+/// Returns the remarks of a run, a plan and the page, which must be the same.
 fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     let ran = lab.vlmdiff(&[&["run", "pipeline.yaml"], arguments].concat());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
@@ -24,7 +25,8 @@ fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     assert_eq!(page.contains("Know this first"), !notes.is_empty());
     for note in &notes {
         let (_, text) = note.split_once(": ").unwrap();
-        // Each is said once by a run that made the table, by one that found it fresh, by a plan, and on the page.
+        // Each remark is printed once by a run that made the table, by one that found it fresh, by a plan, and on the
+        // page.
         for said in [&ran.stderr, &again.stderr, &plan.stdout] {
             assert_eq!(said.matches(text).count(), 1, "{text}\n{said}");
         }
@@ -34,7 +36,7 @@ fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     notes
 }
 
-/// The remarks on a table, but for captions that are longer than the small encoder of these tests.
+/// Returns the remarks on a table except those on captions that are longer than the small encoder of these tests.
 fn only(notes: &[String], table: &str) -> Vec<String> {
     let prefix = format!("{table}: ");
     let of_table = notes.iter().filter_map(|note| note.strip_prefix(&prefix));
@@ -59,7 +61,7 @@ fn equal_captions_are_told() {
 #[test]
 fn metrics_that_guessing_reaches_are_told() {
     let lab = metrics::lab(metrics::PIPELINE);
-    // A map that is the same everywhere.
+    // The map has the same value everywhere.
     lab.write(
         "maps.py",
         &fs::read_to_string(lab.path("maps.py")).unwrap().replace("max(p[i:i + 3]) - min(p[i:i + 3])", "7"),
@@ -72,7 +74,7 @@ fn metrics_that_guessing_reaches_are_told() {
         told.iter().any(|note| note.starts_with("`pixel_auroc` is no better than guessing: gear 50.0 %")),
         "{told:?}"
     );
-    // Maps that know the answer.
+    // These maps are the ground truth.
     let known = metrics::PIPELINE
         .replace("run: python3 maps.py", "run: python3 known.py")
         .replace("columns: [pixels]", "columns: [mask]")
@@ -108,10 +110,10 @@ fn a_training_that_learns_nothing_is_told() {
 fn reconstructions_that_do_not_depend_on_their_images_are_told() {
     let lab = Lab::new(TOY);
     let until = ["--until", "reconstructions"];
-    // Networks that were not trained: what they decode has nothing of the image.
+    // The networks are untrained, so their output does not depend on the image.
     let told = only(&remarks(&lab, &[&until[..], &["--set", "autoencoder.training.lr=0"]].concat()), "reconstructions");
     assert!(told.len() == 1 && told[0].contains("gear (") && told[0].contains("tile ("), "{told:?}");
-    // Hardly any noise is added, and so hardly any removed: the autoencoder's own pictures.
+    // Hardly any noise is added and removed, so the reconstructions are those of the autoencoder.
     let healthy = [
         "--set",
         "autoencoder.training.steps=150",
@@ -123,6 +125,6 @@ fn reconstructions_that_do_not_depend_on_their_images_are_told() {
         "reconstructions.sampler={ num_inference_steps: 1, noise_level: 1, first_step: 1 }",
     ];
     let told = only(&remarks(&lab, &[&until[..], &healthy[..]].concat()), "reconstructions");
-    // So short a training has learned gears on their grounds, and not the pattern of tiles.
+    // After so short a training the network reproduces gears on their backgrounds but not the pattern of tiles.
     assert!(!told.iter().any(|note| note.contains("gear (")), "{told:?}");
 }

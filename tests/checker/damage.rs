@@ -1,4 +1,5 @@
-//! Damage to the objects of a store: no command may answer wrongly or panic, and a run that verifies makes everything right.
+//! Damages objects of a store. No command may answer wrongly or panic, and a run that verifies must repair
+//! everything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,11 +26,11 @@ use crate::lab::Lab;
 /// A kind of damage to a file.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// A bit of one byte is another.
+    /// One bit of a byte is flipped.
     Flip { at: u64, bit: u8 },
-    /// Only so many bytes are left.
+    /// The file is cut to this length in bytes.
     Cut { to: u64 },
-    /// It is gone.
+    /// The file is deleted.
     Gone,
 }
 
@@ -40,7 +41,8 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// Any damage to any object of a store but for locks, of each kind of objects equally often; `None` where there is no object.
+    /// Chooses damage to an object of a store other than a lock; each kind of objects is equally likely. `None` if
+    /// there is no object.
     pub(super) fn random(store: &Path, random: &mut ChaCha8Rng) -> Option<Self> {
         let mut kinds: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
         for file in files_below(store) {
@@ -84,7 +86,7 @@ impl Kind {
     }
 }
 
-/// A pipeline of all kinds of tables.
+/// Returns a pipeline with all kinds of tables.
 pub(super) fn pipeline() -> Pipeline {
     let table = |name: &str, stage: Stage, from: &[&str]| Table {
         name: name.into(),
@@ -116,7 +118,7 @@ pub(super) fn pipeline() -> Pipeline {
     }
 }
 
-/// A store with a history: several versions, a tag, rows that failed, a table that is no longer declared.
+/// Makes a store with a history: several versions, a tag, rows that failed, a table that is no longer declared.
 fn world() -> Result<World, String> {
     let mut world = World::new(&mut ChaCha8Rng::seed_from_u64(11));
     world.pipelines = vec![pipeline()];
@@ -145,10 +147,10 @@ fn world() -> Result<World, String> {
     Ok(world)
 }
 
-/// Every table as SQL has to answer it, by its name in SQL.
+/// The right answers of SQL for all tables, by the table's name in SQL.
 type Answers = BTreeMap<String, BTreeMap<Variant, Content>>;
 
-/// The answers that a run makes right, and those of the tagged run.
+/// Returns the right answers after a run, and those of the tagged run.
 fn answers(world: &World) -> (Answers, Answers) {
     let pipeline = &world.pipelines[0];
     let mut now = Answers::new();
@@ -167,8 +169,8 @@ fn answers(world: &World) -> (Answers, Answers) {
     (now, tagged)
 }
 
-/// Asks for tables, all at once and, where that is refused, one by one. Each is one of the right answers or refused; says
-/// whether any was refused.
+/// Queries tables, all at once and, if that is refused, one by one. Each must give one of the right answers or be
+/// refused. Returns the message of a refusal, if there was one.
 fn ask(world: &World, right: &[&Answers]) -> Result<Option<String>, String> {
     let wanted = |name: &String| Wanted { label: name.clone(), name: name.clone() };
     let all: Vec<Wanted> = right[0].keys().map(wanted).collect();
@@ -190,7 +192,7 @@ fn ask(world: &World, right: &[&Answers]) -> Result<Option<String>, String> {
     Ok(refused)
 }
 
-/// Words of errors that say what is damaged or gone.
+/// Words in errors about damaged or missing objects.
 const NAMES: [&str; 6] = ["damaged", "missing", "does not match", "no longer in the store", "no run", "no table"];
 
 fn check(name: &str, rows: Vec<super::sources::Row>, right: &[&Answers]) -> Result<(), String> {
@@ -208,7 +210,7 @@ fn check(name: &str, rows: Vec<super::sources::Row>, right: &[&Answers]) -> Resu
     ))
 }
 
-/// A copy of a store beside it, from which it is made whole again.
+/// A copy of a store beside it, from which the store is restored.
 struct Copy {
     files: BTreeMap<PathBuf, Vec<u8>>,
     store: PathBuf,
@@ -235,7 +237,8 @@ impl Copy {
     }
 }
 
-/// One damage and the commands after it. Says how often SQL refused.
+/// Inflicts one damage and runs commands after it. They must answer rightly or name the damage, and a verifying run
+/// must repair it.
 fn trial(world: &mut World, damage: &Damage, random: &mut ChaCha8Rng) -> Result<(), String> {
     let (before, tagged) = answers(world);
     damage.inflict();
@@ -253,7 +256,7 @@ fn trial(world: &mut World, damage: &Damage, random: &mut ChaCha8Rng) -> Result<
     ended(&mut observe::command(&world.lab, other), "")?;
     ended(&mut observe::command(&world.lab, &["plan", "one.yaml"]), "")?;
     let end = ended(&mut observe::command(&world.lab, &["run", "one.yaml"]), "")?;
-    // A run that refuses has made some of the tables.
+    // A run that refuses has made some of the tables already.
     let right: &[&Answers] = if end.code == Some(3) { &[&after] } else { &[&after, &before] };
     ask(world, right)?;
     let end = ended(&mut observe::command(&world.lab, &["run", "one.yaml", "--verify"]), "")?;
@@ -267,7 +270,7 @@ fn trial(world: &mut World, damage: &Damage, random: &mut ChaCha8Rng) -> Result<
     }
 }
 
-/// So many damages, each to the same store.
+/// Tries `count` damages, each to the same store.
 fn damages(seed: u64, count: u64) {
     let began = Instant::now();
     let mut world = world().unwrap();
@@ -298,7 +301,7 @@ fn damage_is_never_an_answer() {
     damages(seed, if given("VLMDIFF_SEED").is_some() { 1 } else { 100 });
 }
 
-/// `make soak`: two thousand damages.
+/// Two thousand damages, for `make soak`.
 #[test]
 #[ignore = "takes many minutes"]
 fn two_thousand_damages_are_never_an_answer() {
@@ -306,7 +309,7 @@ fn two_thousand_damages_are_never_an_answer() {
     damages(seed, given("VLMDIFF_DAMAGES").unwrap_or(2000));
 }
 
-/// A training of a moment, of which states are saved.
+/// A training of a moment that saves its state.
 const TRAINING: &str = r#"
 name: training
 tables:
@@ -322,7 +325,7 @@ tables:
       training: { steps: 150, batch_size: 4, lr: 1.0e-3, log_every: 5 }
 "#;
 
-/// Damage to what a training keeps: its saved state while it is under way, its weights when it is done.
+/// Damages what a training stores: its saved state while it runs, or its weights when it is done.
 fn damages_of_a_training(seed: u64, count: u64) {
     let lab = Lab::new(TRAINING);
     lab.run(&["--store", "undisturbed"]);
@@ -359,7 +362,7 @@ fn damage_to_a_training_is_never_other_weights() {
     damages_of_a_training(given("VLMDIFF_SEED").unwrap_or(1), 4);
 }
 
-/// `make soak`
+/// Runs with `make soak`.
 #[test]
 #[ignore = "takes many minutes"]
 fn many_damages_to_a_training_are_never_other_weights() {

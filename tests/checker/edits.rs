@@ -1,4 +1,4 @@
-//! Random edits, as people make them: of the files that a pipeline reads, and of the pipeline itself.
+//! Random edits as users make them: of the files that a pipeline reads, and of the pipeline itself.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use super::{
     sources::{Class, File, Manner, Picture, Row, Sources},
 };
 
-/// The row that every file keeps, so that a file's types show.
+/// The row that every file keeps, so that the types of its columns can be guessed.
 const FIRST: &str = "k00";
 const DEFAULTS: [&str; 4] = ["nothing", "a {class}", "", "é: 'x' # y"];
 const MOST_ROWS: usize = 10;
@@ -29,7 +29,7 @@ fn number(random: &mut ChaCha8Rng) -> Value {
     if chance(random, 25) { Value::Null } else { json!(random.random_range(-3..9)) }
 }
 
-/// A list of few small numbers and nulls, or null.
+/// Returns a list of few small numbers and nulls, or null.
 fn list(random: &mut ChaCha8Rng) -> Value {
     let mut item = |_| if chance(random, 40) { Value::Null } else { json!(random.random_range(0..2)) };
     let items: Vec<Value> = (0..3).map(&mut item).collect();
@@ -52,7 +52,7 @@ fn words(random: &mut ChaCha8Rng) -> Value {
     }
 }
 
-/// A value for a column of a file.
+/// Returns a value for a column of a file.
 fn value(file: File, column: &str, random: &mut ChaCha8Rng) -> Value {
     match column {
         "n" => number(random),
@@ -78,7 +78,7 @@ fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
 fn record(file: File, id: &str, random: &mut ChaCha8Rng) -> Row {
     let mut row = Row::from([("id".to_owned(), json!(id))]);
     for column in file.columns() {
-        // The first row shows the types of what the others may lack.
+        // The first row has a value of the type of each column that may be null in other rows.
         let value = match (*column, id) {
             ("words", FIRST) => json!(["w"]),
             ("at", FIRST) => json!({ "p": 1, "q": "x" }),
@@ -108,7 +108,7 @@ fn picture(random: &mut ChaCha8Rng) -> Picture {
     }
 }
 
-/// Sources to begin with.
+/// Returns the initial sources.
 pub(super) fn sources(random: &mut ChaCha8Rng) -> Sources {
     let mut sources = Sources::default();
     for file in File::ALL {
@@ -127,7 +127,7 @@ pub(super) fn sources(random: &mut ChaCha8Rng) -> Sources {
     sources
 }
 
-/// Edits a file that pipelines read, and says how.
+/// Edits a file that pipelines read. Returns a description of the edit.
 pub(super) fn edit_sources(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -> String {
     match random.random_range(0..10) {
         0..6 => edit_records(sources, folder, random),
@@ -163,7 +163,7 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
             format!("swap the lines {at} and {other}")
         }
         5 if rows.len() > 2 => {
-            // The values of two rows change places.
+            // The values of two rows are swapped.
             let (a, b) = (rows.len() - 1, random.random_range(0..rows.len() - 1));
             let [first, second] = [rows[a]["id"].clone(), rows[b]["id"].clone()];
             if first != FIRST && second != FIRST {
@@ -173,7 +173,7 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
             format!("swap the ids {first} and {second}")
         }
         6 | 9 if file == File::Parquet => {
-            // Nulls and zeros in a list change places.
+            // Nulls and zeros in a list are swapped.
             let column = one(random, &["votes", "grades"]);
             let turned = |item: &Value| if item.is_null() { json!(0) } else { Value::Null };
             if let Some(Value::Array(items)) = rows[at].get_mut(column) {
@@ -202,7 +202,7 @@ fn edit_records(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) -
             said
         }
     };
-    // An id that stands twice stays so for a step or two.
+    // An id that occurs twice stays for one or two steps.
     if !what.starts_with("list") && chance(random, 60) {
         list_once(rows);
     }
@@ -232,7 +232,7 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
         3 if path != "train/good/0.png" => {
             let picture = found.pictures.remove(&path).unwrap();
             let new = path.replace(".png", "9.png");
-            // Renamed on the disk, so that the file keeps its times and its inode.
+            // The file is renamed on the disk, so that it keeps its times and its inode.
             let class_folder = folder.join("photos").join(&class);
             fs::rename(class_folder.join(&path), class_folder.join(&new)).unwrap();
             let masks =
@@ -278,7 +278,7 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
         }
         _ => {
             let picture = found.pictures.get_mut(&path).unwrap();
-            // A few bits of a colour: as long a file as before.
+            // A few bits of a colour are flipped, so that the file keeps its size.
             picture.colour[random.random_range(0..3)] ^= 1 << random.random_range(0..2);
             picture.left ^= chance(random, 50);
             sources.write_picture(&class, &path, folder, manner);
@@ -289,7 +289,7 @@ fn edit_pictures(sources: &mut Sources, folder: &Path, random: &mut ChaCha8Rng) 
     format!("photos/{class}: {what} ({manner:?})")
 }
 
-/// Makes every picture one, and every id of a file stand there once.
+/// Repairs the sources: every picture can be decoded, and every id occurs once in its file.
 pub(super) fn mend(sources: &mut Sources, folder: &Path) {
     sources.records.values_mut().for_each(list_once);
     let pictures = |class: &mut Class| class.pictures.values_mut().for_each(|picture| picture.is_broken = false);
@@ -307,7 +307,7 @@ fn list_once(rows: &mut Vec<Row>) {
     });
 }
 
-/// A pipeline to begin with.
+/// Returns the initial pipeline.
 pub(super) fn pipeline(name: &str, random: &mut ChaCha8Rng) -> Pipeline {
     let table = |name: &str, stage: Stage, from: &[&str]| Table {
         name: name.into(),
@@ -337,7 +337,7 @@ pub(super) fn pipeline(name: &str, random: &mut ChaCha8Rng) -> Pipeline {
     pipeline
 }
 
-/// Edits a pipeline so that it stays valid, and says how.
+/// Edits a pipeline so that it stays valid. Returns a description of the edit.
 pub(super) fn edit_pipeline(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> String {
     for _ in 0..100 {
         let mut edited = pipeline.clone();
@@ -354,7 +354,7 @@ pub(super) fn edit_pipeline(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) ->
 
 fn try_edit(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> String {
     let kept = pipeline.tables.iter().position(|table| matches!(table.stage, Stage::Keep { .. }));
-    // Often a table that may lose its ids, since then others read it in another way.
+    // A table that may lose its ids is preferred, because tables below then read it in another way.
     let at = match kept.filter(|_| chance(random, 25)) {
         Some(at) => at,
         None => random.random_range(0..pipeline.tables.len()),
@@ -478,7 +478,7 @@ fn stage(random: &mut ChaCha8Rng) -> Stage {
     one(random, &stages)
 }
 
-/// A stage with another parameter, or with another stage's place in the pipeline.
+/// Returns a stage with another parameter, or another stage that fits in the same place of the pipeline.
 pub(super) fn changed(stage: &Stage, random: &mut ChaCha8Rng) -> Stage {
     match stage {
         Stage::Ingest { size } => Stage::Ingest { size: if *size == 16 { 32 } else { 16 } },
@@ -496,7 +496,7 @@ pub(super) fn changed(stage: &Stage, random: &mut ChaCha8Rng) -> Stage {
     }
 }
 
-/// A random number for a file of the store, a moment or a seed.
+/// Returns a random number that chooses a file of the store, a moment or a seed.
 pub(super) fn below(random: &mut ChaCha8Rng, end: u64) -> u64 {
     random.next_u64() % end.max(1)
 }

@@ -1,8 +1,9 @@
-//! A model checker of the engine: random sequences of edits and accidents, after each of which every published table is compared
-//! with an independent computation, and the rows computed with those that had to be.
+//! A model checker of the engine. After each step of a random sequence of edits and accidents, every published table
+//! is compared with an independent computation, and the computed rows with those that had to be computed.
 //!
-//! `VLMDIFF_SEED=N` repeats one sequence and prints its steps, `VLMDIFF_STEPS=3,7,8` only some of its steps: a step's choices
-//! depend on its own number, so that others can be left out. A sequence that fails is made shorter by itself.
+//! `VLMDIFF_SEED=N` repeats one sequence and prints its steps, `VLMDIFF_STEPS=3,7,8` only some of its steps. A step's
+//! choices depend on its own number, so that others can be left out. A sequence that fails is shortened
+//! automatically.
 
 mod damage;
 mod edits;
@@ -23,10 +24,10 @@ use self::{
     world::World,
 };
 
-/// Steps of a sequence.
+/// The number of steps in a sequence.
 const STEPS: u64 = 50;
 
-/// A number from the environment.
+/// Reads a number from the environment.
 fn given(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -35,7 +36,7 @@ fn random(seed: u64, step: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(step))
 }
 
-/// How a sequence failed: at which step, why, and what was done.
+/// The failure of a sequence: its step, the reason, and the steps before it.
 #[derive(Debug)]
 struct Failure {
     at: u64,
@@ -61,7 +62,7 @@ fn sequence(seed: u64, chosen: &[u64], is_told: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Leaves steps out of a failing sequence for as long as it fails.
+/// Removes steps from a failing sequence as long as it still fails.
 fn shorter(seed: u64, mut chosen: Vec<u64>, mut failure: Failure) -> (Vec<u64>, Failure) {
     let until = Instant::now() + Duration::from_secs(given("VLMDIFF_SHORTEN").unwrap_or(60));
     chosen.retain(|step| *step <= failure.at);
@@ -88,7 +89,7 @@ fn shorter(seed: u64, mut chosen: Vec<u64>, mut failure: Failure) -> (Vec<u64>, 
     (chosen, failure)
 }
 
-/// Makes whole sequences, and panics with the shortest that fails.
+/// Makes whole sequences. Panics with the shortest failing sequence.
 fn sequences(seeds: impl Iterator<Item = u64>, steps: u64, limit: Option<Duration>) {
     let began = Instant::now();
     let (mut count, mut failed) = (0, Vec::new());
@@ -114,7 +115,7 @@ fn sequences(seeds: impl Iterator<Item = u64>, steps: u64, limit: Option<Duratio
     assert!(failed.is_empty(), "{} of {count} sequences fail:\n\n{}", failed.len(), failed.join("\n\n"));
 }
 
-/// Seeds from the environment, or so many from `first` on.
+/// Returns the seeds from the environment, or `count` seeds from `first` on.
 fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
     match given("VLMDIFF_SEED") {
         Some(seed) => seed..seed + given("VLMDIFF_SEEDS").unwrap_or(1),
@@ -122,13 +123,14 @@ fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// The same sequences each time, as many as there is time for: a change is to be judged by itself. The long run looks further.
+/// The sequences are the same each time, as many as fit in the time limit, so that a failure is due to a change of
+/// the code. The long run tries new seeds.
 #[test]
 fn every_table_is_right_after_any_sequence_of_edits_and_accidents() {
     sequences(seeds(1, u64::MAX), 25, Some(Duration::from_secs(25)));
 }
 
-/// The checker itself: values that the files do not have are told from right ones, and rows that are known from others.
+/// Tests the checker itself: wrong values are distinguished from right ones, and rows already computed from others.
 #[test]
 fn a_wrong_table_and_a_row_too_many_are_found() {
     let mut world = World::new(&mut random(7, 0));
@@ -146,7 +148,7 @@ fn a_wrong_table_and_a_row_too_many_are_found() {
     let allowed = world.allowed(&[&world.attempt(world.pipelines[0].clone(), &|_, _| true)], true);
     let why = world.compare(&allowed).unwrap_err();
     assert!(why.contains("one.a[] is wrong") && why.contains("\"n\":77"), "{why}");
-    // A row that is written anew, and that the checker takes for known.
+    // The row is written anew, but the checker counts it as already computed.
     world.sources = right;
     let records = world.sources.records.get_mut(&File::Csv).unwrap();
     records[0].insert("n".into(), 78.into());
@@ -157,7 +159,7 @@ fn a_wrong_table_and_a_row_too_many_are_found() {
     assert!(why.contains("a: 1 rows were computed, of which 0 had to be"), "{why}");
 }
 
-/// `make soak`: a hundred sequences, others each time.
+/// A hundred sequences with new seeds each time, for `make soak`.
 #[test]
 #[ignore = "takes many minutes"]
 fn every_table_is_right_after_many_long_sequences() {

@@ -1,4 +1,5 @@
-//! Observations of the program: its exit codes and words, the rows of tables by SQL, and how many rows its runs computed.
+//! Observations of the program: its exit codes and messages, the rows of tables by SQL, and the number of rows that
+//! its runs computed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,30 +19,31 @@ use super::{
 };
 use crate::lab::Lab;
 
-/// How a program ended.
+/// The end of a program.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// `None` where a signal ended it.
+    /// The exit code; `None` if a signal ended the program.
     pub(super) code: Option<i32>,
     pub(super) stdout: String,
     pub(super) stderr: String,
 }
 
-/// Waits for a program that was given `input`. No program may panic, and none ends with a code that it does not declare.
+/// Waits for a program that is given `input`. A panic and an undeclared exit code are errors.
 pub(super) fn ended(command: &mut Command, input: &str) -> Result<Ended, String> {
     let said = format!("{:?}", command.get_args().collect::<Vec<_>>());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A program that refuses may not read.
+    // A program that refuses its arguments may not read its input.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     end_of(child, &said)
 }
 
-/// Longer than any command on tables of a few rows, also on a machine that does much else.
+/// A time limit that is longer than any command on tables of a few rows takes, even on a busy machine.
 const LONGEST: Duration = Duration::from_secs(180);
 
-/// The end of a program that was started with pipes; one that does not end is killed, and refused.
+/// Returns the end of a program that was started with pipes. A program that does not end is killed, which is an
+/// error.
 pub(super) fn end_of(child: Child, said: &str) -> Result<Ended, String> {
     let (done, is_done) = mpsc::channel::<()>();
     let id = child.id().to_string();
@@ -61,14 +63,14 @@ pub(super) fn end_of(child: Child, said: &str) -> Result<Ended, String> {
     checked(said, Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
 }
 
-/// The program with arguments. One thread is enough for tables of a few rows.
+/// Returns the program with arguments. One thread is enough for tables of a few rows.
 pub(super) fn command(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = lab.command(arguments);
     command.env("RAYON_NUM_THREADS", "1");
     command
 }
 
-/// An end of a program, refused where no command may end so: by a panic, by an undeclared exit code, or by a failure without a word.
+/// Checks the end of a program. A panic, an undeclared exit code and a failure without a message are errors.
 fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
     let is_panic = ["panicked at", "RUST_BACKTRACE", "stack backtrace"].iter().any(|word| ended.stderr.contains(word));
     let is_code = ended.code.is_none_or(|code| [0, 1, 2, 3, 130].contains(&code));
@@ -81,21 +83,21 @@ fn checked(said: &str, ended: Ended) -> Result<Ended, String> {
     }
 }
 
-/// The name of an instance of a table: the pipeline, the table and the swept values.
+/// The identity of an instance of a table: the pipeline, the table and the swept values.
 pub(super) type Place = (String, String, Variant);
 
-/// Rows in one order, each as text.
+/// Rows in a canonical order, each as text.
 pub(super) type Content = Vec<String>;
 
-/// The content of rows; of a swept table each row also holds the axes' values, which are left out.
+/// Returns the content of rows. The columns of a swept table's axes are left out.
 pub(super) fn content(rows: &[Row]) -> Content {
     let mut content: Content = rows.iter().map(|row| serde_json::to_string(row).unwrap()).collect();
     content.sort();
     content
 }
 
-/// A picture's row as it is compared: of its pixels and of its mask the two ends, as either half of a picture is of one
-/// value; no path.
+/// Returns a picture's row in the form in which it is compared. Of pixels and mask the first and last are kept, as
+/// each half of a picture has one value; the path is removed.
 fn without_pixels(mut row: Row) -> Row {
     let Some(pixels) = row.remove("pixels") else { return row };
     let end = |values: &Value, at: usize| values[at].as_u64().unwrap();
@@ -108,13 +110,13 @@ fn without_pixels(mut row: Row) -> Row {
     row
 }
 
-/// A table to ask for: the label of its rows, its name in SQL.
+/// A table to query: the label of its rows, and its name in SQL.
 pub(super) struct Wanted {
     pub(super) label: String,
     pub(super) name: String,
 }
 
-/// Asks for tables in one process. `Ok(Err(_))` holds the words of a refusal.
+/// Queries tables in one process. `Ok(Err(_))` has the message of a refusal.
 pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String, Vec<Row>>, String>, String> {
     let mut rows: BTreeMap<String, Vec<Row>> = wanted.iter().map(|w| (w.label.clone(), Vec::new())).collect();
     if wanted.is_empty() {
@@ -135,13 +137,13 @@ pub(super) fn ask(lab: &Lab, wanted: &[Wanted]) -> Result<Result<BTreeMap<String
     Ok(Ok(rows))
 }
 
-/// A row of JSON without its nulls; objects within it have sorted names.
+/// Returns a row of JSON without nulls; objects within it have sorted names.
 fn row_of(value: &Value) -> Row {
     let members = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
     members.map(|(name, value)| (name.clone(), canonical(value))).collect()
 }
 
-/// A value that has one text: objects without nulls, their names sorted. Nulls in lists stay.
+/// Returns a value in a canonical form: objects without nulls and with sorted names. Nulls in lists stay.
 pub(super) fn canonical(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(canonical).collect(),
@@ -150,7 +152,7 @@ pub(super) fn canonical(value: &Value) -> Value {
     }
 }
 
-/// Splits the rows of a table into its instances, which the columns of the axes tell apart.
+/// Splits the rows of a table into its instances by the columns of the axes.
 pub(super) fn by_variant(rows: Vec<Row>, variants: &BTreeSet<Variant>) -> Result<BTreeMap<Variant, Content>, String> {
     let axes: BTreeSet<&String> = variants.iter().flatten().map(|(axis, _)| axis).collect();
     let mut split: BTreeMap<Variant, Vec<Row>> = variants.iter().map(|v| (v.clone(), Vec::new())).collect();
@@ -167,7 +169,7 @@ pub(super) fn by_variant(rows: Vec<Row>, variants: &BTreeSet<Variant>) -> Result
     Ok(split.into_iter().map(|(variant, rows)| (variant, content(&rows))).collect())
 }
 
-/// The tables that SQL has, with their swept values.
+/// Returns the tables in SQL, with their swept values.
 pub(super) fn published(lab: &Lab) -> Result<BTreeSet<Place>, String> {
     let folder = lab.path(".vlmdiff");
     if !folder.is_dir() {
@@ -183,16 +185,16 @@ pub(super) fn published(lab: &Lab) -> Result<BTreeSet<Place>, String> {
     Ok(manifests.into_iter().map(place).collect())
 }
 
-/// The logs of runs in the store.
+/// Returns the logs of runs in the store.
 pub(super) fn logs(lab: &Lab) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(lab.path(".vlmdiff/runs")) else { return BTreeSet::new() };
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).filter(|n| n.ends_with(".jsonl")).collect()
 }
 
-/// Rows that runs computed, by table; of a table that was found fresh `None`.
+/// The number of rows that runs computed, by table; `None` for a table that was found fresh.
 pub(super) type Computed = BTreeMap<String, Option<u64>>;
 
-/// The rows that runs say they computed in these logs.
+/// Returns the numbers of computed rows according to these logs.
 pub(super) fn computed<'a>(lab: &Lab, logs: impl IntoIterator<Item = &'a String>) -> Computed {
     let mut computed = Computed::new();
     for log in logs {
@@ -211,7 +213,7 @@ pub(super) fn computed<'a>(lab: &Lab, logs: impl IntoIterator<Item = &'a String>
     computed
 }
 
-/// A table's name in SQL.
+/// Returns a table's name in SQL.
 pub(super) fn in_sql(pipeline: &Pipeline, table: &str, tag: Option<&str>) -> String {
     let tag = tag.map(|tag| format!("@{tag}")).unwrap_or_default();
     format!("{}.\"{table}{tag}\"", pipeline.name)

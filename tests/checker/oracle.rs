@@ -1,5 +1,5 @@
-//! The right answer: each table computed from the values of the sources, by nothing of the engine; and what each row is computed
-//! from, which says how many rows have to be computed.
+//! The right answer. Each table is computed from the values of the sources without code of the engine, and so is the
+//! information that each row depends on, which determines the number of rows that must be computed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,33 +13,34 @@ use super::{
     sources::{Class, Picture, Row, SIDE, Sources, mask_path},
 };
 
-/// A table as it has to be.
+/// The right content of a table.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) rows: Vec<Row>,
-    /// Rows that fail.
+    /// The number of rows that fail.
     pub(super) failed: usize,
-    /// A digest of all that each row is computed from, with everything that the engine promises to tell apart; of a table that is computed as a whole
-    /// one key. Who computes a row whose key was seen before computes too much.
+    /// A digest of all that each row is computed from, with all differences that the engine promises to distinguish;
+    /// a single one for a table that is computed as a whole. A row whose key occurred before must not be computed
+    /// again.
     pub(super) keys: Vec<u64>,
-    /// These digests without the names and the order of inputs. A row whose key was never seen has to be computed.
+    /// These digests without the names and the order of inputs. A row whose key never occurred must be computed.
     pub(super) least: Vec<u64>,
     pub(super) stage: Stage,
-    /// The stages above it, which say what types its columns have.
+    /// The stages above the table, which determine the types of its columns.
     lineage: String,
 }
 
-/// Why a table cannot be made.
+/// The reason why a table cannot be made.
 #[derive(Debug)]
 pub(super) enum Wrong {
     /// An input is refused.
     Input,
-    /// Rows fail where none may; these succeed.
+    /// Rows fail although none may; the others succeed.
     Rows(Made),
 }
 
 impl Made {
-    /// Rows to compute where these keys are known.
+    /// Returns the number of rows to compute, given which of the keys are already computed.
     pub(super) fn missing(&self, is_known: impl Fn(usize) -> bool) -> usize {
         let missing = (0..self.keys.len()).filter(|at| !is_known(*at)).count();
         if self.stage.makes() == Makes::RowPerRow { missing } else { missing * self.rows.len() }
@@ -93,7 +94,7 @@ pub(super) fn make(instance: &Instance, inputs: &[&Made], sources: &Sources) -> 
     }
 }
 
-/// Rows of a source, with what each is computed from; those that fail are `None`.
+/// Returns the rows of a source, with the data that each is computed from. Rows that fail are `None`.
 fn listed(stage: &Stage, rows: impl Iterator<Item = (String, Option<Row>)>) -> Made {
     let rows: Vec<(String, Option<Row>)> = rows.collect();
     let keys: Vec<u64> = rows.iter().filter(|(_, row)| row.is_some()).map(|(key, _)| digest(key)).collect();
@@ -107,7 +108,8 @@ fn listed(stage: &Stage, rows: impl Iterator<Item = (String, Option<Row>)>) -> M
     }
 }
 
-/// The halves that a picture's mask marks, the left and the right one; `None` where nothing is known.
+/// Returns true for each half of a picture that its mask marks, the left and the right one; `None` if there is no
+/// mask.
 fn halves(class: &Class, path: &str, picture: &Picture) -> Option<[bool; 2]> {
     match mask_path(path) {
         None => Some([false; 2]),
@@ -140,19 +142,20 @@ fn picture_row(class_name: &str, class: &Class, path: &str, picture: &Picture) -
     row
 }
 
-/// Some columns of a row.
+/// Returns some columns of a row.
 fn only(row: &Row, columns: &[&str]) -> Value {
     columns.iter().map(|column| (*column).to_owned()).zip(columns.iter().map(|c| json!(row.get(*c)))).collect()
 }
 
-/// Some columns of a whole table, in the order of its ids.
+/// Returns some columns of a whole table, in the order of its ids.
 fn content(made: &Made, columns: &[&str]) -> String {
     let mut rows: Vec<&Row> = made.rows.iter().collect();
     rows.sort_by_key(|row| row.get(made.stage.id()).map(ToString::to_string));
     json!(rows.iter().map(|row| only(row, columns)).collect::<Vec<_>>()).to_string()
 }
 
-/// Everything that a row or a table is computed from beside the inputs' values, with the names and the order of inputs or without.
+/// Returns everything that a row or a table is computed from beside the inputs' values: with the names and the order
+/// of inputs, and without them.
 fn base(instance: &Instance, inputs: &[&Made], sources: Option<&Sources>) -> (String, String) {
     let stage = &instance.table.stage;
     let program = sources.filter(|_| *stage == Stage::Copy).map(Sources::tool_text);
@@ -231,7 +234,7 @@ fn row_by_row(instance: &Instance, inputs: &[&Made]) -> Made {
     made
 }
 
-/// The row that a stage makes of the inputs' rows with an id.
+/// Computes the row that a stage makes from the inputs' rows with an id.
 fn answer(stage: &Stage, id: &str, inputs: &[&Made]) -> Row {
     let rows: Vec<Option<&Row>> =
         inputs.iter().map(|made| if made.stage == Stage::Total { made.rows.first() } else { made.row(id) }).collect();

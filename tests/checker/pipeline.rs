@@ -1,4 +1,4 @@
-//! Pipelines as the checker knows them: tables of a few stages over numbers and pictures, and the YAML that says so.
+//! Pipelines of the checker: tables of a few stages over numbers and pictures, and their YAML.
 
 use std::collections::BTreeSet;
 
@@ -14,34 +14,35 @@ pub(super) enum Makes {
     Table,
 }
 
-/// A stage with its parameters. Most read tables with an `id` and a number `n`, which may be null, and make such again.
+/// A stage with its parameters. Most read tables with an `id` and a number `n`, which may be null, and make such
+/// tables.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Stage {
-    /// The records of a file.
+    /// Reads the records of a file.
     Read(File),
-    /// The pictures.
+    /// Reads the pictures.
     Ingest { size: u32 },
-    /// Pictures' captions.
+    /// Reads pictures' captions.
     Caption { default: String },
-    /// The lengths of captions.
+    /// Computes the lengths of captions.
     Lengths,
-    /// Items of the lists and structures in the Parquet file.
+    /// Extracts items of the lists and structures in the Parquet file.
     Parts,
-    /// `n` times a number.
+    /// Multiplies `n` by a number.
     Scale { by: i64 },
-    /// The sum of two tables' numbers, by id.
+    /// Adds two tables' numbers, by id.
     Add,
-    /// Rows whose number is above another; `makes` is `Rows` or `Table`.
+    /// Keeps rows whose number is above a limit; `makes` is `Rows` or `Table`.
     Keep { above: i64, makes: Makes },
-    /// How many rows there are, and the sum of their numbers.
+    /// Counts the rows and adds their numbers.
     Total,
-    /// Each number less a total.
+    /// Subtracts a total from each number.
     Against,
-    /// Each number beside that of another table, where that has the id.
+    /// Puts each number beside that of another table, if that has the id.
     Left,
-    /// Unchanged rows, by a program that copies a Parquet file.
+    /// Copies rows by a program that copies a Parquet file.
     Copy,
-    /// Unchanged rows, by a program that answers on its standard output.
+    /// Copies rows by a program that answers on its standard output.
     Pass,
 }
 
@@ -59,17 +60,17 @@ impl Stage {
         self.makes() != Makes::Table
     }
 
-    /// The column that identifies a row.
+    /// Returns the column that identifies a row.
     pub(super) fn id(&self) -> &'static str {
         if matches!(self, Self::Ingest { .. } | Self::Caption { .. }) { "image_id" } else { "id" }
     }
 
-    /// True for a stage whose table has an `id` and `n`.
+    /// Returns true for a stage whose table has an `id` and `n`.
     fn is_numeric(&self) -> bool {
         !matches!(self, Self::Ingest { .. } | Self::Caption { .. } | Self::Total)
     }
 
-    /// The inputs by name.
+    /// Returns the inputs by name.
     pub(super) fn ports(&self) -> &'static [&'static str] {
         match self {
             Self::Read(_) | Self::Ingest { .. } => &[],
@@ -79,7 +80,7 @@ impl Stage {
         }
     }
 
-    /// True if a table of the other stage can be read at a port.
+    /// Returns true if a table of the other stage can be read at a port.
     pub(super) fn takes(&self, port: &str, other: &Self) -> bool {
         match (self, port) {
             (Self::Caption { .. }, _) => matches!(other, Self::Ingest { .. }),
@@ -91,7 +92,7 @@ impl Stage {
         }
     }
 
-    /// The columns that it reads of a port; all that it is declared to read.
+    /// Returns the columns that it is declared to read from a port.
     pub(super) fn columns(&self, port: &str) -> &'static [&'static str] {
         match (self, port) {
             (Self::Caption { .. }, _) => &["caption", "class"],
@@ -103,7 +104,7 @@ impl Stage {
         }
     }
 
-    /// The query of a stage `sql`.
+    /// Returns the query of a stage `sql`.
     fn query(&self) -> Option<String> {
         Some(match self {
             Self::Lengths => "select image_id as id, cast(character_length(caption) as bigint) as n from rows".into(),
@@ -122,7 +123,7 @@ impl Stage {
         })
     }
 
-    /// The stage's name and its parameters.
+    /// Returns the stage's name and its parameters.
     fn yaml(&self) -> (&'static str, Value) {
         match self {
             Self::Read(File::Parquet) => ("read", json!({ "path": File::Parquet.name(), "id": "id" })),
@@ -146,7 +147,7 @@ impl Stage {
         }
     }
 
-    /// The parameter that a sweep or `--set` may set, and its value.
+    /// Returns the parameter that a sweep or `--set` may set, and its value.
     pub(super) fn setting(&self) -> Option<(&'static str, String)> {
         match self {
             Self::Caption { default } => Some(("default", default.clone())),
@@ -156,7 +157,7 @@ impl Stage {
     }
 }
 
-/// Which rows of the first input take part.
+/// The predicate that selects rows of the first input.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Filter {
     Above(i64),
@@ -168,7 +169,7 @@ pub(super) enum Filter {
 }
 
 impl Filter {
-    /// The predicate over a table with this column of ids.
+    /// Returns the predicate for a table with this column of ids.
     fn text(&self, id: &str) -> String {
         match self {
             Self::Above(n) => format!("n > {n}"),
@@ -189,7 +190,7 @@ impl Filter {
         }
     }
 
-    /// True if it chooses a row; an unknown answer (null) is no.
+    /// Returns true if it selects a row; an unknown answer (null) does not.
     pub(super) fn chooses(&self, row: &Row, id: &str) -> bool {
         let n = row.get("n").and_then(Value::as_i64);
         match self {
@@ -209,14 +210,14 @@ pub(super) struct Table {
     pub(super) stage: Stage,
     /// The tables at the stage's ports.
     pub(super) from: Vec<String>,
-    /// `from:` names the second input first.
+    /// True if `from:` names the second input first.
     pub(super) is_turned: bool,
     pub(super) filter: Option<Filter>,
-    /// `on_error: skip`.
+    /// True for `on_error: skip`.
     pub(super) skips: bool,
 }
 
-/// Several stages of one kind in place of a table's own.
+/// An axis of a sweep: several stages of one kind in place of a table's own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     pub(super) table: String,
@@ -227,7 +228,7 @@ pub(super) struct Axis {
 pub(super) struct Pipeline {
     pub(super) name: String,
     pub(super) tables: Vec<Table>,
-    /// At most one for each parameter, so that an axis is called as its parameter.
+    /// The axes, at most one for each parameter, so that each has the name of its parameter.
     pub(super) sweep: Vec<Axis>,
 }
 
@@ -244,7 +245,7 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// The name that runs give it in their logs.
+    /// Returns the name of the table in the logs of runs.
     pub(super) fn name(&self) -> String {
         if self.variant.is_empty() {
             return self.table.name.clone();
@@ -253,7 +254,7 @@ impl Instance {
         format!("{}[{}]", self.table.name, values.join(","))
     }
 
-    /// The positions of the ports in the order of `from:`.
+    /// Returns the positions of the ports in the order of `from:`.
     pub(super) fn port_order(&self) -> Vec<usize> {
         let order = 0..self.inputs.len();
         if self.table.is_turned { order.rev().collect() } else { order.collect() }
@@ -269,7 +270,7 @@ impl Pipeline {
         self.tables.iter().find(|table| table.name == name)
     }
 
-    /// True if each table reads tables above it that fit its stage.
+    /// Returns true if each table reads tables above it that fit its stage.
     pub(super) fn is_valid(&self) -> bool {
         let names: BTreeSet<&str> = self.tables.iter().map(|table| table.name.as_str()).collect();
         let fits = |(at, table): (usize, &Table)| {
@@ -279,7 +280,7 @@ impl Pipeline {
             let first = if table.is_turned { inputs.last() } else { inputs.first() };
             let is_chosen = match &table.filter {
                 None => true,
-                // The predicate is about the first input that is read row by row.
+                // The predicate applies to the first input that is read row by row.
                 Some(filter) => {
                     table.stage.makes() == Makes::RowPerRow && first.is_some_and(|s| s.has_ids() && filter.fits(s))
                 }
@@ -327,7 +328,7 @@ impl Pipeline {
         text
     }
 
-    /// Every table with every combination of the swept values that it depends on, from top to bottom.
+    /// Returns every table with every combination of the swept values that it depends on, from top to bottom.
     pub(super) fn instances(&self) -> Vec<Instance> {
         let mut instances: Vec<Instance> = Vec::new();
         let mut axes: Vec<BTreeSet<usize>> = Vec::new();
@@ -356,7 +357,7 @@ impl Pipeline {
         instances
     }
 
-    /// Every combination of the values of some axes.
+    /// Returns every combination of the values of some axes.
     pub(super) fn combinations(&self, axes: &BTreeSet<usize>) -> Vec<Vec<(&Axis, &Stage)>> {
         axes.iter().fold(vec![Vec::new()], |combinations, axis| {
             let axis = &self.sweep[*axis];

@@ -1,4 +1,5 @@
-//! All that pipelines read, as plain values: three files of records and a folder of pictures; and how they come to lie on a disk.
+//! The sources of the checker's pipelines as plain values: three files of records and a folder of pictures; and the
+//! ways to write them to a disk.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,7 @@ use std::{
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use serde_json::{Value, json};
 
-/// A row: its values by column. A column that is null is not there.
+/// A row: its values by column. Nulls are absent.
 pub(super) type Row = BTreeMap<String, Value>;
 
 /// A file of records.
@@ -27,9 +28,9 @@ pub(super) enum File {
 pub(super) struct Picture {
     pub(super) colour: [u8; 3],
     pub(super) caption: Option<String>,
-    /// Its file holds no picture.
+    /// True if its file cannot be decoded.
     pub(super) is_broken: bool,
-    /// The half that its mask marks, where its class has masks: the left one or the right one.
+    /// The half that its mask marks, if its class has masks: true for the left one.
     pub(super) left: bool,
 }
 
@@ -48,18 +49,18 @@ pub(super) struct Sources {
     pub(super) tool: u32,
 }
 
-/// How a file is written anew.
+/// The way in which a file is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Manner {
-    /// Into the file that is there.
+    /// The existing file is overwritten.
     InPlace,
-    /// Into a new file that takes the place of the old one.
+    /// A new file takes the place of the old one.
     Replaced,
-    /// Into the file that is there, whose time of modification is set back.
+    /// The existing file is overwritten, and its time of modification is set back.
     WithOldTime,
 }
 
-/// Pictures are so many pixels wide and high.
+/// Width and height of pictures in pixels.
 pub(super) const SIDE: u32 = 16;
 
 impl File {
@@ -73,7 +74,7 @@ impl File {
         }
     }
 
-    /// The columns beside the id.
+    /// Returns the columns beside the id.
     pub(super) fn columns(self) -> &'static [&'static str] {
         match self {
             Self::Csv => &["n", "x", "t"],
@@ -82,7 +83,7 @@ impl File {
         }
     }
 
-    /// The types that a pipeline has to say, since the rows may not show them.
+    /// Returns the types that a pipeline has to declare, because the rows may not show them.
     pub(super) fn types(self) -> Value {
         match self {
             Self::Csv => json!({ "n": "int64?", "x": "float64?", "t": "utf8?" }),
@@ -105,7 +106,7 @@ impl Sources {
         }
     }
 
-    /// The program behind one stage: it copies a file.
+    /// Returns the program of one stage, which copies a file.
     pub(super) fn tool_text(&self) -> String {
         format!("cp \"$1\" \"$2\" # {}\n", self.tool)
     }
@@ -153,7 +154,7 @@ impl Sources {
         put(&folder.join("photos").join(class).join("captions.jsonl"), text.as_bytes(), Manner::InPlace);
     }
 
-    /// Removes a picture's files, which the values no longer name.
+    /// Removes the files of a picture that the values no longer contain.
     pub(super) fn erase_picture(class: &str, path: &str, folder: &Path) {
         let class_folder = folder.join("photos").join(class);
         fs::remove_file(class_folder.join(path)).unwrap();
@@ -161,7 +162,7 @@ impl Sources {
     }
 }
 
-/// The mask of an anomalous picture.
+/// Returns the path of the mask of an anomalous picture.
 pub(super) fn mask_path(path: &str) -> Option<String> {
     let (kind, name) = path.strip_prefix("test/")?.split_once('/')?;
     (kind != "good").then(|| format!("ground_truth/{kind}/{}", name.replace(".png", "_mask.png")))
@@ -174,7 +175,7 @@ fn png(colour: impl Fn(u32) -> [u8; 3]) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Writes a file, and its folder.
+/// Writes a file, and makes its folder.
 fn put(path: &Path, bytes: &[u8], manner: Manner) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let before = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
@@ -209,7 +210,7 @@ fn json_lines(rows: impl Iterator<Item = Value>) -> String {
     rows.map(|row| row.to_string() + "\n").collect()
 }
 
-/// A row with all of its columns: their order is part of the table, and is read from the first row.
+/// Returns a row with all of its columns. Their order is part of the table and is read from the first row.
 fn with_nulls(file: File, row: &Row) -> Value {
     let value = |name: &&str| match row.get(*name) {
         Some(Value::Object(members)) => {

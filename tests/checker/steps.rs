@@ -1,4 +1,4 @@
-//! One step of a sequence: some edits, then a run of some kind, or an accident; then everything is compared.
+//! One step of a sequence: some edits, then a run of some kind or an accident, and a comparison of everything.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use super::{
     world::{Allowed, Attempt, World},
 };
 
-/// Makes a step; `log` is told what is done before it is done.
+/// Makes a step; `log` is called with each action before it is done.
 pub(super) fn step(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     for _ in 0..one(random, &[0, 1, 1, 1, 2, 3]) {
         let folder = world.folder();
@@ -48,7 +48,7 @@ fn words(attempt: &Attempt) -> Vec<&str> {
     attempt.arguments.iter().map(String::as_str).collect()
 }
 
-/// An attempt with random options.
+/// Returns an attempt with random options.
 fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
     let mut pipeline = one(random, &world.pipelines);
     let mut arguments: Vec<String> = Vec::new();
@@ -63,7 +63,7 @@ fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
         Some((axis, value)) => instance.variant.iter().all(|(name, other)| name != axis || other == value),
     };
     let instances = pipeline.instances();
-    // A pipeline without a table of the chosen combination has no such table to name.
+    // A table can be named only if it exists in the chosen combinations.
     let here: Vec<&Instance> = instances.iter().filter(|instance| fits(instance)).collect();
     let named = one(random, &here).table.name.clone();
     let which = below(random, 8);
@@ -104,7 +104,7 @@ fn random_attempt(world: &World, random: &mut ChaCha8Rng) -> Attempt {
     attempt
 }
 
-/// Sets a parameter of a table that no sweep sets.
+/// Returns the arguments that set a parameter of a table which no sweep sets.
 fn set(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> Vec<String> {
     let swept: Vec<String> = pipeline.sweep.iter().map(|axis| axis.table.clone()).collect();
     let free = pipeline.tables.iter_mut().filter(|table| !swept.contains(&table.name));
@@ -129,14 +129,14 @@ fn set(pipeline: &mut Pipeline, random: &mut ChaCha8Rng) -> Vec<String> {
     vec!["--set".into(), set]
 }
 
-/// A value of an axis.
+/// Returns a value of an axis.
 fn only(pipeline: &Pipeline, random: &mut ChaCha8Rng) -> Option<(String, String)> {
     let axis = (!pipeline.sweep.is_empty()).then(|| one(random, &pipeline.sweep))?;
     let (name, value) = one(random, &axis.values).setting()?;
     Some((name.to_owned(), value))
 }
 
-/// A run that goes on to its end.
+/// Makes a run without accidents.
 fn run(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let mut attempt = random_attempt(world, random);
     attempt.is_planned = below(random, 5) == 0;
@@ -155,7 +155,7 @@ pub(super) fn whole_run(world: &mut World, attempt: &Attempt, log: &mut dyn FnMu
     world.compare(&allowed)
 }
 
-/// Runs to the end; returns what tables then hold.
+/// Runs to the end. Returns the contents that tables may then have.
 fn run_to_end(world: &mut World, attempt: &Attempt, log: &mut dyn FnMut(String)) -> Result<Allowed, String> {
     log(format!("vlmdiff {}", attempt.arguments.join(" ")));
     let planned = if attempt.is_planned { plan(world, attempt)? } else { Vec::new() };
@@ -169,13 +169,13 @@ fn run_to_end(world: &mut World, attempt: &Attempt, log: &mut dyn FnMut(String))
     let allowed = world.allowed(&[attempt], true);
     world.learn(attempt, true);
     if attempt.stops.is_some() {
-        // A run that failed has no tag.
+        // A run that failed gets no tag.
         world.runs.last_mut().unwrap().tag = None;
     }
     Ok(allowed)
 }
 
-/// The plan of a run, a JSON object for each table.
+/// Returns the plan of a run, a JSON object for each table.
 fn plan(world: &World, attempt: &Attempt) -> Result<Vec<Value>, String> {
     let file = attempt.pipeline.file();
     let selection = attempt.selection.iter().map(String::as_str);
@@ -188,13 +188,13 @@ fn plan(world: &World, attempt: &Attempt) -> Result<Vec<Value>, String> {
     }
 }
 
-/// Compares a table's plan with what the run did: a fresh table stays as it is, and of a stale one as many rows are computed as
-/// the plan says, or fewer where it says "at most".
+/// Compares a table's plan with the run. A fresh table stays as it is. Of a stale table as many rows are computed as
+/// the plan says, or fewer if it says "at most".
 fn keeps_promise(planned: &Value, attempt: &Attempt, computed: &Computed) -> Result<(), String> {
     let at = attempt.tables.iter().position(|(instance, _)| planned["table"] == instance.name().as_str());
     let Some(at) = at else { return Ok(()) };
     let (instance, made) = &attempt.tables[at];
-    // Rows that an equal table above computes are known then.
+    // Rows that an equal table above computes need not be computed again.
     let is_twice = attempt.tables[..at].iter().any(|(_, above)| above.keys.iter().any(|key| made.keys.contains(key)));
     let rows = computed.get(&instance.name()).copied().flatten();
     let is_right = match planned["state"].as_str() {
@@ -209,7 +209,7 @@ fn keeps_promise(planned: &Value, attempt: &Attempt, computed: &Computed) -> Res
     if is_right { Ok(()) } else { Err(format!("the plan says {planned}, and the run computed {rows:?} rows")) }
 }
 
-/// Checks the exit code of a run that nothing disturbed.
+/// Checks the exit code of an undisturbed run.
 fn ends_rightly(attempt: &Attempt, end: &Ended) -> Result<(), String> {
     let has_failed = attempt.tables.iter().any(|(_, made)| made.failed > 0);
     let right: &[i32] = match (&attempt.stops, has_failed) {
@@ -228,7 +228,7 @@ fn spawn(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// A run that is killed or asked to end.
+/// Makes a run that is killed or asked to end.
 fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let attempt = random_attempt(world, random);
     let moment = Duration::from_millis(below(random, 90));
@@ -247,7 +247,7 @@ fn stopped(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     world.compare(&allowed)
 }
 
-/// A run that may write no file larger than a few KiB.
+/// Makes a run that may write no file larger than a few KiB.
 fn full_disk(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let attempt = random_attempt(world, random);
     let most = one(random, &[1, 2, 3, 4, 6, 8]);
@@ -269,7 +269,7 @@ fn full_disk(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Str
     world.compare(&allowed)
 }
 
-/// Two to four runs at once, perhaps with a clean-up beside them.
+/// Makes two to four runs at once, sometimes with a clean-up beside them.
 fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let first = random_attempt(world, random);
     let is_same = below(random, 2) == 0;
@@ -299,13 +299,13 @@ fn together(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     let allowed = world.allowed(&attempts, false);
     attempts.iter().for_each(|attempt| world.learn(attempt, false));
     if cleans {
-        // The clean-up may have come between two versions of a table, of which only the last is seen here.
+        // The clean-up may have happened between two versions of a table, of which only the last is seen here.
         world.known.surely.clear();
     }
     world.compare(&allowed)
 }
 
-/// A clean-up, which changes no answer.
+/// Makes a clean-up, which changes no answer.
 fn clean_up(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let keep = one(random, &["0", "1", "2", "10"]);
     log(format!("vlmdiff gc --keep {keep}"));
@@ -315,7 +315,7 @@ fn clean_up(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     let end = ended(&mut observe::command(&world.lab, &["gc", "--keep", keep]), "")?;
     match end.code {
         Some(0) => {}
-        // A tag that cannot be read names a run that has to stay, and nobody knows which.
+        // If a tag cannot be read, its run must be kept but is not known, so the clean-up refuses.
         _ if world.tags_may_be_lost && end.stderr.contains("tags/") => return Ok(()),
         _ => return Err(format!("gc failed: {}", end.stderr)),
     }
@@ -324,7 +324,8 @@ fn clean_up(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Stri
     world.compare_tags()
 }
 
-/// An object of the store is damaged; runs that verify mend all that is published, if nothing else stops them.
+/// Damages an object of the store. Runs that verify then repair everything that is published, unless something else
+/// stops them.
 fn damaged(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let folder = world.folder();
     edits::mend(&mut world.sources, &folder);
@@ -346,7 +347,7 @@ fn damaged(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     world.compare(&world.allowed(&[], true))
 }
 
-/// A run, and one more of the same, which finds everything fresh, as its plan says.
+/// Makes a run twice. The second finds everything fresh, as its plan says.
 fn nothing_changed(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let attempt = world.attempt(one(random, &world.pipelines), &|_, _| true);
     whole_run(world, &attempt, log)?;
@@ -368,7 +369,8 @@ fn nothing_changed(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnM
     }
 }
 
-/// A query row by row whose answer for a row depends on other rows: how the rows are cut would show, so it is refused.
+/// Checks that a row-by-row query is refused if its result for a row depends on other rows, because the result would
+/// depend on the boundaries of tasks.
 fn refused(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(String)) -> Result<(), String> {
     let query = one(
         random,
@@ -399,7 +401,7 @@ fn refused(world: &mut World, random: &mut ChaCha8Rng, log: &mut dyn FnMut(Strin
     world.compare(&world.allowed(&[], true))
 }
 
-/// The files below a folder, sorted.
+/// Returns the files below a folder, sorted.
 pub(super) fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files = Vec::new();

@@ -1,4 +1,5 @@
-//! The checker's knowledge of a store: what each table has to hold, which rows were ever computed, which runs and tags there are.
+//! The checker's model of a store: the right content of each table, the rows that were ever computed, and the
+//! existing runs and tags.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -21,11 +22,11 @@ use crate::lab::Lab;
 #[derive(Clone, Debug)]
 pub(super) struct Published {
     pub(super) content: Content,
-    /// The digests of what its rows were computed from; empty where an accident leaves that open.
+    /// The digests of the data that its rows were computed from; empty if an accident leaves that open.
     pub(super) keys: Rc<Vec<u64>>,
 }
 
-/// A run that the store remembers.
+/// A run that is recorded in the store.
 #[derive(Clone, Debug)]
 pub(super) struct Ran {
     pub(super) pipeline: String,
@@ -33,12 +34,12 @@ pub(super) struct Ran {
     pub(super) tables: BTreeMap<Place, Published>,
 }
 
-/// Rows that the store knows, by the digests of what they are computed from.
+/// The rows in the store, by the digests of the data that they are computed from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Rows that need not be computed again.
     pub(super) surely: HashSet<u64>,
-    /// Rows that may have been computed; any other has to be.
+    /// Rows that may have been computed; any other must be.
     pub(super) maybe: HashSet<u64>,
 }
 
@@ -49,31 +50,31 @@ pub(super) struct World {
     pub(super) published: BTreeMap<Place, Published>,
     pub(super) known: Known,
     pub(super) runs: Vec<Ran>,
-    /// A record may be damaged: which rows are known without being published again is then not known here.
+    /// True if a record may be damaged. It is then unknown which rows are stored without being published.
     pub(super) records_may_be_lost: bool,
-    /// Versions of tagged runs may be damaged, and then are refused.
+    /// True if versions of tagged runs may be damaged, which are then refused.
     pub(super) tags_may_be_lost: bool,
 }
 
-/// A run as it has to end.
+/// A run with its expected results.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) pipeline: Pipeline,
     pub(super) arguments: Vec<String>,
-    /// Those of the arguments that a plan takes too.
+    /// The arguments that a plan takes too.
     pub(super) selection: Vec<String>,
-    /// Its plan is asked for before, and has to come true.
+    /// True if the plan is requested before the run and compared with it.
     pub(super) is_planned: bool,
     /// The tables that it makes, from top to bottom.
     pub(super) tables: Vec<(Instance, Made)>,
-    /// The table that it stops at, and what of its rows succeeds.
+    /// The table at which it stops, and the rows of it that succeed.
     pub(super) stops: Option<(Instance, Option<Made>)>,
-    /// Tables that are computed whatever is known.
+    /// Tables that are computed in any case.
     pub(super) forced: BTreeSet<String>,
     pub(super) tag: Option<String>,
 }
 
-/// The contents that a table may have; `None` is no table.
+/// The contents that a table may have; `None` stands for no table.
 pub(super) type Allowed = BTreeMap<Place, Vec<Option<Published>>>;
 
 pub(super) fn place(pipeline: &Pipeline, instance: &Instance) -> Place {
@@ -135,7 +136,8 @@ impl World {
         Attempt { pipeline, arguments, selection: Vec::new(), is_planned: false, tables, stops, forced, tag: None }
     }
 
-    /// The contents that tables may have after attempts of which each ended anywhere, or, with `is_whole`, after one that went on to its end.
+    /// Returns the contents that tables may have after attempts that each ended at any point, or, with `is_whole`,
+    /// after one that ran to its end.
     pub(super) fn allowed(&self, attempts: &[&Attempt], is_whole: bool) -> Allowed {
         let mut allowed: Allowed =
             self.published.iter().map(|(place, table)| (place.clone(), vec![Some(table.clone())])).collect();
@@ -143,7 +145,7 @@ impl World {
             let pipeline = &attempt.pipeline;
             let declared: BTreeSet<Place> = pipeline.instances().iter().map(|i| place(pipeline, i)).collect();
             for (place, options) in allowed.iter_mut().filter(|(p, _)| p.0 == pipeline.name && !declared.contains(*p)) {
-                // A run begins by taking away what its pipeline no longer declares.
+                // A run begins by hiding tables that its pipeline no longer declares.
                 debug_assert_eq!(place.0, pipeline.name);
                 if is_whole {
                     options.clear();
@@ -161,7 +163,7 @@ impl World {
         allowed
     }
 
-    /// Takes over what an attempt has computed; rows of a run that was stopped somewhere are only perhaps known.
+    /// Adds the rows that an attempt has computed. Rows of a run that was stopped only may have been computed.
     pub(super) fn learn(&mut self, attempt: &Attempt, is_whole: bool) {
         let stopped = attempt.stops.iter().filter_map(|(_, good)| good.as_ref());
         for made in attempt.tables.iter().map(|(_, made)| made).chain(stopped) {
@@ -180,7 +182,7 @@ impl World {
         self.runs.push(Ran { pipeline: attempt.pipeline.name.clone(), tag, tables });
     }
 
-    /// Compares the rows that a run computed with those that had to be.
+    /// Compares the rows that a run computed with those that had to be computed.
     pub(super) fn check_computed(&self, attempt: &Attempt, computed: &Computed) -> Result<(), String> {
         let mut known = self.known.clone();
         for (instance, made) in &attempt.tables {
@@ -204,7 +206,7 @@ impl World {
         Ok(())
     }
 
-    /// Compares every published table with what it may hold, and takes over which of these it is.
+    /// Compares every published table with its possible contents, and records which of them it has.
     pub(super) fn compare(&mut self, allowed: &Allowed) -> Result<(), String> {
         let there = observe::published(&self.lab)?;
         for (place, options) in allowed {
@@ -246,7 +248,7 @@ impl World {
         Ok(())
     }
 
-    /// Compares the tables of tagged runs with what they were when the tag was given.
+    /// Compares the tables of tagged runs with their contents when the tag was given.
     pub(super) fn compare_tags(&self) -> Result<(), String> {
         for run in self.runs.iter().filter(|run| run.tag.is_some()) {
             let pipeline = self.pipelines.iter().find(|p| p.name == run.pipeline).unwrap();
@@ -276,7 +278,7 @@ impl World {
         Ok(())
     }
 
-    /// Forgets what a clean-up may delete: what no published table, no tag and none of the last runs holds.
+    /// Removes rows that a clean-up may delete: those in no published table, no tagged run and none of the last runs.
     pub(super) fn forget(&mut self, keep: usize) {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         let mut kept: HashSet<u64> = self.published.values().flat_map(|table| table.keys.iter().copied()).collect();
@@ -295,7 +297,7 @@ fn named((pipeline, table, variant): &Place) -> String {
     format!("{pipeline}.{table}{variant:?}")
 }
 
-/// The first rows in which a table differs from each of what it may hold.
+/// Returns the first rows in which a table differs from each of its possible contents.
 fn differs(place: &Place, content: &Content, options: &[&Published]) -> String {
     let only = |these: &Content, others: &Content| {
         these.iter().filter(|row| !others.contains(row)).take(4).cloned().collect::<Vec<_>>().join("\n    ")
