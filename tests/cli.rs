@@ -24,7 +24,7 @@ fn check(name: &str, lab: &Lab, arguments: &[&str]) {
 }
 
 #[test]
-fn help_reads_well() {
+fn help_texts_are_those_of_the_snapshots() {
     let lab = Lab::new(LIGHT);
     check("help", &lab, &["--help"]);
     for command in ["run", "plan", "status", "sql", "runs", "diff", "gc", "models"] {
@@ -34,7 +34,7 @@ fn help_reads_well() {
 }
 
 #[test]
-fn a_wrong_pipeline_is_an_error_with_a_place() {
+fn wrong_pipeline_is_an_error_with_a_place() {
     let lab = Lab::new(LIGHT);
     let wrong = |name: &str, from: &str, to: &str| {
         assert!(LIGHT.contains(from));
@@ -63,7 +63,7 @@ fn a_wrong_pipeline_is_an_error_with_a_place() {
 }
 
 #[test]
-fn broken_data_is_named_and_the_rest_is_kept() {
+fn broken_data_is_named_and_other_rows_are_kept() {
     let lab = Lab::new(LIGHT);
     let image = lab.path("data/gear/train/good/001.png");
     let bytes = fs::read(&image).unwrap();
@@ -86,7 +86,7 @@ fn image_of_another_size(path: &std::path::Path) {
 }
 
 #[test]
-fn a_dataset_that_is_none_says_what_would_be_one() {
+fn error_of_a_missing_dataset_says_what_would_be_one() {
     let lab = Lab::new(LIGHT);
     check("no_dataset", &lab, &["run", "pipeline.yaml", "--set", "images.root=nowhere"]);
     fs::create_dir(lab.path("empty")).unwrap();
@@ -127,7 +127,7 @@ fn tables_are_shown_in_every_format() {
 }
 
 #[test]
-fn a_wrong_statement_is_told_what_there_is() {
+fn error_of_a_wrong_statement_lists_what_exists() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let statements = [
@@ -156,7 +156,7 @@ fn a_wrong_statement_is_told_what_there_is() {
 }
 
 #[test]
-fn a_drawn_table_has_a_line_per_row() {
+fn drawn_table_has_a_line_per_row() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let long = "select 'one' || chr(10) || repeat('ä', 100) as text, null as nothing";
@@ -200,7 +200,7 @@ fn columns_are_as_wide_as_the_names_of_a_sweep() {
 }
 
 #[test]
-fn a_closed_pipe_ends_a_command_quietly() {
+fn closed_pipe_ends_a_command_quietly() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab.run(&["--tag", "again"]);

@@ -78,7 +78,7 @@ fn run(lab: &Lab, how: &str) -> Ended {
 /// The environment is not part of the identity. A row that failed because of it is computed again only on request,
 /// and then succeeds.
 #[test]
-fn rows_that_failed_are_retried_when_asked() {
+fn failed_rows_of_a_program_are_retried_on_request() {
     let lab = lab(PIPELINE);
     let run = |dark: bool, arguments: &[&str]| {
         let mut command = lab.command(&[&["run", "pipeline.yaml", "--quiet"], arguments].concat());
@@ -99,7 +99,7 @@ fn rows_that_failed_are_retried_when_asked() {
 }
 
 #[test]
-fn the_example_extracts_features() {
+fn example_program_extracts_features() {
     let pipeline = PIPELINE.split("  captions:").next().unwrap();
     let lab = lab(&format!(
         "{pipeline}  features: {{ stage: command, from: [images], with: {{ run: python3 histogram.py, \
@@ -121,7 +121,7 @@ fn the_example_extracts_features() {
 }
 
 #[test]
-fn a_program_reads_rows_and_talks() {
+fn program_reads_rows_and_its_lines_are_logged() {
     let lab = lab(PIPELINE);
     let events = lab.run(&[]);
     let says = |events: &[Event]| {
@@ -140,7 +140,7 @@ fn a_program_reads_rows_and_talks() {
 }
 
 #[test]
-fn what_a_program_does_wrong_is_said() {
+fn error_of_a_program_names_what_it_did() {
     let lab = lab(PIPELINE);
     let errors = |how: &str| {
         let ended = run(&lab, how);
@@ -152,7 +152,7 @@ fn what_a_program_does_wrong_is_said() {
 }
 
 #[test]
-fn what_is_declared_wrong_is_said_before_anything_runs() {
+fn wrong_declarations_are_errors_before_anything_runs() {
     let lab = lab(PIPELINE);
     let plan = |set: &str| {
         let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", set]);
@@ -174,7 +174,7 @@ fn what_is_declared_wrong_is_said_before_anything_runs() {
 }
 
 #[test]
-fn a_program_makes_a_table() {
+fn program_makes_a_table() {
     let lab = lab(&(PIPELINE.split("  answers:").next().unwrap().to_owned()
         + r#"
   kept: { stage: command, from: [captions], with: { run: "sh -c 'echo copies; cp {captions} {output}'", output: { image_id: utf8, caption: utf8 }, columns: [image_id, caption], makes: rows } }
@@ -232,7 +232,7 @@ const READS_ALL_FIRST: &str =
     "{ stage: command, from: [notes], with: { run: [sh, -c, 'cat > /dev/null'], output: { m: int64 } } }";
 
 #[test]
-fn a_program_that_waits_for_the_end_of_its_input_is_told_of() {
+fn program_that_waits_for_the_end_of_its_input_is_reported() {
     let lab = with_program(READS_ALL_FIRST);
     let mut run = lab.command(&["run", "pipeline.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -243,7 +243,7 @@ fn a_program_that_waits_for_the_end_of_its_input_is_told_of() {
 }
 
 #[test]
-fn a_program_is_asked_to_end_when_the_run_is() {
+fn program_is_asked_to_end_when_the_run_is() {
     let whole = "{ stage: command, from: [notes], with: { run: [sh, -c, 'echo begun; exec sleep 60 # {notes} {output}'], output: { id: utf8 }, makes: table } }";
     let by_row = READS_ALL_FIRST.replace("cat > /dev/null", "echo begun >&2; cat > /dev/null");
     for stage in [whole, &by_row] {
@@ -263,7 +263,7 @@ fn a_program_is_asked_to_end_when_the_run_is() {
 }
 
 #[test]
-fn a_run_that_is_to_outlive_its_terminal_does() {
+fn run_under_nohup_outlives_its_terminal() {
     let lab = with_program(
         "{ stage: command, from: [notes], with: { run: [sh, -c, 'echo begun; sleep 2; cp {notes} {output}'], output: { id: utf8, n: 'int64?' }, makes: table } }",
     );
@@ -278,7 +278,7 @@ fn a_run_that_is_to_outlive_its_terminal_does() {
 }
 
 #[test]
-fn a_program_that_leaves_a_child_has_ended() {
+fn program_that_leaves_a_child_counts_as_ended() {
     let lab = with_program(
         "{ stage: command, from: [notes], with: { run: [sh, -c, 'cp {notes} {output}; sleep 30 & echo done'], output: { id: utf8, n: 'int64?' }, makes: table } }",
     );

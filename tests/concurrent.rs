@@ -40,7 +40,7 @@ fn eight_runs_compute_each_row_once_and_publish_once() {
 }
 
 #[test]
-fn runs_of_different_pipelines_do_not_disturb_each_other() {
+fn concurrent_runs_of_different_pipelines_make_their_own_tables() {
     let lab = Lab::new(LIGHT);
     let names = ["one", "two", "three", "four"];
     for (i, name) in names.iter().enumerate() {
@@ -61,7 +61,7 @@ fn runs_of_different_pipelines_do_not_disturb_each_other() {
 
 /// A clean-up must not delete anything that a concurrent run uses.
 #[test]
-fn a_clean_up_beside_a_run_takes_nothing_from_it() {
+fn clean_up_deletes_nothing_of_a_concurrent_run() {
     let lab = Lab::new(TOY);
     lab.run(&["--store", "undisturbed"]);
     let mut run = start(&lab, &["run", "pipeline.yaml", "--quiet"]);

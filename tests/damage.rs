@@ -65,7 +65,7 @@ fn rows_of_a_damaged_record_are_computed_again() {
 }
 
 #[test]
-fn a_damaged_manifest_is_no_older_version() {
+fn damaged_manifest_is_not_replaced_by_an_older_version() {
     let damages: [(&str, &dyn Fn(&Path)); 4] = [
         ("another name", &|file| replace(file, "\"rows\"", "\"bows\"")),
         ("empty", &|file| fs::write(file, "").unwrap()),
@@ -98,7 +98,7 @@ fn a_damaged_manifest_is_no_older_version() {
 }
 
 #[test]
-fn sql_answers_from_no_damaged_part() {
+fn sql_refuses_to_answer_from_damaged_parts() {
     let lab = lab();
     let expected = lab.sql(".vlmdiff", SUM);
     let part = objects(&lab, "parts").into_iter().max_by_key(|part| part.metadata().unwrap().len()).unwrap();
@@ -117,7 +117,7 @@ fn sql_answers_from_no_damaged_part() {
 }
 
 #[test]
-fn a_part_that_is_gone_is_computed_again_by_any_run() {
+fn missing_part_is_computed_again_by_any_run() {
     let lab = lab();
     let expected = lab.sql(".vlmdiff", SUM);
     objects(&lab, "parts").iter().for_each(|part| fs::remove_file(part).unwrap());
@@ -129,7 +129,7 @@ fn a_part_that_is_gone_is_computed_again_by_any_run() {
 }
 
 #[test]
-fn a_damaged_log_or_tag_is_named() {
+fn error_of_a_damaged_log_or_tag_names_it() {
     let lab = lab();
     assert_eq!(lab.vlmdiff(&["runs", "tag", "first"]).code, Some(0));
     lab.run(&[]);
@@ -151,7 +151,7 @@ fn a_damaged_log_or_tag_is_named() {
 
 /// A row that failed is recorded together with other rows, and stays recorded when those are replaced and cleaned up.
 #[test]
-fn a_clean_up_keeps_the_failures_of_published_tables() {
+fn clean_up_keeps_the_failures_of_published_tables() {
     let lab = Lab::new(&LIGHT.replace("stage: ingest,", "stage: ingest, on_error: skip,"));
     let image = |name: &str| lab.path(&format!("data/gear/train/good/{name}.png"));
     fs::write(image("003"), b"no picture").unwrap();

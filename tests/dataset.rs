@@ -52,7 +52,7 @@ fn count(lab: &Lab, query: &str) -> String {
 }
 
 #[test]
-fn folders_that_would_get_another_meaning_stop_the_run() {
+fn folders_that_would_be_misread_stop_the_run() {
     let lab = nut(IMAGES);
     picture(&lab.path("data/nut/test/Good/000.png"), 40, 24);
     let said = told(&lab, 2);
@@ -65,7 +65,7 @@ fn folders_that_would_get_another_meaning_stop_the_run() {
 }
 
 #[test]
-fn a_link_to_a_class_has_the_name_of_the_link() {
+fn linked_class_has_the_name_of_the_link() {
     let lab = nut(&IMAGES.replace("root: data", "root: bottle"));
     fs::rename(lab.path("data/nut"), lab.path("a8f3e21b")).unwrap();
     std::os::unix::fs::symlink("a8f3e21b", lab.path("bottle")).unwrap();
@@ -79,7 +79,7 @@ fn a_link_to_a_class_has_the_name_of_the_link() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_opened_fails_as_one_row() {
+fn picture_that_cannot_be_opened_fails_as_one_row() {
     let lab = nut(&IMAGES.replace("stage: ingest,", "stage: ingest, on_error: skip,"));
     std::os::unix::fs::symlink("gone.png", lab.path("data/nut/train/good/dead.png")).unwrap();
     let pipe = lab.path("data/nut/train/good/pipe.png");
@@ -128,7 +128,7 @@ fn turned_jpeg(path: &Path) {
 }
 
 #[test]
-fn a_photograph_is_turned_with_its_mask() {
+fn photograph_is_turned_with_its_mask() {
     let lab = nut(IMAGES);
     for (name, (width, height)) in [("upright", (24, 40)), ("stored", (40, 24))] {
         turned_jpeg(&lab.path(&format!("data/nut/test/bent/{name}.jpg")));
@@ -155,7 +155,7 @@ fn a_photograph_is_turned_with_its_mask() {
 }
 
 #[test]
-fn what_is_left_out_emptied_or_guessed_is_said_on_every_run() {
+fn remarks_on_pictures_and_masks_are_repeated_on_every_run() {
     let lab = nut(IMAGES);
     let data = lab.path("data/nut");
     picture(&data.join("train/good/batch2/000.png"), 40, 24);
@@ -197,7 +197,7 @@ tables:
 "#;
 
 #[test]
-fn a_training_without_rows_is_an_error_of_the_input() {
+fn training_without_rows_is_an_input_error() {
     let lab = nut(UNTRAINED);
     let said = told(&lab, 2);
     let words = "table `autoencoder`: there is nothing to make it of: none of the 3 rows of `images` fits `where: split = 'Train'`";
@@ -209,7 +209,7 @@ fn a_training_without_rows_is_an_error_of_the_input() {
 }
 
 #[test]
-fn a_predicate_that_fits_no_row_is_said() {
+fn predicate_that_selects_no_row_is_reported() {
     let captions =
         "  captions: { stage: caption, from: [images], where: \"split = 'Train'\", with: { model: dataset } }\n";
     let lab = nut(&format!("{IMAGES}{captions}"));

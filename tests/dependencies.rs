@@ -45,7 +45,7 @@ fn is_allowed(expression: &str, allowed: &[String]) -> bool {
 }
 
 #[test]
-fn licences_sources_and_duplicates_are_those_that_are_allowed() {
+fn licences_sources_and_duplicates_are_allowed_by_deny_toml() {
     let metadata = ["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"];
     let output = Command::new(env!("CARGO")).args(metadata).current_dir(project()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -68,7 +68,7 @@ fn licences_sources_and_duplicates_are_those_that_are_allowed() {
 }
 
 #[test]
-fn licence_expressions_are_read() {
+fn licence_expressions_are_evaluated() {
     let allowed = ["MIT".to_owned(), "ISC".to_owned(), "Apache-2.0".to_owned()];
     for expression in
         ["MIT", "GPL-3.0 OR MIT", "MIT/GPL-3.0", "(MIT OR GPL-3.0) AND ISC", "Apache-2.0 WITH LLVM-exception"]

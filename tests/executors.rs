@@ -93,7 +93,7 @@ impl Executor for Unreliable {
 }
 
 #[test]
-fn lost_answers_cost_no_row() {
+fn lost_answers_lose_no_row() {
     let whole = pair();
     whole.run(&[]);
     for seed in 0..20 {
@@ -116,7 +116,7 @@ fn lost_answers_cost_no_row() {
 }
 
 #[test]
-fn independent_tables_are_made_side_by_side() {
+fn independent_tables_are_made_concurrently() {
     let lab = Lab::new(TOY);
     let events = lab.run(&["--workers", "2", "--threads", "2", "--until", "autoencoder"]);
     let position = |kind: &str, table: &str| {
@@ -129,7 +129,7 @@ fn independent_tables_are_made_side_by_side() {
 }
 
 #[test]
-fn two_workers_make_the_tables_of_one() {
+fn two_workers_make_the_same_tables_as_one() {
     let lab = Lab::new(TOY);
     lab.run(&["--threads", "1", "--batch-size", "1"]);
     lab.run(&["--store", "two", "--workers", "2", "--threads", "2", "--batch-size", "1", "--task-rows", "2"]);
@@ -208,12 +208,12 @@ fn killed_workers_cost_nothing(kills: usize) {
 }
 
 #[test]
-fn killed_and_slow_workers_cost_nothing() {
+fn killed_and_slow_workers_do_not_change_tables() {
     killed_workers_cost_nothing(6);
 }
 
 #[test]
 #[ignore = "takes minutes"]
-fn fifty_killed_workers_cost_nothing() {
+fn fifty_killed_workers_do_not_change_tables() {
     killed_workers_cost_nothing(50);
 }

@@ -67,7 +67,7 @@ fn networks_in_the_wrong_place_are_refused() {
 }
 
 #[test]
-fn a_device_that_is_none_is_refused() {
+fn unknown_device_is_refused() {
     let lab = Lab::new(TOY);
     for name in ["gpu", "cuda:x"] {
         let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--device", name]);
@@ -77,7 +77,7 @@ fn a_device_that_is_none_is_refused() {
 }
 
 #[test]
-fn names_that_mean_nothing_are_refused_at_any_depth() {
+fn unknown_names_are_refused_at_any_depth() {
     let lab = Lab::new(TOY);
     for (set, told) in [
         (

@@ -42,7 +42,7 @@ fn failing() -> String {
 }
 
 #[test]
-fn a_difference_says_what_is_compared() {
+fn diff_names_the_runs_that_it_compares() {
     let lab = Lab::new(LIGHT);
     let ids = || lab.sql(".vlmdiff", "select run from runs order by run");
     let refused = |arguments: &[&str], expected: &str| {
@@ -84,7 +84,7 @@ fn a_difference_says_what_is_compared() {
 }
 
 #[test]
-fn a_killed_or_failed_run_is_in_the_history() {
+fn killed_or_failed_run_is_in_the_history() {
     let lab = Lab::new(LIGHT);
     lab.write("pipeline.yaml", &failing());
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
@@ -97,7 +97,7 @@ fn a_killed_or_failed_run_is_in_the_history() {
 }
 
 #[test]
-fn a_clean_up_keeps_what_is_reached() {
+fn clean_up_keeps_everything_that_is_reachable() {
     let lab = Lab::new(LIGHT);
     lab.run(&["--tag", "small"]);
     lab.run(&["--set", "images.size=16"]);
@@ -122,7 +122,7 @@ fn a_clean_up_keeps_what_is_reached() {
 }
 
 #[test]
-fn what_an_interrupted_run_computed_is_kept() {
+fn rows_of_a_run_that_failed_are_kept() {
     let lab = Lab::new(LIGHT);
     let image = lab.path("data/gear/train/good/001.png");
     let whole = fs::read(&image).unwrap();
@@ -140,7 +140,7 @@ fn what_an_interrupted_run_computed_is_kept() {
 }
 
 #[test]
-fn the_last_run_is_the_one_that_ran_last_whatever_the_clock_says() {
+fn last_run_is_the_latest_even_if_the_clock_was_set_back() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     // The clock was a day ahead during this run.
@@ -167,7 +167,7 @@ fn the_last_run_is_the_one_that_ran_last_whatever_the_clock_says() {
 }
 
 #[test]
-fn a_tag_that_moves_says_where_it_was() {
+fn moving_a_tag_names_its_previous_run() {
     let lab = Lab::new(LIGHT);
     lab.run(&["--tag", "best"]);
     let first = lab.sql(".vlmdiff", "select run from runs").remove(0);
@@ -177,7 +177,7 @@ fn a_tag_that_moves_says_where_it_was() {
 }
 
 #[test]
-fn a_store_that_cannot_be_locked_is_named() {
+fn error_of_a_store_that_cannot_be_locked_names_it() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let stage = lab.vlmdiff(&["sql", "select pipeline_digest from runs", "--format", "csv"]).stdout;

@@ -18,7 +18,7 @@ fn parquet(lab: &Lab, name: &str, rows: [[Option<i8>; 2]; 2]) {
 }
 
 #[test]
-fn zeros_that_become_nulls_are_another_content() {
+fn zeros_that_become_nulls_change_the_content() {
     let lab = Lab::empty();
     lab.write(
         "pipeline.yaml",
@@ -36,7 +36,7 @@ fn zeros_that_become_nulls_are_another_content() {
 
 /// If a table loses its ids, tables that read it row by row then read it whole, although its rows are the same.
 #[test]
-fn a_table_that_loses_its_ids_is_read_as_a_whole() {
+fn table_that_loses_its_ids_is_read_as_a_whole() {
     let lab = Lab::empty();
     lab.write("a.csv", "id,x\na,1\nb,2\nc,3\n");
     lab.write("b.csv", "id,z\na,10\n");
@@ -60,7 +60,7 @@ fn a_table_that_loses_its_ids_is_read_as_a_whole() {
 }
 
 #[test]
-fn a_row_by_row_query_joins_on_the_ids_of_the_tables_themselves() {
+fn row_by_row_query_joins_only_on_the_ids_of_tables() {
     let lab = Lab::empty();
     lab.write("a.csv", "id,x\na,1\nb,2\n");
     lab.write("b.csv", "key,id,z\na,b,10\nb,a,20\n");
@@ -87,7 +87,7 @@ fn a_row_by_row_query_joins_on_the_ids_of_the_tables_themselves() {
 /// The path of an image is volatile: a row stays the same when its folder moves, so later tables must not read the
 /// path.
 #[test]
-fn nothing_is_made_from_a_volatile_column() {
+fn reading_a_volatile_column_is_refused() {
     let lab = Lab::new(LIGHT);
     let refused = |table: &str| {
         lab.write("pipeline.yaml", &format!("{LIGHT}  n: {table}\n"));

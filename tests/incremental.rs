@@ -19,7 +19,7 @@ use crate::lab::{LIGHT, Lab, TOY, computed};
 const NONE: [(&str, u64); 0] = [];
 
 #[test]
-fn a_second_run_computes_nothing() {
+fn second_run_computes_nothing() {
     let lab = Lab::new(TOY);
     let first = lab.run(&[]);
     assert_eq!(computed(&first).len(), 13, "{first:?}");
@@ -65,7 +65,7 @@ fn a_second_run_computes_nothing() {
 }
 
 #[test]
-fn images_come_and_go() {
+fn added_and_removed_images_change_only_their_rows() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     assert_eq!(lab.sql(".vlmdiff", "select * from counts"), ["8"]);
@@ -79,7 +79,7 @@ fn images_come_and_go() {
 }
 
 #[test]
-fn a_moved_dataset_is_the_same_dataset() {
+fn moved_dataset_is_the_same_dataset() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     fs::rename(lab.path("data"), lab.path("elsewhere")).unwrap();
@@ -87,7 +87,7 @@ fn a_moved_dataset_is_the_same_dataset() {
 }
 
 #[test]
-fn a_changed_predicate_reuses_rows() {
+fn changed_predicate_reuses_rows() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab.write("pipeline.yaml", &LIGHT.replace("split = 'train'", "split = 'train' or split = 'test'"));
@@ -95,7 +95,7 @@ fn a_changed_predicate_reuses_rows() {
 }
 
 #[test]
-fn tables_of_two_pipelines_share_what_is_equal() {
+fn two_pipelines_share_equal_tables() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab.write("pipeline.yaml", &LIGHT.replace("name: light", "name: other"));
@@ -112,7 +112,7 @@ fn planned(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_plan_says_why() {
+fn plan_shows_the_causes() {
     let lab = Lab::new(LIGHT);
     let mut plans = vec![("before the first run", planned(&lab, &[]))];
     lab.run(&[]);
@@ -174,7 +174,7 @@ impl Stage for Revised {
 }
 
 #[test]
-fn a_new_revision_of_a_stage_reruns_it() {
+fn new_revision_of_a_stage_reruns_it() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
@@ -214,7 +214,7 @@ fn a_new_revision_of_a_stage_reruns_it() {
 }
 
 #[test]
-fn weights_are_known_by_content() {
+fn weights_are_identified_by_content() {
     let lab = Lab::new(TOY);
     let fetched = vlmdiff::models::catalogue::locate("efficientnet-lite0").unwrap_or_else(|e| panic!("{e}"));
     let weights = lab.path("weights.pth");
@@ -232,7 +232,7 @@ fn weights_are_known_by_content() {
 }
 
 #[test]
-fn failed_rows_are_retried_when_asked() {
+fn failed_rows_are_retried_on_request() {
     let lab = Lab::new(&LIGHT.replace("stage: ingest,", "stage: ingest, on_error: skip,"));
     let image = lab.path("data/gear/train/good/001.png");
     fs::write(&image, b"no picture").unwrap();
@@ -247,7 +247,7 @@ fn failed_rows_are_retried_when_asked() {
 }
 
 #[test]
-fn a_forced_table_is_computed_again_and_equal_rows_stop_the_wave() {
+fn forced_table_is_computed_again_and_equal_rows_leave_later_tables_fresh() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     assert_eq!(computed(&lab.run(&["--force", "captions"])), [("captions", 8)]);
@@ -259,7 +259,7 @@ fn a_forced_table_is_computed_again_and_equal_rows_stop_the_wave() {
 
 /// Values alone do not identify inputs: columns that swap names and tables that swap places make different inputs.
 #[test]
-fn names_of_columns_and_inputs_are_identity() {
+fn names_of_columns_and_inputs_are_part_of_the_identity() {
     let lab = Lab::new(LIGHT);
     let pipeline = |pairs: &str, from: &str| {
         let pairs = format!(

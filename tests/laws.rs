@@ -28,7 +28,7 @@ fn every_parameter_is_documented() {
 }
 
 #[test]
-fn an_unknown_parameter_is_refused_by_every_stage() {
+fn unknown_parameter_is_refused_by_every_stage() {
     for kind in KINDS {
         let error = (kind.parse)(&serde_json::json!({ "nonsense": 1 })).unwrap_err();
         assert!(
@@ -42,7 +42,7 @@ fn an_unknown_parameter_is_refused_by_every_stage() {
 
 /// Any change of a parameter's value changes the stage's fingerprint; writing a default explicitly does not.
 #[test]
-fn parameters_are_identity() {
+fn parameters_are_part_of_the_identity() {
     let text = TOY.replace("root: data", "root: /");
     let toy = pipeline::parse("toy", "toy", &text, KINDS, &[], &[], &|_| None).unwrap();
     let mut seen = std::collections::BTreeSet::new();
@@ -95,7 +95,7 @@ fn mutate(value: &mut Value, path: &[String]) {
 }
 
 #[test]
-fn every_stage_takes_the_example_of_its_documentation() {
+fn every_stage_accepts_the_example_of_its_documentation() {
     for kind in KINDS {
         let example = kind.example().unwrap_or_else(|| panic!("{} has no example", kind.name));
         let stage = (kind.parse)(&example).unwrap_or_else(|e| panic!("{}: {}: {}", kind.name, e.path, e.message));
@@ -127,7 +127,7 @@ fn rows_do_not_depend_on_the_other_rows() {
 
 /// The same inputs make the same tables in every stage, whatever the task boundaries.
 #[test]
-fn tables_do_not_depend_on_how_they_were_cut() {
+fn tables_do_not_depend_on_the_sizes_of_tasks() {
     let lab = Lab::new(TOY);
     lab.run(&[]);
     lab.run(&["--store", "cut", "--task-rows", "3"]);
@@ -243,7 +243,7 @@ fn shipped(name: &str, sweep: &str, last: &str) -> Vec<(String, Value, Vec<Strin
 
 /// The ablation of captions reuses the networks that the quickstart has trained.
 #[test]
-fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
+fn captions_pipeline_shares_the_networks_of_the_quickstart() {
     assert_eq!(shipped("captions.yaml", "", "denoiser"), shipped("quickstart.yaml", "", "denoiser"));
     let metrics = shipped("captions.yaml", "", "metrics");
     let variants = metrics.iter().filter(|(name, ..)| name.starts_with("metrics[query=select * from "));
@@ -252,7 +252,7 @@ fn the_captions_pipeline_shares_the_networks_of_the_quickstart() {
 
 /// The pipeline is the one in docs/pipelines.md.
 #[test]
-fn a_sweep_over_seeds_trains_the_networks_once_per_seed() {
+fn sweep_over_seeds_trains_the_networks_once_per_seed() {
     let reference = std::fs::read_to_string(crate::lab::project().join("docs/pipelines.md")).unwrap();
     let start = reference.find("sweep: [{ text_encoder.training.seed").unwrap();
     let sweep = reference[start..].split("```").next().unwrap();

@@ -262,7 +262,7 @@ fn folders_import_only_folders_below_them() {
 }
 
 #[test]
-fn files_import_each_other_in_no_circle() {
+fn files_do_not_import_each_other_in_cycles() {
     let graph = Graph::of(&project().join("src"));
     assert!(graph.0.values().map(BTreeSet::len).sum::<usize>() > 500, "imports are no longer seen");
     let circles = graph.circles();
@@ -287,7 +287,7 @@ fn made_up(files: &[(&str, &str)]) -> Graph {
 }
 
 #[test]
-fn a_circle_is_found_through_reexports_and_paths_in_code() {
+fn cycle_is_found_through_reexports_and_paths_in_code() {
     let mut files = vec![
         ("a/mod.rs", "mod one;\nmod two;\npub use two::Two;\n"),
         ("a/one.rs", "use super::{Two, other::Thing as Else};\n"),
@@ -302,7 +302,7 @@ fn a_circle_is_found_through_reexports_and_paths_in_code() {
 }
 
 #[test]
-fn an_upward_import_is_found() {
+fn upward_import_is_found() {
     let mut files = vec![
         ("engine/mod.rs", "pub mod run;\npub mod store;\nmod digest;\n"),
         ("engine/run/mod.rs", "mod driver;\npub use driver::run;\n"),
@@ -322,7 +322,7 @@ fn an_upward_import_is_found() {
 }
 
 #[test]
-fn the_driver_does_not_load_libtorch() {
+fn driver_does_not_load_libtorch() {
     let names = |program: &str| {
         let bytes = fs::read(program).unwrap();
         bytes.windows(b"libtorch_cpu.so".len()).any(|window| window == b"libtorch_cpu.so")

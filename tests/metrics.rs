@@ -53,7 +53,7 @@ pub(crate) fn lab(pipeline: &str) -> Lab {
 }
 
 #[test]
-fn sql_measures_what_the_stage_does() {
+fn sql_and_the_stage_compute_the_same_metrics() {
     let lab = lab(PIPELINE);
     let columns = "class, image_auroc, image_ap, image_f1_max, pixel_auroc, pixel_ap, pixel_f1_max, aupro";
     let by_stage = lab.sql(
@@ -81,7 +81,7 @@ fn sql_measures_what_the_stage_does() {
 
 /// The protocols differ in their own rules and agree where they share them.
 #[test]
-fn protocols_stand_beside_each_other() {
+fn protocols_have_separate_rows_with_their_own_metrics() {
     let lab = lab(PIPELINE);
     let rows = lab.sql(".vlmdiff", "select protocol, class, n_images, n_anomalous from metrics");
     let expected = ["exact", "reference", "ader"]
@@ -107,7 +107,7 @@ fn protocols_stand_beside_each_other() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_said() {
+fn error_of_metrics_names_the_argument_that_does_not_fit() {
     let lab = lab(PIPELINE);
     for (select, message) in [
         ("auroc(class, label)", "error: auroc(score, label): `score` is utf8, not a number\n"),

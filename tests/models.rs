@@ -116,7 +116,7 @@ fn shown(ended: &Ended) -> String {
 }
 
 #[test]
-fn what_is_fetched_is_found_inspected_and_verified() {
+fn fetched_checkpoint_is_found_inspected_and_verified() {
     let weights = dino();
     let config = b"{\"patch_size\": 8}".to_vec();
     let hub = hub(vec![
@@ -164,7 +164,7 @@ fn what_is_fetched_is_found_inspected_and_verified() {
 }
 
 #[test]
-fn a_hub_that_has_not_what_is_asked_for_is_told() {
+fn error_of_a_missing_repository_or_file_names_it() {
     let lab = Lab::empty();
     let hub = hub(vec![]);
     let error = |hub: &str, name: &str| {
@@ -188,7 +188,7 @@ fn a_hub_that_has_not_what_is_asked_for_is_told() {
 }
 
 #[test]
-fn weights_that_are_none_are_told() {
+fn error_of_invalid_weights_names_the_defect() {
     let lab = Lab::empty();
     let whole = dino();
     let files: [(&str, &[u8]); 5] = [
@@ -211,7 +211,7 @@ fn weights_that_are_none_are_told() {
 }
 
 #[test]
-fn weights_that_were_saved_within_a_wrapper_are_loaded() {
+fn weights_saved_within_a_wrapper_are_loaded() {
     let lab = Lab::empty();
     let config = r#"{ "block_out_channels": [4], "layers_per_block": 1, "norm_num_groups": 2 }"#;
     let vs = VarStore::new(Device::Cpu);
@@ -236,7 +236,7 @@ fn weights_that_were_saved_within_a_wrapper_are_loaded() {
 }
 
 #[test]
-fn the_list_names_every_checkpoint() {
+fn list_names_every_checkpoint() {
     let lab = Lab::empty();
     insta::assert_snapshot!("models_list", shown(&models(&lab, "", &["list"])));
     let all: serde_json::Value = serde_json::from_str(&models(&lab, "", &["list", "--format", "json"]).stdout).unwrap();

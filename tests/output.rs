@@ -34,7 +34,7 @@ fn asked(lab: &Lab, text: &str, arguments: &[&str]) -> Ended {
 }
 
 #[test]
-fn several_statements_are_answered_one_after_another() {
+fn results_of_several_statements_are_written_in_order() {
     let lab = lab();
     let text = "select 'a;b' as v; -- one; two\nselect id as \"i;d\" from notes order by 1;";
     let expected = "v\na;b\ni;d\na\nb\n";
@@ -59,7 +59,7 @@ fn several_statements_are_answered_one_after_another() {
 }
 
 #[test]
-fn a_file_has_the_format_of_its_ending() {
+fn file_has_the_format_of_its_extension() {
     let lab = lab();
     let query = "select id, note from notes order by id";
     for (name, begin) in [
@@ -100,7 +100,7 @@ fn json_has_every_column_once() {
 }
 
 #[test]
-fn a_table_without_rows_is_sorted_as_any() {
+fn table_without_rows_can_be_sorted() {
     let lab = lab();
     let query = "select * from none order by id";
     assert_eq!(lab.vlmdiff(&["sql", query, "--format", "csv"]).stdout, "id,Score\n");
@@ -110,14 +110,14 @@ fn a_table_without_rows_is_sorted_as_any() {
 }
 
 #[test]
-fn a_column_that_is_called_like_a_digest_is_seen() {
+fn column_with_the_name_of_a_digest_is_visible() {
     let lab = lab();
     let all = lab.vlmdiff(&["sql", "select * from files", "--format", "csv"]);
     assert_eq!(all.stdout, "id,file,file_digest\na,x.png,q1\n");
 }
 
 #[test]
-fn names_that_need_quotes_are_named_with_them() {
+fn names_that_need_quotes_are_shown_in_quotes() {
     let lab = lab();
     for (query, hint) in [
         (
@@ -148,7 +148,7 @@ fn names_that_need_quotes_are_named_with_them() {
 }
 
 #[test]
-fn a_terminal_obeys_nothing_that_data_say() {
+fn control_characters_in_data_do_not_reach_the_terminal() {
     let lab = lab();
     lab.write("notes.csv", "id,Score,note\n\u{1b}[2Ja,1,\"one\u{1b}]0;title\u{7}two\"\nb,2,\u{9b}1m\n");
     let is_quiet = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
@@ -172,7 +172,7 @@ fn a_terminal_obeys_nothing_that_data_say() {
 }
 
 #[test]
-fn a_long_predicate_is_planned_or_refused() {
+fn long_predicate_is_planned_or_refused() {
     let lab = lab();
     let terms = |n: usize| (0..n).map(|i| format!("id = 'x{i}'")).collect::<Vec<_>>().join(" or ");
     let run = |n: usize| {

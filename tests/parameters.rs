@@ -29,7 +29,7 @@ fn folder(lab: &Lab, name: &str) {
 }
 
 #[test]
-fn a_text_parameter_takes_all_that_follows_the_sign() {
+fn text_parameter_is_the_whole_text_after_the_equals_sign() {
     let lab = Lab::new(PIPELINE);
     for name in ["photos #2", "2024", "007", "no", "[z]", "[z", "a: b", "{x}", "*", "1e3", "it's"] {
         folder(&lab, name);
@@ -54,7 +54,7 @@ fn a_text_parameter_takes_all_that_follows_the_sign() {
 }
 
 #[test]
-fn a_variable_is_what_its_parameter_takes() {
+fn variable_is_read_in_the_type_of_its_parameter() {
     let lab = Lab::new(PIPELINE);
     let pixels = || lab.sql(".vlmdiff", "select distinct array_length(mask) from images");
     let caption = || lab.sql(".vlmdiff", "select caption from captions where caption not like 'A %' limit 1");

@@ -74,7 +74,7 @@ proptest! {
 
     /// Reading a file gives a pipeline or an error that names the file.
     #[test]
-    fn no_file_is_a_panic(
+    fn changed_pipeline_file_never_panics(
         which in any::<prop::sample::Index>(),
         slips in prop::collection::vec(slip(), 1..6),
     ) {
@@ -92,7 +92,7 @@ proptest! {
 
     /// A variable's value is text, even if it looks like YAML.
     #[test]
-    fn a_variable_arrives_as_it_is(value in "([ -~]|\\n|\\t|é|\\$\\{X\\}|: |- |# ){0,24}") {
+    fn variable_value_is_passed_unchanged(value in "([ -~]|\\n|\\t|é|\\$\\{X\\}|: |- |# ){0,24}") {
         let text = LIGHT.replace("default: nothing", "default: \"${X}\"").replace("name: light\n", "name: light\n# ${Y}\n");
         let lookup = |name: &str| (name == "X").then(|| value.clone());
         let loaded = pipeline::parse("p.yaml", "p", &text, KINDS, &[], &[], &lookup).unwrap();
@@ -122,7 +122,7 @@ proptest! {
 
     /// A damaged part is either read as it was written, or it is an error: Parquet's own, or a wrong digest.
     #[test]
-    fn a_damaged_part_is_never_taken_for_whole(changes in changes(), length: usize, chosen: bool) {
+    fn damaged_part_is_never_read_as_undamaged(changes in changes(), length: usize, chosen: bool) {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().to_string_lossy()).unwrap();
         let ids: ArrayRef = Arc::new(StringArray::from_iter_values((0..9).map(|i| format!("row {i}"))));
@@ -147,7 +147,7 @@ proptest! {
 
     /// Changed records count as missing, and changed manifests as damaged.
     #[test]
-    fn damaged_manifests_and_records_are_never_believed(changes in changes(), length: usize) {
+    fn damaged_manifests_and_records_are_detected(changes in changes(), length: usize) {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().to_string_lossy()).unwrap();
         let stage = Digest::of(b"stage");

@@ -44,7 +44,7 @@ fn appended_rows_are_computed_alone() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_said() {
+fn error_of_a_file_names_its_defect() {
     let lab = Lab::new(PIPELINE);
     let late = (0..10_001).fold("id,n\n".to_owned(), |text, i| text + &format!("{i},{i}\n")) + "last,A12\n";
     for (name, content, message) in [
@@ -97,7 +97,7 @@ fn values(lab: &Lab, name: &str, content: &str, set: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_guessed_type_changes_no_value() {
+fn guessed_type_changes_no_value() {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", PIPELINE);
     let csv = |content: &str| values(&lab, "rows.csv", content, &[]);
@@ -133,7 +133,7 @@ fn a_guessed_type_changes_no_value() {
 }
 
 #[test]
-fn a_json_number_is_not_cut_to_a_declared_integer() {
+fn json_number_is_not_truncated_to_a_declared_integer() {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", PIPELINE);
     lab.write("rows.jsonl", "{\"id\": 1, \"n\": 1.5}\n");
@@ -144,7 +144,7 @@ fn a_json_number_is_not_cut_to_a_declared_integer() {
 }
 
 #[test]
-fn a_column_without_values_is_text_without_values() {
+fn column_without_values_is_text() {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", PIPELINE);
     assert_eq!(values(&lab, "rows.csv", "id,n,note\na,1,\nb,2,\n", &[])[0], "'id':'a','n':1,'note':null");
@@ -155,7 +155,7 @@ fn a_column_without_values_is_text_without_values() {
 }
 
 #[test]
-fn files_of_other_programs_are_read() {
+fn csv_files_of_other_programs_are_read() {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", PIPELINE);
     let expected = ["'id':'a','n':1"];

@@ -201,7 +201,7 @@ const QUERIES: [&str; 3] =
     ["select * from images order by image_id", "select * from captions order by image_id", "select * from counts"];
 
 #[test]
-fn a_failing_network_changes_no_table() {
+fn failing_network_changes_no_table() {
     for seed in [1, 2] {
         let remote = Remote::new(seeded(seed, 4));
         remote.run();
@@ -223,7 +223,7 @@ fn a_failing_network_changes_no_table() {
 }
 
 #[test]
-fn a_publication_whose_answer_is_lost_is_not_doubled() {
+fn publication_whose_answer_is_lost_is_not_repeated() {
     // Each version is written at the first attempt, but the client receives a closed connection, a server error, or
     // nothing.
     let losses = [Client::Closed, Client::Status(503), Client::Silence].map(|client| Fault { reaches: true, client });
@@ -267,7 +267,7 @@ fn parts_are_fetched_once() {
 }
 
 #[test]
-fn two_runs_at_once_lose_no_publication() {
+fn two_concurrent_runs_lose_no_publication() {
     let remote = Remote::new(seeded(3, 8));
     let runs = [1, 2].map(|_| remote.command(&["run", "pipeline.yaml", "--quiet"]).spawn().unwrap());
     for run in runs {
@@ -311,7 +311,7 @@ fn images_behind_a_failing_network_make_the_same_tables() {
 }
 
 #[test]
-fn a_store_that_cannot_be_reached_says_what_to_set() {
+fn error_of_an_unreachable_store_says_what_to_set() {
     let remote = Remote::new(|_, _| None);
     let failed = |command: &mut Command| {
         let ended = command.output().unwrap();

@@ -35,7 +35,7 @@ fn pictures_are_those_of_the_combination_that_ran_last() {
 }
 
 #[test]
-fn numbers_say_by_which_values_and_protocol() {
+fn numbers_are_shown_with_their_values_and_protocol() {
     let by_sweep = "sweep: { aupro_limit: [0.3, 0.05], run: [python3 -B maps.py, python3 maps.py] }";
     let (_, text) = page(&metrics::lab(&format!("{}{by_sweep}\n", metrics::PIPELINE)));
     let count = |piece: &str| text.matches(piece).count();

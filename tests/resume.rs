@@ -31,18 +31,18 @@ fn killed_runs_end_in_the_same_tables(pipeline: &str, count: usize, longest: u64
 }
 
 #[test]
-fn killed_in_any_stage() {
+fn runs_killed_in_any_stage_end_in_the_same_tables() {
     killed_runs_end_in_the_same_tables(TOY, 12, 3000);
 }
 
 #[test]
-fn killed_at_many_moments() {
+fn runs_killed_at_many_moments_end_in_the_same_tables() {
     killed_runs_end_in_the_same_tables(LIGHT, 40, 120);
 }
 
 /// Training continues from its last saved state and makes the same weights bit for bit.
 #[test]
-fn killed_in_training() {
+fn killed_training_continues_to_the_same_weights() {
     let pipeline = TOY.replace("training: { steps: 4,", "training: { steps: 150,");
     let lab = Lab::new(&pipeline);
     lab.run(&["--store", "undisturbed", "--until", "autoencoder"]);
@@ -65,7 +65,7 @@ fn killed_in_training() {
 
 /// At most one task is computed again: 14 images in tasks of one row are computed 14 times plus once for each kill.
 #[test]
-fn a_kill_costs_one_task() {
+fn kill_costs_at_most_one_task() {
     let lab = Lab::new(LIGHT);
     let (seed, moments) = moments(6, 60);
     for moment in &moments {
@@ -85,7 +85,7 @@ fn a_kill_costs_one_task() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_the_next_run_goes_on() {
+fn full_disk_is_an_error_and_the_next_run_continues() {
     let lab = Lab::new(LIGHT);
     lab.run(&["--store", "undisturbed"]);
     let vlmdiff = env!("CARGO_BIN_EXE_vlmdiff");
@@ -106,7 +106,7 @@ fn largest_part(lab: &Lab) -> PathBuf {
 }
 
 #[test]
-fn a_damaged_part_is_named_and_computed_again() {
+fn damaged_part_is_named_and_computed_again() {
     let lab = Lab::new(TOY);
     lab.run(&[]);
     let contents = lab.contents(".vlmdiff");
@@ -164,7 +164,7 @@ fn lost_weights_are_trained_again() {
 
 /// A power failure may leave the last files empty. Their content is made again.
 #[test]
-fn files_cut_short_are_made_again() {
+fn truncated_files_are_made_again() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let contents = lab.contents(".vlmdiff");

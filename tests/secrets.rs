@@ -40,7 +40,7 @@ fn kept(lab: &Lab) -> Vec<(String, String)> {
 }
 
 #[test]
-fn secrets_are_not_kept_or_shown() {
+fn secrets_are_not_stored_or_shown() {
     let lab = lab();
     let failed = run(&lab, TOKEN, "3", &["run", "pipeline.yaml"]);
     assert_eq!(failed.code, Some(1), "{}", failed.stderr);
@@ -60,7 +60,7 @@ fn secrets_are_not_kept_or_shown() {
 }
 
 #[test]
-fn another_secret_makes_another_table_and_a_plan_says_which() {
+fn changed_secret_changes_the_table_and_the_plan_names_its_variable() {
     let lab = lab();
     assert_eq!(run(&lab, TOKEN, "0", &["run", "pipeline.yaml"]).code, Some(0));
     let fresh = run(&lab, TOKEN, "0", &["plan", "pipeline.yaml"]);
@@ -71,7 +71,7 @@ fn another_secret_makes_another_table_and_a_plan_says_which() {
 }
 
 #[test]
-fn a_predicate_may_hold_a_secret() {
+fn predicate_may_contain_a_secret() {
     let lab = lab();
     lab.write("pipeline.yaml", PIPELINE.replace("makes: rows", "makes: row_per_row").as_str());
     let refused = run(&lab, TOKEN, "0", &["plan", "pipeline.yaml"]);
@@ -79,7 +79,7 @@ fn a_predicate_may_hold_a_secret() {
 }
 
 #[test]
-fn a_new_store_is_private_to_its_user() {
+fn new_store_is_private_to_its_user() {
     let lab = lab();
     assert_eq!(run(&lab, TOKEN, "0", &["run", "pipeline.yaml"]).code, Some(0));
     let mode = fs::metadata(lab.path(".vlmdiff")).unwrap().permissions().mode();

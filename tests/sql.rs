@@ -19,7 +19,7 @@ tables:
 "#;
 
 #[test]
-fn only_what_a_query_reads_reruns_it() {
+fn only_columns_that_a_query_reads_rerun_it() {
     let lab = Lab::new(PIPELINE);
     assert_eq!(computed(&lab.run(&["--task-rows", "4"])), [("images", 14), ("counts", 1), ("test", 6), ("names", 6)]);
     assert_eq!(lab.sql(".vlmdiff", "select name, many from names order by image_id limit 1"), ["GEAR,672"]);
@@ -33,7 +33,7 @@ fn only_what_a_query_reads_reruns_it() {
 }
 
 #[test]
-fn a_query_row_by_row_computes_changed_rows() {
+fn row_by_row_query_computes_changed_rows_only() {
     let query = "select image_id, length(defect) as n from images";
     let pipeline = PIPELINE.split("  counts:").next().unwrap();
     let pipeline = format!(
@@ -57,7 +57,7 @@ fn a_query_row_by_row_computes_changed_rows() {
 }
 
 #[test]
-fn ids_are_unique() {
+fn duplicate_ids_are_refused() {
     let lab = Lab::new(PIPELINE.split("  names:").next().unwrap());
     let ended =
         lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "test.query=select class, pixels from images"]);
@@ -66,7 +66,7 @@ fn ids_are_unique() {
 }
 
 #[test]
-fn a_column_of_nothing_is_refused_at_its_place() {
+fn column_of_type_null_is_refused_at_its_place() {
     let lab = Lab::new(PIPELINE.split("  names:").next().unwrap());
     let query = "test.query=select image_id, null as note from images";
     let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", query]);

@@ -27,7 +27,7 @@ fn names(pipeline: &Pipeline) -> Vec<&str> {
 }
 
 #[test]
-fn a_table_is_there_once_per_value_that_it_depends_on() {
+fn table_has_one_instance_per_value_that_it_depends_on() {
     let pipeline = parse(&swept(" { captions.default: [a, b] }"), &[]).unwrap();
     assert_eq!(
         names(&pipeline),
@@ -59,7 +59,7 @@ fn a_table_is_there_once_per_value_that_it_depends_on() {
 }
 
 #[test]
-fn axes_of_one_word_are_called_by_their_path() {
+fn axes_with_the_same_last_name_are_named_by_their_paths() {
     let text = format!("{TOY}sweep: {{ train_steps: 1 }}\n");
     assert!(parse(&text, &[]).unwrap_err().contains("no table takes a parameter `train_steps`"));
     let text = format!("{TOY}sweep: {{ denoiser.training.steps: [4, 8], autoencoder.training.steps: [4, 8] }}\n");
@@ -75,7 +75,7 @@ fn axes_of_one_word_are_called_by_their_path() {
 }
 
 #[test]
-fn a_wrong_sweep_is_an_error_with_a_place() {
+fn wrong_sweep_is_an_error_with_a_place() {
     let check = |sweep: &str, expected: &str| {
         let error = parse(&swept(sweep), &[]).unwrap_err();
         assert!(error.contains(expected), "{sweep}\n  {error}\n  {expected}");
@@ -116,7 +116,7 @@ fn a_wrong_sweep_is_an_error_with_a_place() {
 }
 
 #[test]
-fn an_input_that_does_not_fit_is_named_where_it_is_read() {
+fn error_of_an_input_that_does_not_fit_is_where_it_is_read() {
     let check = |tables: &str, line: usize, column: usize, expected: &str| {
         let error = parse(&format!("{TOY}{tables}\n"), &[]).unwrap_err();
         let line = TOY.lines().count() + line;
@@ -137,7 +137,7 @@ fn an_input_that_does_not_fit_is_named_where_it_is_read() {
 }
 
 #[test]
-fn only_keeps_what_fits() {
+fn only_keeps_matching_combinations() {
     let text = swept(" { default: [a, b], size: [32, 16] }");
     let only = |choices: &[&str]| {
         let mut pipeline = parse(&text, &[]).unwrap();
@@ -163,7 +163,7 @@ fn only_keeps_what_fits() {
 }
 
 #[test]
-fn an_ablation_is_one_query() {
+fn ablation_is_one_query() {
     let lab = Lab::new(&swept(" { default: [nothing, something], size: [32, 16] }"));
     fs::copy(lab.path("data/gear/train/good/000.png"), lab.path("data/gear/train/good/extra.png")).unwrap();
     let events = lab.run(&["--only", "size=32"]);
@@ -197,7 +197,7 @@ fn an_ablation_is_one_query() {
 }
 
 #[test]
-fn an_instance_that_is_declared_no_longer_is_out_of_sight() {
+fn instance_that_is_no_longer_declared_is_hidden() {
     let lab = Lab::new(&swept(" { default: [nothing, something] }"));
     lab.run(&[]);
     let values = || lab.sql(".vlmdiff", "select \"default\" from counts order by 1");
@@ -221,7 +221,7 @@ fn an_instance_that_is_declared_no_longer_is_out_of_sight() {
 }
 
 #[test]
-fn a_table_can_be_read_as_a_run_left_it() {
+fn table_can_be_read_as_a_run_left_it() {
     let lab = Lab::new(LIGHT);
     let extra = lab.path("data/gear/train/good/extra.png");
     fs::copy(lab.path("data/gear/train/good/000.png"), &extra).unwrap();
@@ -253,7 +253,7 @@ fn a_table_can_be_read_as_a_run_left_it() {
 }
 
 #[test]
-fn bare_names_mean_the_pipeline_that_ran_last() {
+fn bare_names_refer_to_the_pipeline_that_ran_last() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab.write("other.yaml", &LIGHT.replace("name: light", "name: other").replace("count(*) as n", "-1 as n"));
@@ -264,7 +264,7 @@ fn bare_names_mean_the_pipeline_that_ran_last() {
 }
 
 #[test]
-fn a_session_may_make_tables_of_its_own() {
+fn session_may_make_its_own_tables() {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     let run = |statements: &str, allowed: bool| {

@@ -97,7 +97,7 @@ fn finish(lab: &Lab, until: &str) {
 }
 
 #[test]
-fn its_rows_are_seen_while_it_goes_on_and_ctrl_c_saves() {
+fn rows_of_a_running_training_are_visible_and_ctrl_c_saves() {
     let lab = lab();
     lab.run(&["--store", "undisturbed", "--until", "autoencoder"]);
     let mut run = start(&lab, "autoencoder");
@@ -127,7 +127,7 @@ fn its_rows_are_seen_while_it_goes_on_and_ctrl_c_saves() {
 }
 
 #[test]
-fn a_denoiser_in_mixed_precision_goes_on_bit_for_bit() {
+fn denoiser_in_mixed_precision_continues_bit_for_bit() {
     let lab = Lab::new(&replaced(
         "trainable: all
       training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }",
@@ -146,7 +146,7 @@ fn a_denoiser_in_mixed_precision_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn a_killed_training_leaves_no_table() {
+fn killed_training_leaves_no_table() {
     let lab = lab();
     let mut run = start(&lab, "autoencoder");
     rows(&lab, &mut run, ROWS);
@@ -165,7 +165,7 @@ fn weights(lab: &Lab, table: &str) -> Checkpoint {
 
 /// With a learning rate of 0 the result is the initial weights.
 #[test]
-fn a_training_goes_on_from_published_weights() {
+fn training_starts_from_published_weights() {
     let lab = Lab::new(TOY);
     lab.run(&["--until", "autoencoder"]);
     let first = weights(&lab, "autoencoder");
@@ -212,7 +212,7 @@ fn a_training_goes_on_from_published_weights() {
 
 /// Weights of a training can be read like published weights.
 #[test]
-fn a_trained_denoiser_is_published() {
+fn weights_of_a_trained_denoiser_are_read_like_published_ones() {
     let lab = Lab::new(TOY);
     lab.run(&["--until", "denoiser"]);
     let trained = weights(&lab, "denoiser");
@@ -241,7 +241,7 @@ fn a_trained_denoiser_is_published() {
 
 /// Without captions all images have the caption of one row.
 #[test]
-fn a_denoiser_is_trained_without_captions() {
+fn denoiser_is_trained_without_captions() {
     let pipeline = TOY
         .replace(
             "  autoencoder:\n",
@@ -262,7 +262,7 @@ fn a_denoiser_is_trained_without_captions() {
 }
 
 #[test]
-fn where_memory_runs_out_the_table_and_what_to_lower_are_named() {
+fn memory_error_names_the_table_and_the_parameter_to_lower() {
     let lab = Lab::new(TOY);
     // more bytes than the address space has
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--set", "text_encoder.config.intermediate_size=4398046511104"]);

@@ -44,7 +44,7 @@ fn only(notes: &[String], table: &str) -> Vec<String> {
 }
 
 #[test]
-fn equal_captions_are_told() {
+fn remark_on_equal_captions() {
     let lab = Lab::new(LIGHT);
     assert_eq!(remarks(&lab, &[]), [""; 0]);
     for class in ["tile", "gear"] {
@@ -59,7 +59,7 @@ fn equal_captions_are_told() {
 }
 
 #[test]
-fn metrics_that_guessing_reaches_are_told() {
+fn remark_on_metrics_that_guessing_reaches() {
     let lab = metrics::lab(metrics::PIPELINE);
     // The map has the same value everywhere.
     lab.write(
@@ -89,7 +89,7 @@ fn metrics_that_guessing_reaches_are_told() {
 }
 
 #[test]
-fn a_training_that_learns_nothing_is_told() {
+fn remark_on_a_training_that_learns_nothing() {
     let lab = Lab::new(TOY);
     let until = |table: &'static str| vec!["--until", table];
     let still = [until("text_encoder"), vec!["--set", "text_encoder.training.lr=0"]].concat();
@@ -107,7 +107,7 @@ fn a_training_that_learns_nothing_is_told() {
 }
 
 #[test]
-fn reconstructions_that_do_not_depend_on_their_images_are_told() {
+fn remark_on_reconstructions_that_do_not_depend_on_their_images() {
     let lab = Lab::new(TOY);
     let until = ["--until", "reconstructions"];
     // The networks are untrained, so their output does not depend on the image.

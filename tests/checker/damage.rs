@@ -296,7 +296,7 @@ fn damages(seed: u64, count: u64) {
 }
 
 #[test]
-fn damage_is_never_an_answer() {
+fn damage_is_never_answered_as_data() {
     let seed = given("VLMDIFF_SEED").unwrap_or(1);
     damages(seed, if given("VLMDIFF_SEED").is_some() { 1 } else { 100 });
 }
@@ -304,7 +304,7 @@ fn damage_is_never_an_answer() {
 /// Two thousand damages, for `make soak`.
 #[test]
 #[ignore = "takes many minutes"]
-fn two_thousand_damages_are_never_an_answer() {
+fn two_thousand_damages_are_never_answered_as_data() {
     let seed = given("VLMDIFF_SEED").unwrap_or_else(|| rand::random::<u32>().into());
     damages(seed, given("VLMDIFF_DAMAGES").unwrap_or(2000));
 }
@@ -358,13 +358,13 @@ fn damages_of_a_training(seed: u64, count: u64) {
 }
 
 #[test]
-fn damage_to_a_training_is_never_other_weights() {
+fn damage_to_a_training_never_changes_weights() {
     damages_of_a_training(given("VLMDIFF_SEED").unwrap_or(1), 4);
 }
 
 /// Runs with `make soak`.
 #[test]
 #[ignore = "takes many minutes"]
-fn many_damages_to_a_training_are_never_other_weights() {
+fn many_damages_to_a_training_never_change_weights() {
     damages_of_a_training(given("VLMDIFF_SEED").unwrap_or_else(|| rand::random::<u32>().into()), 100);
 }

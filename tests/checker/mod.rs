@@ -132,7 +132,7 @@ fn every_table_is_right_after_any_sequence_of_edits_and_accidents() {
 
 /// Tests the checker itself: wrong values are distinguished from right ones, and rows already computed from others.
 #[test]
-fn a_wrong_table_and_a_row_too_many_are_found() {
+fn checker_finds_a_wrong_table_and_a_needless_row() {
     let mut world = World::new(&mut random(7, 0));
     world.pipelines = vec![damage::pipeline()];
     world.write_pipelines();
