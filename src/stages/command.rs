@@ -35,7 +35,7 @@ const ERROR: &str = "_error";
 /// `makes: table` or `rows`: each table it reads is a Parquet file, whose path stands in `run` as `{table}`; it
 /// writes a Parquet file to `{output}`.
 ///
-/// Its standard error is logged. The program's words and files are part of the table's identity; the
+/// Its standard error is logged. The words of `run` and the files are part of the table's identity; the
 /// environment and the programs on the `PATH` are not.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
