@@ -1,4 +1,4 @@
-//! Addresses: paths, and URLs that `object_store` knows.
+//! Addresses: paths, and URLs that `object_store` supports.
 
 use std::{
     fmt,

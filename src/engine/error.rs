@@ -12,7 +12,7 @@ pub enum Error {
     Read {
         /// The file asked for.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The reason why it cannot be read.
         source: std::io::Error,
     },
     /// The pipeline file is wrong at a place.
@@ -61,7 +61,7 @@ pub enum Error {
     /// A part or a blob is damaged or missing; a run computes it again.
     #[error("the store is damaged: {message}")]
     Lost {
-        /// Which.
+        /// The digest of the part or blob.
         digest: Digest,
         /// The defect.
         message: String,

@@ -1,6 +1,6 @@
 //! Files and URLs outside the store: datasets, weights. They are identified by their content.
 //!
-//! An address is a path, or a URL that `object_store` knows (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
+//! An address is a path, or a URL that `object_store` supports (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
 //! hashed once and recognized later by what the file system or the server reports about the file; see [`tree`] for
 //! what that trusts.
 
