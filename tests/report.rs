@@ -46,8 +46,8 @@ fn numbers_are_shown_with_their_values_and_protocol() {
     assert_eq!(count("\nmean over classes\n0.3\npython3 -B maps.py\n"), 3, "{text}");
     for said in [
         "\nexact\nFrom the definitions:",
-        "\nreference\nAs the code of the paper",
-        "\nader\nAs ADer",
+        "\nreference\nAs in the code of the paper",
+        "\nader\nAs in ADer",
         "are not to be compared with each other",
         "at most 5 or 30 % of the normal pixels",
     ] {
