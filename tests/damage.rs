@@ -37,9 +37,12 @@ fn flip(file: &Path, at: usize) {
 }
 
 fn replace(file: &Path, from: &str, to: &str) {
-    let text = fs::read_to_string(file).unwrap();
-    assert!(text.contains(from), "{text}");
-    fs::write(file, text.replacen(from, to, 1)).unwrap();
+    // A record is not only text.
+    let mut bytes = fs::read(file).unwrap();
+    let at = bytes.windows(from.len()).position(|bytes| bytes == from.as_bytes());
+    let at = at.unwrap_or_else(|| panic!("no {from} in {}", file.display()));
+    bytes.splice(at..at + from.len(), to.bytes());
+    fs::write(file, bytes).unwrap();
 }
 
 fn query(lab: &Lab, text: &str) -> Ended {

@@ -282,3 +282,44 @@ fn names_of_columns_and_inputs_are_part_of_the_identity() {
     assert_eq!(pipeline("width as b, width + 1 as a", "{ x: pairs, y: ones }"), ["1", "49", "0", "48"]);
     assert_eq!(pipeline("width as b, width + 1 as a", "{ y: pairs, x: ones }"), ["1", "49", "0", "-48"]);
 }
+
+/// Rows that come to two inputs, to one of them, or to one after the other, are joined as if all had been there from the start.
+#[test]
+fn rows_that_come_to_inputs_are_joined_as_from_the_start() {
+    const PAIRS: &str = "tables:
+  left: { stage: read, with: { path: left.csv, id: id } }
+  right: { stage: read, with: { path: right.csv, id: id } }
+  big: { stage: sql, from: [left], where: n > 1, with: { makes: row_per_row, query: 'select id, 10 * n as n from left' } }
+  pairs: { stage: sql, from: { a: big, b: right }, where: n < 90, with: { makes: row_per_row, query: 'select a.id, a.n + b.n as n from a join b on a.id = b.id' } }
+  low: { stage: sql, from: [pairs], where: n < 40, with: { makes: row_per_row, query: 'select id, n from pairs' } }
+  sums: { stage: sql, from: [low], with: { query: 'select sum(n) as n, count(*) as c from low' } }
+";
+    let rows = |ids: &[std::ops::Range<u32>]| {
+        let rows = ids.iter().cloned().flatten().map(|i| format!("id{i:02},{i}\n"));
+        "id,n\n".to_owned() + &rows.collect::<String>()
+    };
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", PAIRS);
+    // To both, to one, to the other, between those that are there; ids that go; all at once.
+    let steps = [
+        (vec![0..4], vec![0..3], 1),
+        (vec![0..5], vec![0..5], 2),
+        (vec![0..8], vec![0..5], 0),
+        (vec![0..8], vec![0..9, 20..30], 3),
+        (vec![0..9, 20..22], vec![0..9, 20..30], 1),
+        (vec![0..1, 3..9], vec![0..9], 0),
+        (vec![0..12], vec![0..12, 20..30], 0),
+    ];
+    for (step, (left, right, new)) in steps.into_iter().enumerate() {
+        lab.write("left.csv", &rows(&left));
+        lab.write("right.csv", &rows(&right));
+        let planned = lab.vlmdiff(&["plan", "pipeline.yaml"]).stdout;
+        let events = lab.run(&[]);
+        let pairs = computed(&events).into_iter().find(|(table, _)| *table == "pairs").map_or(0, |(_, rows)| rows);
+        assert_eq!(pairs, new, "step {step}: {:?}\n{planned}", computed(&events));
+        let fresh = format!("fresh{step}");
+        lab.run(&["--store", &fresh]);
+        assert_eq!(lab.contents(".vlmdiff"), lab.contents(&fresh), "step {step}");
+        assert_eq!(computed(&lab.run(&[])), NONE);
+    }
+}

@@ -22,6 +22,7 @@ mod metrics;
 mod models;
 mod output;
 mod parameters;
+mod parts;
 mod properties;
 mod proxy;
 mod python;

@@ -28,9 +28,15 @@ impl Gc {
     pub(super) fn run(self) -> Result<u8> {
         let store = self.store.open()?;
         let garbage = collect(&store, self.keep, self.dry_run)?;
-        let Garbage { versions, records, parts, blobs, states, in_use, young } = garbage;
-        let heaps =
-            [(versions, "version"), (records, "record"), (parts, "part"), (blobs, "blob"), (states, "saved state")];
+        let Garbage { versions, records, parts, blobs, states, half_written, in_use, young } = garbage;
+        let heaps = [
+            (versions, "version"),
+            (records, "record"),
+            (parts, "part"),
+            (blobs, "blob"),
+            (states, "saved state"),
+            (half_written, "half-written file"),
+        ];
         let bytes: u64 = heaps.iter().map(|(Heap { bytes, .. }, _)| bytes).sum();
         let what: Vec<String> =
             heaps.iter().filter(|(heap, _)| heap.count > 0).map(|(heap, what)| count(heap.count, what)).collect();

@@ -18,7 +18,7 @@
 use arrow::datatypes::{Schema, SchemaRef};
 use serde_json::Value;
 
-use crate::engine::{Digest, Hasher, arrow_schema::encode_schema};
+use crate::engine::{Digest, Hasher, arrow_schema::encode_schema, digest::Fields};
 
 /// Returns the digest that identifies a stage: its name in `stage:`, its revision, its parameters without places, the
 /// content of the files that they name, and the schema of its output.
@@ -70,12 +70,12 @@ pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inpu
 /// Returns the identity of a row: `read` has, by input, the digest of the values that are read from it. The id is
 /// part of the identity, because it is written with the row and seeds its randomness.
 pub(in crate::engine) fn row_key(base: Digest, id: &str, read: impl IntoIterator<Item = Digest>) -> Digest {
-    let mut hasher = Hasher::new("row key");
-    hasher.field(base.as_bytes()).field(id.as_bytes());
+    let mut fields = Fields::new("row key");
+    fields.add(base.as_bytes()).add(id.as_bytes());
     read.into_iter().for_each(|digest| {
-        hasher.field(digest.as_bytes());
+        fields.add(digest.as_bytes());
     });
-    hasher.finish()
+    fields.digest()
 }
 
 /// Returns the identity of a table that is made as a whole from rows with these keys.
@@ -88,9 +88,7 @@ pub(in crate::engine) fn whole_key(base: Digest, rows: &[Digest]) -> Digest {
 /// Returns the digest of a sequence of row digests.
 pub(in crate::engine) fn content(rows: &[Digest]) -> Digest {
     let mut hasher = Hasher::new("table");
-    rows.iter().for_each(|row| {
-        hasher.field(row.as_bytes());
-    });
+    hasher.digests(rows);
     hasher.finish()
 }
 

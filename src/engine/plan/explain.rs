@@ -1,6 +1,6 @@
 //! Why a table is not fresh.
 
-use arrow::array::AsArray;
+use arrow::array::{Array, AsArray};
 
 use super::{
     cause::{Cause, RowChanges, compare},
@@ -69,6 +69,11 @@ pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates)
 
 /// Compares the rows' keys with those of the published table.
 fn row_changes(work: &TableWork<'_>, store: &Store, previous: &Manifest) -> Result<RowChanges> {
+    if work.kept.is_some() {
+        let ids = &work.joined.ids;
+        let example = (!ids.is_empty()).then(|| ids.value(0).to_owned());
+        return Ok(RowChanges { new: ids.len() as u64, example, ..RowChanges::default() });
+    }
     let stored = previous.schema()?;
     let columns = vec![stored.field(0).name().clone(), KEY.to_owned()];
     let batch = read_table(store, &previous.parts, &columns, &project(&stored, &columns)?)?;

@@ -1,5 +1,6 @@
 //! Plans: which rows of which table are to be computed, and why.
 
+mod added;
 mod cause;
 mod diff;
 mod explain;

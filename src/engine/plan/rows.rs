@@ -7,6 +7,7 @@ use arrow::{
     compute::{take, take_record_batch},
     datatypes::SchemaRef,
 };
+use rayon::prelude::*;
 
 use super::state::{PENDING, Pending, TableState, TableStates};
 use crate::engine::{
@@ -14,7 +15,7 @@ use crate::engine::{
     identity::{self, content},
     pipeline::{Filter, Input, Table},
     stage::Reads,
-    store::{Manifest, Note, PartRef, Store, ids_of, in_order, light_names, project, read_table, row_digests},
+    store::{Note, PartRef, Store, ids_of, in_order, light_names, project, read_table, row_digests},
 };
 
 /// Joined rows, ascending by id.
@@ -26,7 +27,7 @@ pub struct Joined {
     /// That `where:` chooses none of the rows that there are, most likely by a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
     /// By input: the digest of what is read of each row.
-    digests: Vec<Vec<Digest>>,
+    pub(super) digests: Vec<Vec<Digest>>,
 }
 
 /// Where joined rows lie in one input.
@@ -52,9 +53,12 @@ impl Joined {
         Ok(Self { ids, digests: vec![digests], places: Vec::new(), none_chosen: None })
     }
 
-    /// What a row is computed from; `base` is all that rows have in common.
-    pub fn key(&self, base: Digest, row: usize) -> Digest {
-        identity::row_key(base, self.ids.value(row), self.digests.iter().map(|digests| digests[row]))
+    /// What each row is computed from; `base` is all that rows have in common.
+    pub fn keys(&self, base: Digest) -> Vec<Digest> {
+        let key = |row| {
+            identity::row_key(base, self.ids.value(row), self.digests.iter().map(|digests: &Vec<_>| digests[row]))
+        };
+        (0..self.ids.len()).into_par_iter().map(key).collect()
     }
 }
 
@@ -83,10 +87,7 @@ pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates)
         .iter()
         .map(|input| InputRows::read(store, &views[&input.table], input, None))
         .collect::<Result<Vec<_>>>()?;
-    let lookups: Vec<HashMap<&str, u32>> = others
-        .iter()
-        .map(|light| (0..light.ids.len()).map(|row| (light.ids.value(row), row as u32)).collect())
-        .collect();
+    let lookups: Vec<HashMap<&str, u32>> = others.iter().map(InputRows::positions).collect();
     let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
     let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
     if order.is_empty() && table.stage.needs_rows() && !table.is_keyed() {
@@ -126,18 +127,33 @@ fn fits_none(filter: &Filter, input: &str, rows: u64) -> String {
 }
 
 /// The light columns of one input.
-struct InputRows {
-    port: String,
-    ids: StringArray,
-    digests: Vec<Digest>,
-    parts: Vec<Digest>,
-    places: Vec<(u32, u64)>,
+pub(super) struct InputRows {
+    pub(super) port: String,
+    pub(super) ids: StringArray,
+    pub(super) digests: Vec<Digest>,
+    pub(super) parts: Vec<Digest>,
+    pub(super) places: Vec<(u32, u64)>,
 }
 
 impl InputRows {
+    /// The rows by id.
+    pub(super) fn positions(&self) -> HashMap<&str, u32> {
+        (0..self.ids.len()).map(|row| (self.ids.value(row), row as u32)).collect()
+    }
+
     fn read(store: &Store, view: &TableState, input: &Input, filter: Option<&Filter>) -> Result<Self> {
-        let manifest = &view.manifest;
-        let stored = manifest.schema()?;
+        Self::of(store, view, &view.manifest.parts, input, filter)
+    }
+
+    /// The rows of some parts, and those that are to be computed.
+    pub(super) fn of(
+        store: &Store,
+        view: &TableState,
+        parts: &[PartRef],
+        input: &Input,
+        filter: Option<&Filter>,
+    ) -> Result<Self> {
+        let stored = view.manifest.schema()?;
         let declared = light_names(&stored, &input.columns);
         let mut columns = vec![stored.field(0).name().clone()];
         for name in declared.iter().chain(filter.iter().flat_map(|f| &f.columns)) {
@@ -146,8 +162,8 @@ impl InputRows {
             }
         }
         let schema = project(&stored, &columns)?;
-        let mut batch = read_table(store, &manifest.parts, &columns, &schema)?;
-        let mut places = places(manifest);
+        let mut batch = read_table(store, parts, &columns, &schema)?;
+        let mut places = places(parts);
         if let Some(filter) = filter {
             let kept = filter.evaluate(&batch)?;
             let chosen: UInt32Array = (0..batch.num_rows())
@@ -167,7 +183,7 @@ impl InputRows {
             digests.resize(ids.len(), Digest::of(PENDING));
             places.resize(ids.len(), NOWHERE);
         }
-        let parts = manifest.parts.iter().map(|part| part.part).collect();
+        let parts = parts.iter().map(|part| part.part).collect();
         Ok(Self { port: input.port.clone(), ids, digests, parts, places })
     }
 }
@@ -184,7 +200,7 @@ fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Resul
 }
 
 /// Where each row of a table lies: part and row.
-fn places(manifest: &Manifest) -> Vec<(u32, u64)> {
+fn places(parts: &[PartRef]) -> Vec<(u32, u64)> {
     let rows = |(part, number): (&PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
-    manifest.parts.iter().zip(0..).flat_map(rows).collect()
+    parts.iter().zip(0..).flat_map(rows).collect()
 }

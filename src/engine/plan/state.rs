@@ -21,12 +21,26 @@ pub struct TableState {
     pub pending: Pending,
     /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
     pub known: Option<RecordBatch>,
+    /// What was published of it when its pipeline was looked at first, where that is something else: the tables below may be
+    /// made of that.
+    pub before: Option<Box<Manifest>>,
 }
 
 impl TableState {
     /// A published table.
     pub fn new(version: u64, manifest: Manifest) -> Self {
-        Self { version, manifest, pending: Pending::Nothing, known: None }
+        Self { version, manifest, pending: Pending::Nothing, known: None, before: None }
+    }
+
+    /// Puts a table in the place of what was published of it.
+    pub fn replace(views: &mut TableStates, name: &str, view: Self) {
+        let before = views.remove(name).map(|old| old.before.unwrap_or_else(|| Box::new(old.manifest)));
+        views.insert(name.to_owned(), Self { before, ..view });
+    }
+
+    /// What was published of it when its pipeline was looked at first.
+    pub(in crate::engine) fn before(&self) -> &Manifest {
+        self.before.as_deref().unwrap_or(&self.manifest)
     }
 }
 
@@ -84,11 +98,20 @@ impl TableState {
     /// All that a stage can read of the table: its rows, and what their columns are called and hold. Another digest while rows
     /// are pending.
     pub fn content(&self) -> Digest {
-        let mut hasher = Hasher::new("view");
-        hasher.field(self.manifest.content.as_bytes()).field(self.manifest.schema.as_bytes());
-        if self.pending != Pending::Nothing {
-            hasher.field(PENDING);
-        }
-        hasher.finish()
+        content_of(&self.manifest, self.pending != Pending::Nothing)
     }
+
+    /// [`TableState::content`] of [`TableState::before`].
+    pub(in crate::engine) fn content_before(&self) -> Digest {
+        content_of(self.before(), false)
+    }
+}
+
+fn content_of(manifest: &Manifest, is_pending: bool) -> Digest {
+    let mut hasher = Hasher::new("view");
+    hasher.field(manifest.content.as_bytes()).field(manifest.schema.as_bytes());
+    if is_pending {
+        hasher.field(PENDING);
+    }
+    hasher.finish()
 }

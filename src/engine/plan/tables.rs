@@ -74,7 +74,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
             match planner.identify(table, &views)? {
                 None => State::Fresh { rows: views[&table.name].manifest.rows },
                 Some(draft) => {
-                    let work = draft.complete(planner)?;
+                    let work = draft.complete(planner, &views)?;
                     let mut causes: Vec<Cause> = damaged.get(&table.name).map(|_| Cause::Damaged).into_iter().collect();
                     causes.extend(explain(&work, planner, &views)?);
                     let pending = work.pending();
@@ -85,11 +85,9 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                         causes,
                     };
                     let version = views.get(&table.name).map_or(0, |view| view.version);
-                    let manifest = work.manifest("");
-                    views.insert(
-                        table.name.clone(),
-                        TableState { version, manifest, pending, known: work.known_columns()? },
-                    );
+                    let known = work.known_columns()?;
+                    let view = TableState { version, manifest: work.outline(), pending, known, before: None };
+                    TableState::replace(&mut views, &table.name, view);
                     state
                 }
             }

@@ -1,15 +1,15 @@
 //! What a table needs: nothing, some rows, or tables above it first. Planning reads light columns only, never a tensor.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use arrow::{
-    array::{Array, RecordBatch, UInt32Array},
+    array::{RecordBatch, UInt32Array},
     compute::take_record_batch,
 };
-use rayon::prelude::*;
 
 use super::{
-    rows::{Joined, join, table_content},
+    added::join_added,
+    rows::{Joined, RowAddresses, join, table_content},
     state::{Pending, TableState, TableStates},
 };
 use crate::engine::{
@@ -17,12 +17,12 @@ use crate::engine::{
     arrow_schema::encode_schema,
     clock::now_ms,
     identity::{self, InputRead, fingerprint},
-    pipeline::{OnError, Table, is_called},
+    pipeline::{Input, OnError, Table, is_called},
     source::Sources,
-    stage::{Listing, Reads, SOURCE, Sample, SampledInput},
+    stage::{Listing, Reads, SOURCE, Sample, SampledInput, SampledRows},
     store::{
-        ComputedRows, Entry, Inventory, Manifest, PartRef, Provenance, Recorded, Store, blob_name, part_name, project,
-        row_digests, sort_by_id, stored_schema,
+        Chosen, Compacted, ComputedRows, Entry, Inventory, Manifest, PartRef, Provenance, Recorded, Store, blob_name,
+        part_name, project, row_digests, sort_by_id, stored_schema,
     },
 };
 
@@ -59,7 +59,18 @@ pub struct Identified<'a> {
     files: Vec<(String, Digest)>,
     joined: Joined,
     listed: Option<Listing>,
+    base: Digest,
     keys: Vec<Digest>,
+    /// The rows that are published stay, and the others come to them.
+    is_added: bool,
+}
+
+/// Rows of a published table that stay as they are.
+pub struct Kept {
+    /// Their parts.
+    parts: Vec<PartRef>,
+    /// How many they are.
+    rows: u64,
 }
 
 /// The rows of a table and which of them must be computed.
@@ -72,11 +83,15 @@ pub struct TableWork<'a> {
     pub made: Provenance,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
-    /// The joined rows, by id.
+    /// The joined rows, by id, but for those that are kept.
     pub joined: Joined,
+    /// The rows of the published table, where they stay and others come to them.
+    pub kept: Option<Kept>,
     /// The listed rows of a stage without inputs, by id, and remarks on them.
     pub listed: Option<Listing>,
-    /// The rows' keys; empty for a whole table.
+    /// What the rows have in common.
+    base: Digest,
+    /// The joined rows' keys; empty for a whole table.
     pub keys: Vec<Digest>,
     /// What the store already has.
     pub known: ComputedRows,
@@ -126,15 +141,36 @@ impl<'a> Planner<'a> {
         {
             return Ok(None);
         }
+        let added = self.added(table, &made, views)?;
+        let is_added = added.is_some();
         let joined = match (&listed, listed_rows) {
             (Some(listed), Some(digests)) => Joined::listed(&listed.rows, digests).map_err(named)?,
-            _ => join(table, self.store, views)?,
+            _ => added.map_or_else(|| join(table, self.store, views), Ok)?,
         };
         let base = self.base(table, fingerprint, listed.as_ref(), views)?;
-        let row_keys: Vec<Digest> = (0..joined.ids.len()).into_par_iter().map(|row| joined.key(base, row)).collect();
+        let row_keys = joined.keys(base);
         let (stage_key, keys) =
             if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
-        Ok(Some(Identified { table, stage_key, made, files, joined, listed, keys }))
+        Ok(Some(Identified { table, stage_key, made, files, joined, listed, base, keys, is_added }))
+    }
+
+    /// The rows that come to what is published of a table, where nothing else happens to it.
+    fn added(&self, table: &Table, made: &Provenance, views: &TableStates) -> Result<Option<Joined>> {
+        let Some(TableState { manifest: published, .. }) = views.get(&table.name) else { return Ok(None) };
+        let is_whole = |input: &Input| input.reads == Reads::Table;
+        let inputs = table.inputs.iter().map(|input| {
+            let content = views[&input.table].content_before();
+            (input.table.clone(), identity::read(&input.port, is_whole(input), content))
+        });
+        let before = Provenance { inputs: inputs.collect(), ..made.clone() };
+        let is_settled = published.errors.is_empty() && published.rows > 0 && !self.forces(table);
+        let stays = |input: &Input| views[&input.table].content() == views[&input.table].content_before();
+        let may_stay = table.is_keyed()
+            && table.inputs.iter().any(|input| !is_whole(input))
+            && table.inputs.iter().all(|input| !is_whole(input) || stays(input))
+            && is_settled
+            && before.makes_the_same(published);
+        if may_stay { join_added(table, self.store, views) } else { Ok(None) }
     }
 
     /// What the rows of a table have in common: see [`identity::base`].
@@ -227,16 +263,24 @@ impl<'a> Identified<'a> {
     }
 
     /// Looks up what the store already has.
-    pub fn complete(self, planner: &Planner<'_>) -> Result<TableWork<'a>> {
-        let Self { table, stage_key, made, files, joined, listed, keys } = self;
+    pub fn complete(self, planner: &Planner<'_>, views: &TableStates) -> Result<TableWork<'a>> {
+        let Self { table, stage_key, made, files, mut joined, listed, base, mut keys, is_added } = self;
         let forced = planner.forces(table);
         let Recorded { entries, damaged } = planner.store.computed(stage_key)?;
         let after = entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0);
-        let mut known = ComputedRows::default();
+        let mut known = if is_added { ComputedRows::only(&keys) } else { ComputedRows::default() };
         let mut lost = BTreeSet::new();
         if !forced {
             lost = planner.lost(&entries)?;
             known.extend(entries.into_iter().filter(|entry| !entry.objects().any(|digest| lost.contains(&digest))));
+        }
+        let published = views.get(&table.name).map(|view| &view.manifest).filter(|_| is_added);
+        let kept = published.filter(|published| known.holds(&published.parts));
+        let kept = kept.map(|published| Kept { parts: published.parts.clone(), rows: published.rows });
+        if is_added && kept.is_none() {
+            joined = join(table, planner.store, views)?;
+            keys = joined.keys(base);
+            known = known.unrestricted();
         }
         let skips = table.on_error == OnError::Skip && !planner.overrides.retry_errors;
         let stale = if table.is_keyed() {
@@ -253,7 +297,9 @@ impl<'a> Identified<'a> {
             made,
             files,
             joined,
+            kept,
             listed,
+            base,
             keys,
             known,
             after,
@@ -269,7 +315,7 @@ impl TableWork<'_> {
     /// Rows that the table will have, as far as known: those of a whole table come out when it is computed.
     pub fn total(&self) -> u64 {
         if self.table.is_keyed() {
-            self.keys.len() as u64
+            self.kept.as_ref().map_or(0, |kept| kept.rows) + self.keys.len() as u64
         } else {
             self.known.whole().parts.iter().map(PartRef::len).sum()
         }
@@ -296,10 +342,43 @@ impl TableWork<'_> {
         Ok(Some(take_record_batch(&listed.rows.project(&written)?, &rows)?))
     }
 
+    fn kept_parts(&self) -> &[PartRef] {
+        self.kept.as_ref().map_or(&[], |kept| &kept.parts)
+    }
+
+    /// The parts that hold the rows that are known.
+    pub fn parts(&self) -> Vec<PartRef> {
+        self.known.outline(self.kept_parts(), &self.keys, self.total()).parts
+    }
+
+    /// Takes rows from the entries that they were rewritten into.
+    pub fn take_over(&mut self, Compacted { entries, replaced }: &Compacted) {
+        if let Some(kept) = &mut self.kept {
+            kept.parts.retain(|part| !replaced.contains(&part.part));
+            kept.parts.extend(entries.iter().filter_map(PartRef::of));
+        }
+        self.known.extend(entries.iter().cloned());
+    }
+
     /// What is published of the rows that are known.
     pub fn manifest(&self, run: &str) -> Manifest {
+        let chosen = match self.table.is_keyed() {
+            true => self.known.choose(self.kept_parts(), &self.keys, self.total()),
+            false => self.known.whole(),
+        };
+        self.manifest_of(chosen, run)
+    }
+
+    /// The manifest as far as a plan needs it: while rows are still to be computed, nobody asks for their content.
+    pub fn outline(&self) -> Manifest {
+        if self.stale.is_empty() || !self.table.is_keyed() {
+            return self.manifest("");
+        }
+        self.manifest_of(self.known.outline(self.kept_parts(), &self.keys, self.total()), "")
+    }
+
+    fn manifest_of(&self, chosen: Chosen, run: &str) -> Manifest {
         let Self { table, .. } = self;
-        let chosen = if table.is_keyed() { self.known.choose(&self.keys) } else { self.known.whole() };
         let listed = self.listed.iter().flat_map(|listed| listed.notes.clone());
         Manifest {
             table: table.declared.clone(),
@@ -320,20 +399,33 @@ impl TableWork<'_> {
     }
 
     /// The table as its stage reviews it; `manifest` is that of its rows, `views` holds the tables that it is made from.
-    pub fn sample<'s>(&'s self, store: &'s Store, views: &TableStates, manifest: &'s Manifest) -> Result<Sample<'s>> {
-        let inputs = self.joined.places.iter().map(|places| {
-            let input = self.table.inputs.iter().find(|input| input.port == places.port);
-            let input = input.ok_or_else(|| Error::Stage(format!("no input at port `{}`", places.port)))?;
+    pub fn sample<'s>(&'s self, store: &'s Store, views: &'s TableStates, manifest: &'s Manifest) -> Sample<'s> {
+        Sample { store, manifest, all: Box::new(move || self.all(store, views)) }
+    }
+
+    /// All rows of the table, also those that are kept.
+    fn all<'s>(&'s self, store: &'s Store, views: &TableStates) -> Result<SampledRows<'s>> {
+        let mut inputs = Vec::new();
+        let mut add = |port: &str, parts, at| {
+            let input = self.table.inputs.iter().find(|input| input.port == port);
+            let input = input.ok_or_else(|| Error::Stage(format!("no input at port `{port}`")))?;
             let schema = views[&input.table].manifest.schema()?;
-            Ok(SampledInput { port: &places.port, schema, parts: &places.parts, at: &places.at })
-        });
-        Ok(Sample {
-            store,
-            manifest,
-            ids: &self.joined.ids,
-            keys: &self.keys,
-            known: &self.known,
-            inputs: inputs.collect::<Result<_>>()?,
-        })
+            inputs.push(SampledInput { port: port.to_owned(), schema, parts, at });
+            Ok::<_, Error>(())
+        };
+        if self.kept.is_none() {
+            for RowAddresses { port, parts, at } in &self.joined.places {
+                add(port, Cow::Borrowed(&parts[..]), Cow::Borrowed(&at[..]))?;
+            }
+            let (keys, known) = (Cow::Borrowed(&self.keys[..]), Cow::Borrowed(&self.known));
+            return Ok(SampledRows { ids: self.joined.ids.clone(), keys, known, inputs });
+        }
+        let joined = join(self.table, store, views)?;
+        let keys = Cow::Owned(joined.keys(self.base));
+        for RowAddresses { port, parts, at } in joined.places {
+            add(&port, Cow::Owned(parts), Cow::Owned(at))?;
+        }
+        let known = Cow::Owned(self.known.clone().unrestricted());
+        Ok(SampledRows { ids: joined.ids, keys, known, inputs })
     }
 }

@@ -22,7 +22,7 @@ use crate::engine::{
     plan::{Cause, Found, Overrides, Planner, TableState, TableStates, TableWork, explain, published},
     source::Sources,
     stage::{Report, Task, Unit},
-    store::{Current, Entry, Event, Inventory, Manifest, PartRef, Store, state_name},
+    store::{Current, Entry, Event, Inventory, Manifest, PartRef, Store, state_name, stored_schema},
 };
 
 /// The maximum number of times that a run goes over its tables again because a part was found damaged.
@@ -202,7 +202,7 @@ impl Driver<'_, '_> {
                 match made.unwrap_or_else(|panic| resume_unwind(panic)) {
                     Ok(state) => {
                         errors += state.manifest.errors.len() as u64;
-                        states.insert(table.name.clone(), state);
+                        TableState::replace(&mut states, &table.name, state);
                         unmade.remove(table.name.as_str());
                     }
                     Err(error) => {
@@ -272,7 +272,7 @@ impl Driver<'_, '_> {
                 return Ok(state);
             }
         }
-        let work = identified.complete(&planner)?;
+        let work = identified.complete(&planner, states)?;
         let causes = if damaged { vec![Cause::Damaged] } else { explain(&work, &planner, states)? };
         self.make(work, &causes, states)
     }
@@ -317,8 +317,9 @@ impl Driver<'_, '_> {
             }
             work.known.extend(entries);
         }
+        self.compact(&mut work)?;
         let mut manifest = work.manifest(&self.run);
-        let review = work.sample(self.store, states, &manifest).and_then(|sample| table.stage.review(&sample));
+        let review = table.stage.review(&work.sample(self.store, states, &manifest));
         manifest.notes.extend(review.map_err(|e| e.in_table(&name))?);
         let version = self.store.publish(&self.pipeline.name, &manifest)?;
         self.log.add(Event::TablePublished {
@@ -336,8 +337,19 @@ impl Driver<'_, '_> {
         Ok(TableState::new(version, manifest))
     }
 
-    /// Computes the stale rows in tasks. If the answer of a task is lost, the rows that the store has are taken from
-    /// there, and the others are computed again.
+    /// Rewrites the small parts of a table that has many. What is not known of its rows' results stays as it is.
+    fn compact(&self, work: &mut TableWork<'_>) -> Result<()> {
+        if !work.table.is_keyed() {
+            return Ok(());
+        }
+        let (parts, schema) = (work.parts(), stored_schema(&work.table.output, true));
+        let compacted = self.store.compact(work.stage_key, &work.known, &parts, &schema)?;
+        work.take_over(&compacted);
+        Ok(())
+    }
+
+    /// Computes the stale rows, in tasks. Where the answer of a task is lost, the store tells which rows were computed, and the
+    /// others are computed again.
     fn compute(&self, work: &TableWork<'_>, states: &TableStates, preview: &mut Preview<'_>) -> Result<Vec<Entry>> {
         let table = work.table;
         let in_driver;

@@ -16,7 +16,7 @@ pub use misfit::{At, Misfit};
 pub use operator::{Context, Open, OpenFn, Operator, open};
 pub use port::{Column, Holds, Output, Port, Ports, Reads, SOURCE, Schemas};
 pub use rows::{Batch, Rows};
-pub(super) use sample::SampledInput;
 pub use sample::{ITSELF, Sample};
+pub(super) use sample::{SampledInput, SampledRows};
 pub use sink::Sink;
 pub use task::{Job, Listed, PortRows, Report, TableInput, Task, TaskError, Unit};

@@ -1,5 +1,7 @@
 //! A sample of the rows of a table that is about to be published, with their inputs, for the review by the stage.
 
+use std::borrow::Cow;
+
 use arrow::{
     array::StringArray,
     datatypes::{Schema, SchemaRef},
@@ -22,22 +24,28 @@ const STRETCHES: usize = 8;
 pub struct Sample<'a> {
     pub(in crate::engine) store: &'a Store,
     pub(in crate::engine) manifest: &'a Manifest,
-    /// The ids and keys of its rows, and the computed values.
-    pub(in crate::engine) ids: &'a StringArray,
-    pub(in crate::engine) keys: &'a [Digest],
-    pub(in crate::engine) known: &'a ComputedRows,
-    /// The inputs that it reads row by row.
+    /// Finds its rows; few stages ask for them.
+    pub(in crate::engine) all: Box<dyn Fn() -> Result<SampledRows<'a>> + 'a>,
+}
+
+/// The rows of a table that is about to be published, ascending by id.
+pub(in crate::engine) struct SampledRows<'a> {
+    /// Their ids and keys, and what is computed of them.
+    pub(in crate::engine) ids: StringArray,
+    pub(in crate::engine) keys: Cow<'a, [Digest]>,
+    pub(in crate::engine) known: Cow<'a, ComputedRows>,
+    /// The inputs that the table reads row by row.
     pub(in crate::engine) inputs: Vec<SampledInput<'a>>,
 }
 
 /// An input of a table, read row by row.
 pub(in crate::engine) struct SampledInput<'a> {
-    pub(in crate::engine) port: &'a str,
+    pub(in crate::engine) port: String,
     /// The stored schema of the whole input.
     pub(in crate::engine) schema: SchemaRef,
-    pub(in crate::engine) parts: &'a [Digest],
+    pub(in crate::engine) parts: Cow<'a, [Digest]>,
     /// `(part, row)` of each row of the table.
-    pub(in crate::engine) at: &'a [(u32, u64)],
+    pub(in crate::engine) at: Cow<'a, [(u32, u64)]>,
 }
 
 impl Sample<'_> {
@@ -55,22 +63,23 @@ impl Sample<'_> {
     /// always the same. `wanted` names the columns by port, where [`ITSELF`] is the table itself. Ports that are not
     /// read row by row and missing columns are left out.
     pub fn rows(&self, most: usize, wanted: &[(&str, &[&str])]) -> Result<Batch> {
-        let there: Vec<usize> = (0..self.keys.len()).filter(|row| self.known.has(&self.keys[*row])).collect();
+        let SampledRows { ids, keys, known, inputs } = (self.all)()?;
+        let there: Vec<usize> = (0..keys.len()).filter(|row| known.has(&keys[*row])).collect();
         let rows: Vec<usize> = spread(there.len(), most).into_iter().map(|at| there[at]).collect();
         let mut ports = Vec::new();
         for (port, columns) in wanted {
             let (schema, parts, places) = if *port == ITSELF {
-                let (parts, places) = self.known.places(rows.iter().map(|row| &self.keys[*row]));
+                let (parts, places) = known.places(rows.iter().map(|row| &keys[*row]));
                 (self.manifest.schema()?, parts, places)
             } else {
-                let Some(input) = self.inputs.iter().find(|input| input.port == *port) else { continue };
+                let Some(input) = inputs.iter().find(|input| input.port == *port) else { continue };
                 (input.schema.clone(), input.parts.to_vec(), rows.iter().map(|row| input.at[*row]).collect())
             };
             let columns = present(&schema, columns);
             let batch = gather(self.store, &parts, &places, &columns, &project(&schema, &columns)?)?;
             ports.push(((*port).to_owned(), batch));
         }
-        let ids = rows.iter().map(|row| self.ids.value(*row).to_owned()).collect();
+        let ids = rows.iter().map(|row| ids.value(*row).to_owned()).collect();
         Ok(Batch::new(ids, ports))
     }
 }

@@ -61,6 +61,7 @@ fn empty_entry() -> Entry {
         errors: Vec::new(),
         blobs: Vec::new(),
         notes: Vec::new(),
+        replaces: Vec::new(),
         recorded_ms: 0,
     }
 }

@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::manifest::{Entry, NAMED, Note, PartRef, RowError, runs};
+use rayon::prelude::*;
+
+use super::manifest::{Entry, EntryNote, NAMED, Note, PartRef, RowError, runs};
 use super::parquet::Addresses;
-use crate::engine::{Digest, digest::DigestMap, identity::content};
+use crate::engine::{Digest, Result, digest::DigestMap, identity::content};
 
 /// What a stage has computed before, by key. Of two results for one key the later counts.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ComputedRows {
     entries: Vec<Entry>,
+    /// The keys that may be asked for, where they are few; `None` means all.
+    only: Option<DigestMap<()>>,
     rows: DigestMap<(u32, u32)>,
     failed: DigestMap<(u32, u32)>,
 }
@@ -29,16 +33,33 @@ pub struct Chosen {
 }
 
 impl ComputedRows {
+    /// Nothing, to be asked for these keys alone.
+    pub fn only(keys: &[Digest]) -> Self {
+        Self { only: Some(keys.iter().map(|key| (*key, ())).collect()), ..Self::default() }
+    }
+
+    /// The same, to be asked for every key.
+    pub fn unrestricted(self) -> Self {
+        let mut all = Self::default();
+        all.extend(self.entries);
+        all
+    }
+
     /// Adds what was computed, later results last.
     pub fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        let Self { entries: known, only, rows, failed } = self;
         for entry in entries {
-            let at = self.entries.len() as u32;
-            self.rows.extend(entry.keys.iter().zip(0..).map(|(key, row)| (*key, (at, row))));
-            for (error, i) in entry.errors.iter().zip(0..) {
-                self.rows.remove(&error.key);
-                self.failed.insert(error.key, (at, i));
+            let at = known.len() as u32;
+            let new = entry.keys.iter().zip(0..).map(|(key, row)| (*key, (at, row)));
+            match only {
+                None => rows.extend(new),
+                Some(only) => rows.extend(new.filter(|(key, _)| only.contains_key(key))),
             }
-            self.entries.push(entry);
+            for (error, i) in entry.errors.iter().zip(0..) {
+                rows.remove(&error.key);
+                failed.insert(error.key, (at, i));
+            }
+            known.push(entry);
         }
     }
 
@@ -73,65 +94,168 @@ impl ComputedRows {
         (parts, places)
     }
 
-    /// The table made of the rows with these keys, the failures among the keys beside it.
-    pub fn choose(&self, keys: &[Digest]) -> Chosen {
-        let mut rows: Vec<Vec<u64>> = vec![Vec::new(); self.entries.len()];
-        let mut contents = Vec::with_capacity(keys.len());
-        let mut errors = Vec::new();
-        for key in keys {
-            if let Some((entry, row)) = self.rows.get(key) {
-                rows[*entry as usize].push(u64::from(*row));
-                contents.push(self.entries[*entry as usize].contents[*row as usize]);
-            } else if let Some(error) = self.failure(key) {
-                errors.push(error.clone());
+    /// The rows of these parts by entry, as row numbers; `None` where something else is known of one of them.
+    fn rows_of(&self, parts: &[PartRef]) -> Option<Vec<Vec<u64>>> {
+        let numbers: HashMap<Digest, usize> =
+            self.entries.iter().enumerate().filter_map(|(at, entry)| Some((entry.part?, at))).collect();
+        let mut rows = vec![Vec::new(); self.entries.len()];
+        for part in parts {
+            let at = *numbers.get(&part.part)?;
+            rows[at] = part.row_numbers();
+            let total = self.entries[at].keys.len().min(self.entries[at].contents.len()) as u64;
+            if part.rows != total || rows[at].last().is_some_and(|last| *last >= total) {
+                return None;
             }
         }
-        contents.sort_unstable();
+        Some(rows)
+    }
+
+    /// Whether these parts are what [`ComputedRows::choose`] would make of the keys of their rows: all of them are known, and
+    /// no later result is.
+    pub fn holds(&self, parts: &[PartRef]) -> bool {
+        let Some(rows) = self.rows_of(parts) else { return false };
+        let mut later: DigestMap<usize> = DigestMap::default();
+        for (at, entry) in self.entries.iter().enumerate() {
+            let others = if rows[at].is_empty() { &entry.keys[..] } else { &[] };
+            later.extend(others.iter().chain(entry.errors.iter().map(|error| &error.key)).map(|key| (*key, at)));
+        }
+        let is_last = |at: usize, key: &Digest| later.get(key).is_none_or(|later| *later < at);
+        later.is_empty()
+            || rows
+                .iter()
+                .enumerate()
+                .all(|(at, rows)| rows.iter().all(|row| is_last(at, &self.entries[at].keys[*row as usize])))
+    }
+
+    /// The table made of the rows with these keys, the failures among the keys beside it, and of the rows of some parts, which it
+    /// [holds](ComputedRows::holds). `of` rows are asked for, which remarks say.
+    pub fn choose(&self, parts: &[PartRef], keys: &[Digest], of: u64) -> Chosen {
+        let rows = self.select(parts, keys);
+        let mut contents = Vec::new();
+        for (entry, rows) in self.entries.iter().zip(&rows) {
+            contents.extend(rows.iter().map(|row| entry.contents[*row as usize]));
+        }
+        contents.par_sort_unstable();
+        Chosen { content: content(&contents), ..self.outlined(rows, keys, of) }
+    }
+
+    /// [`ComputedRows::choose`] without the content of the rows, which takes long to find.
+    pub fn outline(&self, parts: &[PartRef], keys: &[Digest], of: u64) -> Chosen {
+        self.outlined(self.select(parts, keys), keys, of)
+    }
+
+    /// The rows of parts and keys by entry, as ascending row numbers.
+    fn select(&self, parts: &[PartRef], keys: &[Digest]) -> Vec<Vec<u64>> {
+        let mut rows = self.rows_of(parts).unwrap_or_else(|| vec![Vec::new(); self.entries.len()]);
+        for (entry, row) in keys.iter().filter_map(|key| self.rows.get(key)) {
+            rows[*entry as usize].push(u64::from(*row));
+        }
+        rows.iter_mut().for_each(|rows| {
+            rows.sort_unstable();
+            rows.dedup();
+        });
+        rows
+    }
+
+    fn outlined(&self, rows: Vec<Vec<u64>>, keys: &[Digest], of: u64) -> Chosen {
+        let failed = keys.iter().filter(|_| !self.failed.is_empty());
+        let errors = failed.filter(|key| !self.has(key)).filter_map(|key| self.failure(key).cloned()).collect();
+        let notes = self.notes(&rows, of);
         let mut blobs = BTreeSet::new();
         let chosen = self.entries.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
-        let parts = chosen.filter_map(|(entry, mut rows)| {
+        let parts = chosen.filter_map(|(entry, rows)| {
             blobs.extend(&entry.blobs);
-            rows.sort_unstable();
             let total = entry.contents.len() as u64;
             let chosen = (rows.len() as u64 != total).then(|| runs(&rows));
             Some(PartRef { part: entry.part?, bytes: entry.bytes, rows: total, chosen })
         });
         let parts = parts.collect();
-        let notes = self.notes(keys);
-        Chosen { parts, errors, blobs: blobs.into_iter().collect(), notes, content: content(&contents) }
+        Chosen { parts, errors, blobs: blobs.into_iter().collect(), notes, content: content(&[]) }
     }
 
-    /// The remarks on the rows with these keys, by text.
-    fn notes(&self, keys: &[Digest]) -> Vec<Note> {
-        let noted = self.entries.iter().zip(0u32..).filter(|(entry, _)| !entry.notes.is_empty());
-        let noted: Vec<(&Entry, u32)> = noted.collect();
-        if noted.is_empty() {
-            return Vec::new();
-        }
-        let chosen: HashSet<&Digest> = keys.iter().collect();
+    /// The remarks on chosen rows, given by entry, by text. `of` rows are asked for.
+    fn notes(&self, rows: &[Vec<u64>], of: u64) -> Vec<Note> {
         let mut notes: BTreeMap<&str, Note> = BTreeMap::new();
-        for (entry, at) in noted {
+        for (entry, rows) in self.entries.iter().zip(rows).filter(|(entry, _)| !entry.notes.is_empty()) {
+            // Of two results for one key the later is chosen, and its remarks count.
+            let chosen: HashSet<&Digest> = rows.iter().map(|row| &entry.keys[*row as usize]).collect();
             for note in &entry.notes {
-                // Of two results for one key the later counts, and so do its remarks.
-                let counts = |key: &Digest| chosen.contains(key) && self.rows.get(key).is_some_and(|row| row.0 == at);
-                for (i, _) in note.keys.iter().enumerate().filter(|(_, key)| counts(key)) {
+                for (i, _) in note.keys.iter().enumerate().filter(|(_, key)| chosen.contains(key)) {
                     let all = notes.entry(&note.what).or_insert_with(|| Note::new(note.what.clone()));
                     all.count += 1;
                     all.names.extend(note.names.get(i).filter(|_| all.names.len() < NAMED).cloned());
                 }
             }
         }
-        notes.into_values().map(|note| Note { of: Some(keys.len() as u64), ..note }).collect()
+        notes.into_values().map(|note| Note { of: Some(of), ..note }).collect()
+    }
+
+    /// What is known of the rows of these parts, as one entry but for the part that holds them: the rows follow each other as
+    /// the parts name them. `None` where something is not known.
+    pub(in crate::engine) fn merged(&self, parts: &[PartRef]) -> Result<Option<Entry>> {
+        let Some(rows) = self.rows_of(parts) else { return Ok(None) };
+        let by_part: HashMap<Digest, usize> =
+            self.entries.iter().enumerate().filter_map(|(at, entry)| Some((entry.part?, at))).collect();
+        let (mut keys, mut contents, mut blobs) = (Vec::new(), Vec::new(), BTreeSet::new());
+        // By text: the rows that have a name, then the others. A row keeps its name so.
+        let mut noted: BTreeMap<&str, [Vec<(Digest, Option<&String>)>; 2]> = BTreeMap::new();
+        for part in parts {
+            let at = by_part[&part.part];
+            let (entry, rows) = (&self.entries[at], &rows[at]);
+            let first = keys.len();
+            keys.extend(rows.iter().map(|row| entry.keys[*row as usize]));
+            contents.extend(rows.iter().map(|row| entry.contents[*row as usize]));
+            blobs.extend(entry.blobs.iter().copied());
+            if entry.notes.is_empty() {
+                continue;
+            }
+            let chosen: HashSet<&Digest> = keys[first..].iter().collect();
+            for note in &entry.notes {
+                for (i, key) in note.keys.iter().enumerate().filter(|(_, key)| chosen.contains(key)) {
+                    let name = note.names.get(i);
+                    noted.entry(&note.what).or_default()[usize::from(name.is_none())].push((*key, name));
+                }
+            }
+        }
+        let notes = noted.into_iter().map(|(what, [named, others])| EntryNote {
+            what: what.to_owned(),
+            keys: named.iter().chain(&others).map(|(key, _)| *key).collect(),
+            count: 0,
+            names: named.iter().filter_map(|(_, name)| name.cloned()).collect(),
+        });
+        let (notes, blobs) = (notes.collect(), blobs.into_iter().collect());
+        let recorded_ms = self.entries.iter().map(|entry| entry.recorded_ms).max().unwrap_or(0) + 1;
+        let replaces = self.covered(&keys)?;
+        Ok(Some(Entry {
+            part: None,
+            bytes: 0,
+            keys,
+            contents,
+            errors: Vec::new(),
+            blobs,
+            notes,
+            replaces,
+            recorded_ms,
+        }))
+    }
+
+    /// The records of which all rows are among these keys, and those that they replace.
+    fn covered(&self, keys: &[Digest]) -> Result<Vec<Digest>> {
+        let keys: HashSet<&Digest> = keys.iter().collect();
+        let mut covered = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.errors.is_empty() && !entry.keys.is_empty()) {
+            if entry.keys.iter().all(|key| keys.contains(key)) {
+                covered.extend(entry.names()?.iter().chain(&entry.replaces));
+            }
+        }
+        Ok(covered)
     }
 
     /// The table that was made as a whole; empty before it was.
     pub fn whole(&self) -> Chosen {
         let contents = self.entries.last().map_or(&[][..], |entry| &entry.contents);
-        let part = |entry: &Entry| {
-            Some(PartRef { part: entry.part?, bytes: entry.bytes, rows: entry.contents.len() as u64, chosen: None })
-        };
         Chosen {
-            parts: self.entries.last().and_then(part).into_iter().collect(),
+            parts: self.entries.last().and_then(PartRef::of).into_iter().collect(),
             errors: Vec::new(),
             blobs: self.entries.last().map(|entry| entry.blobs.clone()).unwrap_or_default(),
             notes: self.entries.last().map(whole_notes).unwrap_or_default(),
@@ -142,11 +266,7 @@ impl ComputedRows {
 
 /// The remarks on a table that was made as a whole.
 fn whole_notes(entry: &Entry) -> Vec<Note> {
-    let note = |note: &super::manifest::EntryNote| Note {
-        what: note.what.clone(),
-        count: note.count,
-        of: None,
-        names: note.names.clone(),
-    };
+    let note =
+        |note: &EntryNote| Note { what: note.what.clone(), count: note.count, of: None, names: note.names.clone() };
     entry.notes.iter().map(note).collect()
 }

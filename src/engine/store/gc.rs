@@ -34,6 +34,8 @@ pub struct Garbage {
     pub blobs: Heap,
     /// Saved states of training that was given up.
     pub states: Heap,
+    /// Files of a local store that a killed process was writing.
+    pub half_written: Heap,
     /// Stages whose results were kept because a run works on them.
     pub in_use: usize,
     /// Objects that nothing reaches, kept because they are young: a failed, killed or running run may go on from them.
@@ -77,6 +79,7 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     collector.records()?;
     collector.states()?;
     collector.contents()?;
+    collector.half_written(began)?;
     Ok(collector.garbage)
 }
 
@@ -211,7 +214,7 @@ impl Collector<'_> {
             let mut is_caught_up = false;
             for (object, read) in objects.iter().zip(self.store.get_each(&names)) {
                 let entry = match read {
-                    Ok(Some(bytes)) => serde_json::from_slice::<Entry>(&bytes).ok(),
+                    Ok(Some(bytes)) => Entry::from_bytes(&bytes),
                     Ok(None) => continue,
                     Err(Error::Lost { .. }) => None,
                     Err(error) => return Err(error),
@@ -249,6 +252,21 @@ impl Collector<'_> {
             let stage = object.digest();
             if stage.is_none_or(|stage| !self.in_use.contains(&stage)) && !self.is_young(&object) {
                 self.delete(&object, |garbage| &mut garbage.states)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a process that was killed was writing: files under names that they never took. Nobody goes on from them, and
+    /// one that was written a while ago has no writer any more.
+    fn half_written(&mut self, began: u64) -> Result<()> {
+        for object in self.store.half_written()? {
+            if object.modified_ms < began.saturating_sub(MARGIN) {
+                self.garbage.half_written.count += 1;
+                self.garbage.half_written.bytes += object.bytes;
+                if !self.dry_run {
+                    self.store.remove_half_written(&object)?;
+                }
             }
         }
         Ok(())

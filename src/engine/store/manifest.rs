@@ -29,6 +29,9 @@ pub struct Entry {
     /// Remarks on the rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<EntryNote>,
+    /// Records whose rows it holds too, all of them and as the later result: they are not read while it is there.
+    #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
+    pub replaces: Vec<Digest>,
     /// When, in milliseconds since 1970: of two results for one key the later counts.
     pub recorded_ms: u64,
 }
@@ -45,17 +48,23 @@ mod packed {
 
     pub(in crate::engine) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Digest>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
-        let bytes = text.as_bytes().chunks(2).map(|pair| match *pair {
-            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let mut bytes = Vec::with_capacity(pairs.len());
+        for [high, low] in pairs {
+            match (digit(*high), digit(*low)) {
+                (Some(high), Some(low)) if rest.is_empty() => bytes.push(high << 4 | low),
+                _ => return Err(D::Error::custom("not hexadecimal")),
+            }
+        }
+        Digest::each_of(&bytes).ok_or_else(|| D::Error::custom("a digest is cut short"))
+    }
+
+    fn digit(byte: u8) -> Option<u8> {
+        match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
             _ => None,
-        });
-        let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(|| D::Error::custom("not hexadecimal"))?;
-        bytes
-            .chunks(Digest::LEN)
-            .map(Digest::from_slice)
-            .collect::<Option<_>>()
-            .ok_or_else(|| D::Error::custom("a digest is cut short"))
+        }
     }
 }
 
@@ -77,6 +86,44 @@ pub struct RowError {
 }
 
 impl Entry {
+    /// The entry as a record keeps it: a line of JSON without the digests of rows, the number of keys, then keys and contents
+    /// as they are. Planning reads those of all rows of a table.
+    pub(in crate::engine) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let head = Self {
+            keys: Vec::new(),
+            contents: Vec::new(),
+            errors: self.errors.clone(),
+            blobs: self.blobs.clone(),
+            notes: self.notes.clone(),
+            replaces: self.replaces.clone(),
+            ..*self
+        };
+        let mut bytes = serde_json::to_vec(&head).map_err(std::io::Error::from)?;
+        bytes.push(b'\n');
+        bytes.extend((self.keys.len() as u64).to_le_bytes());
+        self.keys.iter().chain(&self.contents).for_each(|digest| bytes.extend(digest.as_bytes()));
+        Ok(bytes)
+    }
+
+    /// The entry in a record; `None` where it is none.
+    pub(in crate::engine) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        // A record of an earlier build is JSON throughout, on one line.
+        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return serde_json::from_slice(bytes).ok() };
+        let mut entry: Self = serde_json::from_slice(&bytes[..end]).ok()?;
+        let (count, digests) = bytes[end + 1..].split_first_chunk::<8>()?;
+        let count = usize::try_from(u64::from_le_bytes(*count)).ok()?;
+        let (keys, contents) = digests.split_at_checked(count.checked_mul(Digest::LEN)?)?;
+        entry.keys = Digest::each_of(keys)?;
+        entry.contents = Digest::each_of(contents)?;
+        Some(entry)
+    }
+
+    /// The names that the record of this entry may have: it is the digest of the record, which earlier builds wrote in another way.
+    pub(in crate::engine) fn names(&self) -> Result<[Digest; 2]> {
+        let json = serde_json::to_vec(self).map_err(std::io::Error::from)?;
+        Ok([Digest::of(&self.to_bytes()?), Digest::of(&json)])
+    }
+
     /// What it reaches in the store: its part, and the blobs that its rows name.
     pub fn objects(&self) -> impl Iterator<Item = Digest> {
         self.part.into_iter().chain(self.blobs.iter().copied())
@@ -173,6 +220,11 @@ pub struct PartRef {
 }
 
 impl PartRef {
+    /// All rows of an entry; `None` where it has no part.
+    pub(in crate::engine) fn of(entry: &Entry) -> Option<Self> {
+        Some(Self { part: entry.part?, bytes: entry.bytes, rows: entry.contents.len() as u64, chosen: None })
+    }
+
     /// Rows of the table in this part.
     pub fn len(&self) -> u64 {
         self.chosen.as_ref().map_or(self.rows, |runs| runs.iter().map(|(_, count)| count).sum())
@@ -304,6 +356,40 @@ mod tests {
         let of_rows = Note { of: Some(9), ..Note::about("no mask", ["a"]) };
         assert_eq!(of_rows.to_string(), "no mask: 1 of 9 rows: a");
         assert_eq!(Note::new("the loss stayed").to_string(), "the loss stayed");
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_is_written() {
+        let digests = |n: u8| (0..n).map(|i| Digest::of(&[i])).collect::<Vec<_>>();
+        let error = RowError {
+            id: "x".into(),
+            key: Digest::of(b"x"),
+            message: "bad\nrow".into(),
+            chain: Vec::new(),
+            run: "1".into(),
+        };
+        let entry = Entry {
+            part: Some(Digest::of(b"part")),
+            bytes: 7,
+            keys: digests(3),
+            contents: digests(2),
+            errors: vec![error],
+            blobs: digests(1),
+            notes: Vec::new(),
+            replaces: digests(2),
+            recorded_ms: 5,
+        };
+        let bytes = entry.to_bytes().unwrap();
+        let json = |entry: &Entry| serde_json::to_string(entry).unwrap();
+        assert_eq!(Entry::from_bytes(&bytes).map(|read| json(&read)), Some(json(&entry)));
+        assert_eq!(
+            Entry::from_bytes(json(&entry).as_bytes()).map(|read| json(&read)),
+            Some(json(&entry)),
+            "an older one"
+        );
+        for cut in [0, 5, bytes.len() - 1, bytes.len() - 8 - 5 * Digest::LEN] {
+            assert!(Entry::from_bytes(&bytes[..cut]).is_none(), "{cut}");
+        }
     }
 
     #[test]

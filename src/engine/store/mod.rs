@@ -2,6 +2,7 @@
 
 mod cache;
 mod checked;
+mod compact;
 mod computed;
 mod event;
 pub mod gc;
@@ -18,7 +19,8 @@ mod sealed;
 mod stored_columns;
 mod verify;
 
-pub use computed::ComputedRows;
+pub use compact::Compacted;
+pub use computed::{Chosen, ComputedRows};
 pub use event::{Event, Logged};
 pub use gc::{Garbage, Heap, collect};
 pub(super) use history::save_log;

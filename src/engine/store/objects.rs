@@ -4,7 +4,8 @@
 //! parts/DIGEST.parquet              an immutable piece of a table
 //! parts/DIGEST.groups               hashes of a large part's groups of bytes; found anew where it is missing
 //! blobs/DIGEST                      bytes that a table names: weights, optimiser state
-//! computed/STAGE/ENTRY.json         parts that a stage has computed, with the key of each row
+//! computed/STAGE/ENTRY.rows         parts that a stage has computed, with the key of each row
+//! computed/STAGE/ENTRY.merged       the same of rows that were rewritten; names the records that it replaces
 //! state/KEY.json                    the last saved state of a stage that is not done
 //! published/PIPELINE/TABLE/N.json   version N of a table; the highest is current
 //! published/PIPELINE/TABLE/N.made   says that version N was published, should its manifest be lost
@@ -21,7 +22,7 @@
 //! names, manifests and tags against the digest in their text, a run's log against the digest in its first line.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -47,6 +48,12 @@ use crate::engine::{
 
 /// Objects read at the same time.
 const READS: usize = 32;
+
+/// The ending of a record.
+const ROWS: &str = "rows";
+
+/// The ending of a record that replaces others, which are not read then.
+const MERGED: &str = "merged";
 
 /// A place for parts, blobs and tables: a folder, or any URL that `object_store` knows.
 #[derive(Clone)]
@@ -146,6 +153,15 @@ pub(in crate::engine) fn part_name(part: Digest) -> String {
 /// The name of the saved state of a stage that is not done.
 pub(in crate::engine) fn state_name(stage: Digest) -> String {
     format!("state/{stage}.bin")
+}
+
+/// Whether a name is one that a file has until it is whole: `NAME#1` of an object, `NAME.groups.PID.part` of what lies beside a
+/// part.
+fn is_half_written(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let process = name.strip_suffix(".part").and_then(|name| name.rsplit_once(&format!(".{GROUPS}.")));
+    process.is_some_and(|(_, process)| is_number(process))
+        || name.rsplit_once('#').is_some_and(|(_, number)| is_number(number))
 }
 
 /// The objects in a folder, which is made if absent, and the folder as it is named from everywhere.
@@ -270,6 +286,33 @@ impl Store {
         }
     }
 
+    /// Files of a local store that are being written, or were when a process was killed. No listing shows them as objects.
+    pub(in crate::engine) fn half_written(&self) -> Result<Vec<Object>> {
+        let Some(folder) = &self.folder else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
+            // What is gone meanwhile was written or removed.
+            let Ok(entry) = entry else { continue };
+            let Ok(name) = entry.path().strip_prefix(folder) else { continue };
+            let name = name.to_string_lossy().into_owned();
+            let Some(meta) = entry.metadata().ok().filter(|meta| meta.is_file() && is_half_written(&name)) else {
+                continue;
+            };
+            let age = meta.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            found.push(Object { name, bytes: meta.len(), modified_ms: age.as_millis() as u64 });
+        }
+        Ok(found)
+    }
+
+    /// Removes a file that [`Store::half_written`] found, if it is still there.
+    pub(in crate::engine) fn remove_half_written(&self, object: &Object) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match std::fs::remove_file(folder.join(&object.name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// The names of the objects below a folder, sorted, relative to it.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let relative = |object: Object| object.name[folder.len() + 1..].to_owned();
@@ -373,30 +416,45 @@ impl Store {
 
     /// Records what a stage has computed.
     pub fn record(&self, stage: Digest, entry: &Entry) -> Result<()> {
-        let json = serde_json::to_vec(entry).map_err(std::io::Error::from)?;
-        let name = format!("computed/{stage}/{}.json", Digest::of(&json));
-        self.put_if_absent(&name, json)?;
+        let bytes = entry.to_bytes()?;
+        let ending = if entry.replaces.is_empty() { ROWS } else { MERGED };
+        let name = format!("computed/{stage}/{}.{ending}", Digest::of(&bytes));
+        self.put_if_absent(&name, bytes)?;
         Ok(())
     }
 
     /// All that a stage has computed.
     pub fn computed(&self, stage: Digest) -> Result<Recorded> {
-        let folder = format!("computed/{stage}");
-        let names: Vec<String> = self.list(&folder)?.iter().map(|name| format!("{folder}/{name}")).collect();
+        let objects = self.objects_in(&format!("computed/{stage}"))?;
+        let (merged, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.name.ends_with(MERGED));
         let mut recorded = Recorded::default();
-        for (name, read) in names.iter().zip(self.get_each(&names)) {
+        let merged = self.read_records(merged, &mut recorded.damaged)?;
+        let replaced: HashSet<Digest> = merged.iter().flat_map(|(_, entry)| &entry.replaces).copied().collect();
+        let is_replaced = |name: Option<Digest>| name.is_some_and(|name| replaced.contains(&name));
+        let others = others.into_iter().filter(|object| !is_replaced(object.digest())).collect();
+        let others = self.read_records(others, &mut recorded.damaged)?;
+        let entries = merged.into_iter().filter(|(name, _)| !is_replaced(*name)).chain(others);
+        recorded.entries = entries.map(|(_, entry)| entry).collect();
+        recorded.entries.sort_by_key(|entry| entry.recorded_ms);
+        Ok(recorded)
+    }
+
+    /// The entries in records, each with the digest that names it; damaged ones are named apart.
+    fn read_records(&self, objects: Vec<Object>, damaged: &mut Vec<String>) -> Result<Vec<(Option<Digest>, Entry)>> {
+        let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
+        let mut entries = Vec::new();
+        for (object, read) in objects.iter().zip(self.get_each(&names)) {
             match read {
                 Ok(None) => {}
-                Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
-                    Ok(entry) => recorded.entries.push(entry),
-                    Err(_) => recorded.damaged.push(name.clone()),
+                Ok(Some(bytes)) => match Entry::from_bytes(&bytes) {
+                    Some(entry) => entries.push((object.digest(), entry)),
+                    None => damaged.push(object.name.clone()),
                 },
-                Err(Error::Lost { .. }) => recorded.damaged.push(name.clone()),
+                Err(Error::Lost { .. }) => damaged.push(object.name.clone()),
                 Err(error) => return Err(error),
             }
         }
-        recorded.entries.sort_by_key(|entry| entry.recorded_ms);
-        Ok(recorded)
+        Ok(entries)
     }
 }
 

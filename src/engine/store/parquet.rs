@@ -37,7 +37,7 @@ use crate::engine::{Digest, Error, Result};
 
 /// A batch as the bytes of a Parquet file, all rows in one row group.
 pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
-    let mut writer = writer(batch.schema_ref())?;
+    let mut writer = writer(batch.schema_ref(), None)?;
     write(&mut writer, batch)?;
     Ok(writer.into_inner()?.into())
 }
@@ -50,9 +50,14 @@ pub(in crate::engine) struct Encoder {
 
 impl Encoder {
     pub(in crate::engine) fn start(schema: SchemaRef) -> Self {
+        Self::in_groups(schema, None)
+    }
+
+    /// An encoder of row groups of so many rows. Who reads a few rows decodes the groups that they lie in.
+    pub(in crate::engine) fn in_groups(schema: SchemaRef, rows: Option<usize>) -> Self {
         let (batches, received) = mpsc::sync_channel(1);
         let encode = move || {
-            let mut writer = writer(&schema)?;
+            let mut writer = writer(&schema, rows)?;
             received.iter().try_for_each(|batch| write(&mut writer, &batch))?;
             Ok(writer.into_inner()?.into())
         };
@@ -70,10 +75,10 @@ impl Encoder {
     }
 }
 
-fn writer(schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>> {
+fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>>> {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(None)
+        .set_max_row_group_row_count(rows)
         .set_created_by("vlmdiff".into());
     // A dictionary or statistics of pixels cost time and help nobody.
     for field in schema.fields().iter().filter(|f| is_heavy(f)) {
@@ -114,7 +119,10 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
     builder = builder.with_projection(mask).with_batch_size(total.max(1));
     if let Some(runs) = chosen {
-        builder = builder.with_row_selection(selection(runs, total as u64));
+        // Groups that are only skipped would be decoded in part: their dictionaries.
+        let sizes = builder.metadata().row_groups().iter().map(|group| group.num_rows() as u64);
+        let (groups, runs, rows) = in_row_groups(sizes, runs);
+        builder = builder.with_row_groups(groups).with_row_selection(selection(&runs, rows));
     }
     let reader = builder.build()?;
     let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
@@ -125,6 +133,29 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
     )?;
     let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
     Ok(batch.project(&order)?)
+}
+
+/// The row groups, given by their sizes, that hold some of these runs of rows; the runs as they lie in them, one after another;
+/// and the number of all their rows.
+fn in_row_groups(sizes: impl Iterator<Item = u64>, runs: &[(u64, u64)]) -> (Vec<usize>, Vec<(u64, u64)>, u64) {
+    let (mut groups, mut chosen) = (Vec::new(), Vec::new());
+    let (mut start, mut rows) = (0, 0);
+    for (group, size) in sizes.enumerate() {
+        let end = start + size;
+        let next = runs.partition_point(|(first, count)| first + count <= start);
+        let here = runs[next..].iter().take_while(|(first, _)| *first < end);
+        let before = chosen.len();
+        chosen.extend(here.map(|(first, count)| {
+            let from = start.max(*first);
+            (rows + from - start, end.min(first + count) - from)
+        }));
+        if chosen.len() > before {
+            groups.push(group);
+            rows += size;
+        }
+        start = end;
+    }
+    (groups, chosen, rows)
 }
 
 /// The projected fields in file order, as the reader returns them.
@@ -214,6 +245,25 @@ mod tests {
     use arrow::datatypes::Int64Type;
 
     use super::*;
+
+    #[test]
+    fn only_row_groups_with_chosen_rows_are_read() {
+        let of = |runs: &[(u64, u64)]| in_row_groups([4, 4, 4, 2].into_iter(), runs);
+        assert_eq!(of(&[]), (vec![], vec![], 0));
+        assert_eq!(of(&[(5, 1)]), (vec![1], vec![(1, 1)], 4));
+        assert_eq!(of(&[(1, 1), (3, 2), (13, 1)]), (vec![0, 1, 3], vec![(1, 1), (3, 1), (4, 1), (9, 1)], 10));
+        assert_eq!(of(&[(0, 14)]), (vec![0, 1, 2, 3], vec![(0, 4), (4, 4), (8, 4), (12, 2)], 14));
+        let (folder, rows) = (tempfile::tempdir().unwrap(), 1000..2000);
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(rows));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let encoder = Encoder::in_groups(batch.schema(), Some(100));
+        encoder.write(batch.clone());
+        let part = store.put_part(encoder.finish().unwrap()).unwrap();
+        let chosen = PartRef { part, bytes: 1, rows: 1000, chosen: Some(vec![(99, 2), (350, 1), (999, 1)]) };
+        let read = read_table(&store, &[chosen], &["n".into()], batch.schema_ref()).unwrap();
+        assert_eq!(read.column(0).as_primitive::<Int64Type>().values(), &[1099, 1100, 1350, 1999]);
+    }
 
     #[test]
     fn rows_come_back_in_the_order_asked_for() {
