@@ -297,6 +297,10 @@ def main():
             except Failed as failure:
                 print(f"{name} failed: {failure}", file=sys.stderr, flush=True)
                 failed = True
+            except KeyboardInterrupt:
+                print("Interrupted; the table has what was measured before.", file=sys.stderr, flush=True)
+                failed = True
+                break
     print(table(done))
     runs = {scenario.title: {name: [vars(run) for run in system.runs] for name, system in scenario.systems.items()}
             for scenario in done}
