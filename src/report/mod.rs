@@ -284,7 +284,7 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let images = source.table(Role::Images, &below);
     let captions = source.table(Role::Captions, &below);
     let wanted = [(Role::Images, images), (Role::Reconstructions, reconstructions), (Role::AnomalyMaps, maps)];
-    let missing = wanted.into_iter().filter_map(|(role, table)| table.is_none().then(|| role.name()));
+    let missing = wanted.into_iter().filter(|(_, table)| table.is_none()).map(|(role, _)| role.name());
     let missing: Vec<&str> = missing.collect();
     let Some(images) = images else { return Ok(context! { missing }) };
     // What depends on most swept values.

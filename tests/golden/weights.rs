@@ -43,7 +43,7 @@ pub(super) fn read(case: &Case, name: &str) -> Checkpoint {
         if stored.exists() { Tensor::read_safetensors(stored).unwrap().into_iter().collect() } else { HashMap::new() };
     let tensors = scale.shape.iter().filter_map(|(key, shape)| {
         let Some(exponent) = scale.exponent.get(key) else {
-            return Some((key.clone(), stored.get(key)?.shallow_clone()));
+            return stored.get(key).map(|stored| (key.clone(), stored.shallow_clone()));
         };
         let integers = match stored.get(key) {
             Some(stored) => stored.shallow_clone(),
