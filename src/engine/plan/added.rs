@@ -19,7 +19,7 @@ use crate::engine::{
     store::{PartRef, Store, ids_of, project, read_table},
 };
 
-/// What came to an input.
+/// The rows that an input has more than when the table was published.
 struct Added {
     rows: InputRows,
     /// The ids, also of rows that `where:` leaves out.
@@ -60,7 +60,7 @@ pub(super) fn join_added(table: &Table, store: &Store, views: &TableStates) -> R
     Ok(Some(Joined { ids: StringArray::from_iter_values(&ids), places, none_chosen: None, digests }))
 }
 
-/// What came to an input; `None` where rows of it have gone or lie elsewhere.
+/// Reads the rows that were added to an input; `None` if rows of it were removed, changed or stored anew.
 fn read(store: &Store, views: &TableStates, input: &Input, filter: Option<&Filter>) -> Result<Option<Added>> {
     let view = &views[&input.table];
     let before = view.before();
@@ -79,7 +79,7 @@ fn read(store: &Store, views: &TableStates, input: &Input, filter: Option<&Filte
     Ok(Some(Added { rows, ids }))
 }
 
-/// The parts that are new; `None` where one of before is gone, or other rows of it are chosen.
+/// Returns the parts that are new; `None` if an earlier part is gone, or other rows of it are chosen.
 fn added_parts(before: &[PartRef], now: &[PartRef]) -> Option<Vec<PartRef>> {
     let old: HashMap<Digest, &PartRef> = before.iter().map(|part| (part.part, part)).collect();
     let (kept, added): (Vec<&PartRef>, Vec<&PartRef>) = now.iter().partition(|part| old.contains_key(&part.part));
@@ -87,7 +87,7 @@ fn added_parts(before: &[PartRef], now: &[PartRef]) -> Option<Vec<PartRef>> {
     is_kept.then(|| added.into_iter().cloned().collect())
 }
 
-/// Whether an input had rows with some of these ids before.
+/// Returns true if an input had a row with one of these ids before.
 fn has_any(store: &Store, views: &TableStates, input: &Input, ids: &HashSet<&str>) -> Result<bool> {
     if ids.is_empty() {
         return Ok(false);

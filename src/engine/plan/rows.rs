@@ -24,7 +24,7 @@ pub struct Joined {
     pub ids: StringArray,
     /// Where they lie in each input that is read row by row.
     pub places: Vec<RowAddresses>,
-    /// That `where:` chooses none of the rows that there are, most likely by a misspelt value.
+    /// A remark if `where:` chooses none of the rows, most likely because of a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
     /// By input: the digest of what is read of each row.
     pub(super) digests: Vec<Vec<Digest>>,
@@ -53,7 +53,7 @@ impl Joined {
         Ok(Self { ids, digests: vec![digests], places: Vec::new(), none_chosen: None })
     }
 
-    /// What each row is computed from; `base` is all that rows have in common.
+    /// Returns the keys of the rows; `base` is the digest of what all rows have in common.
     pub fn keys(&self, base: Digest) -> Vec<Digest> {
         let key = |row| {
             identity::row_key(base, self.ids.value(row), self.digests.iter().map(|digests: &Vec<_>| digests[row]))
@@ -188,7 +188,8 @@ impl InputRows {
     }
 }
 
-/// Whether `where:` may choose each row that is still to be computed: where the columns that it asks for are not known, it may.
+/// Returns, for each row that is still to be computed, true if `where:` may choose it: also if a column that it names is not
+/// known yet.
 fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Result<Box<dyn Iterator<Item = bool>>> {
     if let (Some(filter), Some(known)) = (filter, known)
         && filter.columns.iter().all(|column| known.column_by_name(column).is_some())
@@ -199,7 +200,7 @@ fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Resul
     Ok(Box::new(std::iter::repeat(true)))
 }
 
-/// Where each row of a table lies: part and row.
+/// Returns the address of each row of a table: part and row.
 fn places(parts: &[PartRef]) -> Vec<(u32, u64)> {
     let rows = |(part, number): (&PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
     parts.iter().zip(0..).flat_map(rows).collect()

@@ -17,12 +17,12 @@ pub struct TableState {
     pub version: u64,
     /// Its rows and what they were made from.
     pub manifest: Manifest,
-    /// What of it is still to be computed.
+    /// The rows that are still to be computed.
     pub pending: Pending,
     /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
     pub known: Option<RecordBatch>,
-    /// What was published of it when its pipeline was looked at first, where that is something else: the tables below may be
-    /// made of that.
+    /// The manifest that was published when the run or plan began, if the table was made anew since: the tables below may
+    /// still be made of that one.
     pub before: Option<Box<Manifest>>,
 }
 
@@ -38,13 +38,13 @@ impl TableState {
         views.insert(name.to_owned(), Self { before, ..view });
     }
 
-    /// What was published of it when its pipeline was looked at first.
+    /// Returns the manifest that was published when the run or plan began.
     pub(in crate::engine) fn before(&self) -> &Manifest {
         self.before.as_deref().unwrap_or(&self.manifest)
     }
 }
 
-/// What of a table is still to be computed, as far as a plan knows.
+/// The part of a table that is still to be computed, as far as a plan can tell.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pending {
     /// Nothing: it is published.
@@ -67,7 +67,7 @@ pub struct Found {
     pub damaged: BTreeMap<String, (u64, String)>,
 }
 
-/// What is published of a pipeline's tables.
+/// Reads the published versions of a pipeline's tables.
 pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
     let slots: Vec<String> = pipeline.tables.iter().map(Table::slot).collect();
     let mut found = Found::default();
@@ -89,7 +89,7 @@ pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
 pub(in crate::engine) const PENDING: &[u8] = b"pending";
 
 impl TableState {
-    /// How many rows it will have, as far as that is known.
+    /// Returns the number of rows that it will have, as far as that is known.
     pub(in crate::engine) fn rows(&self) -> u64 {
         let pending = if let Pending::Rows(rows) = &self.pending { rows.len() as u64 } else { 0 };
         self.manifest.rows + pending

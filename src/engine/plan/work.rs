@@ -1,4 +1,4 @@
-//! What a table needs: nothing, some rows, or tables above it first. Planning reads light columns only, never a tensor.
+//! The work that a table needs: none, some rows, or tables above it first. Planning reads light columns only, never a tensor.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -97,7 +97,7 @@ pub struct TableWork<'a> {
     pub known: ComputedRows,
     /// When the last of it was recorded, in milliseconds since 1970, by whatever clock.
     pub after: u64,
-    /// Whether it is computed again although it is known.
+    /// True if it is computed again although its results are known.
     pub forced: bool,
     /// Parts and blobs of earlier results that are damaged or missing: their rows count as not computed.
     pub lost: BTreeSet<Digest>,
@@ -197,13 +197,13 @@ impl<'a> Planner<'a> {
         Ok(identity::base(fingerprint, listed.map(|listed| listed.rows.schema_ref().as_ref()), &read))
     }
 
-    /// Whether a table that is made from the right things may be taken as it is.
+    /// Returns true if a table that is made from the right things may be taken as it is.
     pub fn trusts(&self, table: &Table, previous: &Manifest) -> Result<bool> {
         let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.overrides.retry_errors);
         Ok(settled && !self.forces(table) && !self.has_lost(previous)?)
     }
 
-    /// Whether a table holds a part or a blob that is damaged or missing.
+    /// Returns true if a table holds a part or a blob that is damaged or missing.
     pub fn has_lost(&self, manifest: &Manifest) -> Result<bool> {
         for part in &manifest.parts {
             if self.is_lost(part.part, Some(part.bytes))? {
@@ -218,7 +218,7 @@ impl<'a> Planner<'a> {
             .unwrap_or(Ok(false))
     }
 
-    /// Whether a part, of so many bytes, or a blob is known to be damaged, or is not there.
+    /// Returns true if a part (of so many bytes) or a blob is known to be damaged, or is missing.
     fn is_lost(&self, digest: Digest, part: Option<u64>) -> Result<bool> {
         let is_there = || match part {
             Some(bytes) => self.inventory.has(self.store, &part_name(digest), Some(bytes)),
@@ -246,7 +246,7 @@ impl<'a> Planner<'a> {
 }
 
 impl Provenance {
-    /// Whether a published table is what would be made. Where a file lies is no part of what is made from it.
+    /// Returns true if a published table equals the one that would be made. The paths of files do not count, their contents do.
     fn makes_the_same(&self, published: &Manifest) -> bool {
         let old = &published.made;
         !published.retired
@@ -257,7 +257,7 @@ impl Provenance {
 }
 
 impl<'a> Identified<'a> {
-    /// Whether another run has published the very table meanwhile.
+    /// Returns true if another run has published this very table meanwhile.
     pub fn is(&self, manifest: &Manifest) -> bool {
         self.made.makes_the_same(manifest)
     }
@@ -321,7 +321,7 @@ impl TableWork<'_> {
         }
     }
 
-    /// What is still to be computed.
+    /// Returns the part of the table that is still to be computed.
     pub fn pending(&self) -> Pending {
         match (self.stale.as_slice(), self.table.is_keyed()) {
             ([], _) => Pending::Nothing,
@@ -360,7 +360,7 @@ impl TableWork<'_> {
         self.known.extend(entries.iter().cloned());
     }
 
-    /// What is published of the rows that are known.
+    /// Returns the manifest of the rows that are known.
     pub fn manifest(&self, run: &str) -> Manifest {
         let chosen = match self.table.is_keyed() {
             true => self.known.choose(self.kept_parts(), &self.keys, self.total()),

@@ -2,8 +2,8 @@
 //!
 //! Every run that computes a few rows adds a part and a record of it. Where a table has many that are small, their rows are
 //! written once more, into one part with one record that takes their place: keys, contents and remarks stay. The old parts and
-//! records stay too, for the versions that are made of them, until a clean-up finds that none is left. Nobody reads such a
-//! record while there is the one that replaces it.
+//! records stay too, for the versions that are made of them, until a clean-up finds that none is left. Such a
+//! record is skipped as long as the record that replaces it is there.
 
 use std::collections::HashSet;
 
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::engine::{Digest, Result, clock::now_ms};
 
-/// So many small parts a table may have.
+/// The number of small parts that a table may have before they are rewritten.
 const MANY: usize = 32;
 
-/// Bytes of a part that is not small.
+/// The size in bytes from which a part is not small.
 const LARGE: u64 = 1 << 20;
 
 /// Bytes of small parts that become one part. Whoever reads a few rows of a part reads what its end says of all of them.
