@@ -122,7 +122,7 @@ fn bare_loop(photographs: &[PathBuf], schema: &SchemaRef, folder: &Path) -> Resu
 fn with_engine(pipeline: &Pipeline, store: &Path) -> Result<()> {
     let store = Store::open(&store.to_string_lossy())?;
     let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();
-    let options = run::Options { task_rows: PART, tables, ..run::Options::default() };
+    let options = run::Options { task_rows: Some(PART), tables, ..run::Options::default() };
     // No stage here needs the worker, and digests that an earlier round remembers are not used.
     let workers = Workers::new(&store, "vlmdiff-worker".into(), vec![run::Settings::default()], 1, &Stop::default());
     run::run(pipeline, &store, &Sources::new(true), &options, &workers, &mut |_| {})?;

@@ -101,7 +101,7 @@ fn lost_answers_lose_no_row() {
         let store = Store::open(&lab.path(".vlmdiff").to_string_lossy()).unwrap();
         let pipeline = pipeline::load(&lab.path("pipeline.yaml"), &kinds(), &TABLES_OF_SQL, &[]).unwrap();
         let tables = pipeline.tables.iter().map(|table| table.name.clone()).collect();
-        let options = run::Options { tables, task_rows: 3, ..run::Options::default() };
+        let options = run::Options { tables, task_rows: Some(3), ..run::Options::default() };
         let inner = InProcess::new(store.clone(), Stop::default(), Settings::default(), open::<Sql>);
         let random = std::sync::Mutex::new(ChaCha8Rng::seed_from_u64(seed));
         let workers = Unreliable { inner, lost: AtomicUsize::new(0), random };

@@ -50,9 +50,10 @@ pub(super) struct Run {
     /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Rows per task: what is computed again, at most, after a crash.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    task_rows: u32,
+    /// Rows per task: what is computed again, at most, after a crash. By default 256, and 4096 of `sql` and `read`
+    /// without images or tensors.
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    task_rows: Option<u32>,
     /// Seconds between two saved states of a training, or more where saving takes long: what is trained again, at
     /// most, after a crash.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
@@ -99,7 +100,7 @@ impl Run {
         let mut progress = Progress::new(&tables, self.quiet);
         let options = run::Options {
             settings: settings.into_iter().next().unwrap_or_default(),
-            task_rows: self.task_rows as usize,
+            task_rows: self.task_rows.map(|rows| rows as usize),
             save_every: Duration::from_secs(self.save_every),
             tables,
             overrides,

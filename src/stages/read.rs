@@ -72,6 +72,10 @@ impl Stage for Read {
         &["path"]
     }
 
+    fn is_quick(&self) -> bool {
+        true
+    }
+
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
         let path = Sources::default().local(&self.path).map_err(|e| Misfit::parameter("path", e))?;
         self.schema(&self.open_file(&path)?.schema)

@@ -64,6 +64,10 @@ impl Stage for Sql {
         self.makes
     }
 
+    fn is_quick(&self) -> bool {
+        true
+    }
+
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         if self.makes == Output::RowPerRow && inputs.by_row.is_empty() {
             return Err(Misfit::parameter("makes", "a row per row needs a table with row ids in `from:`"));

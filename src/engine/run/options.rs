@@ -10,8 +10,8 @@ use crate::engine::{Stop, plan::Overrides};
 pub struct Options {
     /// Settings of the tasks that run in the driver.
     pub settings: Settings,
-    /// Rows per task.
-    pub task_rows: usize,
+    /// Rows per task. `None`: 256, and 4,096 where a row takes microseconds.
+    pub task_rows: Option<usize>,
     /// The interval at which training saves its state.
     pub save_every: Duration,
     /// The tables to bring up to date, by name.

@@ -13,8 +13,14 @@ use crate::engine::{
     arrow_schema::encode_schema,
     plan::{RowAddresses, TableStates, TableWork},
     stage::{Job, Listed, PortRows, Reads, SOURCE, TableInput, Task},
-    store::{declared_schema, project},
+    store::{declared_schema, has_heavy, project},
 };
+
+/// Rows per task.
+const TASK_ROWS: usize = 256;
+
+/// Rows per task of a stage that is [quick](crate::engine::stage::Stage::is_quick).
+const QUICK_TASK_ROWS: usize = 4096;
 
 /// Splits the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
 pub(in crate::engine) struct Tasks<'a> {
@@ -35,12 +41,30 @@ impl<'a> Tasks<'a> {
         run: &'a str,
     ) -> Result<Self> {
         let chunks: Vec<Vec<usize>> = if work.table.is_keyed() {
-            rows.chunks(options.task_rows.max(1)).map(<[usize]>::to_vec).collect()
+            rows.chunks(task_rows(work, views, options)?.max(1)).map(<[usize]>::to_vec).collect()
         } else {
             vec![(0..work.joined.ids.len()).collect()]
         };
         Ok(Self { work, run, job: job(work, views, options)?, chunks: chunks.into_iter() })
     }
+}
+
+/// Returns the rows of a task. Rows of images and tensors are few, because a task's results are one part.
+fn task_rows(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<usize> {
+    if let Some(rows) = options.task_rows {
+        return Ok(rows);
+    }
+    let table = work.table;
+    if !table.stage.is_quick() || has_heavy(&table.output) {
+        return Ok(TASK_ROWS);
+    }
+    for input in &table.inputs {
+        let stored = views[&input.table].manifest.schema()?;
+        if has_heavy(project(&stored, &input.columns)?.as_ref()) {
+            return Ok(TASK_ROWS);
+        }
+    }
+    Ok(QUICK_TASK_ROWS)
 }
 
 impl Iterator for Tasks<'_> {

@@ -62,6 +62,11 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         &[]
     }
 
+    /// Returns true if a row takes microseconds, so that a task of thousands of rows loses little in a crash.
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     /// Returns advice for the case that memory runs out.
     fn memory_advice(&self) -> &'static str {
         "lower --batch-size or --task-rows"

@@ -14,11 +14,14 @@ use super::{
 use crate::engine::{
     Error, Result,
     arrow_schema::decode_schema,
-    store::{Store, gather},
+    store::{Store, gather, has_heavy},
 };
 
-/// The number of rows that are read from the store at a time.
-const READ_ROWS: usize = 256;
+/// The number of rows that are read from the store at a time, if they have images or tensors.
+const HEAVY_ROWS: usize = 256;
+
+/// The number of rows without them that are read at a time.
+const LIGHT_ROWS: usize = 4096;
 
 /// A task's input rows, read ahead of the operator.
 pub struct Rows {
@@ -87,9 +90,10 @@ impl Rows {
         let listed = task.listed.as_ref().map(Listed::unpack).transpose()?;
         let (send, chunks) = mpsc::sync_channel(1);
         let total = task.ids.len();
+        let at_a_time = if schemas.values().any(|schema| has_heavy(schema)) { HEAVY_ROWS } else { LIGHT_ROWS };
         std::thread::spawn(move || {
-            for start in (0..total).step_by(READ_ROWS) {
-                let end = (start + READ_ROWS).min(total);
+            for start in (0..total).step_by(at_a_time) {
+                let end = (start + at_a_time).min(total);
                 let read = || -> Result<Batch> {
                     let mut ports = Vec::new();
                     for rows in &task.rows {

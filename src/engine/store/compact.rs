@@ -21,7 +21,11 @@ use crate::engine::{Digest, Result, clock::now_ms};
 /// The number of small parts that a table may have before they are rewritten.
 const MANY: usize = 32;
 
-/// The size in bytes from which a part is not small.
+/// The number of rows from which a part is not small: a task that is not cut short writes as many, so that the parts of a first
+/// run stay as they are.
+const FULL: u64 = 256;
+
+/// The size in bytes from which a part is not small, however few its rows.
 const LARGE: u64 = 1 << 20;
 
 /// Bytes of small parts that become one part. Whoever reads a few rows of a part reads what its end says of all of them.
@@ -52,7 +56,7 @@ impl Store {
         parts: &[PartRef],
         schema: &SchemaRef,
     ) -> Result<Compacted> {
-        let small: Vec<PartRef> = parts.iter().filter(|part| part.bytes < LARGE).cloned().collect();
+        let small: Vec<PartRef> = parts.iter().filter(|part| part.rows < FULL && part.bytes < LARGE).cloned().collect();
         if small.len() <= MANY {
             return Ok(Compacted::default());
         }

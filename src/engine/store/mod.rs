@@ -34,6 +34,6 @@ pub use parquet::{encode_part, read_table};
 pub use published::Current;
 pub(super) use stored_columns::is_storable;
 pub use stored_columns::{
-    KEY, declared_schema, digest_array, digest_name, is_heavy, is_volatile, light_names, light_schema, plain,
-    row_digests, seal, stored_schema, tensor_field, tensor_shape, volatile, volatile_misuse,
+    KEY, declared_schema, digest_array, digest_name, has_heavy, is_heavy, is_volatile, light_names, light_schema,
+    plain, row_digests, seal, stored_schema, tensor_field, tensor_shape, volatile, volatile_misuse,
 };

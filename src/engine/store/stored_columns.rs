@@ -51,6 +51,11 @@ pub fn is_heavy(field: &Field) -> bool {
     matches!(field.data_type(), Binary | LargeBinary | BinaryView | List(_) | LargeList(_) | FixedSizeList(_, _))
 }
 
+/// Returns true if some column of a table is heavy.
+pub fn has_heavy(schema: &Schema) -> bool {
+    schema.fields().iter().any(|field| is_heavy(field))
+}
+
 /// Returns the name of the column that holds the digests of `column`.
 pub fn digest_name(column: &str) -> String {
     format!("{column}{DIGEST_SUFFIX}")
