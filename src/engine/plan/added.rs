@@ -1,8 +1,9 @@
-//! Rows that are added to a table: where its inputs have only got more rows, those that it has stay.
+//! Rows that are added to a table. If its inputs have only gained rows, its published rows stay.
 //!
-//! A published table names the content of its inputs. Where that is what was published of them before, and all parts of then
-//! are among their parts now, the table's rows are made from what they were made from, and only ids that came to an input
-//! can be new in it. They are joined and keyed here; nothing else is read.
+//! A published table names the content of its inputs. If that is the content that was published of them before, and all
+//! of their parts then are among their parts now, the published rows are made from the same values as before, and only
+//! ids that are new in an input can be new in the table. Only these are joined and given keys here; nothing else is
+//! read.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,14 +20,14 @@ use crate::engine::{
     store::{PartRef, Store, ids_of, project, read_table},
 };
 
-/// The rows that an input has more than when the table was published.
+/// The rows that an input has gained since the table was published.
 struct Added {
     rows: InputRows,
-    /// The ids, also of rows that `where:` leaves out.
+    /// The ids of the added rows, including those that `where:` leaves out.
     ids: HashSet<String>,
 }
 
-/// The rows that come to a table, ascending by id; `None` where its inputs changed in another way.
+/// Returns the rows that are added to a table, ascending by id; `None` if its inputs changed in another way.
 pub(super) fn join_added(table: &Table, store: &Store, views: &TableStates) -> Result<Option<Joined>> {
     let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
     let mut added = Vec::new();
@@ -41,7 +42,8 @@ pub(super) fn join_added(table: &Table, store: &Store, views: &TableStates) -> R
     let mut ids: Vec<&str> = positions.iter().flat_map(HashMap::keys).copied().collect();
     ids.sort_unstable();
     ids.dedup();
-    // An id may be new in one input and old in another.
+    // An id may be new in one input and old in another; the old row is not read here, so the table is then joined as a
+    // whole.
     for ((input, added), positions) in inputs.iter().zip(&added).zip(&positions) {
         ids.retain(|id| positions.contains_key(id) || !added.ids.contains(*id));
         let others: HashSet<&str> = ids.iter().filter(|id| !positions.contains_key(*id)).copied().collect();

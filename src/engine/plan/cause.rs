@@ -1,4 +1,4 @@
-//! Why a table is not fresh, as a person would say it.
+//! The causes why a table is not fresh, in words for people.
 
 use std::{collections::HashMap, fmt};
 
@@ -13,10 +13,10 @@ use crate::engine::{stage::SOURCE, store::Provenance};
 pub enum Cause {
     /// It was never published.
     New {
-        /// Whether its rows were computed before, by another pipeline or for another predicate.
+        /// True if its rows were computed before, by another pipeline or for another predicate.
         known: bool,
     },
-    /// Asked for.
+    /// The user asked to compute it again.
     Forced,
     /// A part of it is damaged or missing.
     Damaged,
@@ -27,7 +27,7 @@ pub enum Cause {
         /// Now.
         to: String,
     },
-    /// The stage means something else than before.
+    /// The stage has another revision, so that equal parameters may give other results.
     Revision {
         /// The stage.
         stage: String,
@@ -40,7 +40,7 @@ pub enum Cause {
     Parameter {
         /// Path to it.
         path: String,
-        /// Before; null where it was not there.
+        /// The value before; null if the parameter did not exist.
         from: Value,
         /// Now.
         to: Value,
@@ -49,7 +49,7 @@ pub enum Cause {
     File {
         /// The file.
         path: String,
-        /// Whether it was read before.
+        /// True if it was not read before.
         new: bool,
     },
     /// Another predicate chooses the rows.
@@ -58,7 +58,7 @@ pub enum Cause {
         from: Option<String>,
         /// Now.
         to: Option<String>,
-        /// What that does to the rows.
+        /// The effect on the rows, if it is known.
         #[serde(skip_serializing_if = "Option::is_none")]
         rows: Option<RowChanges>,
     },
@@ -66,7 +66,7 @@ pub enum Cause {
     Input {
         /// The table, or `source`.
         table: String,
-        /// What that does to the rows.
+        /// The effect on the rows, if it is known.
         #[serde(skip_serializing_if = "Option::is_none")]
         rows: Option<RowChanges>,
     },
@@ -74,7 +74,7 @@ pub enum Cause {
     Pending {
         /// The table.
         table: String,
-        /// Its rows that are to be computed; `None` where it is made as a whole.
+        /// The number of its rows to compute; `None` if it is made as a whole.
         rows: Option<u64>,
     },
     /// Other tables are read, or the same ones in another order.
@@ -88,21 +88,21 @@ pub enum Cause {
     Schema,
     /// Rows failed before.
     Failed {
-        /// How many.
+        /// The number of rows.
         rows: u64,
     },
 }
 
-/// How the rows of a table differ from those that are published.
+/// The differences between the rows of a table and those that are published.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RowChanges {
-    /// Rows with an id that was not there.
+    /// The number of rows with a new id.
     pub new: u64,
-    /// Rows that are made from something else.
+    /// The number of rows that are made from other values than before.
     pub changed: u64,
-    /// Rows that are there no more.
+    /// The number of rows that no longer exist.
     pub removed: u64,
-    /// One of the new or changed, else of the removed ones.
+    /// The id of a new or changed row, else of a removed one.
     pub example: Option<String>,
 }
 
@@ -155,7 +155,8 @@ impl fmt::Display for Cause {
     }
 }
 
-/// How two stages differ: kind, revision, parameters, the content of files and the tables they read.
+/// Returns the differences between two stages: kind, revision, parameters, the contents of files, and the tables that
+/// they read.
 pub(super) fn compare(old: &Provenance, new: &Provenance) -> Vec<Cause> {
     let mut causes = Vec::new();
     if old.stage != new.stage {
@@ -167,7 +168,7 @@ pub(super) fn compare(old: &Provenance, new: &Provenance) -> Vec<Cause> {
     for (path, digest) in &new.files {
         match old.files.iter().find(|(p, _)| p == path) {
             Some((_, before)) if before == digest => {}
-            // The same content elsewhere is no cause.
+            // A file with the same content at another path is no cause.
             None if old.files.iter().any(|(_, before)| before == digest) => {}
             found => causes.push(Cause::File { path: path.clone(), new: found.is_none() }),
         }
@@ -181,12 +182,12 @@ pub(super) fn compare(old: &Provenance, new: &Provenance) -> Vec<Cause> {
 }
 
 impl RowChanges {
-    /// Whether the rows are the same.
+    /// Returns true if the rows are the same.
     pub fn is_empty(&self) -> bool {
         (self.new, self.changed, self.removed) == (0, 0, 0)
     }
 
-    /// Compares rows by id, each with what identifies its content.
+    /// Compares rows by id; each is given with the bytes that identify its content.
     pub fn between<'a>(
         before: impl Iterator<Item = (&'a str, &'a [u8])>,
         now: impl Iterator<Item = (&'a str, &'a [u8])>,
@@ -207,7 +208,7 @@ impl RowChanges {
     }
 }
 
-/// Every parameter whose value differs.
+/// Adds a cause for every parameter whose value differs.
 fn differences(path: &str, old: &Value, new: &Value, out: &mut Vec<Cause>) {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {

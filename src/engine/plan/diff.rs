@@ -1,4 +1,4 @@
-//! What changed from one run to another: in the pipeline, and in the results.
+//! The changes from one run to another, in the pipeline and in the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,8 @@ use crate::engine::{
     store::{KEY, Manifest, Run, Store, ids_of, light_schema, project, read_table, row_digests},
 };
 
-/// Tables with more rows are compared by content alone.
+/// The maximum number of rows of a table whose numbers are compared. Larger tables are compared by content digest
+/// alone.
 const VALUES_OF: u64 = 1000;
 
 /// A table in two runs.
@@ -23,22 +24,22 @@ const VALUES_OF: u64 = 1000;
 pub struct TableDiff {
     /// The table, with its swept values.
     pub table: String,
-    /// Rows before and now; `None` where the run has no such table.
+    /// The number of rows before and now; `None` if the run has no such table.
     pub rows: [Option<u64>; 2],
-    /// How its stage differs.
+    /// The differences of its stage.
     pub causes: Vec<Cause>,
-    /// How its rows differ, if they have ids and do.
+    /// The differences of its rows, if they have ids and differ.
     pub changes: Option<RowChanges>,
-    /// Numbers that differ, if it is small and has no ids: the row they stand in, column, before and now.
+    /// The numbers that differ, if the table is small and has no ids.
     pub values: Vec<Value>,
-    /// Whether it holds the same.
+    /// True if the content is the same.
     pub same: bool,
 }
 
 /// A number that differs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Value {
-    /// What tells the row from others: its values that are no numbers.
+    /// The values that distinguish the row from others, such as `class=gear`.
     pub row: String,
     /// The column.
     pub column: String,
@@ -100,15 +101,15 @@ fn table_diff(store: &Store, table: &str, a: Option<Manifest>, b: Option<Manifes
     Ok(diff)
 }
 
-/// All columns that planning may read, but for keys.
+/// Reads all columns that planning may read, except the keys.
 fn light(store: &Store, manifest: &Manifest) -> Result<RecordBatch> {
     let stored = manifest.schema()?;
     let columns: Vec<String> = light_schema(&stored).into_iter().filter(|name| name != KEY).collect();
     read_table(store, &manifest.parts, &columns, &project(&stored, &columns)?)
 }
 
-/// The numbers that differ between rows that are otherwise equal. Where other columns do not tell rows apart, whole numbers
-/// do so too: the steps of a training.
+/// Returns the numbers that differ between rows that are otherwise equal. If the other columns do not distinguish the
+/// rows, integers do too, such as the steps of a training.
 fn values(before: &RecordBatch, now: &RecordBatch) -> Result<Vec<Value>> {
     let numeric = |kind: &DataType| kind.is_numeric();
     let floating = |kind: &DataType| kind.is_floating();
@@ -126,7 +127,7 @@ fn values(before: &RecordBatch, now: &RecordBatch) -> Result<Vec<Value>> {
         .collect())
 }
 
-/// Numbers by row and column; `None` where the other columns do not tell rows apart.
+/// Returns the numbers by row and column; `None` if the other columns do not distinguish the rows.
 fn numbers(
     batch: &RecordBatch,
     is_value: &dyn Fn(&DataType) -> bool,

@@ -1,4 +1,4 @@
-//! Why a table is not fresh.
+//! Finds the causes why a table is not fresh.
 
 use arrow::array::{Array, AsArray};
 
@@ -13,7 +13,7 @@ use crate::engine::{
     store::{KEY, Manifest, Store, ids_of, project, read_table},
 };
 
-/// The tables above that are stale themselves.
+/// Returns a cause for each input that is stale itself.
 fn pending(table: &Table, views: &TableStates) -> Vec<Cause> {
     let cause = |name: &String| match &views[name].pending {
         Pending::Nothing => None,
@@ -23,8 +23,8 @@ fn pending(table: &Table, views: &TableStates) -> Vec<Cause> {
     table.inputs.iter().filter_map(|input| cause(&input.table)).collect()
 }
 
-/// Why a table is not fresh: how it differs from what is published of it, the first cause first. `views` holds what is published
-/// of it and the tables above it.
+/// Returns the causes why a table is not fresh: its differences from the published version, in order. `views` holds the
+/// published version and the tables above.
 pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates) -> Result<Vec<Cause>> {
     if work.forced {
         return Ok(vec![Cause::Forced]);

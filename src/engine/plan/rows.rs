@@ -22,29 +22,30 @@ use crate::engine::{
 pub struct Joined {
     /// Their ids.
     pub ids: StringArray,
-    /// Where they lie in each input that is read row by row.
+    /// Their addresses in each input that is read row by row.
     pub places: Vec<RowAddresses>,
     /// A remark if `where:` chooses none of the rows, most likely because of a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
-    /// By input: the digest of what is read of each row.
+    /// For each input, the digest of the values that are read of each row.
     pub(super) digests: Vec<Vec<Digest>>,
 }
 
-/// Where joined rows lie in one input.
+/// The addresses of joined rows in one input.
 pub struct RowAddresses {
     /// The port.
     pub port: String,
-    /// Parts that places count in.
+    /// The parts, which `part` in an address counts.
     pub parts: Vec<Digest>,
-    /// `(part, row)` of each joined row.
+    /// The address `(part, row)` of each joined row.
     pub at: Vec<(u32, u64)>,
 }
 
-/// The place of a row that is not computed yet.
+/// The address of a row that is not computed yet.
 const NOWHERE: (u32, u64) = (u32::MAX, 0);
 
 impl Joined {
-    /// The rows of a stage without inputs, sorted by id.
+    /// Makes the rows of a stage without inputs from its listing, which is sorted by id. An id that is listed twice is
+    /// an error.
     pub fn listed(batch: &RecordBatch, digests: Vec<Digest>) -> Result<Self> {
         let ids = ids_of(batch)?;
         if let Some(row) = (1..ids.len()).find(|row| ids.value(*row) == ids.value(row - 1)) {
@@ -62,7 +63,7 @@ impl Joined {
     }
 }
 
-/// The content of chosen columns of a table.
+/// Returns the digest of the values of chosen columns, over all rows of a table.
 pub(in crate::engine) fn table_content(store: &Store, view: &TableState, columns: &[String]) -> Result<Digest> {
     if view.pending != Pending::Nothing {
         return Ok(view.content());
@@ -73,7 +74,7 @@ pub(in crate::engine) fn table_content(store: &Store, view: &TableState, columns
     Ok(content(&row_digests(&in_order(view.manifest.keyed, &stored, &columns, read)?)?))
 }
 
-/// Joins the inputs read row by row on their ids, ascending, after `where:`.
+/// Joins the inputs that are read row by row on their ids, ascending. `where:` first selects rows of the first input.
 pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates) -> Result<Joined> {
     let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
     let Some((first, others)) = inputs.split_first() else {
@@ -109,7 +110,8 @@ pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates)
     Ok(Joined { ids, digests, places, none_chosen })
 }
 
-/// Says why a table that is made of rows has none. `all` rows has the first of its inputs, and `where:` chooses so many of them.
+/// Returns the message about a table that needs rows and has none. Its first input has `all` rows, of which `where:`
+/// selects `chosen`.
 fn no_rows(table: &Table, inputs: &[&str], all: u64, chosen: usize) -> String {
     let first = inputs.first().copied().unwrap_or_default();
     match &table.filter {
@@ -136,7 +138,7 @@ pub(super) struct InputRows {
 }
 
 impl InputRows {
-    /// The rows by id.
+    /// Returns the number of each row by its id.
     pub(super) fn positions(&self) -> HashMap<&str, u32> {
         (0..self.ids.len()).map(|row| (self.ids.value(row), row as u32)).collect()
     }
@@ -145,7 +147,7 @@ impl InputRows {
         Self::of(store, view, &view.manifest.parts, input, filter)
     }
 
-    /// The rows of some parts, and those that are to be computed.
+    /// Reads the rows of some parts, and appends the rows of the table that are still to be computed.
     pub(super) fn of(
         store: &Store,
         view: &TableState,
@@ -188,8 +190,8 @@ impl InputRows {
     }
 }
 
-/// Returns, for each row that is still to be computed, true if `where:` may choose it: also if a column that it names is not
-/// known yet.
+/// Returns for each row that is still to be computed true if `where:` may select it. If a column that it names is not
+/// known yet, it may select every row.
 fn pending_choice(filter: Option<&Filter>, known: Option<&RecordBatch>) -> Result<Box<dyn Iterator<Item = bool>>> {
     if let (Some(filter), Some(known)) = (filter, known)
         && filter.columns.iter().all(|column| known.column_by_name(column).is_some())

@@ -27,12 +27,12 @@ pub struct TableState {
 }
 
 impl TableState {
-    /// A published table.
+    /// Makes the state of a published table.
     pub fn new(version: u64, manifest: Manifest) -> Self {
         Self { version, manifest, pending: Pending::Nothing, known: None, before: None }
     }
 
-    /// Puts a table in the place of what was published of it.
+    /// Replaces the state of a table, and remembers the manifest that was published before.
     pub fn replace(views: &mut TableStates, name: &str, view: Self) {
         let before = views.remove(name).map(|old| old.before.unwrap_or_else(|| Box::new(old.manifest)));
         views.insert(name.to_owned(), Self { before, ..view });
@@ -61,9 +61,10 @@ pub type TableStates = BTreeMap<String, TableState>;
 /// The published tables of a pipeline.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Those whose manifests are whole.
+    /// The tables whose manifests are undamaged.
     pub views: TableStates,
-    /// The version of others and what is wrong with its manifest: they count as not published, and are published again.
+    /// The version of each other table, and the damage of its manifest. These tables count as not published and are
+    /// published again.
     pub damaged: BTreeMap<String, (u64, String)>,
 }
 
@@ -85,7 +86,7 @@ pub fn published(pipeline: &Pipeline, store: &Store) -> Result<Found> {
     Ok(found)
 }
 
-/// Stands for the digest of what is not computed yet: no key made of it is known.
+/// The content whose digest stands for rows that are not computed yet. No computed row has a key that is made of it.
 pub(in crate::engine) const PENDING: &[u8] = b"pending";
 
 impl TableState {
@@ -95,13 +96,13 @@ impl TableState {
         self.manifest.rows + pending
     }
 
-    /// All that a stage can read of the table: its rows, and what their columns are called and hold. Another digest while rows
-    /// are pending.
+    /// Returns the digest of everything that a stage can read of the table: its rows, and the names and types of its
+    /// columns. It differs while rows are pending.
     pub fn content(&self) -> Digest {
         content_of(&self.manifest, self.pending != Pending::Nothing)
     }
 
-    /// [`TableState::content`] of [`TableState::before`].
+    /// Returns [`TableState::content`] of the manifest that [`TableState::before`] returns.
     pub(in crate::engine) fn content_before(&self) -> Digest {
         content_of(self.before(), false)
     }

@@ -15,7 +15,7 @@ use crate::engine::{
     store::Note,
 };
 
-/// A table's state and why.
+/// The plan of a table.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TablePlan {
     /// The table.
@@ -30,38 +30,38 @@ pub struct TablePlan {
     pub notes: Vec<Note>,
 }
 
-/// Whether a table can be used as it is.
+/// The state of a table: usable as it is, to be made, or unknown.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
-    /// Published and up to date.
+    /// The table is published and up to date.
     Fresh {
-        /// Its rows.
+        /// The number of its rows.
         rows: u64,
     },
     /// Rows must be computed, or only chosen and published.
     Stale {
-        /// Rows to compute; of a table that is made as a whole 1.
+        /// The number of rows to compute; 1 for a table that is made as a whole.
         stale: u64,
-        /// Rows it will have; 0 where they come out only when it is computed.
+        /// The number of rows that it will have; 0 if that is known only after it is computed.
         rows: u64,
-        /// A table above is stale: where its new rows come out equal to the old ones, fewer need computing.
+        /// True if a table above is stale. If its new rows equal the old ones, fewer rows need computing here.
         at_most: bool,
-        /// Why, the first cause first.
+        /// The causes, in order.
         causes: Vec<Cause>,
     },
-    /// Which rows a table above will have is not known yet.
+    /// The rows of a table above are not known yet.
     Blocked {
         /// That table.
         on: String,
     },
 }
 
-/// The plan of the tables that `chosen` names, from top to bottom.
+/// Makes the plan of the tables that `chosen` names, from top to bottom.
 pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String>) -> Result<Vec<TablePlan>> {
     let Found { mut views, damaged } = published(pipeline, planner.store)?;
     let mut plans = Vec::new();
-    // What is not chosen is not looked at: no chosen table is made from it.
+    // Tables that are not chosen are skipped, because no chosen table is made from them.
     for table in pipeline.tables.iter().filter(|table| chosen.contains(&table.name)) {
         let reads_rows_of = |input: &&Input| match views.get(&input.table) {
             Some(view) => input.reads == Reads::Rows && view.pending == Pending::Everything,

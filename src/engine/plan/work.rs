@@ -26,34 +26,34 @@ use crate::engine::{
     },
 };
 
-/// Where planning distrusts what the store says is fresh.
+/// Results in the store that planning must not use, although they seem fresh.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// Tables to compute again.
     pub force: Vec<String>,
-    /// Compute rows again that failed and were left out.
+    /// True if rows are computed again that failed and were left out.
     pub retry_errors: bool,
     /// Parts and blobs that turned out to be damaged or missing.
     pub lost: BTreeSet<Digest>,
 }
 
-/// Looks at tables.
+/// Finds the work that tables need.
 #[derive(Clone, Debug)]
 pub struct Planner<'a> {
-    /// Where tables are.
+    /// The store of the tables.
     pub store: &'a Store,
-    /// Where their sources are.
+    /// The access to files and URLs outside the store.
     pub sources: &'a Sources,
-    /// What not to take for fresh.
+    /// Results that must not be used.
     pub overrides: &'a Overrides,
-    /// Which parts and blobs the store has.
+    /// The parts and blobs that the store has.
     pub inventory: &'a Inventory,
 }
 
-/// A table that is not fresh: who it is and which rows it has.
+/// A table that is not fresh: its identity and its rows, before its results are looked up.
 pub struct Identified<'a> {
     table: &'a Table,
-    /// Where its results are recorded: the fingerprint, or the key of a whole table.
+    /// The key under which its results are recorded: the fingerprint, or the key of a table that is made as a whole.
     pub stage_key: Digest,
     made: Provenance,
     files: Vec<(String, Digest)>,
@@ -61,7 +61,7 @@ pub struct Identified<'a> {
     listed: Option<Listing>,
     base: Digest,
     keys: Vec<Digest>,
-    /// The rows that are published stay, and the others come to them.
+    /// True if the published rows stay, and `joined` has only the rows that are added to them.
     is_added: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Identified<'a> {
 pub struct Kept {
     /// Their parts.
     parts: Vec<PartRef>,
-    /// How many they are.
+    /// The number of the rows.
     rows: u64,
 }
 
@@ -77,25 +77,25 @@ pub struct Kept {
 pub struct TableWork<'a> {
     /// The table.
     pub table: &'a Table,
-    /// Where results are recorded.
+    /// The key under which its results are recorded.
     pub stage_key: Digest,
-    /// What it is made from.
+    /// Its origin, as its manifest will state it.
     pub made: Provenance,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
-    /// The joined rows, by id, but for those that are kept.
+    /// The joined rows without those of `kept`, by id.
     pub joined: Joined,
-    /// The rows of the published table, where they stay and others come to them.
+    /// The rows of the published table, if they stay and others are added to them.
     pub kept: Option<Kept>,
     /// The listed rows of a stage without inputs, by id, and remarks on them.
     pub listed: Option<Listing>,
-    /// What the rows have in common.
+    /// The digest of what all rows have in common; see [`identity::base`].
     base: Digest,
-    /// The joined rows' keys; empty for a whole table.
+    /// The joined rows' keys; empty for a table that is made as a whole.
     pub keys: Vec<Digest>,
-    /// What the store already has.
+    /// The results that the store already has.
     pub known: ComputedRows,
-    /// When the last of it was recorded, in milliseconds since 1970, by whatever clock.
+    /// The time of the latest of these records, in milliseconds since 1970, by the clock of the machine that wrote it.
     pub after: u64,
     /// True if it is computed again although its results are known.
     pub forced: bool,
@@ -103,12 +103,13 @@ pub struct TableWork<'a> {
     pub lost: BTreeSet<Digest>,
     /// The names of records that are damaged: their rows count as not computed.
     pub damaged: Vec<String>,
-    /// Positions of the rows that must be computed; of a whole table one position, or none.
+    /// The positions in `joined` of the rows that must be computed. For a table that is made as a whole it is `[0]` or
+    /// empty.
     pub stale: Vec<usize>,
 }
 
 impl<'a> Planner<'a> {
-    /// What a table is made from, or `None` where it is published and up to date. `views` holds every table above it.
+    /// Finds the identity of a table; `None` if it is published and up to date. `views` holds every table above it.
     pub fn identify(&self, table: &'a Table, views: &TableStates) -> Result<Option<Identified<'a>>> {
         let named = |error: Error| error.in_table(&table.name);
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
@@ -129,7 +130,7 @@ impl<'a> Planner<'a> {
             inputs.push((input.table.clone(), identity::read(&input.port, input.reads == Reads::Table, content)));
         }
         let (stage, revision) = (table.kind.name.to_owned(), table.stage.revision());
-        // What is kept with the table tells secrets apart, and shows none.
+        // The manifest has a digest in place of each secret, which distinguishes secrets and shows none.
         let secrets = &table.secrets;
         let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));
         let params = secrets.identify_in(params);
@@ -154,7 +155,7 @@ impl<'a> Planner<'a> {
         Ok(Some(Identified { table, stage_key, made, files, joined, listed, base, keys, is_added }))
     }
 
-    /// The rows that come to what is published of a table, where nothing else happens to it.
+    /// Returns the rows that are added to the published rows of a table; `None` if anything else changes.
     fn added(&self, table: &Table, made: &Provenance, views: &TableStates) -> Result<Option<Joined>> {
         let Some(TableState { manifest: published, .. }) = views.get(&table.name) else { return Ok(None) };
         let is_whole = |input: &Input| input.reads == Reads::Table;
@@ -173,7 +174,7 @@ impl<'a> Planner<'a> {
         if may_stay { join_added(table, self.store, views) } else { Ok(None) }
     }
 
-    /// What the rows of a table have in common: see [`identity::base`].
+    /// Returns the digest of what all rows of a table have in common; see [`identity::base`].
     fn base(
         &self,
         table: &Table,
@@ -197,7 +198,8 @@ impl<'a> Planner<'a> {
         Ok(identity::base(fingerprint, listed.map(|listed| listed.rows.schema_ref().as_ref()), &read))
     }
 
-    /// Returns true if a table that is made from the right things may be taken as it is.
+    /// Returns true if a published table with the right origin may be used as it is: none of its rows has to be tried
+    /// again, it is not forced, and no object of it is lost.
     pub fn trusts(&self, table: &Table, previous: &Manifest) -> Result<bool> {
         let settled = previous.errors.is_empty() || (table.on_error == OnError::Skip && !self.overrides.retry_errors);
         Ok(settled && !self.forces(table) && !self.has_lost(previous)?)
@@ -218,7 +220,8 @@ impl<'a> Planner<'a> {
             .unwrap_or(Ok(false))
     }
 
-    /// Returns true if a part (of so many bytes) or a blob is known to be damaged, or is missing.
+    /// Returns true if an object is known to be damaged, or is missing. `part` is the size of a part in bytes; `None`
+    /// means a blob.
     fn is_lost(&self, digest: Digest, part: Option<u64>) -> Result<bool> {
         let is_there = || match part {
             Some(bytes) => self.inventory.has(self.store, &part_name(digest), Some(bytes)),
@@ -227,7 +230,7 @@ impl<'a> Planner<'a> {
         Ok(self.overrides.lost.contains(&digest) || !is_there()?)
     }
 
-    /// The parts and blobs of these results that are damaged or missing.
+    /// Returns the parts and blobs of these results that are damaged or missing.
     fn lost(&self, recorded: &[Entry]) -> Result<BTreeSet<Digest>> {
         let parts = recorded.iter().filter_map(|entry| Some((entry.part?, Some(entry.bytes))));
         let blobs = recorded.iter().flat_map(|entry| &entry.blobs).map(|blob| (*blob, None));
@@ -246,7 +249,8 @@ impl<'a> Planner<'a> {
 }
 
 impl Provenance {
-    /// Returns true if a published table equals the one that would be made. The paths of files do not count, their contents do.
+    /// Returns true if a published table equals the one that would be made. Files are compared by content and not by
+    /// path.
     fn makes_the_same(&self, published: &Manifest) -> bool {
         let old = &published.made;
         !published.retired
@@ -257,12 +261,12 @@ impl Provenance {
 }
 
 impl<'a> Identified<'a> {
-    /// Returns true if another run has published this very table meanwhile.
+    /// Returns true if a manifest is that of this very table, which another run may have published meanwhile.
     pub fn is(&self, manifest: &Manifest) -> bool {
         self.made.makes_the_same(manifest)
     }
 
-    /// Looks up what the store already has.
+    /// Looks up the results that the store already has, and finds the rows that must be computed.
     pub fn complete(self, planner: &Planner<'_>, views: &TableStates) -> Result<TableWork<'a>> {
         let Self { table, stage_key, made, files, mut joined, listed, base, mut keys, is_added } = self;
         let forced = planner.forces(table);
@@ -312,7 +316,7 @@ impl<'a> Identified<'a> {
 }
 
 impl TableWork<'_> {
-    /// Rows that the table will have, as far as known: those of a whole table come out when it is computed.
+    /// Returns the number of rows that the table will have; 0 for a table that is made as a whole and not computed yet.
     pub fn total(&self) -> u64 {
         if self.table.is_keyed() {
             self.kept.as_ref().map_or(0, |kept| kept.rows) + self.keys.len() as u64
@@ -330,7 +334,8 @@ impl TableWork<'_> {
         }
     }
 
-    /// The columns of the rows to compute that the listing knows: those that the stage writes as they are listed.
+    /// Returns the columns of the rows to compute that the stage writes as they are listed, so that their values are
+    /// known.
     pub fn known_columns(&self) -> Result<Option<RecordBatch>> {
         let Some(listed) = self.listed.as_ref().filter(|_| self.table.is_keyed()) else { return Ok(None) };
         let rows: UInt32Array = self.stale.iter().map(|row| *row as u32).collect();
@@ -346,12 +351,12 @@ impl TableWork<'_> {
         self.kept.as_ref().map_or(&[], |kept| &kept.parts)
     }
 
-    /// The parts that hold the rows that are known.
+    /// Returns the parts with the rows that are already computed.
     pub fn parts(&self) -> Vec<PartRef> {
         self.known.outline(self.kept_parts(), &self.keys, self.total()).parts
     }
 
-    /// Takes rows from the entries that they were rewritten into.
+    /// Takes rows from the entries into which they were rewritten.
     pub fn take_over(&mut self, Compacted { entries, replaced }: &Compacted) {
         if let Some(kept) = &mut self.kept {
             kept.parts.retain(|part| !replaced.contains(&part.part));
@@ -369,7 +374,8 @@ impl TableWork<'_> {
         self.manifest_of(chosen, run)
     }
 
-    /// The manifest as far as a plan needs it: while rows are still to be computed, nobody asks for their content.
+    /// Returns the manifest as far as a plan needs it. While rows are still to be computed, it lacks the content
+    /// digest, which takes long to compute and which no plan reads.
     pub fn outline(&self) -> Manifest {
         if self.stale.is_empty() || !self.table.is_keyed() {
             return self.manifest("");
@@ -398,12 +404,13 @@ impl TableWork<'_> {
         }
     }
 
-    /// The table as its stage reviews it; `manifest` is that of its rows, `views` holds the tables that it is made from.
+    /// Returns the table in the form in which its stage reviews it. `manifest` is that of its rows, `views` holds the
+    /// tables that it is made from.
     pub fn sample<'s>(&'s self, store: &'s Store, views: &'s TableStates, manifest: &'s Manifest) -> Sample<'s> {
         Sample { store, manifest, all: Box::new(move || self.all(store, views)) }
     }
 
-    /// All rows of the table, also those that are kept.
+    /// Returns all rows of the table, including those that are kept.
     fn all<'s>(&'s self, store: &'s Store, views: &TableStates) -> Result<SampledRows<'s>> {
         let mut inputs = Vec::new();
         let mut add = |port: &str, parts, at| {
