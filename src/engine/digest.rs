@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, hash::BuildHasherDefault, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Digests that are hashed at a time.
+/// The number of digests that are hashed at a time.
 const MANY: usize = 4096;
 
 /// Names a content: equal digests mean equal bytes.
@@ -80,13 +80,13 @@ impl Digest {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Digests one after another, or `None` where the last one is cut short.
+    /// Reads digests that follow one another; `None` if the last one is cut short.
     pub(in crate::engine) fn each_of(bytes: &[u8]) -> Option<Vec<Self>> {
         let (digests, rest) = bytes.as_chunks::<16>();
         rest.is_empty().then(|| digests.iter().map(|digest| Self(*digest)).collect())
     }
 
-    /// The 16 bytes.
+    /// Returns the 16 bytes.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -158,7 +158,7 @@ impl Hasher {
         self
     }
 
-    /// Adds digests, a field each; many at a time are hashed faster.
+    /// Adds digests, each as a field. Many are hashed at a time, which is faster.
     pub(in crate::engine) fn digests(&mut self, digests: &[Digest]) -> &mut Self {
         let length = (Digest::LEN as u64).to_le_bytes();
         let mut fields = Vec::new();
@@ -202,7 +202,7 @@ impl Fields {
         self
     }
 
-    /// The digest of all that was added.
+    /// Returns the digest of all that was added.
     pub(in crate::engine) fn digest(&self) -> Digest {
         Digest::of(&self.0)
     }

@@ -1,4 +1,4 @@
-//! What a stage has computed before, by key, and the tables that are made of it.
+//! The results that a stage has recorded, by key, and the tables that are made of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -8,17 +8,17 @@ use super::manifest::{Entry, EntryNote, NAMED, Note, PartRef, RowError, runs};
 use super::parquet::Addresses;
 use crate::engine::{Digest, Result, digest::DigestMap, identity::content};
 
-/// What a stage has computed before, by key. Of two results for one key the later counts.
+/// The results that a stage has recorded, by key. The later of two results for one key counts.
 #[derive(Clone, Default)]
 pub struct ComputedRows {
     entries: Vec<Entry>,
-    /// The keys that may be asked for, where they are few; `None` means all.
+    /// The keys that are looked up, if they are few; `None` means all.
     only: Option<DigestMap<()>>,
     rows: DigestMap<(u32, u32)>,
     failed: DigestMap<(u32, u32)>,
 }
 
-/// The rows that make a table: what a manifest says of them.
+/// The rows that make a table, in the terms of a manifest.
 pub struct Chosen {
     /// Its parts.
     pub parts: Vec<PartRef>,
@@ -28,24 +28,24 @@ pub struct Chosen {
     pub blobs: Vec<Digest>,
     /// Remarks on the rows.
     pub notes: Vec<Note>,
-    /// The content of all rows.
+    /// The digest of the contents of all rows.
     pub content: Digest,
 }
 
 impl ComputedRows {
-    /// Nothing, to be asked for these keys alone.
+    /// Makes an empty set of results in which only these keys are looked up, so that no other key is indexed.
     pub fn only(keys: &[Digest]) -> Self {
         Self { only: Some(keys.iter().map(|key| (*key, ())).collect()), ..Self::default() }
     }
 
-    /// The same, to be asked for every key.
+    /// Returns the same results with an index of every key.
     pub fn unrestricted(self) -> Self {
         let mut all = Self::default();
         all.extend(self.entries);
         all
     }
 
-    /// Adds what was computed, later results last.
+    /// Adds results, the latest last.
     pub fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
         let Self { entries: known, only, rows, failed } = self;
         for entry in entries {
@@ -63,22 +63,23 @@ impl ComputedRows {
         }
     }
 
-    /// Whether nothing was computed.
+    /// Returns true if there are no results.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether the row with this key is there.
+    /// Returns true if the row with this key was computed.
     pub fn has(&self, key: &Digest) -> bool {
         self.rows.contains_key(key)
     }
 
-    /// How the row with this key failed.
+    /// Returns the failure of the row with this key, if it has failed.
     pub fn failure(&self, key: &Digest) -> Option<&RowError> {
         self.failed.get(key).map(|(entry, i)| &self.entries[*entry as usize].errors[*i as usize])
     }
 
-    /// Where the rows with these keys lie: parts, and `(part, row)` of each. Keys that are not known are passed over.
+    /// Returns the addresses of the rows with these keys: the parts, and `(part, row)` of each row. Unknown keys are
+    /// skipped.
     pub fn places<'k>(&self, keys: impl Iterator<Item = &'k Digest>) -> Addresses {
         let mut numbers = HashMap::new();
         let (mut parts, mut places) = (Vec::new(), Vec::new());
@@ -94,7 +95,8 @@ impl ComputedRows {
         (parts, places)
     }
 
-    /// The rows of these parts by entry, as row numbers; `None` where something else is known of one of them.
+    /// Returns the numbers of the rows that these parts choose, by entry; `None` if a part is unknown, or if its number
+    /// of rows is not that of its entry.
     fn rows_of(&self, parts: &[PartRef]) -> Option<Vec<Vec<u64>>> {
         let numbers: HashMap<Digest, usize> =
             self.entries.iter().enumerate().filter_map(|(at, entry)| Some((entry.part?, at))).collect();
@@ -110,8 +112,8 @@ impl ComputedRows {
         Some(rows)
     }
 
-    /// Whether these parts are what [`ComputedRows::choose`] would make of the keys of their rows: all of them are known, and
-    /// no later result is.
+    /// Returns true if [`ComputedRows::choose`] would choose these very parts for the keys of their rows: all rows are
+    /// known, and none has a later result.
     pub fn holds(&self, parts: &[PartRef]) -> bool {
         let Some(rows) = self.rows_of(parts) else { return false };
         let mut later: DigestMap<usize> = DigestMap::default();
@@ -127,8 +129,9 @@ impl ComputedRows {
                 .all(|(at, rows)| rows.iter().all(|row| is_last(at, &self.entries[at].keys[*row as usize])))
     }
 
-    /// The table made of the rows with these keys, the failures among the keys beside it, and of the rows of some parts, which it
-    /// [holds](ComputedRows::holds). `of` rows are asked for, which remarks say.
+    /// Returns the table of the rows with these keys and of the rows of some parts, which must be
+    /// [held](ComputedRows::holds). Keys of failed rows become its errors. `of` is the number of rows that the table
+    /// should have, which remarks state.
     pub fn choose(&self, parts: &[PartRef], keys: &[Digest], of: u64) -> Chosen {
         let rows = self.select(parts, keys);
         let mut contents = Vec::new();
@@ -139,12 +142,12 @@ impl ComputedRows {
         Chosen { content: content(&contents), ..self.outlined(rows, keys, of) }
     }
 
-    /// [`ComputedRows::choose`] without the content of the rows, which takes long to find.
+    /// Does as [`ComputedRows::choose`], but without the digest of the contents, which takes long to compute.
     pub fn outline(&self, parts: &[PartRef], keys: &[Digest], of: u64) -> Chosen {
         self.outlined(self.select(parts, keys), keys, of)
     }
 
-    /// The rows of parts and keys by entry, as ascending row numbers.
+    /// Returns the rows of some parts and of some keys, by entry, as ascending row numbers.
     fn select(&self, parts: &[PartRef], keys: &[Digest]) -> Vec<Vec<u64>> {
         let mut rows = self.rows_of(parts).unwrap_or_else(|| vec![Vec::new(); self.entries.len()]);
         for (entry, row) in keys.iter().filter_map(|key| self.rows.get(key)) {
@@ -173,11 +176,12 @@ impl ComputedRows {
         Chosen { parts, errors, blobs: blobs.into_iter().collect(), notes, content: content(&[]) }
     }
 
-    /// The remarks on chosen rows, given by entry, by text. `of` rows are asked for.
+    /// Returns the remarks on chosen rows, sorted by text. `rows` has the row numbers by entry, `of` is the number of
+    /// rows that the table should have.
     fn notes(&self, rows: &[Vec<u64>], of: u64) -> Vec<Note> {
         let mut notes: BTreeMap<&str, Note> = BTreeMap::new();
         for (entry, rows) in self.entries.iter().zip(rows).filter(|(entry, _)| !entry.notes.is_empty()) {
-            // Of two results for one key the later is chosen, and its remarks count.
+            // If a key has two results, only the remarks of the chosen one count.
             let chosen: HashSet<&Digest> = rows.iter().map(|row| &entry.keys[*row as usize]).collect();
             for note in &entry.notes {
                 for (i, _) in note.keys.iter().enumerate().filter(|(_, key)| chosen.contains(key)) {
@@ -190,14 +194,15 @@ impl ComputedRows {
         notes.into_values().map(|note| Note { of: Some(of), ..note }).collect()
     }
 
-    /// What is known of the rows of these parts, as one entry but for the part that holds them: the rows follow each other as
-    /// the parts name them. `None` where something is not known.
+    /// Returns one entry for the rows of these parts, in the order in which the parts name them, but without the part
+    /// that will hold them. `None` if a part is unknown.
     pub(in crate::engine) fn merged(&self, parts: &[PartRef]) -> Result<Option<Entry>> {
         let Some(rows) = self.rows_of(parts) else { return Ok(None) };
         let by_part: HashMap<Digest, usize> =
             self.entries.iter().enumerate().filter_map(|(at, entry)| Some((entry.part?, at))).collect();
         let (mut keys, mut contents, mut blobs) = (Vec::new(), Vec::new(), BTreeSet::new());
-        // By text: the rows that have a name, then the others. A row keeps its name so.
+        // The rows of each text: those with a name, then the others, because names belong to the first keys of a
+        // remark.
         let mut noted: BTreeMap<&str, [Vec<(Digest, Option<&String>)>; 2]> = BTreeMap::new();
         for part in parts {
             let at = by_part[&part.part];
@@ -239,7 +244,7 @@ impl ComputedRows {
         }))
     }
 
-    /// The records of which all rows are among these keys, and those that they replace.
+    /// Returns the records whose rows are all among these keys, and the records that those replace.
     fn covered(&self, keys: &[Digest]) -> Result<Vec<Digest>> {
         let keys: HashSet<&Digest> = keys.iter().collect();
         let mut covered = Vec::new();
@@ -251,7 +256,7 @@ impl ComputedRows {
         Ok(covered)
     }
 
-    /// The table that was made as a whole; empty before it was.
+    /// Returns the table of a stage that makes it as a whole; it is empty if it was not made yet.
     pub fn whole(&self) -> Chosen {
         let contents = self.entries.last().map_or(&[][..], |entry| &entry.contents);
         Chosen {
@@ -264,7 +269,7 @@ impl ComputedRows {
     }
 }
 
-/// The remarks on a table that was made as a whole.
+/// Returns the remarks on a table that was made as a whole.
 fn whole_notes(entry: &Entry) -> Vec<Note> {
     let note =
         |note: &EntryNote| Note { what: note.what.clone(), count: note.count, of: None, names: note.names.clone() };

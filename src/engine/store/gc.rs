@@ -1,7 +1,8 @@
 //! Deletes what no published table, no tag and none of the last runs reaches.
 //!
-//! Safe beside running runs: results that a run works on are locked and kept, and so is what was written in the last
-//! minutes. A remote store has no locks: there everything younger than a day is kept.
+//! A clean-up may run beside other runs. Results that a run works on are locked and kept, and as long as there are any,
+//! objects of the last ten minutes are kept too. A remote store has no locks, so objects of the last day are kept
+//! there.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -15,13 +16,13 @@ use super::{
 };
 use crate::engine::{Digest, Error, Result, clock::now_ms};
 
-/// Beside a running run, objects this young are kept, in milliseconds: they may be written and not recorded yet.
+/// Milliseconds for which objects are kept while a run works on the store, because they may not be recorded yet.
 const MARGIN: u64 = 600_000;
 
-/// The same where no lock tells.
+/// Milliseconds for which objects are kept in a store without locks, where working runs are not known.
 const REMOTE_MARGIN: u64 = 86_400_000;
 
-/// What a clean-up deletes, or would.
+/// The objects that a clean-up deletes, or would delete in a dry run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Garbage {
     /// Old versions of published tables.
@@ -45,13 +46,13 @@ pub struct Garbage {
 /// Objects of one kind.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Heap {
-    /// How many.
+    /// The number of objects.
     pub count: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
 }
 
-/// Cleans a store up. The current tables stay, and those of the last `keep` runs of each pipeline and of tagged runs.
+/// Cleans up a store. The current tables stay, and those of the last `keep` runs of each pipeline and of tagged runs.
 pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     let began = now_ms();
     let runs = history::runs(store)?;
@@ -62,7 +63,7 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
         )));
     }
     let kept = kept_runs(&runs, keep);
-    // What an interrupted run has computed is not published yet, and the next run goes on from there.
+    // The results of an interrupted run are not published yet, and the next run continues from them.
     let interrupted = kept.iter().filter(|run| run.status() != "done").map(|run| run.started_ms).min();
     let in_use: HashSet<Digest> = store.locked()?.into_iter().collect();
     let margin = match (store.has_locks(), in_use.is_empty()) {
@@ -83,7 +84,7 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     Ok(collector.garbage)
 }
 
-/// The last runs of each pipeline, and those with a tag.
+/// Returns the last `keep` runs of each pipeline, and those with a tag.
 fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut kept = Vec::new();
@@ -100,16 +101,16 @@ fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
 struct Collector<'a> {
     store: &'a Store,
     dry_run: bool,
-    /// What was written since then, in milliseconds since 1970, is kept.
+    /// Objects that were written at this time or later are kept, in milliseconds since 1970.
     keep_since: u64,
     in_use: HashSet<Digest>,
     /// Parts and blobs to keep.
     reached: HashSet<Digest>,
-    /// Stages of tables to keep.
+    /// Fingerprints of the stages of tables to keep.
     stages: HashSet<Digest>,
-    /// Keys of rows that tables to keep leave out.
+    /// Keys of failed rows that tables to keep leave out.
     failed: HashSet<Digest>,
-    /// Versions that were looked at.
+    /// Names of the versions that were listed.
     seen: HashSet<String>,
     garbage: Garbage,
 }
@@ -122,7 +123,7 @@ impl Collector<'_> {
         if self.dry_run { Ok(()) } else { self.store.delete(&object.name) }
     }
 
-    /// Whether an object that nothing reaches stays nevertheless.
+    /// Returns true for an object that is kept because it is young, although nothing reaches it, and counts it.
     fn is_young(&mut self, object: &Object) -> bool {
         let young = object.modified_ms >= self.keep_since;
         self.garbage.young += u64::from(young);
@@ -168,7 +169,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Reaches what is shown of tables that are being made, and forgets those whose run is over.
+    /// Keeps the objects of tables that are being made, and forgets such tables if their run is over.
     fn unfinished(&mut self) -> Result<()> {
         for (pipeline, slot) in self.store.unfinished_tables()? {
             match self.store.unfinished(&pipeline, &slot)? {
@@ -186,7 +187,7 @@ impl Collector<'_> {
         self.reached.extend(manifest.objects());
     }
 
-    /// Reaches what was published since this clean-up began.
+    /// Keeps the objects of versions that were published since this clean-up began.
     fn catch_up(&mut self) -> Result<()> {
         for object in self.store.objects_in("published")? {
             if self.seen.insert(object.name.clone())
@@ -207,8 +208,9 @@ impl Collector<'_> {
         }
         for (stage, objects) in by_stage {
             let Ok(stage) = stage.parse::<Digest>() else { continue };
-            // A run that makes a table of these records holds the lock until it has published it. While it is held here, such
-            // tables are either seen or not yet begun, and then their rows are computed anew.
+            // A run that makes a table of these records holds the lock until the table is published. While the clean-up
+            // holds it, such a table is either published and seen here, or not begun, and then its rows will be
+            // computed again.
             let lock = self.store.try_lock(stage)?;
             let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
             let mut is_caught_up = false;
@@ -220,7 +222,7 @@ impl Collector<'_> {
                     Err(error) => return Err(error),
                 };
                 let Some(entry) = entry else {
-                    // A damaged record says nothing of what was computed.
+                    // A damaged record is of no use: its rows count as not computed.
                     self.delete(object, |garbage| &mut garbage.records)?;
                     continue;
                 };
@@ -241,7 +243,7 @@ impl Collector<'_> {
 
     fn reaches(&self, stage: Digest, entry: &Entry) -> bool {
         let has_part = entry.part.is_some_and(|part| self.reached.contains(&part));
-        // A published table that leaves rows out knows by these records that they failed.
+        // If a published table leaves failed rows out, the next plan needs these records, which say that they failed.
         has_part
             || (entry.part.is_none() && self.stages.contains(&stage))
             || entry.errors.iter().any(|error| self.failed.contains(&error.key))
@@ -257,8 +259,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Removes what a process that was killed was writing: files under names that they never took. Nobody goes on from them, and
-    /// one that was written a while ago has no writer any more.
+    /// Removes files that a killed process was writing, which have temporary names. No run continues from them, and one
+    /// that is older than [`MARGIN`] has no writer any more.
     fn half_written(&mut self, began: u64) -> Result<()> {
         for object in self.store.half_written()? {
             if object.modified_ms < began.saturating_sub(MARGIN) {
@@ -279,7 +281,7 @@ impl Collector<'_> {
         for (folder, heap) in kinds {
             for object in self.store.objects_in(folder)? {
                 let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
-                // A run may have written it again since it was listed.
+                // A run may have written the object again since it was listed.
                 if !is_reached
                     && !self.is_young(&object)
                     && self.store.modified_ms(&object.name)? == Some(object.modified_ms)

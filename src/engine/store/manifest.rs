@@ -1,4 +1,4 @@
-//! What the store says of tables: the parts that a stage has computed, and what a published version holds.
+//! The store's records of tables: the parts that a stage has computed, and the content of a published version.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use serde_json::Value;
 
 use crate::engine::{Digest, Result, Variant, arrow_schema::decode_schema};
 
-/// One immutable piece of a table, as it was computed.
+/// A record of computed rows: the part that holds them, their keys and contents, and the rows that failed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// The Parquet object; `None` where every row failed.
+    /// The digest of the part; `None` if every row failed.
     pub part: Option<Digest>,
-    /// Bytes of the part.
+    /// The size of the part in bytes.
     pub bytes: u64,
-    /// What each row was computed from, in the part's order; empty for a stage that makes a whole table.
+    /// The key of each row, in the part's order; empty for a table that is made as a whole.
     #[serde(with = "packed")]
     pub keys: Vec<Digest>,
-    /// The content of each row, in the part's order.
+    /// The content digest of each row, in the part's order.
     #[serde(with = "packed")]
     pub contents: Vec<Digest>,
     /// Rows that failed.
@@ -29,14 +29,14 @@ pub struct Entry {
     /// Remarks on the rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<EntryNote>,
-    /// Records whose rows it holds too, all of them and as the later result: they are not read while it is there.
+    /// The records that this one replaces, because it holds all of their rows. They are not read as long as it exists.
     #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
     pub replaces: Vec<Digest>,
-    /// When, in milliseconds since 1970: of two results for one key the later counts.
+    /// The time of recording, in milliseconds since 1970. The later of two results for one key counts.
     pub recorded_ms: u64,
 }
 
-/// Digests one after another in one text: many are read at once, and often.
+/// Serialises digests as one hexadecimal text, which is read faster than a list of texts.
 mod packed {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -73,21 +73,21 @@ mod packed {
 pub struct RowError {
     /// The row's id.
     pub id: String,
-    /// What it would have been computed from.
+    /// The row's key.
     pub key: Digest,
-    /// What went wrong.
+    /// The error.
     pub message: String,
     /// The causes behind it, outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<String>,
-    /// The run in which it did.
+    /// The run in which it failed.
     #[serde(default)]
     pub run: String,
 }
 
 impl Entry {
-    /// The entry as a record keeps it: a line of JSON without the digests of rows, the number of keys, then keys and contents
-    /// as they are. Planning reads those of all rows of a table.
+    /// Returns the entry as a record: a line of JSON without keys and contents, the number of keys (64 bits,
+    /// little-endian), then keys and contents as bytes, because planning reads those of all rows of a table.
     pub(in crate::engine) fn to_bytes(&self) -> Result<Vec<u8>> {
         let head = Self {
             keys: Vec::new(),
@@ -105,7 +105,7 @@ impl Entry {
         Ok(bytes)
     }
 
-    /// The entry in a record; `None` where it is none.
+    /// Reads the entry of a record; `None` if the bytes are not a record.
     pub(in crate::engine) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         // A record of an earlier build is JSON throughout, on one line.
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return serde_json::from_slice(bytes).ok() };
@@ -118,13 +118,14 @@ impl Entry {
         Some(entry)
     }
 
-    /// The names that the record of this entry may have: it is the digest of the record, which earlier builds wrote in another way.
+    /// Returns the names that the record of this entry may have. A name is the digest of the record's bytes, and
+    /// earlier builds wrote the whole record as JSON.
     pub(in crate::engine) fn names(&self) -> Result<[Digest; 2]> {
         let json = serde_json::to_vec(self).map_err(std::io::Error::from)?;
         Ok([Digest::of(&self.to_bytes()?), Digest::of(&json)])
     }
 
-    /// What it reaches in the store: its part, and the blobs that its rows name.
+    /// Returns the objects that it reaches in the store: its part, and the blobs that its rows name.
     pub fn objects(&self) -> impl Iterator<Item = Digest> {
         self.part.into_iter().chain(self.blobs.iter().copied())
     }
@@ -135,10 +136,10 @@ impl Entry {
 pub struct EntryNote {
     /// The remark, the same text for every row that it is about.
     pub what: String,
-    /// The keys of the rows, of a table whose rows are cached one by one.
+    /// The keys of the rows; empty for a table that is made as a whole.
     #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<Digest>,
-    /// The number of rows, of a table that is made as a whole; 0 where the remark is about the table.
+    /// The number of rows, for a table that is made as a whole; 0 if the remark is about the table itself.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub count: u64,
     /// The ids of the first rows, aligned with the first keys.
@@ -146,23 +147,24 @@ pub struct EntryNote {
     pub names: Vec<String>,
 }
 
-/// A remark on a table that a person should know, although it is no error: counted over all rows, and said once.
+/// A remark on a table: a sentence that users should know, although it is no error. It is counted over all rows and
+/// printed once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Note {
     /// The remark.
     pub what: String,
-    /// How many rows or files it is about; 0 where it is about the table.
+    /// The number of rows or files that it is about; 0 if it is about the table itself.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub count: u64,
-    /// Rows of the table, where rows are counted.
+    /// The number of rows of the table, if rows are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<u64>,
-    /// The first of them.
+    /// The names of the first of these rows or files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
 }
 
-/// A note names this many rows or files.
+/// The maximum number of rows or files that a remark names.
 pub const NAMED: usize = 3;
 
 fn is_zero(count: &u64) -> bool {
@@ -170,12 +172,12 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Note {
-    /// A remark on a whole table.
+    /// Makes a remark on a whole table.
     pub fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), count: 0, of: None, names: Vec::new() }
     }
 
-    /// A remark on things with these names, such as files that are left out.
+    /// Makes a remark on things with these names, such as files that are left out.
     pub fn about<T: Into<String>>(what: impl Into<String>, names: impl IntoIterator<Item = T>) -> Self {
         let mut note = Self::new(what);
         for name in names {
@@ -205,14 +207,14 @@ impl fmt::Display for Note {
     }
 }
 
-/// A part of a published table: all of its rows, or runs of them.
+/// A part of a published table, and the rows of it that belong to the table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartRef {
-    /// The Parquet object.
+    /// The digest of the part.
     pub part: Digest,
-    /// Bytes of the part.
+    /// The size of the part in bytes.
     pub bytes: u64,
-    /// Rows in the part.
+    /// The number of rows in the part.
     pub rows: u64,
     /// The chosen rows as runs `(first, count)`; `None` means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,22 +222,22 @@ pub struct PartRef {
 }
 
 impl PartRef {
-    /// All rows of an entry; `None` where it has no part.
+    /// Chooses all rows of an entry; `None` if it has no part.
     pub(in crate::engine) fn of(entry: &Entry) -> Option<Self> {
         Some(Self { part: entry.part?, bytes: entry.bytes, rows: entry.contents.len() as u64, chosen: None })
     }
 
-    /// Rows of the table in this part.
+    /// Returns the number of chosen rows.
     pub fn len(&self) -> u64 {
         self.chosen.as_ref().map_or(self.rows, |runs| runs.iter().map(|(_, count)| count).sum())
     }
 
-    /// Whether no row is chosen.
+    /// Returns true if no row is chosen.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The chosen row numbers, ascending.
+    /// Returns the numbers of the chosen rows, ascending.
     pub fn row_numbers(&self) -> Vec<u64> {
         match &self.chosen {
             None => (0..self.rows).collect(),
@@ -243,13 +245,13 @@ impl PartRef {
         }
     }
 
-    /// The chosen rows as Parquet takes them; `None` means all.
+    /// Returns the chosen rows in Parquet's form; `None` means all.
     pub fn selection(&self) -> Option<RowSelection> {
         Some(selection(self.chosen.as_ref()?, self.rows))
     }
 }
 
-/// Ascending row numbers as runs `(first, count)`.
+/// Groups ascending row numbers into runs `(first, count)`.
 pub(in crate::engine) fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for &row in rows {
@@ -261,7 +263,7 @@ pub(in crate::engine) fn runs(rows: &[u64]) -> Vec<(u64, u64)> {
     runs
 }
 
-/// Runs of rows as Parquet takes them, in a part of so many rows.
+/// Converts runs of rows in a part of `rows` rows to Parquet's form.
 pub(in crate::engine) fn selection(runs: &[(u64, u64)], rows: u64) -> RowSelection {
     let mut selectors = Vec::new();
     let mut next = 0;
@@ -274,7 +276,7 @@ pub(in crate::engine) fn selection(runs: &[(u64, u64)], rows: u64) -> RowSelecti
     selectors.into()
 }
 
-/// What a table is made from; equal origins make equal tables.
+/// The origin of a table. Equal origins make equal tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The stage that makes it.
@@ -287,13 +289,13 @@ pub struct Provenance {
     pub files: Vec<(String, Digest)>,
     /// The stage's identity: kind, revision, parameters, content of the files, output schema.
     pub fingerprint: Digest,
-    /// Content of each input as it was read: table (or `source`) and digest.
+    /// The name of each input, or `source`, with the digest of everything that could be read of it.
     pub inputs: Vec<(String, Digest)>,
     /// The `where:` predicate.
     pub filter: Option<String>,
 }
 
-/// A published version of a table: what it holds and what it was made from.
+/// A published version of a table: its content and its origin.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// The table's name in its pipeline.
@@ -301,18 +303,18 @@ pub struct Manifest {
     /// The swept values that it depends on.
     #[serde(default, skip_serializing_if = "Variant::is_empty")]
     pub variant: Variant,
-    /// What it was made from.
+    /// Its origin.
     #[serde(flatten)]
     pub made: Provenance,
     /// The stored Arrow schema, as Parquet carries it.
     pub schema: String,
-    /// The first column identifies a row.
+    /// True if the first column identifies a row.
     pub keyed: bool,
     /// The rows.
     pub parts: Vec<PartRef>,
     /// Number of rows.
     pub rows: u64,
-    /// The content of all rows, in no order.
+    /// The digest of the contents of all rows, which does not depend on their order.
     pub content: Digest,
     /// Rows that failed and were left out.
     pub errors: Vec<RowError>,
@@ -322,22 +324,22 @@ pub struct Manifest {
     /// Remarks on the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
-    /// The pipeline no longer declares it, so SQL does not see it.
+    /// True if the pipeline no longer declares it, so that SQL does not see it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retired: bool,
     /// The run that published it.
     pub run: String,
-    /// When, in milliseconds since 1970.
+    /// The time of publication, in milliseconds since 1970.
     pub published_ms: u64,
 }
 
 impl Manifest {
-    /// The stored schema.
+    /// Returns the stored schema.
     pub fn schema(&self) -> Result<SchemaRef> {
         decode_schema(&self.schema)
     }
 
-    /// What it reaches in the store: its parts, then the blobs that its rows name.
+    /// Returns the objects that it reaches in the store: its parts, then the blobs that its rows name.
     pub fn objects(&self) -> impl Iterator<Item = Digest> {
         self.parts.iter().map(|part| part.part).chain(self.blobs.iter().copied())
     }

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! parts/DIGEST.parquet              an immutable piece of a table
-//! parts/DIGEST.groups               hashes of a large part's groups of bytes; found anew where it is missing
+//! parts/DIGEST.groups               hashes of a large part's groups of bytes; computed again if missing
 //! blobs/DIGEST                      bytes that a table names: weights, optimiser state
 //! computed/STAGE/ENTRY.rows         parts that a stage has computed, with the key of each row
-//! computed/STAGE/ENTRY.merged       the same of rows that were rewritten; names the records that it replaces
-//! state/KEY.json                    the last saved state of a stage that is not done
+//! computed/STAGE/ENTRY.merged       the same for rows that were rewritten; names the records that it replaces
+//! state/KEY.bin                     the last saved state of a training that is not done
 //! published/PIPELINE/TABLE/N.json   version N of a table; the highest is current
-//! published/PIPELINE/TABLE/N.made   says that version N was published, should its manifest be lost
+//! published/PIPELINE/TABLE/N.made   a marker that version N was published, in case its manifest is lost
 //! unfinished/PIPELINE/TABLE.json    the rows so far of a table that a run is making
 //! runs/RUN.jsonl                    the events of a run
 //! tags/TAG.json                     a name for a run
@@ -18,8 +18,8 @@
 //! Parts, blobs and records have names that their content fixes, and versions are written if absent, so any number of runs
 //! may share a store, and a run killed at any moment leaves only whole objects behind.
 //!
-//! Nothing is believed that is not what was written: parts, blobs and records are checked against the digests in their
-//! names, manifests and tags against the digest in their text, a run's log against the digest in its first line.
+//! Everything that is read is checked: parts, blobs and records against the digests in their names, manifests and tags
+//! against the digest in their text, a run's log against the digest in its first line.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -46,13 +46,13 @@ use crate::engine::{
     source::make_private,
 };
 
-/// Objects read at the same time.
+/// The number of objects that are read concurrently.
 const READS: usize = 32;
 
-/// The ending of a record.
+/// The file name extension of a record.
 const ROWS: &str = "rows";
 
-/// The ending of a record that replaces others, which are not read then.
+/// The file name extension of a record that replaces others, which are then not read.
 const MERGED: &str = "merged";
 
 /// A place for parts, blobs and tables: a folder, or any URL that `object_store` knows.
@@ -62,7 +62,7 @@ pub struct Store {
     pub url: String,
     /// The objects, relative to [`Store::prefix`].
     pub objects: Arc<dyn ObjectStore>,
-    /// The folder, of a store on this machine's disk.
+    /// The folder of a store on this machine's disk; `None` for a remote store.
     pub(in crate::engine) folder: Option<PathBuf>,
     prefix: Path,
     runtime: Arc<Runtime>,
@@ -79,20 +79,21 @@ impl std::fmt::Debug for Store {
 pub(in crate::engine) struct Object {
     /// Its name.
     pub name: String,
-    /// Its bytes.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// When it was written, in milliseconds since 1970.
+    /// The time at which it was written, in milliseconds since 1970.
     pub modified_ms: u64,
 }
 
 impl Object {
-    /// The digest that its file name is.
+    /// Returns the digest in its file name.
     pub(in crate::engine) fn digest(&self) -> Option<Digest> {
         self.name.rsplit('/').next()?.split('.').next()?.parse().ok()
     }
 }
 
-/// The objects at a URL, with copies of the immutable ones on this machine, and the prefix of the store.
+/// Connects to a URL. Returns the objects, with copies of the immutable ones on this machine, and the prefix of the
+/// store.
 fn remote_objects(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
     let (objects, prefix) = connect(url)?;
     if let Ok((ObjectStoreScheme::Http, _)) = ObjectStoreScheme::parse(url) {
@@ -104,22 +105,22 @@ fn remote_objects(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path)> {
     Ok((Arc::new(cached), prefix))
 }
 
-/// The records of what a stage has computed.
+/// The records of a stage's results.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// Those that are what was written, oldest first.
+    /// The entries of undamaged records, oldest first.
     pub entries: Vec<Entry>,
-    /// The names of the others, whose rows count as not computed.
+    /// The names of damaged records, whose rows count as not computed.
     pub damaged: Vec<String>,
 }
 
-/// Which parts and blobs a store has. A local store is asked for each, a remote one lists them once for
+/// The parts and blobs that a store has. A local store is asked for each; those of a remote store are listed once for
 /// all clones.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory(Arc<OnceLock<HashMap<String, u64>>>);
 
 impl Inventory {
-    /// Whether the store has an object, of this size where it is known.
+    /// Returns true if the store has an object, of this size if one is given.
     pub(in crate::engine) fn has(&self, store: &Store, name: &str, bytes: Option<u64>) -> Result<bool> {
         let fits = |size: Option<u64>| size.is_some_and(|size| bytes.is_none_or(|bytes| bytes == size));
         if store.folder.is_none() {
@@ -135,28 +136,28 @@ impl Inventory {
                 return Ok(true);
             }
         }
-        // Of a remote object this asks once more: it may have been written since the listing.
+        // A remote object may have been written since the listing, so the store is asked again.
         Ok(fits(store.listed_size(name)?))
     }
 }
 
-/// The name of a blob.
+/// Returns the name of a blob.
 pub(in crate::engine) fn blob_name(blob: Digest) -> String {
     format!("blobs/{blob}")
 }
 
-/// The name of a part.
+/// Returns the name of a part.
 pub(in crate::engine) fn part_name(part: Digest) -> String {
     format!("parts/{part}.parquet")
 }
 
-/// The name of the saved state of a stage that is not done.
+/// Returns the name of the saved state of a training that is not done.
 pub(in crate::engine) fn state_name(stage: Digest) -> String {
     format!("state/{stage}.bin")
 }
 
-/// Whether a name is one that a file has until it is whole: `NAME#1` of an object, `NAME.groups.PID.part` of what lies beside a
-/// part.
+/// Returns true for a name that a file has until it is complete: `NAME#1` for an object, `NAME.groups.PID.part` for the
+/// groups beside a part.
 fn is_half_written(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let process = name.strip_suffix(".part").and_then(|name| name.rsplit_once(&format!(".{GROUPS}.")));
@@ -164,7 +165,7 @@ fn is_half_written(name: &str) -> bool {
         || name.rsplit_once('#').is_some_and(|(_, number)| is_number(number))
 }
 
-/// The objects in a folder, which is made if absent, and the folder as it is named from everywhere.
+/// Opens a folder, which is made if absent. Returns its canonical path and its objects.
 fn local_objects(folder: PathBuf) -> Result<(PathBuf, Arc<dyn ObjectStore>)> {
     let named = |e| Error::Input(format!("store {}: {e}; name a folder that can be written", folder.display()));
     make_private(&folder).map_err(named)?;
@@ -173,8 +174,8 @@ fn local_objects(folder: PathBuf) -> Result<(PathBuf, Arc<dyn ObjectStore>)> {
     Ok((folder, Arc::new(objects)))
 }
 
-/// Bytes of the stack of a thread that serves requests and runs queries, whose long expressions it goes down by recursion; what is
-/// not used takes no memory.
+/// Bytes of the stack of a thread that serves requests and runs queries, because long expressions are walked by
+/// recursion. Unused parts take no memory.
 const STACK: usize = 64 << 20;
 
 impl Store {
@@ -195,7 +196,7 @@ impl Store {
         Ok(Self { url, objects, folder, prefix, runtime: Arc::new(runtime) })
     }
 
-    /// The runtime that serves this store's requests.
+    /// Returns the runtime that serves this store's requests.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
     }
@@ -204,12 +205,12 @@ impl Store {
         name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Where a part lies.
+    /// Returns the path of a part.
     pub fn part_path(&self, part: Digest) -> Path {
         self.path(&part_name(part))
     }
 
-    /// Writes an object unless one of that name is there; says whether it was written.
+    /// Writes an object unless one of that name exists. Returns true if it was written.
     pub(in crate::engine) fn put_if_absent(&self, name: &str, bytes: impl Into<Bytes>) -> Result<bool> {
         let payload = PutPayload::from_bytes(bytes.into());
         let options = PutOptions::from(PutMode::Create);
@@ -231,17 +232,17 @@ impl Store {
         Ok(())
     }
 
-    /// An object's bytes, or `None` where there is none.
+    /// Reads an object; `None` if it does not exist.
     pub fn get(&self, name: &str) -> Result<Option<Bytes>> {
         self.runtime.block_on(self.fetch(name))
     }
 
-    /// The bytes of several objects, read side by side; `None` where there is none.
+    /// Reads several objects concurrently; `None` for each that does not exist.
     pub(in crate::engine) fn get_all(&self, names: &[String]) -> Result<Vec<Option<Bytes>>> {
         self.get_each(names).into_iter().collect()
     }
 
-    /// [`Store::get_all`], with an error for each object that cannot be read.
+    /// Does as [`Store::get_all`], with an error for each object that cannot be read.
     pub(in crate::engine) fn get_each(&self, names: &[String]) -> Vec<Result<Option<Bytes>>> {
         let reads = futures::stream::iter(names.iter().map(|name| self.fetch(name)));
         self.runtime.block_on(reads.buffered(READS).collect())
@@ -255,7 +256,7 @@ impl Store {
         }
     }
 
-    /// Removes an object, if it is there.
+    /// Removes an object, if it exists.
     pub(in crate::engine) fn delete(&self, name: &str) -> Result<()> {
         match self.runtime.block_on(self.objects.delete(&self.path(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -263,7 +264,7 @@ impl Store {
         }
     }
 
-    /// The objects below a folder, sorted by name.
+    /// Lists the objects below a folder, sorted by name.
     pub(in crate::engine) fn objects_in(&self, folder: &str) -> Result<Vec<Object>> {
         let base = self.path(folder);
         let found: Vec<_> = self.runtime.block_on(self.objects.list(Some(&base)).try_collect())?;
@@ -277,7 +278,7 @@ impl Store {
         Ok(objects)
     }
 
-    /// When an object was written, in milliseconds since 1970.
+    /// Returns the time at which an object was written, in milliseconds since 1970; `None` if it does not exist.
     pub(in crate::engine) fn modified_ms(&self, name: &str) -> Result<Option<u64>> {
         match self.runtime.block_on(self.objects.head(&self.path(name))) {
             Ok(meta) => Ok(Some(meta.last_modified.timestamp_millis().max(0) as u64)),
@@ -286,12 +287,13 @@ impl Store {
         }
     }
 
-    /// Files of a local store that are being written, or were when a process was killed. No listing shows them as objects.
+    /// Returns files of a local store that are being written, or were when a process was killed. Listings of objects do
+    /// not contain them.
     pub(in crate::engine) fn half_written(&self) -> Result<Vec<Object>> {
         let Some(folder) = &self.folder else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
-            // What is gone meanwhile was written or removed.
+            // An entry that is gone meanwhile was completed or removed.
             let Ok(entry) = entry else { continue };
             let Ok(name) = entry.path().strip_prefix(folder) else { continue };
             let name = name.to_string_lossy().into_owned();
@@ -304,7 +306,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes a file that [`Store::half_written`] found, if it is still there.
+    /// Removes a file that [`Store::half_written`] found, if it still exists.
     pub(in crate::engine) fn remove_half_written(&self, object: &Object) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         match std::fs::remove_file(folder.join(&object.name)) {
@@ -313,19 +315,19 @@ impl Store {
         }
     }
 
-    /// The names of the objects below a folder, sorted, relative to it.
+    /// Returns the names of the objects below a folder, relative to it, sorted.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let relative = |object: Object| object.name[folder.len() + 1..].to_owned();
         Ok(self.objects_in(folder)?.into_iter().map(relative).collect())
     }
 
-    /// Bytes below a folder.
+    /// Returns the number of bytes below a folder.
     pub fn size(&self, folder: &str) -> Result<u64> {
         Ok(self.objects_in(folder)?.iter().map(|object| object.bytes).sum())
     }
 
-    /// Keeps bytes under their digest. What is there already is replaced by the same bytes: a damaged object is mended so, and
-    /// one that a clean-up would take for old is new again.
+    /// Stores bytes under their digest. An existing object is replaced, which repairs it if it is damaged, and makes it
+    /// young, so that a clean-up keeps it.
     pub(in crate::engine) fn put_blob(&self, bytes: impl Into<Bytes>) -> Result<Digest> {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
@@ -333,28 +335,28 @@ impl Store {
         Ok(digest)
     }
 
-    /// The bytes with this digest, checked.
+    /// Reads and checks the blob with this digest.
     pub fn blob(&self, digest: Digest) -> Result<Bytes> {
         self.whole(digest, &blob_name(digest), "blob")
     }
 
-    /// Keeps a Parquet file under its digest, as [`Store::put_blob`] does.
+    /// Stores a Parquet file under its digest, as [`Store::put_blob`] does.
     pub fn put_part(&self, bytes: Bytes) -> Result<Digest> {
         let (digest, groups) = Groups::of(&bytes);
         self.put(&part_name(digest), bytes)?;
-        // A remote part is fetched and checked whole.
+        // A remote part needs no groups, because it is fetched and checked whole.
         if let (Some(groups), Some(_)) = (groups, &self.folder) {
             self.put(&format!("parts/{digest}.{GROUPS}"), groups.to_bytes())?;
         }
         Ok(digest)
     }
 
-    /// A part's bytes.
+    /// Reads and checks a part.
     pub fn part(&self, digest: Digest) -> Result<Bytes> {
         self.whole(digest, &part_name(digest), "part")
     }
 
-    /// A part in a store on this machine's disk, of which ranges can be read.
+    /// Opens a part in a store on this machine's disk, so that ranges of it can be read; `None` in a remote store.
     pub(in crate::engine) fn local_part(&self, part: Digest) -> Result<Option<Part>> {
         let Some(folder) = &self.folder else { return Ok(None) };
         let name = part_name(part);
@@ -376,13 +378,13 @@ impl Store {
         }
     }
 
-    /// Removes a part that nothing names any more.
+    /// Removes a part that no record and no manifest names any more.
     pub(in crate::engine) fn delete_part(&self, part: Digest) -> Result<()> {
         self.delete(&part_name(part))?;
         self.delete(&format!("parts/{part}.{GROUPS}"))
     }
 
-    /// The bytes of a part or blob as they are listed; `None` where there is none.
+    /// Returns the size of a part or blob in bytes; `None` if it does not exist.
     pub(in crate::engine) fn listed_size(&self, name: &str) -> Result<Option<u64>> {
         if let Some(folder) = &self.folder {
             return match std::fs::metadata(folder.join(name)) {
@@ -398,12 +400,12 @@ impl Store {
         }
     }
 
-    /// Whether a blob is there.
+    /// Returns true if a blob exists.
     pub(in crate::engine) fn has_blob(&self, blob: Digest) -> Result<bool> {
         Ok(self.listed_size(&blob_name(blob))?.is_some())
     }
 
-    /// Removes a part or a blob, if it is damaged.
+    /// Removes the part and the blob with this digest, if they are damaged.
     pub(in crate::engine) fn discard(&self, digest: Digest) -> Result<()> {
         for name in [part_name(digest), blob_name(digest)] {
             match self.get(&name) {
@@ -414,7 +416,7 @@ impl Store {
         Ok(())
     }
 
-    /// Records what a stage has computed.
+    /// Records results of a stage.
     pub fn record(&self, stage: Digest, entry: &Entry) -> Result<()> {
         let bytes = entry.to_bytes()?;
         let ending = if entry.replaces.is_empty() { ROWS } else { MERGED };
@@ -423,7 +425,7 @@ impl Store {
         Ok(())
     }
 
-    /// All that a stage has computed.
+    /// Returns all recorded results of a stage.
     pub fn computed(&self, stage: Digest) -> Result<Recorded> {
         let objects = self.objects_in(&format!("computed/{stage}"))?;
         let (merged, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.name.ends_with(MERGED));
@@ -439,7 +441,8 @@ impl Store {
         Ok(recorded)
     }
 
-    /// The entries in records, each with the digest that names it; damaged ones are named apart.
+    /// Reads records, and returns their entries with the digests that name them. The names of damaged records are added
+    /// to `damaged`.
     fn read_records(&self, objects: Vec<Object>, damaged: &mut Vec<String>) -> Result<Vec<(Option<Digest>, Entry)>> {
         let names: Vec<String> = objects.iter().map(|object| object.name.clone()).collect();
         let mut entries = Vec::new();

@@ -9,8 +9,8 @@ use arrow::{
 use super::parquet::project;
 use crate::engine::{Error, Result};
 
-/// Chosen columns of a whole table. Rows that are cached one by one lie in the order in which they were computed, which says
-/// nothing: they are read in the order of their ids.
+/// Reads chosen columns of a whole table with `read`. Rows with keys are returned in the order of their ids, because
+/// their stored order is that in which they happened to be computed.
 pub(in crate::engine) fn in_order(
     keyed: bool,
     schema: &Schema,
@@ -28,7 +28,7 @@ pub(in crate::engine) fn in_order(
     Ok(rows.project(&wanted)?)
 }
 
-/// A batch in the order of its first column, the ids.
+/// Sorts a batch by its first column, the ids.
 pub(in crate::engine) fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
     let ids = ids_of(&batch)?;
     if (1..ids.len()).all(|row| ids.value(row - 1) <= ids.value(row)) {
@@ -38,7 +38,7 @@ pub(in crate::engine) fn sort_by_id(batch: RecordBatch) -> Result<RecordBatch> {
     Ok(take_record_batch(&batch, &order)?)
 }
 
-/// The ids of rows: the text in the first column.
+/// Returns the ids of rows: the text in the first column.
 pub(in crate::engine) fn ids_of(batch: &RecordBatch) -> Result<StringArray> {
     let ids = batch.column(0).as_string_opt::<i32>();
     ids.cloned().ok_or_else(|| Error::Damaged("the first column of a table with ids is not text".into()))

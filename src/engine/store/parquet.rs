@@ -35,14 +35,14 @@ use super::{
 };
 use crate::engine::{Digest, Error, Result};
 
-/// A batch as the bytes of a Parquet file, all rows in one row group.
+/// Encodes a batch as a Parquet file with all rows in one row group.
 pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
     let mut writer = writer(batch.schema_ref(), None)?;
     write(&mut writer, batch)?;
     Ok(writer.into_inner()?.into())
 }
 
-/// [`encode_part`] of batches as they come, on a thread of its own, beside the work that makes the next ones.
+/// Encodes batches as they come, on a thread of its own, while the next ones are made.
 pub(in crate::engine) struct Encoder {
     batches: SyncSender<RecordBatch>,
     thread: JoinHandle<Result<Bytes>>,
@@ -53,7 +53,8 @@ impl Encoder {
         Self::in_groups(schema, None)
     }
 
-    /// An encoder of row groups of so many rows. Who reads a few rows decodes the groups that they lie in.
+    /// Starts an encoder whose row groups have at most `rows` rows. A reader of few rows decodes only the groups with
+    /// these rows.
     pub(in crate::engine) fn in_groups(schema: SchemaRef, rows: Option<usize>) -> Self {
         let (batches, received) = mpsc::sync_channel(1);
         let encode = move || {
@@ -65,7 +66,7 @@ impl Encoder {
     }
 
     pub(in crate::engine) fn write(&self, batch: RecordBatch) {
-        // An encoder that failed takes no more, and says why at the end.
+        // An encoder that has failed takes no more batches, and `finish` returns its error.
         let _ = self.batches.send(batch);
     }
 
@@ -80,7 +81,7 @@ fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
         .set_max_row_group_row_count(rows)
         .set_created_by("vlmdiff".into());
-    // A dictionary or statistics of pixels cost time and help nobody.
+    // Dictionaries and statistics of heavy columns, such as pixels, would cost time and are not used.
     for field in schema.fields().iter().filter(|f| is_heavy(f)) {
         let leaf = if field.data_type().is_nested() {
             vec![field.name().clone(), "list".into(), "item".into()]
@@ -95,7 +96,7 @@ fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>
     Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
 }
 
-/// Numbers of a list that are encoded at a time: the writer notes twelve bytes about each.
+/// The number of list items that are encoded at a time, because the writer keeps twelve bytes about each.
 const ITEMS: usize = 1 << 18;
 
 fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
@@ -110,7 +111,7 @@ fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
     Ok(())
 }
 
-/// Chosen columns of a part in the order asked for, and of its rows these runs, or all.
+/// Decodes columns of a part, in the given order. `chosen` are the runs of rows to return; `None` means all.
 fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(part)?;
     let schema = builder.schema().clone();
@@ -119,7 +120,7 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
     builder = builder.with_projection(mask).with_batch_size(total.max(1));
     if let Some(runs) = chosen {
-        // Groups that are only skipped would be decoded in part: their dictionaries.
+        // Row groups without chosen rows are left out: skipping their rows would still decode their dictionaries.
         let sizes = builder.metadata().row_groups().iter().map(|group| group.num_rows() as u64);
         let (groups, runs, rows) = in_row_groups(sizes, runs);
         builder = builder.with_row_groups(groups).with_row_selection(selection(&runs, rows));
@@ -135,8 +136,8 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
     Ok(batch.project(&order)?)
 }
 
-/// The row groups, given by their sizes, that hold some of these runs of rows; the runs as they lie in them, one after another;
-/// and the number of all their rows.
+/// Finds the row groups with rows of these runs; `sizes` are the numbers of rows of all groups. Returns the groups, the
+/// runs as they lie in these groups one after another, and the number of rows of these groups.
 fn in_row_groups(sizes: impl Iterator<Item = u64>, runs: &[(u64, u64)]) -> (Vec<usize>, Vec<(u64, u64)>, u64) {
     let (mut groups, mut chosen) = (Vec::new(), Vec::new());
     let (mut start, mut rows) = (0, 0);
@@ -158,7 +159,7 @@ fn in_row_groups(sizes: impl Iterator<Item = u64>, runs: &[(u64, u64)]) -> (Vec<
     (groups, chosen, rows)
 }
 
-/// The projected fields in file order, as the reader returns them.
+/// Returns the projected fields in file order, as the reader returns them.
 fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatypes::Field>> {
     let mut roots = roots.to_vec();
     roots.sort_unstable();
@@ -166,10 +167,10 @@ fn reader_fields(schema: &SchemaRef, roots: &[usize]) -> Vec<Arc<arrow::datatype
     roots.into_iter().map(|i| schema.fields()[i].clone()).collect()
 }
 
-/// Where rows lie: parts, and `(part, row)` of each.
+/// Addresses of rows: the parts, and `(part, row)` of each row.
 pub(in crate::engine) type Addresses = (Vec<Digest>, Vec<(u32, u64)>);
 
-/// The rows at `(part, row)` places, in that order.
+/// Reads the rows at the addresses `(part, row)`, in that order.
 pub(in crate::engine) fn gather(
     store: &Store,
     parts: &[Digest],
@@ -190,7 +191,7 @@ pub(in crate::engine) fn gather(
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
-        // One part in ascending order is what decoding gave.
+        // Ascending rows of a single part are in the order of decoding.
         [only] if places.is_sorted() && only.num_rows() == places.len() => Ok(only.clone()),
         _ => {
             let order: Vec<(usize, usize)> = places.iter().map(|place| found[place]).collect();
@@ -199,7 +200,7 @@ pub(in crate::engine) fn gather(
     }
 }
 
-/// All chosen rows of a table, in the order of its parts.
+/// Reads all chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
     let read =
         |part: &PartRef| Ok(read_part(store, part.part, columns, part.chosen.as_deref())?.with_schema(schema.clone())?);
@@ -207,23 +208,25 @@ pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: 
     Ok(concat_batches(schema, &batches)?)
 }
 
-/// Columns of a part. On this machine's disk the bytes of other columns are not read; what is read is checked.
+/// Reads columns of a part. The bytes of other columns are not read from this machine's disk; all bytes that are read
+/// are checked.
 fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let Some(opened) = store.local_part(part)? else {
         return in_part(part, || decode(store.part(part)?, columns, chosen));
     };
-    // On its way through Parquet and Arrow a mismatch becomes text.
+    // Parquet and Arrow report a mismatched digest only as text, so the part itself is asked.
     in_part(part, || decode(opened.clone(), columns, chosen)).map_err(|error| match opened.is_damaged() {
         true => Error::lost(part, format!("part {part} does not match its digest")),
         false => error,
     })
 }
 
-/// A part that Parquet cannot read is damaged. It says so by an error, or by a panic at bytes that it never writes.
+/// Reports a part that Parquet cannot read as damaged. Parquet returns an error, or panics on bytes that it never
+/// writes.
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
-        // The disk's trouble is not the part's.
+        // A failure of the disk is not damage to the part.
         Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
             Error::Stage(format!("part {part} cannot be read: {e}"))
         }
@@ -233,7 +236,7 @@ fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// The fields of `schema` named by `columns`, in that order.
+/// Returns the fields of `schema` that `columns` names, in that order.
 pub(in crate::engine) fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef> {
     let fields = columns.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::new(Schema::new(fields)))

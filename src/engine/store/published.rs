@@ -1,7 +1,7 @@
 //! Published tables: the versions of a table, of which the highest is current.
 //!
-//! A version is a sealed manifest, and beside it an empty marker that is written after it. Where a manifest is lost, its
-//! marker still tells that there was one, so that the version before it is not taken for the current one.
+//! A version is a sealed manifest, and beside it an empty marker that is written after it. If a manifest is lost, its
+//! marker still shows that the version existed, so that the version before it is not taken for the current one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,17 +13,17 @@ use crate::engine::{Error, Result};
 
 const FOLDER: &str = "published";
 
-/// The name of the manifest of a version.
+/// Returns the name of the manifest of a version.
 pub(in crate::engine) fn version_name(pipeline: &str, slot: &str, version: u64) -> String {
     format!("{FOLDER}/{pipeline}/{slot}/{version:010}.json")
 }
 
-/// The name of the marker of a version.
+/// Returns the name of the marker of a version.
 pub(in crate::engine) fn marker_name(pipeline: &str, slot: &str, version: u64) -> String {
     format!("{FOLDER}/{pipeline}/{slot}/{version:010}.made")
 }
 
-/// The pipeline, slot and version that [`version_name`] and [`marker_name`] name.
+/// Returns the pipeline, slot and version in a name that [`version_name`] or [`marker_name`] has made.
 pub(in crate::engine) fn parse_version(name: &str) -> Option<(&str, &str, u64)> {
     let (folder, file) = name.strip_prefix(FOLDER)?.strip_prefix('/')?.rsplit_once('/')?;
     let (pipeline, slot) = folder.split_once('/')?;
@@ -31,7 +31,7 @@ pub(in crate::engine) fn parse_version(name: &str) -> Option<(&str, &str, u64)> 
     Some((pipeline, slot, number.parse().ok()?))
 }
 
-/// The current version of a table, as it is found.
+/// The current version of a table.
 #[derive(Clone, Debug)]
 pub enum Current {
     /// It was never published.
@@ -40,7 +40,7 @@ pub enum Current {
     Damaged {
         /// Its number.
         version: u64,
-        /// What is wrong with it.
+        /// The damage.
         message: String,
     },
     /// Its number and manifest.
@@ -48,7 +48,7 @@ pub enum Current {
 }
 
 impl Current {
-    /// The version, or an error where it is damaged: an older one is no answer.
+    /// Returns the version. A damaged one is an error, because an older version must not be taken for it.
     pub fn whole(self) -> Result<Option<(u64, Manifest)>> {
         match self {
             Self::Absent => Ok(None),
@@ -60,7 +60,7 @@ impl Current {
     }
 }
 
-/// The manifest that was read under a name.
+/// Opens the manifest that was read under a name.
 fn manifest(name: &str, read: Result<Option<Bytes>>) -> Result<Manifest> {
     match read? {
         Some(bytes) => sealed::open(name, &bytes),
@@ -69,13 +69,13 @@ fn manifest(name: &str, read: Result<Option<Bytes>>) -> Result<Manifest> {
 }
 
 impl Store {
-    /// A version of a published table; `None` where it is no longer there.
+    /// Returns a version of a published table; `None` if it no longer exists.
     pub fn version(&self, pipeline: &str, slot: &str, version: u64) -> Result<Option<Manifest>> {
         let name = version_name(pipeline, slot, version);
         self.get(&name)?.map(|bytes| sealed::open(&name, &bytes)).transpose()
     }
 
-    /// The versions of a pipeline's published tables, ascending, by slot.
+    /// Returns the versions of a pipeline's published tables, ascending, by slot.
     pub fn versions(&self, pipeline: &str) -> Result<BTreeMap<String, BTreeSet<u64>>> {
         let mut versions: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         for object in self.objects_in(&format!("{FOLDER}/{pipeline}"))? {
@@ -86,21 +86,21 @@ impl Store {
         Ok(versions)
     }
 
-    /// The versions of one table.
+    /// Returns the versions of one table.
     fn versions_of(&self, pipeline: &str, slot: &str) -> Result<BTreeSet<u64>> {
         let objects = self.objects_in(&format!("{FOLDER}/{pipeline}/{slot}"))?;
         let versions = objects.iter().filter_map(|object| parse_version(&object.name));
         Ok(versions.filter(|(_, of, _)| *of == slot).map(|(.., version)| version).collect())
     }
 
-    /// The pipelines that have published something.
+    /// Returns the pipelines that have published tables.
     pub fn pipelines(&self) -> Result<Vec<String>> {
         let listed = self.runtime().block_on(self.objects.list_with_delimiter(Some(&self.path(FOLDER))))?;
         let name = |path: &Path| path.filename().map(str::to_owned);
         Ok(listed.common_prefixes.iter().filter_map(name).collect())
     }
 
-    /// The published tables of every pipeline: pipeline and slot.
+    /// Returns pipeline and slot of every published table.
     pub fn tables(&self) -> Result<Vec<(String, String)>> {
         let objects = self.objects_in(FOLDER)?;
         let slots = objects.iter().filter_map(|object| parse_version(&object.name));
@@ -109,14 +109,14 @@ impl Store {
         Ok(tables)
     }
 
-    /// Versions of a table, read side by side, each with its number.
+    /// Reads versions of a table concurrently, and returns each with its number.
     pub fn manifests(&self, pipeline: &str, slot: &str, versions: &BTreeSet<u64>) -> Vec<(u64, Result<Manifest>)> {
         let names: Vec<String> = versions.iter().map(|version| version_name(pipeline, slot, *version)).collect();
         let read = names.iter().zip(self.get_each(&names)).map(|(name, read)| manifest(name, read));
         versions.iter().copied().zip(read).collect()
     }
 
-    /// The current versions of several tables, read side by side.
+    /// Reads the current versions of several tables concurrently.
     pub fn current(&self, pipeline: &str, slots: &[String]) -> Result<Vec<Current>> {
         let versions = self.versions(pipeline)?;
         let newest: Vec<Option<u64>> = slots.iter().map(|slot| versions.get(slot)?.last().copied()).collect();
@@ -132,12 +132,13 @@ impl Store {
         newest.iter().map(current).collect()
     }
 
-    /// The current version of a published table.
+    /// Reads the current version of a published table.
     pub fn published(&self, pipeline: &str, slot: &str) -> Result<Current> {
         Ok(self.current(pipeline, &[slot.to_owned()])?.pop().unwrap_or(Current::Absent))
     }
 
-    /// Publishes a table as a new version, atomically: of two racing runs both versions stand, in turn. Returns its number.
+    /// Publishes a table as a new version, atomically, and returns its number. If two runs publish at once, each makes
+    /// a version of its own, one after the other.
     pub(in crate::engine) fn publish(&self, pipeline: &str, manifest: &Manifest) -> Result<u64> {
         let json = sealed::seal(manifest)?;
         let slot = manifest.variant.slot(&manifest.table);
@@ -151,7 +152,7 @@ impl Store {
         }
     }
 
-    /// Removes a version. Its marker goes first: without it a version is one that was never published.
+    /// Removes a version. The marker is removed first, because a marker without a manifest would count as damage.
     pub(in crate::engine) fn delete_version(&self, pipeline: &str, slot: &str, version: u64) -> Result<()> {
         self.delete(&marker_name(pipeline, slot, version))?;
         self.delete(&version_name(pipeline, slot, version))

@@ -130,7 +130,7 @@ pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) 
 pub fn row_digests(batch: &RecordBatch) -> Result<Vec<Digest>> {
     let content = batch.schema_ref().fields().iter().zip(batch.columns()).filter(|(field, _)| !is_volatile(field));
     let columns = content.map(|(_, column)| values(column)).collect::<Result<Vec<_>>>()?;
-    // The bytes that a hasher of a row takes in, all at once: short pieces cost more than their hash.
+    // The bytes of a row are hashed at once, because hashing many short pieces costs more than copying them.
     let begin = [&(ROW.len() as u64).to_le_bytes(), ROW.as_bytes()].concat();
     let row = |bytes: &mut Vec<u8>, i| {
         bytes.clear();
