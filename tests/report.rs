@@ -23,7 +23,7 @@ fn pictures_are_those_of_the_combination_that_ran_last() {
     let lab = Lab::new(&format!("{LIGHT}sweep: {{ size: [16, 32] }}\n"));
     let shown = |size: u32| {
         let (html, text) = page(&lab);
-        assert!(text.contains(&format!("\nsize={size}\n, of 2 combinations the one that ran last")), "{text}");
+        assert!(text.contains(&format!("\nsize={size}\n, which ran last of 2 combinations")), "{text}");
         assert_eq!(html.matches("aria-label=\"input\"><image id=").count(), 6);
         assert!(html.contains(&format!("viewBox=\"0 0 {size} {size}\"")));
     };
@@ -46,8 +46,8 @@ fn numbers_are_shown_with_their_values_and_protocol() {
     assert_eq!(count("\nmean over classes\n0.3\npython3 -B maps.py\n"), 3, "{text}");
     for said in [
         "\nexact\nFrom the definitions:",
-        "\nreference\nAs in the code of the paper",
-        "\nader\nAs in ADer",
+        "\nreference\nThe rules of the code of the paper",
+        "\nader\nThe rules of ADer",
         "are not to be compared with each other",
         "at most 5 or 30 % of the normal pixels",
     ] {

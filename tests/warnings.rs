@@ -22,7 +22,7 @@ fn remarks(lab: &Lab, arguments: &[&str]) -> Vec<String> {
     assert_eq!((plan.code, page.code), (Some(0), Some(0)), "{}{}", plan.stderr, page.stderr);
     let page = fs::read_to_string(lab.path("report.html")).unwrap();
     let page = page.replace("&#x27;", "'").replace("&#x2f;", "/");
-    assert_eq!(page.contains("Know this first"), !notes.is_empty());
+    assert_eq!(page.contains("<h2>Remarks</h2>"), !notes.is_empty());
     for note in &notes {
         let (_, text) = note.split_once(": ").unwrap();
         // Each remark is printed once by a run that made the table, by one that found it fresh, by a plan, and on the

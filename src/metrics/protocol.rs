@@ -11,16 +11,16 @@ pub enum Protocol {
     /// From the definitions: the score of each image is the stored one, its label that of the dataset, and AUPRO is
     /// taken over all thresholds that occur and integrated up to `aupro_limit`.
     Exact,
-    /// As in the code of the paper (and of DiAD): the image's score is the largest value of its map after averaging
-    /// over 8x8 windows eight times; its label is whether its mask has any pixel; an AUROC below one half is reported
-    /// as one less it; PRO is taken at 200 thresholds between the lowest and the highest score, and its area up to the
-    /// largest false positive rate below 0.3 that they hit, over that rate. Maps have at least 57 pixels a side, or
-    /// there are no image metrics.
+    /// The rules of the code of the paper (and of DiAD): the image's score is the largest value of its map after
+    /// averaging over 8x8 windows eight times; an image is anomalous if its mask has any pixel; an AUROC below one half
+    /// is reported as 1 minus it; PRO is taken at 200 thresholds between the lowest and the highest score, and its area
+    /// up to the largest false positive rate below 0.3 that they hit, divided by that rate. Maps need at least 57
+    /// pixels a side, or there are no image metrics.
     Reference,
-    /// As in ADer's own functions with their defaults, without ADEval: the image's score is the largest average of
-    /// 16x16 windows of its map; its label is whether its mask has any pixel; the pixels' F1 is the largest of 21
-    /// thresholds; PRO is taken at 200 thresholds, and its area over the false positive rates below 0.3 that they hit,
-    /// stretched to 0..1.
+    /// The rules of ADer's own functions with their defaults, without ADEval: the image's score is the largest average
+    /// of 16x16 windows of its map; an image is anomalous if its mask has any pixel; the pixels' F1 is the largest of
+    /// 21 thresholds; PRO is taken at 200 thresholds, and its area over the false positive rates below 0.3 that they
+    /// hit, stretched to 0..1.
     Ader,
 }
 

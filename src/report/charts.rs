@@ -17,11 +17,11 @@ const SMOOTH: RGBColor = RGBColor(0x2f, 0x5f, 0xa8);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe2);
 const TEXT: RGBColor = RGBColor(0x66, 0x66, 0x64);
 
-/// A loss over optimiser steps: each logged value faint, their moving average strong. The loss axis is logarithmic where
-/// the (positive) losses span more than a decade. `points` are `(step, loss)` in order of steps.
+/// Draws a loss over optimiser steps: each logged value faint, their moving average strong. The loss axis is
+/// logarithmic if the losses are positive and span more than a decade. `points` are `(step, loss)`, ascending by step.
 ///
 /// # Errors
-/// There are fewer than two points, or what plotters says.
+/// Fails if there are fewer than two points, or if plotters fails.
 pub(super) fn loss_curve(points: &[(f64, f64)]) -> Result<String, String> {
     let [(first, _), .., (last, _)] = points else { return Err("two logged steps are needed for a curve".into()) };
     let (lo, hi) = points.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), (_, y)| (lo.min(*y), hi.max(*y)));
@@ -29,7 +29,7 @@ pub(super) fn loss_curve(points: &[(f64, f64)]) -> Result<String, String> {
     let svg = if lo > 0. && hi / lo > 10. {
         draw(points, steps, (lo / 1.1..hi * 1.1).log_scale().with_key_points(ticks(lo / 1.1, hi * 1.1)))
     } else {
-        // A loss is judged by its distance from 0, unless it never comes near.
+        // The axis begins at 0, because the distance from 0 matters, unless the loss never comes near it.
         let bottom = if lo > 0. && lo < 0.5 * hi { 0. } else { lo - 0.05 * (hi - lo).max(1e-6) };
         draw(points, steps, bottom..hi + 0.05 * (hi - bottom).max(1e-6))
     };
@@ -68,12 +68,12 @@ where
         chart.draw_series(LineSeries::new(smooth(points), SMOOTH.stroke_width(2)))?;
         root.present()?;
     }
-    // Without a fixed size the drawing takes that of its place on the page.
+    // Without a fixed size, the drawing fills its place on the page.
     let size = format!("width=\"{}\" height=\"{}\"", SIZE.0, SIZE.1);
     Ok(svg.replacen(&size, "class=\"chart\" role=\"img\"", 1))
 }
 
-/// 1, 2 and 5 in every decade from `lo` to `hi`; the powers of ten alone where they are many.
+/// Returns 1, 2 and 5 in every decade from `lo` to `hi`; over more than three decades, the powers of ten alone.
 fn ticks(lo: f64, hi: f64) -> Vec<f64> {
     let digits: &[f64] = if hi / lo > 1e3 { &[1.] } else { &[1., 2., 5.] };
     let decades = lo.log10().floor() as i32..=hi.log10().ceil() as i32;
@@ -83,7 +83,7 @@ fn ticks(lo: f64, hi: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Three significant digits and no more zeros than needed.
+/// Formats a number with three significant digits, without trailing zeros.
 pub(super) fn short(value: f64) -> String {
     if value == 0. || !value.is_finite() {
         return value.to_string();
@@ -96,7 +96,7 @@ pub(super) fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// The mean over a window of a fifteenth of all points, centred and cut at both ends.
+/// Returns the mean over a window of a fifteenth of all points, centred, and shortened near both ends.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let half = points.len() / 30;
     let mean = |i: usize| {
@@ -107,7 +107,7 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     (0..points.len()).map(|i| (points[i].0, mean(i))).collect()
 }
 
-/// The colours of anomaly maps from low to high, as CSS colour stops.
+/// Returns the colours of anomaly maps from low to high, as CSS colour stops.
 pub(super) fn gradient() -> String {
     let stops = (0..=8).map(|i| {
         let [r, g, b] = colormap::inferno(i as f32, 0., 8.).0;

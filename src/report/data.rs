@@ -1,4 +1,4 @@
-//! What a report is made from: which published tables, which rows of them.
+//! The published tables, and the rows of them, from which a report is made.
 
 use std::{
     cmp::Reverse,
@@ -27,14 +27,14 @@ use crate::{
     },
 };
 
-/// Ids in one `in (…)`: what is held at once, against how often a table is scanned.
+/// The number of ids in one `in (…)`. More ids mean fewer scans of a table and more rows in memory.
 const CHUNK: usize = 256;
 
 /// The published tables of a pipeline, in pipeline order.
 pub struct Source {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The current manifest of each table; of a swept one that of each instance.
+    /// The current manifest of each table, and of each instance of a swept table.
     pub tables: Vec<Manifest>,
     /// The roles of each table, by slot.
     roles: BTreeMap<String, Vec<Role>>,
@@ -45,11 +45,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a pipeline's tables; by default those of the pipeline that published last. `kinds` gives the order of the tables
-    /// and says what their stages do.
+    /// Opens a pipeline's tables; by default those of the pipeline that published last. `kinds` gives the order of the
+    /// tables and describes their stages.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store has no such pipeline, or nothing at all.
+    /// [`Error::Input`] if the store has no such pipeline, or no published table.
     pub fn open(store: &Store, pipeline: Option<&str>, kinds: &'static [StageKind]) -> Result<Self> {
         let all = query::manifests(store)?;
         let Some((latest, _)) = all.iter().max_by_key(|(_, manifest)| manifest.published_ms) else {
@@ -75,12 +75,13 @@ impl Source {
         Ok(Self { pipeline, tables, roles, ran_last: ran_last.into_keys().collect(), kinds, session })
     }
 
-    /// What a stage does, in a sentence or two.
+    /// Returns the description of a stage, in a sentence or two.
     pub(super) fn about(&self, stage: &str) -> String {
         self.kind(stage).map(StageKind::about).unwrap_or_default()
     }
 
-    /// What one of the words that a parameter takes means; `of` is the type of these words.
+    /// Returns the description of a word that a parameter takes; `of` is the name of the word's type in the JSON
+    /// Schema.
     pub(super) fn about_word(&self, stage: &str, of: &str, word: &str) -> Option<String> {
         let schema = (self.kind(stage)?.schema)();
         let words = schema.pointer(&format!("/$defs/{of}/oneOf"))?.as_array()?;
@@ -92,7 +93,7 @@ impl Source {
         self.kinds.iter().find(|kind| kind.name == stage)
     }
 
-    /// The tables that have a role, whatever stages made them.
+    /// Returns the tables that have a role, whatever stages made them.
     pub(super) fn of_role(&self, role: Role) -> impl Iterator<Item = &Manifest> {
         self.tables.iter().filter(move |table| self.has_role(table, role))
     }
@@ -101,8 +102,9 @@ impl Source {
         self.roles.get(&slot(table)).is_some_and(|roles| roles.contains(&role))
     }
 
-    /// The table of a role that one of `below` was made from, by the fewest steps. Else one of their swept values, of the last run,
-    /// not itself made from a table of that role, published last.
+    /// Returns the table of a role from which one of `below` was made, by the fewest steps. Among equals, a table whose
+    /// swept values one of `below` shares is preferred, then one of the last run, then one that is not made from a
+    /// table of the role, then the one that was published last.
     pub(super) fn table(&self, role: Role, below: &[Option<&Manifest>]) -> Option<&Manifest> {
         let below = || below.iter().flatten();
         self.of_role(role).max_by_key(|table| {
@@ -114,7 +116,7 @@ impl Source {
         })
     }
 
-    /// The tables that a table was made from directly.
+    /// Returns the tables from which a table was made directly.
     fn inputs<'a>(&'a self, table: &'a Manifest) -> impl Iterator<Item = &'a Manifest> {
         let is_input = |other: &&Manifest| {
             let name = other.variant.name(&other.table);
@@ -123,7 +125,7 @@ impl Source {
         self.tables.iter().filter(is_input)
     }
 
-    /// How many steps a table is away from one that it was made from; `None` if it was not made from it.
+    /// Returns the number of steps from a table up to one from which it was made; `None` if it was not made from that.
     fn steps(&self, table: &Manifest, from: &Manifest) -> Option<usize> {
         let mut seen = BTreeSet::from([slot(table)]);
         let mut reached = vec![table];
@@ -140,13 +142,13 @@ impl Source {
         None
     }
 
-    /// The rows of a query in one batch.
+    /// Returns the rows of a query in one batch.
     pub(super) fn query(&self, sql: &str) -> Result<RecordBatch> {
         let (schema, batches) = self.session.query(sql)?;
         Ok(concat_batches(&schema, &batches)?)
     }
 
-    /// All rows of a table.
+    /// Returns all rows of a table.
     pub(super) fn rows(&self, table: &Manifest) -> Result<RecordBatch> {
         self.query(&format!("select * from {}", self.name(table)))
     }
@@ -177,7 +179,7 @@ impl Source {
         Ok(())
     }
 
-    /// The test images with their scores and captions, in order of their ids.
+    /// Returns the test images with their scores and captions, in the order of their ids.
     pub(super) fn test_images(
         &self,
         images: &Manifest,
@@ -219,7 +221,7 @@ impl Source {
             .collect())
     }
 
-    /// The query of the test images; a table of images may lack split, kind of defect and caption.
+    /// Returns the query of the test images. A table of images may lack split, kind of defect and caption.
     fn select_test_images(&self, images: &Manifest) -> Result<String> {
         let (schema, id) = (images.schema()?, id_of(images)?);
         let has = |name| column::has(&schema, name, &DataType::Utf8);
@@ -236,30 +238,30 @@ impl Source {
         ))
     }
 
-    /// The ids and values of a column of a table.
+    /// Returns the ids of a table and the values of a column.
     fn by_id(&self, table: &Manifest, name: &str) -> Result<(Vec<String>, ArrayRef)> {
         let batch = self.query(&format!("select {} as {IMAGE_ID}, {name} from {}", id_of(table)?, self.name(table)))?;
         let ids = text(&batch, IMAGE_ID)?.iter().map(|id| id.unwrap_or_default().to_owned()).collect();
         Ok((ids, column(&batch, name)?.clone()))
     }
 
-    /// What SQL calls the table, of a swept one this very instance.
+    /// Returns the name of a table in SQL; for a swept table it names a single instance.
     fn name(&self, table: &Manifest) -> String {
         [&self.pipeline, &slot(table)].map(|name| quoted(name)).join(".")
     }
 }
 
-/// A name as SQL takes it as it stands.
+/// Quotes a name for SQL.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The name under which the store keeps a table.
+/// Returns the name under which the store keeps a table.
 fn slot(table: &Manifest) -> String {
     table.variant.slot(&table.table)
 }
 
-/// The column with the ids of a table's images, as SQL takes it.
+/// Returns the column with the ids of a table's images, quoted for SQL.
 fn id_of(table: &Manifest) -> Result<String> {
     let schema = table.schema()?;
     let id = images::id_column(&schema).map(quoted);
@@ -275,7 +277,7 @@ pub(super) struct TestImage {
     pub class: String,
     /// Its kind of defect; `good` for none.
     pub defect: String,
-    /// Whether it is anomalous.
+    /// True if it is anomalous.
     pub anomalous: bool,
     /// Its caption.
     pub caption: Option<String>,
@@ -283,8 +285,9 @@ pub(super) struct TestImage {
     pub score: Option<f32>,
 }
 
-/// Which images to show, by index, the highest score first: of each class and kind of defect the `per_kind` with the highest
-/// scores, of normal images also the `per_kind` with the lowest, and at most `limit` in all, spread over classes and kinds.
+/// Chooses the images to show. Returns their indices, the highest score first: for each class and kind of defect the
+/// `per_kind` images with the highest scores, for normal images also the `per_kind` with the lowest, and at most
+/// `limit` in all, spread over classes and kinds.
 pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec<usize> {
     let descending = |a: &usize, b: &usize| {
         let score = |i: &usize| images[*i].score.unwrap_or(f32::NEG_INFINITY);
@@ -294,7 +297,8 @@ pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec
     for (i, image) in images.iter().enumerate() {
         kinds.entry((&image.class, !image.anomalous, &image.defect)).or_default().push(i);
     }
-    // The first of every kind, then the second of every kind, and so on: what a limit cuts off is what matters least.
+    // The first image of every kind comes first, then the second of every kind, and so on, so that a limit cuts off the
+    // least important ones.
     let mut ranked: Vec<(usize, usize)> = Vec::new();
     for ((_, normal, _), mut members) in kinds {
         members.sort_by(descending);
@@ -349,7 +353,7 @@ mod tests {
             .collect();
         assert_eq!(choose(&images, 9, 99).len(), images.len());
         let few = choose(&images, 9, 9);
-        // Of each class its best defect, its highest and its lowest normal image.
+        // Each class has its best defect, its highest and its lowest normal image.
         assert_eq!(few.len(), 9);
         for class in ["a", "b", "c"] {
             let of_class: Vec<&str> =

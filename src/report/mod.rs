@@ -24,21 +24,21 @@ use data::TestImage;
 use pictures::{GroundTruth, Pictures, Scale};
 
 const TEMPLATE: &str = include_str!("report.html");
-/// What metrics are of, in the order of their columns.
+/// The groups of metrics, in the order of their columns.
 const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
 /// The metrics at the top of the page.
 const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
 
-/// Which pictures a page shows.
+/// The number of pictures on a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Images per class and kind of defect.
+    /// The maximum number of images per class and kind of defect.
     pub per_kind: usize,
-    /// Images in all.
+    /// The maximum number of images in all.
     pub images: usize,
 }
 
-/// The page about a pipeline's published tables, as HTML. What is not published is named on the page.
+/// Returns the page about a pipeline's published tables, as HTML. The page names the roles that no published table has.
 pub fn html(source: &Source, options: Options) -> Result<String> {
     let evaluated: Vec<&Manifest> = source.of_role(Role::Metrics).collect();
     let metrics = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
@@ -62,12 +62,12 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.add_template("report.html", TEMPLATE)?;
-    // The columns by which a table has each role, for what is said where no table has it.
+    // If no table has a role, the page names the columns that such a table would have.
     let columns: BTreeMap<&str, &str> = Role::ALL.into_iter().map(|role| (role.name(), role.columns())).collect();
     environment.get_template("report.html")?.render(context! { columns, ..page })
 }
 
-/// The remarks on a table.
+/// Returns the remarks on a table.
 fn notes(table: &Manifest) -> Vec<Value> {
     let name = table.variant.name(&table.table);
     table.notes.iter().map(|note| context! { table => &name, text => note.to_string() }).collect()
@@ -139,7 +139,7 @@ struct Cell {
     percent: String,
     /// The length of the cell's bar, 0 to 100.
     bar: f64,
-    /// Why there is no number.
+    /// The reason why there is no number.
     why: Option<&'static str>,
 }
 
@@ -158,7 +158,7 @@ impl Cell {
     }
 }
 
-/// What a table of metrics says of a class by a protocol.
+/// The metrics of a class by a protocol: a row of a table of metrics.
 struct Row<'a> {
     variant: &'a Variant,
     class: String,
@@ -177,7 +177,7 @@ impl Row<'_> {
 fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Vec<Row<'a>>> {
     let batch = source.rows(table)?;
     let (classes, protocols) = (text(&batch, CLASS)?, text(&batch, PROTOCOL)?);
-    // A query's table of metrics may not say of how many images they are.
+    // A table of metrics that a query made may lack the numbers of images.
     let counts = |name| batch.column_by_name(name).map(|_| numbers(&batch, name)).transpose();
     let (images, anomalous) = (counts(N_IMAGES)?, counts(N_ANOMALOUS)?);
     let count = |counts: &Option<Vec<Option<f64>>>, row: usize| counts.as_ref().and_then(|counts| counts[row]);
@@ -193,7 +193,7 @@ fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Ve
     Ok((0..batch.num_rows()).map(row).collect())
 }
 
-/// The metrics of a table by each protocol; `instances` are one table, or those of its swept values.
+/// Returns the metrics of a table by each protocol. `instances` is the table, or all instances of a swept one.
 fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
     let names = shared_metrics(instances)?;
     // Metrics are explained once for all tables.
@@ -205,7 +205,7 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
     for table in instances {
         all.extend(rows(source, table, &names)?);
     }
-    // Those of a class stay in the order of the instances.
+    // The sort is stable, so the rows of a class stay in the order of the instances.
     all.sort_by(|a, b| (a.is_mean(), &a.class).cmp(&(b.is_mean(), &b.class)));
     // A line stands before the first metric of images and before the first of pixels.
     let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
@@ -239,7 +239,7 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
     Ok(distinct(all.iter().map(|row| &row.protocol)).into_iter().map(by_protocol).collect())
 }
 
-/// The metrics that all instances of a table have, those of images first, then those of pixels.
+/// Returns the metrics that all instances of a table have, in the order of [`GROUPS`].
 fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
     let all = instances.iter().map(|table| Ok(names(&*table.schema()?))).collect::<Result<Vec<_>>>()?;
     let mut shared = all.first().cloned().unwrap_or_default();
@@ -248,7 +248,7 @@ fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
     Ok(shared)
 }
 
-/// Each value once, in the order in which they come.
+/// Returns each value once, in the order of its first occurrence.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut once = Vec::new();
     values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
@@ -276,7 +276,7 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
     Ok(context! { table => table.variant.name(&table.table), about => source.about(&table.made.stage), svg, note })
 }
 
-/// The pictures and what can be asked of them.
+/// Returns the pictures, and the values by which the page can select them.
 fn gallery(source: &Source, options: Options) -> Result<Value> {
     let maps = source.table(Role::AnomalyMaps, &[source.table(Role::Metrics, &[])]);
     let reconstructions = source.table(Role::Reconstructions, &[maps]);
@@ -287,7 +287,7 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let missing = wanted.into_iter().filter(|(_, table)| table.is_none()).map(|(role, _)| role.name());
     let missing: Vec<&str> = missing.collect();
     let Some(images) = images else { return Ok(context! { missing }) };
-    // What depends on most swept values.
+    // This table depends on the most swept values.
     let of = maps.or(reconstructions).unwrap_or(images);
     let is_other = |table: &&Manifest| table.table == of.table && table.variant != of.variant;
     let others: Vec<&Manifest> = source.tables.iter().filter(is_other).collect();
@@ -310,7 +310,7 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     })
 }
 
-/// What chooses a combination for a run.
+/// Returns the options by which a run chooses a combination.
 fn only(variant: &Variant) -> String {
     variant.settings().iter().map(|setting| format!("--only '{setting}'")).collect::<Vec<_>>().join(" ")
 }
@@ -341,12 +341,12 @@ fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value 
     }
 }
 
-/// A share as percent with one decimal; a dash for none.
+/// Formats a share as percent with one decimal; a dash stands for none.
 fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), |value| format!("{:.1}", value * 100.))
 }
 
-/// Milliseconds since 1970 as date and time, UTC.
+/// Formats milliseconds since 1970 as date and time in UTC.
 fn time(ms: u64) -> String {
     let time = i64::try_from(ms).ok().and_then(arrow::temporal_conversions::timestamp_ms_to_datetime);
     time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M UTC").to_string())

@@ -24,20 +24,21 @@ use crate::{
 
 /// The longest side of a picture on the page.
 const LARGEST: u32 = 256;
-/// Indistinguishable at the size shown, a fifth of the bytes of PNG.
+/// The quality of JPEGs. At the size shown they cannot be distinguished from PNGs, of whose bytes they have a fifth.
 const JPEG_QUALITY: u8 = 90;
-/// Above this share of a class's map values all have the brightest colour: else one extreme pixel would darken all others.
+/// The share of a class's map values that lie below the brightest colour. With all of them, one extreme pixel would
+/// darken all others.
 const BRIGHTEST: f64 = 0.998;
 const OUTLINE: Rgb<u8> = Rgb([64, 255, 120]);
 
-/// What is known of where an image is anomalous.
+/// The ground truth of an image: the places where it is anomalous.
 #[derive(Debug, PartialEq)]
 pub(super) enum GroundTruth {
-    /// Not known.
+    /// The places are not known.
     Unknown,
-    /// Nowhere.
+    /// There are none.
     Empty,
-    /// The contour of the anomalous places on a transparent ground, as URI.
+    /// Their contour on a transparent ground, as URI.
     Outline(String),
 }
 
@@ -48,7 +49,7 @@ pub(super) struct Pictures {
     pub size: (u32, u32),
     /// The image.
     pub input: String,
-    /// Where it is anomalous.
+    /// Its ground truth.
     pub ground_truth: GroundTruth,
     /// Its reconstruction.
     pub reconstruction: Option<String>,
@@ -76,7 +77,8 @@ pub(super) struct Tables<'a> {
     pub maps: Option<&'a Manifest>,
 }
 
-/// The pictures of the chosen images by id, and each class's scale. No other image's pixels are kept.
+/// Makes the pictures of the chosen images, by id, and the scale of each class. Pixels of other images are not kept in
+/// memory.
 pub(super) fn pictures(
     source: &Source,
     tables: Tables<'_>,
@@ -134,7 +136,7 @@ struct Map {
     height: u32,
 }
 
-/// The maps of images by id; an image may have none.
+/// Reads the maps of images, by id; an image may have none.
 fn maps<'a>(source: &Source, table: &Manifest, ids: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Map>> {
     let [height, width] = anomaly_maps::size(&*table.schema()?).ok_or_else(|| sizeless(table, MAP))?;
     let mut found = HashMap::new();
@@ -146,7 +148,7 @@ fn maps<'a>(source: &Source, table: &Manifest, ids: impl Iterator<Item = &'a str
     Ok(found)
 }
 
-/// The reconstructions of images by id; an image may have none.
+/// Reads the reconstructions of images, by id; an image may have none.
 fn reconstructions<'a>(
     source: &Source,
     table: &Manifest,
@@ -171,14 +173,14 @@ fn missized(id: &str, name: &str) -> Error {
     Error::Damaged(format!("{id}: `{name}` does not have the size that its table declares"))
 }
 
-/// The size on the page: as stored, or smaller in both directions.
+/// Returns the size of a picture on the page: as stored, or reduced so that the longest side is [`LARGEST`].
 fn shown(width: u32, height: u32) -> (u32, u32) {
     let longest = width.max(height).max(LARGEST);
     let side = |side: u32| (side * LARGEST / longest).max(1);
     if longest == LARGEST { (width, height) } else { (side(width), side(height)) }
 }
 
-/// From the lowest to nearly the highest of all finite values; `None` where there are none.
+/// Returns the scale from the lowest to nearly the highest of all finite values; `None` if there are none.
 fn scale(mut values: Vec<f32>) -> Option<Scale> {
     values.retain(|value| value.is_finite());
     let last = values.len().checked_sub(1)?;
@@ -187,7 +189,7 @@ fn scale(mut values: Vec<f32>) -> Option<Scale> {
     Some(Scale { lo, hi: if hi > lo { hi } else { lo + 1. } })
 }
 
-/// `[3, H, W]`, normalised, as a picture.
+/// Converts values `[3, H, W]`, normalised by ImageNet's colours, to a picture.
 fn photograph(values: &[f32], width: u32, height: u32) -> RgbImage {
     let plane = (width * height) as usize;
     let level = |value: f32, c: usize| ((value * imagenet::STD[c] + imagenet::MEAN[c]) * 255.).round() as u8;

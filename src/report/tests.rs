@@ -68,14 +68,14 @@ fn remarks_stand_above_the_numbers() {
         context! { table => "denoiser", text => "the loss began at 1 <b> and ended at 1; try more `training.steps`" },
     ];
     let html = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec(), notes }).unwrap();
-    let (above, below) = html.split_once("Know this first").unwrap();
+    let (above, below) = html.split_once("<h2>Remarks</h2>").unwrap();
     assert!(!above.contains("id=\"metrics\"") && below.contains("id=\"metrics\""));
     assert!(
         below.contains("<code>denoiser</code>: the loss began at 1 &lt;b&gt; and")
             && below.contains("<code>training.steps</code>")
     );
     let none = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec() }).unwrap();
-    assert!(!none.contains("Know this first"));
+    assert!(!none.contains("<h2>Remarks</h2>"));
 }
 
 #[test]
