@@ -10,14 +10,14 @@ use super::{
 };
 use crate::engine::store::{Garbage, Heap, collect};
 
-/// Delete what no published table, no tag and none of the last runs reaches.
+/// Delete stored objects that no published table, no tag and none of the last runs reaches.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  vlmdiff gc --dry-run\n  vlmdiff gc --keep 3")]
 pub(super) struct Gc {
     /// Keep the tables of each pipeline's last N runs. Published tables and tagged runs are always kept.
     #[arg(long, default_value_t = 10, value_name = "N")]
     keep: usize,
-    /// Only say what would be deleted.
+    /// Print what would be deleted, and delete nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -89,7 +89,7 @@ enum Command {
     Runs(runs::Runs),
     /// Say what changed from one run to another.
     Diff(diff::Diff),
-    /// Delete what nothing reaches any more.
+    /// Delete stored objects that nothing reaches any more.
     Gc(gc::Gc),
     /// Draw the tables of a pipeline and what they are made from.
     Graph(graph::Graph),
@@ -109,11 +109,11 @@ struct PipelineArgs {
     /// Set a parameter: TABLE.PARAMETER=VALUE, such as images.root=photos. May be given several times.
     #[arg(long = "set", value_name = "TABLE.PARAMETER=VALUE")]
     sets: Vec<String>,
-    /// Of a sweep, only the combinations with this value, such as extractor=dinov2. Given several times: of one axis
-    /// any, of several axes all
+    /// Run only the combinations of a sweep with this value, such as extractor=dinov2. Given several times, a
+    /// combination needs one of the values of each axis.
     #[arg(long, value_name = "AXIS=VALUE")]
     only: Vec<String>,
-    /// Where tables are kept: a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
+    /// The store, a folder or a URL. Default: the pipeline's `store:`, else .vlmdiff
     #[arg(long, env = "VLMDIFF_STORE")]
     store: Option<String>,
 }
@@ -133,13 +133,13 @@ impl PipelineArgs {
     }
 }
 
-/// Which tables, and what not to take for fresh.
+/// The selection of tables, and results that are computed again.
 #[derive(Args)]
 struct SelectionArgs {
-    /// Only this table and what it is made from. May be given several times.
+    /// Select only this table and the tables it is made from. May be given several times.
     #[arg(long = "target", value_name = "TABLE")]
     targets: Vec<String>,
-    /// Only the tables from the top of the pipeline down to this one.
+    /// Select only the tables from the top of the pipeline down to this one.
     #[arg(long, value_name = "TABLE")]
     until: Option<String>,
     /// Compute this table again although it is fresh. May be given several times.
@@ -159,10 +159,10 @@ impl SelectionArgs {
     }
 }
 
-/// A store that is there already.
+/// A store that exists.
 #[derive(Args)]
 struct StoreArgs {
-    /// Where tables are kept: a folder or a URL.
+    /// The store, a folder or a URL.
     #[arg(long, global = true, env = "VLMDIFF_STORE", default_value = DEFAULT_STORE)]
     store: String,
 }

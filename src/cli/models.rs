@@ -28,7 +28,7 @@ Examples:
   vlmdiff models inspect downloads/fs_visa.ckpt --keys
   vlmdiff models verify dino-vits8
 
-Where weights are asked for, a pipeline takes these names too: `weights: dino-vits8`.")]
+A pipeline takes these names wherever it asks for weights: `weights: dino-vits8`.")]
 pub(super) struct Models {
     #[command(subcommand)]
     action: Action,
@@ -40,9 +40,9 @@ enum Action {
     List(list::List),
     /// Download checkpoints into the caches.
     Fetch(fetch::Fetch),
-    /// Say what a file of weights holds and which architecture it fits.
+    /// Show the tensors of a file of weights, and the architecture that they fit.
     Inspect(inspect::Inspect),
-    /// Check that what was fetched is whole and what it should be.
+    /// Check that fetched files are complete and have the right content.
     Verify(verify::Verify),
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pipeline: PipelineArgs,
     #[command(flatten)]
     selection: SelectionArgs,
-    /// Hash every source file, also those whose size, time and inode have not changed.
+    /// Hash every source file, even if its size, times and inode have not changed.
     #[arg(long)]
     verify: bool,
     /// Print one JSON object per table.

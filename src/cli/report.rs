@@ -19,17 +19,17 @@ Examples:
   vlmdiff report -o report.html
   vlmdiff report --pipeline quickstart --per-kind 10 --images 1000")]
 pub(super) struct Report {
-    /// Where to write the page: one file, which needs no network and no other file.
+    /// The file to write: a page that needs no network and no other file.
     #[arg(short, long, default_value = "report.html")]
     output: PathBuf,
     /// The pipeline to report on; by default the one that published last.
     #[arg(long)]
     pipeline: Option<String>,
-    /// Show so many images of each class and kind of defect: those with the highest scores; of normal images also
-    /// those with the lowest.
+    /// The number of images to show of each class and kind of defect: those with the highest scores, and for normal
+    /// images also those with the lowest.
     #[arg(long, default_value_t = 4, value_name = "N")]
     per_kind: usize,
-    /// Show so many images at most, spread over classes and kinds of defect.
+    /// The maximum number of images to show in all, spread over classes and kinds of defect.
     #[arg(long, default_value_t = 240, value_name = "N")]
     images: usize,
     #[command(flatten)]

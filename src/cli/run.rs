@@ -35,34 +35,35 @@ pub(super) struct Run {
     pipeline: PipelineArgs,
     #[command(flatten)]
     selection: SelectionArgs,
-    /// Where to compute: auto, cpu, cuda or cuda:N, or several with commas between, a worker for each. Results of
-    /// different devices differ in the last digits.
+    /// The device to compute on: auto, cpu, cuda or cuda:N. Several, separated by commas, have a worker each. Results
+    /// of different devices differ in the last digits.
     #[arg(long, default_value = "auto", value_delimiter = ',', value_parser = device)]
     device: Vec<String>,
-    /// Worker processes: so many tables that do not depend on each other, and tasks of a table, run side by side. By
-    /// default one for each device.
+    /// The number of worker processes, which run independent tables, and tasks of one table, at the same time. Default:
+    /// one for each device.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Threads that the workers share, and those of the stages that need no worker. By default as many as the machine
-    /// has.
+    /// The number of threads, which the workers share and which stages without a worker use. Default: as many as the
+    /// machine has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Images that a network sees at once outside of training; less needs less memory. No part of the results.
+    /// The number of images that a network sees at once outside of training. Smaller batches need less memory. A change
+    /// makes nothing stale.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Rows per task: what is computed again, at most, after a crash. By default 256, and 4096 of `sql` and `read`
-    /// without images or tensors.
+    /// The number of rows in a task. Tasks that a crash interrupts are computed again. Default: 256, or 4096 in `sql`
+    /// and `read` without images or tensors.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: Option<u32>,
-    /// Seconds between two saved states of a training, or more where saving takes long: what is trained again, at
-    /// most, after a crash.
+    /// The seconds between two saved states of a training, or more if saving takes long. At most this time is trained
+    /// again after a crash.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     save_every: u64,
-    /// Hash every source file, also those whose size, time and inode have not changed, and check every stored part
-    /// (with --dry-run: only hash).
+    /// Hash every source file, even if its size, times and inode have not changed, and check every stored part (with
+    /// --dry-run, only hash).
     #[arg(long)]
     verify: bool,
-    /// Say what would be computed, and why, and stop.
+    /// Print what would be computed, and why, and stop.
     #[arg(long)]
     dry_run: bool,
     /// With --dry-run: print one JSON object per table.

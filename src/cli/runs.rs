@@ -25,7 +25,7 @@ A run is named by a tag, its id or the beginning of one, `last`, or `last~1` for
 pub(super) struct Runs {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Show so many runs.
+    /// The number of runs to show.
     #[arg(short, long, default_value_t = 20, value_name = "N")]
     number: usize,
     #[command(flatten)]

@@ -44,18 +44,18 @@ them, such as `pixels` of several sizes, is not part of it; read it as a run wit
 pub(super) struct Sql {
     /// The query, or several with `;` between them; without one, a prompt opens (or standard input is read).
     query: Option<String>,
-    /// How to write the result. Default: as the ending of --output says (.csv, .json, .jsonl, .ndjson, .parquet,
-    /// .txt), else a drawn table.
+    /// The format of the result. Default: by the extension of --output (.csv, .json, .jsonl, .ndjson, .parquet, .txt),
+    /// else a drawn table.
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Write to a file instead of standard output. It takes its name when all is written.
+    /// Write to a file instead of standard output. The file gets its name when everything is written.
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The pipeline that bare table names mean; by default the one that ran last.
+    /// The pipeline to which bare table names refer; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
-    /// Allow statements that make tables of this session's own, such as `create table`, and `copy … to` a file.
-    /// Published tables stay as they are.
+    /// Allow statements that make tables in this session, such as `create table`, and `copy … to` a file. Published
+    /// tables stay as they are.
     #[arg(long)]
     allow_write: bool,
     #[command(flatten)]

@@ -34,7 +34,7 @@ pub(super) struct Synth {
     /// Test pictures per class and kind of defect.
     #[arg(long, default_value_t = Synthetic::default().test_per_defect)]
     test_per_defect: u32,
-    /// Another seed makes another dataset.
+    /// The seed of the dataset. Another seed makes other pictures.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }

@@ -21,7 +21,7 @@ pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-/// Says a line beside the output, escaped as `print` does it. Where nobody listens, the work goes on.
+/// Prints a line on standard error, escaped as by [`print()`]. If standard error is closed, the work continues.
 pub(super) fn say(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
 }

@@ -57,9 +57,9 @@ const COMPANIONS: [&str; 10] = [
 
 /// Download checkpoints into the caches.
 ///
-/// From the Hugging Face hub into the cache that its own programs use (HF_HUB_CACHE, HF_HOME), from elsewhere into
-/// ~/.cache/vlmdiff (VLMDIFF_CACHE). A download that was broken off goes on where it was. HF_TOKEN logs in,
-/// HF_ENDPOINT names another hub.
+/// Files of the Hugging Face hub are stored in the cache that its own programs use (HF_HUB_CACHE, HF_HOME), others in
+/// ~/.cache/vlmdiff (VLMDIFF_CACHE). A download that broke off continues where it was. HF_TOKEN logs in, HF_ENDPOINT
+/// names another hub.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

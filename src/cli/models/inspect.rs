@@ -21,7 +21,7 @@ use crate::{
 /// The maximum number of lines of names without `--keys`.
 const LINES: usize = 40;
 
-/// Say what a file of weights holds and which architecture it fits.
+/// Show the tensors of a file of weights, and the architecture that they fit.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -32,10 +32,10 @@ pub(super) struct Inspect {
     /// A file, a folder in the Hugging Face layout, a name of `vlmdiff models list`, or ORG/NAME[/FILE] that was
     /// fetched.
     file: String,
-    /// Every name; without it, names that differ in numbers alone are one line.
+    /// Print every name; otherwise names that differ only in numbers share a line.
     #[arg(long)]
     keys: bool,
-    /// How to write it.
+    /// The output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "Example:\n  vlmdiff models list --format json")]
 pub(super) struct List {
-    /// How to write it.
+    /// The output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// Check that what was fetched is whole and what it should be.
+/// Check that fetched files are complete and have the right content.
 ///
-/// Files are hashed and compared with the digest by which the hub or the list knows them (`-` where there is none);
-/// weights have to parse, and their names and shapes have to be those of their architecture.
+/// Files are hashed and compared with the digest in the hub or in the list (`-` if none is known). Weights have to
+/// parse, and their names and shapes have to be those of their architecture.
 #[derive(Args)]
 #[command(after_help = "Example:\n  vlmdiff models verify dino-vits8 downloads/fs_visa.ckpt")]
 pub(super) struct Verify {

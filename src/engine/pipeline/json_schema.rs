@@ -202,7 +202,7 @@ fn pipeline(kinds: &[StageKind]) -> Value {
         "required": ["stage"],
         "additionalProperties": false,
         "properties": {
-            "stage": { "oneOf": names, "description": "What makes the table." },
+            "stage": { "oneOf": names, "description": "The kind of stage that makes the table." },
             "from": {
                 "description": "The tables it is made from: a list in the stage's order, or a mapping of input to table.",
                 "anyOf": [
@@ -211,8 +211,8 @@ fn pipeline(kinds: &[StageKind]) -> Value {
                 ],
             },
             "with": { "type": "object", "description": "The stage's parameters." },
-            "where": { "type": "string", "description": "A SQL predicate: which rows of the first input take part." },
-            "on_error": { "enum": ["fail", "skip"], "default": "fail", "description": "Whether a row that fails stops the run or is left out and recorded." },
+            "where": { "type": "string", "description": "A SQL predicate that selects rows of the first input." },
+            "on_error": { "enum": ["fail", "skip"], "default": "fail", "description": "The handling of rows that fail: `fail` ends the run, `skip` leaves such rows out and records them." },
         },
         "allOf": variants,
     }));
@@ -224,17 +224,17 @@ fn pipeline(kinds: &[StageKind]) -> Value {
         "additionalProperties": false,
         "properties": {
             "name": { "type": "string", "description": "The pipeline's name, which SQL uses as schema; the file's name by default." },
-            "store": { "type": "string", "description": "Where tables are kept: a folder or a URL; .vlmdiff by default." },
+            "store": { "type": "string", "description": "The store, a folder or a URL; .vlmdiff by default." },
             "tables": {
                 "type": "object",
                 "description": "The tables, top to bottom; a table may use only tables above it.",
                 "additionalProperties": { "$ref": "#/$defs/table" },
             },
             "sweep": {
-                "description": "Several values of some parameters: every combination runs, and tables that do not depend on a value are made once. Keys are `table.parameter`, or the parameter alone where one table takes it. SQL sees the instances of a table as one, with a column for each parameter.",
+                "description": "Several values of some parameters: every combination runs, and tables that do not depend on a value are made once. Keys are `table.parameter`, or the parameter alone if only one table takes it. SQL sees the instances of a table as one, with a column for each parameter.",
                 "anyOf": [
                     {
-                        "description": "Lists of values: every combination of them.",
+                        "description": "Lists of values, of which every combination runs.",
                         "type": "object",
                         "minProperties": 1,
                         "additionalProperties": { "type": "array", "minItems": 1 },
