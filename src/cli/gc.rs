@@ -46,12 +46,12 @@ impl Gc {
             (false, false) => format!("deleted {}: {}", what.join(", "), HumanBytes(bytes)),
         })?;
         if in_use > 0 {
-            print(format!("kept what running runs work on ({})", count(in_use as u64, "stage")))?;
+            print(format!("kept the results that other runs work on ({})", count(in_use as u64, "stage")))?;
         }
         if young > 0 {
             let why = match store.has_locks() {
-                true => "a failed, killed or running run wrote them, and may go on from them",
-                false => "a remote store does not tell what running runs work on, so a day is waited",
+                true => "a failed, killed or running run wrote them, and may continue from them",
+                false => "a remote store does not show which runs are at work, so objects of the last day are kept",
             };
             print(format!("kept {} that nothing reaches: {why}", count(young, "object")))?;
         }

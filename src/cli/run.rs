@@ -142,7 +142,7 @@ fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
     store.runtime().spawn(async move {
         next(&mut signals).await;
         if !quiet {
-            say("stopping: what is at hand is saved; once more to end at once");
+            say("stopping: work in progress is saved; a second signal ends the run at once");
         }
         // Callbacks of the request may block, so it runs on a thread of its own.
         tokio::task::spawn_blocking(move || stop.request());

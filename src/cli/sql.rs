@@ -144,7 +144,7 @@ impl Results {
         }
         self.written += 1;
         if self.format == Format::Parquet && self.written > 1 {
-            let message = "a Parquet file holds one result, and this is the second; ask for them one by one".to_owned();
+            let message = "a Parquet file holds one result, and this is the second; run the statements one by one".to_owned();
             return Err(Error::Input(message).into());
         }
         let mut standard;
@@ -224,7 +224,7 @@ fn prompt(session: &Session, results: &mut Results) -> Result<()> {
     if let Some(history) = &history
         && let Err(error) = editor.save_history(history)
     {
-        say(format!("the statements are not remembered: cannot write {}: {error}", history.display()));
+        say(format!("the history of statements is not saved: cannot write {}: {error}", history.display()));
     }
     Ok(())
 }

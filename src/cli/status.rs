@@ -47,7 +47,7 @@ impl Status {
         }
         let size = |folder| Ok::<_, anyhow::Error>(HumanBytes(store.size(folder)?));
         print(format!("\nparts {}, blobs {}, saved states {}", size("parts")?, size("blobs")?, size("state")?))?;
-        print("`vlmdiff gc --dry-run` says how much of it nothing needs")?;
+        print("`vlmdiff gc --dry-run` says how much of this is no longer needed")?;
         Ok(EXIT_DONE)
     }
 }

@@ -24,5 +24,5 @@ pub(super) fn decode_schema(text: &str) -> Result<SchemaRef> {
     let schema = message.header_as_schema().ok_or_else(|| Error::Damaged("a schema holds another message".into()))?;
     // `fb_to_schema` panics on types that no writer produces, as damaged text may contain them.
     let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema));
-    schema.map(Arc::new).map_err(|_| Error::Damaged("a schema names a type that there is not".into()))
+    schema.map(Arc::new).map_err(|_| Error::Damaged("a schema names a type that does not exist".into()))
 }

@@ -79,7 +79,7 @@ fn hint(url: &Url) -> &'static str {
         Ok((ObjectStoreScheme::MicrosoftAzure, _)) => {
             "the container must exist; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
         }
-        Ok((ObjectStoreScheme::Http, _)) => "look at the address, and whether this machine reaches the server",
+        Ok((ObjectStoreScheme::Http, _)) => "check the address, and that this machine can reach the server",
         _ => PLACES,
     }
 }

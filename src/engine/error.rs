@@ -44,7 +44,7 @@ pub enum Error {
     #[error("{0}")]
     Stage(String),
     /// The run was asked to stop.
-    #[error("interrupted; what is done is kept, and the next run goes on from there")]
+    #[error("interrupted; finished work is kept, and the next run continues from there")]
     Interrupted,
     /// A worker process ended before its task did.
     #[error("{0}")]

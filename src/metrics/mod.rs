@@ -67,6 +67,6 @@ pub enum MetricError {
         width: usize,
     },
     /// Bytes that are not a serialised state.
-    #[error("these bytes are no state of a metric")]
+    #[error("these bytes are not the state of a metric")]
     State,
 }

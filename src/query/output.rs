@@ -47,8 +47,8 @@ impl Format {
             Some("json" | "jsonl" | "ndjson") => Ok(Self::Json),
             Some("parquet") => Ok(Self::Parquet),
             Some(other) => Err(Error::Input(format!(
-                "`.{other}` of {} is the ending of no format; --format says which, or one of .csv, .json, .jsonl, .ndjson, .parquet \
-                 and .txt",
+                "`.{other}` of {} is not the extension of a format; name one with --format, or use .csv, .json, .jsonl, \
+                 .ndjson, .parquet or .txt",
                 path.display()
             ))),
         }

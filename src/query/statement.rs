@@ -252,7 +252,7 @@ fn check_repeatable(plan: &LogicalPlan) -> Result<(), String> {
     };
     plan.apply_with_subqueries(visit).map_err(message)?;
     found.map_or(Ok(()), |name| {
-        Err(format!("`{name}()` answers differently each time, and a table is computed once and kept"))
+        Err(format!("`{name}()` gives a different result each time, and a table is computed once and kept"))
     })
 }
 
@@ -447,7 +447,7 @@ mod tests {
         assert!(wrong("create table c as select 1").ends_with("a query only reads"));
         for clock in ["now()", "random()"] {
             let refused = Statement::new(&format!("select id from a where x > (select {clock})"), &schemas());
-            assert!(refused.err().unwrap().contains("answers differently each time"), "{clock}");
+            assert!(refused.err().unwrap().contains("gives a different result each time"), "{clock}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Wanted<'_> {
             && let Some(got) = Expected::Sha256(sha256.to_owned()).differs(&whole)?
         {
             [&part, &whole].iter().for_each(|path| fs::remove_file(path).unwrap_or(()));
-            bail!("{} is not what it was: its SHA-256 is {got} and should be {sha256}", self.url);
+            bail!("{} is not the expected file: its SHA-256 is {got} and should be {sha256}", self.url);
         }
         fs::rename(&whole, self.path).with_context(writes)?;
         if archive {
@@ -169,7 +169,7 @@ mod tests {
         let (url, _) = server(b"abd".to_vec(), vec![3]);
         let wanted = Wanted { url: &url, path: &path, member: None, sha256: Some(SHA256_OF_ABC) };
         let error = fetch(&wanted).unwrap_err().to_string();
-        assert!(error.contains("is not what it was: its SHA-256 is a52d159f"), "{error}");
+        assert!(error.contains("is not the expected file: its SHA-256 is a52d159f"), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 

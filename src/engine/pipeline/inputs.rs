@@ -48,7 +48,7 @@ pub(in crate::engine) fn inputs(
             let port = name.map_or(table, |key| &key.name).to_owned();
             let reads = if by_row { Reads::Rows } else { Reads::Table };
             if inputs.iter().any(|(_, input)| input.port == port) {
-                let message = format!("`{port}` stands twice; give one another name: `from: {{name: {table}}}`");
+                let message = format!("`{port}` occurs twice; give one another name: `from: {{name: {table}}}`");
                 return Err(file.error(item.place, message));
             }
             inputs.push((item.place, Input { port, table: source.name.clone(), columns: Vec::new(), reads }));

@@ -74,7 +74,7 @@ impl Node {
             let first =
                 first.split_once(": ").filter(|(head, _)| head.starts_with("line ")).map_or(first, |(_, tail)| tail);
             let twice = first.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.rsplit_once(", set "));
-            (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` stands here twice")))
+            (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` occurs twice here")))
         })
     }
 
@@ -356,7 +356,7 @@ mod tests {
         let (place, message) = Node::parse("a: 1\nb: [1, 2\n").unwrap_err();
         assert!(place.line >= 2, "{place:?} {message}");
         let (place, message) = Node::parse("a: 1\na: 2\n").unwrap_err();
-        assert_eq!((place.line, message.as_str()), (2, "`a` stands here twice"));
+        assert_eq!((place.line, message.as_str()), (2, "`a` occurs twice here"));
     }
 
     #[test]

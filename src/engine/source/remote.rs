@@ -113,7 +113,7 @@ impl Remote {
         let read =
             async |store: Arc<dyn ObjectStore>, path: Path| match content(&*store, &path, &mut std::io::sink()).await {
                 Ok(digest) => Ok(Ok(digest)),
-                Err(NotFound { .. }) => Ok(Err("it is not there".to_owned())),
+                Err(NotFound { .. }) => Ok(Err("it does not exist".to_owned())),
                 Err(PermissionDenied { .. }) => Ok(Err("permission denied".to_owned())),
                 Err(error) => Err(error),
             };

@@ -224,7 +224,7 @@ fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(
 /// Reports a part that Parquet cannot read as damaged. Parquet returns an error, or panics on bytes that it never
 /// writes.
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let panicked = |_| Err(ParquetError::General("its bytes are no such file's".into()).into());
+    let panicked = |_| Err(ParquetError::General("its bytes are not a Parquet file".into()).into());
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
         // A failure of the disk is not damage to the part.
         Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {

@@ -40,8 +40,8 @@ pub fn is_volatile(field: &Field) -> bool {
 /// Returns the message about a stage that reads a volatile column.
 pub fn volatile_misuse(column: &str) -> String {
     format!(
-        "`{column}` says where a row lies or when it was made, which is no part of what it is: a row is kept when that changes, \
-         so nothing may be made from it"
+        "`{column}` says where a row lies or when it was made; a row is kept when that changes, so nothing \
+         may be made from it"
     )
 }
 

@@ -94,7 +94,7 @@ impl Store {
                     }
                     Err(Error::Damaged(_)) => {
                         self.delete_version(pipeline, slot, version)?;
-                        found.push(format!("{name} is damaged: this old version is no longer there"));
+                        found.push(format!("{name} is damaged: this old version is removed"));
                     }
                     Err(error) => return Err(error),
                 }
