@@ -1,4 +1,4 @@
-//! How anomalous an image is, pixel by pixel and as a whole.
+//! Anomaly maps: how anomalous each pixel of an image is, and the image as a whole.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub const MAP: &str = "map";
 /// The image's score, float32; higher is more anomalous.
 pub const SCORE: &str = "score";
 
-/// The schema of maps of this size.
+/// Returns the schema of maps of this size.
 pub fn schema([height, width]: [usize; 2]) -> SchemaRef {
     Arc::new(Schema::new(vec![
         image_id(),
@@ -27,12 +27,12 @@ pub fn schema([height, width]: [usize; 2]) -> SchemaRef {
     ]))
 }
 
-/// The shape `[H, W]` of the maps at the port `anomaly_maps`.
+/// Returns the shape `[H, W]` of the maps at the port `anomaly_maps`.
 pub fn shape(schemas: &Schemas) -> Result<[usize; 2], Misfit> {
     schemas.shape("anomaly_maps", MAP)
 }
 
-/// The height and width of a table's maps, in floats of any width; `None` if it has none.
+/// Returns the height and width of a table's maps, which are floats of any width; `None` if it has none.
 pub fn size(schema: &Schema) -> Option<[usize; 2]> {
     find_shape(schema, MAP, &FLOATS)
 }

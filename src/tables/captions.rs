@@ -1,4 +1,4 @@
-//! Descriptions of images, and what is said about those that are missing or too long.
+//! Captions of images, and the remarks on missing and on too long ones.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ pub use super::images::CAPTION;
 use super::images::image_id;
 use crate::engine::stage::{Column, Sink};
 
-/// The schema of captions.
+/// Returns the schema of captions.
 pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![image_id(), Field::new(CAPTION, DataType::Utf8, false)]))
 }
 
-/// The column of captions, as a stage reads it.
+/// Returns the column of captions, as a stage reads it.
 pub fn caption_column() -> Column {
     Column::new(CAPTION, DataType::Utf8)
 }
 
-/// Notes the rows that have no caption, and what stands for it.
+/// Notes the rows that have no caption; `instead` describes the text that takes its place.
 pub fn note_missing_captions(out: &mut Sink<'_>, ids: &[String], captions: &StringArray, instead: &str) {
     let missing = ids.iter().zip(captions).filter(|(_, caption)| caption.is_none());
     missing.for_each(|(id, _)| out.note(&format!("the image has no caption, and {instead} stands for it"), id));
 }
 
-/// The note of a caption that has more tokens than a text encoder takes.
+/// Returns the remark on a caption with more tokens than a text encoder takes.
 pub fn cut_caption(tokens: usize) -> String {
     format!("the caption is longer than the encoder's {tokens} tokens and is cut")
 }

@@ -1,4 +1,4 @@
-//! Captions as a text encoder's hidden states.
+//! Embeddings: captions as the hidden states of a text encoder.
 
 use std::sync::Arc;
 
@@ -13,22 +13,22 @@ use crate::engine::{
 /// The hidden states of a caption's tokens, `float32[T, D]`.
 pub const EMBEDDING: &str = "embedding";
 
-/// The input of each row's own caption.
+/// The port at which each row has its own caption.
 pub const TEXT: &str = "text_embeddings";
-/// The input whose first row is the caption of all rows, or that to lead away from.
+/// The port whose first row is the caption of all rows, or the one from which guidance leads away.
 pub const UNCONDITIONAL: &str = "unconditional";
 
-/// The schema of embeddings of this shape.
+/// Returns the schema of embeddings of this shape.
 pub fn schema(shape: [usize; 2]) -> SchemaRef {
     Arc::new(Schema::new(vec![image_id(), tensor_field(EMBEDDING, DataType::Float32, &shape, false)]))
 }
 
-/// The column of embeddings, as a stage reads it: T tokens of D numbers.
+/// Returns the column of embeddings, as a stage reads it: T tokens of D numbers.
 pub fn embedding_column() -> Column {
     Column::tensors(EMBEDDING, DataType::Float32, "[T, D]")
 }
 
-/// The shape `[T, D]` of the embeddings at a port.
+/// Returns the shape `[T, D]` of the embeddings at a port.
 pub fn shape(schemas: &Schemas, port: &str) -> Result<[usize; 2], Misfit> {
     schemas.shape(port, EMBEDDING)
 }

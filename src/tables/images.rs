@@ -28,7 +28,7 @@ pub const URI: &str = "uri";
 pub const WIDTH: &str = "width";
 /// The height of the file's image.
 pub const HEIGHT: &str = "height";
-/// What the image shows, in words.
+/// A description of the image in words.
 pub const CAPTION: &str = "caption";
 /// The pixels, `uint8[H, W, 3]`.
 pub const PIXELS: &str = "pixels";
@@ -37,12 +37,12 @@ pub const MASK: &str = "mask";
 /// The ground truth, `uint8[H, W]`: above 0 wherever an anomaly touches a pixel.
 pub const MASK_GREY: &str = "mask_grey";
 
-/// The id column of every table with a row per image.
+/// Returns the id column of every table with a row per image.
 pub fn image_id() -> Field {
     Field::new(IMAGE_ID, DataType::Utf8, false)
 }
 
-/// The schema of square images of this size.
+/// Returns the schema of square images of this size, in pixels.
 pub fn schema(size: usize) -> SchemaRef {
     Arc::new(Schema::new(vec![
         image_id(),
@@ -60,23 +60,23 @@ pub fn schema(size: usize) -> SchemaRef {
     ]))
 }
 
-/// The column of pixels, as a stage reads it.
+/// Returns the column of pixels, as a stage reads it.
 pub fn pixels_column() -> Column {
     Column::tensors(PIXELS, DataType::UInt8, "[H, W, 3]")
 }
 
-/// The shape `[H, W, 3]` of the pixels at the port `images`.
+/// Returns the shape `[H, W, 3]` of the pixels at the port `images`.
 pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], Misfit> {
     schemas.shape("images", PIXELS)
 }
 
-/// The height and width of a table's images; `None` if it has none.
+/// Returns the height and width of a table's images; `None` if it has none.
 pub fn size(schema: &Schema) -> Option<[usize; 2]> {
     let [height, width, channels] = find_shape(schema, PIXELS, &[DataType::UInt8])?;
     (channels == 3).then_some([height, width])
 }
 
-/// The column with the images' ids: `image_id`, else the first column where that is text.
+/// Returns the column with the images' ids: `image_id`, else the first column if it is text.
 pub fn id_column(schema: &Schema) -> Option<&str> {
     let first = || schema.fields().first().filter(|field| *field.data_type() == DataType::Utf8);
     if has(schema, IMAGE_ID, &DataType::Utf8) { Some(IMAGE_ID) } else { first().map(|field| field.name().as_str()) }

@@ -1,4 +1,4 @@
-//! Images as an autoencoder sees them: the moments of their latents.
+//! Latents: images as an autoencoder encodes them, by the moments of a Gaussian.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ pub const MEAN: &str = "mean";
 /// The logarithm of the variance, `float32[C, h, w]`.
 pub const LOGVAR: &str = "logvar";
 
-/// The schema of moments of this shape.
+/// Returns the schema of moments of this shape.
 pub fn schema(shape: [usize; 3]) -> SchemaRef {
     let moment = |name| tensor_field(name, DataType::Float32, &shape, false);
     Arc::new(Schema::new(vec![image_id(), moment(MEAN), moment(LOGVAR)]))
 }
 
-/// The shape `[C, h, w]` of the moments at the port `latents`.
+/// Returns the shape `[C, h, w]` of the moments at the port `latents`.
 pub fn shape(schemas: &Schemas) -> Result<[usize; 3], Misfit> {
     let (mean, logvar) = (schemas.shape("latents", MEAN)?, schemas.shape("latents", LOGVAR)?);
     if mean == logvar {
@@ -31,7 +31,7 @@ pub fn shape(schemas: &Schemas) -> Result<[usize; 3], Misfit> {
     }
 }
 
-/// The columns of the moments, as a stage reads them.
+/// Returns the columns of the moments, as a stage reads them.
 pub fn moment_columns() -> [Column; 2] {
     [MEAN, LOGVAR].map(|name| Column::tensors(name, DataType::Float32, "[C, h, w]"))
 }

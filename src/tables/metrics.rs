@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 pub use super::images::CLASS;
 
-/// By whose rules the metrics of a row are computed.
+/// The protocol by whose rules the metrics of a row are computed.
 pub const PROTOCOL: &str = "protocol";
 /// The number of images that were judged.
 pub const N_IMAGES: &str = "n_images";
@@ -16,7 +16,7 @@ pub const N_ANOMALOUS: &str = "n_anomalous";
 /// The class of the row that holds the means over classes, which no class of images may have.
 pub const MEAN: &str = "mean";
 
-/// The schema of a table with these metrics.
+/// Returns the schema of a table with these metrics.
 pub fn schema<'a>(names: impl IntoIterator<Item = &'a &'a str>) -> SchemaRef {
     let mut fields = vec![
         Field::new(CLASS, DataType::Utf8, false),
@@ -28,7 +28,7 @@ pub fn schema<'a>(names: impl IntoIterator<Item = &'a &'a str>) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The metrics of a table: the columns with floats of 64 bits.
+/// Returns the metrics of a table: the columns with floats of 64 bits.
 pub fn names(schema: &Schema) -> Vec<String> {
     let metrics = schema.fields().iter().filter(|field| *field.data_type() == DataType::Float64);
     metrics.map(|field| field.name().clone()).collect()

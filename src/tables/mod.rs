@@ -1,7 +1,7 @@
 //! The vocabulary of tables: names of columns, their Arrow fields, and readers of them. Each kind of table is a file.
 //!
-//! Stages write and read these columns, SQL and the report read what any stage wrote. A table is told by its columns and never
-//! by the stage that made it: [`Role`] says what a table can serve as.
+//! Stages write and read these columns; SQL and the report read tables of any stage. A table is recognised by its
+//! columns and never by the stage that made it: its [`Role`]s follow from its schema.
 
 pub mod anomaly_maps;
 pub mod captions;

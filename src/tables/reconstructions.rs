@@ -1,4 +1,4 @@
-//! Images as they would be without an anomaly.
+//! Reconstructions: images as they would be without an anomaly.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub const PIXELS: &str = "pixels";
 /// The image after the autoencoder alone, as [`PIXELS`].
 pub const AUTOENCODED: &str = "autoencoded";
 
-/// The schema of reconstructions of this size. `lacks_autoencoded`: [`AUTOENCODED`] may be null.
+/// Returns the schema of reconstructions of this size. With `lacks_autoencoded`, [`AUTOENCODED`] may be null.
 pub fn schema(latent: [usize; 3], [height, width]: [usize; 2], lacks_autoencoded: bool) -> SchemaRef {
     Arc::new(Schema::new(vec![
         image_id(),
@@ -30,17 +30,17 @@ pub fn schema(latent: [usize; 3], [height, width]: [usize; 2], lacks_autoencoded
     ]))
 }
 
-/// The columns of pixels, as a stage reads them.
+/// Returns the columns of pixels, as a stage reads them.
 pub fn pixel_columns() -> [Column; 2] {
     [PIXELS, AUTOENCODED].map(|name| Column::tensors(name, DataType::Float16, "[3, H, W]"))
 }
 
-/// The shape `[3, H, W]` of the pixels at the port `reconstructions`.
+/// Returns the shape `[3, H, W]` of the pixels at the port `reconstructions`.
 pub fn pixels(schemas: &Schemas) -> Result<[usize; 3], Misfit> {
     schemas.shape("reconstructions", PIXELS)
 }
 
-/// The height and width of a table's reconstructions, in floats of any width; `None` if it has none.
+/// Returns the height and width of a table's reconstructions, which are floats of any width; `None` if it has none.
 pub fn size(schema: &Schema) -> Option<[usize; 2]> {
     let [channels, height, width] = find_shape(schema, PIXELS, &FLOATS)?;
     (channels == 3).then_some([height, width])

@@ -1,4 +1,4 @@
-//! What a table can serve as, told by its columns alone.
+//! Roles of tables, which follow from their columns alone.
 
 use arrow::datatypes::{DataType, Schema};
 
@@ -12,8 +12,8 @@ use super::{
     training_log::{LOSS, STEP},
 };
 
-/// What a table can serve as. A table may have several roles, and any stage may make a table of any role: a program's anomaly
-/// maps are as good as those of `anomaly_maps`.
+/// A use that a table can serve. A table may have several roles, and any stage may make a table of any role: a
+/// program's anomaly maps are as good as those of `anomaly_maps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Images with class and label, one a row.
@@ -35,7 +35,7 @@ impl Role {
     pub const ALL: [Self; 6] =
         [Self::Images, Self::Captions, Self::Reconstructions, Self::AnomalyMaps, Self::Metrics, Self::TrainingLog];
 
-    /// The roles of a table with this schema.
+    /// Returns the roles of a table with this schema.
     pub fn of(schema: &Schema) -> Vec<Self> {
         Self::ALL.into_iter().filter(|role| role.fits(schema)).collect()
     }
@@ -63,7 +63,7 @@ impl Role {
         }
     }
 
-    /// Its name in words.
+    /// Returns its name in words.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Images => "images",
@@ -75,7 +75,7 @@ impl Role {
         }
     }
 
-    /// The columns by which a table has the role, in words.
+    /// Returns the columns by which a table has the role, in words.
     pub const fn columns(self) -> &'static str {
         match self {
             Self::Images => "a row per image with `pixels` (uint8[H, W, 3]), `class` and `label`",

@@ -10,7 +10,7 @@ use arrow::{
 
 use crate::engine::{Error, Result, store::tensor_shape};
 
-/// A tensor column from the rows' values one after another. `valid` says which rows are not null.
+/// Makes a tensor column from the values of all rows, one row after another. `valid` is false for rows that are null.
 pub fn tensor_column<T: ArrowPrimitiveType>(
     values: Vec<T::Native>,
     size: usize,
@@ -25,7 +25,7 @@ fn lists(column: &ArrayRef) -> Result<&FixedSizeListArray> {
     column.as_fixed_size_list_opt().ok_or_else(|| Error::Stage("a tensor column was expected".into()))
 }
 
-/// The values of one row of a tensor column; `None` where the row is null.
+/// Returns the values of one row of a tensor column; `None` if the row is null.
 pub fn tensor_row<T: ArrowPrimitiveType>(column: &ArrayRef, row: usize) -> Result<Option<&[T::Native]>> {
     let list = lists(column)?;
     let values = list.values().as_primitive_opt::<T>().ok_or_else(|| {
@@ -36,7 +36,7 @@ pub fn tensor_row<T: ArrowPrimitiveType>(column: &ArrayRef, row: usize) -> Resul
     Ok(list.is_valid(row).then(|| &values.values()[start..start + size]))
 }
 
-/// The values of one row of a tensor column of floats of any width; `None` where the row is null.
+/// Returns the values of one row of a tensor column of floats of any width; `None` if the row is null.
 pub fn float_row(column: &ArrayRef, row: usize) -> Result<Option<Vec<f32>>> {
     let list = lists(column)?;
     if list.is_null(row) {
@@ -46,7 +46,8 @@ pub fn float_row(column: &ArrayRef, row: usize) -> Result<Option<Vec<f32>>> {
     Ok(Some(values.as_primitive::<Float32Type>().values().to_vec()))
 }
 
-/// The shape of a tensor column of N dimensions whose items are of one of these types; `None` for any other column.
+/// Returns the shape of a tensor column of N dimensions whose items are of one of these types; `None` for any other
+/// column.
 pub fn find_shape<const N: usize>(schema: &Schema, name: &str, items: &[DataType]) -> Option<[usize; N]> {
     let field = schema.field_with_name(name).ok()?;
     let DataType::FixedSizeList(item, _) = field.data_type() else { return None };

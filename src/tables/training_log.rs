@@ -1,4 +1,4 @@
-//! The course of a training: one row per logged step.
+//! The log of a training: one row per logged step.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::engine::store::volatile;
 
 /// The optimiser's step, from 1.
 pub const STEP: &str = "step";
-/// How often every row has been seen.
+/// The number of times that every row was seen.
 pub const EPOCH: &str = "epoch";
 /// The loss.
 pub const LOSS: &str = "loss";
@@ -18,11 +18,11 @@ pub const LOSS: &str = "loss";
 pub const LR: &str = "lr";
 /// The norm of the gradients.
 pub const GRAD_NORM: &str = "grad_norm";
-/// The speed of the training.
+/// The speed of the training, in rows per second.
 pub const ROWS_PER_S: &str = "rows_per_s";
 
-/// The schema of a training's table. `parts` names the loss's parts, then come those that are `optional`; `config` is what a
-/// reader of the weights needs to know.
+/// Returns the schema of a training's table. `parts` names the parts of the loss, which are followed by the `optional`
+/// ones; `config` is the configuration that a reader of the weights needs.
 pub fn schema(parts: &[&str], optional: &[&str], config: &impl Serialize) -> SchemaRef {
     let float = |name: &str| Field::new(name, DataType::Float32, false);
     let mut fields =

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::engine::stage::{Column, Misfit, Schemas};
 
-/// The digest of the file of weights; of several rows the last one's counts.
+/// The digest of the file of weights. If several rows have one, the last counts.
 pub const WEIGHTS: &str = "weights";
 
 /// The key of the network's configuration in a weights file's metadata, and of the column that names the file.
@@ -16,18 +16,18 @@ pub const CONFIG: &str = "config";
 /// The key of a text encoder's tokenizer in a weights file's metadata.
 pub const TOKENIZER: &str = "tokenizer";
 
-/// The column that names weights, with the configuration of their network.
+/// Returns the column that names weights, with the configuration of their network.
 pub fn weights_field(config: &impl Serialize) -> Field {
     let config = serde_json::to_string(config).unwrap_or_default();
     Field::new(WEIGHTS, DataType::Utf8, true).with_metadata(HashMap::from([(CONFIG.to_owned(), config)]))
 }
 
-/// The column that names weights, as a stage reads it; [`config_of`] checks what network they are of.
+/// Returns the column that names weights, as a stage reads it; [`config_of`] checks of which network they are.
 pub fn weights_column() -> Column {
     Column::any(WEIGHTS)
 }
 
-/// The configuration that [`weights_field`] put beside the weights of the table at `port`.
+/// Returns the configuration that [`weights_field`] put beside the weights of the table at `port`.
 pub fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<C, Misfit> {
     let weights = inputs.field(port, WEIGHTS)?;
     let none = || {
@@ -39,7 +39,7 @@ pub fn config_of<C: Serialize + DeserializeOwned>(inputs: &Schemas, port: &str) 
     let json = weights.metadata().get(CONFIG).ok_or_else(none)?;
     let other = |why: String| Misfit::input(port, format!("`{port}` names weights of another network: {why}"));
     let config: C = serde_json::from_str(json).map_err(|e| other(e.to_string()))?;
-    // Where all values have defaults, what another network has shows that it is one.
+    // If all values have defaults, only unknown keys show that a configuration is that of another network.
     let [theirs, ours]: [Value; 2] =
         [serde_json::from_str(json), serde_json::to_value(&config)].map(Result::unwrap_or_default);
     match theirs.as_object().and_then(|theirs| theirs.keys().find(|key| ours.get(key).is_none())) {
