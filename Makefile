@@ -15,33 +15,33 @@ quickstart: build weights
 test: build weights tools
 	PYTHON=$(PYTHON) $(CARGO) test
 
-## A hundred long random sequences of edits and accidents and two thousand damages to a store, each compared with a model:
-## most of an hour on two cores. VLMDIFF_SEED=N repeats what failed.
+## Runs a hundred long random sequences of edits and accidents, and two thousand damages to a store, and compares each with a
+## model. It takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
 soak: build
 	$(CARGO) test --test integration -- --ignored --nocapture checker::
 
 build: setup
 	$(CARGO) build
 
-## libtorch, below .libtorch/
+## Fetches libtorch, below .libtorch/.
 setup:
 	@$(PYTHON) setup/fetch.py libtorch
 
-## The pretrained feature extractor, in the user's cache folder.
+## Fetches the pretrained feature extractor, to the user's cache folder.
 weights:
 	@$(PYTHON) setup/fetch.py weights
 
-## Python packages that the tests check against: an S3 server, pyarrow and polars, below .tools/
+## Fetches the Python packages that the tests check against, below .tools/: an S3 server, pyarrow and polars.
 tools:
 	@$(PYTHON) setup/fetch.py tools
 
-## Format, lints, the documentation of the code, and what the dependencies may be.
+## Checks the format, the lints, the documentation of the code, and the dependencies.
 lint: setup
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) deny; else echo "lint: cargo deny is not installed (cargo install cargo-deny --locked); tests/dependencies.rs has checked all but advisories"; fi
 
-## Licences, sources, duplicates and advisories of the dependencies.
+## Checks licences, sources, duplicates and advisories of the dependencies.
 deny:
 	$(CARGO) deny check

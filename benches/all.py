@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs every bench that can run and writes all their tables to one Markdown file.
 
-    python3 benches/all.py                      most of an hour; everything else on the machine should rest
-    python3 benches/all.py --quick              a small version of each, to see that everything works
-    python3 benches/all.py --only engine        some of them
-    python3 benches/all.py --install            installs what vlmdiff is measured beside, and ends; with names, some of it
+    python3 benches/all.py                      takes most of an hour; nothing else should run on the machine
+    python3 benches/all.py --quick              runs a small version of each, which shows that everything works
+    python3 benches/all.py --only engine        runs some of them
+    python3 benches/all.py --install            installs the peers, or those that are named, and ends
 
 A peer that is not installed is left out, and the file says what installs it. A bench that fails does not end the others.
 """
@@ -29,7 +29,7 @@ def cargo(name, *more):
 
 
 def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
-    """Title and command of each."""
+    """Returns the title and the command of each bench."""
     small = lambda *words: words if quick else ()
     return {
         "engine": ("The engine", script("engine", "--output", folder, *small("--quick"))),
@@ -42,13 +42,13 @@ def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
 
 
 def read(file: str, key: str) -> str:
-    """The first value of a key in one of the kernel's files."""
+    """Returns the first value of a key in one of the kernel's files."""
     lines = Path(file).read_text().splitlines() if Path(file).exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "unknown")
 
 
 def head(quick: bool) -> str:
-    """When and where this was measured, and beside what."""
+    """Returns the head of the file: date, machine, and versions of vlmdiff and its peers."""
     version = subprocess.run([VLMDIFF, "--version"], capture_output=True, text=True).stdout.strip()
     memory = read("/proc/meminfo", "MemTotal").removesuffix(" kB")
     facts = {
@@ -100,7 +100,7 @@ def main():
         if code != 0:
             failed[name] = code
             text += f"\n**Failed** with exit code {code}: what is missing above was not measured.\n"
-        # Written after each, so that an end half-way leaves what was measured.
+        # The file is written after each bench, so that an interruption keeps the results so far.
         output.write_text(text)
     print(text)
     print(f"Written to {output}", file=sys.stderr)

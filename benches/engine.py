@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The engine's own speed beside its peers: what is left of a run where there is little or nothing to compute.
+"""Times runs of the engine and of its peers in which there is little or nothing to compute.
 
     python3 benches/engine.py [-n 5] [--only start,eight,…] [--quick] [--output FOLDER]
 
@@ -30,19 +30,19 @@ RUN, REPRO, SNAKE = [VLMDIFF, "run", "pipeline.yaml", "--quiet"], [DVC, "repro",
 
 TABLES, ROWS, IMAGES, APPENDED, TASK = 200, 20_000, 20_000, 10, 256
 SIZES = [10_000, 30_000, 100_000, 150_000, 300_000, 1_000_000]
-# Of these sizes, plans are timed, and peers. Rows are appended and computed at the first one alone: at the second it takes minutes.
+# The sizes at which plans and peers are timed too. Appended rows are computed at the first alone; at the second it takes minutes.
 COMPARED = {150_000: Bar(seconds=0.5), 1_000_000: Bar(seconds=3, peak=500)}
 
 
 class Bench:
-    """Lays toys out below a folder. Each scenario is a method that yields what is to be timed."""
+    """Writes toys below a folder. Each scenario is a method that yields the systems to time."""
 
     def __init__(self, work: Path, output: Path):
         self.work, self.output = work, output
         self.env = {"VLMDIFF_CACHE": str(work / "cache")}
 
     def folder(self, name: str, file: str = "", text: str = "") -> Path:
-        """A folder of its own with the toys and an engine's file, in git as projects are."""
+        """Makes a folder with the toys and an engine's file, under git as projects are."""
         folder = self.work / name
         shutil.copytree(HERE / "toys", folder)
         if file:
@@ -57,7 +57,7 @@ class Bench:
         return folder
 
     def rows(self, folder: Path, n: int, file="rows.parquet"):
-        """Writes N rows (id, text). Without pyarrow vlmdiff writes them, to a larger file, since it does not compress."""
+        """Writes N rows (id, text). Without pyarrow, vlmdiff writes them; the file is larger, because it is not compressed."""
         if PYTHON:
             return call([PYTHON, "rows.py", file, n], folder)
         store = self.work / "rows-store"
@@ -73,11 +73,11 @@ class Bench:
         return System("vlmdiff", folder, command, env=self.env, **more)
 
     def python(self, folder: Path, **more) -> System:
-        """vlmdiff with a program in Python, which needs pyarrow."""
+        """Returns vlmdiff with a program in Python, which needs pyarrow."""
         return self.vlmdiff(folder, left_out="" if PYTHON else "pyarrow not installed", **more)
 
     def warm(self, systems: dict[str, System]):
-        """Runs each once: what is timed later starts from there."""
+        """Runs each system once, so that the timed runs find its results."""
         for system in systems.values():
             system.attempt(-1, warm=True)
 
@@ -153,7 +153,7 @@ class Bench:
             self.warm(systems)
             yield Scenario(f"{ROWS:,} rows, {APPENDED} appended", systems, Bar(seconds=0.3, count=APPENDED), "rows")
         finally:
-            # Its database stays behind it.
+            # Pixeltable leaves its database server running.
             for pid in lines(pixeltable / "pixeltable/pgdata/postmaster.pid")[:1]:
                 os.kill(int(pid), signal.SIGINT)
 
@@ -161,7 +161,7 @@ class Bench:
         ours = self.folder("killed", "pipeline.yaml", pipelines.row_command(PYTHON))
 
         def system(engine, folder, command, leftovers, **more):
-            """Killed after half of the rows, each time elsewhere in a task; what is timed is the run after that."""
+            """Returns a system that is killed after half of the rows, each time at another place in a task; the next run is timed."""
             calls, env = folder / "calls.bin", {**self.env, "CALLS": "calls.bin"}
 
             def prepare(round):
@@ -198,7 +198,7 @@ class Bench:
         for folder in (ours, dvc):
             for n in range(IMAGES):
                 add(folder, n)
-        # A file that changed just now may change again unseen, and is hashed once more.
+        # A file that changed within the last two seconds is hashed again by the next run.
         time.sleep(3)
         count = lambda: computed(ours).get("images", 0)
         unchanged = {"vlmdiff": self.vlmdiff(ours, count=count), "DVC": System("DVC", dvc, REPRO)}
@@ -244,7 +244,7 @@ class Bench:
 
 
 def computed(folder: Path) -> dict[str, int]:
-    """Rows that the last run computed of each table that it published."""
+    """Returns the number of rows that the last run computed of each table that it published."""
     events = [json.loads(line) for line in lines(max((folder / ".vlmdiff/runs").glob("*.jsonl")))]
     return {event["table"]: event["computed"] for event in events if event.get("event") == "table_published"}
 
@@ -261,7 +261,7 @@ def call(command, folder: Path, env={}):
 
 
 def quick():
-    """Everything small, and no bars, which are for the sizes above."""
+    """Makes all sizes small and removes the bars, which are for the sizes above."""
     global TABLES, ROWS, IMAGES, SIZES, COMPARED
     TABLES, ROWS, IMAGES, SIZES, COMPARED = 20, 2_000, 500, [1_000, 10_000], {1_000: None, 10_000: None}
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Photographs into 256x256 tensors, beside a torchvision DataLoader with as many workers as there are cores: what vlmdiff's `ingest`
-computes (decoding, resizing, masks), and the whole of `vlmdiff run`, from the start of the process to the published table.
+"""Times the reading of photographs into 256x256 tensors: the computation of vlmdiff's `ingest` (decoding, resizing, masks), the whole
+of `vlmdiff run` from the start of the process to the published table, and a torchvision DataLoader with a worker for each core.
 
     python3 benches/ingest.py [-n 5] [--images 400] [--photographs DIR]
 
-benches/README.md says what it does. Where torchvision is not installed, vlmdiff is measured alone, and of PNG, since Pillow writes the
-JPEG. The script runs itself again by the interpreter that has both: with `--loader DIR` for the peer, with `--jpeg DIR` for JPEG.
+benches/README.md describes it. If torchvision is not installed, vlmdiff is measured alone, and only on PNG, because Pillow writes the
+JPEG. The script starts itself with the interpreter that has both: with `--loader DIR` for the peer, with `--jpeg DIR` for JPEG.
 """
 import argparse
 import json
@@ -28,14 +28,14 @@ PIPELINE = f"name: ingest\ntables: {{ images: {{ stage: ingest, with: {{ dataset
 
 
 def listed(root: Path) -> list[tuple[Path, Path | None]]:
-    """Images with their masks, in MVTec layout."""
+    """Returns the images with their masks, in MVTec layout."""
     images = sorted(path for path in root.glob("*/*/*/*") if path.parent.parent.name in ("train", "test"))
     mask = lambda image: root / image.parts[-4] / "ground_truth" / image.parent.name / f"{image.stem}_mask.png"
     return [(image, mask(image) if mask(image).exists() else None) for image in images]
 
 
 def loader(root: Path) -> None:
-    """The peer: what a training script would write. Prints seconds, from the first worker's start to the last batch."""
+    """Runs the peer as a training script would. Prints the seconds from the start of the first worker to the last batch."""
     import torch
     from PIL import Image
     from torchvision import transforms
@@ -62,7 +62,7 @@ def loader(root: Path) -> None:
 
 
 def photograph(folder: Path, count: int) -> Path:
-    """`count` photographs as PNG: some distinct pictures under many names, each read and decoded again."""
+    """Makes `count` photographs as PNG: some distinct pictures under many names, so that each is read and decoded again."""
     made, root = folder / "made", folder / f"png-{count}"
     if not made.exists():
         call([VLMDIFF, "synth", made, "--size", SIDE, *"--classes gear,wood --train 6 --test-good 1 --test-per-defect 1".split()])
@@ -82,7 +82,7 @@ def copy(file: Path, place: Path) -> None:
 
 
 def jpeg(png: Path) -> None:
-    """The same photographs beside these, as JPEG with masks of PNG."""
+    """Writes the same photographs as JPEG with masks of PNG, beside the PNGs."""
     from PIL import Image
 
     root = beside(png)
@@ -107,13 +107,13 @@ def call(command, **more) -> str:
 
 
 def processors() -> float:
-    """Seconds of all processes that have ended."""
+    """Returns the processor seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def ours(root: Path, count: int) -> tuple[float, float]:
-    """The whole process into a fresh store, without digests of files from an earlier run; and in it the processors' seconds."""
+    """Runs vlmdiff into a fresh store, without remembered digests of files. Returns wall-clock and processor seconds."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "pipeline.yaml").write_text(PIPELINE % root)
         before, started = processors(), time.monotonic()
@@ -130,7 +130,7 @@ program = cache(lambda: built("ingest"))
 
 
 def work(root: Path, count: int) -> tuple[float, float]:
-    """What it computes, without a store."""
+    """Runs the computation of `ingest` alone, without a store."""
     lines = "".join(f"{image}\t{mask or ''}\n" for image, mask in listed(root))
     before = processors()
     said = json.loads(call([program()], input=lines))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Time and peak memory of loading weights into a model, beside Python on the same files.
+"""Measures time and peak memory of loading weights into a model, by vlmdiff and by Python on the same files.
 
     python3 benches/loading.py [--megabytes 1024] [--rounds 5]
 
-Every load is a process of its own, on a warm page cache, in interleaved rounds. The peak counts from before the model is made,
-so the model itself is 1.0 of the file. Where PyTorch is not installed, vlmdiff is measured alone, on the file that needs no PyTorch
-to be written.
+Every load is a process of its own, with a warm page cache, in interleaved rounds. The peak counts from before the model is made,
+so the model itself is 1.0 times the file. If PyTorch is not installed, vlmdiff is measured alone, on the one file that is written
+without PyTorch.
 """
 
 import argparse
@@ -27,11 +27,11 @@ def status(name):
 
 
 def write(path, megabytes):
-    """Tensors of 16 MiB as safetensors: the length of the header, the header, and the numbers."""
+    """Writes tensors of 16 MiB as safetensors: the length of the header, the header, and the numbers."""
     size = 16 << 20
     header = json.dumps({f"blocks.{i}.weight": {"dtype": "F32", "shape": [1024, 4096], "data_offsets": [i * size, (i + 1) * size]}
                          for i in range(megabytes // 16)}).encode()
-    # Every fourth byte, an exponent's, is that of a number about 1.
+    # Every fourth byte has most bits of the exponent; 63 makes the numbers about 1.
     numbers = bytearray(os.urandom(size))
     numbers[3::4] = bytes([63]) * (size // 4)
     with path.open("wb") as file:
@@ -41,7 +41,7 @@ def write(path, megabytes):
 
 
 def convert(path):
-    """The same as torch writes it, now and formerly."""
+    """Writes the same tensors in the current and in the legacy format of torch.save."""
     import torch
     from safetensors.torch import load_file
 

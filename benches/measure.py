@@ -1,4 +1,4 @@
-"""Times whole processes side by side and sets their medians against each other."""
+"""Times whole processes in interleaved rounds and compares their medians."""
 import json
 import os
 import statistics
@@ -15,12 +15,12 @@ import peers
 HERE = Path(__file__).resolve().parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")).resolve()
 VLMDIFF = Path(os.environ.get("VLMDIFF", TARGET / "debug/vlmdiff")).resolve()
-# The columns of a table, and the environment of each.
+# The columns of a table, with the Python environment of each.
 ENGINES = {"vlmdiff": None, **{peers.PEERS[name].title: name for name in ("dvc", "snakemake", "hfdatasets", "pixeltable")}}
 
 
 class Failed(SystemExit):
-    """A process that did not do its work. Where nobody catches it, the script ends with its words."""
+    """The failure of a process. If it is not caught, the script ends with its message."""
 
 
 def need_vlmdiff():
@@ -29,7 +29,7 @@ def need_vlmdiff():
 
 
 def built(bench: str) -> str:
-    """The program of a benchmark in Rust, which cargo compiles first where it has changed."""
+    """Returns the program of a benchmark in Rust; cargo compiles it first if it has changed."""
     command = ["cargo", "bench", "--profile", "dev", "--bench", bench, "--no-run", "--message-format", "json-render-diagnostics"]
     try:
         done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
@@ -43,7 +43,7 @@ def built(bench: str) -> str:
 
 @dataclass
 class Run:
-    """One process: seconds by the clock, seconds of processors, MiB at its peak, and what it counted."""
+    """The measures of one process: wall-clock seconds, processor seconds, peak memory in MiB, and its count."""
     wall: float
     cpu: float
     peak: float
@@ -52,8 +52,8 @@ class Run:
 
 @dataclass
 class System:
-    """An engine and its command. `prepare` puts a round's change in place, `count` says what came of it; neither is timed.
-    `left_out` says why it is not measured: it is not installed, or it failed."""
+    """An engine and its command. `prepare` makes a round's change, `count` counts the work that was done; neither is timed.
+    `left_out` is the reason why it is not measured: it is not installed, or it has failed."""
     engine: str
     folder: Path
     command: list | Callable[[int], list]
@@ -69,7 +69,7 @@ class System:
             self.left_out = "not installed"
 
     def attempt(self, round: int, warm=False) -> Run | None:
-        """None where it is left out. A peer that fails is left out from then on; where vlmdiff fails, so does the scenario."""
+        """Runs the command; returns None if it is left out. A peer that fails is left out from then on, a failure of vlmdiff is raised."""
         if self.left_out:
             return None
         try:
@@ -104,7 +104,7 @@ class System:
 
 @dataclass
 class Bar:
-    """What vlmdiff is to reach: seconds, a share of each peer's seconds, MiB, what it counts: exactly or at most."""
+    """The limits for vlmdiff: seconds, a share of each peer's seconds, peak memory in MiB, and an exact or largest count."""
     seconds: float | None = None
     share: float | None = None
     peak: float | None = None
@@ -122,7 +122,7 @@ class Bar:
         ])
 
     def say(self, unit: str, beside: bool) -> str:
-        """`beside`: whether a peer was measured; without one nothing is said of shares."""
+        """Returns the limits in words. `beside` is true if a peer was measured; otherwise shares are left out."""
         return ", ".join(filter(None, [
             self.seconds and f"≤ {duration(self.seconds)}",
             self.share and beside and f"≤ 1/{1 / self.share:.0f}",
@@ -134,7 +134,7 @@ class Bar:
 
 @dataclass
 class Scenario:
-    """Systems that do the same; those of vlmdiff are variants of it, each with a line of the table."""
+    """Systems that do the same work. Each variant of vlmdiff has a line of the table."""
     title: str
     systems: dict[str, System]
     bar: Bar | None = None
@@ -142,7 +142,7 @@ class Scenario:
     memory: bool = False
 
     def run(self, rounds: int) -> "Scenario":
-        """Interleaved, after a round that is not counted: a busy moment of the machine falls on all."""
+        """Runs all systems in each round, so that a busy moment of the machine affects all. The first round is not counted."""
         for round in range(rounds + 1):
             for system in self.systems.values():
                 run = system.attempt(round)
@@ -180,7 +180,7 @@ class Scenario:
 
 
 def environment() -> dict:
-    """The caller's, without a store of theirs, and with peers that ask nobody outside."""
+    """Returns the caller's environment without their store, and with settings by which peers use no network."""
     silent = dict(DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
     return {**{name: value for name, value in os.environ.items() if name != "VLMDIFF_STORE"}, **silent}
 

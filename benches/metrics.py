@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Pixel AUROC and AUPRO of anomaly maps: vlmdiff beside scikit-learn and scikit-image as the authors' evaluation uses them, then
-vlmdiff alone with ever more maps.
+"""Times pixel AUROC and AUPRO of anomaly maps: vlmdiff beside scikit-learn and scikit-image, as the authors' evaluation uses them,
+then vlmdiff alone with growing numbers of maps.
 
     python3 benches/metrics.py [--maps 100]
 
-Both measure the same maps in one run, and have to agree. Where scikit-learn or scikit-image is not installed, vlmdiff is measured
-alone. The script runs itself again with `--beside PROGRAM` by the interpreter that has both.
+Both measure the same maps in one run, and have to agree. If scikit-learn or scikit-image is not installed, vlmdiff is measured
+alone. The script starts itself with `--beside PROGRAM` by the interpreter that has both.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ SIDE, STEPS, LIMIT, BAR = 256, 200, 0.3, 100
 
 
 def maps(count: int):
-    """Smooth maps, half of them of defects: one to three rectangles that score higher, not all of them where they are."""
+    """Makes smooth maps. Half of them have one to three defects, which score higher in rectangles that are a little displaced."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def maps(count: int):
 
 
 def pro(masks, values) -> float:
-    """Each threshold over all maps, each region of each mask looked for again."""
+    """Computes PRO as the authors do: for each threshold, the regions of every mask are found again."""
     import numpy as np
     from skimage import measure
     from sklearn.metrics import auc

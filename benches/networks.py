@@ -1,11 +1,10 @@
-"""One network of a Python library, for `cargo bench --bench networks`.
+"""Runs one network of a Python library, for `cargo bench --bench networks`.
 
     networks.py NAME FOLDER THREADS
 
-writes the network's weights, its inputs and what it makes of them into FOLDER, says "ready", and then runs once for each line
-that it reads, answering with the seconds that it took, and with those of the processor in it. At the end of its input it says how
-much memory it took at most, in MiB.
-A new network is a function here, and one in networks.rs.
+writes the network's weights, inputs and outputs into FOLDER and prints "ready". It then runs the network once for each line that it
+reads, and answers with the wall-clock and the processor seconds of that run. At the end of its input it prints its peak memory in
+MiB. A new network is a function here, and one in networks.rs.
 """
 
 import json
@@ -34,14 +33,14 @@ def case(name):
 
 
 class Work:
-    """What is timed, and what it is given and gives."""
+    """A network to time, with its inputs, weights and outputs in a folder."""
 
     def __init__(self, folder, inputs):
         self.folder, self.inputs = folder, inputs
         save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, folder / "inputs.safetensors")
 
     def weights(self, module, config):
-        """Keeps what the other side loads."""
+        """Writes the weights and the configuration that the other side loads."""
         state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
         save_file(state, self.folder / "weights.safetensors")
         (self.folder / "config.json").write_text(json.dumps(config))
@@ -134,7 +133,7 @@ def clip_text(folder):
 
 
 def denoiser(widths, heads, context_width):
-    """A U-Net and its control branch, whose last layers are not zero; their config."""
+    """Makes a U-Net and a control branch whose last layers are not zero; returns them and their config."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     hint = (16, 32, 96, 256)
@@ -160,8 +159,8 @@ BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 @case("reconstruction")
 def reconstruction(folder):
-    """The authors' way: one image at a time, guidance of two captions that are the same, and the autoencoder's own picture beside
-    the reconstruction."""
+    """Reconstructs as the authors do: one image at a time, with guidance by two equal captions, and with the image as the autoencoder
+    alone decodes it."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
     count, side, context_width = 32, 128, 32

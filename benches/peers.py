@@ -1,8 +1,8 @@
-"""What vlmdiff is measured beside: which Python packages, how they are installed, and whether they are.
+"""The peers beside which vlmdiff is measured: their Python packages, and the way to install them.
 
     python3 benches/peers.py NAME ...
 
-ends with 0 where these are installed; otherwise it says what installs them, and ends with 1.
+exits with 0 if these are installed; otherwise it prints the command that installs them, and exits with 1.
 """
 import os
 import re
@@ -18,12 +18,12 @@ PYROOT = Path(os.environ.get("PYROOT", HERE / ".venvs")).resolve()
 
 @dataclass(frozen=True)
 class Peer:
-    """What people call it, and the packages of its environment. The toys that it runs need pyarrow."""
+    """The name that people use, and the packages of the environment. Toys in Python need pyarrow."""
     title: str
     packages: tuple[str, ...]
 
 
-# Each is an environment of its own, a folder of this name below PYROOT: they ask for versions that exclude each other.
+# Each peer has an environment of its own, a folder of this name below PYROOT, because their versions exclude each other.
 PEERS = {
     "dvc": Peer("DVC", ("dvc==3.67.1", "pyarrow==26.0.1")),
     "snakemake": Peer("Snakemake", ("snakemake==9.27.1", "pyarrow==26.0.1")),
@@ -41,7 +41,7 @@ def program(name: str, command="python") -> Path:
 
 @cache
 def versions(name: str) -> dict[str, str]:
-    """The version of each of its packages; empty where one of them is missing."""
+    """Returns the version of each package of a peer; empty if one of them is missing."""
     packages = [re.match(r"[\w-]+", package)[0] for package in PEERS[name].packages]
     ask = "import sys, importlib.metadata as of; print(*map(of.version, sys.argv[1:]))"
     try:
@@ -57,20 +57,20 @@ def installed(name: str) -> bool:
 
 @cache
 def pyarrow() -> Path | None:
-    """One interpreter with pyarrow runs the toys of all engines."""
+    """Returns an interpreter with pyarrow, which runs the toys of all engines; None if there is none."""
     able = [program(name) for name in ("dvc", "snakemake", "hfdatasets") if installed(name)]
     here = subprocess.run([sys.executable, "-c", "import pyarrow"], capture_output=True).returncode == 0
     return next(iter(able), Path(sys.executable) if here else None)
 
 
 def how(*names: str) -> str:
-    """The command that installs them."""
+    """Returns the command that installs these peers."""
     root = f"PYROOT={PYROOT} " if "PYROOT" in os.environ else ""
     return f"{root}python3 benches/all.py --install {' '.join(names)}"
 
 
 def say_missing(*names: str) -> bool:
-    """Whether one of them is missing; says what installs it."""
+    """Returns True if a peer is missing, and prints the command that installs it."""
     missing = [name for name in names if not installed(name)]
     for name in missing:
         print(f"{PEERS[name].title}: not installed, and left out. To install: {how(name)}", file=sys.stderr, flush=True)
@@ -78,7 +78,7 @@ def say_missing(*names: str) -> bool:
 
 
 def install(name: str) -> bool:
-    """Makes its environment and fills it; whether that went well."""
+    """Makes the environment of a peer and fills it. Returns True if that succeeded."""
     versions.cache_clear()
     for command in ([sys.executable, "-m", "venv", PYROOT / name],
                     [program(name), "-m", "pip", "install", "--quiet", *PEERS[name].packages]):

@@ -1,6 +1,6 @@
 """The toy pipelines as each engine writes them down."""
 
-# Shared by all: the tables and what they are made from.
+# The tables of all engines, with the tables from which each is made.
 EIGHT = {
     "ingest": [], "caption": ["ingest"], "encode": ["caption"], "latents": ["ingest"], "train": ["encode", "latents"],
     "reconstruct": ["train", "latents"], "anomaly": ["reconstruct", "ingest"], "metrics": ["anomaly"],
@@ -16,7 +16,7 @@ def parameters(train=1) -> str:
 
 
 def eight_columns(name: str) -> list[str]:
-    """What stage.py writes: the first input's columns, the last one of each other input, and its own."""
+    """Returns the columns that stage.py writes: those of the first input, the last one of each other input, and its own."""
     if not EIGHT[name]:
         return ["id", "x", name]
     first, *others = EIGHT[name]
@@ -98,7 +98,7 @@ EIGHT_ROW_WISE = yaml([
 ])
 
 
-# The same for engines whose stages are commands: tables.py makes each of these from a file of rows.
+# The tables for engines whose stages are commands: tables.py makes each of them from a file of rows.
 SEVEN = {
     "lengths": ["rows"], "upper": ["rows"], "doubled": ["lengths"], "pairs": ["lengths", "upper"], "scores": ["doubled", "pairs"],
     "counts": ["scores"], "total": ["counts"],

@@ -1,11 +1,11 @@
-"""A curve as SVG, both axes logarithmic."""
+"""Draws a curve as SVG with logarithmic axes."""
 from math import log10
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 360, 70, 50, 40
 
 
 def plot(title: str, points: list[tuple[float, float, str]], x_label: str, y_label: str) -> str:
-    """`points` are x, y and what stands beside each."""
+    """Returns the SVG; `points` are x, y and the label of each point."""
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
     decades = range(int(log10(min(ys)) // 1), int(-(-log10(max(ys)) // 1)) + 1)
 
@@ -27,7 +27,7 @@ def plot(title: str, points: list[tuple[float, float, str]], x_label: str, y_lab
     shapes.append(f'<polyline points="{curve}" fill="none" stroke="#1f6feb" stroke-width="2"/>')
     for i, (x, y, words) in enumerate(points):
         across, up = at(x, y)
-        # The curve rises: there is room below and right of it, and above and left.
+        # The curve rises, so there is room below and to the right of it, and above and to the left.
         beside = text(across - 6, up - 8, words, "end") if i % 2 else text(across + 6, up + 16, words, "start")
         shapes += [f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3.5" fill="#1f6feb"/>', beside,
                    text(across, HEIGHT - BOTTOM + 18, f"{x / 1e3:g} k" if x < 1e6 else f"{x / 1e6:g} M")]

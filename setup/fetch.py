@@ -98,7 +98,7 @@ def version_of(torch):
 
 
 def link(torch, tree):
-    """Links the CPU half of an installed libtorch: the build must not see libtorch_cuda.so, the run finds it by itself."""
+    """Links the CPU half of an installed libtorch: the build must not see libtorch_cuda.so, which a run loads by itself."""
     (tree / "torch/lib").mkdir(parents=True)
     (tree / "torch/include").symlink_to(torch / "include")
     for library in (torch / "lib").iterdir():

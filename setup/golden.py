@@ -4,8 +4,8 @@
     python3 setup/golden.py FULL_SET
 
 A full set holds tiny instances of every published architecture with the outputs of its reference implementation, and
-`VLMDIFF_GOLDEN=FULL_SET make test` compares with it as it is. The compact one has each network once: weights that a formula
-gives again are left out (tests/golden/weights.rs), and so are second layouts of the same weights and the largest outputs.
+`VLMDIFF_GOLDEN=FULL_SET make test` compares with it directly. The compact set has each network once: weights that a formula
+reproduces are left out (tests/golden/weights.rs), and so are second layouts of the same weights and the largest outputs.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: `map` over the file, cached by the content of the data set and by the function."""
+"""A `map` of Hugging Face datasets over the file, cached by the content of the data set and by the function."""
 from datasets import disable_progress_bars, load_dataset
 
 import work

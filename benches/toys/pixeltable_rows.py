@@ -1,4 +1,4 @@
-"""pixeltable_rows.py N: Pixeltable with a computed column. Makes the table if it is absent and inserts rows up to N."""
+"""pixeltable_rows.py N: Makes a table of Pixeltable with a computed column if it is absent, and inserts rows up to N."""
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""rows.py FILE N: N rows (id, text) as Parquet."""
+"""rows.py FILE N: writes N rows (id, text) as Parquet."""
 import sys
 
 import pyarrow as pa

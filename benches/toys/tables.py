@@ -1,4 +1,4 @@
-"""A table of the eight of N rows, for DVC and Snakemake: tables.py NAME reads and writes Parquet."""
+"""tables.py NAME: makes one of the eight tables of N rows from Parquet to Parquet, for DVC and Snakemake."""
 import sys
 
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""A row-wise `command` of vlmdiff: Arrow batches in, Arrow batches out."""
+"""A row-wise `command` of vlmdiff: it reads Arrow batches and answers each with one."""
 import sys
 
 import pyarrow as pa
