@@ -1,8 +1,8 @@
 //! The cost of the engine per row: `ingest` of photographs beside a bare loop that does the same work and writes the
 //! same Parquet.
 //!
-//! `cargo bench --profile dev --bench row_cost` times the build that people run; `-- --quick` takes few photographs, to see that it
-//! works. The loop has no store, no digests and no resume.
+//! `cargo bench --profile dev --bench row_cost` times the build that people run; with `-- --quick` it takes few
+//! photographs, which shows that it works. The loop has no store, no digests and no resume.
 
 use std::{
     error::Error,

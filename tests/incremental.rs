@@ -283,7 +283,8 @@ fn names_of_columns_and_inputs_are_part_of_the_identity() {
     assert_eq!(pipeline("width as b, width + 1 as a", "{ y: pairs, x: ones }"), ["1", "49", "0", "-48"]);
 }
 
-/// Rows that come to two inputs, to one of them, or to one after the other, are joined as if all had been there from the start.
+/// Rows that are added to two inputs, to one of them, or to one after the other, are joined as if all had been there
+/// from the start.
 #[test]
 fn rows_that_come_to_inputs_are_joined_as_from_the_start() {
     const PAIRS: &str = "tables:
@@ -300,7 +301,7 @@ fn rows_that_come_to_inputs_are_joined_as_from_the_start() {
     };
     let lab = Lab::empty();
     lab.write("pipeline.yaml", PAIRS);
-    // To both, to one, to the other, between those that are there; ids that go; all at once.
+    // Ids are added to both inputs, to one, to the other, and between existing ones; ids are removed; then all at once.
     let steps = [
         (vec![0..4], vec![0..3], 1),
         (vec![0..5], vec![0..5], 2),

@@ -25,7 +25,7 @@ tables:
         from images join anomaly_maps using (image_id) group by class order by class"
 "#;
 
-/// Saturation as a map.
+/// A program that makes maps of the saturation of images.
 pub(crate) const MAPS: &str = r#"
 import sys
 import pyarrow as pa

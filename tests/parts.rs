@@ -43,7 +43,7 @@ fn many_small_runs_leave_few_parts() {
     assert!(lab.vlmdiff(&["plan", "pipeline.yaml"]).stdout.lines().all(|line| line.contains("fresh")));
     let diff = lab.vlmdiff(&["diff", "early", "late"]);
     assert!(diff.code == Some(0) && diff.stdout.contains("1950 new"), "{}{}", diff.stdout, diff.stderr);
-    // All rows are known, also those that come back.
+    // All rows are already computed, also those that return.
     lab.write("rows.csv", &rows(50));
     assert_eq!(computed(&lab.run(&[])), [("rows", 0), ("doubled", 0)]);
     lab.write("rows.csv", &rows(2000));

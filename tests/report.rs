@@ -55,7 +55,7 @@ fn numbers_are_shown_with_their_values_and_protocol() {
     }
 }
 
-/// How often each of these stands in the page.
+/// Returns the number of occurrences of each piece in the page.
 fn counts<const N: usize>(html: &str, pieces: [&str; N]) -> [usize; N] {
     pieces.map(|piece| html.matches(piece).count())
 }
@@ -77,7 +77,7 @@ fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
     assert!(!text.contains("No anomaly maps") && text.contains("\nNo training curves: no published table"), "{text}");
 }
 
-/// No table of this pipeline was made by the stage that makes such tables as a rule, and the ids have a name of their own.
+/// No table of this pipeline was made by the stage that usually makes it, and the column of ids has another name.
 #[test]
 fn tables_are_told_by_their_columns() {
     let lab = Lab::new(

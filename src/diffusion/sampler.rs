@@ -258,8 +258,8 @@ mod tests {
         let config = DdimConfig { noise_level: None, set_alpha_to_one: true, ..Default::default() };
         let ddim = config.build(&schedule).unwrap();
         let x = ddim.sample(ddim.start(&x0, &noise), |_, _| Ok(noise.shallow_clone()), silent).unwrap();
-        // x0 is what is left of x, up to 5, after the noise is taken away, over √ᾱ, which is 0.12 at the first step:
-        // four roundings of 2⁻²⁴ · 5 / 0.12, and less at each of the nine steps behind it.
+        // x0 is x, up to 5, less the noise, divided by √ᾱ, which is 0.12 at the first step: four roundings of 2⁻²⁴ · 5
+        // / 0.12, and less at each of the nine steps after it.
         assert!((x - x0).abs().max().double_value(&[]) < 2e-5);
     }
 

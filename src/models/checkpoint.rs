@@ -72,7 +72,7 @@ fn chosen(folder: &Path) -> Option<PathBuf> {
     FILES.iter().map(|file| folder.join(file)).find(|file| file.exists())
 }
 
-/// Describes a folder without weights: the files that would work, and the folders in it that have some.
+/// Describes a folder without weights: the files that would work, and the folders in it that have weights.
 fn no_weights(folder: &Path) -> String {
     let below = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut below: Vec<String> = below

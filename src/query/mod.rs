@@ -45,7 +45,7 @@ use crate::engine::{
 /// The names of the tables that SQL has beside those of pipelines.
 pub const TABLES_OF_SQL: [&str; 5] = ["runs", "stage_runs", "errors", "paper_results", "paper_datasets"];
 
-/// What `show tables` means: without the catalogue of the catalogue.
+/// The query behind `show tables`. It leaves out the tables of `information_schema` itself.
 const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \
                            where table_schema <> 'information_schema' order by 1, 2";
 const PAPER_RESULTS: &str = include_str!("../../data/paper_results.csv");

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use crate::engine::store::tensor_field;
 
-    /// What is wrong with parameters for images of 64x64.
+    /// Returns the error of parameters for images of 64x64.
     fn problem(params: Value) -> Option<String> {
         let pixels = |item, shape: &[usize]| tensor_field("pixels", item, shape, false);
         let autoencoded = tensor_field("autoencoded", DataType::Float16, &[3, 64, 64], true);

@@ -34,7 +34,7 @@ use crate::{
 };
 
 impl From<tch::TchError> for Error {
-    /// What libtorch refuses is a failure of the stage.
+    /// Makes the failure of a stage from an error of libtorch, of which the first line is kept.
     fn from(error: tch::TchError) -> Self {
         Self::of_library(error.to_string().lines().next().unwrap_or_default().to_owned())
     }
@@ -76,7 +76,8 @@ impl From<ExtractorError> for Error {
     }
 }
 
-/// Weights that the user names and that do not fit are a wrong input; memory that runs out on the way is not.
+/// Makes the error about weights that the user names. Weights that do not fit are wrong input; memory that runs out
+/// while they are loaded is not.
 pub(super) fn input(error: CheckpointError) -> Error {
     match error {
         CheckpointError::Torch { .. } => checkpoint(error),
@@ -84,12 +85,12 @@ pub(super) fn input(error: CheckpointError) -> Error {
     }
 }
 
-/// The device of a run.
+/// Opens the device of a run.
 pub(super) fn device(context: &Context) -> Result<Device> {
     device::open(&context.device).map_err(|e| Error::Input(e.to_string()))
 }
 
-/// A tensor column of a batch as a tensor [B, shape…] of its own type. A row without a value is an error.
+/// Returns a tensor column of a batch as a tensor [B, shape…] of its own type. A row without a value is an error.
 pub(super) fn tensor(batch: &Batch, port: &str, name: &str) -> Result<Tensor> {
     let column = batch.column(port, name)?;
     match (0..column.len()).find(|row| column.is_null(*row)) {
@@ -98,7 +99,7 @@ pub(super) fn tensor(batch: &Batch, port: &str, name: &str) -> Result<Tensor> {
     }
 }
 
-/// The values of a tensor column, one after another.
+/// Returns the values of a tensor column as one tensor [rows, shape…].
 fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
     let schema = rows.schema();
     let (at, field) =
@@ -107,7 +108,7 @@ fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
     let (list, shape) = list.zip(tensor_shape(field)).ok_or_else(|| {
         Error::Stage(format!("column `{name}` is {}, where a tensor was expected", field.data_type()))
     })?;
-    // `values` is the child as it was before slicing.
+    // `values` is the child of the list before it was sliced.
     let size = list.value_length() as usize;
     let values = list.values().slice(list.value_offset(0) as usize, list.len() * size);
     let shape: Vec<i64> = std::iter::once(list.len()).chain(shape).map(|n| n as i64).collect();
@@ -120,7 +121,7 @@ fn stacked(rows: &RecordBatch, name: &str) -> Result<Tensor> {
     Ok(flat?.f_view(shape.as_slice())?)
 }
 
-/// The embedding [1, 77, D] of the first row of the table at `port`, where `from:` names one.
+/// Returns the embedding [1, 77, D] of the first row of the table at `port`; None if `from:` names none.
 pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Tensor>> {
     let Some(table) = context.tables.get(port) else { return Ok(None) };
     match table.column_by_name(EMBEDDING) {
@@ -129,27 +130,27 @@ pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Te
     }
 }
 
-/// The values of a tensor in row-major order, as f32.
+/// Returns the values of a tensor in row-major order, as f32.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
     Ok(Vec::try_from(flat)?)
 }
 
-/// The values of a tensor in row-major order, as f16.
+/// Returns the values of a tensor in row-major order, as f16.
 pub(super) fn halves(tensor: &Tensor) -> Result<Vec<f16>> {
     Ok(floats(tensor)?.into_iter().map(f16::from_f32).collect())
 }
 
-/// The space of the autoencoder, of the hint and of the reconstruction: that of the authors' code, where latent diffusion has
-/// [-1, 1].
+/// The normalisation of pixels for the autoencoder, the hint and the reconstruction. It is that of the authors' code;
+/// latent diffusion scales to [-1, 1] instead.
 const PIXELS: Preprocessing = Preprocessing::imagenet(1);
 
-/// Pixels u8 [B, H, W, 3] -> f32 [B, 3, H, W], normalised by ImageNet's mean and standard deviation.
+/// Converts pixels u8 [B, H, W, 3] -> f32 [B, 3, H, W], normalised by ImageNet's mean and standard deviation.
 pub(super) fn normalise(pixels: &Tensor) -> Tensor {
     PIXELS.normalize(&(pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.))
 }
 
-/// A network's variables and configuration as a safetensors file.
+/// Writes a network's variables and configuration as a safetensors file.
 pub(super) fn save_weights(
     variables: impl IntoIterator<Item = (String, Tensor)>,
     config: &impl Serialize,
@@ -167,7 +168,7 @@ pub(super) fn checkpoint(error: CheckpointError) -> Error {
     Error::of_library(error.to_string())
 }
 
-/// The weights that a training table names, and the configuration they were trained with.
+/// Reads the weights that the table at `port` names, and the configuration with which they were trained.
 pub(super) fn load_weights<C: DeserializeOwned>(context: &Context, port: &str) -> Result<(C, Checkpoint)> {
     let weights = Checkpoint::from_safetensors(weights_of(context, port)?).map_err(checkpoint)?;
     let config = weights
@@ -179,7 +180,8 @@ pub(super) fn load_weights<C: DeserializeOwned>(context: &Context, port: &str) -
     Ok((config, weights))
 }
 
-/// The network that a table names on a device, its configuration, and the file of its weights.
+/// Builds the network that the table at `port` names, on a device. Returns it with its configuration and the file of
+/// its weights.
 pub(super) fn network<C: DeserializeOwned, N>(
     context: &Context,
     port: &str,
@@ -209,7 +211,7 @@ mod tests {
     use super::*;
     use crate::{engine::store::tensor_field, tables::tensor::tensor_column};
 
-    /// Three rows of two numbers, of which the second row has none where `valid` says so.
+    /// Makes three rows of two numbers; if `valid` is false, the second row is null.
     fn batch(valid: bool) -> Batch {
         let pixels = tensor_column::<UInt8Type>((0..6).collect(), 2, Some(vec![true, valid, true])).unwrap();
         let schema = Schema::new(vec![tensor_field("pixels", DataType::UInt8, &[1, 2], true)]);

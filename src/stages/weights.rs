@@ -17,11 +17,11 @@ pub(super) const TEXT_ENCODER: &[&str] =
     &["clip-text", "clip", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
 /// The layouts of a U-Net, with a control branch or without.
 pub(super) const UNET: &[&str] = &["unet", "unet-ldm", "stable-diffusion", "stable-diffusion-controlnet", "vlmdiff"];
-/// The layouts of what a perceptual loss is made of.
+/// The layouts of the parts of a perceptual loss.
 pub(super) const LPIPS: &[&str] = &["vgg16", "lpips-lins", "lpips-vgg", "lpips", "vae-ldm-loss"];
 
-/// Weights as a parameter names them: the path of a file or, in Hugging Face layout, of a folder; a URL of either, a folder's
-/// ending in `/`; a name that `vlmdiff models list` shows; `ORG/NAME[/FILE]` of the Hugging Face hub.
+/// Weights as a parameter names them: the path of a file, or of a folder in Hugging Face layout; a URL of either, where
+/// that of a folder ends in `/`; a name that `vlmdiff models list` shows; or `ORG/NAME[/FILE]` of the Hugging Face hub.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights<'a>(pub(super) &'a str);
 
@@ -30,18 +30,19 @@ impl Weights<'_> {
         is_url(self.0) && self.0.ends_with('/')
     }
 
-    /// Where they lie on this machine, which is not asked of a URL.
+    /// Returns the path of the weights on this machine. They must not be named by a URL.
     fn path(&self) -> Result<PathBuf, String> {
         locate(&local_path(self.0).to_string_lossy()).map_err(|e| e.to_string())
     }
 
-    /// The folder itself, or that of the file.
+    /// Returns the folder of the weights: the folder itself, or that of the file.
     pub(super) fn beside(&self) -> Result<PathBuf, String> {
         let path = self.path()?;
         Ok(if path.is_dir() { path } else { path.parent().map(PathBuf::from).unwrap_or_default() })
     }
 
-    /// The files whose content decides what a network computes. Of a remote folder `config.json` and `model.safetensors`.
+    /// Returns the files whose content decides what a network computes. For a remote folder these are `config.json` and
+    /// `model.safetensors`.
     pub(super) fn files(&self) -> Result<Vec<String>, String> {
         if self.is_remote_folder() {
             return Ok(["config.json", "model.safetensors"].map(|name| format!("{}{name}", self.0)).into());
@@ -55,8 +56,8 @@ impl Weights<'_> {
         Ok(files.map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
-    /// [`Weights::files`] for a parameter that takes weights of these [layouts](architecture); errors name it. Weights that are
-    /// on this machine have to open, and to be of no other published architecture.
+    /// Does as [`Weights::files`], for a parameter that takes weights of these [layouts](architecture); errors name the
+    /// parameter. Weights on this machine must be readable, and must not be of another published architecture.
     pub(super) fn files_of(&self, parameter: &str, layouts: &[&str]) -> Result<Vec<String>, Misfit> {
         let check = || {
             if !is_url(self.0) {
@@ -74,13 +75,13 @@ impl Weights<'_> {
                 let titles: Vec<&str> = layouts.iter().filter_map(|layout| architecture::title(layout)).collect();
                 Err(format!("{} is {other}; what fits is {}", weights.path().display(), titles.join(", ")))
             }
-            // or parts of a whole, or nothing that is known: loading is strict
+            // Parts of a model and unknown files are accepted here, because loading is strict.
             _ => Ok(()),
         }
     }
 
-    /// The `config.json` in the folder, or beside the file; None where there is none, or where it would have to be fetched:
-    /// that weights are not here is said by [`Weights::files`].
+    /// Reads the `config.json` in the folder or beside the file; None if there is none, or if it would have to be
+    /// fetched. [`Weights::files`] reports weights that are not on this machine.
     pub(super) fn config(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(folder) = self.beside().ok().filter(|_| !is_url(self.0)) else { return Ok(None) };
         let config = folder.join("config.json");
@@ -91,16 +92,16 @@ impl Weights<'_> {
         }
     }
 
-    /// The files of a tokenizer, in a folder or beside the weights.
+    /// Returns the files of a tokenizer, in a folder or beside the weights.
     pub(super) fn tokenizer_files(&self) -> Result<Vec<String>, String> {
         let folder = self.beside()?;
-        // The last two name the token that fills short texts.
+        // The last two files name the token that pads short texts.
         let files = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
         let files = files.map(|name| folder.join(name));
         Ok(files.iter().filter(|file| file.is_file()).map(|file| file.to_string_lossy().into_owned()).collect())
     }
 
-    /// The path of the file or folder, fetched where it is remote.
+    /// Returns the path of the file or folder, which is fetched if it is remote.
     pub(super) fn local(&self, sources: &Sources) -> Result<PathBuf> {
         if self.is_remote_folder() {
             sources.local_folder(&self.files().map_err(Error::Input)?)
@@ -111,7 +112,7 @@ impl Weights<'_> {
         }
     }
 
-    /// The weights themselves, without the levels that a training program puts above them.
+    /// Opens the weights, without the levels that a training program puts above them.
     pub(super) fn open(&self, sources: &Sources) -> Result<Checkpoint> {
         Ok(Checkpoint::open(self.local(sources)?).map_err(input)?.state_dict())
     }

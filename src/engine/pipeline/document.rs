@@ -32,7 +32,7 @@ pub(in crate::engine) struct Loader<'a> {
     pub(in crate::engine) file: File<'a>,
     /// The stages that tables may name.
     pub(in crate::engine) kinds: &'a [StageKind],
-    /// The tables that SQL has beside those of pipelines; no table is called so.
+    /// The tables that SQL has beside those of pipelines; no table may have such a name.
     pub(in crate::engine) tables_of_sql: &'a [&'a str],
 }
 
@@ -332,15 +332,16 @@ fn explain(of: &str, message: &str) -> String {
     format!("unknown parameter `{unknown}`{}; `{of}` takes {}", suggestion(&unknown, &known), or_none(&known))
 }
 
-/// Reads a pipeline file, with `table.parameter=value` assignments on top. `tables_of_sql` are names that no table may have.
+/// Reads a pipeline file and applies `table.parameter=value` assignments. `tables_of_sql` are names that no table may
+/// have.
 pub fn load(path: &std::path::Path, kinds: &[StageKind], tables_of_sql: &[&str], sets: &[String]) -> Result<Pipeline> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let stem = path.file_stem().map_or_else(|| "pipeline".into(), |stem| stem.to_string_lossy().into_owned());
     parse(&path.display().to_string(), &stem, &text, kinds, tables_of_sql, sets, &|name| std::env::var(name).ok())
 }
 
-/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `tables_of_sql` are names that no table may
-/// have, `variable` looks `${NAME}` up.
+/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `tables_of_sql` are names that no
+/// table may have, and `variable` looks up `${NAME}`.
 pub fn parse(
     file: &str,
     stem: &str,

@@ -34,7 +34,8 @@ pub fn files(kinds: &[StageKind], example: Example<'_>) -> Result<Vec<(String, S
     Ok(files)
 }
 
-/// A stage kind: what it reads, what it takes, what it makes, with the parameters of its example.
+/// Describes a stage kind: its inputs, its parameters, and the columns of its output, with the parameters of its
+/// example.
 fn stage(kind: &StageKind, example: Option<(&str, &Table)>) -> Result<Value> {
     let params = kind.example().unwrap_or_else(|| json!({}));
     let wrong =
@@ -96,7 +97,7 @@ fn columns(table: &Table) -> Vec<Value> {
     stored.fields().iter().map(|field| column(field)).collect()
 }
 
-/// The definition of a table in the JSON Schema of pipelines, which no definition of a stage may replace.
+/// The name of the definition of a table in the JSON Schema of pipelines, which no definition of a stage may take.
 const TABLE: &str = "table";
 
 /// The parameters of one stage.
@@ -118,8 +119,8 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// Brings the definitions of all stages into one place. Stages share a definition that is the same in all of them; of a name that
-/// means different things each stage has its own, as `stage.Name`.
+/// Merges the definitions of all stages. Stages share a definition that is the same in all of them; if a name means
+/// different things, each stage has a definition of its own, `stage.Name`.
 fn merge(stages: &mut [Parameters<'_>]) -> Map<String, Value> {
     let own = ambiguous(stages);
     let mut merged = Map::new();
@@ -134,7 +135,7 @@ fn merge(stages: &mut [Parameters<'_>]) -> Map<String, Value> {
     merged
 }
 
-/// The names of definitions that differ between stages, by themselves or in a definition that they refer to.
+/// Returns the names of definitions that differ between stages, by themselves or in a definition that they refer to.
 fn ambiguous(stages: &[Parameters<'_>]) -> BTreeSet<String> {
     let all = || stages.iter().flat_map(|stage| &stage.definitions);
     let mut found = BTreeSet::from([TABLE.to_owned()]);
@@ -149,10 +150,10 @@ fn ambiguous(stages: &[Parameters<'_>]) -> BTreeSet<String> {
     }
 }
 
-/// How a schema refers to a definition.
+/// The beginning of a reference from a schema to a definition.
 const REFERENCE: &str = "#/$defs/";
 
-/// The definitions that a schema refers to.
+/// Returns the definitions that a schema refers to.
 fn references(schema: &Value) -> Vec<&str> {
     match schema {
         Value::Object(entries) => {
@@ -164,7 +165,7 @@ fn references(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// Gives the definitions that a schema refers to other names.
+/// Renames the definitions that a schema refers to.
 fn rename(schema: &mut Value, name: &dyn Fn(&str) -> String) {
     match schema {
         Value::Object(entries) => {

@@ -41,7 +41,7 @@ pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates)
         causes.push(Cause::Damaged);
     }
     causes.extend(compare(&previous.made, &work.made));
-    // The changes of rows are counted once, over all causes, and shown with the first change of an input or the predicate.
+    // Changes of rows are counted once, over all causes, and shown with the first change of an input or the predicate.
     let mut rows = None;
     let comparable = previous.made.fingerprint == work.made.fingerprint && table.is_keyed();
     if comparable && pending.is_empty() && !has_lost {

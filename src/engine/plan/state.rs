@@ -21,8 +21,8 @@ pub struct TableState {
     pub pending: Pending,
     /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
     pub known: Option<RecordBatch>,
-    /// The manifest that was published when the run or plan began, if the table was made anew since: the tables below may
-    /// still be made of that one.
+    /// The manifest that was published when the run or plan began, if the table was made again since. Tables below may
+    /// still be made from that version.
     pub before: Option<Box<Manifest>>,
 }
 

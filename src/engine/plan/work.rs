@@ -1,4 +1,5 @@
-//! The work that a table needs: none, some rows, or tables above it first. Planning reads light columns only, never a tensor.
+//! The work that a table needs: none, some rows, or tables above it first. Planning reads only light columns and never
+//! a tensor.
 
 use std::{borrow::Cow, collections::BTreeSet};
 

@@ -1,15 +1,15 @@
 //! The files below a root, with stamps that show whether a file has changed.
 //!
-//! **What a stamp trusts.** Of a local file the stamp covers its path, size, times of modification and of change (to
-//! the nanosecond) and inode. A program cannot set the time of change, so a replaced, rewritten or renamed file has
-//! another stamp, even with the same size and a modification time set back. Three things are not trusted, and such
-//! files are hashed every time: a change less than two seconds old, which the same clock tick may hide; a time of
-//! change in whole seconds, as file system images and FAT have, where all files may share one; and systems other than
-//! Unix. Two things are trusted: that a program which writes through a memory map lets the system note the time (it
-//! does when the pages are written back), and that a network file system shows changes made elsewhere (NFS may be a
-//! minute late). Reading all with `verify` trusts nothing.
+//! **Trust in stamps.** The stamp of a local file covers its path, size, times of modification and of change (to the
+//! nanosecond) and inode. A program cannot set the time of change, so a replaced, rewritten or renamed file has another
+//! stamp, even with the same size and a modification time set back. Three things are not trusted, and such files are
+//! hashed every time: a change less than two seconds old, which the same clock tick may hide; a time of change in whole
+//! seconds, as file system images and FAT have, where all files may share one; and systems other than Unix. Two things
+//! are trusted: that a program which writes through a memory map lets the system note the time (it does when the pages
+//! are written back), and that a network file system shows changes made elsewhere (NFS may be a minute late). Hashing
+//! all files with `verify` trusts nothing.
 //!
-//! Of a URL the stamp covers its size, entity tag, version and time of modification; where the server gives neither a
+//! The stamp of a URL covers its size, entity tag, version and time of modification. If the server gives neither a
 //! strong tag nor a time, the content is read.
 
 use std::{

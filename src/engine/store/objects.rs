@@ -15,8 +15,8 @@
 //! locks/KEY                         held by the process that works on a stage's results; local stores only
 //! ```
 //!
-//! Parts, blobs and records have names that their content fixes, and versions are written if absent, so any number of runs
-//! may share a store, and a run killed at any moment leaves only whole objects behind.
+//! Parts, blobs and records are named by their content, and versions are written only if absent. Any number of runs may
+//! therefore share a store, and a run that is killed at any moment leaves only complete objects.
 //!
 //! Everything that is read is checked: parts, blobs and records against the digests in their names, manifests and tags
 //! against the digest in their text, a run's log against the digest in its first line.

@@ -96,7 +96,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Returns the rows and columns of so many positions, as `14x14`, or their number if they are no square. With
+/// Returns the rows and columns of a number of positions, such as `14x14`, or the number if it is not a square. With
 /// `class_token`, the first position stands for the whole image and does not count.
 fn square(positions: i64, class_token: bool) -> String {
     let cells = positions - i64::from(class_token);
