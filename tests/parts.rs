@@ -52,7 +52,7 @@ fn many_small_runs_leave_few_parts() {
 }
 
 #[test]
-fn a_clean_up_removes_what_a_kill_left_half_written() {
+fn clean_up_removes_half_written_files_of_a_killed_run() {
     let lab = Lab::empty();
     lab.write("pipeline.yaml", GROWING);
     lab.write("rows.csv", &rows(3));

@@ -79,7 +79,7 @@ fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
 
 /// No table of this pipeline was made by the stage that usually makes it, and the column of ids has another name.
 #[test]
-fn tables_are_told_by_their_columns() {
+fn tables_are_recognised_by_their_columns() {
     let lab = Lab::new(
         r#"
 name: roles

@@ -144,7 +144,8 @@ impl Results {
         }
         self.written += 1;
         if self.format == Format::Parquet && self.written > 1 {
-            let message = "a Parquet file holds one result, and this is the second; run the statements one by one".to_owned();
+            let message =
+                "a Parquet file holds one result, and this is the second; run the statements one by one".to_owned();
             return Err(Error::Input(message).into());
         }
         let mut standard;

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_hashed_at_once_has_the_same_digest() {
+    fn fields_hashed_at_once_have_the_same_digest() {
         let digests: Vec<Digest> = (0..2 * MANY + 1).map(|i| Digest::of(&i.to_le_bytes())).collect();
         let (mut one_by_one, mut at_once, mut fields) = (Hasher::new("k"), Hasher::new("k"), Fields::new("k"));
         digests.iter().for_each(|digest| {

@@ -2,7 +2,7 @@ use super::*;
 use crate::engine::store::Store;
 
 #[test]
-fn shares_and_times_read_well() {
+fn shares_and_times_are_formatted() {
     assert_eq!([percent(Some(0.98765)), percent(Some(1.)), percent(None)], ["98.8", "100.0", "–"]);
     assert_eq!(time(1_700_000_000_000), "2023-11-14 22:13 UTC");
 }
@@ -32,7 +32,7 @@ fn every_metric_is_explained() {
 }
 
 #[test]
-fn an_empty_store_is_the_users_to_mend() {
+fn empty_store_is_an_input_error() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().to_string_lossy()).unwrap();
     let error = Source::open(&store, None, &[]).err().unwrap();

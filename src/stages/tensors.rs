@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_value_is_no_zero() {
+    fn null_tensor_is_an_error_not_zeros() {
         let rows = batch(true).slice(1, 2);
         let pixels = tensor(&rows, "images", "pixels").unwrap();
         assert_eq!(pixels.size(), [2, 1, 2]);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_runs_out_while_weights_load_is_no_wrong_input() {
+    fn memory_error_while_weights_load_is_not_an_input_error() {
         let source = tch::TchError::Torch("CUDA out of memory.".into());
         let error = input(CheckpointError::Torch { path: PathBuf::from("w"), name: "x".into(), source });
         assert!(!error.is_input() && matches!(error, Error::Memory(_)), "{error}");

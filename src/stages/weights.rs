@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_of_another_network_are_told_before_anything_runs() {
+    fn weights_of_another_network_are_refused_before_anything_runs() {
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/data/golden/models/");
         let place = format!("{golden}dinov2/dinov2_vits14_pretrain.pth");
         assert_eq!(Weights(&place).files_of("weights", &["dinov2"]), Ok(vec![place.clone()]));

