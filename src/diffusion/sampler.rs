@@ -25,7 +25,7 @@ pub enum TimestepSpacing {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceType {
-    /// As much noise as the step takes away: at eta 1 that of DDPM's posterior.
+    /// The noise that the step takes away: at eta 1 that of DDPM's posterior.
     #[default]
     FixedSmall,
     /// The noise of the forward process: β at eta 1 if every timestep is visited.

@@ -117,7 +117,8 @@ impl Denoiser {
         self.control.hint(images)
     }
 
-    /// Maps noisy latents [B, 4, h, w], timesteps `[B]`, captions [B, 77, D] and the hint to the prediction [B, 4, h, w].
+    /// Maps noisy latents [B, 4, h, w], timesteps `[B]`, captions [B, 77, D] and the hint to the prediction [B, 4, h,
+    /// w].
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
         let residuals = self.control.forward(x, t, context, hint);
         self.unet.forward(x, t, context, Some(&residuals))

@@ -1,8 +1,8 @@
 //! The contract between the engine and the stages.
 //!
-//! A stage has two halves in one file. The describing half is its parameters: [`Stage`] says what it reads and writes, and the
-//! engine plans with it. The doing half is an [`Operator`](super::Operator), opened only where rows are stale: in the worker, which has
-//! libtorch, or in the driver for a stage that needs none.
+//! A stage has two halves in one file. The describing half is its parameters: [`Stage`] states what it reads and
+//! writes, and the engine plans with it. The doing half is an [`Operator`](super::Operator), which is opened only if
+//! rows are stale: in the worker, which has libtorch, or in the driver for a stage that needs no libtorch.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
