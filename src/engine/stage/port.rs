@@ -164,7 +164,6 @@ pub enum Ports {
     /// row per row reads tables with ids row by row and all others whole.
     ///
     /// [`Stage::columns`]: super::Stage::columns
-    /// [`Stage::columns`]: super::Stage::columns
     Any,
 }
 
