@@ -19,13 +19,7 @@ use tch::{
     nn::{self, VarStore},
 };
 use vlmdiff::{
-    diffusion::{
-        guidance::Guidance,
-        optim::{Optimizer, OptimizerConfig, train_only},
-        sampler::DdimConfig,
-        schedule::ScheduleConfig,
-        train::{Trainer, step},
-    },
+    diffusion::{guidance::Guidance, sampler::DdimConfig, schedule::ScheduleConfig},
     models::{
         checkpoint::{Checkpoint, CheckpointError},
         clip::{ClipTextConfig, ClipTextModel},
@@ -39,6 +33,11 @@ use vlmdiff::{
         vit::VisionTransformer,
     },
     stages::train_denoiser::{DenoisingObjective, Trainable},
+    training::{
+        Trainer,
+        optim::{Optimizer, OptimizerConfig, train_only},
+        step,
+    },
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -16,7 +16,8 @@
 //! | folder | content |
 //! |---|---|
 //! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
-//! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses, optimisers. No engine |
+//! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses. No engine |
+//! | [`training`] | the training loop, optimisers, what a training keeps. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
 //! | [`query`] | published tables as a DataFusion session |
@@ -33,4 +34,5 @@ pub mod query;
 pub mod report;
 pub mod stages;
 pub mod tables;
+pub mod training;
 pub mod vision;

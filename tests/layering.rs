@@ -16,11 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vision", &[]),
     ("models", &["vision"]),
     ("diffusion", &[]),
+    ("training", &["models", "diffusion"]),
     ("datasets", &["vision"]),
     ("tables", &["engine"]),
     ("query", &["engine", "tables", "metrics"]),
     ("report", &["engine", "tables", "query", "vision"]),
-    ("stages", &["engine", "tables", "query", "datasets", "vision", "models", "diffusion", "metrics"]),
+    ("stages", &["engine", "tables", "query", "datasets", "vision", "models", "diffusion", "training", "metrics"]),
     ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report"]),
 ];
 
@@ -29,7 +30,7 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
-    ("tch", &["models", "diffusion", "stages"]),
+    ("tch", &["models", "diffusion", "training", "stages"]),
     ("datafusion", &["engine", "query"]),
     ("arrow", &["engine", "tables", "query", "stages", "report"]),
     ("anyhow", &["cli"]),

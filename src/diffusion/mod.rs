@@ -4,10 +4,8 @@
 
 pub mod guidance;
 pub mod loss;
-pub mod optim;
 pub mod sampler;
 pub mod schedule;
-pub mod train;
 pub mod vae_gan;
 
 use rand_chacha::{

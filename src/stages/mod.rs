@@ -8,6 +8,7 @@ pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
 pub mod ingest;
+mod journal;
 mod likeness;
 pub mod pretrained;
 pub mod read;
@@ -17,8 +18,6 @@ mod tensors;
 pub mod train_autoencoder;
 pub mod train_denoiser;
 pub mod train_text_encoder;
-mod training;
-mod training_rows;
 mod types;
 mod weights;
 

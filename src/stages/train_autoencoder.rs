@@ -7,16 +7,13 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    tensors::{device, input, normalise, save_weights},
-    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
-    training_rows::TrainingRows,
+    journal::{train, training_rows},
+    tensors::{device, input, normalise, save_weights, tensor},
     weights::{self, Weights},
 };
 use crate::{
     diffusion::{
         Noise,
-        optim::{Named, train_only},
-        train,
         vae_gan::{self, AdversarialLoss, Adversary, Reduction, TermWeights, Terms},
     },
     engine::{
@@ -32,6 +29,10 @@ use crate::{
     tables::{
         images::{self, PIXELS},
         training_log,
+    },
+    training::{
+        self, Judge, LoggedLoss, MicroBatch, Subject, Training,
+        optim::{Named, train_only},
     },
 };
 
@@ -390,9 +391,9 @@ struct Trainer {
 
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let mut pixels = TrainingRows::new()?;
+        let mut pixels = training_rows()?;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(&batch, "images", PIXELS)?;
+            pixels.push(&tensor(&batch, "images", PIXELS)?)?;
         }
         let count = pixels.len();
         let training = &self.stage.training;
@@ -404,7 +405,7 @@ impl Operator for Trainer {
         let judge_parameters = train_only(&judge_vs, PatchGan::is_parameter);
         if objective.discriminator.is_some() {
             let parameters = judge_parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-            trainers.push(train::Trainer { ema: None, ..training.trainer(parameters.collect()) });
+            trainers.push(training::Trainer { ema: None, ..training.trainer(parameters.collect()) });
             let named = |(name, tensor)| (format!("{DISCRIMINATOR}{name}"), tensor);
             variables.extend(judge_vs.variables().into_iter().map(named));
         }
@@ -435,7 +436,7 @@ impl Operator for Trainer {
         // Progress is judged by the error of the reconstruction, because the whole loss may rise once the
         // discriminator takes part.
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::StartOfPart(0) };
-        training.run(Subject { trainers, variables, rows: count, loss, weights, judge }, out)
+        train(training, Subject { trainers, variables, rows: count, loss, weights, judge }, out)
     }
 }
 

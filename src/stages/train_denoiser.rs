@@ -9,17 +9,14 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    tensors::{device, first_embedding, input, load_weights, normalise, save_weights},
-    training::{Judge, LoggedLoss, MicroBatch, Subject, Training},
-    training_rows::TrainingRows,
+    journal::{train, training_rows},
+    tensors::{device, first_embedding, input, load_weights, normalise, save_weights, tensor},
     weights::{self, Weights},
 };
 use crate::{
     diffusion::{
         loss::denoising_loss,
-        optim::train_only,
         schedule::{Schedule, ScheduleConfig},
-        train,
     },
     engine::{
         Digest, Error, Result,
@@ -42,6 +39,7 @@ use crate::{
         training_log,
         weights::{config_of, weights_column},
     },
+    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, TrainingRows, optim::train_only},
 };
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
@@ -279,15 +277,22 @@ impl DenoisingObjective {
     }
 
     /// Returns the loss of that prediction, in f32.
-    pub fn loss(&self, z: &Tensor, noise: &Tensor, t: &Tensor, context: &Tensor, images: &Tensor) -> train::Loss<'_> {
+    pub fn loss(
+        &self,
+        z: &Tensor,
+        noise: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        images: &Tensor,
+    ) -> training::Loss<'_> {
         let pass = self.gradient_checkpointing.then(Recompute::new);
         let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
         let value = denoising_loss(&self.schedule, &prediction, z, noise, t, self.min_snr_gamma);
-        let gradients: Option<train::Gradients<'_>> = match pass {
+        let gradients: Option<training::Gradients<'_>> = match pass {
             Some(pass) => Some(Box::new(move |loss, parameters| pass.gradients(loss, parameters))),
             None => None,
         };
-        train::Loss { value, gradients }
+        training::Loss { value, gradients }
     }
 }
 
@@ -412,17 +417,17 @@ struct Data {
 
 impl Trainer {
     fn read(&self, rows: &mut Rows) -> Result<Data> {
-        let (mut pixels, mut mean) = (TrainingRows::new()?, TrainingRows::new()?);
-        let (mut logvar, mut text) = (TrainingRows::new()?, TrainingRows::new()?);
+        let (mut pixels, mut mean) = (training_rows()?, training_rows()?);
+        let (mut logvar, mut text) = (training_rows()?, training_rows()?);
         if let Some(caption) = &self.unconditional {
-            text.push_all(caption)?;
+            text.push(caption)?;
         }
         let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
         let mut row = 0;
         while let Some(batch) = rows.next(256)? {
-            pixels.push(&batch, "images", PIXELS)?;
-            mean.push(&batch, "latents", MEAN)?;
-            logvar.push(&batch, "latents", LOGVAR)?;
+            pixels.push(&tensor(&batch, "images", PIXELS)?)?;
+            mean.push(&tensor(&batch, "latents", MEAN)?)?;
+            logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;
             if self.unconditional.is_none() {
                 let embeddings = batch.column(TEXT, EMBEDDING)?;
                 for i in 0..batch.len() {
@@ -432,7 +437,7 @@ impl Trainer {
                     let is_new = !known.contains_key(&digest);
                     caption[row + i] = *known.entry(digest).or_insert(next);
                     if is_new {
-                        text.push(&batch.slice(i, 1), TEXT, EMBEDDING)?;
+                        text.push(&tensor(&batch.slice(i, 1), TEXT, EMBEDDING)?)?;
                     }
                 }
             }
@@ -443,7 +448,7 @@ impl Trainer {
 
     /// Returns the network that computes, and the trainer of the weights. The network has the trained weights
     /// themselves, or in another type a copy of them.
-    fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, train::Trainer)> {
+    fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, training::Trainer)> {
         let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
         let config = &self.config.control;
         let network = match init {
@@ -462,7 +467,7 @@ impl Trainer {
         let weights = vs.variables();
         no_grad(|| copies.variables().into_iter().for_each(|(name, mut copy)| copy.copy_(&weights[&name])));
         let computing = train_only(copies, |name| trainable.trains(name));
-        Ok((network, train::Trainer { optimizer: trainer.optimizer.computing_with(computing), ..trainer }))
+        Ok((network, training::Trainer { optimizer: trainer.optimizer.computing_with(computing), ..trainer }))
     }
 }
 
@@ -495,6 +500,6 @@ impl Operator for Trainer {
         let weights = || save_weights(vs.variables(), &self.config, &[]);
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::Start };
         let rows = data.pixels.len();
-        training.run(Subject { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
+        train(training, Subject { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
     }
 }

@@ -11,12 +11,10 @@ use tch::{
 };
 
 use super::{
+    journal::{train, training_rows},
     tensors::{device, normalise, save_weights, tensor},
-    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training},
-    training_rows::TrainingRows,
 };
 use crate::{
-    diffusion::optim::train_only,
     engine::{
         Digest, Error, Result,
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
@@ -32,6 +30,7 @@ use crate::{
         training_log,
         weights::TOKENIZER,
     },
+    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, TrainingRows, optim::train_only},
 };
 
 /// Trains a small CLIP text transformer, with a tokeniser of its own, to find the caption that belongs to an image.
@@ -200,9 +199,9 @@ impl Similarity {
 
 impl Trainer {
     fn read(&self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<Data> {
-        let (mut images, mut captions, mut ids) = (TrainingRows::new()?, Vec::<String>::new(), Vec::new());
+        let (mut images, mut captions, mut ids) = (training_rows()?, Vec::<String>::new(), Vec::new());
         while let Some(batch) = rows.next(64)? {
-            images.push_all(&self.shrunk(&normalise(&tensor(&batch, "images", PIXELS)?)))?;
+            images.push(&self.shrunk(&normalise(&tensor(&batch, "images", PIXELS)?)))?;
             let column = batch.column("captions", CAPTION)?.as_string::<i32>();
             note_missing_captions(out, &batch.ids, column, "the empty one");
             captions.extend(column.iter().map(|caption| caption.unwrap_or_default().to_owned()));
@@ -285,7 +284,7 @@ impl Operator for Trainer {
         };
         let variables = vs.variables().into_iter().collect();
         let judge = Judge::Guessing(|rows| (rows as f64).ln());
-        training.run(Subject { trainers, variables, rows: trained.len(), loss, weights, judge }, out)
+        train(&training, Subject { trainers, variables, rows: trained.len(), loss, weights, judge }, out)
     }
 }
 

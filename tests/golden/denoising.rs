@@ -13,12 +13,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use tch::{Device, Kind, TchError, Tensor, nn::VarStore, no_grad};
 use vlmdiff::{
-    diffusion::{
-        loss::mse_per_row,
-        optim::{Optimizer, OptimizerConfig, Rule, train_only},
-        schedule::ScheduleConfig,
-        train::{Trainer, step},
-    },
+    diffusion::{loss::mse_per_row, schedule::ScheduleConfig},
     models::{
         checkpoint::{Checkpoint, to_safetensors},
         control::{ControlForm, ControlNetConfig},
@@ -26,6 +21,11 @@ use vlmdiff::{
         vae::AutoencoderKl,
     },
     stages::train_denoiser::{DenoisingObjective, Trainable},
+    training::{
+        Trainer,
+        optim::{Optimizer, OptimizerConfig, Rule, train_only},
+        step,
+    },
 };
 
 /// The tolerance of a loss, a mean of squares of numbers that are each wrong by a share of [`NETWORK`]. The errors are

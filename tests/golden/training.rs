@@ -12,9 +12,7 @@ use tch::{Device, Kind, TchError, Tensor, nn::VarStore};
 use vlmdiff::{
     diffusion::{
         loss::denoising_loss,
-        optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, train_only},
         schedule::ScheduleConfig,
-        train::{Trainer, step},
         vae_gan::{Reduction, TermWeights},
     },
     models::{
@@ -25,6 +23,11 @@ use vlmdiff::{
         vae::AutoencoderKl,
     },
     stages::train_autoencoder::{AutoencoderObjective, Discriminator, Statistics},
+    training::{
+        Trainer,
+        optim::{Ema, Named, Optimizer, OptimizerConfig, Rule, train_only},
+        step,
+    },
 };
 
 /// Compares a linear layer fitted by each optimiser, with clipping and an average; and the gradients of a denoising

@@ -13,7 +13,7 @@ use std::{
 use arrow::{
     array::RecordBatch,
     compute::{concat_batches, interleave_record_batch},
-    datatypes::{DataType, Schema, SchemaRef},
+    datatypes::{DataType, FieldRef, Schema, SchemaRef},
 };
 use bytes::Bytes;
 use parquet::{
@@ -96,15 +96,21 @@ fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>
     Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
 }
 
-/// The number of list items that are encoded at a time, because the writer keeps twelve bytes about each.
+/// The number of list items that are encoded or decoded at a time, because writer and reader keep up to twelve bytes about
+/// each beside its value.
 const ITEMS: usize = 1 << 18;
 
-fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
-    let widest = batch.schema_ref().fields().iter().filter_map(|field| match field.data_type() {
+/// Returns the number of rows with at most [`ITEMS`] items in each list, at least one.
+fn rows_at_a_time<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> usize {
+    let widths = fields.into_iter().filter_map(|field| match field.data_type() {
         DataType::FixedSizeList(_, size) => Some(*size as usize),
         _ => None,
     });
-    let rows = ITEMS / widest.max().unwrap_or_default().clamp(1, ITEMS);
+    ITEMS / widths.max().unwrap_or_default().clamp(1, ITEMS)
+}
+
+fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
+    let rows = rows_at_a_time(batch.schema_ref().fields());
     for start in (0..batch.num_rows()).step_by(rows) {
         writer.write(&batch.slice(start, rows.min(batch.num_rows() - start)))?;
     }
@@ -118,7 +124,8 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
     let total = builder.metadata().file_metadata().num_rows() as usize;
     let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
-    builder = builder.with_projection(mask).with_batch_size(total.max(1));
+    let rows = rows_at_a_time(roots.iter().map(|root| &schema.fields()[*root]));
+    builder = builder.with_projection(mask).with_batch_size(rows.min(total.max(1)));
     if let Some(runs) = chosen {
         // Row groups without chosen rows are left out: skipping their rows would still decode their dictionaries.
         let sizes = builder.metadata().row_groups().iter().map(|group| group.num_rows() as u64);

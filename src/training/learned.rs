@@ -1,10 +1,10 @@
 //! Judges from the course of its losses whether a training has learned anything.
 
-use super::{LogRow, MicroBatch};
+use super::{config::MicroBatch, log::LogRow};
 
 /// The value with which the losses of a training are compared.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::stages) enum Judge {
+pub enum Judge {
     /// The loss of the first steps.
     Start,
     /// The part of the loss with this index in the first steps. The whole loss may rise, for example once a
