@@ -90,6 +90,9 @@ where
     out.write(&batch(&log, out.schema())?)
 }
 
+/// The number of rows that a training reads from its inputs at a time, because each step of that makes a copy.
+pub(super) const READ_ROWS: usize = 32;
+
 /// Makes an empty column for the rows of a training, whose file lies below the user's cache folder.
 pub(super) fn training_rows() -> Result<TrainingRows> {
     Ok(TrainingRows::new(&scratch_folder()?)?)

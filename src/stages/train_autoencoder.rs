@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    journal::{train, training_rows},
+    journal::{READ_ROWS, train, training_rows},
     tensors::{device, input, normalise, save_weights, tensor},
     weights::{self, Weights},
 };
@@ -392,7 +392,7 @@ struct Trainer {
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let mut pixels = training_rows()?;
-        while let Some(batch) = rows.next(256)? {
+        while let Some(batch) = rows.next(READ_ROWS)? {
             pixels.push(&tensor(&batch, "images", PIXELS)?)?;
         }
         let count = pixels.len();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
-    journal::{train, training_rows},
+    journal::{READ_ROWS, train, training_rows},
     tensors::{device, first_embedding, input, load_weights, normalise, save_weights, tensor},
     weights::{self, Weights},
 };
@@ -424,7 +424,7 @@ impl Trainer {
         }
         let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
         let mut row = 0;
-        while let Some(batch) = rows.next(256)? {
+        while let Some(batch) = rows.next(READ_ROWS)? {
             pixels.push(&tensor(&batch, "images", PIXELS)?)?;
             mean.push(&tensor(&batch, "latents", MEAN)?)?;
             logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;

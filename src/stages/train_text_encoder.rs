@@ -11,7 +11,7 @@ use tch::{
 };
 
 use super::{
-    journal::{train, training_rows},
+    journal::{READ_ROWS, train, training_rows},
     tensors::{device, normalise, save_weights, tensor},
 };
 use crate::{
@@ -200,7 +200,7 @@ impl Similarity {
 impl Trainer {
     fn read(&self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<Data> {
         let (mut images, mut captions, mut ids) = (training_rows()?, Vec::<String>::new(), Vec::new());
-        while let Some(batch) = rows.next(64)? {
+        while let Some(batch) = rows.next(READ_ROWS)? {
             images.push(&self.shrunk(&normalise(&tensor(&batch, "images", PIXELS)?)))?;
             let column = batch.column("captions", CAPTION)?.as_string::<i32>();
             note_missing_captions(out, &batch.ids, column, "the empty one");

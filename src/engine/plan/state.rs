@@ -1,6 +1,6 @@
 //! A table as the tables below it see it while a pipeline is planned.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::array::RecordBatch;
 
@@ -16,25 +16,25 @@ pub struct TableState {
     /// The version that is published; 0 before the first.
     pub version: u64,
     /// Its rows and what they were made from.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// The rows that are still to be computed.
     pub pending: Pending,
     /// Columns of the pending rows whose values are known before they are computed, in the order of the rows.
     pub known: Option<RecordBatch>,
     /// The manifest that was published when the run or plan began, if the table was made again since. Tables below may
     /// still be made from that version.
-    pub before: Option<Box<Manifest>>,
+    pub before: Option<Arc<Manifest>>,
 }
 
 impl TableState {
     /// Makes the state of a published table.
     pub fn new(version: u64, manifest: Manifest) -> Self {
-        Self { version, manifest, pending: Pending::Nothing, known: None, before: None }
+        Self { version, manifest: Arc::new(manifest), pending: Pending::Nothing, known: None, before: None }
     }
 
     /// Replaces the state of a table, and remembers the manifest that was published before.
     pub fn replace(views: &mut TableStates, name: &str, view: Self) {
-        let before = views.remove(name).map(|old| old.before.unwrap_or_else(|| Box::new(old.manifest)));
+        let before = views.remove(name).map(|old| old.before.unwrap_or(old.manifest));
         views.insert(name.to_owned(), Self { before, ..view });
     }
 

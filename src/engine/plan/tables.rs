@@ -1,6 +1,6 @@
 //! The plan of a pipeline: the state of each table, from top to bottom.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     cause::Cause,
@@ -86,7 +86,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                     };
                     let version = views.get(&table.name).map_or(0, |view| view.version);
                     let known = work.known_columns()?;
-                    let view = TableState { version, manifest: work.outline(), pending, known, before: None };
+                    let view = TableState { version, manifest: Arc::new(work.outline()), pending, known, before: None };
                     TableState::replace(&mut views, &table.name, view);
                     state
                 }

@@ -1,5 +1,6 @@
 //! Runs: stale rows are computed, task by task, and the tables are published.
 
+mod compute;
 mod driver;
 mod executor;
 mod in_process;

@@ -88,7 +88,8 @@ impl Rows {
             .map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)))
             .collect::<Result<HashMap<_, _>>>()?;
         let listed = task.listed.as_ref().map(Listed::unpack).transpose()?;
-        let (send, chunks) = mpsc::sync_channel(1);
+        // One chunk waits to be received while the operator works on the one before it.
+        let (send, chunks) = mpsc::sync_channel(0);
         let total = task.ids.len();
         let at_a_time = if schemas.values().any(|schema| has_heavy(schema)) { HEAVY_ROWS } else { LIGHT_ROWS };
         std::thread::spawn(move || {
