@@ -222,7 +222,7 @@ impl Operator for Comparer {
             let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).map(finish).unzip();
             let maps: Vec<f16> = maps.concat();
             let maps = tensor_column::<Float16Type>(maps, height * width, None)?;
-            out.rows(&batch, vec![maps, Arc::new(Float32Array::from(scores))])?;
+            out.write_rows(&batch, vec![maps, Arc::new(Float32Array::from(scores))])?;
         }
         Ok(())
     }

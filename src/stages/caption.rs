@@ -106,7 +106,7 @@ impl Operator for FromDataset {
                 Some(caption) => caption.to_owned(),
                 None => self.default.replace("{class}", class.unwrap_or_default()),
             });
-            out.rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
+            out.write_rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
             note_missing_captions(out, &batch.ids, given, "`default`");
         }
         Ok(())

@@ -78,7 +78,7 @@ impl Operator for Encoder {
             let (mean, logvar) = (floats(&posterior.mean)?, floats(&posterior.logvar)?);
             let size = mean.len() / batch.len();
             let columns = [mean, logvar].map(|moment| tensor_column::<Float32Type>(moment, size, None));
-            out.rows(&batch, columns.into_iter().collect::<Result<_>>()?)?;
+            out.write_rows(&batch, columns.into_iter().collect::<Result<_>>()?)?;
         }
         Ok(())
     }

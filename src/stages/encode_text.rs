@@ -110,7 +110,7 @@ impl Operator for Encoder {
             is_cut.for_each(|(id, _)| out.note(&cut, id));
             let values: Vec<f32> = encoded.iter().flat_map(|encoded| encoded.states.iter().copied()).collect();
             let size = values.len() / batch.len();
-            out.rows(&batch, vec![tensor_column::<Float32Type>(values, size, None)?])?;
+            out.write_rows(&batch, vec![tensor_column::<Float32Type>(values, size, None)?])?;
         }
         Ok(())
     }

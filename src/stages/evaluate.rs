@@ -196,7 +196,7 @@ impl Operator for Evaluator {
         let judged = self.stage.protocol.iter().position(|protocol| *protocol == Protocol::Exact).unwrap_or_default();
         for (i, tally) in tallies.iter().enumerate() {
             let values = tally.values(limit);
-            out.columns(tally.columns(&values))?;
+            out.write_columns(tally.columns(&values))?;
             if i == judged {
                 tally.guesses(&values, limit).iter().for_each(|remark| out.warn(remark));
             }

@@ -317,7 +317,7 @@ impl Operator for Reader {
                     Err(failure) => out.fail(&batch.ids[row], failure)?,
                 }
             }
-            out.columns(self.columns(&batch, good)?)?;
+            out.write_columns(self.columns(&batch, good)?)?;
         }
         Ok(())
     }

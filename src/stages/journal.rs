@@ -15,7 +15,7 @@ use crate::{
         source::scratch_folder,
         stage::{Sink, Unit},
     },
-    training::{Journal, LogRow, LoggedLoss, MicroBatch, Subject, Training, TrainingError, TrainingRows},
+    training::{Journal, LogRow, LoggedLoss, MicroBatch, Training, TrainingError, TrainingRows, TrainingRun},
 };
 
 impl From<TrainingError> for Error {
@@ -52,12 +52,12 @@ impl Journal for Sink<'_> {
     }
 
     fn keep(&mut self, weights: Vec<u8>) -> Result<String> {
-        Ok(self.blob(weights)?.to_string())
+        Ok(self.put_blob(weights)?.to_string())
     }
 
     fn take_over(&mut self, names: &[&str]) -> Result<bool> {
         match names.iter().map(|name| name.parse()).collect::<Result<Vec<Digest>, _>>() {
-            Ok(blobs) => Sink::keep(self, &blobs),
+            Ok(blobs) => Sink::adopt_blobs(self, &blobs),
             Err(_) => Ok(false),
         }
     }
@@ -68,7 +68,7 @@ impl Journal for Sink<'_> {
 
     fn show(&mut self, log: &[LogRow]) -> Result<()> {
         let schema = self.schema().clone();
-        Sink::show(self, || batch(log, &schema))
+        Sink::preview(self, || batch(log, &schema))
     }
 
     fn say(&mut self, message: String) {
@@ -81,7 +81,7 @@ impl Journal for Sink<'_> {
 }
 
 /// Trains, and writes the log as the rows of the table.
-pub(super) fn train<'a, L, W>(training: &Training, subject: Subject<L, W>, out: &mut Sink<'_>) -> Result<()>
+pub(super) fn train<'a, L, W>(training: &Training, subject: TrainingRun<L, W>, out: &mut Sink<'_>) -> Result<()>
 where
     L: FnMut(usize, &MicroBatch) -> Result<LoggedLoss<'a>>,
     W: Fn() -> Result<Vec<u8>>,

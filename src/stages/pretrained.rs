@@ -194,10 +194,10 @@ struct Loader {
 impl Operator for Loader {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let vs = nn::VarStore::new(Device::Cpu);
-        let weights = out.blob(self.load(&vs)?)?;
+        let weights = out.put_blob(self.load(&vs)?)?;
         let parameters: i64 = vs.variables().values().map(|variable| variable.numel() as i64).sum();
         let network = serde_json::to_value(self.stage.network).map_err(std::io::Error::from)?;
-        out.columns(vec![
+        out.write_columns(vec![
             Arc::new(StringArray::from(vec![network.as_str().unwrap_or_default()])),
             Arc::new(Int64Array::from(vec![parameters])),
             Arc::new(StringArray::from(vec![weights.to_string()])),

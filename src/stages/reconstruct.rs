@@ -209,7 +209,7 @@ impl Operator for Reconstructor {
                 tensor_column::<Float16Type>(pixels, b, None)?,
                 autoencoded,
             ];
-            out.rows(&batch, columns)?;
+            out.write_rows(&batch, columns)?;
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use crate::{
         training_log,
     },
     training::{
-        self, Judge, LoggedLoss, MicroBatch, Subject, Training,
+        self, Judge, LoggedLoss, MicroBatch, Training, TrainingRun,
         optim::{Named, train_only},
     },
 };
@@ -436,7 +436,7 @@ impl Operator for Trainer {
         // Progress is judged by the error of the reconstruction, because the whole loss may rise once the
         // discriminator takes part.
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::StartOfPart(0) };
-        train(training, Subject { trainers, variables, rows: count, loss, weights, judge }, out)
+        train(training, TrainingRun { trainers, variables, rows: count, loss, weights, judge }, out)
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
         training_log,
         weights::{config_of, weights_column},
     },
-    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, TrainingRows, optim::train_only},
+    training::{self, Judge, LoggedLoss, MicroBatch, Training, TrainingRows, TrainingRun, optim::train_only},
 };
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
@@ -500,6 +500,6 @@ impl Operator for Trainer {
         let weights = || save_weights(vs.variables(), &self.config, &[]);
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::Start };
         let rows = data.pixels.len();
-        train(training, Subject { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
+        train(training, TrainingRun { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
     }
 }

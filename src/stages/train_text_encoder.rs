@@ -30,7 +30,7 @@ use crate::{
         training_log,
         weights::TOKENIZER,
     },
-    training::{self, Judge, LoggedLoss, MicroBatch, Subject, Training, TrainingRows, optim::train_only},
+    training::{self, Judge, LoggedLoss, MicroBatch, Training, TrainingRows, TrainingRun, optim::train_only},
 };
 
 /// Trains a small CLIP text transformer, with a tokeniser of its own, to find the caption that belongs to an image.
@@ -284,7 +284,7 @@ impl Operator for Trainer {
         };
         let variables = vs.variables().into_iter().collect();
         let judge = Judge::Guessing(|rows| (rows as f64).ln());
-        train(&training, Subject { trainers, variables, rows: trained.len(), loss, weights, judge }, out)
+        train(&training, TrainingRun { trainers, variables, rows: trained.len(), loss, weights, judge }, out)
     }
 }
 

@@ -20,5 +20,5 @@ pub use journal::Journal;
 pub use learned::Judge;
 pub use log::LogRow;
 pub use rows::TrainingRows;
-pub use run::{LoggedLoss, Subject};
+pub use run::{LoggedLoss, TrainingRun};
 pub use step::{Gradients, Loss, Trainer, step};

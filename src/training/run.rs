@@ -28,7 +28,7 @@ pub struct LoggedLoss<'a> {
 }
 
 /// A network in training, as the loop needs it.
-pub struct Subject<L, W> {
+pub struct TrainingRun<L, W> {
     /// The trainers. The loss of the first is that of the table.
     pub trainers: Vec<Trainer>,
     /// All variables that training changes, by name.
@@ -50,13 +50,13 @@ impl Training {
     /// # Errors
     /// Those of the loss, of the weights' file and of the journal, and [`TrainingError`]: there are no rows, the
     /// training diverged, or a stop was requested.
-    pub fn run<'a, L, W, J>(&self, subject: Subject<L, W>, journal: &mut J) -> Result<Vec<LogRow>, J::Error>
+    pub fn run<'a, L, W, J>(&self, subject: TrainingRun<L, W>, journal: &mut J) -> Result<Vec<LogRow>, J::Error>
     where
         L: FnMut(usize, &MicroBatch) -> Result<LoggedLoss<'a>, J::Error>,
         W: Fn() -> Result<Vec<u8>, J::Error>,
         J: Journal,
     {
-        let Subject { trainers, variables, rows, mut loss, weights, judge } = subject;
+        let TrainingRun { trainers, variables, rows, mut loss, weights, judge } = subject;
         if rows == 0 {
             return Err(TrainingError::NoRows.into());
         }
@@ -263,7 +263,7 @@ mod tests {
             Ok(LoggedLoss { total: (rows + noise - &x).square().mean(Kind::Float).into(), parts: Vec::new() })
         };
         let weights = || Ok(x.to_string(80).map_err(TrainingError::from)?.into_bytes());
-        let subject = Subject { trainers, variables, rows: 7, loss, weights, judge: Judge::Nothing };
+        let subject = TrainingRun { trainers, variables, rows: 7, loss, weights, judge: Judge::Nothing };
         let mut log = training.run(subject, journal)?;
         log.iter_mut().for_each(|row| row.rows_per_s = 0.);
         let last = log.last().and_then(|row| row.weights.clone()).unwrap();

@@ -49,7 +49,7 @@ impl Runner {
     }
 
     fn context(&self, job: &Job) -> Result<Context> {
-        let all = job.inputs.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        let all = job.input_schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
         let all: BTreeMap<String, SchemaRef> = all.collect::<Result<_>>()?;
         let tables = job.tables.iter().map(|input| {
             let schema = decode_schema(&input.schema)?;
@@ -58,7 +58,7 @@ impl Runner {
             let read = |columns: &[String], schema: &SchemaRef| read_table(&self.store, &input.parts, columns, schema);
             Ok((input.port.clone(), in_order(input.keyed, declared, &columns, read)?))
         });
-        let by_row = job.schemas.iter().map(|(port, _)| port.clone()).collect();
+        let by_row = job.row_schemas.iter().map(|(port, _)| port.clone()).collect();
         Ok(Context {
             device: self.settings.device.clone(),
             batch_size: self.settings.batch_size,
@@ -133,7 +133,7 @@ mod tests {
                 if batch.ids == ["b"] {
                     self.0.request();
                 }
-                out.rows(&batch, Vec::new())?;
+                out.write_rows(&batch, Vec::new())?;
             }
             Ok(())
         }
@@ -154,8 +154,8 @@ mod tests {
             params: Value::Null,
             makes: Output::RowPerRow,
             output: encode_schema(&schema),
-            inputs: Vec::new(),
-            schemas: Vec::new(),
+            input_schemas: Vec::new(),
+            row_schemas: Vec::new(),
             tables: Vec::new(),
             files: Vec::new(),
             save_every: Duration::ZERO,

@@ -114,14 +114,14 @@ impl PortRows {
 
 fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<Job> {
     let table = work.table;
-    let (mut inputs, mut schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut input_schemas, mut row_schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for input in &table.inputs {
         let manifest = &views[&input.table].manifest;
         let stored = manifest.schema()?;
-        inputs.push((input.port.clone(), encode_schema(&declared_schema(&stored))));
+        input_schemas.push((input.port.clone(), encode_schema(&declared_schema(&stored))));
         let schema = encode_schema(&*project(&stored, &input.columns)?);
         match input.reads {
-            Reads::Rows => schemas.push((input.port.clone(), schema)),
+            Reads::Rows => row_schemas.push((input.port.clone(), schema)),
             Reads::Table => tables.push(TableInput {
                 port: input.port.clone(),
                 schema,
@@ -130,14 +130,14 @@ fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<J
             }),
         }
     }
-    schemas.extend(work.listed.as_ref().map(|listed| (SOURCE.to_owned(), encode_schema(listed.rows.schema_ref()))));
+    row_schemas.extend(work.listed.as_ref().map(|listed| (SOURCE.to_owned(), encode_schema(listed.rows.schema_ref()))));
     Ok(Job {
         stage: table.kind.name.to_owned(),
         params: table.stage.params(),
         makes: table.makes(),
         output: encode_schema(&table.output),
-        inputs,
-        schemas,
+        input_schemas,
+        row_schemas,
         tables,
         files: work.files.clone(),
         save_every: options.save_every,

@@ -83,7 +83,7 @@ impl Rows {
     pub(in crate::engine) fn start(task: Arc<Task>, store: Store) -> Result<Self> {
         let schemas = task
             .job
-            .schemas
+            .row_schemas
             .iter()
             .map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)))
             .collect::<Result<HashMap<_, _>>>()?;

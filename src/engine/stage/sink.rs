@@ -21,7 +21,7 @@ use crate::engine::{
     Digest, Error, Result, Stop,
     arrow_schema::decode_schema,
     clock::now_ms,
-    store::{Encoder, Entry, EntryNote, NAMED, PartRef, RowError, Store, encode_part, seal, state_name},
+    store::{Encoder, Entry, EntryNote, NAMED, PartRef, RowError, Store, encode_part, state_name, to_stored},
 };
 
 /// The time after which a running task commits the rows so far.
@@ -133,7 +133,7 @@ impl<'a> Sink<'a> {
                 }
             }
         }
-        let (stored, contents) = seal(&self.declared, batch, keys.as_deref())?;
+        let (stored, contents) = to_stored(&self.declared, batch, keys.as_deref())?;
         self.pend(stored);
         self.entry.keys.extend(keys.unwrap_or_default());
         self.entry.contents.extend(contents);
@@ -146,14 +146,14 @@ impl<'a> Sink<'a> {
     }
 
     /// Writes columns, in the order of the schema, as [`Sink::write`] does.
-    pub fn columns(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+    pub fn write_columns(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
         self.write(&RecordBatch::try_new(self.declared.clone(), columns)?)
     }
 
-    /// Writes the results of a row-per-row stage for the rows of a batch, below their ids, as [`Sink::columns`] does.
-    pub fn rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
+    /// Writes the results of a row-per-row stage for the rows of a batch, below their ids, as [`Sink::write_columns`] does.
+    pub fn write_rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
         let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
-        self.columns(std::iter::once(ids).chain(columns).collect())
+        self.write_columns(std::iter::once(ids).chain(columns).collect())
     }
 
     /// Reports the progress of a row-per-row stage, commits from time to time, and returns an error after a request
@@ -243,12 +243,12 @@ impl<'a> Sink<'a> {
     }
 
     /// Shows the rows so far of a table that is made as a whole, at most once every few seconds.
-    pub fn show(&mut self, rows: impl FnOnce() -> Result<RecordBatch>) -> Result<()> {
+    pub fn preview(&mut self, rows: impl FnOnce() -> Result<RecordBatch>) -> Result<()> {
         if self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
             return Ok(());
         }
         let rows = rows()?;
-        let bytes = encode_part(&seal(&self.declared, &rows, None)?.0)?;
+        let bytes = encode_part(&to_stored(&self.declared, &rows, None)?.0)?;
         let (size, count) = (bytes.len() as u64, rows.num_rows() as u64);
         let part = PartRef { part: self.store.put_part(bytes)?, bytes: size, rows: count, chosen: None };
         (self.report)(Report::Unfinished { part });
@@ -258,7 +258,7 @@ impl<'a> Sink<'a> {
 
     /// Adopts blobs that rows of a saved state name. Returns true if all of them still exist, and adopts none
     /// otherwise.
-    pub fn keep(&mut self, blobs: &[Digest]) -> Result<bool> {
+    pub fn adopt_blobs(&mut self, blobs: &[Digest]) -> Result<bool> {
         for blob in blobs {
             if !self.store.has_blob(*blob)? {
                 return Ok(false);
@@ -269,7 +269,7 @@ impl<'a> Sink<'a> {
     }
 
     /// Stores bytes as a blob, which a row names by the returned digest.
-    pub fn blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
+    pub fn put_blob(&mut self, bytes: Vec<u8>) -> Result<Digest> {
         let digest = self.store.put_blob(bytes)?;
         self.entry.blobs.push(digest);
         Ok(digest)
@@ -329,7 +329,7 @@ impl<'a> Sink<'a> {
         }
         if !self.keyed() && self.pending.is_none() {
             let empty = RecordBatch::new_empty(self.declared.clone());
-            self.pend(seal(&self.declared, &empty, None)?.0);
+            self.pend(to_stored(&self.declared, &empty, None)?.0);
         }
         self.commit()?;
         if !self.keyed() {

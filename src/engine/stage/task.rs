@@ -44,9 +44,9 @@ pub struct Job {
     /// The schema of its rows, as text.
     pub output: String,
     /// The declared schema of every input, by port.
-    pub inputs: Vec<(String, String)>,
+    pub input_schemas: Vec<(String, String)>,
     /// The columns to read of the inputs read row by row, by port.
-    pub schemas: Vec<(String, String)>,
+    pub row_schemas: Vec<(String, String)>,
     /// Inputs read whole.
     pub tables: Vec<TableInput>,
     /// Files that parameters name, and their digests.

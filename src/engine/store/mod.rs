@@ -35,5 +35,5 @@ pub use published::Current;
 pub(super) use stored_columns::is_storable;
 pub use stored_columns::{
     KEY, declared_schema, digest_array, digest_name, has_heavy, is_heavy, is_volatile, light_names, light_schema,
-    plain, row_digests, seal, stored_schema, tensor_field, tensor_shape, volatile, volatile_misuse,
+    plain, row_digests, stored_schema, tensor_field, tensor_shape, to_stored, volatile, volatile_misuse,
 };

@@ -98,7 +98,11 @@ pub fn light_schema(stored: &Schema) -> Vec<String> {
 }
 
 /// Converts a batch to its stored form. Returns it with the content digest of each of its rows.
-pub fn seal(declared: &SchemaRef, batch: &RecordBatch, keys: Option<&[Digest]>) -> Result<(RecordBatch, Vec<Digest>)> {
+pub fn to_stored(
+    declared: &SchemaRef,
+    batch: &RecordBatch,
+    keys: Option<&[Digest]>,
+) -> Result<(RecordBatch, Vec<Digest>)> {
     let batch = conform(declared, batch)?;
     let mut columns = batch.columns().to_vec();
     let mut rows: Vec<Hasher> = (0..batch.num_rows()).map(|_| Hasher::new(ROW)).collect();
@@ -390,8 +394,8 @@ mod tests {
     #[test]
     fn digest_of_a_row_does_not_depend_on_its_position() {
         let whole = batch(&["a", "b", "c"], &[1., 2., 3., 4., 5., 6.], &[1, 2, 3]);
-        let (stored, rows) = seal(&schema(), &whole, None).unwrap();
-        let (_, last) = seal(&schema(), &whole.slice(2, 1), None).unwrap();
+        let (stored, rows) = to_stored(&schema(), &whole, None).unwrap();
+        let (_, last) = to_stored(&schema(), &whole.slice(2, 1), None).unwrap();
         assert_eq!(rows[2], last[0]);
         assert_ne!(rows[0], rows[1]);
         assert_eq!(stored.schema().fields().len(), 4);
@@ -401,7 +405,7 @@ mod tests {
 
     #[test]
     fn volatile_columns_do_not_change_row_digests() {
-        let digest = |x: f32, seconds| seal(&schema(), &batch(&["a"], &[x, 0.], &[seconds]), None).unwrap().1[0];
+        let digest = |x: f32, seconds| to_stored(&schema(), &batch(&["a"], &[x, 0.], &[seconds]), None).unwrap().1[0];
         assert_eq!(digest(1., 1), digest(1., 9));
         assert_ne!(digest(1., 1), digest(2., 1));
     }
@@ -421,7 +425,7 @@ mod tests {
     #[test]
     fn error_of_a_batch_names_the_difference_to_the_schema() {
         let other = RecordBatch::try_from_iter([("id", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
-        let message = seal(&schema(), &other, None).unwrap_err().to_string();
+        let message = to_stored(&schema(), &other, None).unwrap_err().to_string();
         assert!(message.contains("column `id` is Int64 where the schema declares Utf8"), "{message}");
     }
 }
