@@ -17,7 +17,8 @@
 //! |---|---|
 //! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses. No engine |
-//! | [`training`] | the training loop, optimisers, what a training keeps. No engine |
+//! | [`features`] | extractors, which map images to feature maps; the anomaly map between two images |
+//! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
 //! | [`query`] | published tables as a DataFusion session |
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod datasets;
 pub mod diffusion;
 pub mod engine;
+pub mod features;
 pub mod metrics;
 pub mod models;
 pub mod query;

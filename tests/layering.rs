@@ -15,13 +15,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("vision", &[]),
     ("models", &["vision"]),
+    ("features", &["models"]),
     ("diffusion", &[]),
     ("training", &["models", "diffusion"]),
     ("datasets", &["vision"]),
     ("tables", &["engine"]),
     ("query", &["engine", "tables", "metrics"]),
     ("report", &["engine", "tables", "query", "vision"]),
-    ("stages", &["engine", "tables", "query", "datasets", "vision", "models", "diffusion", "training", "metrics"]),
+    (
+        "stages",
+        &["engine", "tables", "query", "datasets", "vision", "models", "features", "diffusion", "training", "metrics"],
+    ),
     ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report"]),
 ];
 
@@ -30,7 +34,7 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
-    ("tch", &["models", "diffusion", "training", "stages"]),
+    ("tch", &["models", "features", "diffusion", "training", "stages"]),
     ("datafusion", &["engine", "query"]),
     ("arrow", &["engine", "tables", "query", "stages", "report"]),
     ("anyhow", &["cli"]),

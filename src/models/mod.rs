@@ -1,6 +1,5 @@
 //! Networks, with the names of parameters under which they are published. They map tensors to tensors.
 
-pub mod anomaly_map;
 pub mod architecture;
 pub mod catalogue;
 pub mod checkpoint;
@@ -11,7 +10,6 @@ mod conv_norm;
 pub mod denoiser;
 pub mod device;
 pub mod efficientnet;
-pub mod extractor;
 pub mod image_tower;
 pub mod initialisation;
 pub mod latent_diffusion;

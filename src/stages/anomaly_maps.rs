@@ -22,9 +22,10 @@ use crate::{
         Error, Result,
         stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
-    models::{
-        anomaly_map::{Combine, MapOrder, anomaly_map},
-        extractor::{DINOV2_SIZE, Dinov2Resize, Extractor, Network, Options},
+    features::{
+        Extractor, FeatureOptions, LoadedExtractor,
+        distance::{Combine, MapOrder, anomaly_map},
+        resize::{DINOV2_SIZE, Dinov2Resize},
     },
     tables::{anomaly_maps, images, reconstructions, tensor::tensor_column},
     vision::{blur, pool},
@@ -120,12 +121,12 @@ impl Default for Score {
 }
 
 impl AnomalyMaps {
-    fn weights(&self) -> String {
-        self.weights.clone().unwrap_or_else(|| self.extractor.default_weights())
+    fn weights(&self) -> &str {
+        self.weights.as_deref().unwrap_or_else(|| self.extractor.default_weights())
     }
 
-    fn options(&self) -> Options {
-        Options { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
+    fn options(&self) -> FeatureOptions {
+        FeatureOptions { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
     }
 }
 
@@ -186,14 +187,14 @@ impl Stage for AnomalyMaps {
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
-        Weights(&self.weights()).files_of("weights", self.extractor.layouts())
+        Weights(self.weights()).files_of("weights", self.extractor.layouts())
     }
 }
 
 impl Open for AnomalyMaps {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let weights = Weights(&self.weights()).local(&context.sources)?;
+        let weights = Weights(self.weights()).local(&context.sources)?;
         let network = self.extractor.open(&weights, &self.options(), device)?;
         Ok(Box::new(Comparer { stage: self, network, device, batch_size: context.batch_size.unwrap_or(16) }))
     }
@@ -201,7 +202,7 @@ impl Open for AnomalyMaps {
 
 struct Comparer {
     stage: AnomalyMaps,
-    network: Network,
+    network: LoadedExtractor,
     device: Device,
     batch_size: usize,
 }

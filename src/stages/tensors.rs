@@ -16,11 +16,11 @@ use crate::{
         stage::{Batch, Context},
         store::tensor_shape,
     },
+    features::ExtractorError,
     models::{
         checkpoint::{Checkpoint, CheckpointError, to_safetensors},
         denoiser::DenoiserError,
         device,
-        extractor::ExtractorError,
         initialisation::skip_init,
         nn::ConfigError,
         preprocessing::Preprocessing,

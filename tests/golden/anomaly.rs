@@ -6,7 +6,7 @@ use super::{
 };
 use tch::{Kind, Tensor};
 use vlmdiff::{
-    models::anomaly_map::{Combine, MapOrder, anomaly_map, distance},
+    features::distance::{Combine, MapOrder, anomaly_map, distance},
     vision::blur,
 };
 

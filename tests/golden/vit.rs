@@ -6,11 +6,15 @@ use super::{
     tolerance::{F32, NETWORK, share},
 };
 use tch::{Device, Tensor};
-use vlmdiff::models::{
-    anomaly_map::upsample,
-    checkpoint::Checkpoint,
-    extractor::{reinterpret, resample},
-    vit::{Interpolation, VisionTransformer, VitConfig, interpolate, names},
+use vlmdiff::{
+    features::{
+        distance::upsample,
+        resize::{reinterpret, resample},
+    },
+    models::{
+        checkpoint::Checkpoint,
+        vit::{Interpolation, VisionTransformer, VitConfig, interpolate, names},
+    },
 };
 
 /// The tolerance of a resized table: a coordinate below 16 in f32 is wrong by four roundings of it, and so are the
