@@ -145,7 +145,7 @@ mod tests {
             error
         };
         let refused = error("echo 'ERROR: no matching distribution' >&2; echo >&2; exit 1", SHA256_OF_ABC);
-        let said = "cannot bring some-weights==1.2: ERROR: no matching distribution. PYTHON names another Python";
+        let said = "cannot download some-weights==1.2: ERROR: no matching distribution. PYTHON names another Python";
         assert!(refused.contains(said), "{refused}");
         assert!(error("true", SHA256_OF_ABC).contains("it downloaded no wheel"));
         let other = error("cp REAL $dest/a.whl", "00");
