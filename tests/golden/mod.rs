@@ -1,8 +1,8 @@
-//! Every network, schedule, metric and resampler compared with its reference implementation, on tiny instances.
+//! Every network, schedule, metric and resampler compared with its reference implementation, on tiny instances: one
+//! test per case.
 //!
-//! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values, and lists the files and
-//! tensors that it lacks. Without it, `data/golden` is compared, which lacks those in its `absent.txt`.
-//! `VLMDIFF_GOLDEN_ONLY=unet` compares the cases whose names contain `unet`.
+//! `VLMDIFF_GOLDEN=DIR` compares another set of the same layout, with other sizes and values; its cases name the files
+//! and tensors that it lacks. Without it, `data/golden` is compared, which lacks those in its `absent.txt`.
 
 mod anomaly;
 mod case;
@@ -32,79 +32,108 @@ mod weights;
 
 pub(crate) use case::Case;
 
-use std::{io::Write, path::PathBuf, process::Command};
+use case::Outcome;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-/// The cases: a folder of `models`, or files of `reference`, and the function that compares them.
-const CASES: &[(&str, fn(&Case))] = &[
-    ("reference/weight_generator_vectors", weights::compare),
-    ("models/pickles", pickles::compare),
-    ("reference/sample_ckpt_expected", pickles::samples),
-    ("models/manifests", inspect::manifests),
-    ("reference/full_manifest", inspect::full_manifest),
-    ("models/pil_resize", images::pillow),
-    ("reference/transforms", images::transforms),
-    ("models/clip_tokenizer", tokenizer::compare),
-    ("models/clip_text", clip::text),
-    ("models/clip_full", clip::full),
-    ("models/manifests", clip::published_shapes),
-    ("reference/text", clip::reference),
-    ("models/vae", vae::vae),
-    ("models/manifests", vae::published_shapes),
-    ("reference/autoencoder", vae::reference),
-    ("models/lpips_vgg", lpips::compare),
-    ("models/manifests", lpips::vgg16),
-    ("models/patchgan", patchgan::compare),
-    ("models/manifests", patchgan::real),
-    ("reference/ae_loss", training::autoencoder),
-    ("models/unet", unet::unet),
-    ("models/manifests", unet::published_shapes),
-    ("models/controlnet", control::controlnet),
-    ("models/manifests", control::published_shapes),
-    ("reference/network", control::reference),
-    ("reference/full_manifest", latent_diffusion::full_manifest),
-    ("models/sd_ddim_loop", latent_diffusion::single_file),
-    ("models/schedules", schedule::schedules),
-    ("reference/schedule", schedule::reference),
-    ("models/sd_ddim_loop", diffusion::loops),
-    ("reference/sampling", diffusion::reference_sampling),
-    ("models/training", training::steps),
-    ("reference/training", denoising::steps),
-    ("reference/zero_init_experiment", denoising::zero_init),
-    ("models/pos_embed", vit::positions),
-    ("models/dino_vit", vit::dino),
-    ("reference/dino", vit::reference),
-    ("models/dinov2", vit::dinov2),
-    ("models/manifests", vit::manifests),
-    ("models/resnet50", resnet::resnet50),
-    ("models/manifests", resnet::manifest),
-    ("reference/anomaly", anomaly::maps),
-    ("models/metrics", metrics::metrics),
-    ("reference/metrics", metrics::reference),
-];
+/// Defines a test for each case: `unet: "models/unet" => unet::unet,` compares these files of the set, which [`Case`]
+/// describes, by this function.
+macro_rules! cases {
+    ($($name:ident: $files:literal => $compare:path,)*) => {
+        pub(super) const FILES: &[&str] = &[$($files),*];
 
-/// Cases that compare only names and shapes, or only which parameters have a gradient.
-const WITHOUT_ARITHMETIC: [&str; 7] = [
-    "reference/weight_generator_vectors",
-    "models/pickles",
-    "reference/sample_ckpt_expected",
-    "models/manifests",
-    "reference/full_manifest",
-    "models/clip_tokenizer",
-    "reference/zero_init_experiment",
-];
+        $(
+            #[test]
+            fn $name() {
+                check(stringify!($name), $files, $compare);
+            }
+        )*
+    };
+}
 
-/// The variable that is set in a process that makes only the comparisons of one set.
-const ALONE: &str = "VLMDIFF_GOLDEN_ALONE";
+/// Cases with arithmetic, whose last digits may differ from machine to machine.
+mod numbers {
+    use super::*;
 
-/// The value of [`ALONE`] that leaves out the cases without arithmetic.
-const NUMBERS: &str = "numbers";
+    cases! {
+        pillow: "models/pil_resize" => images::pillow,
+        transforms: "reference/transforms" => images::transforms,
+        clip_text: "models/clip_text" => clip::text,
+        clip_full: "models/clip_full" => clip::full,
+        clip_reference: "reference/text" => clip::reference,
+        vae: "models/vae" => vae::vae,
+        vae_reference: "reference/autoencoder" => vae::reference,
+        lpips: "models/lpips_vgg" => lpips::compare,
+        patchgan: "models/patchgan" => patchgan::compare,
+        autoencoder_training: "reference/ae_loss" => training::autoencoder,
+        unet: "models/unet" => unet::unet,
+        controlnet: "models/controlnet" => control::controlnet,
+        control_reference: "reference/network" => control::reference,
+        latent_diffusion_in_one_file: "models/sd_ddim_loop" => latent_diffusion::single_file,
+        schedules: "models/schedules" => schedule::schedules,
+        schedule_reference: "reference/schedule" => schedule::reference,
+        sampling_loops: "models/sd_ddim_loop" => diffusion::loops,
+        sampling_reference: "reference/sampling" => diffusion::reference_sampling,
+        training_steps: "models/training" => training::steps,
+        denoiser_training: "reference/training" => denoising::steps,
+        positions: "models/pos_embed" => vit::positions,
+        dino: "models/dino_vit" => vit::dino,
+        dino_reference: "reference/dino" => vit::reference,
+        dinov2: "models/dinov2" => vit::dinov2,
+        resnet50: "models/resnet50" => resnet::resnet50,
+        anomaly_maps: "reference/anomaly" => anomaly::maps,
+        metrics: "models/metrics" => metrics::metrics,
+        metrics_reference: "reference/metrics" => metrics::reference,
+    }
+}
 
-/// Returns a command that runs this program again, to compare another set or with the settings of another machine.
-fn child() -> Command {
+/// Cases that compare only names, shapes and stored values, or only which parameters have a gradient.
+mod names {
+    use super::*;
+
+    cases! {
+        weight_generator: "reference/weight_generator_vectors" => weights::compare,
+        pickles: "models/pickles" => pickles::compare,
+        training_checkpoints: "reference/sample_ckpt_expected" => pickles::samples,
+        architectures: "models/manifests" => inspect::manifests,
+        vlmdiff_architecture: "reference/full_manifest" => inspect::full_manifest,
+        clip_tokenizer: "models/clip_tokenizer" => tokenizer::compare,
+        clip_shapes: "models/manifests" => clip::published_shapes,
+        vae_shapes: "models/manifests" => vae::published_shapes,
+        vgg16_shapes: "models/manifests" => lpips::vgg16,
+        patchgan_shapes: "models/manifests" => patchgan::real,
+        unet_shapes: "models/manifests" => unet::published_shapes,
+        controlnet_shapes: "models/manifests" => control::published_shapes,
+        vlmdiff_shapes: "reference/full_manifest" => latent_diffusion::full_manifest,
+        zero_init: "reference/zero_init_experiment" => denoising::zero_init,
+        vit_shapes: "models/manifests" => vit::manifests,
+        resnet_shapes: "models/manifests" => resnet::manifest,
+    }
+}
+
+/// Returns a command that runs the cases with arithmetic again, to compare another set or with the settings of another
+/// machine. With a name, it runs those whose names contain it.
+fn child(name: &str) -> Command {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "golden::networks_equal_their_reference_implementations", "--nocapture"]).env(ALONE, "1");
+    child.args([&format!("golden::numbers::{name}"), "--nocapture"]);
     child
 }
+
+/// Runs a [`child`]. Returns true if all its cases passed, the numbers of cases and values that it compared, and its
+/// output.
+fn compared(child: &mut Command) -> (bool, [usize; 2], String) {
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
+    let count = |line: &str| line.strip_prefix(SAID)?.split_once(" compared")?.0.rsplit_once(' ')?.1.parse().ok();
+    let counts: Vec<usize> = said.lines().filter_map(count).collect();
+    (output.status.success(), [counts.len(), counts.iter().sum()], said)
+}
+
+/// The begin of the lines that cases print.
+const SAID: &str = "golden case ";
 
 /// Prints a text also if the test passes; the test harness swallows the output of `eprintln`.
 fn say(text: &str) {
@@ -119,47 +148,51 @@ fn set() -> (PathBuf, bool) {
     }
 }
 
-#[test]
-fn networks_equal_their_reference_implementations() {
+/// Compares a case, and prints how many values it compared and what the set lacks.
+fn check(name: &str, files: &str, compare: fn(&Case)) {
     // The default is one thread, because the comparisons are small.
     if std::env::var_os("OMP_NUM_THREADS").is_none() {
         tch::set_num_threads(1);
     }
-    let (folder, own) = set();
+    let (folder, is_own) = set();
     assert!(folder.is_dir(), "{}: there is no such folder", folder.display());
-    let only = std::env::var("VLMDIFF_GOLDEN_ONLY").unwrap_or_default();
-    let mut report = format!("\ngolden set {}\n", folder.display());
-    let (mut cases, mut tensors, mut failed, mut absent) = (0, 0, Vec::new(), Vec::new());
-    let numbers_alone = std::env::var(ALONE).is_ok_and(|what| what == NUMBERS);
-    let chosen =
-        CASES.iter().filter(|(name, _)| name.contains(&only) && !(numbers_alone && WITHOUT_ARITHMETIC.contains(name)));
-    for (name, compare) in chosen {
-        let case = Case::new(&folder, name);
-        if !case.exists() {
-            absent.push(format!("{name}: all of it"));
-            continue;
-        }
+    let case = Case::new(&folder, files);
+    if case.exists() {
         case.part(|| compare(&case));
-        let outcome = case.finish();
-        report += &format!("  {name:36} {:4} compared", outcome.compared);
-        report += &outcome
-            .worst
-            .map_or(String::new(), |(name, share)| format!(", worst {share:.0e} of what is allowed: {name}"));
-        report += "\n";
-        failed.extend(outcome.failures.iter().map(|failure| format!("{name}: {failure}")));
-        absent.extend(outcome.absent.iter().map(|what| format!("{name}: {what}")));
-        cases += 1;
-        tensors += outcome.compared;
+    } else {
+        case.absent("all of it");
     }
+    let Outcome { compared, worst, mut absent, failures } = case.finish();
     absent.sort();
     absent.dedup();
-    report.extend(absent.iter().map(|what| format!("  not compared, absent: {what}\n")));
-    report += &format!("{cases} cases and {tensors} tensors and numbers compared, {} differ\n", failed.len());
-    say(&report);
-    if own && only.is_empty() && !numbers_alone {
-        let listed = std::fs::read_to_string(folder.join("absent.txt")).unwrap();
-        let listed: Vec<&str> = listed.lines().collect();
-        assert_eq!(absent, listed, "what data/golden leaves out stands in its absent.txt");
+    let worst = worst.map_or(String::new(), |(of, share)| format!(", worst {share:.0e} of what is allowed: {of}"));
+    let mut said = String::new();
+    if compared > 0 {
+        said += &format!("{SAID}{name}, {files}: {compared} compared{worst}\n");
     }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    said.extend(absent.iter().map(|what| format!("{SAID}{name}, not compared, absent: {files}: {what}\n")));
+    say(&said);
+    let failures: Vec<String> = failures.iter().map(|failure| format!("{files}: {failure}")).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(compared > 0 || !absent.is_empty(), "{files}: nothing is compared");
+    if is_own {
+        let listed = absent_from(&folder);
+        let listed: Vec<&String> = listed.iter().filter(|(of, _)| of == files).map(|(_, what)| what).collect();
+        assert_eq!(absent.iter().collect::<Vec<_>>(), listed, "what data/golden lacks stands in its absent.txt");
+    }
+}
+
+/// Returns the lines of `absent.txt`: the files of a case, and what they lack.
+fn absent_from(folder: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(folder.join("absent.txt")).unwrap();
+    let pair = |line: &str| line.split_once(": ").map(|(files, what)| (files.to_owned(), what.to_owned()));
+    text.lines().map(|line| pair(line).unwrap_or_else(|| panic!("absent.txt: {line}"))).collect()
+}
+
+#[test]
+fn every_line_of_absent_txt_is_about_a_case() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden");
+    for (files, _) in absent_from(&folder) {
+        assert!([numbers::FILES, names::FILES].concat().contains(&&*files), "absent.txt: there is no case `{files}`");
+    }
 }
