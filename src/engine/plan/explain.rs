@@ -9,18 +9,25 @@ use super::{
 };
 use crate::engine::{
     Result,
-    pipeline::Table,
+    pipeline::{Input, Table},
     store::{KEY, Manifest, Store, ids_of, project, read_table},
 };
 
-/// Returns a cause for each input that is stale itself.
+/// Returns a cause for each input that is stale itself. A table that is read twice has one.
 fn pending(table: &Table, views: &TableStates) -> Vec<Cause> {
-    let cause = |name: &String| match &views[name].pending {
-        Pending::Nothing => None,
-        Pending::Rows(rows) => Some(Cause::Pending { table: name.clone(), rows: Some(rows.len() as u64) }),
-        Pending::Everything => Some(Cause::Pending { table: name.clone(), rows: None }),
-    };
-    table.inputs.iter().filter_map(|input| cause(&input.table)).collect()
+    let mut causes = Vec::new();
+    for Input { table: name, .. } in &table.inputs {
+        let rows = match &views[name].pending {
+            Pending::Nothing => continue,
+            Pending::Rows(rows) => Some(rows.len() as u64),
+            Pending::Everything => None,
+        };
+        let cause = Cause::Pending { table: name.clone(), rows };
+        if !causes.contains(&cause) {
+            causes.push(cause);
+        }
+    }
+    causes
 }
 
 /// Returns the causes why a table is not fresh: its differences from the published version, in order. `views` holds the
@@ -52,8 +59,14 @@ pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates)
         causes.push(Cause::Where { from, to, rows: rows.take() });
     }
     let is_pending = |name: &str| pending.iter().any(|c| matches!(c, Cause::Pending { table, .. } if table == name));
-    for (name, digest) in work.made.inputs.iter().filter(|(name, _)| !is_pending(name)) {
-        if previous.made.inputs.iter().any(|(n, old)| n == name && old != digest) {
+    // A table that is read at several ports has a digest for each, and is named once.
+    let before = &previous.made.inputs;
+    let mut named: Vec<&String> = Vec::new();
+    for input in work.made.inputs.iter().filter(|(name, _)| !is_pending(name)) {
+        let (name, _) = input;
+        let is_changed = before.iter().any(|(other, _)| other == name) && !before.contains(input);
+        if is_changed && !named.contains(&name) {
+            named.push(name);
             causes.push(Cause::Input { table: name.clone(), rows: rows.take() });
         }
     }
