@@ -367,3 +367,66 @@ pub fn parse(
     loader.file.secrets = Arc::new(Secrets::among(filled.into_inner()));
     loader.pipeline(stem, &root, sets)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::run::toys::{CHAIN, edited, read};
+
+    #[test]
+    fn assignment_replaces_a_parameter_or_adds_one() {
+        let params = |sets: &[&str]| read(CHAIN, sets).unwrap().tables[1].stage.params();
+        assert_eq!(params(&[])["plus"], 10);
+        assert_eq!(params(&["more.plus=-5"])["plus"], -5);
+        let both = params(&["more.fails=2", "more.fails=3"]);
+        assert_eq!((&both["plus"], &both["fails"]), (&10.into(), &3.into()), "the last one counts");
+    }
+
+    #[test]
+    fn assignment_reaches_into_a_parameter() {
+        let pipeline = read(CHAIN, &["numbers.rows.b=7"]).unwrap();
+        assert_eq!(pipeline.tables[0].stage.params()["rows"], serde_json::json!({ "a": 1, "b": 7, "c": 3 }));
+    }
+
+    #[test]
+    fn wrong_assignment_is_named() {
+        let refused = |set: &str, why: &str| {
+            let error = read(CHAIN, &[set]).unwrap_err();
+            assert!(error.starts_with("--set") && error.contains(why), "{set}: {error}");
+        };
+        refused("more.plus", "there is no `=`");
+        refused("more=1", "there is no parameter");
+        refused("mor.plus=1", "there is no table `mor`; did you mean `more`?");
+        refused("more.plus=much", "expected i64");
+        refused("more.pluss=1", "unknown parameter `pluss`; did you mean `plus`?");
+    }
+
+    #[test]
+    fn pipelines_that_mean_the_same_have_equal_digests() {
+        let digest = |text: &str| read(text, &[]).unwrap().digest;
+        let own = digest(CHAIN);
+        let (written, otherwise) =
+            ("from: [numbers], with: { plus: 10 }", "with: {plus: +10}, from: {numbers: numbers}");
+        assert_eq!(digest(&edited(CHAIN, written, otherwise)), own);
+        assert_eq!(digest(&edited(CHAIN, "plus: 10", "plus: 10, fails: null")), own);
+        assert_eq!(digest(&edited(CHAIN, "a: 1", "a: 2")), own, "the content of a place is not declared");
+        assert_ne!(digest(&edited(CHAIN, "plus: 10", "plus: 11")), own);
+        assert_ne!(digest(&edited(CHAIN, "from: [numbers]", "from: [numbers], where: number > 1")), own);
+    }
+
+    #[test]
+    fn predicate_without_rows_to_choose_from_is_refused() {
+        let error =
+            read(&edited(CHAIN, "stage: sum, from: [more]", "stage: sorted, from: [more], where: number > 1"), &[]);
+        assert!(error.unwrap_err().contains("table `total` reads no rows that `where:` could choose from"));
+    }
+
+    #[test]
+    fn predicate_is_about_the_first_input_that_is_read_row_by_row() {
+        let text = format!(
+            "{CHAIN}  last: {{ stage: add, from: {{ total: total, numbers: numbers }}, where: \"note = 'x'\" }}\n"
+        );
+        assert!(read(&text, &[]).is_ok(), "`numbers` has a column `note`");
+        let error = read(&edited(&text, "numbers: numbers }", "numbers: more }"), &[]).unwrap_err();
+        assert!(error.ends_with("(columns of `more`)"), "{error}");
+    }
+}

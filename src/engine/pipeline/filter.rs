@@ -168,6 +168,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn predicate_finds_its_columns_by_name() {
+        let fields = ["id", "split", "class"].map(|name| Field::new(name, DataType::Utf8, true));
+        let filter = Filter::new("split = 'train' and class <> 'a' and split <> 'x'", &Schema::new(fields.to_vec()));
+        let filter = filter.unwrap();
+        assert_eq!(filter.columns, ["class", "split"]);
+        let column = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+        let rows = [("split", column(["train", "test"])), ("id", column(["1", "2"])), ("class", column(["b", "b"]))];
+        let chosen = filter.evaluate(&RecordBatch::try_from_iter(rows).unwrap()).unwrap();
+        assert_eq!(chosen, BooleanArray::from(vec![true, false]));
+    }
+
+    #[test]
+    fn column_with_capitals_is_read_in_double_quotes() {
+        let schema = Schema::new(vec![Field::new("Split", DataType::Utf8, true)]);
+        let error = Filter::new("Split = 'train'", &schema).unwrap_err();
+        assert!(error.starts_with("there is no column `split`; write \"Split\""), "{error}");
+        assert_eq!(Filter::new("\"Split\" = 'train'", &schema).unwrap().columns, ["Split"]);
+    }
+
+    #[test]
     fn predicate_reads_light_columns_only() {
         let schema = Schema::new(vec![
             Field::new("id", DataType::Utf8, false),

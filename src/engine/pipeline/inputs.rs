@@ -152,3 +152,79 @@ pub(in crate::engine) fn from_entries(node: &Node) -> Vec<(Option<&Key>, &Node)>
         Kind::Scalar(_) => vec![(None, from)],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::{
+        run::toys::{CHAIN, edited, read},
+        stage::Reads,
+    };
+
+    /// Reads a pipeline with a table `last` of stage `add`. Returns its inputs as `port=table`.
+    fn inputs(from: &str) -> Result<Vec<String>, String> {
+        let pipeline = read(
+            &format!("{CHAIN}  last: {{ stage: add, from: {from} }}\n  below: {{ stage: add, from: [last] }}\n"),
+            &[],
+        )?;
+        let last = pipeline.tables.iter().find(|table| table.name == "last").unwrap();
+        Ok(last.inputs.iter().map(|input| format!("{}={}", input.port, input.table)).collect())
+    }
+
+    fn refused(from: &str, why: &str) {
+        let error = inputs(from).unwrap_err();
+        assert!(error.starts_with("toy.yaml:6:") && error.contains(why), "{from}\n  {error}\n  {why}");
+    }
+
+    #[test]
+    fn tables_of_a_list_are_matched_by_position() {
+        assert_eq!(inputs("[numbers, more, total]").unwrap(), ["numbers=numbers", "others=more", "total=total"]);
+        assert_eq!(inputs("numbers").unwrap(), ["numbers=numbers"]);
+    }
+
+    #[test]
+    fn tables_of_a_mapping_are_matched_by_name() {
+        assert_eq!(inputs("{ total: total, numbers: more }").unwrap(), ["total=total", "numbers=more"]);
+    }
+
+    #[test]
+    fn input_has_the_columns_that_the_stage_reads_there() {
+        let pipeline = read(CHAIN, &[]).unwrap();
+        let input = &pipeline.tables[1].inputs[0];
+        assert_eq!((&input.columns[..], input.reads), (&["number".to_owned()][..], Reads::Rows));
+        let sorted = read(&edited(CHAIN, "stage: sum", "stage: sorted"), &[]).unwrap();
+        let input = &sorted.tables[2].inputs[0];
+        assert_eq!((&input.columns[..], input.reads), (&["id".to_owned(), "number".to_owned()][..], Reads::Table));
+    }
+
+    #[test]
+    fn inputs_that_the_stage_does_not_take_are_refused() {
+        refused(
+            "[numbers, more, total, more]",
+            "stage `add` does not take 4 inputs; it reads numbers, [others], [total]",
+        );
+        refused(
+            "{ nombers: numbers }",
+            "stage `add` does not take an input `nombers`; it reads numbers, [others], [total]",
+        );
+    }
+
+    #[test]
+    fn missing_input_is_refused() {
+        refused("{ others: numbers }", "stage `add` also reads `numbers`; write `from: [numbers, [others], [total]]`");
+    }
+
+    #[test]
+    fn tables_that_are_not_above_are_refused() {
+        refused("[last]", "a table cannot read itself");
+        refused("[below]", "`below` is declared below; a table may use only tables above it");
+        refused(
+            "[nombers]",
+            "there is no table `nombers`; did you mean `numbers`?; tables above are numbers, more, total",
+        );
+    }
+
+    #[test]
+    fn table_without_ids_is_refused_where_rows_are_read() {
+        refused("[total]", "`total` has no row ids, so stage `add` cannot read it row by row as `numbers`");
+    }
+}

@@ -55,3 +55,62 @@ pub fn check<'a>(pipeline: &Pipeline, mut names: impl Iterator<Item = &'a String
         known.join(", ")
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::run::toys::read;
+
+    const SWEPT: &str = "
+tables:
+  numbers: { stage: list, with: { rows: { a: 1 } } }
+  aside: { stage: list, with: { rows: { b: 1 } } }
+  more: { stage: add, from: [numbers] }
+  total: { stage: sum, from: [more] }
+sweep: { plus: [1, 2] }
+";
+
+    fn selected(targets: &[&str], until: &[&str]) -> Result<Vec<String>, String> {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let selection = Selection { targets: owned(targets), until: owned(until) };
+        let selected = selection.of(&read(SWEPT, &[]).unwrap()).map_err(|error| error.to_string())?;
+        Ok(selected.into_iter().collect())
+    }
+
+    #[test]
+    fn everything_is_selected_where_nothing_is_named() {
+        assert_eq!(selected(&[], &[]).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn target_is_selected_with_the_tables_that_it_is_made_from() {
+        assert_eq!(selected(&["total[plus=2]"], &[]).unwrap(), ["more[plus=2]", "numbers", "total[plus=2]"]);
+        assert_eq!(selected(&["aside"], &[]).unwrap(), ["aside"]);
+    }
+
+    #[test]
+    fn declared_name_selects_every_instance() {
+        assert_eq!(selected(&["more"], &[]).unwrap(), ["more[plus=1]", "more[plus=2]", "numbers"]);
+    }
+
+    #[test]
+    fn until_selects_all_tables_above_whether_needed_or_not() {
+        assert_eq!(selected(&[], &["more"]).unwrap(), ["aside", "more[plus=1]", "more[plus=2]", "numbers"]);
+        assert_eq!(selected(&[], &["more[plus=1]"]).unwrap(), ["aside", "more[plus=1]", "numbers"]);
+    }
+
+    #[test]
+    fn targets_are_added_to_the_tables_above() {
+        assert_eq!(
+            selected(&["total[plus=1]"], &["aside"]).unwrap(),
+            ["aside", "more[plus=1]", "numbers", "total[plus=1]"]
+        );
+    }
+
+    #[test]
+    fn unknown_name_is_an_error_that_lists_the_declared_ones() {
+        let error = selected(&["mor"], &[]).unwrap_err();
+        assert_eq!(error, "the pipeline has no table `mor`; did you mean `more`?; it has numbers, aside, more, total");
+        assert!(selected(&[], &["more[plus=3]"]).is_err());
+    }
+}

@@ -241,3 +241,74 @@ pub(in crate::engine) fn choose(combinations: &[Variant], only: &[String]) -> Re
     }
     Ok(chosen)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::MOST_COMBINATIONS;
+    use crate::engine::run::toys::{CHAIN, World, edited, read};
+
+    fn swept(sweep: &str) -> String {
+        format!("{CHAIN}sweep: {sweep}\n")
+    }
+
+    #[test]
+    fn members_share_the_tables_above_the_swept_one() {
+        let text = edited(CHAIN, ", with: { plus: 10 }", "") + "sweep: { plus: [1, 2] }\n";
+        let world = World::new();
+        let first = ["numbers 3", "more[plus=1] 3", "more[plus=2] 3", "total[plus=1] 1", "total[plus=2] 1"];
+        assert_eq!(world.run(&text).unwrap(), first);
+        let another = edited(&text, "[1, 2]", "[2, 3]");
+        assert_eq!(world.run(&another).unwrap(), ["more[plus=3] 3", "total[plus=3] 1"]);
+    }
+
+    #[test]
+    fn member_equals_the_table_without_a_sweep() {
+        let world = World::after(CHAIN);
+        assert_eq!(world.run(&swept("{ plus: [10] }")).unwrap(), ["more[plus=10] 0", "total[plus=10] 0"]);
+    }
+
+    #[test]
+    fn table_that_reads_two_swept_tables_reads_members_of_one_combination() {
+        let both = "  both: { stage: add, from: [more, other] }\n";
+        let other = "  other: { stage: add, from: [more] }\n";
+        let pipeline = read(&format!("{CHAIN}{other}{both}sweep: {{ more.plus: [1, 2] }}\n"), &[]).unwrap();
+        let both: Vec<Vec<&str>> = pipeline
+            .tables
+            .iter()
+            .filter(|table| table.declared == "both")
+            .map(|table| table.inputs.iter().map(|input| input.table.as_str()).collect())
+            .collect();
+        assert_eq!(both, [["more[plus=1]", "other[plus=1]"], ["more[plus=2]", "other[plus=2]"]]);
+    }
+
+    #[test]
+    fn combinations_that_are_written_out_are_not_multiplied() {
+        let text = format!("{CHAIN}  most: {{ stage: add, from: [more] }}\n");
+        let text = text
+            + "sweep:\n  - { more.plus: 1, most.plus: 1 }\n  - { more.plus: 1, most.plus: 2 }\n  - { more.plus: 2, most.plus: 1 }\n";
+        let mut pipeline = read(&text, &[]).unwrap();
+        let instances = |name: &str| pipeline.tables.iter().filter(|table| table.declared == name).count();
+        assert_eq!(["numbers", "more", "total", "most"].map(instances), [1, 2, 2, 3]);
+        let none = pipeline.only(&["more.plus=2".into(), "most.plus=2".into()]).unwrap_err().to_string();
+        assert_eq!(none, "no combination of the sweep has --only more.plus=2 --only most.plus=2");
+    }
+
+    #[test]
+    fn only_one_value_keeps_what_its_members_share() {
+        let mut pipeline = read(&swept("{ plus: [1, 2] }"), &[]).unwrap();
+        pipeline.only(&["plus=2".into()]).unwrap();
+        let names: Vec<&str> = pipeline.tables.iter().map(|table| table.name.as_str()).collect();
+        assert_eq!(names, ["numbers", "more[plus=2]", "total[plus=2]"]);
+    }
+
+    #[test]
+    fn too_many_combinations_are_refused_before_they_are_made() {
+        let values = |count: usize| (0..count).map(|value| value.to_string()).collect::<Vec<_>>().join(", ");
+        let of = |plus: usize, fails: usize| {
+            read(&swept(&format!("{{ plus: [{}], fails: [{}] }}", values(plus), values(fails))), &[])
+        };
+        let error = of(MOST_COMBINATIONS, 2).unwrap_err();
+        assert!(error.ends_with("sweep: there are more than 4096 combinations"), "{error}");
+        assert!(of(8, 2).is_ok());
+    }
+}

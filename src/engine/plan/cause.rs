@@ -222,3 +222,58 @@ fn differences(path: &str, old: &Value, new: &Value, out: &mut Vec<Cause>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::Digest;
+
+    fn made(params: Value, files: &[(&str, &str)]) -> Provenance {
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        Provenance {
+            stage: "add".into(),
+            revision: 1,
+            params,
+            files: files.iter().map(|(path, content)| ((*path).to_owned(), digest(content))).collect(),
+            fingerprint: digest("stage"),
+            inputs: Vec::new(),
+            filter: None,
+        }
+    }
+
+    fn causes(old: &Provenance, new: &Provenance) -> Vec<String> {
+        compare(old, new).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn parameters_are_compared_by_their_paths() {
+        let old = made(json!({ "config": { "width": 1, "depth": 2 }, "gone": "x", "same": [1] }), &[]);
+        let new = made(json!({ "config": { "width": 3, "depth": 2 }, "came": true, "same": [1] }), &[]);
+        assert_eq!(causes(&old, &new), ["came: null -> true", "config.width: 1 -> 3", "gone: \"x\" -> null"]);
+    }
+
+    #[test]
+    fn files_are_compared_by_content_and_not_by_path() {
+        let old = made(json!({}), &[("a.pth", "weights")]);
+        assert_eq!(causes(&old, &made(json!({}), &[("b.pth", "weights")])), [""; 0]);
+        assert_eq!(causes(&old, &made(json!({}), &[("a.pth", "others")])), ["a.pth has changed"]);
+        assert_eq!(causes(&old, &made(json!({}), &[("b.pth", "others")])), ["reads b.pth now"]);
+    }
+
+    #[test]
+    fn changes_are_counted_by_id() {
+        let changes = |before: &[(&'static str, &'static str)], now: &[(&'static str, &'static str)]| {
+            let rows = |rows: &[(&'static str, &'static str)]| {
+                rows.iter().map(|(id, content)| (*id, content.as_bytes())).collect::<Vec<_>>()
+            };
+            RowChanges::between(rows(before).into_iter(), rows(now).into_iter()).to_string()
+        };
+        let before = [("a", "1"), ("b", "2"), ("c", "3")];
+        assert_eq!(changes(&before, &before), "");
+        assert_eq!(changes(&before, &[("b", "2"), ("c", "4"), ("d", "5")]), "1 new, 1 changed, 1 removed, such as c");
+        assert_eq!(changes(&before, &[("c", "3")]), "2 removed, such as a");
+        assert_eq!(changes(&before[..2], &before), "1 new: c");
+    }
+}

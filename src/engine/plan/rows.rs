@@ -207,3 +207,80 @@ fn places(parts: &[PartRef]) -> Vec<(u32, u64)> {
     let rows = |(part, number): (&PartRef, u32)| part.row_numbers().into_iter().map(move |row| (number, row));
     parts.iter().zip(0..).flat_map(rows).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::run::toys::{CHAIN, World, edited};
+
+    /// A table made of two others, which have some ids in common.
+    fn joined() -> String {
+        let others = "  others: { stage: list, with: { rows: { d: 1, c: 1, a: 1 } } }\n  more:";
+        edited(&edited(CHAIN, "  more:", others), "from: [numbers]", "from: [numbers, others]")
+    }
+
+    fn ids(world: &World, text: &str) -> Vec<String> {
+        world.work(text, "more", |work, _| work.joined.ids.iter().flatten().map(str::to_owned).collect())
+    }
+
+    /// Makes a store in which the tables above `more` are published.
+    fn above(text: &str) -> World {
+        World::after(text.split("  more:").next().unwrap())
+    }
+
+    #[test]
+    fn rows_are_those_that_all_inputs_have_ascending_by_id() {
+        let text = joined();
+        assert_eq!(ids(&above(&text), &text), ["a", "c"]);
+        above(&text).work(&text, "more", |work, _| {
+            let ports: Vec<&str> = work.joined.places.iter().map(|places| places.port.as_str()).collect();
+            assert_eq!(ports, ["numbers", "others"]);
+            assert!(work.joined.places.iter().all(|places| places.at.len() == 2));
+        });
+    }
+
+    #[test]
+    fn predicate_chooses_from_the_first_input_alone() {
+        let text = edited(&joined(), "from: [numbers, others]", "from: [numbers, others], where: number > 1");
+        // In `others`, the number of every row is 1.
+        assert_eq!(ids(&above(&text), &text), ["c"]);
+    }
+
+    #[test]
+    fn predicate_on_null_chooses_no_row() {
+        let text = edited(CHAIN, "c: 3 }", "c: 3 }, notes: { b: x, c: z }");
+        let text = edited(&text, "from: [numbers]", "from: [numbers], where: \"note <> 'x'\"");
+        assert_eq!(ids(&above(&text), &text), ["c"]);
+    }
+
+    #[test]
+    fn predicate_that_chooses_no_row_is_a_remark() {
+        let text = edited(CHAIN, "from: [numbers]", "from: [numbers], where: number > 9");
+        let note = above(&text).work(&text, "more", |work, _| work.joined.none_chosen.clone());
+        assert_eq!(note.unwrap().to_string(), "none of the 3 rows of `numbers` fits `where: number > 9`");
+        let none = edited(&text, "rows: { a: 1, b: 2, c: 3 }", "rows: {}");
+        assert!(above(&none).work(&none, "more", |work, _| work.joined.none_chosen.is_none()), "there are no rows");
+    }
+
+    #[test]
+    fn id_that_is_listed_twice_is_an_error() {
+        let ids: arrow::array::ArrayRef = std::sync::Arc::new(StringArray::from(vec!["a", "b", "b"]));
+        let rows = RecordBatch::try_from_iter([("id", ids)]).unwrap();
+        let error = Joined::listed(&rows, vec![Digest::of(b"row"); 3]).err().unwrap();
+        assert_eq!(error.to_string(), "the id `b` is listed twice");
+    }
+
+    #[test]
+    fn keys_differ_by_id_content_and_what_all_rows_have_in_common() {
+        let joined = |id: &str, content: &[u8]| Joined {
+            ids: StringArray::from_iter_values([id]),
+            places: Vec::new(),
+            none_chosen: None,
+            digests: vec![vec![Digest::of(content)]],
+        };
+        let key = |id, content, base| joined(id, content).keys(Digest::of(base))[0];
+        let keys = [key("a", b"1", b"x"), key("b", b"1", b"x"), key("a", b"2", b"x"), key("a", b"1", b"y")];
+        assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        assert_eq!(keys[0], key("a", b"1", b"x"));
+    }
+}

@@ -98,3 +98,207 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
     }
     Ok(plans)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::{
+        plan::Overrides,
+        run::toys::{CHAIN, World, edited},
+        store::part_name,
+    };
+
+    /// Plans an edited [`CHAIN`] where the unedited one has run.
+    fn plan_after_edit(part: &str, by: &str) -> Vec<String> {
+        World::after(CHAIN).plan(&edited(CHAIN, part, by))
+    }
+
+    #[test]
+    fn table_that_was_never_published_is_new() {
+        let new = ["numbers: 3 of 3", "more: at most 3 of 3", "total: at most 1 of 0"];
+        assert_eq!(World::new().plan(CHAIN), new.map(|table| format!("{table}: not computed yet")));
+    }
+
+    #[test]
+    fn tables_that_have_run_are_fresh() {
+        assert_eq!(World::after(CHAIN).plan(CHAIN), ["numbers: fresh 3", "more: fresh 3", "total: fresh 1"]);
+    }
+
+    #[test]
+    fn changed_parameter_makes_every_row_stale() {
+        let below = "total: at most 1 of 0: 3 rows of more are computed first";
+        assert_eq!(
+            plan_after_edit("plus: 10", "plus: 20"),
+            ["numbers: fresh 3", "more: 3 of 3: plus: 10 -> 20", below]
+        );
+    }
+
+    #[test]
+    fn changed_row_is_the_only_stale_one() {
+        let below = "more: at most 1 of 3: 1 row of numbers is computed first";
+        assert_eq!(
+            plan_after_edit("b: 2", "b: 5")[..2],
+            ["numbers: 1 of 3: the source has changed (1 changed: b)", below]
+        );
+    }
+
+    #[test]
+    fn new_row_is_the_only_stale_one() {
+        let below = "more: at most 1 of 4: 1 row of numbers is computed first";
+        assert_eq!(
+            plan_after_edit("c: 3", "c: 3, d: 4")[..2],
+            ["numbers: 1 of 4: the source has changed (1 new: d)", below]
+        );
+    }
+
+    #[test]
+    fn removed_row_makes_no_other_row_stale() {
+        let expected = [
+            "numbers: 0 of 2: the source has changed (1 removed: c)",
+            "more: 0 of 2: numbers has changed (1 removed: c)",
+            "total: 1 of 0: more has changed",
+        ];
+        assert_eq!(plan_after_edit(", c: 3", ""), expected);
+    }
+
+    #[test]
+    fn rows_of_another_pipeline_are_known() {
+        let other = format!("name: other{CHAIN}");
+        let known = ["numbers: 0 of 3", "more: 0 of 3", "total: 0 of 1"];
+        assert_eq!(World::after(CHAIN).plan(&other), known.map(|table| format!("{table}: all rows are known")));
+    }
+
+    #[test]
+    fn rows_of_an_earlier_parameter_are_known() {
+        let world = World::after(CHAIN);
+        world.run(&edited(CHAIN, "plus: 10", "plus: 20")).unwrap();
+        assert_eq!(world.plan(CHAIN)[1..], ["more: 0 of 3: plus: 20 -> 10", "total: 0 of 1: more has changed"]);
+    }
+
+    #[test]
+    fn new_revision_is_named() {
+        assert_eq!(
+            plan_after_edit("plus: 10", "plus: 10, revision: 2")[1],
+            "more: 3 of 3: stage `add` has a new revision: 1 -> 2"
+        );
+    }
+
+    #[test]
+    fn other_stage_is_named() {
+        assert_eq!(plan_after_edit("stage: add", "stage: plus")[1], "more: 3 of 3: stage: add -> plus");
+    }
+
+    #[test]
+    fn recomputed_rows_that_are_equal_leave_the_tables_below_fresh() {
+        let world = World::after(CHAIN);
+        assert_eq!(world.run(&edited(CHAIN, "plus: 10", "plus: 10, revision: 2")).unwrap(), ["more 3"]);
+    }
+
+    #[test]
+    fn column_that_no_stage_reads_makes_no_row_stale_below() {
+        let world = World::after(CHAIN);
+        let noted = edited(CHAIN, "c: 3 }", "c: 3 }, notes: { b: x }");
+        assert_eq!(world.run(&noted).unwrap(), ["numbers 1", "more 0"]);
+    }
+
+    #[test]
+    fn table_that_is_read_whole_makes_every_row_stale() {
+        let whole = edited(CHAIN, "  more:", "  first: { stage: sum, from: [numbers] }\n  more:");
+        let whole =
+            edited(&whole, "stage: add, from: [numbers]", "stage: add, from: { numbers: numbers, total: first }");
+        let world = World::after(&whole);
+        assert_eq!(world.run(&edited(&whole, "b: 2", "b: 5")).unwrap(), ["numbers 1", "first 1", "more 3", "total 1"]);
+    }
+
+    #[test]
+    fn other_tables_are_named() {
+        let others =
+            edited(CHAIN, "  more:", "  others: { stage: list, with: { rows: { b: 1, c: 1, d: 1 } } }\n  more:");
+        let joined = edited(&others, "from: [numbers]", "from: [numbers, others]");
+        assert_eq!(World::after(&others).plan(&joined)[2], "more: 2 of 2: from: numbers -> numbers, others");
+    }
+
+    #[test]
+    fn changed_predicate_is_named_with_its_rows() {
+        let expected = "more: 0 of 2: where: all rows -> `number > 1` (1 removed: a)";
+        assert_eq!(plan_after_edit("from: [numbers]", "from: [numbers], where: number > 1")[1], expected);
+    }
+
+    #[test]
+    fn rows_that_a_predicate_will_not_choose_are_not_stale() {
+        let filtered = edited(CHAIN, "from: [numbers]", "from: [numbers], where: number > 1");
+        let world = World::after(&filtered);
+        let first = "1 row of numbers is computed first";
+        assert_eq!(world.plan(&edited(&filtered, "a: 1", "a: 0"))[1], format!("more: at most 0 of 2: {first}"));
+        assert_eq!(world.plan(&edited(&filtered, "a: 1", "a: 5"))[1], format!("more: at most 1 of 3: {first}"));
+    }
+
+    #[test]
+    fn predicate_on_a_column_that_is_not_computed_yet_may_choose_every_row() {
+        let filtered = format!("{CHAIN}  large: {{ stage: add, from: [more], where: number > 11 }}\n");
+        assert_eq!(World::new().plan(&filtered)[3], "large: at most 3 of 3: not computed yet");
+        assert_eq!(World::after(&filtered).plan(&filtered)[3], "large: fresh 2");
+    }
+
+    #[test]
+    fn forced_table_is_stale_and_those_above_are_not() {
+        let overrides = Overrides { force: vec!["more".into()], ..Overrides::default() };
+        let planned = World::after(CHAIN).plan_with(CHAIN, &overrides);
+        assert_eq!(planned[..2], ["numbers: fresh 3", "more: 3 of 3: forced"]);
+    }
+
+    #[test]
+    fn rows_of_a_lost_part_are_stale() {
+        let world = World::after(CHAIN);
+        // Tasks have two rows, so the first part has two.
+        let manifest = world.store.published("toy", "more").unwrap().whole().unwrap().unwrap().1;
+        assert_eq!(manifest.parts[0].rows, 2);
+        world.store.delete(&part_name(manifest.parts[0].part)).unwrap();
+        assert_eq!(world.plan(CHAIN)[1], "more: 2 of 3: a part of it is damaged or missing");
+        assert_eq!(world.run(CHAIN).unwrap(), ["more 2"]);
+    }
+
+    #[test]
+    fn failed_rows_that_are_skipped_are_stale_only_if_they_are_retried() {
+        let skips = edited(CHAIN, "with: { plus: 10 }", "with: { plus: 10, fails: 2 }, on_error: skip");
+        let world = World::after(&skips);
+        assert_eq!(world.plan(&skips)[1..], ["more: fresh 2", "total: fresh 1"]);
+        let overrides = Overrides { retry_errors: true, ..Overrides::default() };
+        assert_eq!(world.plan_with(&skips, &overrides)[1], "more: 1 of 3: 1 row failed before");
+    }
+
+    #[test]
+    fn failed_row_leaves_its_table_unpublished_and_keeps_the_others() {
+        let fails = edited(CHAIN, "plus: 10", "plus: 10, fails: 2");
+        let world = World::new();
+        let error = world.run(&fails).unwrap_err();
+        assert!(error.starts_with("table `more`: 1 row failed\n  b: it is to fail"), "{error}");
+        assert_eq!(world.plan(&fails)[1], "more: 1 of 3: not computed yet");
+    }
+
+    #[test]
+    fn table_below_one_whose_rows_are_unknown_is_blocked() {
+        let blocked = edited(CHAIN, "  more:", "  sorted: { stage: sorted, from: [numbers] }\n  more:");
+        let blocked = edited(&blocked, "from: [numbers], with", "from: [sorted], with");
+        let planned = World::new().plan(&blocked);
+        assert_eq!(planned[1..3], ["sorted: at most 1 of 0: not computed yet", "more: blocked on sorted"]);
+        assert_eq!(World::after(&blocked).plan(&blocked)[1..3], ["sorted: fresh 3", "more: fresh 3"]);
+    }
+
+    #[test]
+    fn table_that_is_declared_again_is_known() {
+        let world = World::after(CHAIN);
+        world.run(CHAIN.split("  total").next().unwrap()).unwrap();
+        assert_eq!(world.plan(CHAIN)[2], "total: 0 of 1: all rows are known");
+    }
+
+    #[test]
+    fn table_that_is_read_twice_is_named_once_and_only_if_it_changed() {
+        let twice = edited(CHAIN, "from: [numbers]", "from: [numbers, numbers]");
+        let world = World::after(&twice);
+        assert_eq!(world.plan(&edited(&twice, "plus: 10", "plus: 20"))[1], "more: 3 of 3: plus: 10 -> 20");
+        let pending = "more: at most 1 of 3: 1 row of numbers is computed first";
+        assert_eq!(world.plan(&edited(&twice, "b: 2", "b: 5"))[1], pending);
+        let removed = "more: 0 of 2: numbers has changed (1 removed: c)";
+        assert_eq!(world.plan(&edited(&twice, ", c: 3", ""))[1], removed);
+    }
+}

@@ -9,6 +9,8 @@ mod message;
 mod options;
 mod serve;
 mod tasks;
+#[cfg(test)]
+pub(in crate::engine) mod toys;
 mod worker;
 mod workers;
 

@@ -144,3 +144,92 @@ fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<J
         secrets: table.secrets.as_ref().clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        Digest,
+        run::toys::{CHAIN, World, edited},
+        stage::Output,
+    };
+
+    /// Returns the tasks of the stale rows of a table.
+    fn tasks(world: &World, text: &str, table: &str, task_rows: usize) -> Vec<Task> {
+        let options = Options { task_rows, ..Options::default() };
+        world.work(text, table, |work, states| {
+            let tasks = Tasks::new(work, &work.stale, states, &options, "run").unwrap();
+            tasks.map(Result::unwrap).collect()
+        })
+    }
+
+    /// Makes a store in which the tables above one are published.
+    fn above(text: &str, table: &str) -> World {
+        World::after(text.split(&format!("  {table}:")).next().unwrap())
+    }
+
+    fn ids(tasks: &[Task]) -> Vec<Vec<&str>> {
+        tasks.iter().map(|task| task.ids.iter().map(String::as_str).collect()).collect()
+    }
+
+    #[test]
+    fn rows_are_cut_into_tasks_in_their_order() {
+        let world = above(CHAIN, "more");
+        assert_eq!(ids(&tasks(&world, CHAIN, "more", 2)), [vec!["a", "b"], vec!["c"]]);
+        assert_eq!(ids(&tasks(&world, CHAIN, "more", 3)), [["a", "b", "c"]]);
+        assert_eq!(tasks(&world, CHAIN, "more", 0).len(), 3, "a task has at least one row");
+    }
+
+    #[test]
+    fn tasks_have_only_stale_rows() {
+        let world = World::after(CHAIN);
+        let edited = edited(CHAIN, "b: 2", "b: 5");
+        world.run(edited.split("  more:").next().unwrap()).unwrap();
+        let tasks = tasks(&world, &edited, "more", 2);
+        assert_eq!(ids(&tasks), [["b"]]);
+        assert_eq!(tasks[0].keys.len(), 1);
+    }
+
+    #[test]
+    fn keys_do_not_depend_on_the_sizes_of_tasks() {
+        let world = above(CHAIN, "more");
+        let keys = |task_rows| -> Vec<Digest> {
+            tasks(&world, CHAIN, "more", task_rows).into_iter().flat_map(|task| task.keys).collect()
+        };
+        assert_eq!(keys(1), keys(3));
+    }
+
+    #[test]
+    fn table_that_is_made_as_a_whole_is_one_task_without_keys() {
+        let tasks = tasks(&above(CHAIN, "total"), CHAIN, "total", 1);
+        assert_eq!(ids(&tasks), [["a", "b", "c"]]);
+        assert_eq!((tasks[0].keys.len(), tasks[0].job.makes), (0, Output::Table));
+    }
+
+    #[test]
+    fn task_names_only_the_parts_that_hold_its_rows() {
+        // The run made `numbers` in tasks of two rows, so that `c` lies in a part of its own.
+        let tasks = tasks(&above(CHAIN, "more"), CHAIN, "more", 2);
+        let places: Vec<_> = tasks.iter().map(|task| (task.rows[0].parts.len(), &task.rows[0].places[..])).collect();
+        assert_eq!(places, [(1, &[(0, 0), (0, 1)][..]), (1, &[(0, 0)][..])]);
+        assert_ne!(tasks[0].rows[0].parts, tasks[1].rows[0].parts);
+    }
+
+    #[test]
+    fn task_without_inputs_has_its_listed_rows() {
+        let tasks = tasks(&World::new(), CHAIN, "numbers", 2);
+        let listed = tasks[1].listed.as_ref().unwrap().unpack().unwrap();
+        assert_eq!((listed.num_rows(), tasks[1].rows.len()), (1, 0));
+        assert_eq!(tasks[1].ids, ["c"]);
+    }
+
+    #[test]
+    fn table_that_is_read_whole_belongs_to_the_job() {
+        let text = format!("{CHAIN}  last: {{ stage: add, from: {{ numbers: numbers, total: total }} }}\n");
+        let tasks = tasks(&above(&text, "last"), &text, "last", 2);
+        let ports: Vec<&str> = tasks[0].rows.iter().map(|rows| rows.port.as_str()).collect();
+        let whole: Vec<&str> = tasks[0].job.tables.iter().map(|table| table.port.as_str()).collect();
+        assert_eq!((&ports[..], &whole[..]), (&["numbers"][..], &["total"][..]));
+        assert!(tasks[0].job == tasks[1].job, "one operator serves both tasks");
+    }
+}

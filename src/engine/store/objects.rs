@@ -196,6 +196,19 @@ impl Store {
         Ok(Self { url, objects, folder, prefix, runtime: Arc::new(runtime) })
     }
 
+    /// Makes an empty store in memory, which its clones share and nothing opens again.
+    #[cfg(test)]
+    pub(in crate::engine) fn in_memory() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self {
+            url: "memory".into(),
+            objects: Arc::new(object_store::memory::InMemory::new()),
+            folder: None,
+            prefix: Path::default(),
+            runtime: Arc::new(runtime),
+        }
+    }
+
     /// Returns the runtime that serves this store's requests.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
