@@ -1,16 +1,20 @@
 //! Laws that every stage of the registry obeys.
 
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
 use serde_json::Value;
 use vlmdiff::{
     engine::{
+        Error, Result, Stop,
         identity::fingerprint,
         pipeline,
+        run::{Executor, InProcess, Options, Settings, Update, run},
         source::Sources,
-        stage::Stage,
+        stage::{Report, Stage, StageKind, Task, Unit},
         store::{Store, read_table},
     },
     query::TABLES_OF_SQL,
-    stages::KINDS,
+    stages::{KINDS, open_in_worker},
 };
 
 use crate::lab::{Lab, TOY};
@@ -149,6 +153,100 @@ fn tables_do_not_depend_on_the_sizes_of_tasks() {
     for (a, b) in scores(".vlmdiff").iter().zip(&scores("cut")) {
         assert!((a - b).abs() < 2e-3 * a.abs().max(0.1), "{a} {b}");
     }
+}
+
+/// An executor whose tasks find a stop requested as soon as they begin.
+struct Interrupting {
+    store: Store,
+    work: Mutex<BTreeMap<String, Work>>,
+}
+
+/// The work of a stage over all its tasks.
+#[derive(Default)]
+struct Work {
+    interruptions: usize,
+    /// The steps of a training, as they were reported.
+    steps: Vec<u64>,
+    /// The rows that were committed.
+    rows: u64,
+}
+
+impl Executor for Interrupting {
+    fn slots(&self) -> usize {
+        1
+    }
+
+    fn run(
+        &self,
+        tasks: &mut dyn Iterator<Item = Result<Task>>,
+        on: &mut dyn FnMut(Update) -> Result<()>,
+    ) -> Result<()> {
+        for task in tasks {
+            let task = task?;
+            let stage = task.job.stage.clone();
+            let kind = KINDS.iter().find(|kind| kind.name == stage).unwrap();
+            let open = kind.open_here.or_else(|| open_in_worker(&stage)).unwrap();
+            let stop = Stop::default();
+            stop.request();
+            let settings = Settings { batch_size: Some(4), ..Settings::default() };
+            let executor = InProcess::new(self.store.clone(), stop, settings, open);
+            let mut work = self.work.lock().unwrap();
+            let Work { interruptions, steps, rows } = work.entry(stage.clone()).or_default();
+            let before = (steps.len(), *rows);
+            let ended = executor.run(&mut std::iter::once(Ok(task)), &mut |update| {
+                match &update {
+                    Update::Report { report: Report::Progress { done, unit: Unit::Steps, .. }, .. } => {
+                        steps.push(*done)
+                    }
+                    Update::Report { report: Report::Committed { rows: new, .. }, .. } => *rows += new,
+                    _ => {}
+                }
+                on(update)
+            });
+            assert!(steps.iter().copied().eq(1..=steps.len() as u64), "{stage} did steps again: {steps:?}");
+            if matches!(ended, Err(Error::Interrupted)) {
+                assert_ne!(before, (steps.len(), *rows), "{stage} was interrupted before it did anything");
+                *interruptions += 1;
+            }
+            ended?;
+        }
+        Ok(())
+    }
+}
+
+/// A stage that answers [`Error::Interrupted`] has saved what it did. Runs that are interrupted after every step of a
+/// training and every batch of rows come to an end, and no step and no row is done twice.
+#[test]
+fn interrupted_stage_has_saved_what_it_did() {
+    tch::set_num_threads(1);
+    let lab = Lab::new("");
+    let text = TOY.replace("root: data", &format!("root: '{}'", lab.path("data").display()));
+    // All stages run in this process.
+    let kinds: Vec<StageKind> = KINDS.iter().map(|kind| StageKind { open_here: None, ..*kind }).collect();
+    let toy = pipeline::parse("toy", "toy", &text, &kinds, &[], &[], &|_| None).unwrap();
+    let store = Store::open(&lab.path("store").to_string_lossy()).unwrap();
+    let executor = Interrupting { store: store.clone(), work: Mutex::default() };
+    let tables = toy.tables.iter().map(|table| table.name.clone()).collect();
+    let options = Options { task_rows: 100, save_every: Duration::MAX, tables, ..Options::default() };
+    let once = || run(&toy, &store, &Sources::default(), &options, &executor, &mut |_| {});
+    let runs = (1..1000).find(|_| match once() {
+        Ok(_) => true,
+        Err(Error::Interrupted) => false,
+        Err(error) => panic!("{error}"),
+    });
+    let work = executor.work.into_inner().unwrap();
+    assert_eq!(runs, Some(1 + work.values().map(|work| work.interruptions).sum::<usize>()));
+    let trainings: Vec<&str> = KINDS.iter().map(|kind| kind.name).filter(|name| name.starts_with("train_")).collect();
+    for table in &toy.tables {
+        let Work { interruptions, steps, rows } = &work[table.kind.name];
+        if trainings.contains(&table.kind.name) {
+            assert_eq!((*interruptions, &steps[..]), (3, &[1, 2, 3, 4][..]), "{}", table.name);
+        }
+        let (_, manifest) = store.published("toy", &table.name).unwrap().whole().unwrap().unwrap();
+        assert_eq!(*rows, manifest.rows, "{}: rows were computed again", table.name);
+    }
+    let by_row = ["encode_text", "encode_latents", "reconstruct", "anomaly_maps"];
+    assert!(by_row.iter().all(|stage| work[*stage].interruptions > 0), "rows are no longer interrupted");
 }
 
 /// A plan reads the listing for rows that are still to be computed, so the listing must have the values that the
