@@ -8,7 +8,7 @@ use std::{
 
 use image::{GrayImage, Luma, RgbImage};
 
-use crate::lab::{Lab, computed};
+use crate::lab::{Lab, computed, toy_above};
 
 const IMAGES: &str = r#"
 name: dataset
@@ -217,24 +217,9 @@ fn predicate_that_selects_no_row_is_reported() {
     assert!(said.contains("none of the 3 rows of `images` fits `where: split = 'Train'`"), "{said}");
 }
 
-const CAPTIONED: &str = r#"
-name: captioned
-tables:
-  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
-  captions: { stage: caption, from: [images], with: { model: dataset } }
-  text_encoder:
-    stage: train_text_encoder
-    from: [images, captions]
-    with:
-      config: { vocab_size: 300, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 24, projection_dim: 8 }
-      image_widths: [8, 8]
-      training: { steps: 1, batch_size: 2 }
-  text_embeddings: { stage: encode_text, from: [captions, text_encoder] }
-"#;
-
 #[test]
 fn captions_longer_than_the_encoder_are_counted() {
-    let lab = nut(CAPTIONED);
+    let lab = nut(toy_above("autoencoder"));
     let line = |image: &str, caption: &str| format!("{{\"image\": \"{image}\", \"caption\": \"{caption}\"}}\n");
     let long = "qzx ".repeat(40);
     let captions = [line("train/good/000.png", &long), line("train/good/001.png", &format!("{long} end"))];

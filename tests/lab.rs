@@ -76,6 +76,11 @@ tables:
 "#
 );
 
+/// Returns the toy pipeline above a table.
+pub(crate) fn toy_above(table: &str) -> &'static str {
+    TOY.split_once(&format!("  {table}:")).unwrap().0
+}
+
 /// A pipeline of stages that need no libtorch and are fast.
 pub(crate) const LIGHT: &str = r#"
 name: light

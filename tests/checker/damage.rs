@@ -21,7 +21,7 @@ use super::{
     steps::{files_below, whole_run},
     world::World,
 };
-use crate::lab::Lab;
+use crate::lab::{Lab, toy_above};
 
 /// A kind of damage to a file.
 #[derive(Clone, Debug)]
@@ -309,25 +309,10 @@ fn two_thousand_damages_are_never_answered_as_data() {
     damages(seed, given("VLMDIFF_DAMAGES").unwrap_or(2000));
 }
 
-/// A training of a moment that saves its state.
-const TRAINING: &str = r#"
-name: training
-tables:
-  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
-  captions: { stage: caption, from: [images], with: { model: dataset } }
-  text_encoder:
-    stage: train_text_encoder
-    from: [images, captions]
-    where: split = 'train'
-    with:
-      config: { vocab_size: 300, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 24, projection_dim: 8 }
-      image_widths: [8, 8]
-      training: { steps: 150, batch_size: 4, lr: 1.0e-3, log_every: 5 }
-"#;
-
 /// Damages what a training stores: its saved state while it runs, or its weights when it is done.
 fn damages_of_a_training(seed: u64, count: u64) {
-    let lab = Lab::new(TRAINING);
+    // The training takes a moment, so that it saves its state.
+    let lab = Lab::new(&toy_above("text_embeddings").replace("training: { steps: 4,", "training: { steps: 150,"));
     lab.run(&["--store", "undisturbed"]);
     let right = lab.contents("undisturbed");
     let mut run = observe::command(&lab, &["run", "pipeline.yaml", "--quiet", "--save-every", "0"]).spawn().unwrap();
