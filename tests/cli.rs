@@ -179,7 +179,7 @@ fn columns_are_as_wide_as_the_names_of_a_sweep() {
     let longest = "captions[size=100,default=something]".len();
     let is_column = |line: &&String| line.is_char_boundary(longest + 2) && &line[longest..longest + 2] == "  ";
     assert_eq!(lines(&["plan", "pipeline.yaml"]).iter().filter(is_column).count(), 3 + 6 + 6);
-    // Each table has a line when it begins and when it is published. For some sizes a remark says that a region of a
+    // Each table has a line when it begins and when it is published. For some sizes a note says that a region of a
     // mask is lost.
     let begun_or_published = |line: &&String| is_column(line) && !line.contains("by resizing");
     assert_eq!(lines(&["run", "pipeline.yaml"]).iter().filter(begun_or_published).count(), 2 * (3 + 6 + 6));

@@ -1,4 +1,4 @@
-//! Folders of pictures as users have them: files that are read, refused, or left out with a remark.
+//! Folders of pictures as users have them: files that are read, refused, or left out with a note.
 
 use std::{
     fs,
@@ -155,7 +155,7 @@ fn photograph_is_turned_with_its_mask() {
 }
 
 #[test]
-fn remarks_on_pictures_and_masks_are_repeated_on_every_run() {
+fn notes_on_pictures_and_masks_are_repeated_on_every_run() {
     let lab = nut(IMAGES);
     let data = lab.path("data/nut");
     picture(&data.join("train/good/batch2/000.png"), 40, 24);

@@ -227,7 +227,7 @@ fn interrupted_stage_has_saved_what_it_did() {
     let store = Store::open(&lab.path("store").to_string_lossy()).unwrap();
     let executor = Interrupting { store: store.clone(), work: Mutex::default() };
     let tables = toy.tables.iter().map(|table| table.name.clone()).collect();
-    let options = Options { task_rows: 100, save_every: Duration::MAX, tables, ..Options::default() };
+    let options = Options { task_rows: Some(100), save_every: Duration::MAX, tables, ..Options::default() };
     let once = || run(&toy, &store, &Sources::default(), &options, &executor, &mut |_| {});
     let runs = (1..1000).find(|_| match once() {
         Ok(_) => true,

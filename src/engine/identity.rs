@@ -8,7 +8,7 @@
 //! | an input read whole | the values of these columns, in the order in which they are read | [`base`] |
 //! | a row | its id, and of each input read row by row (or the listing) the values of the columns that are read | [`row_key`] |
 //! | a table made as a whole | the keys of its rows, in the order of their ids | [`whole_key`] |
-//! | a published table | the fingerprint, the digest of each input ([`read`]), `where:`, and remarks on the listing | [`Provenance`] |
+//! | a published table | the fingerprint, the digest of each input ([`read`]), `where:`, and notes on the listing | [`Provenance`] |
 //!
 //! Volatile columns (times, places) are part of no digest, and so no predicate and no query may read them. Also not
 //! covered are the device, the number of threads, the versions of libraries, and the environment of programs.
@@ -101,7 +101,7 @@ pub(in crate::engine) fn read(port: &str, is_whole: bool, content: Digest) -> Di
     hasher.finish()
 }
 
-/// Returns the digest of a listing as an input of a published table: its rows, and the remarks that are kept with the
+/// Returns the digest of a listing as an input of a published table: its rows, and the notes that are kept with the
 /// table.
 pub(in crate::engine) fn listing(rows: &[Digest], notes: &[impl ToString]) -> Digest {
     let mut hasher = Hasher::new("listing");

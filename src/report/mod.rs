@@ -67,7 +67,7 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
     environment.get_template("report.html")?.render(context! { columns, ..page })
 }
 
-/// Returns the remarks on a table.
+/// Returns the notes on a table.
 fn notes(table: &Manifest) -> Vec<Value> {
     let name = table.variant.name(&table.table);
     table.notes.iter().map(|note| context! { table => &name, text => note.to_string() }).collect()

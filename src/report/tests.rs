@@ -63,19 +63,19 @@ fn a_page_names_the_roles_that_no_table_has() {
 }
 
 #[test]
-fn remarks_stand_above_the_numbers() {
+fn notes_stand_above_the_numbers() {
     let notes = vec![
         context! { table => "denoiser", text => "the loss began at 1 <b> and ended at 1; try more `training.steps`" },
     ];
     let html = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec(), notes }).unwrap();
-    let (above, below) = html.split_once("<h2>Remarks</h2>").unwrap();
+    let (above, below) = html.split_once("<h2>Notes</h2>").unwrap();
     assert!(!above.contains("id=\"metrics\"") && below.contains("id=\"metrics\""));
     assert!(
         below.contains("<code>denoiser</code>: the loss began at 1 &lt;b&gt; and")
             && below.contains("<code>training.steps</code>")
     );
     let none = render(context! { pipeline => "p", tables => [context! { name => "t" }].to_vec() }).unwrap();
-    assert!(!none.contains("<h2>Remarks</h2>"));
+    assert!(!none.contains("<h2>Notes</h2>"));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Stage for Caption {
 /// The maximum number of captions that a review reads.
 const LOOKED_AT: usize = 8192;
 
-/// Returns the remark on a table of `rows` rows whose captions are all equal.
+/// Returns the note on a table of `rows` rows whose captions are all equal.
 fn all_equal(captions: &[&str], rows: usize) -> Option<String> {
     let (first, others) = captions.split_first()?;
     if others.is_empty() || others.iter().any(|caption| caption != first) {
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remark_on_captions_that_are_all_equal_or_empty() {
+    fn note_on_captions_that_are_all_equal_or_empty() {
         assert_eq!(all_equal(&["a nut", "a bolt"], 2), None);
         assert_eq!(all_equal(&["a nut"], 1), None);
         assert_eq!(all_equal(&[], 0), None);

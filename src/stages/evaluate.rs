@@ -155,7 +155,7 @@ struct Class {
     pixels: PixelMetrics,
 }
 
-/// The maximum number of classes that a remark names.
+/// The maximum number of classes that a note names.
 const NAMED: usize = 4;
 
 impl Class {
@@ -192,13 +192,13 @@ impl Operator for Evaluator {
             out.warn(&format!("no part of the means, for they have only normal or only anomalous images: {names}"));
         }
         let limit = self.stage.aupro_limit;
-        // Remarks are made once, by the protocol `exact`, or by the first one if `exact` is not requested.
+        // Notes are made once, by the protocol `exact`, or by the first one if `exact` is not requested.
         let judged = self.stage.protocol.iter().position(|protocol| *protocol == Protocol::Exact).unwrap_or_default();
         for (i, tally) in tallies.iter().enumerate() {
             let values = tally.values(limit);
             out.write_columns(tally.columns(&values))?;
             if i == judged {
-                tally.guesses(&values, limit).iter().for_each(|remark| out.warn(remark));
+                tally.guesses(&values, limit).iter().for_each(|note| out.warn(note));
             }
         }
         Ok(())
@@ -223,7 +223,7 @@ fn whole(batch: &Batch) -> Result<()> {
     }
 }
 
-/// Adds remarks about anomalous images without the place of the anomaly in their ground truth.
+/// Adds notes about anomalous images without the place of the anomaly in their ground truth.
 fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
     let labels = batch.column("images", LABEL)?.as_boolean();
     let masks = batch.column("images", MASK)?;
@@ -308,11 +308,11 @@ impl Tally {
         self.classes.values().map(metrics).collect()
     }
 
-    /// Returns one remark per metric that is not better than guessing, with the classes concerned.
+    /// Returns one note per metric that is not better than guessing, with the classes concerned.
     fn guesses(&self, values: &[Vec<Option<f64>>], limit: f64) -> Vec<String> {
         let percent = |share: f64| share * 100.;
         let names = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
-        let remark = |(i, metric): (usize, &&str)| {
+        let note = |(i, metric): (usize, &&str)| {
             let guessed = self.classes.iter().zip(values).filter_map(|((name, class), values)| {
                 let (value, guess) = (values[i]?, class.guess(metric, limit)?);
                 guess.explains(value).then(|| {
@@ -328,7 +328,7 @@ impl Tally {
             };
             (!guessed.is_empty()).then(|| format!("`{metric}` is no better than guessing: {named}{more}"))
         };
-        names.enumerate().filter_map(remark).collect()
+        names.enumerate().filter_map(note).collect()
     }
 
     /// Returns the columns of a row per class, and a row of the means over the classes for which a metric is defined.
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(counts.values(), &[1, 1, 2, 4]);
     }
     #[test]
-    fn remark_on_metrics_that_guessing_reaches_names_classes() {
+    fn note_on_metrics_that_guessing_reaches_names_classes() {
         let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };
         let names = ["bolt", "gear", "nut", "pipe", "valve", "wheel"];
         for _ in 0..20 {

@@ -30,7 +30,7 @@ use crate::{
     },
     vision::{
         VisionError,
-        decode::{self, Photograph, Remark},
+        decode::{self, NoteText, Photograph},
         resize,
     },
 };
@@ -293,8 +293,8 @@ struct Image {
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
     mask_grey: Option<Vec<u8>>,
-    /// Remarks on properties of the row that the user may not have intended.
-    remarks: Vec<Remark>,
+    /// Notes on properties of the row that the user may not have intended.
+    notes: Vec<NoteText>,
 }
 
 impl Operator for Reader {
@@ -311,7 +311,7 @@ impl Operator for Reader {
             for (row, image) in images.into_iter().enumerate() {
                 match image {
                     Ok(image) => {
-                        image.remarks.iter().for_each(|remark| out.note(remark, &batch.ids[row]));
+                        image.notes.iter().for_each(|note| out.note(note, &batch.ids[row]));
                         good.push((row as u32, image));
                     }
                     Err(failure) => out.fail(&batch.ids[row], failure)?,
@@ -348,7 +348,7 @@ impl Reader {
     }
 
     fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
-        let (address, Photograph { image, turn, mut remarks }) = image.decode(decode::photograph)?;
+        let (address, Photograph { image, turn, mut notes }) = image.decode(decode::photograph)?;
         let (width, height) = image.dimensions();
         let size = self.stage.size;
         let (mask, mask_grey) = match mask {
@@ -370,8 +370,8 @@ impl Reader {
                 let any = resized(&mask.any);
                 let grey = mask.grey.as_ref().map_or_else(|| any.clone(), resized);
                 let majority = resize::majority(any);
-                remarks.extend(mask.remarks);
-                remarks.extend(masks::lost_by_resizing(&mask.any, &majority));
+                notes.extend(mask.notes);
+                notes.extend(masks::lost_by_resizing(&mask.any, &majority));
                 (Some(majority.into_raw()), Some(grey.into_raw()))
             }
             None => (self.empty_mask(batch, row)?, None),
@@ -379,7 +379,7 @@ impl Reader {
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey, remarks })
+        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey, notes })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -404,7 +404,7 @@ impl Reader {
             pixels: sample.image.into_raw(),
             mask: Some(sample.mask.into_raw()),
             mask_grey: None,
-            remarks: Vec::new(),
+            notes: Vec::new(),
         })
     }
 

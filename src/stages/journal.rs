@@ -75,8 +75,8 @@ impl Journal for Sink<'_> {
         self.log(message);
     }
 
-    fn warn(&mut self, remark: &str) {
-        Sink::warn(self, remark);
+    fn warn(&mut self, note: &str) {
+        Sink::warn(self, note);
     }
 }
 

@@ -37,7 +37,7 @@ const SMALLEST_SHARE: f64 = 0.2;
 /// follow their images.
 const SMALLEST_CORRELATION: f64 = 0.25;
 
-/// Returns the remarks on a table of the stage `reconstruct`.
+/// Returns the notes on a table of the stage `reconstruct`.
 pub(super) fn review(table: &Sample<'_>) -> Result<Vec<Note>> {
     let batch = table.rows(LOOKED_AT, &[("images", &[PIXELS, CLASS]), (ITSELF, &[reconstructions::PIXELS])])?;
     let mut classes: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
@@ -46,10 +46,10 @@ pub(super) fn review(table: &Sample<'_>) -> Result<Vec<Note>> {
     }
     let found: Vec<(String, Following)> =
         classes.into_iter().filter_map(|(class, pairs)| Some((class, Following::of(&pairs)?))).collect();
-    Ok(remarks(&found))
+    Ok(notes(&found))
 }
 
-fn remarks(classes: &[(String, Following)]) -> Vec<Note> {
+fn notes(classes: &[(String, Following)]) -> Vec<Note> {
     let told = |what: &str, is: fn(&Following) -> bool, number: fn(&Following) -> String| {
         let named = classes.iter().filter(|(_, found)| is(found));
         let names: Vec<String> = named.map(|(class, found)| format!("{class} ({})", number(found))).collect();
@@ -183,11 +183,11 @@ mod tests {
     }
 
     fn told(found: Following) -> String {
-        remarks(&[("nut".to_owned(), found)]).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        notes(&[("nut".to_owned(), found)]).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
-    fn remark_on_one_reconstruction_for_all_images() {
+    fn note_on_one_reconstruction_for_all_images() {
         let grey = found(|i, _| 90. + i / 4.).unwrap();
         let expected = "the reconstructions of a class are nearly one and the same picture, whatever the image: 1: nut (they \
                         differ by 0.4 grey levels, their images by 15.0)";
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn remark_on_reconstructions_that_do_not_follow_their_images() {
+    fn note_on_reconstructions_that_do_not_follow_their_images() {
         // spots at places that do not depend on the image
         let blots = found(|i, at| if (at * 7 + i as usize * 5) % 11 < 4 { 250. } else { 5. }).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Captions of images, and the remarks on missing and on too long ones.
+//! Captions of images, and the notes on missing and on too long ones.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub fn note_missing_captions(out: &mut Sink<'_>, ids: &[String], captions: &Stri
     missing.for_each(|(id, _)| out.note(&format!("the image has no caption, and {instead} stands for it"), id));
 }
 
-/// Returns the remark on a caption with more tokens than a text encoder takes.
+/// Returns the note on a caption with more tokens than a text encoder takes.
 pub fn cut_caption(tokens: usize) -> String {
     format!("the caption is longer than the encoder's {tokens} tokens and is cut")
 }

@@ -40,6 +40,6 @@ pub trait Journal {
     /// Sends a message to the user.
     fn say(&mut self, message: String);
 
-    /// Records a remark on the training, which stays with its result.
-    fn warn(&mut self, remark: &str);
+    /// Records a note on the training, which stays with its result.
+    fn warn(&mut self, note: &str);
 }

@@ -32,8 +32,8 @@ impl Judge {
         Some(sum / batches.len() as f64)
     }
 
-    /// Returns the remark on a training that has learned nothing.
-    pub(super) fn remark(self, first: &[f32], log: &[LogRow]) -> Option<String> {
+    /// Returns the note on a training that has learned nothing.
+    pub(super) fn note(self, first: &[f32], log: &[LogRow]) -> Option<String> {
         let loss = |row: &LogRow| match self {
             Self::StartOfPart(part) => row.parts.get(part).copied().flatten(),
             _ => Some(row.loss),
@@ -42,7 +42,7 @@ impl Judge {
         let log: Vec<Logged> = log.iter().filter_map(logged).collect();
         match self {
             Self::Nothing => None,
-            _ => remark(first, &log),
+            _ => note(first, &log),
         }
     }
 }
@@ -68,8 +68,8 @@ struct Logged {
     guessing: Option<f64>,
 }
 
-/// Returns the remark on a training with these losses in the first steps and the log `log`; `None` if the loss fell.
-fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
+/// Returns the note on a training with these losses in the first steps and the log `log`; `None` if the loss fell.
+fn note(first: &[f32], log: &[Logged]) -> Option<String> {
     let last = &log[log.len() - log.len().div_ceil(4)..];
     if last.is_empty() {
         return None;
@@ -87,7 +87,7 @@ fn remark(first: &[f32], log: &[Logged]) -> Option<String> {
     }
     let began = first.iter().map(|loss| f64::from(*loss)).sum::<f64>() / first.len() as f64;
     let of_means = (1. / first.len() as f64 + 1. / last.len() as f64).sqrt();
-    // A state that was saved before first steps were recorded has none. Then `began` is NaN and there is no remark.
+    // A state that was saved before first steps were recorded has none. Then `began` is NaN and there is no note.
     (began > 0. && began - loss < (began * SMALLEST_FALL).max(NOISE * noise(log) * of_means)).then(|| {
         format!(
             "the loss began at {began:.3} and ended at {loss:.3}: the network has learned next to nothing; try more \
@@ -113,13 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn remark_on_a_loss_that_does_not_fall() {
-        let remark = |first: &[f32], losses: &[f64]| remark(first, &log(losses, None));
-        assert_eq!(remark(&[1.], &[0.9, 0.6, 0.4, 0.3]), None);
-        let told = remark(&[1.], &[0.99, 1.01, 0.98, 0.99]).unwrap();
+    fn note_on_a_loss_that_does_not_fall() {
+        let note = |first: &[f32], losses: &[f64]| note(first, &log(losses, None));
+        assert_eq!(note(&[1.], &[0.9, 0.6, 0.4, 0.3]), None);
+        let told = note(&[1.], &[0.99, 1.01, 0.98, 0.99]).unwrap();
         assert!(told.starts_with("the loss began at 1.000 and ended at 0.990"), "{told}");
-        assert!(remark(&[1.], &[1.5, 2., 3., 4.]).is_some());
-        assert_eq!((remark(&[1.], &[]), remark(&[], &[1., 1.])), (None, None));
+        assert!(note(&[1.], &[1.5, 2., 3., 4.]).is_some());
+        assert_eq!((note(&[1.], &[]), note(&[], &[1., 1.])), (None, None));
     }
 
     /// The losses resemble those of an autoencoder with a learning rate of 0 whose first batch happened to be the
@@ -128,20 +128,20 @@ mod tests {
     fn fall_within_the_noise_of_single_batches_counts_as_none() {
         let losses =
             [0.785, 0.864, 0.826, 0.807, 0.881, 0.886, 0.803, 0.904, 0.787, 0.808, 0.881, 0.878, 0.811, 0.841, 0.851];
-        assert!(remark(&[0.905, 0.785], &log(&losses, None)).is_some());
+        assert!(note(&[0.905, 0.785], &log(&losses, None)).is_some());
         // a fall as large as the noise
         let falling: Vec<f64> = losses.iter().enumerate().map(|(i, loss)| loss - 0.03 * i as f64).collect();
-        assert_eq!(remark(&[0.905, 0.785], &log(&falling, None)), None);
+        assert_eq!(note(&[0.905, 0.785], &log(&falling, None)), None);
     }
 
     #[test]
-    fn remark_on_a_loss_of_guessing_whatever_it_began_at() {
+    fn note_on_a_loss_of_guessing_whatever_it_began_at() {
         let chance = Some(32_f64.ln());
-        let told = remark(&[9.], &log(&[3.469, 3.46, 3.455, 3.45], chance)).unwrap();
+        let told = note(&[9.], &log(&[3.469, 3.46, 3.455, 3.45], chance)).unwrap();
         assert!(told.starts_with("the loss ended at 3.450 and guessing has 3.466"), "{told}");
-        assert_eq!(remark(&[3.47], &log(&[3.4, 2., 1., 0.8], chance)), None);
+        assert_eq!(note(&[3.47], &log(&[3.4, 2., 1., 0.8], chance)), None);
         // the last batch of an epoch is smaller, and therefore the loss of guessing on it too
         let small = [Logged { loss: 2.64, guessing: Some(14_f64.ln()) }];
-        assert!(remark(&[3.47], &small).is_some());
+        assert!(note(&[3.47], &small).is_some());
     }
 }

@@ -131,8 +131,8 @@ impl Training {
         if let Some(last) = state.log.last_mut() {
             last.weights = Some(kept);
         }
-        if let Some(remark) = judge.remark(&state.first, &state.log) {
-            journal.warn(&remark);
+        if let Some(note) = judge.note(&state.first, &state.log) {
+            journal.warn(&note);
         }
         Ok(state.log)
     }

@@ -64,18 +64,18 @@ pub fn rgb(bytes: &[u8]) -> Result<RgbImage, VisionError> {
 }
 
 /// A sentence about a picture that may be read otherwise than it is meant.
-pub type Remark = &'static str;
+pub type NoteText = &'static str;
 
-const MORE_PICTURES: Remark = "the file holds several pictures (pages, frames), of which the first is read";
-const TRANSPARENT: Remark =
+const MORE_PICTURES: NoteText = "the file holds several pictures (pages, frames), of which the first is read";
+const TRANSPARENT: NoteText =
     "the picture has transparent pixels, which are read in the colour that lies below (alpha is dropped)";
-const DARK: Remark = "the levels of a 16-bit picture lie in the lowest quarter of the range, as a camera of 12 or 14 bits gives \
+const DARK: NoteText = "the levels of a 16-bit picture lie in the lowest quarter of the range, as a camera of 12 or 14 bits gives \
     them, and are read as dark as that; spread them over 16 bits, or save 8";
-const LOSSY_MASK: Remark = "the mask is in a lossy format (JPEG): levels above half of the range are anomalous in `mask`, all above \
+const LOSSY_MASK: NoteText = "the mask is in a lossy format (JPEG): levels above half of the range are anomalous in `mask`, all above \
     0 in `mask_grey`, its noise too; save it in a lossless one, such as PNG";
-const LEVELS: Remark = "the mask has more than two levels, and every level above 0 counts as anomalous";
-const WHOLE_MASK: Remark = "the mask covers the whole picture";
-const EMPTY_MASK: Remark = "the mask of an anomalous picture has no anomalous pixel";
+const LEVELS: NoteText = "the mask has more than two levels, and every level above 0 counts as anomalous";
+const WHOLE_MASK: NoteText = "the mask covers the whole picture";
+const EMPTY_MASK: NoteText = "the mask of an anomalous picture has no anomalous pixel";
 
 /// The highest level of 14 bits.
 const HIGHEST_OF_14_BITS: u16 = (1 << 14) - 1;
@@ -88,19 +88,18 @@ pub struct Photograph {
     /// The orientation by which they were turned.
     pub turn: Orientation,
     /// Reasons why the pixels may not be what the user meant.
-    pub remarks: Vec<Remark>,
+    pub notes: Vec<NoteText>,
 }
 
 /// Decodes a picture as [`rgb`] does, and turns it by its EXIF orientation.
 pub fn photograph(bytes: &[u8]) -> Result<Photograph, VisionError> {
     let Pixels { mut image, format, turn } = pixels(bytes)?;
-    let mut remarks = Vec::new();
-    remarks.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
-    remarks.extend(is_see_through(&image).then_some(TRANSPARENT));
-    remarks
-        .extend(highest_of_16_bits(&image).filter(|highest| (1..=HIGHEST_OF_14_BITS).contains(highest)).map(|_| DARK));
+    let mut notes = Vec::new();
+    notes.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
+    notes.extend(is_see_through(&image).then_some(TRANSPARENT));
+    notes.extend(highest_of_16_bits(&image).filter(|highest| (1..=HIGHEST_OF_14_BITS).contains(highest)).map(|_| DARK));
     image.apply_orientation(turn);
-    Ok(Photograph { image: colours(image), turn, remarks })
+    Ok(Photograph { image: colours(image), turn, notes })
 }
 
 /// Returns true if any pixel is not opaque.
@@ -153,7 +152,7 @@ pub struct Mask {
     /// The grey levels, as Pillow's `convert("L")`; None if they equal `any`.
     pub grey: Option<GrayImage>,
     /// Reasons why the pixels may not be what the user meant.
-    pub remarks: Vec<Remark>,
+    pub notes: Vec<NoteText>,
 }
 
 impl Mask {
@@ -183,13 +182,13 @@ pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
         DynamicImage::ImageLuma16(image) => luma(&image, |pixel| pixel.0[0].min(255) as u8),
         image => luma(&colours(image), |pixel| grey(pixel.0)),
     };
-    let mut remarks = Vec::new();
-    remarks.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
-    remarks.extend(lossy.then_some(LOSSY_MASK));
-    remarks.extend((!lossy && levels(&grey) > 2).then_some(LEVELS));
-    remarks.extend(any.iter().all(|value| *value > 0).then_some(WHOLE_MASK));
-    remarks.extend(any.iter().all(|value| *value == 0).then_some(EMPTY_MASK));
-    Ok(Mask { grey: (grey != any).then_some(grey), any, remarks })
+    let mut notes = Vec::new();
+    notes.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
+    notes.extend(lossy.then_some(LOSSY_MASK));
+    notes.extend((!lossy && levels(&grey) > 2).then_some(LEVELS));
+    notes.extend(any.iter().all(|value| *value > 0).then_some(WHOLE_MASK));
+    notes.extend(any.iter().all(|value| *value == 0).then_some(EMPTY_MASK));
+    Ok(Mask { grey: (grey != any).then_some(grey), any, notes })
 }
 
 /// Returns 255 where a pixel of a mask is anomalous, else 0.

@@ -24,7 +24,7 @@ pub struct Joined {
     pub ids: StringArray,
     /// Their addresses in each input that is read row by row.
     pub places: Vec<RowAddresses>,
-    /// A remark if `where:` chooses none of the rows, most likely because of a misspelt value.
+    /// A note if `where:` chooses none of the rows, most likely because of a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
     /// For each input, the digest of the values that are read of each row.
     pub(super) digests: Vec<Vec<Digest>>,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn predicate_that_chooses_no_row_is_a_remark() {
+    fn predicate_that_chooses_no_row_is_a_note() {
         let text = edited(CHAIN, "from: [numbers]", "from: [numbers], where: number > 9");
         let note = above(&text).work(&text, "more", |work, _| work.joined.none_chosen.clone());
         assert_eq!(note.unwrap().to_string(), "none of the 3 rows of `numbers` fits `where: number > 9`");

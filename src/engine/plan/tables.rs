@@ -25,7 +25,7 @@ pub struct TablePlan {
     /// Fresh, stale or blocked.
     #[serde(flatten)]
     pub state: State,
-    /// Remarks on the table, as far as its rows are known.
+    /// Notes on the table, as far as its rows are known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
 }

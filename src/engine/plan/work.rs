@@ -88,7 +88,7 @@ pub struct TableWork<'a> {
     pub joined: Joined,
     /// The rows of the published table, if they stay and others are added to them.
     pub kept: Option<Kept>,
-    /// The listed rows of a stage without inputs, by id, and remarks on them.
+    /// The listed rows of a stage without inputs, by id, and notes on them.
     pub listed: Option<Listing>,
     /// The digest of what all rows have in common; see [`identity::base`].
     base: Digest,

@@ -212,7 +212,7 @@ impl Driver<'_, '_> {
         })
     }
 
-    /// Makes a table if it is not fresh, and logs its remarks. `damaged` is the published version and the defect of
+    /// Makes a table if it is not fresh, and logs its notes. `damaged` is the published version and the defect of
     /// its manifest, if that is damaged.
     fn bring_up_to_date(
         &self,

@@ -30,8 +30,10 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
                 break;
             }
         }
-        // The driver has ended, so uncommitted work is of no use.
-        std::process::exit(0);
+        // The driver has ended, so uncommitted work is of no use. Destructors of libtorch are not run, because the main
+        // thread may still be computing with what they free.
+        // SAFETY: `_exit` takes no pointer and does not return.
+        unsafe { libc::_exit(0) }
     });
     // A panic is sent as an answer, so its trace is not printed.
     std::panic::set_hook(Box::new(|_| {}));

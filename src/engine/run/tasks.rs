@@ -156,7 +156,7 @@ mod tests {
 
     /// Returns the tasks of the stale rows of a table.
     fn tasks(world: &World, text: &str, table: &str, task_rows: usize) -> Vec<Task> {
-        let options = Options { task_rows, ..Options::default() };
+        let options = Options { task_rows: Some(task_rows), ..Options::default() };
         world.work(text, table, |work, states| {
             let tasks = Tasks::new(work, &work.stale, states, &options, "run").unwrap();
             tasks.map(Result::unwrap).collect()

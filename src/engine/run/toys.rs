@@ -81,7 +81,7 @@ impl World {
     pub(in crate::engine) fn run_some(&self, text: &str, selection: &Selection) -> Result<Vec<String>, String> {
         let pipeline = read(text, &[])?;
         let tables = selection.of(&pipeline).map_err(|error| error.to_string())?;
-        let options = Options { task_rows: 2, tables, ..Options::default() };
+        let options = Options { task_rows: Some(2), tables, ..Options::default() };
         let mut computed = Vec::new();
         let mut listen = |event: &Event| {
             if let Event::TablePublished { table, computed: rows, .. } = event {
@@ -211,7 +211,7 @@ impl Open for List {
 impl Operator for List {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(usize::MAX)? {
-            out.columns(batch.rows(SOURCE)?.columns().to_vec())?;
+            out.write_columns(batch.rows(SOURCE)?.columns().to_vec())?;
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl Operator for Add {
             }
             let other = batch.port("others").and_then(|others| others.column_by_name("number"));
             let other = other.map_or(0, |other| integers(other).value(0));
-            out.rows(&batch, vec![Arc::new(Int64Array::from(vec![number + self.plus + self.total + other]))])?;
+            out.write_rows(&batch, vec![Arc::new(Int64Array::from(vec![number + self.plus + self.total + other]))])?;
         }
         Ok(())
     }
@@ -323,7 +323,7 @@ impl Operator for Sum {
         while let Some(batch) = rows.next(usize::MAX)? {
             sum += integers(batch.column("numbers", "number")?).values().iter().sum::<i64>();
         }
-        out.columns(vec![Arc::new(Int64Array::from(vec![sum]))])
+        out.write_columns(vec![Arc::new(Int64Array::from(vec![sum]))])
     }
 }
 
@@ -360,6 +360,6 @@ struct Copied(RecordBatch);
 
 impl Operator for Copied {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        out.columns(self.0.columns().to_vec())
+        out.write_columns(self.0.columns().to_vec())
     }
 }

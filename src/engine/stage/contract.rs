@@ -89,7 +89,7 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Returns remarks on a table that was made without an error, such as that it missed its purpose. Called in the
+    /// Returns notes on a table that was made without an error, such as that it missed its purpose. Called in the
     /// driver each time before a table is published.
     fn review(&self, _table: &Sample<'_>) -> Result<Vec<Note>> {
         Ok(Vec::new())
@@ -128,7 +128,7 @@ pub struct Listing {
     /// values that it writes, so that `where:` of later tables can be evaluated for rows that are still to be
     /// computed.
     pub rows: RecordBatch,
-    /// Remarks on the listing, such as files that are left out.
+    /// Notes on the listing, such as files that are left out.
     pub notes: Vec<Note>,
 }
 

@@ -43,7 +43,7 @@ pub struct Sink<'a> {
     /// The rows since the last commit.
     pending: Option<Encoder>,
     entry: Entry,
-    /// Remarks by text, each with the ids of rows that are not committed yet.
+    /// Notes by text, each with the ids of rows that are not committed yet.
     notes: BTreeMap<String, Vec<String>>,
     entries: Vec<Entry>,
     committed: Instant,
@@ -181,18 +181,18 @@ impl<'a> Sink<'a> {
         self.advance()
     }
 
-    /// Records a remark on a row that succeeded. `what` is the same text for all rows of a kind. Remarks are counted
+    /// Records a note on a row that succeeded. `what` is the same text for all rows of a kind. Notes are counted
     /// over the table, kept with it, and shown once with the first ids.
     pub fn note(&mut self, what: &str, id: &str) {
         self.notes.entry(self.task.job.secrets.hide(what.to_owned())).or_default().push(id.to_owned());
     }
 
-    /// Records a remark on a table that is made as a whole.
+    /// Records a note on a table that is made as a whole.
     pub fn warn(&mut self, what: &str) {
         self.notes.entry(what.to_owned()).or_default();
     }
 
-    /// Returns the remarks on rows that are committed now. Remarks on rows that are not yet written are kept until
+    /// Returns the notes on rows that are committed now. Notes on rows that are not yet written are kept until
     /// they are.
     fn due_notes(&mut self) -> Vec<EntryNote> {
         let is_keyed = self.keyed();

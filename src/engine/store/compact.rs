@@ -1,7 +1,7 @@
 //! Small parts of a table, rewritten into one.
 //!
 //! Every run that computes a few rows adds a part and a record of it. Where a table has many that are small, their rows are
-//! written once more, into one part with one record that takes their place: keys, contents and remarks stay. The old parts and
+//! written once more, into one part with one record that takes their place: keys, contents and notes stay. The old parts and
 //! records stay too, for the versions that are made of them, until a clean-up finds that none is left. Such a
 //! record is skipped as long as the record that replaces it is there.
 
@@ -120,7 +120,7 @@ mod tests {
         known
     }
 
-    /// So many entries of two rows; every tenth row has a remark.
+    /// So many entries of two rows; every tenth row has a note.
     fn fill(store: &Store, stage: Digest, schema: &SchemaRef, entries: u64) -> Vec<Digest> {
         let mut all = Vec::new();
         for at in 0..entries {

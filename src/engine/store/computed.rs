@@ -26,7 +26,7 @@ pub struct Chosen {
     pub errors: Vec<RowError>,
     /// Blobs that the rows name.
     pub blobs: Vec<Digest>,
-    /// Remarks on the rows.
+    /// Notes on the rows.
     pub notes: Vec<Note>,
     /// The digest of the contents of all rows.
     pub content: Digest,
@@ -131,7 +131,7 @@ impl ComputedRows {
 
     /// Returns the table of the rows with these keys and of the rows of some parts, which must be
     /// [held](ComputedRows::holds). Keys of failed rows become its errors. `of` is the number of rows that the table
-    /// should have, which remarks state.
+    /// should have, which notes state.
     pub fn choose(&self, parts: &[PartRef], keys: &[Digest], of: u64) -> Chosen {
         let rows = self.select(parts, keys);
         let mut contents = Vec::new();
@@ -176,12 +176,12 @@ impl ComputedRows {
         Chosen { parts, errors, blobs: blobs.into_iter().collect(), notes, content: content(&[]) }
     }
 
-    /// Returns the remarks on chosen rows, sorted by text. `rows` has the row numbers by entry, `of` is the number of
+    /// Returns the notes on chosen rows, sorted by text. `rows` has the row numbers by entry, `of` is the number of
     /// rows that the table should have.
     fn notes(&self, rows: &[Vec<u64>], of: u64) -> Vec<Note> {
         let mut notes: BTreeMap<&str, Note> = BTreeMap::new();
         for (entry, rows) in self.entries.iter().zip(rows).filter(|(entry, _)| !entry.notes.is_empty()) {
-            // If a key has two results, only the remarks of the chosen one count.
+            // If a key has two results, only the notes of the chosen one count.
             let chosen: HashSet<&Digest> = rows.iter().map(|row| &entry.keys[*row as usize]).collect();
             for note in &entry.notes {
                 for (i, _) in note.keys.iter().enumerate().filter(|(_, key)| chosen.contains(key)) {
@@ -202,7 +202,7 @@ impl ComputedRows {
             self.entries.iter().enumerate().filter_map(|(at, entry)| Some((entry.part?, at))).collect();
         let (mut keys, mut contents, mut blobs) = (Vec::new(), Vec::new(), BTreeSet::new());
         // The rows of each text: those with a name, then the others, because names belong to the first keys of a
-        // remark.
+        // note.
         let mut noted: BTreeMap<&str, [Vec<(Digest, Option<&String>)>; 2]> = BTreeMap::new();
         for part in parts {
             let at = by_part[&part.part];
@@ -269,7 +269,7 @@ impl ComputedRows {
     }
 }
 
-/// Returns the remarks on a table that was made as a whole.
+/// Returns the notes on a table that was made as a whole.
 fn whole_notes(entry: &Entry) -> Vec<Note> {
     let note =
         |note: &EntryNote| Note { what: note.what.clone(), count: note.count, of: None, names: note.names.clone() };

@@ -91,11 +91,11 @@ pub enum Event {
         /// The message.
         message: String,
     },
-    /// A remark on a table.
+    /// A note on a table.
     Note {
         /// The table.
         table: String,
-        /// The remark.
+        /// The note.
         message: String,
     },
     /// A new version of a table is published, which SQL now reads.

@@ -26,7 +26,7 @@ pub struct Entry {
     pub errors: Vec<RowError>,
     /// Blobs that the rows name.
     pub blobs: Vec<Digest>,
-    /// Remarks on the rows.
+    /// Notes on the rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<EntryNote>,
     /// The records that this one replaces, because it holds all of their rows. They are not read as long as it exists.
@@ -131,15 +131,15 @@ impl Entry {
     }
 }
 
-/// One remark on rows of a part.
+/// One note on rows of a part.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryNote {
-    /// The remark, the same text for every row that it is about.
+    /// The note, the same text for every row that it is about.
     pub what: String,
     /// The keys of the rows; empty for a table that is made as a whole.
     #[serde(with = "packed", default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<Digest>,
-    /// The number of rows, for a table that is made as a whole; 0 if the remark is about the table itself.
+    /// The number of rows, for a table that is made as a whole; 0 if the note is about the table itself.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub count: u64,
     /// The ids of the first rows, aligned with the first keys.
@@ -147,11 +147,11 @@ pub struct EntryNote {
     pub names: Vec<String>,
 }
 
-/// A remark on a table: a sentence that users should know, although it is no error. It is counted over all rows and
+/// A note on a table: a sentence that users should know, although it is no error. It is counted over all rows and
 /// printed once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Note {
-    /// The remark.
+    /// The note.
     pub what: String,
     /// The number of rows or files that it is about; 0 if it is about the table itself.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -164,7 +164,7 @@ pub struct Note {
     pub names: Vec<String>,
 }
 
-/// The maximum number of rows or files that a remark names.
+/// The maximum number of rows or files that a note names.
 pub const NAMED: usize = 3;
 
 fn is_zero(count: &u64) -> bool {
@@ -172,12 +172,12 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Note {
-    /// Makes a remark on a whole table.
+    /// Makes a note on a whole table.
     pub fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), count: 0, of: None, names: Vec::new() }
     }
 
-    /// Makes a remark on things with these names, such as files that are left out.
+    /// Makes a note on things with these names, such as files that are left out.
     pub fn about<T: Into<String>>(what: impl Into<String>, names: impl IntoIterator<Item = T>) -> Self {
         let mut note = Self::new(what);
         for name in names {
@@ -321,7 +321,7 @@ pub struct Manifest {
     /// Blobs that the rows name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Digest>,
-    /// Remarks on the table.
+    /// Notes on the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
     /// True if the pipeline no longer declares it, so that SQL does not see it.
@@ -351,7 +351,7 @@ mod tests {
     use crate::engine::encode_schema;
 
     #[test]
-    fn remark_states_its_count_and_first_names() {
+    fn note_states_its_count_and_first_names() {
         let note = |names: &[&str]| Note::about("no mask", names.iter().copied()).to_string();
         assert_eq!(note(&["a", "b"]), "no mask: 2: a, b");
         assert_eq!(note(&["a", "b", "c", "d"]), "no mask: 4, such as a, b, c");

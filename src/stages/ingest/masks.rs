@@ -4,16 +4,16 @@ use image::{GrayImage, RgbImage, metadata::Orientation};
 
 use crate::{
     metrics::Components,
-    vision::decode::{Mask, Remark},
+    vision::decode::{Mask, NoteText},
 };
 
-const TURNED: Remark =
+const TURNED: NoteText =
     "the picture was turned as its EXIF orientation says, and its mask taken as drawn on the turned picture";
-const BOTH_TURNED: Remark = "the picture was turned as its EXIF orientation says, and its mask too, which has the size of the \
+const BOTH_TURNED: NoteText = "the picture was turned as its EXIF orientation says, and its mask too, which has the size of the \
     picture as stored";
-const EMPTIED: Remark = "the mask became empty by resizing: it covers more than half of no pixel and is no region of AUPRO; a larger \
+const EMPTIED: NoteText = "the mask became empty by resizing: it covers more than half of no pixel and is no region of AUPRO; a larger \
     `size` keeps it";
-const PARTLY_LOST: Remark = "a region of the mask was lost by resizing: it covers more than half of no pixel and is no region of \
+const PARTLY_LOST: NoteText = "a region of the mask was lost by resizing: it covers more than half of no pixel and is no region of \
     AUPRO; a larger `size` keeps it";
 
 /// Turns a mask like its picture, if its size shows that it was drawn on the picture as stored.
@@ -22,11 +22,11 @@ pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> 
     if turn == Orientation::NoTransforms {
         mask
     } else if mask.any.dimensions() == (width, height) {
-        mask.remarks.push(TURNED);
+        mask.notes.push(TURNED);
         mask
     } else if mask.any.dimensions() == (height, width) {
         let mut mask = mask.turned(turn);
-        mask.remarks.push(BOTH_TURNED);
+        mask.notes.push(BOTH_TURNED);
         mask
     } else {
         mask
@@ -34,7 +34,7 @@ pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> 
 }
 
 /// Checks whether the stored size loses a region of a mask, or all of it.
-pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<Remark> {
+pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<NoteText> {
     let whole = bounding_box(mask)?;
     if resized.iter().all(|value| *value == 0) {
         return Some(EMPTIED);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn remark_on_regions_that_resizing_loses() {
+    fn note_on_regions_that_resizing_loses() {
         let lost = |mask: GrayImage, size| lost_by_resizing(&mask, &resize::mask(&mask, size, size));
         assert_eq!(lost(squares((256, 200), &[]), 32), None);
         assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), Some(EMPTIED));
@@ -101,13 +101,13 @@ mod tests {
         let mask = |width, height| Mask {
             any: squares((width, height), &[(0, 0, 1)]),
             grey: Some(squares((width, height), &[(0, 0, 2)])),
-            remarks: Vec::new(),
+            notes: Vec::new(),
         };
         let picture = RgbImage::new(6, 4);
         let turned = |mask, turn| {
             let mask = aligned(mask, &picture, turn);
             let first = mask.any.enumerate_pixels().find(|(_, _, pixel)| pixel.0[0] > 0).map(|(x, y, _)| (x, y));
-            (mask.any.dimensions(), first.unwrap(), mask.grey.unwrap().dimensions(), mask.remarks)
+            (mask.any.dimensions(), first.unwrap(), mask.grey.unwrap().dimensions(), mask.notes)
         };
         assert_eq!(turned(mask(6, 4), Orientation::NoTransforms), ((6, 4), (0, 0), (6, 4), vec![]));
         assert_eq!(turned(mask(6, 4), Orientation::Rotate180), ((6, 4), (0, 0), (6, 4), vec![TURNED]));

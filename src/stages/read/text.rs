@@ -36,7 +36,7 @@ pub(super) struct Text<'a> {
     pub(super) types: Vec<Field>,
 }
 
-/// A file that is open: its schema, its rows in the types of the table, and remarks on what was guessed.
+/// A file that is open: its schema, its rows in the types of the table, and notes on what was guessed.
 pub(super) struct Opened {
     pub(super) schema: SchemaRef,
     pub(super) rows: Batches,
@@ -140,7 +140,7 @@ impl Text<'_> {
         Opened { schema: values::schema(&columns), rows: converted(self.name, columns, rows), notes }
     }
 
-    /// Returns a remark on columns that are text because they have no value from which a type could be guessed.
+    /// Returns a note on columns that are text because they have no value from which a type could be guessed.
     fn without_values(&self, guess: &Schema) -> Option<Note> {
         let is_declared = |name: &String| self.types.iter().any(|given| given.name() == name);
         let empty = guess.fields().iter().filter(|field| *field.data_type() == DataType::Null);

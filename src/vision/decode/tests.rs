@@ -106,7 +106,7 @@ fn a_photograph_is_turned_by_its_exif_orientation_and_rgb_is_not() {
         );
     }
     assert_eq!(photograph(&oriented_jpeg(9)).unwrap().turn, Orientation::NoTransforms);
-    assert_eq!(photograph(&encode(&photo(), ImageFormat::Png)).unwrap().remarks, [""; 0]);
+    assert_eq!(photograph(&encode(&photo(), ImageFormat::Png)).unwrap().notes, [""; 0]);
 }
 
 /// Makes an uncompressed BigTIFF of 2 x 1 grey pixels.
@@ -131,15 +131,15 @@ fn big_tiff_is_read_as_tiff() {
 }
 
 #[test]
-fn pictures_that_may_be_misread_have_remarks() {
-    let remarks = |bytes: Vec<u8>| photograph(&bytes).unwrap().remarks;
+fn pictures_that_may_be_misread_have_notes() {
+    let notes = |bytes: Vec<u8>| photograph(&bytes).unwrap().notes;
     let grey = |highest: u16| encode(&ImageBuffer::from_fn(2, 1, |x, _| Luma([x as u16 * highest])), ImageFormat::Png);
-    assert_eq!([4095, 16_383].map(|highest| remarks(grey(highest))), [[DARK], [DARK]]);
-    assert!([0, 16_384, 65_535].into_iter().all(|highest| remarks(grey(highest)).is_empty()));
+    assert_eq!([4095, 16_383].map(|highest| notes(grey(highest))), [[DARK], [DARK]]);
+    assert!([0, 16_384, 65_535].into_iter().all(|highest| notes(grey(highest)).is_empty()));
     let colour = ImageBuffer::from_pixel(1, 1, Rgba([9u16, 4000, 0, 65_535]));
-    assert_eq!(remarks(encode(&colour, ImageFormat::Png)), [DARK]);
+    assert_eq!(notes(encode(&colour, ImageFormat::Png)), [DARK]);
     let with_alpha = |alpha| encode(&ImageBuffer::from_pixel(1, 1, Rgba([9u8, 4, 0, alpha])), ImageFormat::Png);
-    assert_eq!((remarks(with_alpha(255)), remarks(with_alpha(254))), (vec![], vec![TRANSPARENT]));
+    assert_eq!((notes(with_alpha(255)), notes(with_alpha(254))), (vec![], vec![TRANSPARENT]));
     let animated = {
         let mut png = encode(&photo(), ImageFormat::Png);
         // The chunk follows 8 bytes of signature and 25 of the header; the decoder does not check animations.
@@ -148,7 +148,7 @@ fn pictures_that_may_be_misread_have_remarks() {
         png.splice(33..33, [&chunk[..], &crc.to_be_bytes()].concat());
         png
     };
-    assert_eq!(remarks(animated), [MORE_PICTURES]);
+    assert_eq!(notes(animated), [MORE_PICTURES]);
 }
 
 fn flate2_crc(bytes: &[u8]) -> u32 {
@@ -162,23 +162,23 @@ fn a_lossy_mask_is_anomalous_above_half_of_the_range() {
     let square =
         GrayImage::from_fn(40, 24, |x, y| Luma([if (8..16).contains(&x) && (5..13).contains(&y) { 255 } else { 0 }]));
     let read = mask(&encode(&square, ImageFormat::Jpeg)).unwrap();
-    assert_eq!((&read.any, &read.remarks[..]), (&square, &[LOSSY_MASK][..]));
+    assert_eq!((&read.any, &read.notes[..]), (&square, &[LOSSY_MASK][..]));
     let noise = read.grey.unwrap().iter().filter(|value| (1..128).contains(*value)).count();
     assert!(noise > 0, "the noise is what is told");
     let read = mask(&encode(&square, ImageFormat::Png)).unwrap();
-    assert_eq!((read.any, &read.remarks[..]), (square, &[][..]));
+    assert_eq!((read.any, &read.notes[..]), (square, &[][..]));
 }
 
 #[test]
-fn masks_that_may_be_misread_have_remarks() {
-    let remarks = |levels: &'static [u8]| {
+fn masks_that_may_be_misread_have_notes() {
+    let notes = |levels: &'static [u8]| {
         let image = GrayImage::from_fn(levels.len() as u32, 1, |x, _| Luma([levels[x as usize]]));
-        mask(&encode(&image, ImageFormat::Png)).unwrap().remarks
+        mask(&encode(&image, ImageFormat::Png)).unwrap().notes
     };
-    assert_eq!(remarks(&[0, 1]), [""; 0]);
-    assert_eq!(remarks(&[0, 1, 255]), [LEVELS]);
-    assert_eq!(remarks(&[0, 0]), [EMPTY_MASK]);
-    assert_eq!(remarks(&[255, 255]), [WHOLE_MASK]);
+    assert_eq!(notes(&[0, 1]), [""; 0]);
+    assert_eq!(notes(&[0, 1, 255]), [LEVELS]);
+    assert_eq!(notes(&[0, 0]), [EMPTY_MASK]);
+    assert_eq!(notes(&[255, 255]), [WHOLE_MASK]);
 }
 
 #[test]
