@@ -78,7 +78,7 @@ fn file_has_the_format_of_its_extension() {
     assert_eq!(lab.vlmdiff(&["sql", query, "-o", "b.xlsx", "--format", "csv"]).code, Some(0));
     let ended = lab.vlmdiff(&["sql", query, "-o", "c.xlsx"]);
     assert_eq!(ended.code, Some(2));
-    assert!(ended.stderr.contains("--format says which"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("name one with --format"), "{}", ended.stderr);
     assert!(!lab.path("c.xlsx").exists());
     assert_eq!(lab.vlmdiff(&["sql", query, "-o", "/dev/null"]).code, Some(0));
     // If standard output is a file, it is written to and not replaced.
