@@ -140,8 +140,8 @@ impl Schedule {
         (alpha.sqrt().to_kind(like.kind()), sigma.to_kind(like.kind()))
     }
 
-    /// Returns the sample at timesteps `t` `[B]`, i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et al.
-    /// 2020, eq. 4).
+    /// Returns the sample at timesteps `t` `[B]`, i64: √ᾱ · x0 + √(1 − ᾱ) · noise, of `x0` and `noise` [B, …] (Ho et
+    /// al. 2020, eq. 4).
     pub fn q_sample(&self, x0: &Tensor, noise: &Tensor, t: &Tensor) -> Tensor {
         let (signal, sigma) = self.factors(t, x0);
         x0 * signal + noise * sigma

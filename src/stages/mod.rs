@@ -1,5 +1,5 @@
-//! The stages of the pipeline, one file or folder each, in the order of data flow. Only this module uses both the engine
-//! and the networks.
+//! The stages of the pipeline, one file or folder each, in the order of data flow. Only this module uses both the
+//! engine and the networks.
 
 pub mod anomaly_maps;
 pub mod caption;

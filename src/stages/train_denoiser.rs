@@ -260,8 +260,8 @@ pub struct DenoisingObjective {
 }
 
 impl DenoisingObjective {
-    /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` `[B]`, with the
-    /// captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
+    /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` `[B]`,
+    /// with the captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
     pub fn predict<'a>(
         &'a self,
         pass: Pass<'_, 'a>,

@@ -1,5 +1,5 @@
-//! The training loop: batches, steps, log rows and stored weights, and a saved state from which a training continues bit
-//! for bit.
+//! The training loop: batches, steps, log rows and stored weights, and a saved state from which a training continues
+//! bit for bit.
 
 use std::time::{Duration, Instant};
 

@@ -30,8 +30,8 @@ pub(super) struct Computation<'a, 'l> {
 }
 
 impl Computation<'_, '_> {
-    /// Computes the stale rows, in tasks. Where the answer of a task is lost, the store tells which rows were computed, and the
-    /// others are computed again.
+    /// Computes the stale rows, in tasks. Where the answer of a task is lost, the store tells which rows were computed,
+    /// and the others are computed again.
     pub(super) fn compute(
         &self,
         work: &TableWork<'_>,

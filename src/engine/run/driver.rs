@@ -32,7 +32,8 @@ const MAX_CAUSES_SHOWN: usize = 4;
 /// The maximum number of failed rows that an error names.
 const MAX_FAILURES_SHOWN: usize = 10;
 
-/// Bytes of stack of a thread that makes a table: as many as a main thread has, since predicates of any depth are evaluated.
+/// Bytes of stack of a thread that makes a table: as many as a main thread has, since predicates of any depth are
+/// evaluated.
 const STACK: usize = 8 << 20;
 
 /// Brings tables of a pipeline up to date.

@@ -150,7 +150,8 @@ impl<'a> Sink<'a> {
         self.write(&RecordBatch::try_new(self.declared.clone(), columns)?)
     }
 
-    /// Writes the results of a row-per-row stage for the rows of a batch, below their ids, as [`Sink::write_columns`] does.
+    /// Writes the results of a row-per-row stage for the rows of a batch, below their ids, as [`Sink::write_columns`]
+    /// does.
     pub fn write_rows(&mut self, batch: &Batch, columns: Vec<ArrayRef>) -> Result<()> {
         let ids: ArrayRef = Arc::new(StringArray::from_iter_values(&batch.ids));
         self.write_columns(std::iter::once(ids).chain(columns).collect())

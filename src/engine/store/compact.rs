@@ -1,8 +1,8 @@
 //! Small parts of a table, rewritten into one.
 //!
-//! Every run that computes a few rows adds a part and a record of it. Where a table has many that are small, their rows are
-//! written once more, into one part with one record that takes their place: keys, contents and notes stay. The old parts and
-//! records stay too, for the versions that are made of them, until a clean-up finds that none is left. Such a
+//! Every run that computes a few rows adds a part and a record of it. Where a table has many that are small, their rows
+//! are written once more, into one part with one record that takes their place: keys, contents and notes stay. The old
+//! parts and records stay too, for the versions that are made of them, until a clean-up finds that none is left. Such a
 //! record is skipped as long as the record that replaces it is there.
 
 use std::collections::HashSet;
@@ -21,14 +21,15 @@ use crate::engine::{Digest, Result, clock::now_ms};
 /// The number of small parts that a table may have before they are rewritten.
 const MANY: usize = 32;
 
-/// The number of rows from which a part is not small: a task that is not cut short writes as many, so that the parts of a first
-/// run stay as they are.
+/// The number of rows from which a part is not small: a task that is not cut short writes as many, so that the parts of
+/// a first run stay as they are.
 const FULL: u64 = 256;
 
 /// The size in bytes from which a part is not small, however few its rows.
 const LARGE: u64 = 1 << 20;
 
-/// Bytes of small parts that become one part. Whoever reads a few rows of a part reads what its end says of all of them.
+/// Bytes of small parts that become one part. Whoever reads a few rows of a part reads what its end says of all of
+/// them.
 const TOGETHER: u64 = 4 << 20;
 
 /// Rows of a row group: the tasks of tables below read a few rows each.
@@ -47,8 +48,8 @@ pub struct Compacted {
 }
 
 impl Store {
-    /// Rewrites the small parts of a table whose rows are cached one by one, if it has many; `known` is what is recorded under
-    /// `stage`.
+    /// Rewrites the small parts of a table whose rows are cached one by one, if it has many; `known` is what is
+    /// recorded under `stage`.
     pub(in crate::engine) fn compact(
         &self,
         stage: Digest,

@@ -96,8 +96,8 @@ fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>
     Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
 }
 
-/// The number of list items that are encoded or decoded at a time, because writer and reader keep up to twelve bytes about
-/// each beside its value.
+/// The number of list items that are encoded or decoded at a time, because writer and reader keep up to twelve bytes
+/// about each beside its value.
 const ITEMS: usize = 1 << 18;
 
 /// Returns the number of rows with at most [`ITEMS`] items in each list, at least one.
