@@ -21,10 +21,12 @@
 //! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
+//! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
 //! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
 
+pub mod captioners;
 pub mod cli;
 pub mod datasets;
 pub mod diffusion;

@@ -20,11 +20,24 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("training", &["models", "diffusion"]),
     ("datasets", &["vision"]),
     ("tables", &["engine"]),
+    ("captioners", &["engine", "tables", "datasets", "vision", "models"]),
     ("query", &["engine", "tables", "metrics"]),
     ("report", &["engine", "tables", "query", "vision"]),
     (
         "stages",
-        &["engine", "tables", "query", "datasets", "vision", "models", "features", "diffusion", "training", "metrics"],
+        &[
+            "engine",
+            "tables",
+            "captioners",
+            "query",
+            "datasets",
+            "vision",
+            "models",
+            "features",
+            "diffusion",
+            "training",
+            "metrics",
+        ],
     ),
     ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report"]),
 ];
@@ -34,9 +47,9 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
-    ("tch", &["models", "features", "diffusion", "training", "stages"]),
+    ("tch", &["models", "captioners", "features", "diffusion", "training", "stages"]),
     ("datafusion", &["engine", "query"]),
-    ("arrow", &["engine", "tables", "query", "stages", "report"]),
+    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report"]),
     ("anyhow", &["cli"]),
 ];
 

@@ -20,8 +20,8 @@ use std::collections::HashMap;
 
 use super::record::{DatasetError, Files, Listing, Record};
 use captions::Captions;
-pub use names::EXTENSIONS;
-use names::{composed, is_almost, is_image, is_of_masks, stem};
+pub use names::{EXTENSIONS, composed};
+use names::{is_almost, is_image, is_of_masks, stem};
 
 /// The folder name of normal images.
 const GOOD: &str = "good";

@@ -1,58 +1,56 @@
 //! Images -> descriptions.
 
-use std::sync::Arc;
-
-use arrow::{
-    array::{AsArray, StringArray},
-    datatypes::{DataType, SchemaRef},
-};
+use arrow::{array::AsArray, datatypes::SchemaRef};
 use garde::Validate;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
+    captioners::AnyCaptioner,
     engine::{
         Result,
         stage::{
-            Column, Context, ITSELF, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage,
+            Context, ITSELF, Misfit, Open, OpenInDriver, Operator, Output, ParamError, Place, Port, Ports, Sample,
+            Schemas, Stage,
         },
         store::Note,
     },
-    tables::{
-        captions::{self, CAPTION, note_missing_captions},
-        images::CLASS,
-    },
+    tables::captions::CAPTION,
 };
 
-/// Describes each image in words.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("examples" = [{ "model": "dataset" }]))]
-pub struct Caption {
-    /// The source of the captions.
-    #[garde(skip)]
-    pub model: Model,
-    /// The caption of an image that has none; `{class}` stands for the image's class.
-    #[garde(skip)]
-    #[serde(default)]
-    pub default: String,
-}
+/// Describes each image in words, by the captioner that `model` chooses.
+#[derive(Clone, Debug, Serialize, Deserialize, Validate)]
+#[garde(transparent)]
+pub struct Caption(#[garde(dive)] pub AnyCaptioner);
 
-/// A source of captions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Model {
-    /// The captions that come with the images: a generator's, or CLASS/captions.jsonl of a folder.
-    Dataset,
+impl JsonSchema for Caption {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Caption".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = AnyCaptioner::json_schema(generator);
+        schema.insert(
+            "description".into(),
+            "Describes each image in words, by the captioner that `model` chooses.".into(),
+        );
+        schema.insert("examples".into(), json!([{ "model": "dataset" }]));
+        schema
+    }
 }
 
 impl Stage for Caption {
+    fn read(params: &Value) -> Result<Self, ParamError> {
+        AnyCaptioner::read(params).map(Self)
+    }
+
     fn revision(&self) -> u32 {
-        1
+        self.0.revision()
     }
 
     fn ports(&self) -> Ports {
-        Ports::Named(vec![Port::rows("images", [captions::caption_column(), Column::new("class", DataType::Utf8)])])
+        Ports::Named(vec![Port::rows("images", self.0.reads())])
     }
 
     fn makes(&self) -> Output {
@@ -60,13 +58,28 @@ impl Stage for Caption {
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
-        Ok(captions::schema())
+        self.0.check()?;
+        Ok(self.0.output())
+    }
+
+    fn place(&self) -> Place {
+        self.0.place()
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        self.0.locations()
+    }
+
+    fn files(&self) -> Result<Vec<String>, Misfit> {
+        self.0.files()
     }
 
     fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
         let rows = table.rows(LOOKED_AT, &[(ITSELF, &[CAPTION])])?;
         let captions: Vec<&str> = rows.column(ITSELF, CAPTION)?.as_string::<i32>().iter().flatten().collect();
-        Ok(all_equal(&captions, table.len()).map(Note::new).into_iter().collect())
+        let mut notes = self.0.review(table)?;
+        notes.extend(all_equal(&captions, table.len()).map(Note::new));
+        Ok(notes)
     }
 }
 
@@ -88,28 +101,14 @@ fn all_equal(captions: &[&str], rows: usize) -> Option<String> {
 }
 
 impl Open for Caption {
-    fn open(self, _: &Context) -> Result<Box<dyn Operator>> {
-        Ok(Box::new(FromDataset { default: self.default }))
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        self.0.open(context)
     }
 }
 
-struct FromDataset {
-    default: String,
-}
-
-impl Operator for FromDataset {
-    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        while let Some(batch) = rows.next(1024)? {
-            let given = batch.column("images", CAPTION)?.as_string::<i32>();
-            let classes = batch.column("images", CLASS)?.as_string::<i32>();
-            let caption = given.iter().zip(classes).map(|(given, class)| match given {
-                Some(caption) => caption.to_owned(),
-                None => self.default.replace("{class}", class.unwrap_or_default()),
-            });
-            out.write_rows(&batch, vec![Arc::new(StringArray::from_iter_values(caption))])?;
-            note_missing_captions(out, &batch.ids, given, "`default`");
-        }
-        Ok(())
+impl OpenInDriver for Caption {
+    fn open_in_driver(self, context: &Context) -> Result<Box<dyn Operator>> {
+        self.0.open_in_driver(context)
     }
 }
 

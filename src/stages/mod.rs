@@ -24,7 +24,7 @@ mod weights;
 crate::stages! {
     "ingest" => ingest::Ingest, driver;
     "read" => read::Read, driver;
-    "caption" => caption::Caption, driver;
+    "caption" => caption::Caption, either;
     "pretrained" => pretrained::Pretrained, worker;
     "train_text_encoder" => train_text_encoder::TrainTextEncoder, worker;
     "encode_text" => encode_text::EncodeText, worker;

@@ -16,6 +16,28 @@ pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![image_id(), Field::new(CAPTION, DataType::Utf8, false)]))
 }
 
+/// The number of tokens that a language model wrote.
+pub const TOKENS: &str = "tokens";
+/// The reason why a language model stopped.
+pub const FINISH_REASON: &str = "finish_reason";
+/// The text that a language model was asked with.
+pub const PROMPT: &str = "prompt";
+/// The name of the language model.
+pub const MODEL: &str = "model";
+
+/// Returns the schema of captions that a language model wrote. Captions without a model lack these columns: the columns of a
+/// stage are part of its identity, and tables of earlier versions would be stale.
+pub fn generated_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        image_id(),
+        Field::new(CAPTION, DataType::Utf8, false),
+        Field::new(TOKENS, DataType::UInt32, true),
+        Field::new(FINISH_REASON, DataType::Utf8, true),
+        Field::new(PROMPT, DataType::Utf8, true),
+        Field::new(MODEL, DataType::Utf8, false),
+    ]))
+}
+
 /// Returns the column of captions, as a stage reads it.
 pub fn caption_column() -> Column {
     Column::new(CAPTION, DataType::Utf8)

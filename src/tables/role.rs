@@ -102,9 +102,10 @@ mod tests {
 
     #[test]
     fn each_table_of_the_vocabulary_has_its_role_alone() {
-        let tables: [(SchemaRef, &[Role]); 8] = [
+        let tables: [(SchemaRef, &[Role]); 9] = [
             (images::schema(8), &[Role::Images]),
             (captions::schema(), &[Role::Captions]),
+            (captions::generated_schema(), &[Role::Captions]),
             (reconstructions::schema([4, 1, 1], [8, 8], true), &[Role::Reconstructions]),
             (anomaly_maps::schema([8, 8]), &[Role::AnomalyMaps]),
             (metrics::schema(&["image_auroc"]), &[Role::Metrics]),

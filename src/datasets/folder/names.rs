@@ -45,7 +45,7 @@ pub(super) fn without_extension(path: &str) -> &str {
 
 /// Returns the name in Unicode's composed form (NFC), in which names are equal that look the same, whatever form a
 /// system wrote.
-pub(super) fn composed(name: &str) -> Cow<'_, str> {
+pub fn composed(name: &str) -> Cow<'_, str> {
     if name.is_ascii() { Cow::Borrowed(name) } else { ComposingNormalizerBorrowed::new_nfc().normalize(name) }
 }
 

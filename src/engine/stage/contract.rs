@@ -7,11 +7,11 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    misfit::Misfit,
+    misfit::{Misfit, ParamError},
     port::{Output, Ports, Schemas},
     sample::Sample,
 };
@@ -36,6 +36,14 @@ impl<S: Serialize> Parameters for S {
 /// A stage is cheap to build and its methods are cheap to call: they use no device and no weights, and files or the
 /// network only to read the schema of rows that lie there. Equal parameters give equal answers.
 pub trait Stage: Parameters + Debug + Send + Sync {
+    /// Reads the parameters from JSON. An error has the path of the parameter.
+    fn read(params: &Value) -> Result<Self, ParamError>
+    where
+        Self: Sized + DeserializeOwned,
+    {
+        Ok(serde_path_to_error::deserialize(params)?)
+    }
+
     /// Returns the revision of the stage. It is raised when the meaning of the output changes, which makes every
     /// table of the stage stale.
     fn revision(&self) -> u32;

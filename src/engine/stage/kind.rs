@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::{
     contract::{Place, Stage},
-    operator::{Open, OpenFn, open},
+    misfit::ParamError,
+    operator::{Open, OpenFn, OpenInDriver, open, open_in_driver},
 };
 use crate::engine::Result;
 
@@ -20,7 +21,7 @@ pub struct StageKind {
     pub schema: fn() -> schemars::Schema,
     /// Reads and checks parameters. The error holds the path to the parameter.
     pub parse: fn(&Value) -> Result<Box<dyn Stage>, ParamError>,
-    /// Opens the stage in the driver; `None` if it needs libtorch.
+    /// Opens the stage in the driver; `None` if it needs libtorch with any parameters.
     pub open_here: Option<OpenFn>,
     /// True if a worker can open it.
     pub in_worker: bool,
@@ -31,16 +32,6 @@ pub trait Registered: Stage + DeserializeOwned + JsonSchema + garde::Validate<Co
 
 impl<S: Stage + DeserializeOwned + JsonSchema + garde::Validate<Context = ()> + 'static> Registered for S {}
 
-/// An error in a parameter.
-#[derive(Debug)]
-pub struct ParamError {
-    /// The path of the parameter below `with:`, such as `config.block_out_channels[1]`; empty for the parameters as a
-    /// whole.
-    pub path: String,
-    /// The error.
-    pub message: String,
-}
-
 impl StageKind {
     /// Makes the entry of a stage that a worker opens.
     pub const fn in_worker<S: Registered>(name: &'static str) -> Self {
@@ -50,6 +41,11 @@ impl StageKind {
     /// Makes the entry of a stage that needs no libtorch and is opened in the driver.
     pub const fn in_driver<S: Registered + Open>(name: &'static str) -> Self {
         Self { open_here: Some(open::<S>), in_worker: false, ..Self::in_worker::<S>(name) }
+    }
+
+    /// Makes the entry of a stage that either process opens, as [`Stage::place`] says by its parameters.
+    pub const fn in_either<S: Registered + OpenInDriver>(name: &'static str) -> Self {
+        Self { open_here: Some(open_in_driver::<S>), ..Self::in_worker::<S>(name) }
     }
 
     /// Returns the function that opens the stage in the driver with these parameters; `None` if it runs in a worker.
@@ -82,10 +78,7 @@ fn schema_of<S: JsonSchema>() -> schemars::Schema {
 }
 
 fn parse<S: Registered>(params: &Value) -> Result<Box<dyn Stage>, ParamError> {
-    let stage: S = serde_path_to_error::deserialize(params).map_err(|e| ParamError {
-        path: e.path().to_string().trim_matches('.').to_owned(),
-        message: e.into_inner().to_string(),
-    })?;
+    let stage = S::read(params)?;
     stage.validate().map_err(|report| {
         let (path, error) = report.iter().next().map(|(p, e)| (p.to_string(), e.to_string())).unwrap_or_default();
         ParamError { path, message: error }
@@ -109,9 +102,9 @@ fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
     })
 }
 
-/// Defines the registry: `stages! { "caption" => caption::Caption, driver; … }` makes `KINDS`, which the driver plans
-/// with, and `open_in_worker`. The driver must not name `open_in_worker`, because it would then be linked to
-/// libtorch.
+/// Defines the registry: `stages! { "sql" => sql::Sql, driver; … }` makes `KINDS`, which the driver plans with, and
+/// `open_in_worker`. Beside `driver` and `worker` a stage may stand in `either`, if its parameters decide. The driver must
+/// not name `open_in_worker`, because it would then be linked to libtorch.
 #[macro_export]
 macro_rules! stages {
     ($($name:literal => $stage:ty, $place:ident;)*) => {
@@ -126,9 +119,10 @@ macro_rules! stages {
         }
     };
     (@kind $name:literal $stage:ty, driver) => { $crate::engine::stage::StageKind::in_driver::<$stage>($name) };
+    (@kind $name:literal $stage:ty, either) => { $crate::engine::stage::StageKind::in_either::<$stage>($name) };
     (@kind $name:literal $stage:ty, worker) => { $crate::engine::stage::StageKind::in_worker::<$stage>($name) };
     (@open $asked:ident $name:literal $stage:ty, driver) => {};
-    (@open $asked:ident $name:literal $stage:ty, worker) => {
+    (@open $asked:ident $name:literal $stage:ty, $place:ident) => {
         if $asked == $name {
             return Some($crate::engine::stage::open::<$stage>);
         }

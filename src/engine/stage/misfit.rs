@@ -13,6 +13,23 @@ pub struct Misfit {
     pub message: String,
 }
 
+/// An error in a parameter.
+#[derive(Debug)]
+pub struct ParamError {
+    /// The path of the parameter below `with:`, such as `config.block_out_channels[1]`; empty for the parameters as a
+    /// whole.
+    pub path: String,
+    /// The error.
+    pub message: String,
+}
+
+impl From<serde_path_to_error::Error<serde_json::Error>> for ParamError {
+    fn from(error: serde_path_to_error::Error<serde_json::Error>) -> Self {
+        let path = error.path().to_string().trim_matches('.').to_owned();
+        Self { path, message: error.into_inner().to_string() }
+    }
+}
+
 /// The subject of a [`Misfit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum At {

@@ -11,9 +11,9 @@ mod sink;
 mod task;
 
 pub use contract::{Listing, Parameters, Place, Stage};
-pub use kind::{ParamError, Registered, StageKind};
-pub use misfit::{At, Misfit};
-pub use operator::{Context, Open, OpenFn, Operator, open};
+pub use kind::{Registered, StageKind};
+pub use misfit::{At, Misfit, ParamError};
+pub use operator::{Context, Open, OpenFn, OpenInDriver, Operator, open};
 pub use port::{Column, Holds, Output, Port, Ports, Reads, SOURCE, Schemas};
 pub use rows::{Batch, Rows};
 pub use sample::{ITSELF, Sample};

@@ -15,6 +15,13 @@ pub trait Open: Stage + DeserializeOwned {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>>;
 }
 
+/// A stage that the driver opens with some parameters and a worker with others, as [`Stage::place`] says.
+pub trait OpenInDriver: Open {
+    /// Opens the operator in the driver; called only if [`Stage::place`] says so. It must not name code that needs
+    /// libtorch, as [`Open::open`] may: the driver would be linked to it.
+    fn open_in_driver(self, context: &Context) -> Result<Box<dyn Operator>>;
+}
+
 /// An opened stage; it owns its models. `Send`, not `Sync`: a tensor is not.
 ///
 /// # Contract
@@ -57,7 +64,14 @@ pub type OpenFn = fn(&Value, &Context) -> Result<Box<dyn Operator>>;
 
 /// Opens an operator of type `S` from JSON; the worker's half of a registry entry.
 pub fn open<S: Open>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
-    let stage: S = serde_json::from_value(params.clone())
-        .map_err(|e| Error::Stage(format!("parameters that cannot be read: {e}")))?;
-    stage.open(context)
+    read::<S>(params)?.open(context)
+}
+
+/// Opens an operator of type `S` in the driver; the driver's half of a registry entry for either process.
+pub(super) fn open_in_driver<S: OpenInDriver>(params: &Value, context: &Context) -> Result<Box<dyn Operator>> {
+    read::<S>(params)?.open_in_driver(context)
+}
+
+fn read<S: DeserializeOwned>(params: &Value) -> Result<S> {
+    serde_json::from_value(params.clone()).map_err(|e| Error::Stage(format!("parameters that cannot be read: {e}")))
 }
