@@ -28,6 +28,8 @@ FOLDERS = {
     "models/metrics": [],
     "models/pickles": [],
     "models/manifests": ["summary.json"],
+    "models/qwen2_tokenizer": [],
+    "models/internlm2_tokenizer": [],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }

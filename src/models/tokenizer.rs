@@ -26,7 +26,7 @@ const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 /// A tokenizer that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 #[error("tokenizer: {0}")]
-pub struct TokenizerError(String);
+pub struct TokenizerError(pub(super) String);
 
 /// CLIP's tokenizer: text -> `[start, tokens…, end, pad…]`.
 #[derive(Clone)]

@@ -5,6 +5,7 @@
 //! and tensors that it lacks. Without it, `data/golden` is compared, which lacks those in its `absent.txt`.
 
 mod anomaly;
+mod captioning;
 mod case;
 mod clip;
 mod control;
@@ -101,6 +102,8 @@ mod names {
         architectures: "models/manifests" => inspect::manifests,
         vlmdiff_architecture: "reference/full_manifest" => inspect::full_manifest,
         clip_tokenizer: "models/clip_tokenizer" => tokenizer::compare,
+        qwen2_tokenizer: "models/qwen2_tokenizer" => captioning::qwen2_tokenizer,
+        internlm2_tokenizer: "models/internlm2_tokenizer" => captioning::internlm2_tokenizer,
         clip_shapes: "models/manifests" => clip::published_shapes,
         vae_shapes: "models/manifests" => vae::published_shapes,
         vgg16_shapes: "models/manifests" => lpips::vgg16,
