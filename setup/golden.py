@@ -30,6 +30,8 @@ FOLDERS = {
     "models/manifests": ["summary.json"],
     "models/qwen2_tokenizer": [],
     "models/internlm2_tokenizer": [],
+    "models/internvl_prompts": [],
+    "models/internvl_tiling": ["img0.png", "img1.png", "img2.png"],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }
@@ -37,6 +39,8 @@ FOLDERS = {
 TENSORS = {
     "reference/sampling.safetensors": ["empty.samples", "empty.reconstruction", "caption.samples"],
     "reference/autoencoder.safetensors": ["decoded_raw"],
+    "models/internvl_tiling/expected.safetensors": [
+        f"img{image}.pixel_values[{tile}]" for image in range(3) for tile in (0, -1)],
 }
 
 

@@ -11,6 +11,7 @@ mod index;
 mod lookup;
 mod pairs;
 mod parameters;
+pub mod prompts;
 mod rows;
 mod template;
 mod wording;

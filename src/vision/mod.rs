@@ -9,5 +9,6 @@ pub mod decode;
 pub mod imagenet;
 pub mod pool;
 pub mod resize;
+pub mod tiling;
 
 pub use decode::VisionError;

@@ -1,11 +1,19 @@
-//! The inputs of a language model: token ids.
+//! The inputs of a language model: token ids, tiles of a photograph, and prompts.
 
 use std::{fs, path::Path};
 
 use serde::Deserialize;
-use vlmdiff::models::language_tokenizer::{LanguageTokenizer, Rules};
+use tch::Tensor;
+use vlmdiff::{
+    captioners::prompts::Conversation,
+    models::language_tokenizer::{LanguageTokenizer, Rules},
+    vision::tiling::Tiling,
+};
 
-use super::Case;
+use super::{
+    Case,
+    images::{IMAGENET, NORMALISED, of_rgb, pixel_values, rgb},
+};
 
 #[derive(Deserialize)]
 struct Texts {
@@ -65,4 +73,71 @@ pub(super) fn internlm2_tokenizer(case: &Case) {
     rows.iter().for_each(|row| row.compare(case, "tokenizer.model", &tokenizer, false));
     let tokenizer = open(case, &["tokenizer.json"], &[]);
     rows.iter().for_each(|row| row.compare(case, "tokenizer.json", &tokenizer, true));
+}
+
+#[derive(Deserialize)]
+struct Grids {
+    rows: Vec<Grid>,
+}
+
+#[derive(Deserialize)]
+struct Grid {
+    w: u32,
+    h: u32,
+    max_num: u32,
+    use_thumbnail: bool,
+    grid_cols: u32,
+    grid_rows: u32,
+    tiles: usize,
+}
+
+#[derive(Deserialize)]
+struct Sizes {
+    image_size: u32,
+    max_num: Vec<u32>,
+}
+
+pub(super) fn internvl_tiling(case: &Case) {
+    let Grids { rows } = case.json("grids.json");
+    for Grid { w, h, max_num, use_thumbnail, grid_cols, grid_rows, tiles } in rows {
+        let tiling = Tiling { max: max_num, has_thumbnail: use_thumbnail, ..Tiling::default() };
+        case.equal(&format!("{w}x{h}, {max_num}"), &tiling.grid(w, h), &(grid_cols, grid_rows));
+        case.equal(&format!("{w}x{h}, {max_num}"), &tiling.count(w, h), &tiles);
+    }
+    let Sizes { image_size, max_num } = case.json("meta.json");
+    for (at, max) in max_num.into_iter().enumerate() {
+        let image = rgb(&case.input(&format!("img{at}")));
+        let tiles = Tiling { size: image_size, max, ..Tiling::default() }.tiles(&image);
+        case.exact(&format!("img{at}.n_tiles"), &Tensor::from(tiles.len() as i64));
+        case.exact(&format!("img{at}.tiles_u8"), &Tensor::stack(&tiles.iter().map(of_rgb).collect::<Vec<_>>(), 0));
+        for (name, tile) in [("0", tiles.first()), ("-1", tiles.last())] {
+            let values = pixel_values(tile.unwrap(), IMAGENET);
+            let bound = |want: &Tensor| super::tolerance::share(want, NORMALISED);
+            case.expect(&format!("img{at}.pixel_values[{name}]"), &values, bound);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Prompts {
+    rows: Vec<Asked>,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    template: String,
+    question: String,
+    history: Vec<(String, String)>,
+    prompt: String,
+    eos: String,
+}
+
+pub(super) fn internvl_prompts(case: &Case) {
+    let Prompts { rows } = case.json("expected.json");
+    for Asked { template, question, history, prompt, eos } in rows {
+        let conversation = Conversation::of_template(&template).unwrap();
+        let earlier: Vec<(&str, &str)> = history.iter().map(|(question, answer)| (&**question, &**answer)).collect();
+        case.equal(&template, &conversation.prompt(&question, &earlier), &prompt);
+        case.equal(&template, &conversation.stop().unwrap().to_owned(), &eos);
+    }
 }

@@ -12,7 +12,7 @@ use vlmdiff::vision::{
 };
 
 /// Converts u8 [H, W, 3] to an image.
-fn rgb(x: &Tensor) -> RgbImage {
+pub(super) fn rgb(x: &Tensor) -> RgbImage {
     let (height, width, _) = x.size3().unwrap();
     RgbImage::from_raw(width as u32, height as u32, Vec::try_from(x.flatten(0, -1)).unwrap()).unwrap()
 }
@@ -24,7 +24,7 @@ fn grey(x: &Tensor) -> GrayImage {
 }
 
 /// Converts an image to u8 [H, W, 3].
-fn of_rgb(image: &RgbImage) -> Tensor {
+pub(super) fn of_rgb(image: &RgbImage) -> Tensor {
     Tensor::from_slice(image.as_raw()).view([i64::from(image.height()), i64::from(image.width()), 3])
 }
 
@@ -40,10 +40,10 @@ fn channels(image: &RgbImage) -> Tensor {
 
 const CLIP: ([f64; 3], [f64; 3]) =
     ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11]);
-const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+pub(super) const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
 /// Converts an image to f32 [3, H, W], normalised.
-fn pixel_values(image: &RgbImage, (mean, std): ([f64; 3], [f64; 3])) -> Tensor {
+pub(super) fn pixel_values(image: &RgbImage, (mean, std): ([f64; 3], [f64; 3])) -> Tensor {
     let of = |values: [f64; 3]| Tensor::from_slice(&values).view([3, 1, 1]);
     ((channels(image).to_kind(Kind::Double) / 255. - of(mean)) / of(std)).to_kind(Kind::Float)
 }
@@ -51,7 +51,7 @@ fn pixel_values(image: &RgbImage, (mean, std): ([f64; 3], [f64; 3])) -> Tensor {
 /// The tolerance of normalised pixels: pixels over 255, less a mean, over a deviation of at least 0.224. The three
 /// roundings of numbers up to 1 are divided by it, and the largest values are above 2, so that 3 · 2⁻²⁴ / 0.224 is at
 /// most four roundings of 2⁻²⁴ · 2 of the largest.
-const NORMALISED: f64 = 8. * F32;
+pub(super) const NORMALISED: f64 = 8. * F32;
 
 /// The tolerance of a resampled pixel, a sum of up to 32 others along each axis, with weights that are rounded like it.
 const RESAMPLED: f64 = 64. * F32;

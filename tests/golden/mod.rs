@@ -62,6 +62,7 @@ mod numbers {
     cases! {
         pillow: "models/pil_resize" => images::pillow,
         transforms: "reference/transforms" => images::transforms,
+        internvl_tiling: "models/internvl_tiling" => captioning::internvl_tiling,
         clip_text: "models/clip_text" => clip::text,
         clip_full: "models/clip_full" => clip::full,
         clip_reference: "reference/text" => clip::reference,
@@ -104,6 +105,7 @@ mod names {
         clip_tokenizer: "models/clip_tokenizer" => tokenizer::compare,
         qwen2_tokenizer: "models/qwen2_tokenizer" => captioning::qwen2_tokenizer,
         internlm2_tokenizer: "models/internlm2_tokenizer" => captioning::internlm2_tokenizer,
+        internvl_prompts: "models/internvl_prompts" => captioning::internvl_prompts,
         clip_shapes: "models/manifests" => clip::published_shapes,
         vae_shapes: "models/manifests" => vae::published_shapes,
         vgg16_shapes: "models/manifests" => lpips::vgg16,
