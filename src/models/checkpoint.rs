@@ -9,6 +9,7 @@ mod entry;
 mod error;
 mod format;
 mod map;
+mod mapped;
 mod pickle;
 mod safe;
 mod torch;
@@ -17,6 +18,7 @@ mod wrappers;
 pub use super::mismatch::Mismatch;
 pub use error::CheckpointError;
 pub use format::Format;
+pub use mapped::Mapped;
 pub use safe::to_safetensors;
 
 use super::architecture::{self, Part, Recognised};
@@ -26,7 +28,7 @@ use map::Map;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tch::{Kind, TchError, Tensor, nn};
+use tch::{Device, Kind, TchError, Tensor, nn};
 
 /// The weight files that a folder in the Hugging Face layout may hold; the first that exists is read.
 pub const FILES: [&str; 10] = [
@@ -241,6 +243,40 @@ impl Checkpoint {
         entry.tensor(kind, &self.release()).map_err(|source| self.torch_error(name, source))
     }
 
+    /// Returns one tensor in the type of the file without a copy, if it can be read where it lies in the map. If its
+    /// elements are not aligned, it is copied.
+    ///
+    /// # Errors
+    /// The errors of [`tensor`](Self::tensor).
+    pub fn mapped(&self, name: &str) -> Result<Mapped, CheckpointError> {
+        let (entry, kind) = self.entry(name)?;
+        match entry.mapped(kind) {
+            Some(mapped) => mapped.map_err(|source| self.torch_error(name, source)),
+            None => Ok(Mapped::owned(self.tensor(name)?)),
+        }
+    }
+
+    /// Copies one tensor to a device, converted to `to`. No memory is needed beside that of the copy.
+    ///
+    /// # Errors
+    /// The errors of [`tensor`](Self::tensor).
+    pub fn converted(&self, name: &str, to: Kind, device: Device) -> Result<Tensor, CheckpointError> {
+        let (entry, kind) = self.entry(name)?;
+        let copy = || {
+            let mut tensor = Tensor::f_empty(&entry.shape, (to, device))?;
+            entry.copy_to(kind, &mut tensor, &self.release())?;
+            Ok(tensor)
+        };
+        copy().map_err(|source| self.torch_error(name, source))
+    }
+
+    /// Gives back the memory that reading a [mapped](Self::mapped) tensor took. It can still be read.
+    pub fn give_back(&self, name: &str) {
+        if let Ok((entry, kind)) = self.entry(name) {
+            entry.give_back(kind, &self.release());
+        }
+    }
+
     /// Copies every tensor out of the file.
     ///
     /// # Errors
@@ -400,7 +436,7 @@ impl Checkpoint {
     }
 
     /// Returns the error for weights that are not those of a `wanted`. `lacks` says what is missing, as `no conv1`.
-    pub(super) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
+    pub(in crate::models) fn foreign(&self, wanted: &str, lacks: &str) -> CheckpointError {
         let looks_like = self.looks_like().map_or(String::new(), |what| format!("; it looks like {what}"));
         format_error(&self.path, format!("it is no {wanted}: it has {lacks}{looks_like}"))
     }
@@ -423,7 +459,7 @@ impl Checkpoint {
     }
 }
 
-fn format_error(path: &Path, reason: String) -> CheckpointError {
+pub(in crate::models) fn format_error(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Format { path: path.to_owned(), reason }
 }
 

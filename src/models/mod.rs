@@ -12,6 +12,7 @@ pub mod device;
 pub mod efficientnet;
 pub mod image_tower;
 pub mod initialisation;
+pub mod language;
 pub mod language_tokenizer;
 pub mod latent_diffusion;
 pub mod lpips;

@@ -1,5 +1,6 @@
 //! A tensor that is still in its file.
 
+use super::mapped::Mapped;
 use bytes::Bytes;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -122,6 +123,23 @@ impl Entry {
             at += len;
         }
         Ok(())
+    }
+
+    /// Returns the view where it lies. None if its elements are not aligned, or are bools, which have to be checked.
+    pub(super) fn mapped(&self, kind: Kind) -> Option<Result<Mapped, TchError>> {
+        let start = self.span(kind)?.as_ptr();
+        if kind == Kind::Bool || !(start as usize).is_multiple_of(kind.elt_size_in_bytes()) {
+            return None;
+        }
+        // SAFETY: `span` has checked that the strides stay inside of the storage, which `Mapped` keeps alive. That no
+        // view outlives it and nothing writes to it is up to the callers of `Mapped::tensor`.
+        let tensor = unsafe { Tensor::f_from_blob(start, &self.shape, &self.strides, kind, Device::Cpu) };
+        Some(tensor.map(|tensor| Mapped::lent(tensor, self.storage.clone())))
+    }
+
+    /// Calls `release` with the bytes of the view.
+    pub(super) fn give_back(&self, kind: Kind, release: &dyn Fn(&[u8])) {
+        self.span(kind).into_iter().for_each(release);
     }
 
     fn is_dense(&self) -> bool {
