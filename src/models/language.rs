@@ -11,11 +11,13 @@
 //! | [`cache`] | keys and values of rows of different lengths |
 //! | [`decoder`] | the transformer |
 //! | [`generate`] | many texts at once: prefill, decoding, stopping; [`choose`] picks tokens |
+//! | [`beam`] | the likeliest text of several that are followed |
 //!
 //! Networks have no `VarStore`: nothing is initialised, and a weight whose published type is the computing type is not
 //! copied.
 
 pub(in crate::models) mod attention;
+pub mod beam;
 pub mod cache;
 pub mod choose;
 pub mod config;

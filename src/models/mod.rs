@@ -1,17 +1,21 @@
 //! Networks, with the names of parameters under which they are published. They map tensors to tensors.
 
 pub mod architecture;
+pub mod blip2;
 pub mod catalogue;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
 mod conv;
 mod conv_norm;
+pub mod deepseek_vl;
 pub mod denoiser;
 pub mod device;
 pub mod efficientnet;
+pub mod image_block;
 pub mod image_tower;
 pub mod initialisation;
+pub mod internvl;
 pub mod language;
 pub mod language_tokenizer;
 pub mod latent_diffusion;

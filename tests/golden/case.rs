@@ -180,6 +180,13 @@ impl Case {
         self.compare("expected.safetensors", name, got, |want| share(want, times * NETWORK));
     }
 
+    /// Compares two outputs of this program that have to be equal but for the order of their sums, within [`NETWORK`]
+    /// of the largest value.
+    pub(crate) fn close_to(&self, name: &str, got: &Tensor, want: &Tensor) {
+        let difference = (got - want).abs().to_kind(Kind::Double);
+        self.judge_all(name, &difference, &share(&want.to_kind(Kind::Double), NETWORK).expand_as(&difference));
+    }
+
     /// Compares with `expected.safetensors`, within the tolerance that `bound` computes from the expected values.
     pub(crate) fn expect(&self, name: &str, got: &Tensor, bound: impl FnOnce(&Tensor) -> Tensor) {
         self.compare("expected.safetensors", name, got, bound);

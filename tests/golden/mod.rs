@@ -5,14 +5,18 @@
 //! and tensors that it lacks. Without it, `data/golden` is compared, which lacks those in its `absent.txt`.
 
 mod anomaly;
+mod blip2;
 mod captioning;
 mod case;
 mod clip;
 mod control;
+mod deepseek_vl;
 mod denoising;
 mod diffusion;
 mod images;
 mod inspect;
+mod internvl;
+mod language;
 mod latent_diffusion;
 mod lpips;
 mod machines;
@@ -86,6 +90,12 @@ mod numbers {
         dino_reference: "reference/dino" => vit::reference,
         dinov2: "models/dinov2" => vit::dinov2,
         resnet50: "models/resnet50" => resnet::resnet50,
+        internvl_qwen2: "models/internvl2_qwen2" => internvl::chat,
+        internvl_internlm2: "models/internvl2_internlm2" => internvl::chat,
+        internvl_native: "models/internvl_hf" => internvl::native,
+        deepseek_vl: "models/deepseek_vl" => deepseek_vl::compare,
+        blip2_opt: "models/blip2_opt" => blip2::compare,
+        blip2_t5: "models/blip2_t5" => blip2::compare,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
         metrics: "models/metrics" => metrics::metrics,
         metrics_reference: "reference/metrics" => metrics::reference,
@@ -115,6 +125,8 @@ mod names {
         vlmdiff_shapes: "reference/full_manifest" => latent_diffusion::full_manifest,
         zero_init: "reference/zero_init_experiment" => denoising::zero_init,
         vit_shapes: "models/manifests" => vit::manifests,
+        blip2_shapes: "models/manifests" => blip2::published_shapes,
+        internvl_shapes: "models/manifests" => internvl::published_shapes,
         resnet_shapes: "models/manifests" => resnet::manifest,
     }
 }

@@ -11,7 +11,7 @@ use super::{
     linear::Linear,
     norm::{Norm, NormKind},
     rotary::Angles,
-    weights::{Arithmetic, Use, Weights},
+    weights::{Arithmetic, Use, WeightBytes, Weights, shared_matrix_bytes, weight_bytes},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +28,7 @@ pub struct WrongPlaces {
 /// The input maps of an attention.
 #[derive(Debug)]
 enum Qkv {
-    Separate([Linear; 3]),
+    Separate(Box<[Linear; 3]>),
     Packed(Linear),
 }
 
@@ -148,7 +148,7 @@ impl Decoder {
 }
 
 /// Returns how a decoder uses a tensor, by its name below the decoder.
-pub fn use_of(config: &DecoderConfig, name: &str) -> Option<Use> {
+fn use_of(config: &DecoderConfig, name: &str) -> Option<Use> {
     let names = &config.names;
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     if module == names.head && config.tied {
@@ -161,22 +161,20 @@ pub fn use_of(config: &DecoderConfig, name: &str) -> Option<Use> {
     Some(if is_norm || name.ends_with(".bias") { Use::Other } else { Use::Matrix })
 }
 
-/// Returns the bytes that a map to the logits takes which shares the table of tokens, below `prefix`: none if both are
-/// held in the same form.
-pub fn tied_head_bytes(checkpoint: &Checkpoint, prefix: &str, config: &DecoderConfig, arithmetic: Arithmetic) -> u64 {
-    let head = format!("{prefix}{}.weight", config.names.head);
-    let table = checkpoint.kind(&format!("{prefix}{}.weight", config.names.embedding));
-    let kind = arithmetic.computing.kind();
-    let elements = (config.vocab_size * config.hidden_size) as u64;
-    if checkpoint.contains(&head) && !config.tied {
-        0
-    } else if arithmetic.int8 {
-        elements + config.vocab_size as u64 * kind.elt_size_in_bytes() as u64
-    } else if table == Some(kind) {
-        0
-    } else {
-        elements * kind.elt_size_in_bytes() as u64
+/// Returns the bytes that a decoder's weights below `prefix` take, by names, shapes and types alone.
+pub fn decoder_bytes(
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    config: &DecoderConfig,
+    arithmetic: Arithmetic,
+) -> WeightBytes {
+    let own = weight_bytes(checkpoint, arithmetic, |name| use_of(config, name.strip_prefix(prefix)?));
+    let full = |name: &str| format!("{prefix}{name}.weight");
+    if checkpoint.contains(&full(config.names.head)) && !config.tied {
+        return own;
     }
+    let head = shared_matrix_bytes(checkpoint, &full(config.names.embedding), arithmetic);
+    WeightBytes { held: own.held + head, ..own }
 }
 
 impl Layer {
@@ -187,11 +185,11 @@ impl Layer {
             QkvNames::Packed(name) => {
                 Qkv::Packed(Linear::load(weights, name, [width, query + 2 * kv], config.qkv_bias)?)
             }
-            QkvNames::Separate([q, k, v]) => Qkv::Separate([
+            QkvNames::Separate([q, k, v]) => Qkv::Separate(Box::new([
                 Linear::load(weights, q, [width, query], config.qkv_bias)?,
                 Linear::load(weights, k, [width, kv], config.qkv_bias)?,
                 Linear::load(weights, v, [width, kv], config.qkv_bias)?,
-            ]),
+            ])),
         };
         let norm = |name| Norm::load(weights, name, width, config.rms_norm_eps, NormKind::Rms);
         let map = |name, sizes| Linear::load(weights, name, sizes, config.feed_forward_bias);

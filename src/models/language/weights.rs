@@ -144,9 +144,7 @@ impl<'a> Weights<'a> {
             None => Err(CheckpointError::NoTensor { path: path.to_owned(), name: full }),
             Some(found) if found != shape => Err(format_error(
                 path,
-                format!(
-                    "{full} has the shape {found:?}, and config.json asks for {shape:?}; both have to come from one download"
-                ),
+                format!("{full} is {found:?}, and {shape:?} by config.json; both have to be of one download"),
             )),
             Some(_) => Ok(full),
         }
@@ -196,6 +194,20 @@ impl<'a> Weights<'a> {
         }
         self.checkpoint.give_back(&full);
         Ok(Quantised { values, scales })
+    }
+}
+
+/// Returns the bytes that a linear map takes beside the table of which it is the matrix: none if both are held in the
+/// same form.
+pub fn shared_matrix_bytes(checkpoint: &Checkpoint, table: &str, arithmetic: Arithmetic) -> u64 {
+    let (Some(shape), kind) = (checkpoint.shape(table), arithmetic.computing.kind()) else { return 0 };
+    let (elements, width) = (shape.iter().product::<i64>() as u64, kind.elt_size_in_bytes() as u64);
+    if arithmetic.int8 {
+        elements + shape[0] as u64 * width
+    } else if checkpoint.kind(table) == Some(kind) {
+        0
+    } else {
+        elements * width
     }
 }
 
