@@ -21,6 +21,7 @@
 //! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
+//! | `published` | published weights, as a pipeline names them |
 //! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
@@ -34,6 +35,7 @@ pub mod engine;
 pub mod features;
 pub mod metrics;
 pub mod models;
+mod published;
 pub mod query;
 pub mod report;
 pub mod stages;

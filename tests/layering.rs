@@ -20,7 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("training", &["models", "diffusion"]),
     ("datasets", &["vision"]),
     ("tables", &["engine"]),
-    ("captioners", &["engine", "tables", "datasets", "vision", "models"]),
+    ("published", &["engine", "models"]),
+    ("captioners", &["engine", "tables", "datasets", "vision", "models", "published"]),
     ("query", &["engine", "tables", "metrics"]),
     ("report", &["engine", "tables", "query", "vision"]),
     (
@@ -28,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "engine",
             "tables",
+            "published",
             "captioners",
             "query",
             "datasets",

@@ -13,10 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{
-    tensors::{device, normalise, tensor},
-    weights::Weights,
-};
+use super::tensors::{device, normalise, tensor};
 use crate::{
     engine::{
         Error, Result,
@@ -27,6 +24,7 @@ use crate::{
         distance::{Combine, MapOrder, anomaly_map},
         resize::{DINOV2_SIZE, Dinov2Resize},
     },
+    published::Weights,
     tables::{anomaly_maps, images, reconstructions, tensor::tensor_column},
     vision::{blur, pool},
 };

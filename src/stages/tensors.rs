@@ -26,6 +26,7 @@ use crate::{
         preprocessing::Preprocessing,
         tokenizer::TokenizerError,
     },
+    published::input,
     tables::{
         column::missing,
         embeddings::EMBEDDING,
@@ -73,15 +74,6 @@ impl From<ExtractorError> for Error {
             ExtractorError::Checkpoint(error) => input(error),
             other => Self::Input(other.to_string()),
         }
-    }
-}
-
-/// Makes the error about weights that the user names. Weights that do not fit are wrong input; memory that runs out
-/// while they are loaded is not.
-pub(super) fn input(error: CheckpointError) -> Error {
-    match error {
-        CheckpointError::Torch { .. } => checkpoint(error),
-        other => Error::Input(other.to_string()),
     }
 }
 
@@ -229,7 +221,6 @@ mod tests {
         assert!(error.is_input() && error.to_string().starts_with("b: `images` has no `pixels`"), "{error}");
         assert!(tensor(&batch(false).slice(2, 1), "images", "pixels").is_ok());
     }
-
     #[test]
     fn memory_error_while_weights_load_is_not_an_input_error() {
         let source = tch::TchError::Torch("CUDA out of memory.".into());

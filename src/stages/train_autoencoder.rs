@@ -8,8 +8,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     journal::{READ_ROWS, train, training_rows},
-    tensors::{device, input, normalise, save_weights, tensor},
-    weights::{self, Weights},
+    tensors::{device, normalise, save_weights, tensor},
 };
 use crate::{
     diffusion::{
@@ -26,6 +25,7 @@ use crate::{
         patchgan::{PatchGan, PatchGanConfig},
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
+    published::{self, Weights, input},
     tables::{
         images::{self, PIXELS},
         training_log,
@@ -308,8 +308,8 @@ impl Stage for TrainAutoencoder {
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
-        let init = self.init.iter().map(|place| Weights(place).files_of("init", weights::AUTOENCODER));
-        let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual", weights::LPIPS));
+        let init = self.init.iter().map(|place| Weights(place).files_of("init", published::AUTOENCODER));
+        let perceptual = self.perceptual.iter().map(|place| Weights(place).files_of("perceptual", published::LPIPS));
         Ok(init.chain(perceptual).collect::<Result<Vec<_>, _>>()?.concat())
     }
 }

@@ -10,8 +10,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     journal::{READ_ROWS, train, training_rows},
-    tensors::{device, first_embedding, input, load_weights, normalise, save_weights, tensor},
-    weights::{self, Weights},
+    tensors::{device, first_embedding, load_weights, normalise, save_weights, tensor},
 };
 use crate::{
     diffusion::{
@@ -31,6 +30,7 @@ use crate::{
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
+    published::{self, Weights, input},
     tables::{
         embeddings::{self, EMBEDDING, TEXT, UNCONDITIONAL},
         images::{self, PIXELS},
@@ -375,7 +375,7 @@ impl Stage for TrainDenoiser {
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
-        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init", weights::UNET))
+        self.init.as_ref().map_or(Ok(Vec::new()), |place| Weights(place).files_of("init", published::UNET))
     }
 }
 

@@ -161,13 +161,13 @@ impl Loader<'_> {
         let misfit = |misfit: Misfit| {
             let input = match &misfit.at {
                 At::Input(port) => inputs.iter().position(|input| input.port == *port),
-                At::Parameter(_) | At::Stage => None,
+                At::Parameter(_) | At::Absent(_) | At::Stage => None,
             };
             let place = match (input, node.get("with")) {
                 (Some(input), _) => entries[input],
                 (None, None) => key.place,
                 (None, Some(with)) => match &misfit.at {
-                    At::Parameter(path) => with.place_of(path),
+                    At::Parameter(path) | At::Absent(path) => with.place_of(path),
                     At::Input(_) | At::Stage => with.place,
                 },
             };

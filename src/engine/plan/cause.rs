@@ -11,6 +11,11 @@ use crate::engine::{stage::SOURCE, store::Provenance};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "cause", rename_all = "snake_case")]
 pub enum Cause {
+    /// A file that a parameter names is not here.
+    Absent {
+        /// The parameter, and how to get the file.
+        message: String,
+    },
     /// It was never published.
     New {
         /// True if its rows were computed before, by another pipeline or for another predicate.
@@ -129,6 +134,7 @@ impl fmt::Display for Cause {
             Some(rows) => format!(" ({rows})"),
         };
         match self {
+            Self::Absent { message } => f.write_str(message),
             Self::New { known: false } => f.write_str("not computed yet"),
             Self::New { known: true } => f.write_str("all rows are known"),
             Self::Forced => f.write_str("forced"),

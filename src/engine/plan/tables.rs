@@ -71,11 +71,16 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
             views.remove(&table.name);
             State::Blocked { on: input.table.clone() }
         } else {
-            match planner.identify(table, &views)? {
+            let (identified, absent) = match planner.identify_absent(table, &views)? {
+                Some((identified, absent)) => (identified, Some(absent)),
+                None => (planner.identify(table, &views)?, None),
+            };
+            match identified {
                 None => State::Fresh { rows: views[&table.name].manifest.rows },
                 Some(draft) => {
                     let work = draft.complete(planner, &views)?;
                     let mut causes: Vec<Cause> = damaged.get(&table.name).map(|_| Cause::Damaged).into_iter().collect();
+                    causes.extend(absent.map(|message| Cause::Absent { message }));
                     causes.extend(explain(&work, planner, &views)?);
                     let pending = work.pending();
                     let state = State::Stale {

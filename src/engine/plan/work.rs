@@ -11,7 +11,7 @@ use arrow::{
 use super::{
     added::join_added,
     rows::{Joined, RowAddresses, join, table_content},
-    state::{Pending, TableState, TableStates},
+    state::{PENDING, Pending, TableState, TableStates},
 };
 use crate::engine::{
     Digest, Error, Result,
@@ -20,7 +20,7 @@ use crate::engine::{
     identity::{self, InputRead, fingerprint},
     pipeline::{Input, OnError, Table, is_called},
     source::Sources,
-    stage::{Listing, Reads, SOURCE, Sample, SampledInput, SampledRows},
+    stage::{At, Listing, Reads, SOURCE, Sample, SampledInput, SampledRows},
     store::{
         Chosen, Compacted, ComputedRows, Entry, Inventory, Manifest, PartRef, Provenance, Recorded, Store, blob_name,
         part_name, project, row_digests, sort_by_id, stored_schema,
@@ -112,10 +112,36 @@ pub struct TableWork<'a> {
 impl<'a> Planner<'a> {
     /// Finds the identity of a table; `None` if it is published and up to date. `views` holds every table above it.
     pub fn identify(&self, table: &'a Table, views: &TableStates) -> Result<Option<Identified<'a>>> {
-        let named = |error: Error| error.in_table(&table.name);
+        let files = table.stage.files().map_err(|misfit| Error::from(misfit).in_table(&table.name))?;
         let digest = |address: String| Ok((address.clone(), self.sources.digest(&address)?));
-        let files = table.stage.files().map_err(|misfit| named(misfit.into()))?;
-        let files: Vec<_> = files.into_iter().map(digest).collect::<Result<_>>().map_err(named)?;
+        let files = files.into_iter().map(digest).collect::<Result<_>>();
+        self.identify_with(table, views, files.map_err(|error| error.in_table(&table.name))?)
+    }
+
+    /// Does as [`identify`](Self::identify) for a table whose files are not all here, which counts as one with files that
+    /// no other has. Returns it with the reason; `None` if all are here.
+    pub fn identify_absent(
+        &self,
+        table: &'a Table,
+        views: &TableStates,
+    ) -> Result<Option<(Option<Identified<'a>>, String)>> {
+        match table.stage.files() {
+            Err(misfit) if matches!(misfit.at, At::Absent(_)) => {
+                let message = misfit.to_string();
+                let files = vec![(message.clone(), Digest::of(PENDING))];
+                Ok(Some((self.identify_with(table, views, files)?, message)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn identify_with(
+        &self,
+        table: &'a Table,
+        views: &TableStates,
+        files: Vec<(String, Digest)>,
+    ) -> Result<Option<Identified<'a>>> {
+        let named = |error: Error| error.in_table(&table.name);
         let params = table.stage.identity();
         let fingerprint = fingerprint(table.kind.name, table.stage.revision(), &params, &files, &table.output);
         let listed = table.stage.list(self.sources).map_err(named)?;

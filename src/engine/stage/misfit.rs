@@ -35,6 +35,8 @@ impl From<serde_path_to_error::Error<serde_json::Error>> for ParamError {
 pub enum At {
     /// A parameter, by its path below `with:`, such as `config.block_out_channels`.
     Parameter(String),
+    /// A parameter that names a file which is not here yet. A plan can be made without it.
+    Absent(String),
     /// The table at an input, by the name of the port.
     Input(String),
     /// The stage as a whole.
@@ -45,6 +47,11 @@ impl Misfit {
     /// Makes a misfit of a parameter.
     pub fn parameter(path: impl Into<String>, message: impl ToString) -> Self {
         Self { at: At::Parameter(path.into()), message: message.to_string() }
+    }
+
+    /// Makes a misfit of a parameter that names a file which is not here yet.
+    pub fn absent(path: impl Into<String>, message: impl ToString) -> Self {
+        Self { at: At::Absent(path.into()), message: message.to_string() }
     }
 
     /// Makes a misfit of the table at an input.
@@ -61,7 +68,7 @@ impl Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.at {
-            At::Parameter(path) => write!(f, "`{path}`: {}", self.message),
+            At::Parameter(path) | At::Absent(path) => write!(f, "`{path}`: {}", self.message),
             At::Input(_) | At::Stage => f.write_str(&self.message),
         }
     }

@@ -11,10 +11,8 @@ use crate::{
         nn::ConfigError,
         vae::{AutoencoderKl, AutoencoderKlConfig},
     },
-    stages::{
-        tensors::{input, save_weights},
-        weights::AUTOENCODER,
-    },
+    published::{AUTOENCODER, input},
+    stages::tensors::save_weights,
 };
 
 /// AutoencoderKL.

@@ -11,11 +11,8 @@ use crate::{
         denoiser::{Denoiser, Published},
         nn::ConfigError,
     },
-    stages::{
-        tensors::{input, save_weights},
-        train_denoiser::DenoiserConfig,
-        weights::UNET,
-    },
+    published::{UNET, input},
+    stages::{tensors::save_weights, train_denoiser::DenoiserConfig},
 };
 
 /// The U-Net with its control branch.

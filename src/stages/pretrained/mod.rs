@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, nn};
 
-use super::weights::Weights;
 use crate::{
     engine::{
         Result,
         source::Sources,
         stage::{Context, Misfit, Open, Operator, Output, Ports, Rows, Schemas, Sink, Stage},
     },
+    published::Weights,
     tables::weights::weights_field,
 };
 use network::PublishedNetwork;

@@ -12,10 +12,8 @@ use crate::{
         nn::ConfigError,
         tokenizer::ClipTokenizer,
     },
-    stages::{
-        tensors::{input, save_weights},
-        weights::{TEXT_ENCODER, Weights},
-    },
+    published::{TEXT_ENCODER, Weights, input},
+    stages::tensors::save_weights,
     tables::weights::TOKENIZER,
 };
 
@@ -41,7 +39,7 @@ impl PublishedNetwork for PublishedTextEncoder {
     }
 
     fn load(published: Checkpoint, config: ClipTextConfig, tokenizer: &str, vs: &nn::VarStore) -> Result<Vec<u8>> {
-        let place = Weights(tokenizer).beside().map_err(Error::Input)?;
+        let place = Weights(tokenizer).beside().map_err(|e| Error::Input(e.to_string()))?;
         let tokenizer = ClipTokenizer::open(&place)?;
         fits(&tokenizer, &config).map_err(|e| Error::Input(format!("`tokenizer`: {}: {e}", place.display())))?;
         skip_init(|| ClipTextModel::new(vs.root(), &config))?;
