@@ -43,8 +43,8 @@ pub(super) struct Run {
     /// one for each device.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// The number of threads, which the workers share and which stages without a worker use. Default: as many as the
-    /// machine has.
+    /// The number of threads, which the workers share and which stages without a worker use. Default: OMP_NUM_THREADS if
+    /// it is set, else as many as the machine has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// The number of images that a network sees at once outside of training. Smaller batches need less memory. A change
@@ -78,7 +78,7 @@ pub(super) struct Run {
 }
 
 /// Checks the name of a device. Availability on this machine is checked when the device is opened.
-fn device(name: &str) -> Result<String, DeviceError> {
+pub(super) fn device(name: &str) -> Result<String, DeviceError> {
     device::parse(name).map(|_| name.to_owned())
 }
 
@@ -91,8 +91,7 @@ impl Run {
             return plan::show(&pipeline, &store, &sources, &tables, &overrides, self.json);
         }
         let stop = Stop::default();
-        let threads =
-            self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+        let threads = self.threads.map_or_else(default_threads, usize::from);
         // This fails if a thread pool already exists, which is then used.
         _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let settings = self.settings();
@@ -133,7 +132,7 @@ impl Run {
 
 /// Handles Ctrl-C, a request to terminate, or the end of the terminal. The first signal stops the run in a state from
 /// which the next run continues, the second ends the process at once.
-fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
+pub(super) fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
     let _in_runtime = store.runtime().enter();
     let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
     let hangup = (!ignores_hangup()).then(SignalKind::hangup);
@@ -157,8 +156,18 @@ async fn next(signals: &mut [Signal]) {
     futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
+/// Returns the number of threads that libraries of numbers are told to use, or else that of the machine.
+pub(super) fn default_threads() -> usize {
+    let told = std::env::var("OMP_NUM_THREADS").ok();
+    // The variable may hold a number for each level of nested loops.
+    let outermost = told.as_deref().and_then(|told| told.split(',').next()).and_then(|told| told.trim().parse().ok());
+    outermost
+        .filter(|threads| *threads > 0)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Returns the path of the worker, which is built beside the driver.
-fn worker_program() -> Result<PathBuf> {
+pub(super) fn worker_program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(format!("vlmdiff-worker{}", std::env::consts::EXE_SUFFIX)))
 }
 
