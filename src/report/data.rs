@@ -239,7 +239,7 @@ impl Source {
     }
 
     /// Returns the ids of a table and the values of a column.
-    fn by_id(&self, table: &Manifest, name: &str) -> Result<(Vec<String>, ArrayRef)> {
+    pub(super) fn by_id(&self, table: &Manifest, name: &str) -> Result<(Vec<String>, ArrayRef)> {
         let batch = self.query(&format!("select {} as {IMAGE_ID}, {name} from {}", id_of(table)?, self.name(table)))?;
         let ids = text(&batch, IMAGE_ID)?.iter().map(|id| id.unwrap_or_default().to_owned()).collect();
         Ok((ids, column(&batch, name)?.clone()))

@@ -1,5 +1,6 @@
 //! One HTML page about a run: metrics, training curves, pictures. It needs no network and no other file.
 
+mod captions;
 mod charts;
 mod data;
 mod pictures;
@@ -53,6 +54,7 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
         metrics,
         curves,
+        captions => captions::sections(source)?,
         ..gallery(source, options)?
     };
     render(page).map_err(|e| Error::Stage(format!("the report's template: {e:#}")))

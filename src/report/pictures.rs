@@ -24,6 +24,8 @@ use crate::{
 
 /// The longest side of a picture on the page.
 const LARGEST: u32 = 256;
+/// The longest side of a small picture.
+const THUMBNAIL: u32 = 96;
 /// The quality of JPEGs. At the size shown they cannot be distinguished from PNGs, of whose bytes they have a fifth.
 const JPEG_QUALITY: u8 = 90;
 /// The share of a class's map values that lie below the brightest colour. With all of them, one extreme pixel would
@@ -127,6 +129,27 @@ pub(super) fn pictures(
         Ok((id, pictures))
     });
     Ok((pictures.collect::<Result<_>>()?, scales))
+}
+
+/// Returns small pictures of images, by id, as URIs.
+pub(super) fn thumbnails<'a>(
+    source: &Source,
+    table: &Manifest,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<String, String>> {
+    let [height, width] = images::size(&*table.schema()?).ok_or_else(|| sizeless(table, images::PIXELS))?;
+    let (width, height) = (width as u32, height as u32);
+    let side = |side: u32| (side * THUMBNAIL / width.max(height)).max(1);
+    let mut found = HashMap::new();
+    source.for_rows(table, &[images::PIXELS], ids, |id, columns, row| {
+        if let Some(pixels) = tensor_row::<UInt8Type>(&columns[0], row)? {
+            let image = RgbImage::from_raw(width, height, pixels.to_vec());
+            let image = image.ok_or_else(|| missized(id, images::PIXELS))?;
+            found.insert(id.to_owned(), jpeg(&image, (side(width), side(height)))?);
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// An anomaly map, row by row.
