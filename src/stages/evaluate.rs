@@ -40,7 +40,8 @@ use crate::{
 ///
 /// All metrics are exact over the stored scores and maps, which are read once. A class without ground truth has no
 /// pixel metrics; an anomalous image without a mask counts in the image metrics alone. Undefined metrics are null and
-/// are left out of the mean. Only masks may be missing: an image without class, label, score or map is an error.
+/// are left out of the mean. Only masks may be missing: an image without class, label, score or map is an error. A table of
+/// scores without a column `map` has image metrics alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
@@ -105,7 +106,10 @@ impl Stage for Evaluate {
             ),
             Port::rows(
                 "anomaly_maps",
-                [Column::tensors("map", DataType::Float16, "[H, W]"), Column::new("score", DataType::Float32)],
+                [
+                    Column::tensors("map", DataType::Float16, "[H, W]").optional(),
+                    Column::new("score", DataType::Float32),
+                ],
             ),
         ])
     }
@@ -115,7 +119,9 @@ impl Stage for Evaluate {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let map: [usize; 2] = anomaly_maps::shape(inputs)?;
+        let Some(map) = map_size(inputs)? else {
+            return Ok(metrics::schema(IMAGE_METRICS.iter().chain(&PIXEL_METRICS)));
+        };
         for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
             let mask: [usize; 2] = inputs.shape("images", name)?;
             if mask != map {
@@ -127,9 +133,22 @@ impl Stage for Evaluate {
     }
 }
 
+/// Returns the height and width of the maps; `None` for a table of scores without maps.
+fn map_size(schemas: &Schemas) -> Result<Option<[usize; 2]>, Misfit> {
+    match schemas.field("anomaly_maps", MAP) {
+        Ok(_) => anomaly_maps::shape(schemas).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Returns the column of maps; `None` for a table of scores without maps.
+fn maps(batch: &Batch) -> Option<&ArrayRef> {
+    batch.port("anomaly_maps")?.column_by_name(MAP)
+}
+
 impl Open for Evaluate {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let size = anomaly_maps::shape(&context.schemas)?;
+        let size = map_size(&context.schemas)?.unwrap_or_default();
         Ok(Box::new(Evaluator { stage: self, size }))
     }
 }
@@ -207,7 +226,8 @@ impl Operator for Evaluator {
 
 /// Checks that class, label, score and map are present in every row; masks may be null.
 fn whole(batch: &Batch) -> Result<()> {
-    for (port, name) in [("images", CLASS), ("images", LABEL), ("anomaly_maps", SCORE), ("anomaly_maps", MAP)] {
+    let map = maps(batch).map(|_| ("anomaly_maps", MAP));
+    for (port, name) in [("images", CLASS), ("images", LABEL), ("anomaly_maps", SCORE)].into_iter().chain(map) {
         let column = batch.column(port, name)?;
         if let Some(row) = (0..column.len()).find(|row| column.is_null(*row)) {
             return Err(missing(&batch.ids[row], port, name));
@@ -245,7 +265,7 @@ impl Tally {
         let scores = scores.collect::<Result<Vec<_>>>()?;
         let (names, labels) =
             (batch.column("images", CLASS)?.as_string::<i32>(), batch.column("images", LABEL)?.as_boolean());
-        let maps = batch.column("anomaly_maps", MAP)?;
+        let maps = maps(batch);
         for (row, score) in scores.into_iter().enumerate() {
             let mask = self.mask(batch, row)?;
             let class = self.classes.entry(names.value(row).to_owned()).or_default();
@@ -253,7 +273,7 @@ impl Tally {
             let of_mask = mask.as_ref().filter(|_| self.protocol.labels_by_mask()).map(|mask| mask.contains(&true));
             let anomalous = of_mask.unwrap_or(labels.value(row));
             let wrong = |e: MetricError| Error::Stage(format!("{}: {e}", batch.ids[row]));
-            if let Some(mask) = mask {
+            if let Some((mask, maps)) = mask.zip(maps) {
                 class
                     .pixels
                     .update(tensor_row::<Float16Type>(maps, row)?.unwrap_or_default(), &mask, self.size[1])
@@ -268,9 +288,9 @@ impl Tally {
         Ok(())
     }
 
-    /// Returns the image's score; `None` if the map is too small for it.
+    /// Returns the image's score by the protocol, or the stored one if there is no map; `None` if the map is too small.
     fn score(&self, batch: &Batch, row: usize) -> Result<Option<f64>> {
-        let Some((side, repeats)) = self.protocol.windows() else {
+        let (Some((side, repeats)), Some(maps)) = (self.protocol.windows(), maps(batch)) else {
             let stored = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
             return Ok(Some(f64::from(stored.value(row))));
         };
@@ -278,7 +298,7 @@ impl Tally {
         if (side - 1) * repeats >= height.min(width) {
             return Ok(None);
         }
-        let map = tensor_row::<Float16Type>(batch.column("anomaly_maps", MAP)?, row)?.unwrap_or_default();
+        let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
         let map: Vec<f64> = map.iter().copied().map(f64::from).collect();
         Ok(Some(pool::largest_mean(&map, width, height, side, repeats)))
     }

@@ -19,7 +19,7 @@ pub mod train_autoencoder;
 pub mod train_denoiser;
 pub mod train_text_encoder;
 mod types;
-mod weights;
+pub mod yes_no;
 
 crate::stages! {
     "ingest" => ingest::Ingest, driver;
@@ -33,6 +33,7 @@ crate::stages! {
     "train_denoiser" => train_denoiser::TrainDenoiser, worker;
     "reconstruct" => reconstruct::Reconstruct, worker;
     "anomaly_maps" => anomaly_maps::AnomalyMaps, worker;
+    "yes_no" => yes_no::YesNo, driver;
     "evaluate" => evaluate::Evaluate, driver;
     "sql" => sql::Sql, driver;
     "command" => command::Command, driver;
