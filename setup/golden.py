@@ -32,6 +32,12 @@ FOLDERS = {
     "models/internlm2_tokenizer": [],
     "models/internvl_prompts": [],
     "models/internvl_tiling": ["img0.png", "img1.png", "img2.png"],
+    "models/internvl2_qwen2": [],
+    "models/internvl2_internlm2": [],
+    "models/internvl_hf": [],
+    "models/blip2_opt": [],
+    "models/blip2_t5": [],
+    "models/deepseek_vl": [],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }

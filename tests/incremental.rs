@@ -22,10 +22,10 @@ const NONE: [(&str, u64); 0] = [];
 fn second_run_computes_nothing() {
     let lab = Lab::new(TOY);
     let first = lab.run(&[]);
-    assert_eq!(computed(&first).len(), 13, "{first:?}");
+    assert_eq!(computed(&first).len(), 14, "{first:?}");
     let second = lab.run(&[]);
     assert_eq!(computed(&second), NONE);
-    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 13);
+    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 14);
     let rows = lab.sql(
         ".vlmdiff",
         "select class, n_images, n_anomalous, image_auroc is null from metrics where protocol = 'exact'",

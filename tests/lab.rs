@@ -65,6 +65,7 @@ tables:
     from: [images, reconstructions]
     with: { extractor: efficientnet-lite0, layers: [4, 8], sigma: 1, score: { kernel_size: 3, repeats: 1 } }
   metrics: { stage: evaluate, from: [images, anomaly_maps] }
+  verdicts: { stage: yes_no, from: { answers: captions }, with: { score: answer } }
   ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
   notes: { stage: read, with: { path: "#,
     env!("CARGO_MANIFEST_DIR"),

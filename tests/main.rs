@@ -8,6 +8,7 @@ mod concurrent;
 mod damage;
 mod dataset;
 mod dependencies;
+mod describing;
 mod executors;
 mod fits;
 mod golden;

@@ -93,11 +93,11 @@ proptest! {
     /// A variable's value is text, even if it looks like YAML.
     #[test]
     fn variable_value_is_passed_unchanged(value in "([ -~]|\\n|\\t|é|\\$\\{X\\}|: |- |# ){0,24}") {
-        let text = LIGHT.replace("default: nothing", "default: \"${X}\"").replace("name: light\n", "name: light\n# ${Y}\n");
+        let text = LIGHT.replace("root: data", "root: \"${X}\"").replace("name: light\n", "name: light\n# ${Y}\n");
         let lookup = |name: &str| (name == "X").then(|| value.clone());
         let loaded = pipeline::parse("p.yaml", "p", &text, KINDS, &[], &[], &lookup).unwrap();
         prop_assert_eq!(loaded.tables.len(), 3);
-        prop_assert_eq!(&loaded.tables[1].stage.params()["default"], &serde_json::json!(value));
+        prop_assert_eq!(&loaded.tables[0].stage.params()["root"], &serde_json::json!(value));
     }
 }
 

@@ -25,6 +25,19 @@ use crate::{
 pub trait Captioner:
     Clone + Debug + Serialize + DeserializeOwned + JsonSchema + Validate<Context = ()> + Send + Sync
 {
+    /// The names by which `model:` chooses the captioner.
+    const NAMES: &'static [&'static str];
+
+    /// Returns the name by which it was chosen.
+    fn name(&self) -> &'static str {
+        Self::NAMES[0]
+    }
+
+    /// Returns the same captioner under another of its names. A captioner with one name ignores it.
+    fn named(self, _name: &'static str) -> Self {
+        self
+    }
+
     /// Returns the revision of the captioner. It is raised when the same parameters mean other captions.
     fn revision(&self) -> u32 {
         1

@@ -125,6 +125,8 @@ fn is_of_coco(path: &str) -> bool {
 }
 
 impl Captioner for CocoCaptions {
+    const NAMES: &'static [&'static str] = &["coco"];
+
     fn reads(&self) -> Vec<Column> {
         vec![Column::new(CLASS, DataType::Utf8)]
     }

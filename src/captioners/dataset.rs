@@ -32,6 +32,8 @@ pub struct DatasetCaptions {
 }
 
 impl Captioner for DatasetCaptions {
+    const NAMES: &'static [&'static str] = &["dataset"];
+
     fn reads(&self) -> Vec<Column> {
         vec![captions::caption_column(), Column::new(CLASS, DataType::Utf8)]
     }

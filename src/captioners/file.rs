@@ -72,6 +72,8 @@ impl FileCaptions {
 }
 
 impl Captioner for FileCaptions {
+    const NAMES: &'static [&'static str] = &["file"];
+
     fn reads(&self) -> Vec<Column> {
         vec![Column::new(CLASS, DataType::Utf8)]
     }

@@ -3,11 +3,15 @@
 //! A captioner is a struct with its parameters and [`Captioner`]; `captioners!` lists them with the process in which they
 //! describe images.
 
+mod blip2;
 mod captioner;
 mod coco;
 mod dataset;
+mod deepseek_vl;
 mod file;
 mod index;
+mod internvl;
+mod language;
 mod lookup;
 mod pairs;
 mod parameters;
@@ -18,7 +22,7 @@ mod wording;
 
 use arrow::datatypes::SchemaRef;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::Value;
 
 use crate::engine::{
@@ -27,37 +31,64 @@ use crate::engine::{
     store::Note,
 };
 pub use captioner::Captioner;
+use language::ModelCaptions;
 
-/// Defines [`AnyCaptioner`]: `Template(template::TemplateCaptions) = "template", driver;` is the captioner `model:
-/// template`, which describes images in the driver.
+/// Defines [`AnyCaptioner`]: `Template(template::TemplateCaptions), driver;` is a captioner that describes images in the
+/// driver.
 macro_rules! captioners {
-    ($($variant:ident($captioner:ty) = $name:literal, $place:ident;)*) => {
+    ($($variant:ident($captioner:ty), $place:ident;)*) => {
         /// A captioner with its parameters, as `model:` chooses it.
-        #[derive(Clone, Debug, Serialize)]
-        #[serde(tag = "model")]
+        #[derive(Clone, Debug)]
         pub enum AnyCaptioner {
             $(
-                #[doc = concat!("`model: ", $name, "`")]
-                #[serde(rename = $name)]
+                #[allow(missing_docs)]
                 $variant($captioner),
             )*
         }
 
-        /// The names of the captioners.
-        pub const NAMES: &[&str] = &[$($name),*];
-
         impl AnyCaptioner {
+            /// Returns the names of the captioners.
+            pub fn names() -> Vec<&'static str> {
+                [$(<$captioner>::NAMES),*].concat()
+            }
+
             /// Reads the parameters of the captioner of this name; `None` if there is none.
             fn of(name: &str, parameters: &Value) -> Option<Result<Self, ParamError>> {
-                match name {
-                    $($name => Some(serde_path_to_error::deserialize(parameters).map(Self::$variant).map_err(ParamError::from)),)*
-                    _ => None,
+                $(
+                    if let Some(name) = <$captioner>::NAMES.iter().find(|known| **known == name) {
+                        let read = serde_path_to_error::deserialize::<_, $captioner>(parameters);
+                        return Some(read.map(|read| Self::$variant(read.named(name))).map_err(ParamError::from));
+                    }
+                )*
+                None
+            }
+
+            /// Returns the JSON Schemas of all captioners, with the names of each.
+            fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static [&'static str], Value)> {
+                vec![$((<$captioner>::NAMES, <$captioner as JsonSchema>::json_schema(generator).to_value())),*]
+            }
+
+            /// Returns the process in which it describes images.
+            pub fn place(&self) -> Place {
+                match self {
+                    $(Self::$variant(_) => captioners!(@place $place),)*
                 }
             }
 
-            /// Returns the JSON Schemas of all captioners, by name.
-            fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Value)> {
-                vec![$(($name, <$captioner as JsonSchema>::json_schema(generator).to_value())),*]
+            /// Opens the captioner in the driver, where [`place`](Self::place) says so. The code of captioners that run
+            /// in a worker is not named here: the driver would be linked to libtorch.
+            pub fn open_in_driver(self, context: &Context) -> Result<Box<dyn Operator>> {
+                match self {
+                    $(Self::$variant(captioner) => captioners!(@open_in_driver $place, captioner, context),)*
+                }
+            }
+
+            /// Opens the captioner in a worker, which can open all of them. The driver must not name this: it would then
+            /// be linked to libtorch.
+            pub fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+                match self {
+                    $(Self::$variant(captioner) => captioner.open(context),)*
+                }
             }
 
             /// Returns the revision of the captioner.
@@ -108,27 +139,12 @@ macro_rules! captioners {
                     $(Self::$variant(captioner) => captioner.review(table),)*
                 }
             }
+        }
 
-            /// Returns the process in which it describes images.
-            pub fn place(&self) -> Place {
+        impl Serialize for AnyCaptioner {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 match self {
-                    $(Self::$variant(_) => captioners!(@place $place),)*
-                }
-            }
-
-            /// Opens the captioner in the driver, where [`place`](Self::place) says so. The code of captioners that run
-            /// in a worker is not named here: the driver would be linked to libtorch.
-            pub fn open_in_driver(self, context: &Context) -> Result<Box<dyn Operator>> {
-                match self {
-                    $(Self::$variant(captioner) => captioners!(@open_in_driver $place, captioner, context),)*
-                }
-            }
-
-            /// Opens the captioner in a worker, which can open all of them. The driver must not name this: it would then
-            /// be linked to libtorch.
-            pub fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-                match self {
-                    $(Self::$variant(captioner) => captioner.open(context),)*
+                    $(Self::$variant(captioner) => Chosen::of(captioner).serialize(serializer),)*
                 }
             }
         }
@@ -158,11 +174,28 @@ macro_rules! captioners {
 }
 
 captioners! {
-    Dataset(dataset::DatasetCaptions) = "dataset", driver;
-    Template(template::TemplateCaptions) = "template", driver;
-    File(file::FileCaptions) = "file", driver;
-    Pairs(pairs::PairCaptions) = "pairs", driver;
-    Coco(coco::CocoCaptions) = "coco", driver;
+    Dataset(dataset::DatasetCaptions), driver;
+    Template(template::TemplateCaptions), driver;
+    File(file::FileCaptions), driver;
+    Pairs(pairs::PairCaptions), driver;
+    Coco(coco::CocoCaptions), driver;
+    InternVl(ModelCaptions<internvl::InternVlFamily>), worker;
+    Blip2(ModelCaptions<blip2::Blip2Family>), worker;
+    DeepseekVl(ModelCaptions<deepseek_vl::DeepseekVlFamily>), worker;
+}
+
+/// The parameters of a captioner beside the name that chose it.
+#[derive(Serialize)]
+struct Chosen<'a, C> {
+    model: &'static str,
+    #[serde(flatten)]
+    parameters: &'a C,
+}
+
+impl<'a, C: Captioner> Chosen<'a, C> {
+    fn of(captioner: &'a C) -> Self {
+        Self { model: captioner.name(), parameters: captioner }
+    }
 }
 
 impl AnyCaptioner {
@@ -171,7 +204,7 @@ impl AnyCaptioner {
         let mut parameters = parameters.clone();
         let at = |path: &str, message: String| ParamError { path: path.to_owned(), message };
         let model = parameters.as_object_mut().and_then(|all| all.shift_remove("model"));
-        let names = || NAMES.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let names = || Self::names().iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         match model {
             None => Err(at("", format!("missing field `model`, one of {}", names()))),
             Some(Value::String(name)) => Self::of(&name, &parameters)

@@ -144,6 +144,8 @@ pub(super) fn files_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 impl Captioner for PairCaptions {
+    const NAMES: &'static [&'static str] = &["pairs"];
+
     fn reads(&self) -> Vec<Column> {
         vec![Column::new(CLASS, DataType::Utf8)]
     }

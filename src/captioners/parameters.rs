@@ -5,20 +5,24 @@ use std::collections::BTreeSet;
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-/// One parameter, with the captioners that describe it in the same way.
+/// The names of a captioner.
+type Names = &'static [&'static str];
+
+/// One parameter, with the names of the captioners that describe it in the same way.
 struct Parameter {
     name: String,
     schema: Value,
-    captioners: Vec<&'static str>,
+    captioners: Vec<Names>,
 }
 
 /// Merges the schemas of all captioners into one of a flat object, in which `model` chooses the captioner. The names of
 /// all parameters stand in `properties`, where editors and `--set` look for them; `allOf` says which of them go with which
 /// captioner.
-pub(super) fn merged(captioners: Vec<(&'static str, Value)>) -> Schema {
+pub(super) fn merged(captioners: Vec<(Names, Value)>) -> Schema {
     let (mut parameters, mut models, mut rules) = (Vec::<Parameter>::new(), Vec::new(), Vec::new());
     for (captioner, schema) in &captioners {
-        models.push(json!({ "const": captioner, "description": schema["description"] }));
+        let chosen = |name: &&str| json!({ "const": name, "description": schema["description"] });
+        models.extend(captioner.iter().map(chosen));
         rules.push(rule(captioner, schema));
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
             match parameters.iter_mut().find(|known| known.name == *name && known.schema == *property) {
@@ -52,20 +56,29 @@ pub(super) fn merged(captioners: Vec<(&'static str, Value)>) -> Schema {
 }
 
 /// Returns the rule that `model: CAPTIONER` needs some parameters and goes with no others than its own.
-fn rule(captioner: &str, schema: &Value) -> Value {
+fn rule(captioner: Names, schema: &Value) -> Value {
     let names: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| &**name).collect();
     let names: Vec<&str> = std::iter::once("model").chain(names).collect();
     let mut then = json!({ "propertyNames": { "enum": names } });
     if let Some(required) = schema.get("required") {
         then["required"] = required.clone();
     }
-    json!({ "if": { "properties": { "model": { "const": captioner } } }, "then": then })
+    json!({ "if": { "properties": { "model": { "enum": captioner } } }, "then": then })
+}
+
+/// Returns the names of a captioner in words: the first and the last of many.
+fn named(names: Names) -> String {
+    match names {
+        [first, .., last] => format!("`{first}` to `{last}`"),
+        [only] => format!("`{only}`"),
+        [] => String::new(),
+    }
 }
 
 /// Describes the parameters of one name, each with its captioners.
 fn property(same: &[&Parameter]) -> Value {
     let described = |parameter: &Parameter| {
-        let captioners: Vec<String> = parameter.captioners.iter().map(|name| format!("`{name}`")).collect();
+        let captioners: Vec<String> = parameter.captioners.iter().map(|names| named(names)).collect();
         let text = parameter.schema["description"].as_str().unwrap_or_default();
         format!("With {}: {text}", captioners.join(", "))
     };

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::wording::Wording;
 use crate::engine::stage::Misfit;
 
-/// The prompts that have a name: the paper's, and those of the authors' code, which ask for a length.
-const NAMED: [(&str, &str); 5] = [
+/// The prompts that have a name: the paper's; those of the authors' code, which ask for a length; and a question whose
+/// answer is a verdict (paper, section 4.5, which does not print its own).
+const NAMED: [(&str, &str); 6] = [
     ("paper", "Describe the main object in detail."),
     ("paper-coco", "Describe the visual features of image in detail."),
     (
@@ -21,9 +22,13 @@ const NAMED: [(&str, &str); 5] = [
         "Be a pixel level visual defect inspector, and describe whether there is a defect or not on the main object \
          itself, with around 60 words and maybe 4 or 5 sentences.",
     ),
+    (
+        "yes-no",
+        "Be a pixel level visual defect inspector. Is there a defect on the main object itself? Answer with yes or no.",
+    ),
 ];
 
-/// A prompt: `paper`, `paper-coco`, `pd`, `coco` or `pa`, or any text of several words, in which `{class}` stands for the
+/// A prompt: `paper`, `paper-coco`, `pd`, `coco`, `pa` or `yes-no`, or any text of several words, in which `{class}` stands for the
 /// image's class. Empty for a model that describes images without being asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -49,6 +54,11 @@ impl Prompt {
             return Err(Misfit::parameter(parameter, message));
         }
         Wording::new(self.0.clone()).check(parameter)
+    }
+
+    /// Returns true if the words depend on the image's class.
+    pub fn has_class(&self) -> bool {
+        self.text("a", None) != self.text("b", None)
     }
 
     fn named(&self) -> Option<&'static str> {
@@ -200,8 +210,9 @@ mod tests {
         }
         let told = |prompt: &str| Prompt::new(prompt).check("prompt").unwrap_err().to_string();
         assert!(
-            told("papr")
-                .starts_with("`prompt`: no prompt is called `papr`; there are paper, paper-coco, pd, coco, pa,")
+            told("papr").starts_with(
+                "`prompt`: no prompt is called `papr`; there are paper, paper-coco, pd, coco, pa, yes-no,"
+            )
         );
         assert!(told("Describe the {klass}.").contains("`{klass}` at character 14 is no placeholder"));
     }

@@ -40,6 +40,8 @@ impl TemplateCaptions {
 }
 
 impl Captioner for TemplateCaptions {
+    const NAMES: &'static [&'static str] = &["template"];
+
     fn reads(&self) -> Vec<Column> {
         vec![Column::new(CLASS, DataType::Utf8)]
     }

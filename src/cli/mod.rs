@@ -1,5 +1,6 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
+mod caption;
 mod diff;
 mod gc;
 mod graph;
@@ -81,6 +82,8 @@ enum Command {
     Plan(plan::Plan),
     /// List the published tables and what the store holds.
     Status(status::Status),
+    /// Describe photographs by a vision-language model.
+    Caption(caption::Caption),
     /// Query the published tables.
     Sql(sql::Sql),
     /// Write an HTML page of metrics, curves and pictures.
@@ -198,6 +201,7 @@ fn command() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(command) => command.run(),
+        Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Sql(command) => command.run(),

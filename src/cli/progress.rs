@@ -30,6 +30,8 @@ struct Making {
     bar: Option<ProgressBar>,
     /// Bytes of the parts so far.
     bytes: u64,
+    /// The speed of the work, beside that of its rows; empty if none is known.
+    rate: String,
     /// The time at which the progress was last printed.
     said: Instant,
 }
@@ -79,18 +81,22 @@ impl Progress {
                     bar.enable_steady_tick(Duration::from_millis(200));
                     self.bars.add(bar)
                 });
-                self.tables.insert(table.clone(), Making { bar, bytes: 0, said: Instant::now() });
+                self.tables.insert(table.clone(), Making { bar, bytes: 0, rate: String::new(), said: Instant::now() });
             }
             Event::Progress { table, done, total, unit } => {
                 let Some(making) = self.tables.get_mut(table) else { return };
                 if let Some(bar) = &making.bar {
                     bar.set_length(*total);
-                    bar.set_message(printable(unit).into_owned());
+                    bar.set_message(printable(&format!("{unit}{}", making.rate)).into_owned());
                     bar.set_position(*done);
                 } else if making.said.elapsed() > SAY_EVERY {
                     making.said = Instant::now();
-                    self.line(table, &format!("{done}/{total} {unit}"));
+                    let line = format!("{done}/{total} {unit}{}", making.rate);
+                    self.line(table, &line);
                 }
+            }
+            Event::Rate { table, rate } => {
+                self.tables.get_mut(table).into_iter().for_each(|making| making.rate = format!(", {rate}"));
             }
             Event::PartCommitted { table, bytes, .. } => {
                 self.tables.get_mut(table).into_iter().for_each(|making| making.bytes += bytes);

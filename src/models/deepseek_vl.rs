@@ -124,6 +124,28 @@ pub fn memory(
     Ok(WeightBytes { in_file: text.in_file + rest.in_file, held: text.held + rest.held })
 }
 
+/// The pictures of the tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PictureSize {
+    /// The side of a picture, in pixels.
+    pub side: i64,
+    /// The visual tokens of a picture.
+    pub tokens: i64,
+}
+
+/// Returns the pictures of the tower, by the shapes of published weights alone.
+///
+/// # Errors
+/// The errors of [`names::canonical`], and [`CheckpointError::NoTensor`].
+pub fn picture_size(published: &Checkpoint) -> Result<PictureSize, CheckpointError> {
+    let checkpoint = names::canonical(published.clone())?;
+    let weights = Weights::new(&checkpoint, Arithmetic::default(), Device::Cpu).below("vision_model.vision_tower");
+    let kernel = weights.shape("patch_embed.proj.weight")?;
+    let (width, patch) = (kernel[0], kernel[kernel.len() - 1]);
+    let tokens = weights.shape("pos_embed")?.iter().product::<i64>() / width.max(1);
+    Ok(PictureSize { side: tokens.isqrt() * patch, tokens })
+}
+
 impl DeepseekVl {
     /// Opens a folder with `config.json` and weights.
     ///
@@ -175,13 +197,8 @@ impl DeepseekVl {
         &self.decoder
     }
 
-    /// Returns the side of the pictures, in pixels.
-    pub fn image_size(&self) -> i64 {
-        self.vision.grid * self.vision.patch
-    }
-
-    /// Maps normalised pictures [B, 3, S, S] with S = [`image_size`](Self::image_size) to visual tokens [B, tokens,
-    /// width of the language model].
+    /// Maps normalised pictures [B, 3, S, S] of the [side](picture_size) of the tower to visual tokens [B, tokens, width of
+    /// the language model].
     pub fn visual_tokens(&self, images: &Tensor) -> Tensor {
         let (kind, device) = self.decoder.options();
         let mut x = self.vision.forward(&images.to_device(device).to_kind(kind)); // [B, tokens, D]
@@ -197,8 +214,6 @@ impl DeepseekVl {
 struct Siglip {
     width: i64,
     patch: i64,
-    /// Patches along a side.
-    grid: i64,
     /// [1, N, D]
     positions: Mapped,
     /// [D, 3, P, P] and \[D\]
@@ -211,7 +226,6 @@ impl Siglip {
     fn load(weights: &Weights<'_>, heads: Option<i64>) -> Result<Self, CheckpointError> {
         let kernel = weights.shape("patch_embed.proj.weight")?;
         let (width, patch) = (kernel[0], kernel[kernel.len() - 1]);
-        let tokens = weights.shape("pos_embed")?.iter().product::<i64>() / width.max(1);
         let heads = heads.unwrap_or(width / HEAD_DIM).max(1);
         let hidden = weights.shape("blocks.0.mlp.fc1.weight")?[0];
         let config = BlockConfig {
@@ -228,7 +242,6 @@ impl Siglip {
         Ok(Self {
             width,
             patch,
-            grid: tokens.isqrt(),
             positions: weights.tensor("pos_embed", &weights.shape("pos_embed")?)?,
             patches: [
                 weights.tensor("patch_embed.proj.weight", &[width, 3, patch, patch])?,

@@ -287,6 +287,7 @@ impl File {
 /// A decoded row.
 struct Image {
     uri: Option<String>,
+    file_digest: Option<String>,
     width: u32,
     height: u32,
     caption: Option<String>,
@@ -348,6 +349,7 @@ impl Reader {
     }
 
     fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
+        let file_digest = image.content.map(|content| content.to_string());
         let (address, Photograph { image, turn, mut notes }) = image.decode(decode::photograph)?;
         let (width, height) = image.dimensions();
         let size = self.stage.size;
@@ -379,7 +381,7 @@ impl Reader {
         let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri: Some(address), width, height, caption, pixels, mask, mask_grey, notes })
+        Ok(Image { uri: Some(address), file_digest, width, height, caption, pixels, mask, mask_grey, notes })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -398,6 +400,7 @@ impl Reader {
         let sample = synthetic::render(&item, spec.seed, size);
         Ok(Image {
             uri: None,
+            file_digest: None,
             width: size,
             height: size,
             caption: Some(sample.caption),
@@ -433,6 +436,7 @@ impl Reader {
             listed(LABEL)?,
             listed(DEFECT)?,
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.uri.as_deref()))),
+            Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.file_digest.as_deref()))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.height))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),

@@ -8,7 +8,7 @@ use arrow::{
 };
 
 pub use super::images::CAPTION;
-use super::images::image_id;
+use super::{anomaly_maps::SCORE, images::image_id};
 use crate::engine::stage::{Column, Sink};
 
 /// Returns the schema of captions.
@@ -25,6 +25,9 @@ pub const PROMPT: &str = "prompt";
 /// The name of the language model.
 pub const MODEL: &str = "model";
 
+/// The probability that the first token of an answer says yes, among those that say yes or no.
+pub const YES_PROBABILITY: &str = "yes_probability";
+
 /// Returns the schema of captions that a language model wrote. Captions without a model lack these columns: the columns of a
 /// stage are part of its identity, and tables of earlier versions would be stale.
 pub fn generated_schema() -> SchemaRef {
@@ -35,6 +38,20 @@ pub fn generated_schema() -> SchemaRef {
         Field::new(FINISH_REASON, DataType::Utf8, true),
         Field::new(PROMPT, DataType::Utf8, true),
         Field::new(MODEL, DataType::Utf8, false),
+        Field::new(YES_PROBABILITY, DataType::Float32, true),
+    ]))
+}
+
+/// The verdict of an answer to a yes/no question.
+pub const VERDICT: &str = "verdict";
+
+/// Returns the schema of answers to a yes/no question that are read as verdicts.
+pub fn verdict_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        image_id(),
+        Field::new(SCORE, DataType::Float32, false),
+        Field::new(VERDICT, DataType::Boolean, true),
+        Field::new(CAPTION, DataType::Utf8, false),
     ]))
 }
 

@@ -24,6 +24,8 @@ pub const LABEL: &str = "label";
 pub const DEFECT: &str = "defect";
 /// The file that the image was read from.
 pub const URI: &str = "uri";
+/// The BLAKE3 digest of the file, as text.
+pub const FILE_DIGEST: &str = "file_digest";
 /// The width of the file's image.
 pub const WIDTH: &str = "width";
 /// The height of the file's image.
@@ -51,6 +53,7 @@ pub fn schema(size: usize) -> SchemaRef {
         Field::new(LABEL, DataType::Boolean, false),
         Field::new(DEFECT, DataType::Utf8, false),
         volatile(Field::new(URI, DataType::Utf8, true)),
+        Field::new(FILE_DIGEST, DataType::Utf8, true),
         Field::new(WIDTH, DataType::UInt32, false),
         Field::new(HEIGHT, DataType::UInt32, false),
         Field::new(CAPTION, DataType::Utf8, true),

@@ -132,6 +132,7 @@ fn picture_row(class_name: &str, class: &Class, path: &str, picture: &Picture) -
         ("defect".to_owned(), json!(parts[1])),
         ("width".to_owned(), json!(SIDE)),
         ("height".to_owned(), json!(SIDE)),
+        ("file_digest".to_owned(), json!(blake3::hash(&picture.file()).to_hex()[..32])),
         ("first".to_owned(), json!(picture.colour[0])),
         ("last".to_owned(), json!(picture.colour[2])),
     ]);

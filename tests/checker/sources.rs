@@ -128,13 +128,7 @@ impl Sources {
     pub(super) fn write_picture(&self, class: &str, path: &str, folder: &Path, manner: Manner) {
         let class_folder = folder.join("photos").join(class);
         let picture = &self.classes[class].pictures[path];
-        let bytes = if picture.is_broken {
-            let [r, g, b] = picture.colour;
-            format!("no picture {r:03} {g:03} {b:03}").into_bytes()
-        } else {
-            png(|_| picture.colour)
-        };
-        put(&class_folder.join(path), &bytes, manner);
+        put(&class_folder.join(path), &picture.file(), manner);
         let Some(mask) = mask_path(path) else { return };
         let mask = class_folder.join(mask);
         if self.classes[class].has_masks {
@@ -159,6 +153,17 @@ impl Sources {
         let class_folder = folder.join("photos").join(class);
         fs::remove_file(class_folder.join(path)).unwrap();
         let _ = mask_path(path).map(|mask| fs::remove_file(class_folder.join(mask)));
+    }
+}
+
+impl Picture {
+    /// Returns the content of its file.
+    pub(super) fn file(&self) -> Vec<u8> {
+        if self.is_broken {
+            let [r, g, b] = self.colour;
+            return format!("no picture {r:03} {g:03} {b:03}").into_bytes();
+        }
+        png(|_| self.colour)
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use serde_json::Value;
 use tch::Device;
 use vlmdiff::models::{
-    deepseek_vl::{DeepseekVl, DeepseekVlConfig, read_config},
+    deepseek_vl::{DeepseekVl, DeepseekVlConfig, picture_size, read_config},
     nn::observe,
 };
 
@@ -28,7 +28,8 @@ pub(super) fn compare(case: &Case) {
         case.part(|| {
             let model = open(case, folder);
             let images = case.input("pixel_values");
-            case.equal("image_size", &model.image_size(), &images.size()[3]);
+            let side = picture_size(&case.checkpoint(folder)).unwrap().side;
+            case.equal("side of a picture", &side, &images.size()[3]);
             let (visual, maps) = observe(|| model.visual_tokens(&images));
             case.close("vision", &maps["vision"], 1.);
             case.close("aligned", &visual, 1.);

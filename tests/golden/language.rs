@@ -8,7 +8,7 @@ use vlmdiff::models::{
     checkpoint::Checkpoint,
     language::{
         decoder::Decoder,
-        generate::{Answer, Finish, Generation, Prompt, generate},
+        generate::{Answer, Finish, Generation, Heard, Prompt, generate},
         weights::{Arithmetic, Computing},
     },
 };
@@ -44,8 +44,12 @@ pub(super) fn greedy(case: &Case, decoder: &Decoder, embeddings: &Tensor, whole:
     };
     let prompt = Prompt { key: String::new(), embeddings: embeddings.shallow_clone() };
     let mut answers: Vec<Answer> = vec![];
-    generate::<Infallible>(decoder, &options, [Ok(prompt)], |answer| {
-        answers.push(answer.unwrap());
+    generate::<Infallible>(decoder, &options, [Ok(prompt)], |heard| {
+        match heard {
+            Heard::Answer(answer) => answers.push(answer),
+            Heard::TooLong(too_long) => panic!("{too_long}"),
+            Heard::Step(_) => {}
+        }
         Ok(())
     })
     .unwrap_or_else(|never| match never {});

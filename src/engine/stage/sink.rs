@@ -24,7 +24,7 @@ use crate::engine::{
     store::{Encoder, Entry, EntryNote, NAMED, PartRef, RowError, Store, encode_part, state_name, to_stored},
 };
 
-/// The time after which a running task commits the rows so far.
+/// The time after which a running task commits the rows so far, unless the operator asks for another.
 const COMMIT_EVERY: Duration = Duration::from_secs(30);
 
 /// The interval at which the rows so far of a table that is made as a whole are shown.
@@ -47,6 +47,7 @@ pub struct Sink<'a> {
     notes: BTreeMap<String, Vec<String>>,
     entries: Vec<Entry>,
     committed: Instant,
+    commit_every: Duration,
     shown: Option<Instant>,
     stop: &'a Stop,
     report: &'a mut dyn FnMut(Report),
@@ -86,6 +87,7 @@ impl<'a> Sink<'a> {
             notes: BTreeMap::new(),
             entries: Vec::new(),
             committed: Instant::now(),
+            commit_every: COMMIT_EVERY,
             shown: None,
             stop,
             report,
@@ -157,12 +159,17 @@ impl<'a> Sink<'a> {
         self.write_columns(std::iter::once(ids).chain(columns).collect())
     }
 
+    /// Commits the rows so far after this time, if a row takes so long that few of them should be lost in a crash.
+    pub fn commit_every(&mut self, time: Duration) {
+        self.commit_every = time;
+    }
+
     /// Reports the progress of a row-per-row stage, commits from time to time, and returns an error after a request
     /// to stop.
     fn advance(&mut self) -> Result<()> {
         self.progress_rows();
         let is_interrupted = self.is_interrupted() && self.written.contains(&false);
-        if is_interrupted || self.committed.elapsed() > COMMIT_EVERY {
+        if is_interrupted || self.committed.elapsed() > self.commit_every {
             self.commit()?;
         }
         if is_interrupted { Err(Error::Interrupted) } else { Ok(()) }
@@ -235,6 +242,21 @@ impl<'a> Sink<'a> {
     /// Sends a message to the user who runs the pipeline.
     pub fn log(&mut self, message: impl ToString) {
         (self.report)(Report::Log { message: message.to_string() });
+    }
+
+    /// Returns [`Error::Interrupted`] if a stop was requested, after a commit of the rows so far. For a row-per-row
+    /// stage whose rows take long.
+    pub fn check_interrupted(&mut self) -> Result<()> {
+        if !self.is_interrupted() {
+            return Ok(());
+        }
+        self.commit()?;
+        Err(Error::Interrupted)
+    }
+
+    /// Reports how fast the work goes, such as `41 tokens/s`.
+    pub fn rate(&mut self, rate: impl ToString) {
+        (self.report)(Report::Rate { rate: rate.to_string() });
     }
 
     /// Returns true if a stop was requested. The operator must then save its work and return [`Error::Interrupted`].

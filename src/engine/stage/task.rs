@@ -187,6 +187,11 @@ pub enum Report {
         /// The unit.
         unit: Unit,
     },
+    /// The speed of the work, beside that of its rows.
+    Rate {
+        /// The speed, such as `41 tokens/s`.
+        rate: String,
+    },
     /// A part was committed.
     Committed {
         /// The number of its rows.

@@ -63,6 +63,13 @@ pub enum Event {
         /// The unit: `rows` or `steps`.
         unit: String,
     },
+    /// The speed of a table's work, beside that of its rows.
+    Rate {
+        /// The table.
+        table: String,
+        /// The speed, such as `41 tokens/s`.
+        rate: String,
+    },
     /// A part is stored; its rows need not be computed again.
     PartCommitted {
         /// The table.
@@ -132,6 +139,22 @@ pub enum Event {
 }
 
 impl Event {
+    /// Returns the table that the event is about; `None` for one about the run.
+    pub fn table(&self) -> Option<&str> {
+        match self {
+            Self::RunStarted { .. } | Self::RunFinished { .. } => None,
+            Self::TableFresh { table, .. }
+            | Self::TableStarted { table, .. }
+            | Self::Progress { table, .. }
+            | Self::Rate { table, .. }
+            | Self::PartCommitted { table, .. }
+            | Self::RowFailed { table, .. }
+            | Self::Log { table, .. }
+            | Self::Note { table, .. }
+            | Self::TablePublished { table, .. } => Some(table),
+        }
+    }
+
     /// Returns the event with secrets replaced by the names of their variables.
     pub(in crate::engine) fn without(self, secrets: &Secrets) -> Self {
         if secrets.is_empty() {

@@ -154,7 +154,7 @@ impl Run {
                 self.error = error;
                 self.interrupted = interrupted;
             }
-            Event::Progress { .. } | Event::Log { .. } | Event::Note { .. } => {}
+            Event::Progress { .. } | Event::Rate { .. } | Event::Log { .. } | Event::Note { .. } => {}
         }
     }
 

@@ -42,6 +42,17 @@ pub struct Answer {
     pub first_logits: Tensor,
 }
 
+/// What [`generate`] tells while it works.
+#[derive(Debug)]
+pub enum Heard {
+    /// A text has ended.
+    Answer(Answer),
+    /// A prompt is left out.
+    TooLong(PromptTooLong),
+    /// One more token of each text was computed; the tokens and times so far.
+    Step(Speed),
+}
+
 /// A prompt that has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the prompt has {tokens} tokens, and a row has places for {places} with at least one of the answer")]
@@ -94,12 +105,12 @@ pub struct Speed {
 /// the last digits of the arithmetic.
 ///
 /// # Errors
-/// The first error of `prompts` or `answered`, at once.
+/// The first error of `prompts` or `heard`, at once.
 pub fn generate<E>(
     model: &Decoder,
     options: &Generation,
     prompts: impl IntoIterator<Item = Result<Prompt, E>>,
-    mut answered: impl FnMut(Result<Answer, PromptTooLong>) -> Result<(), E>,
+    mut heard: impl FnMut(Heard) -> Result<(), E>,
 ) -> Result<Speed, E> {
     let _no_grad = tch::no_grad_guard();
     let mut prompts = prompts.into_iter().enumerate().fuse();
@@ -110,7 +121,7 @@ pub fn generate<E>(
             let Some((number, prompt)) = prompts.next() else { break };
             match batch.check(number, prompt?) {
                 Ok(prompt) => admitted.push(prompt),
-                Err(too_long) => answered(Err(too_long))?,
+                Err(too_long) => heard(Heard::TooLong(too_long))?,
             }
         }
         let mut ended = batch.admit(admitted);
@@ -119,8 +130,9 @@ pub fn generate<E>(
         }
         ended.extend(batch.step());
         for answer in ended {
-            answered(Ok(answer))?;
+            heard(Heard::Answer(answer))?;
         }
+        heard(Heard::Step(batch.speed))?;
     }
 }
 

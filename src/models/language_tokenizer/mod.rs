@@ -84,6 +84,20 @@ impl LanguageTokenizer {
         self.size
     }
 
+    /// Checks that a language model with embeddings of `known` tokens knows all of these.
+    ///
+    /// # Errors
+    /// Says that the files are not of one download.
+    pub fn check_fits(&self, known: i64) -> Result<(), TokenizerError> {
+        if self.size as i64 <= known {
+            return Ok(());
+        }
+        Err(TokenizerError(format!(
+            "{}: its tokenizer has {} tokens and its weights know {known}; both have to be of one download",
+            self.place, self.size
+        )))
+    }
+
     /// Returns the id of a token, such as `<|im_end|>`.
     pub fn id(&self, token: &str) -> Result<u32, TokenizerError> {
         let missing = || TokenizerError(format!("{}: it has no token {token}", self.place));

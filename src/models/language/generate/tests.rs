@@ -77,9 +77,12 @@ fn answers(model: &Decoder, options: &Generation, prompts: &[Vec<i64>]) -> BTree
         Ok(Prompt { key: format!("{ids:?}"), embeddings: model.embed(&Tensor::from_slice(ids)) })
     };
     let mut answers = BTreeMap::new();
-    generate(model, options, prompts.iter().map(prompt), |answer| {
-        let answer = answer.unwrap();
-        assert!(answers.insert(answer.prompt, answer).is_none());
+    generate(model, options, prompts.iter().map(prompt), |heard| {
+        match heard {
+            Heard::Answer(answer) => assert!(answers.insert(answer.prompt, answer).is_none()),
+            Heard::TooLong(too_long) => panic!("{too_long}"),
+            Heard::Step(_) => {}
+        }
         Ok(())
     })
     .unwrap_or_else(|never| match never {});
@@ -188,10 +191,11 @@ fn a_prompt_without_a_place_for_its_answer_is_told_and_the_others_go_on() {
             Ok(Prompt { key: String::new(), embeddings: model.embed(&Tensor::from_slice(&ids)) })
         };
         let mut lengths = BTreeMap::new();
-        generate(&model, &options, prompts().into_iter().map(prompt), |answer| {
-            match answer {
-                Ok(answer) => _ = lengths.insert(answer.prompt, answer.tokens.len()),
-                Err(too_long) => told.push(too_long),
+        generate(&model, &options, prompts().into_iter().map(prompt), |heard| {
+            match heard {
+                Heard::Answer(answer) => _ = lengths.insert(answer.prompt, answer.tokens.len()),
+                Heard::TooLong(too_long) => told.push(too_long),
+                Heard::Step(_) => {}
             }
             Ok(())
         })

@@ -1,0 +1,117 @@
+//! The memory of weights and of the keys and values of texts, compared with that of the machine before anything is
+//! loaded.
+
+use tch::Device;
+
+use crate::{
+    engine::{Error, Result},
+    models::language::weights::WeightBytes,
+};
+
+/// The number of texts that are written at once, if the run does not say.
+const ROWS: usize = 8;
+
+/// The memory of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::captioners) struct Memory {
+    /// The bytes of the weights.
+    weights: u64,
+    /// The bytes of keys and values.
+    cache: u64,
+    /// The number of texts at once.
+    pub(in crate::captioners) rows: usize,
+}
+
+impl Memory {
+    /// Chooses the number of texts at once: `rows` if the run says so, or as many up to 8 as fit. `cache` returns the
+    /// bytes of keys and values of a number of texts.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the weights, or the texts that the run asks for, do not fit into the free memory. That of a GPU
+    /// is not known before it is used.
+    pub(in crate::captioners) fn plan(
+        weights: WeightBytes,
+        rows: Option<usize>,
+        cache: impl Fn(usize) -> u64,
+        device: Device,
+    ) -> Result<Self> {
+        Self::within(weights.total(), rows, cache, if device == Device::Cpu { free() } else { None })
+    }
+
+    fn within(weights: u64, rows: Option<usize>, cache: impl Fn(usize) -> u64, free: Option<u64>) -> Result<Self> {
+        let free = free.unwrap_or(u64::MAX);
+        let fits = |rows: &usize| weights.saturating_add(cache(*rows)) <= free;
+        let tried = rows.map_or_else(|| (1..=ROWS).rev().collect(), |rows| vec![rows]);
+        if let Some(rows) = tried.iter().copied().find(fits) {
+            return Ok(Self { weights, cache: cache(rows), rows });
+        }
+        let least = tried.last().copied().unwrap_or(1);
+        let texts = if least == 1 { "a text".to_owned() } else { format!("{least} texts at once") };
+        let advice = if fits(&1) {
+            "a smaller --batch-size"
+        } else {
+            "`precision: int8`, fewer `max_new_tokens` or `max_tiles`"
+        };
+        Err(Error::Memory(format!(
+            "the model needs {} for its weights and {} for the keys and values of {texts}, and {} are free; less is needed \
+             with {advice}, or a smaller model",
+            gib(weights),
+            gib(cache(least)),
+            gib(free)
+        )))
+    }
+
+    /// Returns a sentence about it.
+    pub(in crate::captioners) fn sentence(&self) -> String {
+        format!(
+            "weights take {}, and keys and values of {} texts at once up to {}",
+            gib(self.weights),
+            self.rows,
+            gib(self.cache)
+        )
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    if bytes < 1 << 30 {
+        return format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+    }
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// Returns the bytes that this process can take: what the system has free, pages of files included, or less if a control
+/// group allows less. `None` if the system does not say.
+fn free() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10;
+    Some(free_of_group().map_or(available, |group| group.min(available)))
+}
+
+/// Returns the bytes that the control group of the process still allows, pages of files included; `None` if it has no
+/// limit.
+fn free_of_group() -> Option<u64> {
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let most = number(read("memory.max")?)?;
+    let files = read("memory.stat")?.lines().find_map(|line| line.strip_prefix("file ")?.trim().parse::<u64>().ok());
+    Some(most.saturating_sub(number(read("memory.current")?)?.saturating_sub(files.unwrap_or_default())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_texts_as_fit_are_written_at_once() {
+        let plan =
+            |rows, free| Memory::within(1000, rows, |rows| 100 * rows as u64, Some(free)).map(|memory| memory.rows);
+        assert_eq!(plan(None, 5000).unwrap(), 8);
+        assert_eq!(plan(None, 1350).unwrap(), 3);
+        assert_eq!(plan(Some(20), 5000).unwrap(), 20);
+        let told = |rows, free| plan(rows, free).unwrap_err().to_string();
+        assert!(told(Some(4), 1300).contains("4 texts at once") && told(Some(4), 1300).contains("--batch-size"));
+        assert!(told(None, 1050).contains("`precision: int8`"), "{}", told(None, 1050));
+        assert!(free().is_none_or(|free| free > 1 << 20));
+    }
+}
