@@ -24,7 +24,7 @@ use crate::{
 /// The mean and standard deviation of CLIP's photographs, by which the tower sees pictures.
 const CLIP: Preprocessing = Preprocessing {
     mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-    std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+    std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
     size_multiple: 1,
 };
 /// The number of pictures that the tower sees at once.
