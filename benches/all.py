@@ -35,6 +35,7 @@ def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
         "engine": ("The engine", script("engine", "--output", folder, *small("--quick"))),
         "row_cost": ("The engine beside a bare loop", cargo("row_cost", *small("--quick"))),
         "networks": ("Networks", cargo("networks", *small("clip-text", "resnet50", "--rounds", "1"))),
+        "captioning": ("Captions", script("captioning", *small("--small", "--tokens", "4"))),
         "loading": ("Weights", script("loading", *small("--megabytes", "64", "--rounds", "1"))),
         "metrics": ("Metrics", script("metrics", *small("--maps", "10"))),
         "ingest": ("Photographs into tensors", script("ingest", *small("-n", "1", "--images", "40"))),
