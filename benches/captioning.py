@@ -12,12 +12,11 @@ because it writes the weights.
 import argparse
 import json
 import pathlib
-import subprocess
 import tempfile
 import time
 
 import peers
-from measure import Failed, built
+from measure import built, call
 
 QUESTION = 60
 ROUNDS = 3
@@ -134,14 +133,6 @@ def language_bytes(folder):
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     names = [name for name in header if "language_model" in name and "embed_tokens" not in name]
     return sum(header[name]["data_offsets"][1] - header[name]["data_offsets"][0] for name in names)
-
-
-def call(command):
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Failed(f"{' '.join(words)}: {done.stderr[-2000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import tempfile
 import time
 
 import peers
-from measure import Failed, built
+from measure import built, call
 
 
 def status(name):
@@ -109,14 +108,6 @@ def main():
                 ratio = f"{seconds['vlmdiff'] / seconds['Python']:.2f} x"
             print(f"| `{path.name}` | {seconds['vlmdiff']:.2f} s | {theirs} | {ratio} | {peak['vlmdiff']:.2f} | {their_peak} |",
                   flush=True)
-
-
-def call(command):
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Failed(f"{' '.join(words)}: {done.stderr[-2000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -41,6 +41,15 @@ def built(bench: str) -> str:
     return next(one["executable"] for one in said if one.get("executable") and one["target"]["name"] == bench)
 
 
+def call(command) -> str:
+    """Returns what a command prints; its failure is raised with the end of its message."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
 @dataclass
 class Run:
     """The measures of one process: wall-clock seconds, processor seconds, peak memory in MiB, and its count."""
