@@ -81,8 +81,7 @@ const ALL: &str = "select image_id, caption, tokens, finish_reason, prompt, mode
 
 #[test]
 fn captions_of_a_model_go_through_the_text_encoder_into_a_training() {
-    let model =
-        "{ model: internvl2-1b, weights: weights, max_new_tokens: 5, max_tiles: 2, prompt: 'A {class} of what?' }";
+    let model = "{ model: internvl2-1b, weights: weights, precision: f32, max_new_tokens: 5, max_tiles: 2, prompt: 'A {class} of what?' }";
     let lab = Lab::new(&TOY.replace("with: { model: dataset }", &format!("with: {model}")));
     weights(&lab, "internvl2_qwen2");
     lab.run(&["--until", "denoiser"]);
@@ -221,7 +220,8 @@ fn photographs_of_any_size_are_described_and_long_prompts_fail_alone() {
 
 #[test]
 fn answers_are_scores_that_are_evaluated() {
-    let model = "model: internvl2-1b, weights: weights, max_new_tokens: 2, max_tiles: 1, prompt: yes-no";
+    let model =
+        "model: internvl2-1b, weights: weights, precision: f32, max_new_tokens: 2, max_tiles: 1, prompt: yes-no";
     let lab = Lab::new(&format!(
         "name: verdicts\ntables:\n  images: {{ stage: ingest, with: {{ dataset: folder, root: data, size: 16 }} }}\n  \
          answers: {{ stage: caption, from: [images], where: \"split = 'test'\", with: {{ {model} }} }}\n  \
@@ -244,7 +244,17 @@ fn the_command_prints_captions_of_single_photographs() {
     let lab = lab("internvl2_qwen2", 2, "");
     let [first, second] = ["data/nut/train/good/000.png", "data/nut/train/good/001.png"];
     let caption = |more: &[&str]| {
-        let all = ["caption", "--model", "internvl2-1b", "--weights", "weights", "--set", "max_new_tokens=4"];
+        let all = [
+            "caption",
+            "--model",
+            "internvl2-1b",
+            "--weights",
+            "weights",
+            "--set",
+            "max_new_tokens=4",
+            "--set",
+            "precision=f32",
+        ];
         lab.vlmdiff(&[&all[..], more].concat())
     };
     let one = caption(&[first]);
