@@ -41,8 +41,8 @@ pub(super) enum Precision {
     Bf16,
     /// float32: twice the memory, and the last digits.
     F32,
-    /// The language model's matrices in int8, all else in bfloat16: half of the memory. On the CPU, where writing is
-    /// bound by reading weights, the fastest.
+    /// The language model's matrices in int8, all else in bfloat16: half of the memory. On a CPU it writes more slowly
+    /// than bfloat16.
     Int8,
 }
 
