@@ -61,7 +61,7 @@ pub trait Family: Clone + Debug + Send + Sync + 'static {
     fn open(opening: Opening) -> Result<Box<dyn VisionLanguageModel>>;
 }
 
-/// What a family loads its network from and for.
+/// The weights, parameters and device with which a family loads its network.
 pub struct Opening {
     /// The weights.
     pub checkpoint: Checkpoint,

@@ -1,4 +1,4 @@
-//! What a loaded vision-language model does.
+//! The contract of a loaded vision-language model: questions about photographs in, answers out.
 
 use image::RgbImage;
 use tch::{Kind, Tensor};
@@ -37,7 +37,7 @@ pub struct Answer {
     pub yes: Option<f32>,
 }
 
-/// What a model tells while it answers.
+/// A message of a model that answers questions.
 #[derive(Debug)]
 pub enum Told {
     /// The answer to question `number`, counted from 0 in the order of the questions.

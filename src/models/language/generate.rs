@@ -42,7 +42,7 @@ pub struct Answer {
     pub first_logits: Tensor,
 }
 
-/// What [`generate`] tells while it works.
+/// A message of [`generate`], which works on many texts.
 #[derive(Debug)]
 pub enum Heard {
     /// A text has ended.
