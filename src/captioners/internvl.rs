@@ -1,6 +1,5 @@
 //! `model: internvl…`: captions by InternVL.
 
-use serde_json::Value;
 use tch::Tensor;
 
 use super::{
@@ -53,7 +52,9 @@ impl Family for InternVlFamily {
     fn open(opening: Opening) -> Result<Box<dyn VisionLanguageModel>> {
         let folder = &opening.folder;
         let config = internvl::read_config(folder).map_err(input)?;
-        let conversation = conversation(folder)?;
+        // The native layout names no conversation, and is that of InternVL 3.
+        let conversation = config.template.as_deref().map_or(Ok(Conversation::InternVl25), Conversation::of_template);
+        let conversation = conversation.map_err(|e| Error::Input(format!("{}: config.json: {e}", folder.display())))?;
         let tokenizer = LanguageTokenizer::open(folder, Rules::Qwen2)?;
         let tokens = Tokens {
             image: config.image_token.map_or_else(|| tokenizer.id("<IMG_CONTEXT>").map(i64::from), Ok)?,
@@ -79,16 +80,6 @@ impl Family for InternVlFamily {
         )?;
         Ok(Box::new(chat))
     }
-}
-
-/// Returns the conversation that `template` in `config.json` names. The native layout of transformers has none there, and
-/// is that of InternVL 3.
-fn conversation(folder: &std::path::Path) -> Result<Conversation> {
-    let path = folder.join("config.json");
-    let wrong = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|e| wrong(e.to_string()))?;
-    let config: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    config["template"].as_str().map_or(Ok(Conversation::InternVl25), Conversation::of_template).map_err(wrong)
 }
 
 struct InternVlChat {

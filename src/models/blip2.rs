@@ -9,7 +9,7 @@ pub mod t5;
 pub use config::{Blip2Config, TextConfig};
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError, Mapped, format_error},
+    checkpoint::{self, Checkpoint, CheckpointError, Mapped},
     image_block::{BlockConfig, ImageBlock},
     language::{
         beam::{BeamAnswer, BeamSearch},
@@ -61,9 +61,7 @@ pub struct Blip2 {
 /// # Errors
 /// [`CheckpointError::Io`] if there is none, and [`CheckpointError::Format`] if it is not understood.
 pub fn read_config(folder: impl AsRef<Path>) -> Result<Blip2Config, CheckpointError> {
-    let path = folder.as_ref().join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
-    Blip2Config::from_json(&text).map_err(|problem| format_error(&path, problem))
+    checkpoint::read_config(folder, Blip2Config::from_json)
 }
 
 /// Returns the same weights with the names of [`ImageBlock`] in the tower.

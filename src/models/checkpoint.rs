@@ -459,6 +459,19 @@ impl Checkpoint {
     }
 }
 
+/// Reads the `config.json` in a folder of weights.
+///
+/// # Errors
+/// [`CheckpointError::Io`] if there is none, and [`CheckpointError::Format`] if it is not understood.
+pub(in crate::models) fn read_config<C>(
+    folder: impl AsRef<Path>,
+    parse: impl FnOnce(&str) -> Result<C, String>,
+) -> Result<C, CheckpointError> {
+    let path = folder.as_ref().join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+    parse(&text).map_err(|problem| format_error(&path, problem))
+}
+
 pub(in crate::models) fn format_error(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Format { path: path.to_owned(), reason }
 }

@@ -7,15 +7,15 @@
 pub mod names;
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError, Mapped, format_error},
+    checkpoint::{self, Checkpoint, CheckpointError, Mapped},
     image_block::{BlockConfig, ImageBlock},
     language::{
         config::DecoderConfig,
-        decoder::{Decoder, decoder_bytes},
+        decoder::{Decoder, decoder_and_tower_bytes},
         family,
         linear::Linear,
         norm::{Norm, NormKind},
-        weights::{Arithmetic, Use, WeightBytes, Weights, weight_bytes},
+        weights::{Arithmetic, WeightBytes, Weights},
     },
     nn::show,
 };
@@ -103,9 +103,7 @@ pub struct DeepseekVl {
 /// # Errors
 /// [`CheckpointError::Io`] if there is none, and [`CheckpointError::Format`] if it is not understood.
 pub fn read_config(folder: impl AsRef<Path>) -> Result<DeepseekVlConfig, CheckpointError> {
-    let path = folder.as_ref().join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
-    DeepseekVlConfig::from_json(&text).map_err(|problem| format_error(&path, problem))
+    checkpoint::read_config(folder, DeepseekVlConfig::from_json)
 }
 
 /// Returns the bytes that the published weights take in memory with this arithmetic, without reading them.
@@ -118,10 +116,7 @@ pub fn memory(
     arithmetic: Arithmetic,
 ) -> Result<WeightBytes, CheckpointError> {
     let weights = names::canonical(published)?;
-    let exact = Arithmetic { int8: false, ..arithmetic };
-    let rest = weight_bytes(&weights, exact, |name| (!name.starts_with(LANGUAGE)).then_some(Use::Other));
-    let text = decoder_bytes(&weights, LANGUAGE, &config.text, arithmetic);
-    Ok(WeightBytes { in_file: text.in_file + rest.in_file, held: text.held + rest.held })
+    Ok(decoder_and_tower_bytes(&weights, LANGUAGE, &config.text, arithmetic))
 }
 
 /// The pictures of the tower.

@@ -11,12 +11,12 @@ pub mod vision;
 pub use config::{InternVlConfig, VisionConfig};
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError, format_error},
+    checkpoint::{self, Checkpoint, CheckpointError},
     language::{
-        decoder::{Decoder, decoder_bytes},
+        decoder::{Decoder, decoder_and_tower_bytes},
         linear::Linear,
         norm::{Norm, NormKind},
-        weights::{Arithmetic, Use, WeightBytes, Weights, weight_bytes},
+        weights::{Arithmetic, WeightBytes, Weights},
     },
     nn::show,
 };
@@ -44,9 +44,7 @@ pub struct InternVl {
 /// # Errors
 /// [`CheckpointError::Io`] if there is none, and [`CheckpointError::Format`] if it is not understood.
 pub fn read_config(folder: impl AsRef<Path>) -> Result<InternVlConfig, CheckpointError> {
-    let path = folder.as_ref().join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
-    InternVlConfig::from_json(&text).map_err(|problem| format_error(&path, problem))
+    checkpoint::read_config(folder, InternVlConfig::from_json)
 }
 
 /// Returns the bytes that the published weights take in memory with this arithmetic, without reading them.
@@ -59,10 +57,7 @@ pub fn memory(
     arithmetic: Arithmetic,
 ) -> Result<WeightBytes, CheckpointError> {
     let weights = names::canonical(published)?;
-    let exact = Arithmetic { int8: false, ..arithmetic };
-    let rest = weight_bytes(&weights, exact, |name| (!name.starts_with(LANGUAGE)).then_some(Use::Other));
-    let text = decoder_bytes(&weights, LANGUAGE, &config.text, arithmetic);
-    Ok(WeightBytes { in_file: text.in_file + rest.in_file, held: text.held + rest.held })
+    Ok(decoder_and_tower_bytes(&weights, LANGUAGE, &config.text, arithmetic))
 }
 
 impl InternVl {

@@ -122,9 +122,8 @@ impl Table {
             false => None,
         };
         let text = |row: usize| self.settings.question(class.map_or("", |class| class.value(row)));
-        let mut places = self.places(batch)?.into_iter();
-        let row = |(row, id): (usize, &String)| Some(Row { id: id.clone(), text: text(row), place: places.next()? });
-        Ok(batch.ids.iter().enumerate().filter_map(row).collect())
+        let row = |(row, (id, place)): (usize, (&String, Place))| Row { id: id.clone(), text: text(row), place };
+        Ok(batch.ids.iter().zip(self.places(batch)?).enumerate().map(row).collect())
     }
 
     fn places(&self, batch: &Batch) -> Result<Vec<Place>> {

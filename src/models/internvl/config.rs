@@ -45,6 +45,8 @@ pub struct InternVlConfig {
     /// The id whose embeddings are replaced by visual tokens, if the config states it. The original layout leaves it
     /// to the tokenizer, where it is `<IMG_CONTEXT>`.
     pub image_token: Option<i64>,
+    /// The name of the conversation with which the model was trained; the native layout states none.
+    pub template: Option<String>,
 }
 
 /// A side of a square, or both sides.
@@ -161,6 +163,7 @@ impl InternVlConfig {
             shuffle: (1. / whole["downsample_ratio"].as_f64().unwrap_or(0.5)).round() as i64,
             is_shuffle_v2: whole["ps_version"].as_str() != Some("v1"),
             image_token: whole["image_token_id"].as_i64(),
+            template: whole["template"].as_str().map(str::to_owned),
         };
         config.check().map(|()| config)
     }

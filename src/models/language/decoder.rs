@@ -161,13 +161,22 @@ fn use_of(config: &DecoderConfig, name: &str) -> Option<Use> {
     Some(if is_norm || name.ends_with(".bias") { Use::Other } else { Use::Matrix })
 }
 
-/// Returns the bytes that a decoder's weights below `prefix` take, by names, shapes and types alone.
-pub fn decoder_bytes(
+/// Returns the bytes that the weights of a network take whose decoder lies below `prefix`, by names, shapes and types alone.
+/// All other weights are held as published or in the computing type, and not in int8.
+pub fn decoder_and_tower_bytes(
     checkpoint: &Checkpoint,
     prefix: &str,
     config: &DecoderConfig,
     arithmetic: Arithmetic,
 ) -> WeightBytes {
+    let exact = Arithmetic { int8: false, ..arithmetic };
+    let tower = weight_bytes(checkpoint, exact, |name| (!name.starts_with(prefix)).then_some(Use::Other));
+    let decoder = decoder_bytes(checkpoint, prefix, config, arithmetic);
+    WeightBytes { in_file: decoder.in_file + tower.in_file, held: decoder.held + tower.held }
+}
+
+/// Returns the bytes that a decoder's weights below `prefix` take, by names, shapes and types alone.
+fn decoder_bytes(checkpoint: &Checkpoint, prefix: &str, config: &DecoderConfig, arithmetic: Arithmetic) -> WeightBytes {
     let own = weight_bytes(checkpoint, arithmetic, |name| use_of(config, name.strip_prefix(prefix)?));
     let full = |name: &str| format!("{prefix}{name}.weight");
     if checkpoint.contains(&full(config.names.head)) && !config.tied {
