@@ -38,6 +38,8 @@ FOLDERS = {
     "models/blip2_opt": [],
     "models/blip2_t5": [],
     "models/deepseek_vl": [],
+    "methods/patchcore": [],
+    "methods/knn_dinov2": [],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }

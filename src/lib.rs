@@ -17,7 +17,8 @@
 //! |---|---|
 //! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses. No engine |
-//! | [`features`] | extractors, which map images to feature maps; the anomaly map between two images |
+//! | [`features`] | extractors, which map images to feature maps; the features of patches; the anomaly map between two images |
+//! | [`methods`] | methods that are fitted on normal images: what each keeps, and how it scores patches. No engine |
 //! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
@@ -33,6 +34,7 @@ pub mod datasets;
 pub mod diffusion;
 pub mod engine;
 pub mod features;
+pub mod methods;
 pub mod metrics;
 pub mod models;
 mod published;

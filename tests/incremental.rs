@@ -14,7 +14,7 @@ use vlmdiff::{
     stages::KINDS,
 };
 
-use crate::lab::{LIGHT, Lab, TOY, computed};
+use crate::lab::{LIGHT, Lab, TOY, computed, toy_tables};
 
 const NONE: [(&str, u64); 0] = [];
 
@@ -22,10 +22,10 @@ const NONE: [(&str, u64); 0] = [];
 fn second_run_computes_nothing() {
     let lab = Lab::new(TOY);
     let first = lab.run(&[]);
-    assert_eq!(computed(&first).len(), 14, "{first:?}");
+    assert_eq!(computed(&first).len(), toy_tables(), "{first:?}");
     let second = lab.run(&[]);
     assert_eq!(computed(&second), NONE);
-    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), 14);
+    assert_eq!(second.iter().filter(|e| matches!(e, Event::TableFresh { .. })).count(), toy_tables());
     let rows = lab.sql(
         ".vlmdiff",
         "select class, n_images, n_anomalous, image_auroc is null from metrics where protocol = 'exact'",

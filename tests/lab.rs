@@ -65,6 +65,9 @@ tables:
     from: [images, reconstructions]
     with: { extractor: efficientnet-lite0, layers: [4, 8], sigma: 1, score: { kernel_size: 3, repeats: 1 } }
   metrics: { stage: evaluate, from: [images, anomaly_maps] }
+  features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 12 } }
+  bank: { stage: fit, from: [features], with: { method: { patchcore: { ratio: 0.4 } } } }
+  bank_maps: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1 } }
   verdicts: { stage: yes_no, from: { answers: captions }, with: { score: answer } }
   ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
   notes: { stage: read, with: { path: "#,
@@ -76,6 +79,11 @@ tables:
     with: { run: "cp {notes} {output}", output: { image_id: utf8, note: utf8? }, makes: rows }
 "#
 );
+
+/// Returns the number of tables of the toy pipeline.
+pub(crate) fn toy_tables() -> usize {
+    TOY.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")).count()
+}
 
 /// Returns the toy pipeline above a table.
 pub(crate) fn toy_above(table: &str) -> &'static str {

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vision", &[]),
     ("models", &["vision"]),
     ("features", &["models"]),
+    ("methods", &[]),
     ("diffusion", &[]),
     ("training", &["models", "diffusion"]),
     ("datasets", &["vision"]),
@@ -36,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "vision",
             "models",
             "features",
+            "methods",
             "diffusion",
             "training",
             "metrics",
@@ -49,7 +51,7 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
-    ("tch", &["models", "captioners", "features", "diffusion", "training", "stages"]),
+    ("tch", &["models", "captioners", "features", "methods", "diffusion", "training", "stages"]),
     ("datafusion", &["engine", "query"]),
     ("arrow", &["engine", "tables", "captioners", "query", "stages", "report"]),
     ("anyhow", &["cli"]),

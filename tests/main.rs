@@ -20,6 +20,7 @@ mod lab;
 mod laws;
 mod layering;
 mod loading;
+mod methods;
 mod metrics;
 mod models;
 mod output;

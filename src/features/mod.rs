@@ -6,6 +6,7 @@
 
 pub mod distance;
 mod efficientnet;
+pub mod embedding;
 mod network;
 pub mod resize;
 mod resnet;
@@ -17,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::models::preprocessing::Preprocessing;
+use crate::models::{preprocessing::Preprocessing, resnet::ResNetConfig};
 pub use network::ExtractorError;
 use network::{FeatureNetwork, Opening};
 use resize::{Dinov2Resize, sized};
@@ -41,6 +42,8 @@ pub enum Extractor {
     DinoResnet50,
     /// A ResNet-50 trained on ImageNet, as DiAD uses it. Layers as of `dino-resnet50`; by default 1, 2 and 3.
     ImagenetResnet50,
+    /// A Wide ResNet-50-2 trained on ImageNet, as PatchCore uses it. Layers as of `dino-resnet50`; by default 2 and 3.
+    WideResnet50,
     /// A DINOv2 vision transformer of any size. Layers are its blocks from 1; by default the last.
     Dinov2,
     /// EfficientNet-Lite0 trained on ImageNet, cheap on a CPU. Layers are strides: 2, 4, 8, 16, 32; by default 4, 8 and
@@ -84,6 +87,7 @@ enum Family {
     Dino(VitSizes),
     Dinov2,
     ResNet50,
+    WideResNet50,
     EfficientNetLite0,
 }
 
@@ -154,6 +158,16 @@ const EXTRACTORS: &[ExtractorRow] = &[
         family: Family::ResNet50,
     },
     ExtractorRow {
+        extractor: Extractor::WideResnet50,
+        name: "wide-resnet50",
+        default_weights: "wide-resnet50",
+        layouts: &["resnet"],
+        layers: Layers::Fixed { all: &[1, 2, 3, 4], default: &[2, 3] },
+        has_final_norm: false,
+        has_dinov2_resize: false,
+        family: Family::WideResNet50,
+    },
+    ExtractorRow {
         extractor: Extractor::Dinov2,
         name: "dinov2",
         default_weights: "dinov2-small",
@@ -181,7 +195,8 @@ impl Family {
         match self {
             Self::Dino(sizes) => vit::open_dino(opening, sizes),
             Self::Dinov2 => vit::open_dinov2(opening),
-            Self::ResNet50 => resnet::open_resnet50(opening),
+            Self::ResNet50 => resnet::open(opening, ResNetConfig::resnet50),
+            Self::WideResNet50 => resnet::open(opening, ResNetConfig::wide_resnet50),
             Self::EfficientNetLite0 => efficientnet::open_lite0(opening),
         }
     }
@@ -314,7 +329,7 @@ mod tests {
     use crate::models::{
         architecture, catalogue,
         checkpoint::to_safetensors,
-        resnet::{ResNet, ResNetConfig},
+        resnet::ResNet,
         vit::{Interpolation, VisionTransformer, VitConfig},
     };
 
@@ -398,12 +413,12 @@ mod tests {
         );
         assert_eq!(refused(Extractor::Dinov2, dino.path()), format!("{found} dinov2 is any DINOv2"));
         assert!(refused(Extractor::ImagenetResnet50, dino.path()).contains("it is no ResNet"));
-        let config = ResNetConfig { stem: 4, planes: [1, 2, 3, 4], layers: [1; 4], num_classes: None };
+        let config = ResNetConfig { stem: 4, planes: [1, 2, 3, 4], expansion: 4, layers: [1; 4], num_classes: None };
         let vs = VarStore::new(Device::Cpu);
         ResNet::new(&vs.root(), &config);
         let resnet = file(&vs);
         assert!(refused(Extractor::DinoResnet50, resnet.path()).contains(
-            "are a ResNet with a stem of 4 and [1, 1, 1, 1] blocks of [1, 2, 3, 4] channels, and dino-resnet50 is"
+            "are a ResNet with a stem of 4 and [1, 1, 1, 1] blocks of [1, 2, 3, 4] channels that widen by 4, and dino-resnet50 is"
         ));
         assert!(refused(Extractor::DinoVits8, resnet.path()).contains("it is no vision transformer"));
     }

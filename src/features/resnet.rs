@@ -1,4 +1,4 @@
-//! ResNet-50 as an extractor. Layers are its levels `layer1` to `layer4`, as 1 to 4.
+//! ResNet-50 and Wide ResNet-50-2 as extractors. Layers are its levels `layer1` to `layer4`, as 1 to 4.
 
 use tch::Tensor;
 
@@ -8,10 +8,13 @@ use crate::models::{
     resnet::{ResNet, ResNetConfig},
 };
 
-/// Opens a ResNet-50, with a head or without.
-pub(super) fn open_resnet50(opening: &Opening<'_>) -> Result<Box<dyn FeatureNetwork>, ExtractorError> {
+/// Opens a ResNet of the sizes that `wanted` returns for a number of classes, with a head or without.
+pub(super) fn open(
+    opening: &Opening<'_>,
+    wanted: fn(Option<i64>) -> ResNetConfig,
+) -> Result<Box<dyn FeatureNetwork>, ExtractorError> {
     let model = ResNet::open(opening.weights, opening.device)?;
-    let wanted = ResNetConfig::resnet50(model.config().num_classes);
+    let wanted = wanted(model.config().num_classes);
     if *model.config() != wanted {
         return Err(opening.other(described(model.config()), described(&wanted)));
     }
@@ -19,8 +22,8 @@ pub(super) fn open_resnet50(opening: &Opening<'_>) -> Result<Box<dyn FeatureNetw
 }
 
 /// Describes a ResNet in words.
-fn described(ResNetConfig { stem, planes, layers, .. }: &ResNetConfig) -> String {
-    format!("a ResNet with a stem of {stem} and {layers:?} blocks of {planes:?} channels")
+fn described(ResNetConfig { stem, planes, expansion, layers, .. }: &ResNetConfig) -> String {
+    format!("a ResNet with a stem of {stem} and {layers:?} blocks of {planes:?} channels that widen by {expansion}")
 }
 
 impl FeatureNetwork for ResNet {

@@ -1,4 +1,4 @@
-//! ResNet-50 (He et al. 2016) with its batch normalisation frozen, as a feature extractor: trained on ImageNet, or by
+//! ResNet-50 (He et al. 2016) and Wide ResNet-50-2 with its batch normalisation frozen, as a feature extractor: trained on ImageNet, or by
 //! DINO.
 //!
 //! Names are those of torchvision and timm (`resnet50-0676ba61.pth`, `resnet50_ram-a26f946b.pth`,
@@ -14,8 +14,6 @@ use super::{
 use std::path::Path;
 use tch::{Device, Tensor, nn};
 
-/// The channels of a block's output, in multiples of those of its 3×3 convolution.
-const EXPANSION: i64 = 4;
 const EPS: f64 = 1e-5;
 
 /// The sizes of a network of bottleneck blocks with four levels.
@@ -23,8 +21,10 @@ const EPS: f64 = 1e-5;
 pub struct ResNetConfig {
     /// Channels of the first convolution.
     pub stem: i64,
-    /// Channels of the 3×3 convolutions of each level; its output has four times as many.
+    /// Channels of the 3×3 convolutions of each level.
     pub planes: [i64; 4],
+    /// The channels of a block's output, in multiples of those of its 3×3 convolution.
+    pub expansion: i64,
     /// Blocks of each level.
     pub layers: [i64; 4],
     /// Classes of the head; None without a head.
@@ -34,7 +34,12 @@ pub struct ResNetConfig {
 impl ResNetConfig {
     /// Returns the sizes of ResNet-50.
     pub const fn resnet50(num_classes: Option<i64>) -> Self {
-        Self { stem: 64, planes: [64, 128, 256, 512], layers: [3, 4, 6, 3], num_classes }
+        Self { stem: 64, planes: [64, 128, 256, 512], expansion: 4, layers: [3, 4, 6, 3], num_classes }
+    }
+
+    /// Returns the sizes of Wide ResNet-50-2 (Zagoruyko and Komodakis 2016), whose 3×3 convolutions are twice as wide.
+    pub const fn wide_resnet50(num_classes: Option<i64>) -> Self {
+        Self { planes: [128, 256, 512, 1024], expansion: 2, ..Self::resnet50(num_classes) }
     }
 
     /// Reads the sizes from weights with torchvision's names; None if they are not those of such a network.
@@ -45,9 +50,11 @@ impl ResNetConfig {
             Some((out(&name(0))?, (0..).take_while(|&block| weights.contains(&name(block))).count() as i64))
         };
         let levels = [level(1)?, level(2)?, level(3)?, level(4)?];
+        let outputs = out("layer1.0.conv3.weight")?;
         Some(Self {
             stem: out("conv1.weight")?,
             planes: levels.map(|(planes, _)| planes),
+            expansion: outputs / levels[0].0.max(1),
             layers: levels.map(|(_, blocks)| blocks),
             num_classes: out("fc.weight"),
         })
@@ -71,16 +78,17 @@ impl ResNet {
         let mut level = |index: usize| -> Vec<Bottleneck> {
             let vs = vs / format!("layer{}", index + 1);
             let planes = config.planes[index];
+            let outputs = planes * config.expansion;
             let block = |block: i64| {
                 let stride = if index > 0 && block == 0 { 2 } else { 1 };
-                let made = Bottleneck::new(&(&vs / block), inputs, planes, stride, block == 0);
-                inputs = planes * EXPANSION;
+                let made = Bottleneck::new(&(&vs / block), [inputs, planes, outputs], stride, block == 0);
+                inputs = outputs;
                 made
             };
             (0..config.layers[index]).map(block).collect()
         };
         let levels: Vec<Vec<Bottleneck>> = (0..4).map(&mut level).collect();
-        let head = |classes| linear(vs / "fc", config.planes[3] * EXPANSION, classes);
+        let head = |classes| linear(vs / "fc", config.planes[3] * config.expansion, classes);
         Self {
             stem: ConvNorm::new(vs / "conv1", vs / "bn1", [config.stem, 3, 7, 7], EPS),
             levels,
@@ -125,8 +133,7 @@ impl ResNet {
         x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
     }
 
-    /// Maps normalised images [B, 3, H, W] to the outputs of levels 1 to `last`: the first is [B, 4 · planes, H/4,
-    /// W/4], and each further one is half as high and wide.
+    /// Maps normalised images [B, 3, H, W] to the outputs of levels 1 to `last`: the first is [B, C, H/4, W/4], and each further one is half as high and wide.
     pub fn forward_features(&self, x: &Tensor, last: usize) -> Vec<Tensor> {
         let mut x = self.forward_stem(x);
         let mut level = |blocks: &Vec<Bottleneck>| {
@@ -155,8 +162,7 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    fn new(vs: &nn::Path, inputs: i64, planes: i64, stride: i64, first: bool) -> Self {
-        let outputs = planes * EXPANSION;
+    fn new(vs: &nn::Path, [inputs, planes, outputs]: [i64; 3], stride: i64, first: bool) -> Self {
         let layer = |n: usize, shape| ConvNorm::new(vs / format!("conv{n}"), vs / format!("bn{n}"), shape, EPS);
         let downsample = vs / "downsample";
         Self {
@@ -169,7 +175,7 @@ impl Bottleneck {
         }
     }
 
-    /// Maps [B, C, H, W] to [B, 4 · planes, H / stride, W / stride].
+    /// Maps [B, inputs, H, W] to [B, outputs, H / stride, W / stride].
     fn forward(&self, x: &Tensor) -> Tensor {
         let y = self.narrow.forward(x, 1, [0, 0], 1).relu_();
         let y = self.middle.forward(&y, self.stride, [1, 1], 1).relu_();
@@ -255,7 +261,8 @@ mod tests {
     #[test]
     fn maps_have_the_documented_shapes() {
         let vs = nn::VarStore::new(Device::Cpu);
-        let config = ResNetConfig { stem: 4, planes: [2, 3, 4, 5], layers: [1, 2, 1, 1], num_classes: None };
+        let config =
+            ResNetConfig { stem: 4, planes: [2, 3, 4, 5], expansion: 4, layers: [1, 2, 1, 1], num_classes: None };
         let model = ResNet::new(&vs.root(), &config);
         let maps = tch::no_grad(|| model.forward_features(&Tensor::zeros([2, 3, 64, 96], tch::kind::FLOAT_CPU), 3));
         let shapes: Vec<_> = maps.iter().map(Tensor::size).collect();

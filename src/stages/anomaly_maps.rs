@@ -1,19 +1,15 @@
 //! Images and their reconstructions -> anomaly maps.
 
-use std::sync::Arc;
-
-use arrow::{
-    array::Float32Array,
-    datatypes::{Float16Type, SchemaRef},
-};
+use arrow::datatypes::SchemaRef;
 use garde::Validate;
-use half::f16;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::tensors::{device, normalise, tensor};
+use super::{
+    finish::{Blur, Window, finish},
+    tensors::{device, normalise, tensor},
+};
 use crate::{
     engine::{
         Error, Result,
@@ -25,8 +21,8 @@ use crate::{
         resize::{DINOV2_SIZE, Dinov2Resize},
     },
     published::Weights,
-    tables::{anomaly_maps, images, reconstructions, tensor::tensor_column},
-    vision::{blur, pool},
+    tables::{anomaly_maps, images, reconstructions},
+    vision::blur::Border,
 };
 
 /// Compares features of each image and of its reconstruction, patch by patch.
@@ -81,7 +77,7 @@ pub struct AnomalyMaps {
     /// The rule by which a map gives the image's score.
     #[garde(dive)]
     #[serde(default)]
-    pub score: Score,
+    pub score: Window,
 }
 
 fn default_sigma() -> f64 {
@@ -98,24 +94,6 @@ pub enum Reference {
     /// The image after the autoencoder alone. Details that a small autoencoder cannot reproduce are then not
     /// anomalous.
     Autoencoded,
-}
-
-/// The largest mean over a square window that moves by one pixel. The averaging is done `repeats` times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
-#[serde(deny_unknown_fields, default)]
-pub struct Score {
-    /// Side of the window in pixels; 1 is the plain maximum.
-    #[garde(range(min = 1, max = 256))]
-    pub kernel_size: usize,
-    /// The number of times that the map is averaged; the authors' rule is 8 times with a side of 8.
-    #[garde(range(min = 1, max = 64))]
-    pub repeats: usize,
-}
-
-impl Default for Score {
-    fn default() -> Self {
-        Self { kernel_size: 8, repeats: 8 }
-    }
 }
 
 impl AnomalyMaps {
@@ -174,13 +152,7 @@ impl Stage for AnomalyMaps {
                         `reconstruct` makes them",
             ));
         }
-        let Score { kernel_size, repeats } = self.score;
-        if (kernel_size - 1) * repeats >= height.min(width) {
-            return Err(Misfit::parameter(
-                "score",
-                format!("{repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}"),
-            ));
-        }
+        self.score.check([height, width], "score")?;
         Ok(anomaly_maps::schema([height, width]))
     }
 
@@ -212,16 +184,9 @@ impl Operator for Comparer {
             let raw = no_grad(|| self.difference(&batch))?;
             let [height, width] = [raw.size()[1], raw.size()[2]].map(|side| side as usize);
             let raw = Vec::<f64>::try_from(raw.flatten(0, -1))?;
-            let finish = |map| -> (Vec<f16>, f32) {
-                let map: Vec<f16> = blur::gaussian(map, width, height, sigma).into_iter().map(f16::from_f64).collect();
-                // The score is computed from the map as it is stored, in f16.
-                let stored: Vec<f64> = map.iter().copied().map(f64::from).collect();
-                (map, pool::largest_mean(&stored, width, height, score.kernel_size, score.repeats) as f32)
-            };
-            let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).map(finish).unzip();
-            let maps: Vec<f16> = maps.concat();
-            let maps = tensor_column::<Float16Type>(maps, height * width, None)?;
-            out.write_rows(&batch, vec![maps, Arc::new(Float32Array::from(scores))])?;
+            let blur = Blur { sigma, border: Border::Symmetric };
+            let size = [height, width];
+            out.write_rows(&batch, finish(&raw, size, blur, |_, map| score.score(map, size))?)?;
         }
         Ok(())
     }
@@ -244,6 +209,8 @@ impl Comparer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use arrow::datatypes::{DataType, Schema};
     use serde_json::{Value, json};
 

@@ -4,12 +4,17 @@
 pub mod anomaly_maps;
 pub mod caption;
 pub mod command;
+pub mod detect;
 pub mod encode_latents;
 pub mod encode_text;
 pub mod evaluate;
+pub mod extract;
+mod finish;
+pub mod fit;
 pub mod ingest;
 mod journal;
 mod likeness;
+mod network_files;
 pub mod pretrained;
 pub mod read;
 pub mod reconstruct;
@@ -33,6 +38,9 @@ crate::stages! {
     "train_denoiser" => train_denoiser::TrainDenoiser, worker;
     "reconstruct" => reconstruct::Reconstruct, worker;
     "anomaly_maps" => anomaly_maps::AnomalyMaps, worker;
+    "extract" => extract::Extract, worker;
+    "fit" => fit::Fit, worker;
+    "detect" => detect::Detect, worker;
     "yes_no" => yes_no::YesNo, driver;
     "evaluate" => evaluate::Evaluate, driver;
     "sql" => sql::Sql, driver;

@@ -7,6 +7,8 @@ pub mod anomaly_maps;
 pub mod captions;
 pub mod column;
 pub mod embeddings;
+pub mod features;
+pub mod fitted;
 pub mod images;
 pub mod latents;
 pub mod metrics;

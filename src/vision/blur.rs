@@ -1,36 +1,51 @@
 //! Gaussian smoothing of anomaly maps, equal to `scipy.ndimage.gaussian_filter` with its defaults
 //! (`truncate=4`, `mode="reflect"`).
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// The distance in sigmas beyond which the kernel is cut.
 const TRUNCATE: f64 = 4.0;
 
+/// The continuation of a map beyond its border, by the names of `numpy.pad`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Border {
+    /// `d c b a | a b c d | d c b a`: `reflect` of scipy.
+    #[default]
+    Symmetric,
+    /// `d c b | a b c d | c b a`: `reflect` of torch and numpy, which anomalib uses.
+    Reflect,
+}
+
 /// Smooths a `[height, width]` map.
 ///
-/// `sigma` is in pixels; 0 or less leaves the map as it is. The border is mirrored half-sample symmetrically
-/// (`d c b a | a b c d | d c b a`), as often as the kernel's radius of `4 sigma` needs, even on maps smaller than it.
-/// NaN spreads over a radius. Panics unless `map.len() == width * height`.
-pub fn gaussian(map: &[f64], width: usize, height: usize, sigma: f64) -> Vec<f64> {
+/// `sigma` is in pixels; 0 or less leaves the map as it is. The border is mirrored as often as the kernel's radius of
+/// `4 sigma` needs, even on maps smaller than it. NaN spreads over a radius. Panics unless `map.len() == width *
+/// height`.
+pub fn gaussian(map: &[f64], width: usize, height: usize, sigma: f64, border: Border) -> Vec<f64> {
     assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
     if map.is_empty() || sigma <= 0.0 {
         return map.to_vec();
     }
-    let kernel = Kernel::new(sigma);
+    let kernel = Kernel::new(sigma, border);
     kernel.along_rows(&kernel.along_columns(map, width, height), width)
 }
 
 /// A symmetric kernel: the weight of the centre, then of each distance `1..=radius`; both sides sum to one.
 struct Kernel {
     weights: Vec<f64>,
+    border: Border,
 }
 
 impl Kernel {
-    fn new(sigma: f64) -> Self {
+    fn new(sigma: f64, border: Border) -> Self {
         let radius = (TRUNCATE * sigma + 0.5) as usize;
         let scale = -0.5 / (sigma * sigma);
         let mut weights: Vec<f64> = (0..=radius).map(|x| (scale * (x * x) as f64).exp()).collect();
         let sum = weights[0] + 2.0 * weights[1..].iter().sum::<f64>();
         weights.iter_mut().for_each(|weight| *weight /= sum);
-        Self { weights }
+        Self { weights, border }
     }
 
     fn radius(&self) -> usize {
@@ -43,7 +58,7 @@ impl Kernel {
     }
 
     fn along_columns(&self, map: &[f64], width: usize, height: usize) -> Vec<f64> {
-        let row = |y: isize| &map[mirror(y, height) * width..][..width];
+        let row = |y: isize| &map[self.border.fold(y, height) * width..][..width];
         let mut out = Vec::with_capacity(map.len());
         for y in 0..height as isize {
             let mut sums: Vec<f64> = row(y).iter().map(|value| value * self.weights[0]).collect();
@@ -62,7 +77,7 @@ impl Kernel {
         let mut padded = Vec::with_capacity(width + 2 * radius);
         for row in map.chunks_exact(width) {
             padded.clear();
-            padded.extend((0..width + 2 * radius).map(|x| row[mirror(x as isize - radius as isize, width)]));
+            padded.extend((0..width + 2 * radius).map(|x| row[self.border.fold(x as isize - radius as isize, width)]));
             let mut sums: Vec<f64> = row.iter().map(|value| value * self.weights[0]).collect();
             for (distance, weight) in self.sides() {
                 add_pair(&mut sums, &padded[radius - distance..], &padded[radius + distance..], weight);
@@ -79,10 +94,19 @@ fn add_pair(sums: &mut [f64], left: &[f64], right: &[f64], weight: f64) {
     }
 }
 
-/// Folds an index into `0..len`, half-sample symmetric.
-fn mirror(index: isize, len: usize) -> usize {
-    let folded = index.rem_euclid(2 * len as isize) as usize;
-    folded.min(2 * len - 1 - folded)
+impl Border {
+    /// Folds an index into `0..len`.
+    fn fold(self, index: isize, len: usize) -> usize {
+        let period = match self {
+            Self::Symmetric => 2 * len,
+            Self::Reflect => (2 * (len - 1)).max(1),
+        };
+        let folded = index.rem_euclid(period as isize) as usize;
+        match self {
+            Self::Symmetric => folded.min(period - 1 - folded),
+            Self::Reflect => folded.min(period - folded),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -94,19 +118,21 @@ mod tests {
         let mut map = vec![0.0; 7 * 5];
         map[7 * 2 + 3] = 1.0;
         // Two passes of 25 and of 73 products in f64, 2⁻⁵³ each, of numbers up to 2.5: below 1e-13.
-        assert!((gaussian(&map, 7, 5, 3.0).iter().sum::<f64>() - 1.0).abs() < 1e-12);
-        assert!(gaussian(&[2.5; 35], 7, 5, 9.0).iter().all(|value| (value - 2.5).abs() < 1e-12));
+        assert!((gaussian(&map, 7, 5, 3.0, Border::Symmetric).iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!(gaussian(&[2.5; 35], 7, 5, 9.0, Border::Symmetric).iter().all(|value| (value - 2.5).abs() < 1e-12));
     }
 
     #[test]
     fn borders_are_mirrored_as_often_as_needed() {
-        let folded: Vec<usize> = (-4..8).map(|index| mirror(index, 3)).collect();
-        assert_eq!(folded, [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
-        assert_eq!(gaussian(&[7.0], 1, 1, 5.0), [7.0]);
+        let folded = |border: Border| (-4..8).map(|index| border.fold(index, 3)).collect::<Vec<_>>();
+        assert_eq!(folded(Border::Symmetric), [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
+        assert_eq!(folded(Border::Reflect), [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]);
+        assert_eq!([-1, 0, 1].map(|index| Border::Reflect.fold(index, 1)), [0, 0, 0]);
+        assert_eq!(gaussian(&[7.0], 1, 1, 5.0, Border::Symmetric), [7.0]);
     }
 
     #[test]
     fn a_sigma_of_zero_changes_nothing() {
-        assert_eq!(gaussian(&[1.0, 2.0], 2, 1, 0.0), [1.0, 2.0]);
+        assert_eq!(gaussian(&[1.0, 2.0], 2, 1, 0.0, Border::Symmetric), [1.0, 2.0]);
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn maps(case: &Case) {
                 continue;
             }
             let values: Vec<f64> = map.to_kind(kind).to_kind(Kind::Double).flatten(0, -1).try_into().unwrap();
-            let smooth = blur::gaussian(&values, width as usize, height as usize, SIGMA);
+            let smooth = blur::gaussian(&values, width as usize, height as usize, SIGMA, blur::Border::Symmetric);
             case.within(&blurred, &Tensor::from_slice(&smooth).view([height, width]), |want| share(want, tolerance));
         }
     }

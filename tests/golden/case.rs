@@ -14,7 +14,7 @@ use vlmdiff::models::checkpoint::Checkpoint;
 
 use super::tolerance::{NETWORK, share};
 
-/// A case `models/NAME`, a folder with `inputs`, `expected` and `meta.json`; or `reference/NAME`, whose files are
+/// A case `models/NAME` or `methods/NAME`, a folder with `inputs`, `expected` and `meta.json`; or `reference/NAME`, whose files are
 /// `NAME.safetensors` and `NAME.json` in the folder `reference`.
 pub(crate) struct Case {
     folder: PathBuf,
@@ -77,7 +77,7 @@ impl Tensors {
 impl Case {
     pub(super) fn new(set: &Path, name: &str) -> Self {
         let (group, name) = name.split_once('/').unwrap();
-        let folder = if group == "models" { set.join(group).join(name) } else { set.join(group) };
+        let folder = if group == "reference" { set.join(group) } else { set.join(group).join(name) };
         Self { folder, name: name.to_owned(), record: RefCell::default(), opened: RefCell::default() }
     }
 

@@ -109,7 +109,7 @@ pub(super) fn metrics(case: &Case) {
     let (count, height, width) = blurred.size3().unwrap();
     let map = |index: i64| -> Vec<f64> {
         let map = case.input("maps").get(index).to_kind(Kind::Double).flatten(0, -1);
-        blur::gaussian(&Vec::try_from(map).unwrap(), width as usize, height as usize, 4.)
+        blur::gaussian(&Vec::try_from(map).unwrap(), width as usize, height as usize, 4., blur::Border::Symmetric)
     };
     let got = Tensor::from_slice(&(0..count).flat_map(map).collect::<Vec<f64>>()).view([count, height, width]);
     case.compare("inputs.safetensors", "gaussian4", &got, |want| share(want, BLURRED));

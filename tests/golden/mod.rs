@@ -20,6 +20,7 @@ mod language;
 mod latent_diffusion;
 mod lpips;
 mod machines;
+mod methods;
 mod metrics;
 mod networks;
 mod patchgan;
@@ -96,6 +97,8 @@ mod numbers {
         deepseek_vl: "models/deepseek_vl" => deepseek_vl::compare,
         blip2_opt: "models/blip2_opt" => blip2::compare,
         blip2_t5: "models/blip2_t5" => blip2::compare,
+        patchcore: "methods/patchcore" => methods::patchcore,
+        nearest_patches: "methods/knn_dinov2" => methods::nearest_patches,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
         metrics: "models/metrics" => metrics::metrics,
         metrics_reference: "reference/metrics" => metrics::reference,

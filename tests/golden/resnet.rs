@@ -18,7 +18,7 @@ pub(super) fn resnet50(case: &Case) {
         num_classes: i64,
     }
     let Config { stem_width: stem, planes, layers, num_classes } = case.config();
-    let sizes = |num_classes| ResNetConfig { stem, planes, layers, num_classes };
+    let sizes = |num_classes| ResNetConfig { stem, planes, expansion: 4, layers, num_classes };
     let x = case.input("pixel_values");
     // These are outputs of batch normalisation in training mode, which this program does not have.
     case.tensors("expected.safetensors").skip("train.");

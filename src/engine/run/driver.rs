@@ -178,7 +178,7 @@ impl Driver<'_, '_> {
                 while failure.is_none() && running < limit {
                     let is_ready =
                         |table: &&Table| table.inputs.iter().all(|input| !unmade.contains(input.table.as_str()));
-                    let Some(at) = waiting.iter().position(is_ready) else { break };
+                    let Some(at) = waiting.iter().position(|table| is_ready(&table)) else { break };
                     let table = waiting.remove(at);
                     let seen = seen_by(table, &states);
                     let (say, damaged) = (say.clone(), damaged.get(&table.name));
@@ -187,6 +187,12 @@ impl Driver<'_, '_> {
                         let made = catch_unwind(AssertUnwindSafe(|| self.bring_up_to_date(table, &seen, damaged)));
                         _ = say.send((table, made));
                     };
+                    // A table that nothing runs beside needs no thread of its own, which would cost a run in which
+                    // nothing changed half a millisecond a table.
+                    if running == 1 && !waiting.iter().any(|table| is_ready(&table)) {
+                        make();
+                        break;
+                    }
                     if let Err(error) = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, make) {
                         running -= 1;
                         failure = Some(error.into());

@@ -1,0 +1,204 @@
+//! Images and what a method has kept -> anomaly maps.
+
+use std::collections::BTreeMap;
+
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{DataType, SchemaRef},
+};
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+
+use super::{
+    extract::{Extract, patches_of},
+    finish::{Blur, Window, finish},
+    fit::{Classes, FittedConfig},
+    network_files::NetworkFiles,
+    tensors::{checkpoint, device, tensor},
+};
+use crate::{
+    engine::{
+        Digest, Error, Result,
+        stage::{Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+    },
+    features::{LoadedExtractor, embedding::Upsample},
+    methods::Scorer,
+    models::checkpoint::Checkpoint,
+    tables::{
+        anomaly_maps,
+        column::missing,
+        features::NETWORK,
+        fitted,
+        images::{self, CLASS},
+        weights::{WEIGHTS, config_of},
+    },
+    vision::blur::Border,
+};
+
+/// Scores the patches of images by what a method has kept of normal ones (`fit`).
+///
+/// The scores of the patches are resized to the image and blurred. Each image is computed on its own, so that its map
+/// is the same bit for bit whatever else is in the table.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "sigma": 4 }]))]
+pub struct Detect {
+    /// The way in which the scores of patches become a map of the image's size.
+    #[garde(skip)]
+    #[serde(default)]
+    pub upsample: Upsample,
+    /// Standard deviation of the Gaussian blur, in pixels of the map; 0 for none.
+    #[garde(range(min = 0., max = 64.))]
+    #[serde(default = "default_sigma")]
+    pub sigma: f64,
+    /// The continuation of a map beyond its border while it is blurred.
+    #[garde(skip)]
+    #[serde(default)]
+    pub border: Border,
+    /// The rule by which the image's score is made.
+    #[garde(dive)]
+    #[serde(default)]
+    pub score: ImageScore,
+}
+
+fn default_sigma() -> f64 {
+    4.
+}
+
+/// The rule by which the image's score is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageScore {
+    /// The method's own rule, from the scores of the patches.
+    #[default]
+    Method,
+    /// The largest value of the blurred map.
+    Max,
+    /// The mean of this share of the blurred map's largest values.
+    Top(#[garde(range(min = 0., max = 1.))] f64),
+    /// The largest mean over windows of the blurred map.
+    Window(#[garde(dive)] Window),
+}
+
+impl Stage for Detect {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        let class = Column::new(CLASS, DataType::Utf8);
+        Ports::Named(vec![
+            Port::rows("images", [class, images::pixels_column()]),
+            Port::table("fitted", fitted::columns()),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn memory_advice(&self) -> &'static str {
+        "keep fewer vectors in the fit"
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let [height, width, _] = images::pixels(inputs)?;
+        config_of::<FittedConfig>(inputs, "fitted")?;
+        if let ImageScore::Window(window) = self.score {
+            window.check([height, width], "score.window")?;
+        }
+        Ok(anomaly_maps::schema([height, width]))
+    }
+}
+
+impl Open for Detect {
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        let device = device(context)?;
+        let FittedConfig { method, classes, features } = config_of(&context.schemas, "fitted")?;
+        let none = || Error::Input("the table at `fitted` has no rows: there was nothing to fit on".into());
+        let table = context.tables.get("fitted").filter(|table| table.num_rows() > 0).ok_or_else(none)?;
+        let column = |name: &str| {
+            let column = table.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+            column.ok_or_else(|| Error::Stage(format!("the table at `fitted` lacks the text column `{name}`")))
+        };
+        let network = NetworkFiles::of(column(NETWORK)?.value(0))?;
+        let network = network.open(&context.store, features.extractor, &features.options(), device)?;
+        let mut scorers = BTreeMap::new();
+        for (class, weights) in column(CLASS)?.iter().zip(column(WEIGHTS)?) {
+            let digest: Digest = weights.unwrap_or_default().parse().map_err(Error::Damaged)?;
+            let kept = Checkpoint::from_safetensors(context.store.blob(digest)?).map_err(checkpoint)?;
+            let scorer = method.scorer(&kept.tensors().map_err(checkpoint)?, device)?;
+            scorers.insert(class.map(str::to_owned), scorer);
+        }
+        let batch_size = context.batch_size.unwrap_or(16);
+        Ok(Box::new(Detector { stage: self, network, features, classes, scorers, device, batch_size }))
+    }
+}
+
+struct Detector {
+    stage: Detect,
+    network: LoadedExtractor,
+    features: Extract,
+    classes: Classes,
+    scorers: BTreeMap<Option<String>, Box<dyn Scorer>>,
+    device: Device,
+    /// The number of rows that are written at a time; each image is computed on its own.
+    batch_size: usize,
+}
+
+impl Operator for Detector {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        while let Some(batch) = rows.next(self.batch_size)? {
+            let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
+            let (_, height, width, _) = pixels.size4()?;
+            let classes = batch.column("images", CLASS)?.as_string::<i32>();
+            let (mut raw, mut of_method) = (Vec::new(), Vec::new());
+            for (row, id) in batch.ids.iter().enumerate() {
+                let class = classes.is_valid(row).then(|| classes.value(row));
+                let scorer = self.scorer(id, class)?;
+                let patches = patches_of(&self.network, self.features.pooling, &pixels.narrow(0, row as i64, 1));
+                let scores = scorer.score(&patches.values)?;
+                let [h, w] = patches.grid;
+                let map = self.stage.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
+                raw.extend(Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?);
+                of_method.push(scores.image);
+            }
+            let size = [height as usize, width as usize];
+            let blur = Blur { sigma: self.stage.sigma, border: self.stage.border };
+            let score = |row: usize, map: &[f64]| match self.stage.score {
+                ImageScore::Method => of_method[row],
+                ImageScore::Max => map.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+                ImageScore::Top(share) => mean_of_largest(map, share),
+                ImageScore::Window(window) => window.score(map, size),
+            };
+            out.write_rows(&batch, finish(&raw, size, blur, score)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Detector {
+    /// Returns the scorer of an image of a class.
+    fn scorer(&self, id: &str, class: Option<&str>) -> Result<&dyn Scorer> {
+        let key = match self.classes {
+            Classes::Unified => None,
+            Classes::Separate => Some(class.ok_or_else(|| missing(id, "images", CLASS))?.to_owned()),
+        };
+        let fitted = || self.scorers.keys().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let none = || {
+            let class = class.unwrap_or_default();
+            Error::Input(format!("{id}: nothing was fitted for the class `{class}`; there are {}", fitted()))
+        };
+        self.scorers.get(&key).map(|scorer| &**scorer).ok_or_else(none)
+    }
+}
+
+/// Returns the mean of a share of the largest values, and of at least one.
+fn mean_of_largest(map: &[f64], share: f64) -> f64 {
+    let count = ((map.len() as f64 * share) as usize).clamp(1, map.len());
+    let mut values = map.to_vec();
+    values.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+    values[..count].iter().sum::<f64>() / count as f64
+}

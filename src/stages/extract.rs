@@ -1,0 +1,171 @@
+//! Images -> the features of their patches.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, Float16Array, ListArray, StringArray, UInt32Array},
+    buffer::OffsetBuffer,
+    datatypes::{DataType, Field, SchemaRef},
+};
+use garde::Validate;
+use half::f16;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor, no_grad};
+
+use super::{
+    network_files::NetworkFiles,
+    tensors::{device, halves, normalise, tensor},
+};
+use crate::{
+    engine::{
+        Result,
+        stage::{Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+    },
+    features::{
+        Extractor, FeatureOptions, LoadedExtractor,
+        embedding::{PatchFeatures, Pooling},
+        resize::Dinov2Resize,
+    },
+    methods::coreset,
+    published::Weights,
+    tables::{
+        features,
+        images::{self, CLASS},
+    },
+};
+
+/// Extracts a vector for each patch of an image, which the methods of the stage `fit` compare.
+///
+/// Each image is computed on its own, so that its row is the same bit for bit whatever else is in the table: adding a
+/// photograph to thousands computes one row. The files of the network are kept in the store with the rows.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "extractor": "efficientnet-lite0", "keep": 64 }]))]
+pub struct Extract {
+    /// The network whose features are taken.
+    #[garde(skip)]
+    #[serde(default)]
+    pub extractor: Extractor,
+    /// The network's weights, named as for `anomaly_maps`. Absent: those that are known under the extractor's name.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// The layers, counted as `extractor` says; the first one has the grid of the patches. Absent: the extractor's own.
+    #[garde(inner(length(min = 1)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// For transformers: if true, the final layer norm is applied to each layer. Absent: true.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_norm: Option<bool>,
+    /// For `dinov2`: the way an image is resized for the network. Absent: `resample`.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dinov2_resize: Option<Dinov2Resize>,
+    /// The way in which a patch takes in its neighbours and in which layers are joined.
+    #[garde(skip)]
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// The number of an image's patches that are kept, chosen greedily so that they lie close to all others of the
+    /// image. Absent: all.
+    #[garde(inner(range(min = 1)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+}
+
+impl Extract {
+    fn weights(&self) -> Weights<'_> {
+        Weights(self.weights.as_deref().unwrap_or_else(|| self.extractor.default_weights()))
+    }
+
+    /// Returns the choice of features.
+    pub(super) fn options(&self) -> FeatureOptions {
+        FeatureOptions { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
+    }
+}
+
+/// Returns the features of the patches of an image u8 [1, H, W, 3].
+pub(super) fn patches_of(network: &LoadedExtractor, pooling: Pooling, pixels: &Tensor) -> PatchFeatures {
+    no_grad(|| pooling.patches(&network.forward(&normalise(pixels))))
+}
+
+impl Stage for Extract {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        let class = Column::new(CLASS, DataType::Utf8);
+        Ports::Named(vec![Port::rows("images", [class, images::pixels_column()])])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn locations(&self) -> &'static [&'static str] {
+        &["weights"]
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        images::pixels(inputs)?;
+        self.extractor.check(&self.options()).map_err(|(option, why)| Misfit::parameter(option, why))?;
+        // The place of the weights is no part of the rows' identity, and their content goes with the rows.
+        Ok(features::schema(&Self { weights: None, ..self.clone() }))
+    }
+
+    fn files(&self) -> Result<Vec<String>, Misfit> {
+        self.weights().files_of("weights", self.extractor.layouts())
+    }
+}
+
+impl Open for Extract {
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        let device = device(context)?;
+        let files = NetworkFiles::read(self.weights(), &context.sources)?;
+        let network = self.extractor.open(&self.weights().local(&context.sources)?, &self.options(), device)?;
+        Ok(Box::new(Extracting { stage: self, network, files, device, batch_size: context.batch_size.unwrap_or(16) }))
+    }
+}
+
+struct Extracting {
+    stage: Extract,
+    network: LoadedExtractor,
+    files: Vec<(String, Vec<u8>)>,
+    device: Device,
+    /// The number of rows that are written at a time; each image is computed on its own.
+    batch_size: usize,
+}
+
+impl Operator for Extracting {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let files = NetworkFiles::keep(&self.files, out)?.to_text();
+        while let Some(batch) = rows.next(self.batch_size)? {
+            let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
+            let (mut values, mut lengths, mut channels) = (Vec::<f16>::new(), Vec::new(), Vec::new());
+            for row in 0..batch.len() as i64 {
+                let patches = patches_of(&self.network, self.stage.pooling, &pixels.narrow(0, row, 1)).values;
+                let patches = match self.stage.keep {
+                    Some(count) => coreset::of_image(&patches, i64::from(count))?,
+                    None => patches,
+                };
+                channels.push(patches.size()[1] as u32);
+                let numbers = halves(&patches)?;
+                lengths.push(numbers.len());
+                values.extend(numbers);
+            }
+            let item = Arc::new(Field::new_list_field(DataType::Float16, false));
+            let offsets = OffsetBuffer::from_lengths(lengths);
+            let patches = ListArray::try_new(item, offsets, Arc::new(Float16Array::from(values)), None)?;
+            let columns: [ArrayRef; 4] = [
+                batch.column("images", CLASS)?.clone(),
+                Arc::new(patches),
+                Arc::new(UInt32Array::from(channels)),
+                Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&files, batch.len()))),
+            ];
+            out.write_rows(&batch, columns.into())?;
+        }
+        Ok(())
+    }
+}

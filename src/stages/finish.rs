@@ -1,0 +1,84 @@
+//! The last step of every stage that makes anomaly maps: the blur, and the score of the image.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Array};
+use arrow::datatypes::Float16Type;
+use garde::Validate;
+use half::f16;
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::{Result, stage::Misfit},
+    tables::tensor::tensor_column,
+    vision::{
+        blur::{self, Border},
+        pool,
+    },
+};
+
+/// The largest mean over a square window that moves by one pixel. The averaging is done `repeats` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct Window {
+    /// Side of the window in pixels; 1 is the plain maximum.
+    #[garde(range(min = 1, max = 256))]
+    pub kernel_size: usize,
+    /// The number of times that the map is averaged; the authors' rule is 8 times with a side of 8.
+    #[garde(range(min = 1, max = 64))]
+    pub repeats: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { kernel_size: 8, repeats: 8 }
+    }
+}
+
+impl Window {
+    /// Checks that windows fit into maps of this height and width.
+    pub(super) fn check(self, [height, width]: [usize; 2], parameter: &str) -> Result<(), Misfit> {
+        let Self { kernel_size, repeats } = self;
+        if (kernel_size - 1) * repeats < height.min(width) {
+            return Ok(());
+        }
+        let message = format!("{repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}");
+        Err(Misfit::parameter(parameter, message))
+    }
+
+    /// Returns the score of a map.
+    pub(super) fn score(self, map: &[f64], [height, width]: [usize; 2]) -> f64 {
+        pool::largest_mean(map, width, height, self.kernel_size, self.repeats)
+    }
+}
+
+/// The blur of a map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blur {
+    /// The standard deviation in pixels; 0 for none.
+    pub(super) sigma: f64,
+    pub(super) border: Border,
+}
+
+/// Blurs maps of one size, which lie one after another, and scores each. Returns the columns `map` and `score`.
+///
+/// `score` is given the position of an image and its map as it is stored, in f16.
+pub(super) fn finish(
+    raw: &[f64],
+    [height, width]: [usize; 2],
+    Blur { sigma, border }: Blur,
+    score: impl Fn(usize, &[f64]) -> f64 + Sync,
+) -> Result<Vec<ArrayRef>> {
+    let blurred = |(row, map): (usize, &[f64])| -> (Vec<f16>, f32) {
+        let map = blur::gaussian(map, width, height, sigma, border);
+        let map: Vec<f16> = map.into_iter().map(f16::from_f64).collect();
+        let stored: Vec<f64> = map.iter().copied().map(f64::from).collect();
+        let score = score(row, &stored) as f32;
+        (map, score)
+    };
+    let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).enumerate().map(blurred).unzip();
+    let maps = tensor_column::<Float16Type>(maps.concat(), height * width, None)?;
+    Ok(vec![maps, Arc::new(Float32Array::from(scores))])
+}

@@ -1,0 +1,59 @@
+//! Features of the patches of images: one row per image.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::images::{CLASS, image_id};
+use crate::engine::stage::{Column, Misfit, Schemas};
+
+/// The vectors of an image's patches, one after another: f16, `channels` numbers each.
+pub const PATCHES: &str = "patches";
+/// The length of a vector.
+pub const CHANNELS: &str = "channels";
+/// The files of the network that made them: a JSON object of names and of the digests of their content.
+pub const NETWORK: &str = "network";
+
+/// The key under which the column of patches has the parameters that they were made with.
+const PARAMETERS: &str = "parameters";
+
+fn patches_type() -> DataType {
+    DataType::List(Arc::new(Field::new_list_field(DataType::Float16, false)))
+}
+
+/// Returns the schema of features that are made with these parameters.
+pub fn schema(parameters: &impl Serialize) -> SchemaRef {
+    let parameters = serde_json::to_string(parameters).unwrap_or_default();
+    let metadata = HashMap::from([(PARAMETERS.to_owned(), parameters)]);
+    Arc::new(Schema::new(vec![
+        image_id(),
+        Field::new(CLASS, DataType::Utf8, true),
+        Field::new(PATCHES, patches_type(), false).with_metadata(metadata),
+        Field::new(CHANNELS, DataType::UInt32, false),
+        Field::new(NETWORK, DataType::Utf8, false),
+    ]))
+}
+
+/// Returns the columns of features, as a stage reads them.
+pub fn columns() -> [Column; 4] {
+    [
+        Column::new(CLASS, DataType::Utf8),
+        Column::new(PATCHES, patches_type()),
+        Column::new(CHANNELS, DataType::UInt32),
+        Column::new(NETWORK, DataType::Utf8),
+    ]
+}
+
+/// Returns the parameters with which the features at a port were made.
+pub fn parameters_of<P: DeserializeOwned>(inputs: &Schemas, port: &str) -> Result<P, Misfit> {
+    let field = inputs.field(port, PATCHES)?;
+    let none = || {
+        Misfit::input(
+            port,
+            format!("`{port}` does not say how its patches were made; the stage `extract` makes such a table"),
+        )
+    };
+    let json = field.metadata().get(PARAMETERS).ok_or_else(none)?;
+    serde_json::from_str(json).map_err(|e| Misfit::input(port, format!("`{port}` was made with other parameters: {e}")))
+}

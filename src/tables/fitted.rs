@@ -1,0 +1,40 @@
+//! What methods keep of the images that they were fitted on: one row per class, or one for all.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::Serialize;
+
+use super::{
+    features::NETWORK,
+    images::CLASS,
+    weights::{weights_column, weights_field},
+};
+use crate::engine::stage::Column;
+
+/// The number of images.
+pub const IMAGES: &str = "images";
+/// The number of vectors that an image's patches are compared with.
+pub const VECTORS: &str = "vectors";
+/// The digest of the ids of the images.
+pub const FITTED_ON: &str = "fitted_on";
+
+/// Returns the schema of what a method keeps. `config` is all that scoring needs to know.
+///
+/// `class` is null in a row for all classes. `weights` is the file with the tensors of the fit, and `network` the files
+/// of the extractor.
+pub fn schema(config: &impl Serialize) -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new(CLASS, DataType::Utf8, true),
+        Field::new(IMAGES, DataType::Int64, false),
+        Field::new(VECTORS, DataType::Int64, false),
+        Field::new(FITTED_ON, DataType::Utf8, false),
+        Field::new(NETWORK, DataType::Utf8, false),
+        weights_field(config),
+    ]))
+}
+
+/// Returns the columns of a fit, as a stage reads them.
+pub fn columns() -> [Column; 3] {
+    [Column::new(CLASS, DataType::Utf8), Column::new(NETWORK, DataType::Utf8), weights_column()]
+}

@@ -1,0 +1,158 @@
+//! Methods that are fitted on the features of photographs: what they keep grows by rows, and images are scored alike in whatever
+//! company they are.
+
+use std::{collections::BTreeMap, fs};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::lab::{Lab, computed};
+
+/// A pipeline that fits a bank on each class and on all, and scores the test images by both.
+const BANKS: &str = "
+name: banks
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
+  features:
+    stage: extract
+    from: [images]
+    where: split = 'train'
+    with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 }
+  bank: { stage: fit, from: [features], with: { method: { patchcore: { ratio: 0.5, seed: 3 } } } }
+  by_class: { stage: fit, from: [features], with: { method: { knn: {} }, classes: separate } }
+  subspace: { stage: fit, from: [features], with: { method: { subspace: {} } } }
+  maps: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1 } }
+  maps_by_class: { stage: detect, from: [images, by_class], where: split = 'test', with: { sigma: 1, score: { top: 0.1 } } }
+";
+
+fn banks() -> Lab {
+    let lab = Lab::new(BANKS);
+    // A caption would be missed when its photograph is removed.
+    fs::remove_file(lab.path("data/tile/captions.jsonl")).unwrap();
+    lab
+}
+
+/// Returns the contents of the tables that do not name a place or a time, by table.
+fn contents(lab: &Lab, store: &str) -> BTreeMap<String, String> {
+    lab.contents(store).into_iter().collect()
+}
+
+#[test]
+fn fit_says_what_it_was_fitted_on() {
+    let lab = banks();
+    lab.run(&[]);
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    assert_eq!(rows("select class, images, vectors from by_class order by 1"), ["gear,4,32", "tile,4,32"]);
+    assert_eq!(rows("select class is null, images, vectors from bank"), ["true,8,32"]);
+    let ids = rows(
+        "select count(distinct fitted_on) from (select fitted_on from bank union all select fitted_on from by_class)",
+    );
+    assert_eq!(ids, ["3"], "each was fitted on other images");
+    assert_eq!(rows("select images from subspace"), ["8"]);
+    assert_eq!(
+        rows("select count(*) from maps where score > 0"),
+        rows("select count(*) from images where split = 'test'")
+    );
+}
+
+/// A photograph that is scored alone has the map that it has among others, and cutting the tables into other tasks
+/// changes no bit.
+#[test]
+fn maps_do_not_depend_on_other_images_or_on_tasks() {
+    let lab = banks();
+    lab.run(&[]);
+    lab.run(&["--store", "cut", "--task-rows", "3", "--batch-size", "1"]);
+    assert_eq!(contents(&lab, ".vlmdiff"), contents(&lab, "cut"));
+    // A sum of f16 is exact in f64.
+    let maps = "select image_id, score, count(distinct p), sum(cast(p as double)) from \
+                (select image_id, score, unnest(map) as p from maps where image_id like 'gear%') group by 1, 2 order by 1";
+    let among_others = lab.sql("cut", maps);
+    lab.write("alone.yaml", &BANKS.replace("where: split = 'test'", "where: split = 'test' and class = 'gear'"));
+    let ended = lab.vlmdiff(&["run", "alone.yaml", "--store", "alone"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!among_others.is_empty());
+    assert_eq!(lab.sql("alone", maps), among_others);
+}
+
+#[test]
+fn class_without_a_fit_is_named() {
+    let lab = banks();
+    let only_tiles = "where: split = 'train' and class = 'tile'";
+    lab.write("pipeline.yaml", &BANKS.replace("where: split = 'train'", only_tiles));
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("nothing was fitted for the class `gear`; there are tile"), "{}", ended.stderr);
+}
+
+#[test]
+fn parameters_that_do_not_fit_are_refused_by_name() {
+    let lab = banks();
+    let refused = |from: &str, to: &str| {
+        lab.write("pipeline.yaml", &BANKS.replace(from, to));
+        let ended = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        ended.stderr
+    };
+    let text = refused("ratio: 0.5", "ratio: 1.5");
+    assert!(text.contains("method.patchcore.ratio") && text.contains("above 0 and at most 1"), "{text}");
+    let text = refused("knn: {}", "knn: { neighbours: 2 }");
+    assert!(text.contains("neighbours") && text.contains("neighbors"), "{text}");
+    let text = refused("layers: [4, 8]", "layers: [4, 9]");
+    assert!(text.contains("efficientnet-lite0 has no layer 9"), "{text}");
+    let text = refused("score: { top: 0.1 }", "score: { window: { kernel_size: 64, repeats: 1 } }");
+    assert!(text.contains("leave nothing of a map of 32x32"), "{text}");
+    let text = refused("from: [images, bank]", "from: [images, features]");
+    assert!(text.contains("`features`") && text.contains("weights"), "{text}");
+}
+
+/// Photographs are added, changed and removed in random sequences, and runs are killed. After each step the features that were
+/// computed are those of the photographs that changed, and all tables are, bit for bit, those of a run from nothing.
+///
+/// `VLMDIFF_SEED` begins another series, of `VLMDIFF_SEQUENCES` sequences.
+#[test]
+fn bank_that_grew_is_the_bank_made_at_once() {
+    let number = |name, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (first, sequences): (u64, u64) = (number("VLMDIFF_SEED", 1), number("VLMDIFF_SEQUENCES", 2));
+    for seed in first..first + sequences {
+        let mut random = StdRng::seed_from_u64(seed);
+        let lab = banks();
+        lab.run(&[]);
+        let folder = lab.path("data/tile/train/good");
+        let mut known: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            known.insert(path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap());
+        }
+        let pictures: Vec<Vec<u8>> = known.values().cloned().collect();
+        for step in 0..4 {
+            let before = known.clone();
+            for _ in 0..random.random_range(1..4) {
+                let name = format!("{:03}.png", random.random_range(0..8));
+                if known.len() > 2 && known.contains_key(&name) && random.random_bool(0.4) {
+                    known.remove(&name);
+                    fs::remove_file(folder.join(&name)).unwrap();
+                } else {
+                    // A byte behind the end of a picture makes another file of it.
+                    let mut picture = pictures[random.random_range(0..pictures.len())].clone();
+                    picture.push(random.random());
+                    fs::write(folder.join(&name), &picture).unwrap();
+                    known.insert(name, picture);
+                }
+            }
+            if random.random_bool(0.5) {
+                let mut child = lab.command(&["run", "pipeline.yaml"]).spawn().unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(random.random_range(0..900)));
+                child.kill().unwrap();
+                child.wait().unwrap();
+                lab.run(&[]);
+            } else {
+                let events = lab.run(&[]);
+                let changed = known.iter().filter(|(name, picture)| before.get(*name) != Some(picture)).count() as u64;
+                let features = computed(&events).into_iter().find(|(table, _)| *table == "features");
+                assert!(features.map_or(0, |(_, rows)| rows) <= changed as _, "seed {seed}, step {step}");
+            }
+            let store = format!("whole-{step}");
+            lab.run(&["--store", &store]);
+            assert_eq!(contents(&lab, ".vlmdiff"), contents(&lab, &store), "seed {seed}, step {step}");
+        }
+    }
+}
