@@ -25,7 +25,7 @@ fn work(line: &str) -> Result<usize> {
     let image = decode::rgb(&fs::read(image)?)?;
     let mut numbers = resize::rgb(&image, SIZE, SIZE, resize::Filter::Bilinear).len();
     if !mask.is_empty() {
-        let mask = decode::mask(&fs::read(mask)?)?;
+        let mask = decode::mask(&fs::read(mask)?, true)?;
         numbers += resize::mask(&mask.any, SIZE, SIZE).len();
         if let Some(grey) = mask.grey {
             numbers += resize::grey(&grey, SIZE, SIZE, resize::Filter::Bilinear).len();

@@ -19,7 +19,7 @@ use crate::{
         stage::{Batch, Column, Context, Misfit, Operator, Sample},
         store::Note,
     },
-    tables::images::CLASS,
+    tables::{images::CLASS, text_rows::TextRows},
 };
 
 /// Captions from a file of JSON lines, CSV with a header, or Parquet. Rows about no image, and images without a caption,
@@ -63,7 +63,8 @@ fn default_caption() -> String {
 
 impl FileCaptions {
     fn file(&self) -> CaptionFile<'_> {
-        CaptionFile { address: &self.path, id: &self.id, caption: &self.caption, separator: self.separator }
+        let text = TextRows { address: &self.path, separator: self.separator };
+        CaptionFile { text, id: &self.id, caption: &self.caption }
     }
 
     pub(super) fn index(&self, sources: &Sources) -> Result<Index> {

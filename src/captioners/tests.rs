@@ -111,8 +111,9 @@ fn broken_file_is_refused_with_its_line() {
     for (text, told) in [
         ("{\"image_id\": \"a\", \"caption\": \"b\"}\n[]\n", "c.jsonl: line 2, character"),
         ("{\"image_id\": \"a\", \"caption\": \"b\"}\n\n{\"image_id\": \"a\"", "c.jsonl: line 3, character 16: EOF"),
-        ("{\"image_id\": [], \"caption\": \"b\"}\n", "line 1 has no text or number `image_id`"),
-        ("{\"image_id\": 5, \"caption\": 1}\n", "line 1 has no text or null `caption`"),
+        ("{\"image_id\": [], \"caption\": \"b\"}\n", "line 1: `image_id` is no text, number or null"),
+        ("{\"caption\": \"b\"}\n", "line 1 has no `image_id`"),
+        ("{\"image_id\": 5, \"caption\": {}}\n", "line 1: `caption` is no text, number or null"),
         (
             "{\"image_id\": 5, \"caption\": \"\"}\n{\"image_id\": \"5\", \"caption\": \"\"}\n",
             "line 1 and line 2 both describe `5`",

@@ -12,14 +12,16 @@
 //! `ground_truth`.
 
 mod captions;
+mod labelled;
 mod left_out;
 mod masks;
 mod names;
 
 use std::collections::HashMap;
 
-use super::record::{DatasetError, Files, Listing, Record};
+use super::record::{DatasetError, Files, Listing, PicturePlace, Record};
 use captions::Captions;
+pub use labelled::{Labelled, list_labelled};
 pub use names::{EXTENSIONS, composed};
 use names::{is_almost, is_image, is_of_masks, stem};
 
@@ -68,12 +70,18 @@ fn classes<'a>(files: &Files<'a>) -> Result<Vec<(String, &'a str)>, DatasetError
         reject_almost(files, "", &["train", "test"])?;
         return Err(DatasetError::NoClass(files.root.trim_end_matches('/').to_owned()));
     }
+    reject_mean(files, &classes)?;
+    Ok(classes)
+}
+
+/// Refuses a class with the name of the row of means.
+fn reject_mean(files: &Files<'_>, classes: &[(String, &str)]) -> Result<(), DatasetError> {
     match classes.iter().find(|(_, name)| *name == files.mean) {
         Some((prefix, name)) => Err(DatasetError::ClassCalledMean {
             folder: files.place(prefix.trim_end_matches('/')),
             name: (*name).to_owned(),
         }),
-        None => Ok(classes),
+        None => Ok(()),
     }
 }
 
@@ -112,14 +120,15 @@ impl<'a> Class<'_, 'a> {
         }
         self.reject_masks_without_kind()?;
         let mut captions = Captions::read(self.files, self.paths, self.prefix)?;
-        let mut record = |split, kind: &'a str, image: &'a str, mask| {
+        let mut record = |split, kind: &'a str, image: &'a str, mask: Option<&'a str>| {
             records.push(Record {
                 image_id: image,
+                image: PicturePlace::file(image),
                 class: self.name,
                 split,
-                label: kind != GOOD,
-                defect: kind,
-                mask,
+                label: Some(kind != GOOD),
+                defect: Some(kind),
+                mask: mask.map(PicturePlace::file),
                 caption: captions.take(&image[self.prefix.len()..]),
             });
         };

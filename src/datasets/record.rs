@@ -23,20 +23,38 @@ pub struct Files<'a> {
 /// One image of a dataset, before anything is decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// The encoded image's path below the dataset's root, which identifies it.
+    /// The name that identifies the image: its path below the dataset's root, unless a manifest has names.
     pub image_id: &'a str,
+    /// The file with the encoded image.
+    pub image: PicturePlace<'a>,
     /// The product or texture that is inspected.
     pub class: &'a str,
-    /// `train` or `test`.
+    /// `train`, `calibration` or `test`.
     pub split: &'static str,
-    /// True if the image is anomalous.
-    pub label: bool,
-    /// The kind of defect, `good` for none.
-    pub defect: &'a str,
-    /// The path below the root of the encoded ground truth of an anomalous image; None if only its label is known.
-    pub mask: Option<&'a str>,
+    /// True if the image is anomalous; None if that is not known.
+    pub label: Option<bool>,
+    /// The kind of defect, `good` for none; None if there is no label.
+    pub defect: Option<&'a str>,
+    /// The file with the encoded ground truth of an anomalous image; None if only its label is known.
+    pub mask: Option<PicturePlace<'a>>,
     /// A caption given with the dataset.
     pub caption: Option<Box<str>>,
+}
+
+/// The place of an encoded picture, which is a file or lies in a row of a Parquet file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PicturePlace<'a> {
+    /// The file's path below the root.
+    pub path: &'a str,
+    /// The row in a Parquet file, from 0.
+    pub row: Option<u32>,
+}
+
+impl<'a> PicturePlace<'a> {
+    /// Returns the place of a file.
+    pub fn file(path: &'a str) -> Self {
+        Self { path, row: None }
+    }
 }
 
 /// The images of a dataset, and the files that are left out.
@@ -62,7 +80,8 @@ pub struct LeftOut<'a> {
 pub enum DatasetError {
     /// Nothing below the root looks like a class.
     #[error(
-        "no class in {0}: expected {0}/CLASS/train/good/*.png and {0}/CLASS/test/KIND/*.png, or a folder that is itself one class"
+        "no class in {0}: expected {0}/CLASS/train/good/*.png and {0}/CLASS/test/KIND/*.png, or a folder that is itself one class; \
+         folders with other names are given by `good`, `bad` and `unlabelled`"
     )]
     NoClass(String),
     /// A class whose normal training images are missing.
@@ -122,6 +141,25 @@ pub enum DatasetError {
         mask: String,
         /// The path at which its image is expected.
         expected: String,
+    },
+    /// No picture lies in any of the folders that the parameters name.
+    #[error(
+        "no pictures in {root}/{names} or {root}/CLASS/{names} ({extensions}); `good`, `bad` and `unlabelled` name folders there",
+        extensions = crate::datasets::folder::EXTENSIONS.join(" ")
+    )]
+    NoLabelledFolder {
+        /// The root.
+        root: String,
+        /// The folders that are named.
+        names: String,
+    },
+    /// A row of a manifest that is no image of a dataset.
+    #[error("{place}: {message}")]
+    BadRow {
+        /// The manifest and the row or line.
+        place: String,
+        /// The reason, and what would work.
+        message: String,
     },
     /// Two masks that belong to one image.
     #[error("two masks for {image}: {first} and {second}; keep one")]

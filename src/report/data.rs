@@ -211,8 +211,8 @@ impl Source {
                 let caption = written.remove(&id).or_else(|| own.is_valid(row).then(|| own.value(row).to_owned()));
                 TestImage {
                     class: classes.value(row).to_owned(),
-                    defect: defects.value(row).to_owned(),
-                    anomalous: labels.value(row),
+                    defect: if defects.is_valid(row) { defects.value(row).to_owned() } else { UNLABELLED.to_owned() },
+                    anomalous: labels.is_valid(row).then(|| labels.value(row)),
                     caption: caption.filter(|caption| !caption.trim().is_empty()),
                     score: scores.get(&id).copied().filter(|score| !score.is_nan()),
                     id,
@@ -228,7 +228,7 @@ impl Source {
         let defect = if has(DEFECT) {
             DEFECT.to_owned()
         } else {
-            format!("case when {LABEL} then 'anomalous' else 'normal' end as {DEFECT}")
+            format!("case when {LABEL} then 'anomalous' when not {LABEL} then 'normal' end as {DEFECT}")
         };
         let caption = if has(CAPTION) { CAPTION.to_owned() } else { format!("cast(null as varchar) as {CAPTION}") };
         let tested = if has(SPLIT) { format!("where {SPLIT} = '{TEST}'") } else { String::new() };
@@ -268,6 +268,9 @@ fn id_of(table: &Manifest) -> Result<String> {
     id.ok_or_else(|| Error::Stage(format!("table `{}` has no ids of images", table.table)))
 }
 
+/// The kind of defect of an image without one in its table.
+pub(super) const UNLABELLED: &str = "unlabelled";
+
 /// A test image without its pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct TestImage {
@@ -275,10 +278,10 @@ pub(super) struct TestImage {
     pub id: String,
     /// Its class.
     pub class: String,
-    /// Its kind of defect; `good` for none.
+    /// Its kind of defect; `good` for none, [`UNLABELLED`] if it is not known.
     pub defect: String,
-    /// True if it is anomalous.
-    pub anomalous: bool,
+    /// True if it is anomalous; `None` if that is not known.
+    pub anomalous: Option<bool>,
     /// Its caption.
     pub caption: Option<String>,
     /// Its anomaly score; higher is more anomalous.
@@ -286,24 +289,24 @@ pub(super) struct TestImage {
 }
 
 /// Chooses the images to show. Returns their indices, the highest score first: for each class and kind of defect the
-/// `per_kind` images with the highest scores, for normal images also the `per_kind` with the lowest, and at most
-/// `limit` in all, spread over classes and kinds.
+/// `per_kind` images with the highest scores, for normal and unlabelled images also the `per_kind` with the lowest, and
+/// at most `limit` in all, spread over classes and kinds.
 pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec<usize> {
     let descending = |a: &usize, b: &usize| {
         let score = |i: &usize| images[*i].score.unwrap_or(f32::NEG_INFINITY);
         score(b).total_cmp(&score(a)).then_with(|| images[*a].id.cmp(&images[*b].id))
     };
-    let mut kinds: BTreeMap<(&str, bool, &str), Vec<usize>> = BTreeMap::new();
+    let mut kinds: BTreeMap<(&str, Option<bool>, &str), Vec<usize>> = BTreeMap::new();
     for (i, image) in images.iter().enumerate() {
-        kinds.entry((&image.class, !image.anomalous, &image.defect)).or_default().push(i);
+        kinds.entry((&image.class, image.anomalous.map(|anomalous| !anomalous), &image.defect)).or_default().push(i);
     }
     // The first image of every kind comes first, then the second of every kind, and so on, so that a limit cuts off the
     // least important ones.
     let mut ranked: Vec<(usize, usize)> = Vec::new();
-    for ((_, normal, _), mut members) in kinds {
+    for ((_, is_normal, _), mut members) in kinds {
         members.sort_by(descending);
         ranked.extend(members.iter().copied().take(per_kind).enumerate());
-        if normal {
+        if is_normal != Some(false) {
             members.retain(|i| images[*i].score.is_some());
             ranked.extend(members.iter().rev().copied().take(per_kind).enumerate());
         }
@@ -322,7 +325,14 @@ mod tests {
 
     fn image(class: &str, defect: &str, number: usize, score: Option<f32>) -> TestImage {
         let id = format!("{class}/{defect}/{number:03}");
-        TestImage { id, class: class.into(), defect: defect.into(), anomalous: defect != "good", caption: None, score }
+        TestImage {
+            id,
+            class: class.into(),
+            defect: defect.into(),
+            anomalous: Some(defect != "good"),
+            caption: None,
+            score,
+        }
     }
 
     fn ids(images: &[TestImage], chosen: &[usize]) -> Vec<String> {

@@ -21,7 +21,7 @@ use crate::{
         training_log::{LOSS, STEP},
     },
 };
-use data::TestImage;
+use data::{TestImage, UNLABELLED};
 use pictures::{GroundTruth, Pictures, Scale};
 
 const TEMPLATE: &str = include_str!("report.html");
@@ -306,6 +306,7 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
         total => all.len(),
         classes => chosen.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>(),
         defects => chosen.iter().map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
+        labels => chosen.iter().map(|image| label(image)).collect::<BTreeSet<_>>(),
         scored => chosen.iter().any(|image| image.score.is_some()),
         pictures => 2 + below.iter().flatten().count(),
         cards => cards.collect::<Vec<_>>(),
@@ -317,10 +318,19 @@ fn only(variant: &Variant) -> String {
     variant.settings().iter().map(|setting| format!("--only '{setting}'")).collect::<Vec<_>>().join(" ")
 }
 
+/// Returns the label of an image in words.
+fn label(image: &TestImage) -> &'static str {
+    match image.anomalous {
+        Some(true) => "anomalous",
+        Some(false) => "normal",
+        None => UNLABELLED,
+    }
+}
+
 fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value {
     let (ground_truth, outline) = match &pictures.ground_truth {
         GroundTruth::Unknown => ("no ground truth", None),
-        GroundTruth::Empty if image.anomalous => ("ground truth: empty", None),
+        GroundTruth::Empty if image.anomalous == Some(true) => ("ground truth: empty", None),
         GroundTruth::Empty => ("ground truth: none", None),
         GroundTruth::Outline(uri) => ("ground truth", Some(uri)),
     };
@@ -328,7 +338,7 @@ fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value 
         id => &image.id,
         class => &image.class,
         defect => &image.defect,
-        anomalous => image.anomalous,
+        label => label(image),
         caption => image.caption.as_deref(),
         score => image.score.map(f64::from),
         digits => image.score.map(|score| format!("{score:.3}")),

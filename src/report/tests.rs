@@ -84,7 +84,7 @@ fn names_cannot_break_the_page() {
         id: "<b>/test/&".into(),
         class: "\"><script>alert(1)</script>".into(),
         defect: "hole".into(),
-        anomalous: true,
+        anomalous: Some(true),
         caption: None,
         score: Some(1.5),
     };

@@ -40,8 +40,8 @@ use crate::{
 ///
 /// All metrics are exact over the stored scores and maps, which are read once. A class without ground truth has no
 /// pixel metrics; an anomalous image without a mask counts in the image metrics alone. Undefined metrics are null and
-/// are left out of the mean. Only masks may be missing: an image without class, label, score or map is an error. A table of
-/// scores without a column `map` has image metrics alone.
+/// are left out of the mean. An image without a label is not counted. An image without class, score or map is an error. A
+/// table of scores without a column `map` has image metrics alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
@@ -194,16 +194,20 @@ impl Operator for Evaluator {
         let of = |protocol: &Protocol| Tally { protocol: *protocol, size: self.size, classes: BTreeMap::new() };
         let mut tallies: Vec<Tally> = self.stage.protocol.iter().map(of).collect();
         let total = rows.len() as u64;
-        let mut done = 0;
+        let (mut done, mut labelled) = (0, 0);
         while let Some(batch) = rows.next(64)? {
             whole(&batch)?;
+            let labels = batch.column("images", LABEL)?.as_boolean();
+            let unlabelled = batch.ids.iter().zip(labels).filter(|(_, label)| label.is_none());
+            unlabelled.for_each(|(id, _)| out.note("the image has no label and counts in no metric", id));
+            labelled += labels.len() - labels.null_count();
             note_masks(&batch, out)?;
             tallies.par_iter_mut().try_for_each(|tally| tally.add(&batch))?;
             done += batch.len() as u64;
             out.progress(done, total, Unit::Images);
         }
-        if rows.is_empty() {
-            out.warn("there are no images to judge, so that every metric is null");
+        if labelled == 0 {
+            out.warn("there are no images with a label to judge, so that every metric is null");
         }
         let one_sided: BTreeSet<&str> = tallies.iter().flat_map(Tally::one_sided).collect();
         if !one_sided.is_empty() {
@@ -224,10 +228,10 @@ impl Operator for Evaluator {
     }
 }
 
-/// Checks that class, label, score and map are present in every row; masks may be null.
+/// Checks that class, score and map are present in every row; labels and masks may be null.
 fn whole(batch: &Batch) -> Result<()> {
     let map = maps(batch).map(|_| ("anomaly_maps", MAP));
-    for (port, name) in [("images", CLASS), ("images", LABEL), ("anomaly_maps", SCORE)].into_iter().chain(map) {
+    for (port, name) in [("images", CLASS), ("anomaly_maps", SCORE)].into_iter().chain(map) {
         let column = batch.column(port, name)?;
         if let Some(row) = (0..column.len()).find(|row| column.is_null(*row)) {
             return Err(missing(&batch.ids[row], port, name));
@@ -247,7 +251,7 @@ fn whole(batch: &Batch) -> Result<()> {
 fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
     let labels = batch.column("images", LABEL)?.as_boolean();
     let masks = batch.column("images", MASK)?;
-    for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| labels.value(*row)) {
+    for (row, (id, _)) in batch.ids.iter().zip(labels).enumerate().filter(|(_, (_, label))| *label == Some(true)) {
         match tensor_row::<UInt8Type>(masks, row)? {
             None => out.note("the image is anomalous and has no mask: it counts in image metrics alone", id),
             Some(mask) if mask.iter().all(|pixel| *pixel == 0) => {
@@ -261,17 +265,19 @@ fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
 
 impl Tally {
     fn add(&mut self, batch: &Batch) -> Result<()> {
-        let scores = (0..batch.len()).into_par_iter().map(|row| self.score(batch, row));
-        let scores = scores.collect::<Result<Vec<_>>>()?;
         let (names, labels) =
             (batch.column("images", CLASS)?.as_string::<i32>(), batch.column("images", LABEL)?.as_boolean());
+        let labelled: Vec<(usize, bool)> =
+            labels.iter().enumerate().filter_map(|(row, label)| Some((row, label?))).collect();
+        let scores = labelled.par_iter().map(|(row, _)| self.score(batch, *row));
+        let scores = scores.collect::<Result<Vec<_>>>()?;
         let maps = maps(batch);
-        for (row, score) in scores.into_iter().enumerate() {
+        for ((row, label), score) in labelled.into_iter().zip(scores) {
             let mask = self.mask(batch, row)?;
             let class = self.classes.entry(names.value(row).to_owned()).or_default();
             // For an image without a mask only the label of the dataset is available.
             let of_mask = mask.as_ref().filter(|_| self.protocol.labels_by_mask()).map(|mask| mask.contains(&true));
-            let anomalous = of_mask.unwrap_or(labels.value(row));
+            let anomalous = of_mask.unwrap_or(label);
             let wrong = |e: MetricError| Error::Stage(format!("{}: {e}", batch.ids[row]));
             if let Some((mask, maps)) = mask.zip(maps) {
                 class
@@ -405,9 +411,17 @@ mod tests {
         let told = |classes, labels, scores| whole(&batch(classes, labels, scores)).unwrap_err().to_string();
         let (labels, scores) = ([Some(false), Some(true)], [Some(0.), Some(1.)]);
         whole(&batch(["nut", "nut"], labels, scores)).unwrap();
-        assert!(told(["nut", "nut"], [Some(false), None], scores).starts_with("b: `images` has no `label`"));
         assert!(told(["nut", "nut"], labels, [None, Some(1.)]).starts_with("a: `anomaly_maps` has no `score`"));
         assert!(told(["nut", "mean"], labels, scores).starts_with("b: a class `mean` would be taken for"));
+    }
+
+    #[test]
+    fn image_without_label_is_not_counted() {
+        let mut tally = Tally { protocol: Protocol::Reference, size: [2, 2], classes: BTreeMap::new() };
+        tally.add(&batch(["nut", "nut"], [Some(true), None], [Some(0.), Some(1.)])).unwrap();
+        tally.add(&batch(["nut", "bolt"], [None, None], [Some(0.), Some(1.)])).unwrap();
+        let counts = tally.classes.iter().map(|(name, class)| (name.as_str(), class.n_images)).collect::<Vec<_>>();
+        assert_eq!(counts, [("nut", 1)]);
     }
 
     #[test]
@@ -420,6 +434,7 @@ mod tests {
         let counts = columns[2].as_primitive::<arrow::datatypes::Int64Type>();
         assert_eq!(counts.values(), &[1, 1, 2, 4]);
     }
+
     #[test]
     fn note_on_metrics_that_guessing_reaches_names_classes() {
         let mut tally = Tally { protocol: Protocol::Exact, size: [2, 2], classes: BTreeMap::new() };

@@ -1,5 +1,9 @@
 //! Images in: decoded, resized, with labels and masks.
 
+mod embedded;
+mod files;
+mod hold_out;
+mod manifest;
 mod masks;
 
 use std::sync::Arc;
@@ -8,7 +12,6 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, UInt32Array},
     datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type, UInt32Type},
 };
-use bytes::Bytes;
 use garde::Validate;
 use image::metadata::Orientation;
 use rayon::prelude::*;
@@ -16,33 +19,38 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datasets::{self, Files, LeftOut, folder, synthetic},
+    datasets::{self, LeftOut, PicturePlace, folder, folder::Labelled, synthetic},
     engine::{
         Digest, Error, Result, join,
-        source::Sources,
+        source::{Sources, Tree},
         stage::{Batch, Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
         store::{Note, digest_array, volatile},
     },
     tables::{
-        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT},
+        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST},
         metrics::MEAN,
         tensor::tensor_column,
     },
     vision::{
         VisionError,
         decode::{self, NoteText, Photograph},
+        placement::Placement,
         resize,
     },
 };
+use files::{File, IMAGES, MASKS, PictureFiles};
+use hold_out::HoldOut;
+use manifest::Manifests;
+
+pub use manifest::ManifestColumns;
 
 /// Lists a dataset and reads its images, one row per image.
 ///
-/// Images are turned as their EXIF orientation says, converted to RGB and resized as Pillow does it (bilinear,
-/// antialiased, aspect ratio not kept). A mask is stored in two ways, in both of which a pixel above 0 is anomalous.
-/// `mask` is binarised at its own size (above 0; in a lossy format, such as JPEG, above half of the range) and 255
-/// where more than half of a pixel is covered: the rule of the protocols `exact` and `ader`. `mask_grey` follows the
-/// authors' loader: the grey levels of the file, resized and not binarised, so that every pixel that a defect touches
-/// is anomalous: the rule of `reference`. Both are null if there is no ground truth.
+/// Images are converted to RGB and resized as Pillow does it (bilinear, antialiased). A mask is stored in two ways, in
+/// both of which a pixel above 0 is anomalous. `mask` is binarised at its own size (above 0; in a lossy format, such as JPEG, above
+/// half of the range) and 255 where more than half of a pixel is covered: the rule of the protocols `exact` and `ader`.
+/// `mask_grey` follows the authors' loader: the grey levels of the file, resized and not binarised, so that every pixel
+/// that a defect touches is anomalous: the rule of `reference`. Both are null if there is no ground truth.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "dataset": "folder", "root": "photos" }]))]
@@ -50,31 +58,112 @@ pub struct Ingest {
     /// The layout of the dataset.
     #[garde(skip)]
     pub dataset: Dataset,
-    /// The dataset's folder or URL (`s3://`, `gs://`, `az://`, `https://`); not for `synthetic`. Its place is not
-    /// part of the images' identity.
+    /// The dataset's folder or URL (`s3://`, `gs://`, `az://`, `https://`), or the file of a manifest; not for
+    /// `synthetic`. Its place is not part of the images' identity.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// Height and width of the stored pixels.
-    #[garde(range(min = 16, max = 2048))]
+    /// Folders of normal photographs, which are in `split = 'train'`: `[ok]` stands for the folder `ok` of the root, or
+    /// of each class in it, and `[.]` for the photographs directly in it. They replace the MVTec layout, as do those of
+    /// `bad` and `unlabelled`.
+    #[garde(inner(length(min = 1)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub good: Vec<String>,
+    /// Folders of anomalous photographs without masks, which are in `split = 'test'`. The name of the folder is the
+    /// kind of defect.
+    #[garde(inner(length(min = 1)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad: Vec<String>,
+    /// Folders of photographs of which nothing is known; they are in `split = 'test'`, and `label` is null.
+    #[garde(inner(length(min = 1)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlabelled: Vec<String>,
+    /// The columns of a manifest, where their names differ from the usual ones.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "ManifestColumns::are_usual")]
+    pub columns: ManifestColumns,
+    /// Height and width of the stored pixels: one number for a square, or `[H, W]`.
+    #[garde(dive)]
     #[serde(default = "default_size")]
-    pub size: u32,
+    pub size: Size,
+    /// `pad` keeps the aspect ratio of a photograph: it lies in the middle of the stored pixels, as large as it fits.
+    /// The border repeats its outermost pixels and counts as normal in masks. By default the photograph fills the
+    /// stored pixels, whatever its aspect ratio.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_aspect: Option<KeepAspect>,
+    /// True: photographs are turned as their EXIF orientation says, as viewers show them. False: they are taken as they
+    /// are stored, as Pillow's `open` takes them.
+    #[garde(skip)]
+    #[serde(default = "default_exif_orientation")]
+    pub exif_orientation: bool,
+    /// The share of the normal training photographs of each class that is held out of training: their `split` is
+    /// `calibration` instead of `train`. Photographs are chosen by their ids, so that one that is added changes the
+    /// split of no other.
+    #[garde(range(min = 0., max = 0.9))]
+    #[serde(default)]
+    pub hold_out: f64,
+    /// The seed by which photographs are held out.
+    #[garde(skip)]
+    #[serde(default)]
+    pub hold_out_seed: u64,
     /// The images to generate, for `dataset: synthetic`.
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<Synthetic>,
 }
 
-fn default_size() -> u32 {
-    256
+fn default_size() -> Size {
+    Size::Square(256)
+}
+
+fn default_exif_orientation() -> bool {
+    true
+}
+
+/// The size of the stored pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(untagged, expecting = "a size is a whole number of pixels, or `[H, W]`")]
+pub enum Size {
+    /// The side of a square.
+    Square(#[garde(range(min = 16, max = 2048))] u32),
+    /// Height and width.
+    Rectangle(#[garde(inner(range(min = 16, max = 2048)))] [u32; 2]),
+}
+
+impl Size {
+    /// Returns height and width.
+    fn sides(self) -> [u32; 2] {
+        match self {
+            Self::Square(side) => [side, side],
+            Self::Rectangle(sides) => sides,
+        }
+    }
+
+    /// Returns the number of pixels.
+    fn area(self) -> usize {
+        self.sides().into_iter().map(|side| side as usize).product()
+    }
+}
+
+/// The way in which the aspect ratio of a photograph is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepAspect {
+    /// By a border.
+    Pad,
 }
 
 /// An on-disk layout, or the generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dataset {
-    /// Photographs in MVTec layout: CLASS/train/good, CLASS/test/KIND, optional CLASS/ground_truth/KIND.
+    /// Photographs in folders: in MVTec layout (CLASS/train/good, CLASS/test/KIND, optional CLASS/ground_truth/KIND), or
+    /// in folders that `good`, `bad` and `unlabelled` name.
     Folder,
+    /// Photographs in a table (CSV, JSON lines, Parquet): a file, or a folder with `metadata.csv`, `metadata.jsonl` or
+    /// Parquet files as data sets of Hugging Face have them.
+    Manifest,
     /// Generated products with generated defects, exact masks and captions.
     Synthetic,
 }
@@ -116,7 +205,7 @@ impl Synthetic {
 
 impl Stage for Ingest {
     fn revision(&self) -> u32 {
-        3
+        4
     }
 
     fn ports(&self) -> Ports {
@@ -128,25 +217,12 @@ impl Stage for Ingest {
     }
 
     fn locations(&self) -> &'static [&'static str] {
-        &["root"]
+        // The listing has all that these decide, so that an image is decoded again only if its own row changes.
+        &["root", "good", "bad", "unlabelled", "columns", "hold_out", "hold_out_seed"]
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
-        match (self.dataset, &self.root, &self.synthetic) {
-            (Dataset::Folder, None, _) => {
-                return Err(Misfit::parameter(
-                    "root",
-                    "it is missing: the folder of the photographs (CLASS/train/good/*.png, …)",
-                ));
-            }
-            (Dataset::Folder, _, Some(_)) => {
-                return Err(Misfit::parameter("synthetic", "it belongs to `dataset: synthetic`"));
-            }
-            (Dataset::Synthetic, Some(_), _) => {
-                return Err(Misfit::parameter("root", "it belongs to `dataset: folder`; the generator reads no files"));
-            }
-            _ => {}
-        }
+        self.check()?;
         if let Some(class) =
             self.synthetic.iter().flat_map(|s| &s.classes).find(|c| !synthetic::CLASSES.contains(&c.as_str()))
         {
@@ -155,21 +231,106 @@ impl Stage for Ingest {
                 format!("there is no class `{class}`; classes are {}", synthetic::CLASSES.join(", ")),
             ));
         }
-        Ok(images::schema(self.size as usize))
+        if let (Dataset::Synthetic, Size::Rectangle(_)) = (self.dataset, self.size) {
+            return Err(Misfit::parameter("size", "the generator's images are squares: one number"));
+        }
+        Ok(images::schema(self.size.sides().map(|side| side as usize)))
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         Ok(Some(match self.dataset {
-            Dataset::Folder => list_folder(self.root(), sources)?,
-            Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default())?.into(),
+            Dataset::Folder => self.list_folder(sources)?,
+            Dataset::Manifest => {
+                let manifest = Manifests::read(self.root(), &self.columns, sources)?;
+                let class = manifest.tree.name();
+                let found = datasets::manifest::list(&manifest.rows, &class, MEAN).map_err(input_error)?;
+                let embedded = |place: PicturePlace<'_>, is_mask| manifest.embedded(place, is_mask);
+                list_photographs(found, &manifest.tree, embedded, self.held_out(), sources)?
+            }
+            Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default(), self.held_out())?,
         }))
     }
 }
 
 impl Ingest {
+    /// Refuses parameters that belong to another layout.
+    fn check(&self) -> Result<(), Misfit> {
+        let (dataset, is_named) = (self.dataset, self.labelled().is_some());
+        let only = |of: Dataset, parameter: &str, is_given: bool, what: &str| match is_given && dataset != of {
+            true => Err(Misfit::parameter(parameter, what)),
+            false => Ok(()),
+        };
+        only(Dataset::Synthetic, "synthetic", self.synthetic.is_some(), "it belongs to `dataset: synthetic`")?;
+        only(Dataset::Manifest, "columns", !self.columns.are_usual(), "it belongs to `dataset: manifest`")?;
+        let given = [("good", &self.good), ("bad", &self.bad), ("unlabelled", &self.unlabelled)];
+        let given = given.into_iter().find(|(_, names)| !names.is_empty()).map_or("good", |(name, _)| name);
+        only(Dataset::Folder, given, is_named, "it belongs to `dataset: folder`, whose folders it names")?;
+        if let Some(name) = self.labelled().and_then(Labelled::repeated) {
+            return Err(Misfit::parameter(given, format!("the folder `{name}` is named twice")));
+        }
+        match (dataset, &self.root) {
+            (Dataset::Folder, None) => Err(Misfit::parameter(
+                "root",
+                "it is missing: the folder of the photographs (CLASS/train/good/*.png, …)",
+            )),
+            (Dataset::Manifest, None) => {
+                Err(Misfit::parameter("root", "it is missing: the manifest (photographs.csv), or a folder with one"))
+            }
+            (Dataset::Synthetic, Some(_)) => {
+                Err(Misfit::parameter("root", "it belongs to `dataset: folder`; the generator reads no files"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn root(&self) -> &str {
         self.root.as_deref().unwrap_or(".")
     }
+
+    /// Returns the folder to which paths in the listing are relative.
+    fn folder(&self) -> &str {
+        if self.dataset == Dataset::Manifest { manifest::folder_of(self.root()) } else { self.root() }
+    }
+
+    fn list_folder(&self, sources: &Sources) -> Result<Listing> {
+        let root = self.root();
+        let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
+        let tree = sources.tree(root).map_err(expected)?;
+        let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
+        let dead: Vec<&str> = tree.dead_links().collect();
+        let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
+        let files =
+            datasets::Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
+        let found = match self.labelled() {
+            Some(labelled) => folder::list_labelled(&files, labelled),
+            None => folder::list(&files),
+        };
+        list_photographs(found.map_err(input_error)?, &tree, |_, _| None, self.held_out(), sources)
+    }
+
+    /// Returns the folders whose names say what their photographs are; `None` for the MVTec layout.
+    fn labelled(&self) -> Option<Labelled<'_>> {
+        let Self { good, bad, unlabelled, .. } = self;
+        let is_named = !(good.is_empty() && bad.is_empty() && unlabelled.is_empty());
+        is_named.then_some(Labelled { good, bad, unlabelled })
+    }
+
+    fn held_out(&self) -> HoldOut {
+        HoldOut { share: self.hold_out, seed: self.hold_out_seed }
+    }
+
+    /// Returns the place of a photograph of this size in the stored pixels.
+    fn placement(&self, photograph: (u32, u32)) -> Placement {
+        let [height, width] = self.size.sides();
+        match self.keep_aspect {
+            Some(KeepAspect::Pad) => Placement::padded(photograph, (width, height)),
+            None => Placement::stretched(photograph, (width, height)),
+        }
+    }
+}
+
+fn input_error(error: datasets::DatasetError) -> Error {
+    Error::Input(error.to_string())
 }
 
 /// Makes the rows of a listing, as they are outside the store.
@@ -182,52 +343,70 @@ fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field
     (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
 }
 
-/// Lists a dataset's folder. Paths are volatile, because contents identify a row.
-fn list_folder(root: &str, sources: &Sources) -> Result<Listing> {
-    let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
-    let tree = sources.tree(root).map_err(expected)?;
-    let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
-    let dead: Vec<&str> = tree.dead_links().collect();
-    let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
-    let files = Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
-    let datasets::Listing { records, left_out } = folder::list(&files).map_err(|e| Error::Input(e.to_string()))?;
-    let files: Vec<&str> = records.iter().map(|r| r.image_id).chain(records.iter().filter_map(|r| r.mask)).collect();
-    let contents = sources.digests(&tree, &files)?;
+/// Lists the photographs of a data set. Paths are volatile, because contents identify a row. `embedded` gives the digest
+/// of a picture in a Parquet file; true stands for a mask.
+fn list_photographs(
+    datasets::Listing { records, left_out }: datasets::Listing<'_>,
+    tree: &Tree,
+    embedded: impl Fn(PicturePlace<'_>, bool) -> Option<Digest>,
+    hold_out: HoldOut,
+    sources: &Sources,
+) -> Result<Listing> {
+    let places =
+        || records.iter().map(|r| (r.image, false)).chain(records.iter().filter_map(|r| Some((r.mask?, true))));
+    let files: Vec<&str> = places().filter(|(place, _)| place.row.is_none()).map(|(place, _)| place.path).collect();
+    let mut digests = sources.digests(tree, &files)?.into_iter();
+    let contents = places().map(|(place, is_mask)| match place.row {
+        None => digests.next(),
+        Some(_) => embedded(place, is_mask),
+    });
+    let contents: Vec<Option<Digest>> = contents.collect();
     let (images, masks) = contents.split_at(records.len());
     let mut masks = masks.iter().copied();
+    let masks = records.iter().map(|r| r.mask.and_then(|_| masks.next().flatten()));
     let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
-    let (mask_path, mask_paths) = text("mask_path", records.iter().map(|r| r.mask));
+    let hidden = |(field, column): (Field, ArrayRef)| (volatile(field), column);
+    let number =
+        |name: &str, values: UInt32Array| (Field::new(name, DataType::UInt32, true), Arc::new(values) as ArrayRef);
+    let splits: Vec<&str> = records.iter().map(|r| hold_out.split(r.split, r.image_id)).collect();
     let rows = listing(vec![
         text(IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
         text(CLASS, records.iter().map(|r| Some(r.class))),
-        text(SPLIT, records.iter().map(|r| Some(r.split))),
+        text(SPLIT, splits.iter().copied().map(Some)),
         labels(records.iter().map(|r| r.label)),
-        text(DEFECT, records.iter().map(|r| Some(r.defect))),
+        text(DEFECT, records.iter().map(|r| r.defect)),
         text(CAPTION, records.iter().map(|r| r.caption.as_deref())),
-        digests("image_content", digest_array(images.iter().copied().map(Some))),
-        digests("mask_content", digest_array(records.iter().map(|r| r.mask.and_then(|_| masks.next())))),
-        (volatile(mask_path), mask_paths),
+        digests(IMAGES.content, digest_array(images.iter().copied())),
+        digests(MASKS.content, digest_array(masks)),
+        hidden(text(IMAGES.path, records.iter().map(|r| Some(r.image.path)))),
+        hidden(number(IMAGES.row, records.iter().map(|r| r.image.row).collect())),
+        hidden(text(MASKS.path, records.iter().map(|r| r.mask.map(|mask| mask.path)))),
+        hidden(number(MASKS.row, records.iter().map(|r| r.mask?.row).collect())),
     ])?;
-    let notes = left_out.into_iter().map(|LeftOut { what, names }| Note::about(what, names)).collect();
+    let mut notes: Vec<Note> = left_out.into_iter().map(|LeftOut { what, names }| Note::about(what, names)).collect();
+    notes.extend(hold_out.notes(records.iter().map(|r| r.class).zip(splits)));
     Ok(Listing { rows, notes })
 }
 
-fn labels(values: impl Iterator<Item = bool>) -> (Field, ArrayRef) {
-    (Field::new(LABEL, DataType::Boolean, false), Arc::new(values.map(Some).collect::<BooleanArray>()))
+fn labels(values: impl Iterator<Item = Option<bool>>) -> (Field, ArrayRef) {
+    (Field::new(LABEL, DataType::Boolean, true), Arc::new(values.collect::<BooleanArray>()))
 }
 
-fn list_synthetic(spec: &Synthetic) -> Result<RecordBatch> {
+fn list_synthetic(spec: &Synthetic, hold_out: HoldOut) -> Result<Listing> {
     let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
     let ids: Vec<String> = items.iter().map(synthetic::Item::image_id).collect();
     let index = UInt32Array::from_iter_values(items.iter().map(|item| item.index));
-    listing(vec![
+    let splits: Vec<&str> = items.iter().zip(&ids).map(|(item, id)| hold_out.split(item.split.name(), id)).collect();
+    let rows = listing(vec![
         text(IMAGE_ID, ids.iter().map(|id| Some(id.as_str()))),
         text(CLASS, items.iter().map(|item| Some(item.class.name()))),
-        text(SPLIT, items.iter().map(|item| Some(item.split.name()))),
-        labels(items.iter().map(|item| item.defect.is_some())),
+        text(SPLIT, splits.iter().copied().map(Some)),
+        labels(items.iter().map(|item| Some(item.defect.is_some()))),
         text(DEFECT, items.iter().map(|item| Some(item.label()))),
         (Field::new("index", DataType::UInt32, false), Arc::new(index)),
-    ])
+    ])?;
+    let notes = hold_out.notes(items.iter().map(|item| item.class.name()).zip(splits));
+    Ok(Listing { rows, notes })
 }
 
 impl Open for Ingest {
@@ -249,10 +428,10 @@ const TURNED: &str = " (turned as its EXIF orientation says)";
 enum Failure {
     #[error(transparent)]
     Read(#[from] Error),
-    #[error("{address} changed while it was being read; run again")]
-    Changed { address: String },
-    #[error("{address}: {source}")]
-    Decode { address: String, source: VisionError },
+    #[error("{place} changed while it was being read; run again")]
+    Changed { place: String },
+    #[error("{place}: {source}")]
+    Decode { place: String, source: VisionError },
     #[error(
         "the mask {mask} is {}x{} and its image {image} is {}x{}{turned}; a mask has the size of its image",
         mask_size.0, mask_size.1, image_size.0, image_size.1
@@ -260,28 +439,6 @@ enum Failure {
     MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32), turned: &'static str },
     #[error(transparent)]
     Synthetic(#[from] synthetic::Error),
-}
-
-/// A listed file and its content.
-struct File {
-    address: String,
-    content: Option<Digest>,
-    read: Result<Bytes>,
-}
-
-impl File {
-    /// Decodes the content if it is the one that was listed, because the row is stored under the digest of the listed
-    /// content.
-    fn decode<T>(self, decode: fn(&[u8]) -> Result<T, VisionError>) -> Result<(String, T), Failure> {
-        let (address, bytes) = (self.address, self.read?);
-        if Some(Digest::of(&bytes)) != self.content {
-            return Err(Failure::Changed { address });
-        }
-        match decode(&bytes) {
-            Ok(decoded) => Ok((address, decoded)),
-            Err(source) => Err(Failure::Decode { address, source }),
-        }
-    }
 }
 
 /// A decoded row.
@@ -302,9 +459,14 @@ impl Operator for Reader {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(64)? {
             let images: Vec<Result<Image, Failure>> = match self.stage.dataset {
-                Dataset::Folder => {
+                Dataset::Folder | Dataset::Manifest => {
+                    let files = PictureFiles {
+                        folder: self.stage.folder(),
+                        columns: &self.stage.columns,
+                        sources: &self.sources,
+                    };
                     let decode = |(row, (image, mask))| self.photograph(&batch, row, image, mask);
-                    self.files(&batch)?.into_par_iter().enumerate().map(decode).collect()
+                    files.read(&batch)?.into_par_iter().enumerate().map(decode).collect()
                 }
                 Dataset::Synthetic => (0..batch.len()).into_par_iter().map(|row| self.generated(&batch, row)).collect(),
             };
@@ -325,63 +487,34 @@ impl Operator for Reader {
 }
 
 impl Reader {
-    /// Reads the image and, if there is one, the mask of each row. All files are read concurrently, which hides the
-    /// latency of servers.
-    fn files(&self, batch: &Batch) -> Result<Vec<(File, Option<File>)>> {
-        let mask_path = batch.column(SOURCE, "mask_path")?.as_string::<i32>();
-        let listed = |row, path: &str, contents: &str| -> Result<_> {
-            let content = Digest::from_slice(batch.column(SOURCE, contents)?.as_fixed_size_binary().value(row));
-            Ok((join(self.stage.root(), path)?, content))
-        };
-        let images = batch.ids.iter().enumerate().map(|(row, id)| listed(row, id, "image_content"));
-        let masked = mask_path.iter().enumerate().filter_map(|(row, path)| Some((row, path?)));
-        let masks = masked.map(|(row, path)| listed(row, path, "mask_content"));
-        let (addresses, contents): (Vec<String>, Vec<_>) =
-            images.chain(masks).collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let read = self.sources.read_all(&addresses);
-        let mut files = addresses.into_iter().zip(contents).zip(read).map(|((address, content), read)| File {
-            address,
-            content,
-            read,
-        });
-        let images: Vec<File> = files.by_ref().take(batch.len()).collect();
-        Ok(images.into_iter().zip(mask_path).map(|(image, mask)| (image, mask.and_then(|_| files.next()))).collect())
-    }
-
     fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
-        let file_digest = image.content.map(|content| content.to_string());
-        let (address, Photograph { image, turn, mut notes }) = image.decode(decode::photograph)?;
+        let (file_digest, uri) = (image.content.map(|content| content.to_string()), image.uri.clone());
+        let (place, Photograph { image, turn, mut notes }) =
+            image.decode(decode::photograph, self.stage.exif_orientation)?;
         let (width, height) = image.dimensions();
-        let size = self.stage.size;
+        let placement = self.stage.placement((width, height));
         let (mask, mask_grey) = match mask {
             Some(mask) => {
-                let (mask_address, mask) = mask.decode(decode::mask)?;
+                let (mask_place, mask) = mask.decode(decode::mask, self.stage.exif_orientation)?;
                 let mask = masks::aligned(mask, &image, turn);
                 if mask.any.dimensions() != (width, height) {
                     let turned = if turn == Orientation::NoTransforms { "" } else { TURNED };
                     let (mask_size, image_size) = (mask.any.dimensions(), (width, height));
-                    return Err(Failure::MaskSize {
-                        mask: mask_address,
-                        mask_size,
-                        image: address,
-                        image_size,
-                        turned,
-                    });
+                    return Err(Failure::MaskSize { mask: mask_place, mask_size, image: place, image_size, turned });
                 }
-                let resized = |mask| resize::grey(mask, size, size, resize::Filter::Bilinear);
-                let any = resized(&mask.any);
-                let grey = mask.grey.as_ref().map_or_else(|| any.clone(), resized);
+                let any = placement.grey(&mask.any);
+                let grey = mask.grey.as_ref().map_or_else(|| any.clone(), |grey| placement.grey(grey));
                 let majority = resize::majority(any);
                 notes.extend(mask.notes);
-                notes.extend(masks::lost_by_resizing(&mask.any, &majority));
+                notes.extend(masks::lost_by_resizing(&mask.any, &majority, placement));
                 (Some(majority.into_raw()), Some(grey.into_raw()))
             }
             None => (self.empty_mask(batch, row)?, None),
         };
-        let pixels = resize::rgb(&image, size, size, resize::Filter::Bilinear).into_raw();
+        let pixels = placement.rgb(&image).into_raw();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
         let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri: Some(address), file_digest, width, height, caption, pixels, mask, mask_grey, notes })
+        Ok(Image { uri, file_digest, width, height, caption, pixels, mask, mask_grey, notes })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -390,13 +523,13 @@ impl Reader {
         let index = batch.column(SOURCE, "index")?.as_primitive::<UInt32Type>().value(row);
         let item = synthetic::Item {
             class: text(CLASS)?.parse()?,
-            split: if text(SPLIT)? == "train" { synthetic::Split::Train } else { synthetic::Split::Test },
+            split: if text(SPLIT)? == TEST { synthetic::Split::Test } else { synthetic::Split::Train },
             defect: synthetic::Defect::ALL
                 .into_iter()
                 .find(|defect| text(DEFECT).is_ok_and(|name| name == defect.name())),
             index,
         };
-        let size = self.stage.size;
+        let [size, _] = self.stage.size.sides();
         let sample = synthetic::render(&item, spec.seed, size);
         Ok(Image {
             uri: None,
@@ -411,22 +544,23 @@ impl Reader {
         })
     }
 
-    /// Returns the mask of an image without a mask file: without anomalous pixels for a normal image, `None` for an
-    /// anomalous one, whose ground truth is unknown.
+    /// Returns the mask of an image without a mask file: without anomalous pixels for a normal image, `None` for any
+    /// other, whose ground truth is unknown.
     fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>> {
-        let anomalous = batch.column(SOURCE, LABEL)?.as_boolean().value(row);
-        Ok((!anomalous).then(|| vec![0; (self.stage.size * self.stage.size) as usize]))
+        let labels = batch.column(SOURCE, LABEL)?.as_boolean();
+        let is_normal = labels.is_valid(row) && !labels.value(row);
+        Ok(is_normal.then(|| vec![0; self.stage.size.area()]))
     }
 
     fn columns(&self, batch: &Batch, good: Vec<(u32, Image)>) -> Result<Vec<ArrayRef>> {
         let rows: UInt32Array = good.iter().map(|(row, _)| *row).collect();
         let listed = |name: &str| Ok::<_, Error>(arrow::compute::take(batch.column(SOURCE, name)?, &rows, None)?);
-        let size = self.stage.size as usize;
+        let area = self.stage.size.area();
         let masks = |of: fn(&Image) -> Option<&Vec<u8>>| {
-            let none = vec![0; size * size];
+            let none = vec![0; area];
             let rows: Vec<&[u8]> = good.iter().map(|(_, image)| of(image).unwrap_or(&none).as_slice()).collect();
             let valid = good.iter().map(|(_, image)| of(image).is_some()).collect();
-            tensor_column::<UInt8Type>(rows.concat(), size * size, Some(valid))
+            tensor_column::<UInt8Type>(rows.concat(), area, Some(valid))
         };
         let pixels: Vec<&[u8]> = good.iter().map(|(_, image)| image.pixels.as_slice()).collect();
         Ok(vec![
@@ -440,7 +574,7 @@ impl Reader {
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.height))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.caption.as_deref()))),
-            tensor_column::<UInt8Type>(pixels.concat(), size * size * 3, None)?,
+            tensor_column::<UInt8Type>(pixels.concat(), area * 3, None)?,
             masks(|image| image.mask.as_ref())?,
             masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
         ])

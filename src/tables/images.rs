@@ -14,13 +14,17 @@ use crate::engine::{
 pub const IMAGE_ID: &str = "image_id";
 /// The product or texture that is inspected.
 pub const CLASS: &str = "class";
-/// `train` or `test`.
+/// [`TRAIN`], [`CALIBRATION`] or [`TEST`].
 pub const SPLIT: &str = "split";
+/// The split of the normal images that are learned from.
+pub const TRAIN: &str = "train";
+/// The split of the normal images that are held out of training, from whose scores thresholds follow.
+pub const CALIBRATION: &str = "calibration";
 /// The split of the images that are judged.
 pub const TEST: &str = "test";
-/// True for an anomalous image.
+/// True for an anomalous image, false for a normal one; null if it is not known.
 pub const LABEL: &str = "label";
-/// The kind of defect, `good` for none.
+/// The kind of defect, `good` for none; null where the label is.
 pub const DEFECT: &str = "defect";
 /// The file that the image was read from.
 pub const URI: &str = "uri";
@@ -44,22 +48,22 @@ pub fn image_id() -> Field {
     Field::new(IMAGE_ID, DataType::Utf8, false)
 }
 
-/// Returns the schema of square images of this size, in pixels.
-pub fn schema(size: usize) -> SchemaRef {
+/// Returns the schema of images of this size, in pixels.
+pub fn schema([height, width]: [usize; 2]) -> SchemaRef {
     Arc::new(Schema::new(vec![
         image_id(),
         Field::new(CLASS, DataType::Utf8, false),
         Field::new(SPLIT, DataType::Utf8, false),
-        Field::new(LABEL, DataType::Boolean, false),
-        Field::new(DEFECT, DataType::Utf8, false),
+        Field::new(LABEL, DataType::Boolean, true),
+        Field::new(DEFECT, DataType::Utf8, true),
         volatile(Field::new(URI, DataType::Utf8, true)),
         Field::new(FILE_DIGEST, DataType::Utf8, true),
         Field::new(WIDTH, DataType::UInt32, false),
         Field::new(HEIGHT, DataType::UInt32, false),
         Field::new(CAPTION, DataType::Utf8, true),
-        tensor_field(PIXELS, DataType::UInt8, &[size, size, 3], false),
-        tensor_field(MASK, DataType::UInt8, &[size, size], true),
-        tensor_field(MASK_GREY, DataType::UInt8, &[size, size], true),
+        tensor_field(PIXELS, DataType::UInt8, &[height, width, 3], false),
+        tensor_field(MASK, DataType::UInt8, &[height, width], true),
+        tensor_field(MASK_GREY, DataType::UInt8, &[height, width], true),
     ]))
 }
 

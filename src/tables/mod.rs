@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod reconstructions;
 mod role;
 pub mod tensor;
+pub mod text_rows;
 pub mod training_log;
 pub mod weights;
 

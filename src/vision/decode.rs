@@ -1,6 +1,6 @@
 //! Decoding of images, equal to Pillow's `Image.open(file).convert("RGB")`: the format is recognised by content,
 //! embedded colour profiles are ignored, and alpha is dropped without blending. [`rgb`] leaves pixels as they are
-//! stored; [`photograph`] and [`mask`] turn them by their EXIF orientation (Pillow's `ImageOps.exif_transpose`), as
+//! stored; [`photograph`] and [`mask`] can turn them by their EXIF orientation (Pillow's `ImageOps.exif_transpose`), as
 //! viewers and annotation tools do.
 
 use std::io::Cursor;
@@ -80,10 +80,10 @@ const EMPTY_MASK: NoteText = "the mask of an anomalous picture has no anomalous 
 /// The highest level of 14 bits.
 const HIGHEST_OF_14_BITS: u16 = (1 << 14) - 1;
 
-/// A picture as a viewer shows it.
+/// A decoded picture.
 #[derive(Debug)]
 pub struct Photograph {
-    /// The pixels, turned by the EXIF orientation.
+    /// The pixels.
     pub image: RgbImage,
     /// The orientation by which they were turned.
     pub turn: Orientation,
@@ -91,9 +91,10 @@ pub struct Photograph {
     pub notes: Vec<NoteText>,
 }
 
-/// Decodes a picture as [`rgb`] does, and turns it by its EXIF orientation.
-pub fn photograph(bytes: &[u8]) -> Result<Photograph, VisionError> {
+/// Decodes a picture as [`rgb`] does. With `turn_by_exif` it is turned by its EXIF orientation.
+pub fn photograph(bytes: &[u8], turn_by_exif: bool) -> Result<Photograph, VisionError> {
     let Pixels { mut image, format, turn } = pixels(bytes)?;
+    let turn = if turn_by_exif { turn } else { Orientation::NoTransforms };
     let mut notes = Vec::new();
     notes.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
     notes.extend(is_see_through(&image).then_some(TRANSPARENT));
@@ -142,7 +143,7 @@ fn colours(image: DynamicImage) -> RgbImage {
     }
 }
 
-/// A ground-truth mask as two programs read it, turned by the EXIF orientation.
+/// A ground-truth mask as two programs read it.
 #[derive(Debug)]
 pub struct Mask {
     /// 255 where any colour channel is above zero at its full depth, else 0. Class ids (1, 2, ...) and palettes on a
@@ -167,10 +168,13 @@ impl Mask {
     }
 }
 
-/// Decodes a ground-truth mask. Transparent pixels are normal; if their colours are anomalous, the mask is refused.
-pub fn mask(bytes: &[u8]) -> Result<Mask, VisionError> {
+/// Decodes a ground-truth mask. With `turn_by_exif` it is turned by its EXIF orientation. Transparent pixels are normal;
+/// if their colours are anomalous, the mask is refused.
+pub fn mask(bytes: &[u8], turn_by_exif: bool) -> Result<Mask, VisionError> {
     let Pixels { mut image, format, turn } = pixels(bytes)?;
-    image.apply_orientation(turn);
+    if turn_by_exif {
+        image.apply_orientation(turn);
+    }
     let lossy = is_lossy(bytes, format);
     let any = anomalous(&image, lossy);
     if contradicts(&image, &any) {

@@ -7,6 +7,7 @@ pub mod colormap;
 mod container;
 pub mod decode;
 pub mod imagenet;
+pub mod placement;
 pub mod pool;
 pub mod resize;
 pub mod tiling;

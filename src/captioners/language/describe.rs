@@ -195,7 +195,7 @@ fn photograph(row: &mut Row, bytes: Option<Result<bytes::Bytes>>) -> Result<RgbI
             if digest.as_ref().is_some_and(|digest| *digest != Digest::of(&bytes).to_string()) {
                 return Err(format!("{uri} changed since the images were read; run again"));
             }
-            decode::photograph(&bytes).map(|photograph| photograph.image).map_err(|e| format!("{uri}: {e}"))
+            decode::photograph(&bytes, true).map(|photograph| photograph.image).map_err(|e| format!("{uri}: {e}"))
         }
     }
 }

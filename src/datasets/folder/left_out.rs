@@ -8,12 +8,12 @@ use super::{
     names::{is_almost, is_foreign_picture, is_image, is_of_the_system},
 };
 
-const DEAD: &str = "links lead nowhere, so that nothing is read of what they would lead to";
+pub(super) const DEAD: &str = "links lead nowhere, so that nothing is read of what they would lead to";
 const OUTSIDE: &str = "pictures outside CLASS/train/good, CLASS/test/KIND and CLASS/ground_truth/KIND are not read";
-const FORMATS: &str = "files that end in none of png, jpg, jpeg, bmp, tif, tiff and webp are not read";
+pub(super) const FORMATS: &str = "files that end in none of png, jpg, jpeg, bmp, tif, tiff and webp are not read";
 const OF_NORMAL: &str =
     "masks of normal images (ground_truth/good) are not read: a normal image has no anomalous pixel";
-const HIDDEN: &str = "hidden pictures and folders (their names begin with a dot) are not read";
+pub(super) const HIDDEN: &str = "hidden pictures and folders (their names begin with a dot) are not read";
 const CAPTIONS: &str = "captions are read from CLASS/captions.jsonl alone";
 const UNMASKED: &str =
     "anomalous images have no mask although other kinds of their class have: they count in image metrics alone";
@@ -31,7 +31,7 @@ const PARTS: [&str; 3] = ["train", "test", "ground_truth"];
 /// slash at its end or empty.
 pub(super) fn left_out<'a>(files: &Files<'a>, classes: &[String], records: &[Record<'a>]) -> Vec<LeftOut<'a>> {
     let read: HashSet<&str> =
-        records.iter().flat_map(|record| [Some(record.image_id), record.mask]).flatten().collect();
+        records.iter().flat_map(|record| [Some(record.image), record.mask]).flatten().map(|place| place.path).collect();
     let unread = files.paths.iter().copied().filter(|path| !read.contains(path));
     let mut groups = Groups::default();
     let dead: HashSet<&str> = files.dead.iter().copied().collect();
@@ -42,7 +42,7 @@ pub(super) fn left_out<'a>(files: &Files<'a>, classes: &[String], records: &[Rec
     for prefix in classes {
         let of_class = || records.iter().filter(|record| record.image_id.starts_with(prefix.as_str()));
         let masked = of_class().any(|record| record.mask.is_some());
-        let unmasked = of_class().filter(|record| masked && record.label && record.mask.is_none());
+        let unmasked = of_class().filter(|record| masked && record.label == Some(true) && record.mask.is_none());
         unmasked.for_each(|record| groups.add(UNMASKED, record.image_id));
         let kinds = folders(files.paths, &format!("{prefix}test/")).into_iter();
         let is_normal = |kind: &&str| NORMAL.iter().any(|normal| kind == normal || is_almost(kind, normal));
@@ -54,11 +54,12 @@ pub(super) fn left_out<'a>(files: &Files<'a>, classes: &[String], records: &[Rec
     groups.0
 }
 
+/// Files that are left out, by reason.
 #[derive(Default)]
-struct Groups<'a>(Vec<LeftOut<'a>>);
+pub(super) struct Groups<'a>(pub(super) Vec<LeftOut<'a>>);
 
 impl<'a> Groups<'a> {
-    fn add(&mut self, what: &'static str, name: &'a str) {
+    pub(super) fn add(&mut self, what: &'static str, name: &'a str) {
         match self.0.iter_mut().find(|group| group.what == what) {
             Some(group) => group.names.push(name),
             None => self.0.push(LeftOut { what, names: vec![name] }),

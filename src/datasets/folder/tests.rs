@@ -32,7 +32,7 @@ fn failure(paths: &[&str], text: &str) -> String {
 /// Returns the images with masks, and these masks.
 fn masked(paths: &[&str]) -> Vec<(String, String)> {
     with_list(paths, "", |listed| {
-        let pairs = listed.unwrap().into_iter().filter_map(|r| Some((r.image_id.to_owned(), r.mask?.to_owned())));
+        let pairs = listed.unwrap().into_iter().filter_map(|r| Some((r.image_id.to_owned(), r.mask?.path.to_owned())));
         pairs.collect()
     })
 }
@@ -60,8 +60,10 @@ fn images_are_listed_by_id_with_their_masks() {
     let ignored = ["notes.txt", "nut/train/good/Thumbs.db", "readme/license.png"];
     with_list(&[&NUT[..], &masks, &ignored].concat(), "", |listed| {
         let listed = listed.unwrap();
-        let rows: Vec<(&str, &str, bool, &str, Option<&str>)> =
-            listed.iter().map(|r| (r.image_id, r.split, r.label, r.defect, r.mask)).collect();
+        let rows: Vec<(&str, &str, bool, &str, Option<&str>)> = listed
+            .iter()
+            .map(|r| (r.image_id, r.split, r.label.unwrap(), r.defect.unwrap(), r.mask.map(|mask| mask.path)))
+            .collect();
         let expected = [
             ("nut/test/bent/0.png", "test", true, "bent", Some("nut/ground_truth/bent/0_mask.png")),
             ("nut/test/bent/1.tif", "test", true, "bent", Some("nut/ground_truth/bent/1.BMP")),
@@ -91,7 +93,7 @@ fn classes_whose_names_begin_alike_are_kept_apart() {
     let paths = ["a/train/good/0.png", "a-b/train/good/0.png", "a/test/c/0.png", "a/test/c-d/0.png", "a.png"];
     with_list(&paths, "", |listed| {
         let listed = listed.unwrap();
-        let rows: Vec<_> = listed.iter().map(|r| (r.class, r.defect)).collect();
+        let rows: Vec<_> = listed.iter().map(|r| (r.class, r.defect.unwrap())).collect();
         assert_eq!(rows, [("a-b", "good"), ("a", "c-d"), ("a", "c"), ("a", "good")]);
     });
 }
@@ -121,7 +123,7 @@ fn errors_name_the_layout_that_would_work() {
     assert_eq!(
         failure(&["pictures/a.png"], ""),
         "no class in ROOT: expected ROOT/CLASS/train/good/*.png and ROOT/CLASS/test/KIND/*.png, \
-         or a folder that is itself one class"
+         or a folder that is itself one class; folders with other names are given by `good`, `bad` and `unlabelled`"
     );
     assert_eq!(
         failure(&["nut/test/bent/0.png"], ""),

@@ -64,8 +64,8 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         Place::Worker
     }
 
-    /// Returns the names of the parameters that are places of files or folders. These are identified by content and
-    /// not by place.
+    /// Returns the names of the parameters that are no part of the stage's identity: places of files or folders, which
+    /// are identified by content, and parameters whose whole effect is in the rows of [`Stage::list`].
     fn locations(&self) -> &'static [&'static str] {
         &[]
     }

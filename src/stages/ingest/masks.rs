@@ -4,7 +4,10 @@ use image::{GrayImage, RgbImage, metadata::Orientation};
 
 use crate::{
     metrics::Components,
-    vision::decode::{Mask, NoteText},
+    vision::{
+        decode::{Mask, NoteText},
+        placement::Placement,
+    },
 };
 
 const TURNED: NoteText =
@@ -33,8 +36,9 @@ pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> 
     }
 }
 
-/// Checks whether the stored size loses a region of a mask, or all of it.
-pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<NoteText> {
+/// Checks whether the stored size loses a region of a mask, or all of it. `resized` is the mask in the stored picture,
+/// in which `placement` says where its pixels lie.
+pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage, placement: Placement) -> Option<NoteText> {
     let whole = bounding_box(mask)?;
     if resized.iter().all(|value| *value == 0) {
         return Some(EMPTIED);
@@ -45,12 +49,10 @@ pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage) -> Option<
     let inside: Vec<bool> = (0..height).flat_map(|y| (0..width).map(move |x| at(x, y))).collect();
     let regions = Components::label(&inside, width as usize).ok()?;
     let mut kept = vec![false; regions.areas.len()];
-    // The resized pixel at the position of a pixel's middle.
-    let over = |at: u32, from: u32, to: u32| ((2 * u64::from(at) + 1) * u64::from(to) / (2 * u64::from(from))) as u32;
     for (label, pixel) in regions.labels.iter().zip(0u32..).filter(|(label, _)| **label > 0) {
-        let (x, y) = (left + pixel % width, top + pixel / width);
-        let (x, y) = (over(x, mask.width(), resized.width()), over(y, mask.height(), resized.height()));
-        kept[*label as usize - 1] |= resized.get_pixel(x, y).0[0] > 0;
+        let middle = |at: u32| f64::from(at) + 0.5;
+        let (x, y) = placement.to_picture((middle(left + pixel % width), middle(top + pixel / width)));
+        kept[*label as usize - 1] |= resized.get_pixel(x as u32, y as u32).0[0] > 0;
     }
     kept.contains(&false).then_some(PARTLY_LOST)
 }
@@ -87,7 +89,14 @@ mod tests {
 
     #[test]
     fn note_on_regions_that_resizing_loses() {
-        let lost = |mask: GrayImage, size| lost_by_resizing(&mask, &resize::mask(&mask, size, size));
+        let lost = |mask: GrayImage, size| {
+            let of =
+                |placement: Placement| lost_by_resizing(&mask, &resize::majority(placement.grey(&mask)), placement);
+            let [stretched, padded] =
+                [Placement::stretched, Placement::padded].map(|new| of(new(mask.dimensions(), (size, size))));
+            assert_eq!(stretched, padded);
+            stretched
+        };
         assert_eq!(lost(squares((256, 200), &[]), 32), None);
         assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), Some(EMPTIED));
         assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 199, 1)]), 32), Some(PARTLY_LOST));

@@ -15,7 +15,7 @@ fn picture(path: &Path, grey: u8) {
 }
 
 fn ingest(root: &Path) -> Ingest {
-    Ingest { dataset: Dataset::Folder, root: Some(root.to_str().unwrap().into()), size: 16, synthetic: None }
+    serde_json::from_value(serde_json::json!({ "dataset": "folder", "root": root, "size": 16 })).unwrap()
 }
 
 /// Ingests the rows of a listing, as the engine does.

@@ -67,15 +67,15 @@ fn sixteen_bits_are_reduced_alpha_is_dropped_and_floats_are_refused() {
 #[test]
 fn a_mask_is_anomalous_where_any_colour_is_above_zero() {
     let ids = ImageBuffer::from_fn(3, 1, |x, _| Luma([x as u8]));
-    let read = mask(&encode(&ids, ImageFormat::Png)).unwrap();
+    let read = mask(&encode(&ids, ImageFormat::Png), true).unwrap();
     assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255, 255], vec![0, 1, 2]));
     let plain = ImageBuffer::from_fn(2, 1, |x, _| Luma([255 * x as u8]));
-    assert!(mask(&encode(&plain, ImageFormat::Png)).unwrap().grey.is_none());
+    assert!(mask(&encode(&plain, ImageFormat::Png), true).unwrap().grey.is_none());
     let faint = ImageBuffer::from_fn(2, 1, |x, _| Luma([x as u16]));
-    let read = mask(&encode(&faint, ImageFormat::Png)).unwrap();
+    let read = mask(&encode(&faint, ImageFormat::Png), true).unwrap();
     assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255], vec![0, 1]));
     let alpha_only = ImageBuffer::from_fn(2, 1, |x, _| Rgba([0, 0, x as u8, 255]));
-    let read = mask(&encode(&alpha_only, ImageFormat::Png)).unwrap();
+    let read = mask(&encode(&alpha_only, ImageFormat::Png), true).unwrap();
     // blue weighs 7471 of 65,536
     assert_eq!((read.any.into_raw(), read.grey.unwrap().into_raw()), (vec![0, 255], vec![0, 0]));
 }
@@ -97,16 +97,19 @@ fn a_photograph_is_turned_by_its_exif_orientation_and_rgb_is_not() {
         let turn = Orientation::from_exif(orientation).unwrap();
         let mut upright = DynamicImage::ImageRgb8(stored.clone());
         upright.apply_orientation(turn);
-        let read = photograph(&oriented_jpeg(orientation)).unwrap();
+        let read = photograph(&oriented_jpeg(orientation), true).unwrap();
         assert_eq!((read.image, read.turn), (upright.into_rgb8(), turn));
         assert_eq!(rgb(&oriented_jpeg(orientation)).unwrap(), stored);
         assert_eq!(
-            mask(&oriented_jpeg(orientation)).unwrap().any.dimensions(),
+            mask(&oriented_jpeg(orientation), true).unwrap().any.dimensions(),
             if orientation < 5 { (19, 13) } else { (13, 19) }
         );
     }
-    assert_eq!(photograph(&oriented_jpeg(9)).unwrap().turn, Orientation::NoTransforms);
-    assert_eq!(photograph(&encode(&photo(), ImageFormat::Png)).unwrap().notes, [""; 0]);
+    let as_stored = photograph(&oriented_jpeg(6), false).unwrap();
+    assert_eq!((as_stored.image, as_stored.turn), (stored, Orientation::NoTransforms));
+    assert_eq!(mask(&oriented_jpeg(6), false).unwrap().any.dimensions(), (19, 13));
+    assert_eq!(photograph(&oriented_jpeg(9), true).unwrap().turn, Orientation::NoTransforms);
+    assert_eq!(photograph(&encode(&photo(), ImageFormat::Png), true).unwrap().notes, [""; 0]);
 }
 
 /// Makes an uncompressed BigTIFF of 2 x 1 grey pixels.
@@ -132,7 +135,7 @@ fn big_tiff_is_read_as_tiff() {
 
 #[test]
 fn pictures_that_may_be_misread_have_notes() {
-    let notes = |bytes: Vec<u8>| photograph(&bytes).unwrap().notes;
+    let notes = |bytes: Vec<u8>| photograph(&bytes, true).unwrap().notes;
     let grey = |highest: u16| encode(&ImageBuffer::from_fn(2, 1, |x, _| Luma([x as u16 * highest])), ImageFormat::Png);
     assert_eq!([4095, 16_383].map(|highest| notes(grey(highest))), [[DARK], [DARK]]);
     assert!([0, 16_384, 65_535].into_iter().all(|highest| notes(grey(highest)).is_empty()));
@@ -161,11 +164,11 @@ fn flate2_crc(bytes: &[u8]) -> u32 {
 fn a_lossy_mask_is_anomalous_above_half_of_the_range() {
     let square =
         GrayImage::from_fn(40, 24, |x, y| Luma([if (8..16).contains(&x) && (5..13).contains(&y) { 255 } else { 0 }]));
-    let read = mask(&encode(&square, ImageFormat::Jpeg)).unwrap();
+    let read = mask(&encode(&square, ImageFormat::Jpeg), true).unwrap();
     assert_eq!((&read.any, &read.notes[..]), (&square, &[LOSSY_MASK][..]));
     let noise = read.grey.unwrap().iter().filter(|value| (1..128).contains(*value)).count();
     assert!(noise > 0, "the noise is what is told");
-    let read = mask(&encode(&square, ImageFormat::Png)).unwrap();
+    let read = mask(&encode(&square, ImageFormat::Png), true).unwrap();
     assert_eq!((read.any, &read.notes[..]), (square, &[][..]));
 }
 
@@ -173,7 +176,7 @@ fn a_lossy_mask_is_anomalous_above_half_of_the_range() {
 fn masks_that_may_be_misread_have_notes() {
     let notes = |levels: &'static [u8]| {
         let image = GrayImage::from_fn(levels.len() as u32, 1, |x, _| Luma([levels[x as usize]]));
-        mask(&encode(&image, ImageFormat::Png)).unwrap().notes
+        mask(&encode(&image, ImageFormat::Png), true).unwrap().notes
     };
     assert_eq!(notes(&[0, 1]), [""; 0]);
     assert_eq!(notes(&[0, 1, 255]), [LEVELS]);
@@ -185,7 +188,7 @@ fn masks_that_may_be_misread_have_notes() {
 fn a_mask_whose_alpha_contradicts_its_colours_is_refused() {
     let read = |pixels: [[u8; 2]; 2]| {
         let image = ImageBuffer::from_fn(2, 1, |x, _| LumaA(pixels[x as usize]));
-        mask(&encode(&image, ImageFormat::Png)).map(|mask| mask.any.into_raw()).map_err(|error| error.to_string())
+        mask(&encode(&image, ImageFormat::Png), true).map(|mask| mask.any.into_raw()).map_err(|error| error.to_string())
     };
     let refused = "a mask whose transparent and anomalous pixels contradict each other; save it without alpha, black where normal";
     // A defect drawn in white, opaque alone or together with its surroundings, is read.
