@@ -58,7 +58,7 @@ fn second_run_computes_nothing() {
     // One changed parameter changes its table and the tables below it.
     let changed = lab.run(&["--set", "anomaly_maps.sigma=2"]);
     let tables: Vec<&str> = computed(&changed).iter().map(|(table, _)| *table).collect();
-    assert_eq!(tables, ["anomaly_maps", "metrics", "ranking"]);
+    assert_eq!(tables, ["anomaly_maps", "metrics", "thresholds", "decisions", "regions", "ranking"]);
     // After the parameter is set back, nothing is computed.
     let back = lab.run(&[]);
     assert!(computed(&back).iter().all(|(_, rows)| *rows == 0), "{:?}", computed(&back));

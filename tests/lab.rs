@@ -68,6 +68,13 @@ tables:
   features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 12 } }
   bank: { stage: fit, from: [features], with: { method: { patchcore: { ratio: 0.4 } } } }
   bank_maps: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1 } }
+  thresholds:
+    stage: calibrate
+    from: [images, anomaly_maps]
+    where: not label
+    with: { rates: [0.9], confidence: 0.5, scope: all, pixel_rate: 0.4 }
+  decisions: { stage: decide, from: [images, anomaly_maps, thresholds], with: { rate: 0.9 } }
+  regions: { stage: regions, from: [images, anomaly_maps, decisions], where: anomalous }
   verdicts: { stage: yes_no, from: { answers: captions }, with: { score: answer } }
   ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
   notes: { stage: read, with: { path: "#,

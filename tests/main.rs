@@ -37,4 +37,5 @@ mod secrets;
 mod sql;
 mod sweep;
 mod training;
+mod verdicts;
 mod warnings;

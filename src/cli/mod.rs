@@ -2,6 +2,7 @@
 
 mod caption;
 mod diff;
+mod export;
 mod gc;
 mod graph;
 mod models;
@@ -88,6 +89,8 @@ enum Command {
     Sql(sql::Sql),
     /// Write an HTML page of metrics, curves and pictures.
     Report(report::Report),
+    /// Write anomaly maps, verdicts and regions as pictures and annotations.
+    Export(export::Export),
     /// List what runs did, and name runs.
     Runs(runs::Runs),
     /// Say what changed from one run to another.
@@ -209,6 +212,7 @@ fn command() -> ExitCode {
         Command::Diff(command) => command.run(),
         Command::Gc(command) => command.run(),
         Command::Report(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),

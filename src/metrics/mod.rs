@@ -2,15 +2,19 @@
 //!
 //! [`ImageMetrics`] and [`PixelMetrics`] are the states of images and of the pixels of anomaly maps. [`Ranking`]
 //! computes the metrics of either, [`Components`] finds the regions over which PRO is averaged, and a [`Protocol`] is
-//! the rules of one program. The module maps slices to numbers, without tables and tensors.
+//! the rules of one program. [`conformal`] and [`costs`] compute thresholds. The module maps slices to numbers, without
+//! tables and tensors.
 
 pub mod components;
+pub mod conformal;
+pub mod costs;
 pub mod guessing;
 pub mod image;
 pub mod levels;
 pub mod pixel;
 pub mod protocol;
 pub mod ranking;
+pub mod two_samples;
 
 pub use components::Components;
 pub use guessing::Guess;

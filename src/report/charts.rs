@@ -96,6 +96,11 @@ pub(super) fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
+/// Formats a share as percent with one decimal; a dash stands for none.
+pub(super) fn percent(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".into(), |value| format!("{:.1}", value * 100.))
+}
+
 /// Returns the mean over a window of a fifteenth of all points, centred, and shortened near both ends.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let half = points.len() / 30;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch},
+    array::{Array, ArrayRef, AsArray, RecordBatch, StringArray},
     compute::{cast, concat_batches},
     datatypes::{DataType, Float32Type},
 };
@@ -22,8 +22,8 @@ use crate::{
         Role,
         anomaly_maps::SCORE,
         captions::CAPTION,
-        column::{self, column, text},
-        images::{self, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST},
+        column::{self, column, numbers, text},
+        images::{self, CLASS, DEFECT, FILE_DIGEST, HEIGHT, IMAGE_ID, LABEL, SPLIT, TEST, URI, WIDTH},
     },
 };
 
@@ -238,6 +238,34 @@ impl Source {
         ))
     }
 
+    /// Returns all images of a table with the places of their photographs, in the order of their ids. A table may lack
+    /// the columns that say where a photograph lies and how large it is.
+    pub(super) fn stored_images(&self, images: &Manifest) -> Result<Vec<Stored>> {
+        let (schema, id) = (images.schema()?, id_of(images)?);
+        let or_null = |name: &str, of: &str| match schema.field_with_name(name) {
+            Ok(_) => name.to_owned(),
+            Err(_) => format!("cast(null as {of}) as {name}"),
+        };
+        let texts = [URI, FILE_DIGEST].map(|name| or_null(name, "varchar")).join(", ");
+        let sides = [WIDTH, HEIGHT].map(|name| or_null(name, "integer")).join(", ");
+        let name = self.name(images);
+        let rows =
+            self.query(&format!("select {id} as {IMAGE_ID}, {CLASS}, {texts}, {sides} from {name} order by {id}"))?;
+        let [ids, classes, uris, digests] = [IMAGE_ID, CLASS, URI, FILE_DIGEST].map(|name| text(&rows, name));
+        let (ids, classes, uris, digests) = (ids?, classes?, uris?, digests?);
+        let [widths, heights] = [WIDTH, HEIGHT].map(|name| numbers(&rows, name));
+        let (widths, heights) = (widths?, heights?);
+        let optional = |column: &StringArray, row: usize| column.is_valid(row).then(|| column.value(row).to_owned());
+        let image = |row: usize| Stored {
+            id: ids.value(row).to_owned(),
+            class: classes.value(row).to_owned(),
+            uri: optional(&uris, row),
+            digest: optional(&digests, row),
+            size: widths[row].zip(heights[row]).map(|(width, height)| (width as u32, height as u32)),
+        };
+        Ok((0..rows.num_rows()).map(image).collect())
+    }
+
     /// Returns the ids of a table and the values of a column.
     pub(super) fn by_id(&self, table: &Manifest, name: &str) -> Result<(Vec<String>, ArrayRef)> {
         let batch = self.query(&format!("select {} as {IMAGE_ID}, {name} from {}", id_of(table)?, self.name(table)))?;
@@ -270,6 +298,21 @@ fn id_of(table: &Manifest) -> Result<String> {
 
 /// The kind of defect of an image without one in its table.
 pub(super) const UNLABELLED: &str = "unlabelled";
+
+/// An image and the place of its photograph.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    /// Its `image_id`.
+    pub id: String,
+    /// Its class.
+    pub class: String,
+    /// The address of its photograph; `None` for a generated image.
+    pub uri: Option<String>,
+    /// The digest of the photograph when it was read.
+    pub digest: Option<String>,
+    /// Width and height of the photograph.
+    pub size: Option<(u32, u32)>,
+}
 
 /// A test image without its pixels.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,6 +3,8 @@
 mod captions;
 mod charts;
 mod data;
+mod decisions;
+mod export;
 mod pictures;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +13,7 @@ use indicatif::{HumanBytes, HumanCount};
 use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
+pub use export::{Exported, export};
 
 use crate::{
     engine::{Error, Result, Variant, store::Manifest, value_text},
@@ -54,6 +57,7 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
         metrics,
         curves,
+        decisions => decisions::sections(source)?,
         captions => captions::sections(source)?,
         ..gallery(source, options)?
     };
@@ -156,7 +160,7 @@ impl Cell {
             None if of == "Images" => Some("the maps are too small for this protocol's score of an image"),
             None => Some("no anomalous test image has a ground-truth mask"),
         };
-        Self { percent: percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
+        Self { percent: charts::percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
     }
 }
 
@@ -259,7 +263,7 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 
 fn tiles(names: &[String], measures: &[Measure], values: &[Option<f64>]) -> Vec<Value> {
     let found = HEADLINES.iter().filter_map(|headline| names.iter().position(|name| name == headline));
-    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => percent(Some(values[i]?)) })).collect()
+    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => charts::percent(Some(values[i]?)) })).collect()
 }
 
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
@@ -351,11 +355,6 @@ fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value 
         ground_truth,
         outline,
     }
-}
-
-/// Formats a share as percent with one decimal; a dash stands for none.
-fn percent(value: Option<f64>) -> String {
-    value.map_or_else(|| "–".into(), |value| format!("{:.1}", value * 100.))
 }
 
 /// Formats milliseconds since 1970 as date and time in UTC.

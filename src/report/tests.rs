@@ -3,7 +3,7 @@ use crate::engine::store::Store;
 
 #[test]
 fn shares_and_times_are_formatted() {
-    assert_eq!([percent(Some(0.98765)), percent(Some(1.)), percent(None)], ["98.8", "100.0", "–"]);
+    assert_eq!([Some(0.98765), Some(1.), None].map(charts::percent), ["98.8", "100.0", "–"]);
     assert_eq!(time(1_700_000_000_000), "2023-11-14 22:13 UTC");
 }
 

@@ -2,8 +2,10 @@
 //! engine and the networks.
 
 pub mod anomaly_maps;
+pub mod calibrate;
 pub mod caption;
 pub mod command;
+pub mod decide;
 pub mod detect;
 pub mod encode_latents;
 pub mod encode_text;
@@ -18,6 +20,7 @@ mod network_files;
 pub mod pretrained;
 pub mod read;
 pub mod reconstruct;
+pub mod regions;
 pub mod sql;
 mod tensors;
 pub mod train_autoencoder;
@@ -43,6 +46,9 @@ crate::stages! {
     "detect" => detect::Detect, worker;
     "yes_no" => yes_no::YesNo, driver;
     "evaluate" => evaluate::Evaluate, driver;
+    "calibrate" => calibrate::Calibrate, driver;
+    "decide" => decide::Decide, driver;
+    "regions" => regions::Regions, driver;
     "sql" => sql::Sql, driver;
     "command" => command::Command, driver;
 }

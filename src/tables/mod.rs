@@ -6,6 +6,7 @@
 pub mod anomaly_maps;
 pub mod captions;
 pub mod column;
+pub mod decisions;
 pub mod embeddings;
 pub mod features;
 pub mod fitted;
@@ -13,9 +14,11 @@ pub mod images;
 pub mod latents;
 pub mod metrics;
 pub mod reconstructions;
+pub mod regions;
 mod role;
 pub mod tensor;
 pub mod text_rows;
+pub mod thresholds;
 pub mod training_log;
 pub mod weights;
 

@@ -6,9 +6,12 @@ use super::{
     anomaly_maps::{self, SCORE},
     captions::CAPTION,
     column::has,
-    images::{self, CLASS, LABEL},
+    decisions::ANOMALOUS,
+    images::{self, CLASS, IMAGE_ID, LABEL},
     metrics::{self, PROTOCOL},
     reconstructions,
+    regions::{AREA, POLYGON},
+    thresholds::THRESHOLD,
     training_log::{LOSS, STEP},
 };
 
@@ -24,6 +27,10 @@ pub enum Role {
     Reconstructions,
     /// An anomaly map and a score for each image.
     AnomalyMaps,
+    /// The verdict on each image, with the threshold of its score.
+    Decisions,
+    /// Anomalous regions of images, as polygons.
+    Regions,
     /// Metrics by class and protocol.
     Metrics,
     /// The loss of a training, step by step.
@@ -32,8 +39,16 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 6] =
-        [Self::Images, Self::Captions, Self::Reconstructions, Self::AnomalyMaps, Self::Metrics, Self::TrainingLog];
+    pub const ALL: [Self; 8] = [
+        Self::Images,
+        Self::Captions,
+        Self::Reconstructions,
+        Self::AnomalyMaps,
+        Self::Decisions,
+        Self::Regions,
+        Self::Metrics,
+        Self::TrainingLog,
+    ];
 
     /// Returns the roles of a table with this schema.
     pub fn of(schema: &Schema) -> Vec<Self> {
@@ -58,6 +73,15 @@ impl Role {
             }
             Self::Reconstructions => id.is_some() && reconstructions::size(schema).is_some(),
             Self::AnomalyMaps => id.is_some() && anomaly_maps::size(schema).is_some() && is_float(SCORE),
+            Self::Decisions => {
+                let is_verdict = has(schema, ANOMALOUS, &DataType::Boolean) && is_float(THRESHOLD);
+                id.is_some() && is_text(CLASS) && is_verdict && is_float(SCORE)
+            }
+            Self::Regions => {
+                let polygon = schema.field_with_name(POLYGON).map(|field| field.data_type());
+                let is_polygon = matches!(polygon, Ok(DataType::List(item)) if item.data_type().is_numeric());
+                is_text(IMAGE_ID) && is_polygon && is_number(AREA)
+            }
             Self::Metrics => is_text(CLASS) && is_text(PROTOCOL) && !metrics::names(schema).is_empty(),
             Self::TrainingLog => is_number(STEP) && is_number(LOSS),
         }
@@ -70,6 +94,8 @@ impl Role {
             Self::Captions => "captions",
             Self::Reconstructions => "reconstructions",
             Self::AnomalyMaps => "anomaly maps",
+            Self::Decisions => "decisions",
+            Self::Regions => "regions",
             Self::Metrics => "metrics",
             Self::TrainingLog => "training log",
         }
@@ -82,6 +108,10 @@ impl Role {
             Self::Captions => "a row per image with `caption`",
             Self::Reconstructions => "a row per image with `pixels` (float16[3, H, W])",
             Self::AnomalyMaps => "a row per image with `map` (float16[H, W]) and `score`",
+            Self::Decisions => {
+                "a row per image with `class`, `score`, `threshold` and `anomalous`, as the stage `decide` makes it"
+            }
+            Self::Regions => "`image_id`, `polygon` and `area`, as the stage `regions` makes them",
             Self::Metrics => "`class`, `protocol` and metrics (float64)",
             Self::TrainingLog => "`step` and `loss`",
         }
@@ -97,17 +127,20 @@ mod tests {
     use super::*;
     use crate::{
         engine::store::{stored_schema, tensor_field},
-        tables::{captions, embeddings, images, latents, training_log},
+        tables::{captions, decisions, embeddings, images, latents, regions, thresholds, training_log},
     };
 
     #[test]
     fn each_table_of_the_vocabulary_has_its_role_alone() {
-        let tables: [(SchemaRef, &[Role]); 9] = [
+        let tables: [(SchemaRef, &[Role]); 12] = [
             (images::schema([8, 12]), &[Role::Images]),
             (captions::schema(), &[Role::Captions]),
             (captions::generated_schema(), &[Role::Captions]),
             (reconstructions::schema([4, 1, 1], [8, 8], true), &[Role::Reconstructions]),
             (anomaly_maps::schema([8, 8]), &[Role::AnomalyMaps]),
+            (decisions::schema(), &[Role::Decisions]),
+            (regions::schema(), &[Role::Regions]),
+            (thresholds::schema(), &[]),
             (metrics::schema(&["image_auroc"]), &[Role::Metrics]),
             (training_log::schema(&["kl_loss"], &[], &()), &[Role::TrainingLog]),
             (embeddings::schema([77, 8]), &[]),

@@ -5,6 +5,7 @@
 pub mod blur;
 pub mod colormap;
 mod container;
+pub mod contour;
 pub mod decode;
 pub mod imagenet;
 pub mod placement;

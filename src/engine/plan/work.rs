@@ -434,7 +434,9 @@ impl TableWork<'_> {
     /// Returns the table in the form in which its stage reviews it. `manifest` is that of its rows, `views` holds the
     /// tables that it is made from.
     pub fn sample<'s>(&'s self, store: &'s Store, views: &'s TableStates, manifest: &'s Manifest) -> Sample<'s> {
-        Sample { store, manifest, all: Box::new(move || self.all(store, views)) }
+        let whole = self.table.inputs.iter().filter(|input| input.reads == Reads::Table);
+        let whole = whole.filter_map(|input| Some((input.port.as_str(), &*views.get(&input.table)?.manifest)));
+        Sample { store, manifest, whole: whole.collect(), all: Box::new(move || self.all(store, views)) }
     }
 
     /// Returns all rows of the table, including those that are kept.

@@ -1,16 +1,16 @@
 //! A sample of the rows of a table that is about to be published, with their inputs, for the review by the stage.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::StringArray,
+    array::{RecordBatch, StringArray},
     datatypes::{Schema, SchemaRef},
 };
 
 use super::rows::Batch;
 use crate::engine::{
     Digest, Result,
-    store::{ComputedRows, Manifest, Store, gather, project},
+    store::{ComputedRows, Manifest, Store, declared_schema, gather, project, read_table},
 };
 
 /// The port of the table's own rows.
@@ -24,6 +24,8 @@ const STRETCHES: usize = 8;
 pub struct Sample<'a> {
     pub(in crate::engine) store: &'a Store,
     pub(in crate::engine) manifest: &'a Manifest,
+    /// The inputs that the table reads whole, by port.
+    pub(in crate::engine) whole: BTreeMap<&'a str, &'a Manifest>,
     /// Finds its rows; few stages ask for them.
     pub(in crate::engine) all: Box<dyn Fn() -> Result<SampledRows<'a>> + 'a>,
 }
@@ -81,6 +83,14 @@ impl Sample<'_> {
         }
         let ids = rows.iter().map(|row| ids.value(*row).to_owned()).collect();
         Ok(Batch::new(ids, ports))
+    }
+
+    /// Returns all rows of an input that is read as a whole; `None` if `from:` names none for the port.
+    pub fn table(&self, port: &str) -> Result<Option<RecordBatch>> {
+        let Some(manifest) = self.whole.get(port) else { return Ok(None) };
+        let schema = Arc::new(declared_schema(&*manifest.schema()?));
+        let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+        Ok(Some(read_table(self.store, &manifest.parts, &columns, &schema)?))
     }
 }
 
