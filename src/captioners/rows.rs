@@ -26,7 +26,7 @@ pub(super) struct CaptionFile<'a> {
 }
 
 impl CaptionFile<'_> {
-    /// Checks that the file can be read and has both columns. Only its first row is looked at.
+    /// Checks that the file can be read and has both columns.
     pub(super) fn check(&self) -> Result<(), Misfit> {
         let names = self.text.columns(&Sources::default())?;
         [("id", self.id), ("caption", self.caption)].into_iter().try_for_each(|(parameter, column)| {

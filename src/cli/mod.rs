@@ -7,6 +7,7 @@ mod gc;
 mod graph;
 mod models;
 mod plan;
+mod predict;
 mod progress;
 mod report;
 mod run;
@@ -41,6 +42,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_INPUT: u8 = 2;
 /// Exit code if some rows failed and were left out.
 pub const EXIT_SKIPPED: u8 = 3;
+/// Exit code if a photograph is anomalous.
+pub const EXIT_ANOMALOUS: u8 = 4;
 /// Exit code if the run was asked to stop. It is the one that shells report for a program that Ctrl-C ended.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
@@ -83,6 +86,8 @@ enum Command {
     Plan(plan::Plan),
     /// List the published tables and what the store holds.
     Status(status::Status),
+    /// Judge new photographs by a pipeline that has run.
+    Predict(predict::Predict),
     /// Describe photographs by a vision-language model.
     Caption(caption::Caption),
     /// Query the published tables.
@@ -204,6 +209,7 @@ fn command() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(command) => command.run(),
+        Command::Predict(command) => command.run(),
         Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),

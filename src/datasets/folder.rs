@@ -22,8 +22,8 @@ use std::collections::HashMap;
 use super::record::{DatasetError, Files, Listing, PicturePlace, Record};
 use captions::Captions;
 pub use labelled::{Labelled, list_labelled};
-pub use names::{EXTENSIONS, composed};
-use names::{is_almost, is_image, is_of_masks, stem};
+pub use names::{EXTENSIONS, composed, is_image};
+use names::{is_almost, is_of_masks, stem};
 
 /// The folder name of normal images.
 const GOOD: &str = "good";

@@ -27,11 +27,12 @@ use crate::{
         anomaly_maps::{self, MAP},
         column::{column, numbers, text},
         decisions::{ANOMALOUS, PIXEL_THRESHOLD},
-        images::{self, IMAGE_ID, PIXELS, id_column},
+        images::{self, IMAGE_ID, PIXELS, Taken, id_column},
         tensor::{float_row, tensor_row},
     },
     vision::{
         colormap, decode,
+        placement::Placement,
         resize::{self, Filter},
     },
 };
@@ -119,7 +120,8 @@ pub fn export(
     let scales = scales(source, maps, &shown)?;
     shown.retain(|image| !alarms || image.verdict == Some(true));
     let names = names(&shown)?;
-    let files = Files { folder, sources, size: map_size(maps)?, scales: &scales };
+    let taken = Taken::of(&*images.schema()?);
+    let files = Files { folder, sources, size: map_size(maps)?, taken, scales: &scales };
     let mut annotated = Vec::new();
     for (chunk, names) in shown.chunks(AT_ONCE).zip(names.chunks(AT_ONCE)) {
         let ids = || chunk.iter().map(|image| image.id.as_str());
@@ -278,6 +280,7 @@ struct Files<'a> {
     sources: &'a Sources,
     /// Width and height of the maps.
     size: (u32, u32),
+    taken: Taken,
     scales: &'a BTreeMap<String, Scale>,
 }
 
@@ -286,7 +289,8 @@ impl Files<'_> {
     fn write(&self, image: &Shown, name: &Path, map: &[f32], stored: Option<&RgbImage>) -> Result<(u32, u32)> {
         let photograph = self.photograph(image, stored)?;
         let size @ (width, height) = photograph.dimensions();
-        let map = resize::float(map, self.size, size, Filter::Bilinear);
+        let place = if self.taken.padded { Placement::padded } else { Placement::stretched };
+        let map = place(size, self.size).map_to_photograph(map);
         let scale = self.scales.get(&image.class).copied().unwrap_or(Scale { lowest: 0., highest: 0. });
         let heat: Vec<u16> =
             map.iter().map(|value| (scale.place(*value) * f32::from(u16::MAX)).round() as u16).collect();
@@ -313,7 +317,8 @@ impl Files<'_> {
         if digest.as_ref().is_some_and(|digest| *digest != Digest::of(&bytes).to_string()) {
             return Err(Error::Input(format!("{uri} changed since the images were read; run the pipeline again")));
         }
-        decode::photograph(&bytes).map(|photograph| photograph.image).map_err(|e| Error::Input(format!("{uri}: {e}")))
+        let photograph = decode::photograph(&bytes, !self.taken.unturned);
+        photograph.map(|photograph| photograph.image).map_err(|e| Error::Input(format!("{uri}: {e}")))
     }
 
     /// Writes a picture below the folder of its kind.

@@ -1,6 +1,7 @@
 //! Images in: decoded, resized, with labels and masks.
 
 mod embedded;
+mod failure;
 mod files;
 mod hold_out;
 mod manifest;
@@ -27,17 +28,17 @@ use crate::{
         store::{Note, digest_array, volatile},
     },
     tables::{
-        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST},
+        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST, Taken},
         metrics::MEAN,
         tensor::tensor_column,
     },
     vision::{
-        VisionError,
         decode::{self, NoteText, Photograph},
         placement::Placement,
         resize,
     },
 };
+use failure::Failure;
 use files::{File, IMAGES, MASKS, PictureFiles};
 use hold_out::HoldOut;
 use manifest::Manifests;
@@ -234,7 +235,8 @@ impl Stage for Ingest {
         if let (Dataset::Synthetic, Size::Rectangle(_)) = (self.dataset, self.size) {
             return Err(Misfit::parameter("size", "the generator's images are squares: one number"));
         }
-        Ok(images::schema(self.size.sides().map(|side| side as usize)))
+        let taken = Taken { padded: self.keep_aspect.is_some(), unturned: !self.exif_orientation };
+        Ok(images::schema(self.size.sides().map(|side| side as usize), taken))
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
@@ -422,24 +424,6 @@ struct Reader {
 
 /// The explanation for a picture whose size differs from that in its file.
 const TURNED: &str = " (turned as its EXIF orientation says)";
-
-/// The reason why an image cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Read(#[from] Error),
-    #[error("{place} changed while it was being read; run again")]
-    Changed { place: String },
-    #[error("{place}: {source}")]
-    Decode { place: String, source: VisionError },
-    #[error(
-        "the mask {mask} is {}x{} and its image {image} is {}x{}{turned}; a mask has the size of its image",
-        mask_size.0, mask_size.1, image_size.0, image_size.1
-    )]
-    MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32), turned: &'static str },
-    #[error(transparent)]
-    Synthetic(#[from] synthetic::Error),
-}
 
 /// A decoded row.
 struct Image {

@@ -24,13 +24,13 @@ use crate::{
         anomaly_maps::{self, MAP},
         column::missing,
         decisions::PIXEL_THRESHOLD,
-        images::{CLASS, HEIGHT, WIDTH},
+        images::{CLASS, HEIGHT, Taken, WIDTH},
         regions::{self, polygon_item},
         tensor::tensor_row,
     },
     vision::{
         contour::{self, Corner},
-        resize::{self, Filter},
+        placement::Placement,
     },
 };
 
@@ -85,7 +85,8 @@ impl Stage for Regions {
 impl Open for Regions {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let size = anomaly_maps::shape(&context.schemas)?;
-        Ok(Box::new(Finder { tolerance: self.tolerance, size }))
+        let padded = context.schemas.all.get("images").is_some_and(|schema| Taken::of(schema).padded);
+        Ok(Box::new(Finder { tolerance: self.tolerance, size, padded }))
     }
 }
 
@@ -93,6 +94,8 @@ struct Finder {
     tolerance: f64,
     /// Height and width of the maps.
     size: [usize; 2],
+    /// True if the aspect ratio of photographs was kept.
+    padded: bool,
 }
 
 /// A region in the photograph's own pixels.
@@ -141,20 +144,22 @@ impl Finder {
         };
         let map = tensor_row::<Float16Type>(batch.column("anomaly_maps", MAP)?, row)?;
         let map = map.ok_or_else(|| missing(&batch.ids[row], "anomaly_maps", MAP))?;
-        find(map, self.size, [side(HEIGHT)?, side(WIDTH)?], thresholds.value(row), self.tolerance)
+        let place = if self.padded { Placement::padded } else { Placement::stretched };
+        let placement = place((side(WIDTH)?, side(HEIGHT)?), (self.size[1] as u32, self.size[0] as u32));
+        find(map, placement, thresholds.value(row), self.tolerance)
     }
 }
 
-/// Returns the regions of a row-major map `[H, W]` above a threshold, at another size `[H, W]`.
-fn find(map: &[f16], from: [usize; 2], to: [u32; 2], threshold: f32, tolerance: f64) -> Result<Vec<Region>> {
+/// Returns the regions of a row-major map `[H, W]` above a threshold, in the photograph's own pixels.
+fn find(map: &[f16], placement: Placement, threshold: f32, tolerance: f64) -> Result<Vec<Region>> {
     // Resizing makes means of values, so it does not exceed the highest.
     if !map.iter().any(|value| f32::from(*value) > threshold) {
         return Ok(Vec::new());
     }
     let values: Vec<f32> = map.iter().copied().map(f32::from).collect();
-    let values = resize::float(&values, (from[1] as u32, from[0] as u32), (to[1], to[0]), Filter::Bilinear);
+    let values = placement.map_to_photograph(&values);
     let mask: Vec<bool> = values.iter().map(|value| *value > threshold).collect();
-    let width = to[1] as usize;
+    let width = placement.photograph().0 as usize;
     let components = Components::label(&mask, width).map_err(|e| Error::Stage(e.to_string()))?;
     let mut found: Vec<Growing> = Vec::new();
     for (i, label) in components.labels.iter().enumerate().filter(|(_, label)| **label != 0) {
@@ -251,7 +256,7 @@ mod tests {
             0., 4., 0., 0., 0., 2.,
             0., 0., 0., 0., 1., 0.,
         ].map(f16::from_f32);
-        let found = find(&map, [4, 6], [4, 6], 1., 0.).unwrap();
+        let found = find(&map, Placement::stretched((6, 4), (6, 4)), 1., 0.).unwrap();
         let first = Region {
             polygon: vec![(1, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3)],
             bounds: [1, 1, 2, 2],
@@ -269,7 +274,7 @@ mod tests {
             centre: [5.5, 2.5],
         };
         assert_eq!(found, [first, second]);
-        assert_eq!(find(&map, [4, 6], [4, 6], 5., 0.).unwrap(), []);
+        assert_eq!(find(&map, Placement::stretched((6, 4), (6, 4)), 5., 0.).unwrap(), []);
     }
 
     #[test]
@@ -277,7 +282,7 @@ mod tests {
         let mut map = [f16::ZERO; 64];
         (2..4).for_each(|y| (5..8).for_each(|x| map[8 * y + x] = f16::ONE));
         // Ten times as wide and five times as high.
-        let found = find(&map, [8, 8], [40, 80], 0.5, 1.).unwrap();
+        let found = find(&map, Placement::stretched((80, 40), (8, 8)), 0.5, 1.).unwrap();
         assert_eq!(found.len(), 1);
         let [x, y, width, height] = found[0].bounds;
         // Half of the highest value is reached in the middle between pixels, at the edges of the map's pixels.

@@ -48,8 +48,37 @@ pub fn image_id() -> Field {
     Field::new(IMAGE_ID, DataType::Utf8, false)
 }
 
+/// The way in which photographs become pixels of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// True if a photograph lies in the middle of the pixels with its aspect ratio kept, and false if it fills them.
+    pub padded: bool,
+    /// True if it is taken as it is stored, and false if it is turned as its EXIF orientation says.
+    pub unturned: bool,
+}
+
+/// The keys of [`Taken`] in the metadata of the column of pixels.
+const PADDED: &str = "padded";
+const UNTURNED: &str = "unturned";
+
+impl Taken {
+    /// Reads how the photographs of a table were taken.
+    pub fn of(schema: &Schema) -> Self {
+        let has = |key| schema.field_with_name(PIXELS).is_ok_and(|field| field.metadata().contains_key(key));
+        Self { padded: has(PADDED), unturned: has(UNTURNED) }
+    }
+
+    fn note(self, field: Field) -> Field {
+        let mut metadata = field.metadata().clone();
+        let notes = [(PADDED, self.padded), (UNTURNED, self.unturned)];
+        metadata
+            .extend(notes.iter().filter(|(_, is_so)| *is_so).map(|(key, _)| ((*key).to_owned(), "true".to_owned())));
+        field.with_metadata(metadata)
+    }
+}
+
 /// Returns the schema of images of this size, in pixels.
-pub fn schema([height, width]: [usize; 2]) -> SchemaRef {
+pub fn schema([height, width]: [usize; 2], taken: Taken) -> SchemaRef {
     Arc::new(Schema::new(vec![
         image_id(),
         Field::new(CLASS, DataType::Utf8, false),
@@ -61,7 +90,7 @@ pub fn schema([height, width]: [usize; 2]) -> SchemaRef {
         Field::new(WIDTH, DataType::UInt32, false),
         Field::new(HEIGHT, DataType::UInt32, false),
         Field::new(CAPTION, DataType::Utf8, true),
-        tensor_field(PIXELS, DataType::UInt8, &[height, width, 3], false),
+        taken.note(tensor_field(PIXELS, DataType::UInt8, &[height, width, 3], false)),
         tensor_field(MASK, DataType::UInt8, &[height, width], true),
         tensor_field(MASK_GREY, DataType::UInt8, &[height, width], true),
     ]))

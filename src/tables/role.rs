@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn each_table_of_the_vocabulary_has_its_role_alone() {
         let tables: [(SchemaRef, &[Role]); 12] = [
-            (images::schema([8, 12]), &[Role::Images]),
+            (images::schema([8, 12], images::Taken::default()), &[Role::Images]),
             (captions::schema(), &[Role::Captions]),
             (captions::generated_schema(), &[Role::Captions]),
             (reconstructions::schema([4, 1, 1], [8, 8], true), &[Role::Reconstructions]),

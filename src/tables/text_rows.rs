@@ -47,11 +47,11 @@ enum Format {
 }
 
 impl TextRows<'_> {
-    /// Returns the names of the columns. Of JSON lines only the first is looked at.
+    /// Returns the names of the columns: of JSON lines those of all lines, since each may lack some.
     pub fn columns(&self, sources: &Sources) -> Result<Vec<String>, Misfit> {
         let (path, format) = (self.local(sources)?, self.format()?);
         Ok(match format {
-            Format::JsonLines => self.names_of_line(&path)?,
+            Format::JsonLines => self.names_of_lines(&path)?,
             Format::Csv(separator) => names(&self.header(&path, separator)?),
             Format::Parquet => names(self.parquet(&path)?.schema()),
         })
@@ -150,10 +150,15 @@ impl TextRows<'_> {
         }))
     }
 
-    fn names_of_line(&self, path: &Path) -> Result<Vec<String>, Misfit> {
-        let first = self.objects(path)?.next().transpose()?;
-        let (_, first) = first.ok_or_else(|| self.unreadable("it is empty"))?;
-        Ok(first.keys().cloned().collect())
+    fn names_of_lines(&self, path: &Path) -> Result<Vec<String>, Misfit> {
+        let mut names: Vec<String> = Vec::new();
+        for object in self.objects(path)? {
+            let (_, object) = object?;
+            names.extend(
+                object.into_iter().map(|(name, _)| name).filter(|name| !names.contains(name)).collect::<Vec<_>>(),
+            );
+        }
+        if names.is_empty() { Err(self.unreadable("it is empty")) } else { Ok(names) }
     }
 
     fn rows_of_lines(&self, path: &Path, columns: &[&str]) -> Result<Vec<TextRow>, Misfit> {

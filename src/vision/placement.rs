@@ -37,6 +37,11 @@ impl Placement {
         Self { photograph, picture, corner: ((right - inner.0) / 2, (bottom - inner.1) / 2), inner }
     }
 
+    /// Returns the size of the photograph.
+    pub fn photograph(&self) -> (u32, u32) {
+        self.photograph
+    }
+
     /// Resizes a photograph into the picture. The border repeats the outermost pixels of the resized photograph, so
     /// that there is no edge where it ends.
     pub fn rgb(&self, photograph: &RgbImage) -> RgbImage {
@@ -67,6 +72,15 @@ impl Placement {
         ImageBuffer::from_fn(self.picture.0, self.picture.1, |x, y| at(&inner, x, y))
     }
 
+    /// Resizes what lies over the photograph of a map of the picture's size to the photograph's own size. Both are row
+    /// after row.
+    pub fn map_to_photograph(&self, map: &[f32]) -> Vec<f32> {
+        let rows = map.chunks_exact(self.picture.0 as usize).skip(self.corner.1 as usize).take(self.inner.1 as usize);
+        let columns = self.corner.0 as usize..(self.corner.0 + self.inner.0) as usize;
+        let inner: Vec<f32> = rows.flat_map(|row| row[columns.clone()].iter().copied()).collect();
+        resize::float(&inner, self.inner, self.photograph, Filter::Bilinear)
+    }
+
     /// Returns the place in the photograph of a place in the picture, and so of one in a map of the picture's size. The
     /// middle of the first pixel is (0.5, 0.5). A place in the border lies outside the photograph.
     pub fn to_photograph(&self, (x, y): (f64, f64)) -> (f64, f64) {
@@ -94,6 +108,15 @@ mod tests {
     use image::Rgb;
 
     use super::*;
+
+    #[test]
+    fn map_is_resized_without_the_border() {
+        // A photograph of 4x2 in a picture of 4x4: its rows are the two in the middle.
+        let map: Vec<f32> = (0..16).map(|at| at as f32).collect();
+        let placement = Placement::padded((4, 2), (4, 4));
+        assert_eq!(placement.map_to_photograph(&map), (4..12).map(|at| at as f32).collect::<Vec<_>>());
+        assert_eq!(Placement::stretched((4, 4), (4, 4)).map_to_photograph(&map), map);
+    }
 
     #[test]
     fn padded_photograph_keeps_its_aspect_ratio_in_the_middle() {

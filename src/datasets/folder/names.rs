@@ -50,7 +50,7 @@ pub fn composed(name: &str) -> Cow<'_, str> {
 }
 
 /// Returns true for a file that is read as a picture.
-pub(super) fn is_image(path: &str) -> bool {
+pub fn is_image(path: &str) -> bool {
     has_extension(path, &EXTENSIONS)
 }
 

@@ -152,6 +152,17 @@ impl Store {
         }
     }
 
+    /// Publishes the current version of a pipeline's table for another pipeline as well, unless that has it already.
+    /// Returns its manifest; `None` if it was never published.
+    pub fn share(&self, from: &str, to: &str, slot: &str) -> Result<Option<Manifest>> {
+        let Some((_, manifest)) = self.published(from, slot)?.whole()? else { return Ok(None) };
+        let has = |shared: &Manifest| shared.content == manifest.content && shared.made == manifest.made;
+        if !matches!(self.published(to, slot)?, Current::Whole(_, shared) if has(&shared)) {
+            self.publish(to, &manifest)?;
+        }
+        Ok(Some(manifest))
+    }
+
     /// Removes a version. The marker is removed first, because a marker without a manifest would count as damage.
     pub(in crate::engine) fn delete_version(&self, pipeline: &str, slot: &str, version: u64) -> Result<()> {
         self.delete(&marker_name(pipeline, slot, version))?;

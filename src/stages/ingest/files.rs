@@ -8,7 +8,7 @@ use arrow::{
 };
 use bytes::Bytes;
 
-use super::{Failure, ManifestColumns, embedded::Embedded};
+use super::{embedded::Embedded, failure::Failure, manifest::ManifestColumns};
 use crate::{
     engine::{
         Digest, Error, Result, join,

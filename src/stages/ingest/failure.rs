@@ -1,0 +1,21 @@
+//! Images that cannot be used.
+
+use crate::{datasets::synthetic, engine::Error, vision::VisionError};
+
+/// The reason why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Read(#[from] Error),
+    #[error("{place} changed while it was being read; run again")]
+    Changed { place: String },
+    #[error("{place}: {source}")]
+    Decode { place: String, source: VisionError },
+    #[error(
+        "the mask {mask} is {}x{} and its image {image} is {}x{}{turned}; a mask has the size of its image",
+        mask_size.0, mask_size.1, image_size.0, image_size.1
+    )]
+    MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32), turned: &'static str },
+    #[error(transparent)]
+    Synthetic(#[from] synthetic::Error),
+}
