@@ -140,6 +140,7 @@ fn error_of_a_wrong_statement_lists_what_exists() {
         "select i.imageid from images i",
         "select images.caption from captions c",
         "select nothing from images i, counts c",
+        "select avg(widht) from images i join captions c using (image_id)",
         "select cast('a' as int)",
         "create table x as select 1",
         "select auroc(label, label) from images",
@@ -153,6 +154,20 @@ fn error_of_a_wrong_statement_lists_what_exists() {
         format!("{statement}\n  {}", ended.stderr)
     });
     settings().bind(|| insta::assert_snapshot!("sql_wrong", told.concat()));
+}
+
+#[test]
+fn table_of_another_pipeline_is_named() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    let other = LIGHT.replace("name: light", "name: the-other").replace("  counts:", "  numbers:");
+    lab.write("other.yaml", &other);
+    assert_eq!(lab.vlmdiff(&["run", "other.yaml", "--quiet"]).code, Some(0));
+    let told = |query: &str| lab.vlmdiff(&["sql", query]).stderr;
+    let counts = "error: the pipeline `the-other` has no table `counts`; there is light.counts\n";
+    assert_eq!(told("select * from counts"), counts);
+    let numbers = "error: the pipeline `light` has no table `numbers`; there is \"the-other\".numbers\n";
+    assert_eq!(told("select * from light.numbers"), numbers);
 }
 
 #[test]

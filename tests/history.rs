@@ -27,6 +27,8 @@ fn runs_are_recorded_and_compared() {
     assert!(runs.stdout.lines().nth(1).unwrap().ends_with("first"), "{}", runs.stdout);
     let shown = lab.vlmdiff(&["runs", "show"]).stdout;
     assert!(shown.contains("captions") && shown.contains("(1 removed: gear/train/good/001.png)"), "{shown}");
+    let parameters = lab.vlmdiff(&["runs", "show", "first", "--parameters"]).stdout;
+    assert!(parameters.contains("\n    query: \"select count(*) as n from captions\"\n"), "{parameters}");
     let diff = lab.vlmdiff(&["diff", "first"]);
     insta::with_settings!({ prepend_module_to_snapshot => false, filters => RUN_IDS }, {
         insta::assert_snapshot!("diff", diff.stdout)
@@ -81,6 +83,67 @@ fn diff_names_the_runs_that_it_compares() {
     assert_eq!(lab.vlmdiff(&["run", "other.yaml"]).code, Some(0));
     refused(&["first", "last"], "diff compares runs of one pipeline");
     refused(&[], "there is only one done run of `other`");
+}
+
+/// A pipeline whose captions have a length, which is its metric.
+const LENGTHS: &str = r#"
+name: lengths
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
+  captions: { stage: caption, from: [images], with: { model: template, text: one } }
+  metrics:
+    stage: sql
+    from: [images, captions]
+    with: { query: "select coalesce(class, 'mean') as class, 'own' as protocol, avg(length(captions.caption)) / 10 as length from images join captions using (image_id) group by rollup(class) order by class" }
+"#;
+
+#[test]
+fn sweep_is_compared_with_its_baseline_in_numbers() {
+    let lab = Lab::new(LENGTHS);
+    lab.run(&["--tag", "baseline"]);
+    lab.write("pipeline.yaml", &format!("{LENGTHS}sweep: {{ text: [one, three] }}\n"));
+    let swept = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    let said = "captions  swept by text now; its rows are kept for when that changes back";
+    let said = said.split_once("  ").map(|(name, text)| (name.to_owned(), text.to_owned())).unwrap();
+    let is_said = |line: &str| line.starts_with(&said.0) && line.ends_with(&said.1);
+    assert!(swept.stderr.lines().any(is_said) && !swept.stderr.contains("declares"), "{}", swept.stderr);
+    let compared = |arguments: &[&str]| {
+        let ended = lab.vlmdiff(&[&["diff"], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout.lines().skip(1).map(|line| line.trim_end().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        compared(&[]),
+        [
+            "images                            same rows",
+            "captions -> captions[text=one]    same rows",
+            "captions -> captions[text=three]  14 changed, such as gear/test/good/000.png",
+            "    text: \"one\" -> \"three\"",
+            "metrics -> metrics[text=one]      same rows",
+            "metrics -> metrics[text=three]    other content",
+            "    class  protocol          length",
+            "    gear   own       0.5000 +0.2000",
+            "    mean   own       0.5000 +0.2000",
+            "    tile   own       0.5000 +0.2000",
+        ]
+    );
+    // A sweep beside another one: the instances that both have, and the nearest for the one that is new.
+    lab.write("pipeline.yaml", &format!("{LENGTHS}sweep: {{ text: [one, three, a] }}\n"));
+    lab.run(&[]);
+    let other = compared(&["last~1", "last"]);
+    assert_eq!(other.last().unwrap(), "metrics[text=a]       only in the second run, 3 rows", "{other:?}");
+    // The mean of a single class is not shown beside it.
+    fs::remove_dir_all(lab.path("data/tile")).unwrap();
+    lab.write("pipeline.yaml", LENGTHS);
+    lab.run(&[]);
+    lab.run(&["--set", "captions.text=three"]);
+    let single = compared(&["last~1", "last"]);
+    assert_eq!(single.last().unwrap(), "    class=gear, protocol=own: length 0.3000 -> 0.5000 +0.2000", "{single:?}");
+    assert_eq!(single.iter().filter(|line| line.contains("length")).count(), 1, "{single:?}");
+    // A pipeline without a done run is passed over.
+    lab.write("failing.yaml", &failing().replace("name: light", "name: failing"));
+    assert_eq!(lab.vlmdiff(&["run", "failing.yaml"]).code, Some(1));
+    assert_eq!(compared(&[]).last().map(|line| line.contains("length")), Some(true));
 }
 
 #[test]

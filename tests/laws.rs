@@ -195,16 +195,22 @@ impl Executor for Interrupting {
             let mut work = self.work.lock().unwrap();
             let Work { interruptions, steps, rows } = work.entry(stage.clone()).or_default();
             let before = (steps.len(), *rows);
+            // The first report of a training is that of the step from which it goes on.
+            let mut goes_on_from = None;
             let ended = executor.run(&mut std::iter::once(Ok(task)), &mut |update| {
                 match &update {
                     Update::Report { report: Report::Progress { done, unit: Unit::Steps, .. }, .. } => {
-                        steps.push(*done)
+                        match goes_on_from {
+                            None => goes_on_from = Some(*done),
+                            Some(_) => steps.push(*done),
+                        }
                     }
                     Update::Report { report: Report::Committed { rows: new, .. }, .. } => *rows += new,
                     _ => {}
                 }
                 on(update)
             });
+            assert!(goes_on_from.is_none_or(|step| step == before.0 as u64), "{stage}: {goes_on_from:?}, {steps:?}");
             assert!(steps.iter().copied().eq(1..=steps.len() as u64), "{stage} did steps again: {steps:?}");
             if matches!(ended, Err(Error::Interrupted)) {
                 assert_ne!(before, (steps.len(), *rows), "{stage} was interrupted before it did anything");

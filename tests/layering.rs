@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("published", &["engine", "models"]),
     ("captioners", &["engine", "tables", "datasets", "vision", "models", "published"]),
     ("query", &["engine", "tables", "metrics"]),
-    ("report", &["engine", "tables", "query", "vision"]),
+    ("report", &["engine", "tables", "query", "vision", "metrics"]),
     (
         "stages",
         &[
@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
         ],
     ),
-    ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report"]),
+    ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "metrics", "stages", "report"]),
 ];
 
 /// The folders of the engine; each may import those after it.

@@ -36,6 +36,7 @@ mod resume;
 mod secrets;
 mod sql;
 mod sweep;
+mod terminal;
 mod training;
 mod verdicts;
 mod warnings;

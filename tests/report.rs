@@ -8,8 +8,8 @@ use crate::{
 };
 
 /// Returns the page, and its text with a line for each piece.
-fn page(lab: &Lab) -> (String, String) {
-    let ended = lab.vlmdiff(&["report"]);
+fn page(lab: &Lab, arguments: &[&str]) -> (String, String) {
+    let ended = lab.vlmdiff(&[&["report"], arguments].concat());
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let html = fs::read_to_string(lab.path("report.html")).unwrap();
     let body = html.split("<body>").nth(1).unwrap().split("<script>").next().unwrap();
@@ -22,9 +22,9 @@ fn page(lab: &Lab) -> (String, String) {
 fn pictures_are_those_of_the_combination_that_ran_last() {
     let lab = Lab::new(&format!("{LIGHT}sweep: {{ size: [16, 32] }}\n"));
     let shown = |size: u32| {
-        let (html, text) = page(&lab);
+        let (html, text) = page(&lab, &[]);
         assert!(text.contains(&format!("\nsize={size}\n, which ran last of 2 combinations")), "{text}");
-        assert_eq!(html.matches("aria-label=\"input\"><image id=").count(), 6);
+        assert_eq!(html.matches(": input\"><image id=").count(), 6);
         assert!(html.contains(&format!("viewBox=\"0 0 {size} {size}\"")));
     };
     lab.run(&[]);
@@ -37,7 +37,7 @@ fn pictures_are_those_of_the_combination_that_ran_last() {
 #[test]
 fn numbers_are_shown_with_their_values_and_protocol() {
     let by_sweep = "sweep: { aupro_limit: [0.3, 0.05], run: [python3 -B maps.py, python3 maps.py] }";
-    let (_, text) = page(&metrics::lab(&format!("{}{by_sweep}\n", metrics::PIPELINE)));
+    let (_, text) = page(&metrics::lab(&format!("{}{by_sweep}\n", metrics::PIPELINE)), &[]);
     let count = |piece: &str| text.matches(piece).count();
     // Each combination has its tiles, and each protocol a row for each class and one for the mean.
     assert_eq!(count("aupro_limit=0.05, run=python3 -B maps.py\n"), 1, "{text}");
@@ -63,9 +63,8 @@ fn counts<const N: usize>(html: &str, pieces: [&str; N]) -> [usize; N] {
 #[test]
 fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
     let lab = metrics::lab(metrics::PIPELINE);
-    let (html, text) = page(&lab);
-    let shown =
-        counts(&html, ["aria-label=\"input\"", "aria-label=\"anomaly map\"", "class=\"heat\" width", "no score"]);
+    let (html, text) = page(&lab, &[]);
+    let shown = counts(&html, [": input\"", ": anomaly map\"", "class=\"heat\" width", "no score"]);
     assert_eq!(shown, [6, 6, 6, 0]);
     for score in lab.sql(".vlmdiff", "select score from anomaly_maps") {
         let digits = format!("{:.3}", score.parse::<f64>().unwrap());
@@ -75,6 +74,15 @@ fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
         text.contains("\nNo reconstructions: no published table of this pipeline has a row per image with\npixels\n")
     );
     assert!(!text.contains("No anomaly maps") && text.contains("\nNo training curves: no published table"), "{text}");
+    // Pictures come first, and the page says how its run can be repeated.
+    let sections = ["pictures", "scores", "metrics", "training", "run", "tables"];
+    let places = sections.map(|name| html.find(&format!("<section id=\"{name}\">")).unwrap());
+    assert!(places.is_sorted(), "{places:?}");
+    for said in ["last run", "machine", "vlmdiff", "digest of the pipeline", "parameters"] {
+        assert!(text.contains(&format!("\n{said}\n")), "{said}\n{text}");
+    }
+    assert!(text.contains(" of 2 anomalous images score above every normal one"), "{text}");
+    assert!(html.contains("<pre>") && html.contains("run: &quot;python3 maps.py&quot;"), "{text}");
 }
 
 /// No table of this pipeline was made by the stage that usually makes it, and the column of ids has another name.
@@ -109,10 +117,10 @@ tables:
     lab.write("maps.py", &metrics::MAPS.replace("image_id", "Name"));
     lab.write("log.csv", "run,step,loss\na,1,0.5\nb,2,0.25\nc,3,0.2\n");
     lab.run(&[]);
-    let (html, text) = page(&lab);
+    let (html, text) = page(&lab, &["--per-kind", "9"]);
     // Without a split every image is judged; nothing says where it is anomalous.
-    let shown = counts(&html, ["aria-label=\"input\"", "aria-label=\"anomaly map\"", "aria-label=\"no ground truth\""]);
-    assert_eq!(shown, [14, 14, 14], "{text}");
+    let shown = counts(&html, [": input\"", ": anomaly map\"", "ground truth\""]);
+    assert_eq!(shown, [14, 14, 0], "{text}");
     // The scores are those that the numbers were made from.
     for score in lab.sql(".vlmdiff", "select score from doubled") {
         let digits = format!("{:.3}", score.parse::<f64>().unwrap());

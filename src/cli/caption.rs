@@ -94,20 +94,20 @@ impl Caption {
             verify: false,
         };
         let workers = Workers::new(&store, worker_program()?, vec![settings.clone()], default_threads(), &stop);
-        stop_at_signals(&store, &stop, self.quiet)?;
         let options = run::Options {
             settings,
             task_rows: None,
             save_every: Duration::MAX,
             tables: Selection::default().of(&pipeline)?,
             overrides: Default::default(),
-            stop,
+            stop: stop.clone(),
             verify: false,
             git_commit: None,
             host: String::new(),
         };
         // The table of photographs is a means, of which people need not hear.
         let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), self.quiet);
+        stop_at_signals(&store, &stop, &progress)?;
         let summary = run::run(&pipeline, &store, &Sources::default(), &options, &workers, &mut |event| {
             if event.table() == Some("captions") {
                 progress.show(event);

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::{
     EXIT_ANOMALOUS, EXIT_DONE, EXIT_SKIPPED, PipelineArgs,
+    progress::Progress,
     run::{default_threads, device, stop_at_signals, worker_program},
     text::{print, say},
 };
@@ -102,7 +103,7 @@ impl Predict {
         let stop = Stop::default();
         let settings = Settings { device: self.device.clone(), ..Settings::default() };
         let workers = Workers::new(&store, worker_program()?, vec![settings.clone()], default_threads(), &stop);
-        stop_at_signals(&store, &stop, true)?;
+        stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), true))?;
         let folder = tempfile::tempdir()?;
         let mut judged: BTreeSet<PathBuf> = BTreeSet::new();
         let mut worst = EXIT_DONE;

@@ -25,8 +25,8 @@ pub(super) struct Report {
     /// The pipeline to report on; by default the one that published last.
     #[arg(long)]
     pipeline: Option<String>,
-    /// The number of images to show of each class and kind of defect: those with the highest scores, and for normal
-    /// images also those with the lowest.
+    /// The number of images to show of each class and kind of defect, alternately from both ends of their scores: first
+    /// the highest one of normal images and the lowest one of anomalous images.
     #[arg(long, default_value_t = 4, value_name = "N")]
     per_kind: usize,
     /// The maximum number of images to show in all, spread over classes and kinds of defect.

@@ -96,8 +96,8 @@ impl Run {
         _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let settings = self.settings();
         let workers = Workers::new(&store, worker_program()?, settings.clone(), threads, &stop);
-        stop_at_signals(&store, &stop, self.quiet)?;
         let mut progress = Progress::new(&tables, self.quiet);
+        stop_at_signals(&store, &stop, &progress)?;
         let options = run::Options {
             settings: settings.into_iter().next().unwrap_or_default(),
             task_rows: self.task_rows.map(|rows| rows as usize),
@@ -132,17 +132,15 @@ impl Run {
 
 /// Handles Ctrl-C, a request to terminate, or the end of the terminal. The first signal stops the run in a state from
 /// which the next run continues, the second ends the process at once.
-pub(super) fn stop_at_signals(store: &Store, stop: &Stop, quiet: bool) -> Result<()> {
+pub(super) fn stop_at_signals(store: &Store, stop: &Stop, progress: &Progress) -> Result<()> {
     let _in_runtime = store.runtime().enter();
     let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
     let hangup = (!ignores_hangup()).then(SignalKind::hangup);
     let mut signals = kinds.into_iter().chain(hangup).map(signal).collect::<std::io::Result<Vec<Signal>>>()?;
-    let stop = stop.clone();
+    let (stop, say) = (stop.clone(), progress.speaker());
     store.runtime().spawn(async move {
         next(&mut signals).await;
-        if !quiet {
-            say("stopping: work in progress is saved; a second signal ends the run at once");
-        }
+        say("stopping: work in progress is saved; a second signal ends the run at once");
         // Callbacks of the request may block, so it runs on a thread of its own.
         tokio::task::spawn_blocking(move || stop.request());
         next(&mut signals).await;

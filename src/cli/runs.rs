@@ -18,6 +18,7 @@ Examples:
   vlmdiff runs
   vlmdiff runs tag baseline          names the last run
   vlmdiff runs show last~1           what the run before it did with each table
+  vlmdiff runs show last --parameters
   vlmdiff sql \"select * from metrics@baseline\"
   vlmdiff sql \"select * from stage_runs where computed > 0\"
 
@@ -53,6 +54,9 @@ enum Command {
         /// The run.
         #[arg(default_value = "last")]
         run: String,
+        /// Show the parameters with which each table was made.
+        #[arg(long)]
+        parameters: bool,
     },
 }
 
@@ -61,7 +65,7 @@ impl Runs {
         let store = self.store.open()?;
         match self.command {
             None => list(&store, self.number)?,
-            Some(Command::Show { run }) => show(&history::find(&store, &run)?)?,
+            Some(Command::Show { run, parameters }) => show(&store, &history::find(&store, &run)?, parameters)?,
             Some(Command::Tag { tag, run }) => {
                 let run = history::id_of(&store, &run)?;
                 match history::tag(&store, &tag, &run)?.filter(|before| *before != run) {
@@ -96,11 +100,12 @@ fn list(store: &Store, number: usize) -> Result<()> {
     Ok(())
 }
 
-fn show(run: &Run) -> Result<()> {
+fn show(store: &Store, run: &Run, parameters: bool) -> Result<()> {
     let facts = [
         ("run", Some(run.run.clone())),
         ("status", Some(run.status().to_owned())),
         ("started", Some(format!("{} on {}", when(run.started_ms), run.host))),
+        ("vlmdiff", (!run.version.is_empty()).then(|| run.version.clone())),
         ("pipeline", Some(format!("{} ({})", run.pipeline, run.pipeline_digest))),
         ("commit", run.git_commit.clone()),
         ("tags", (!run.tags.is_empty()).then(|| run.tags.join(" "))),
@@ -113,6 +118,14 @@ fn show(run: &Run) -> Result<()> {
     let names = width(run.tables.iter().map(|table| &table.table));
     for table in &run.tables {
         print(format!("{:<names$}  {:>12}, {}", table.table, count(table.rows, "row"), done(table)))?;
+        if parameters && table.version > 0 {
+            match store.version(&run.pipeline, &table.slot, table.version)? {
+                Some(manifest) => {
+                    manifest.made.parameters().lines().try_for_each(|line| print(format!("    {line}")))?
+                }
+                None => print("    its parameters are no longer in the store")?,
+            }
+        }
     }
     Ok(())
 }

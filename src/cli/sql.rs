@@ -8,14 +8,18 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rustyline::{DefaultEditor, error::ReadlineError};
+use rustyline::{
+    CompletionType, Config, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
+    hint::Hinter, history::FileHistory, validate::Validator,
+};
 
 use super::{
     EXIT_DONE, StoreArgs,
-    text::{print, say},
+    text::{columns, print, say},
 };
 use crate::{
     engine::Error,
+    metrics::{METRICS, Metric},
     query::{
         Session, is_ended,
         output::{Format, Writer},
@@ -25,27 +29,12 @@ use crate::{
 
 /// Query the published tables.
 #[derive(Args)]
-#[command(after_help = "\
-Examples:
-  vlmdiff sql \"select class, protocol, pixel_auroc from metrics\"
-  vlmdiff sql \"select image_id, score from anomaly_maps order by score desc limit 5\" --format csv
-  vlmdiff sql \"select * from latents\" -o latents.parquet
-  vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
-  vlmdiff sql                      a prompt; statements end with `;`
-  vlmdiff sql \"show tables\"
-
-The metrics are aggregate functions, with `group by` or without: auroc(score, label), average_precision(score, label), \
-f1_max(score, label), pixel_auroc(map, mask), pixel_ap(map, mask), pixel_f1_max(map, mask), aupro(map, mask, limit). They are those \
-of the protocol `exact`; a row in which an argument is null is left out:
-  vlmdiff sql \"select defect, aupro(map, mask, 0.3) from images join anomaly_maps using (image_id) group by defect\"
-
-The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
-them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.")]
+#[command(after_help = examples())]
 pub(super) struct Sql {
     /// The query, or several with `;` between them; without one, a prompt opens (or standard input is read).
     query: Option<String>,
     /// The format of the result. Default: by the extension of --output (.csv, .json, .jsonl, .ndjson, .parquet, .txt),
-    /// else a drawn table.
+    /// else a drawn table, or `vertical` where that is wider than the terminal.
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Write to a file instead of standard output. The file gets its name when everything is written.
@@ -72,7 +61,8 @@ impl Sql {
         let store = self.store.open()?;
         let session = Session::open(&store, self.pipeline.as_deref())?;
         let session = if self.allow_write { session.allow_write() } else { session };
-        let mut results = Results::new(self.output.as_deref(), format)?;
+        let turns = self.format.is_none() && self.output.is_none();
+        let mut results = Results::new(self.output.as_deref(), format, turns)?;
         match self.query {
             Some(query) => {
                 let statements = statements(&query)?;
@@ -92,9 +82,33 @@ impl Sql {
     }
 }
 
+/// Returns examples, and the functions that are metrics.
+fn examples() -> String {
+    format!(
+        "\
+Examples:
+  vlmdiff sql \"select class, protocol, pixel_auroc from metrics\"
+  vlmdiff sql \"select image_id, score from anomaly_maps order by score desc limit 5\" --format csv
+  vlmdiff sql \"select * from latents\" -o latents.parquet
+  vlmdiff sql \"select * from metrics@baseline\"      as the run tagged `baseline` left it
+  vlmdiff sql                      a prompt; statements end with `;`, and `help` lists shortcuts
+  vlmdiff sql \"show tables\"
+
+The metrics are aggregate functions, with `group by` or without: {}. They are those \
+of the protocol `exact`; a row in which an argument is null is left out:
+  vlmdiff sql \"select defect, aupro(map, mask, 0.3) from images join anomaly_maps using (image_id) group by defect\"
+
+The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \
+them, such as `pixels` of several sizes, is not part of it; read it as a run with --only left it: table@RUN.",
+        METRICS.map(Metric::call).join(", ")
+    )
+}
+
 /// The output of results, one after another.
 struct Results {
     format: Format,
+    /// True if a table that is wider than the terminal is written as [`Format::Vertical`].
+    turns: bool,
     written: usize,
     out: Output,
 }
@@ -112,7 +126,7 @@ enum Output {
 }
 
 impl Results {
-    fn new(path: Option<&Path>, format: Format) -> Result<Self> {
+    fn new(path: Option<&Path>, format: Format, turns: bool) -> Result<Self> {
         let out = match path {
             None => Output::Standard,
             Some(path) => {
@@ -120,7 +134,7 @@ impl Results {
                 // `/dev/stdout` may be a file, but it has no name to which another file could be renamed.
                 if path.starts_with("/dev") || path.metadata().is_ok_and(|there| !there.is_file()) {
                     let device = File::options().append(true).open(path).with_context(failed)?;
-                    return Ok(Self { format, written: 0, out: Output::Device(BufWriter::new(device)) });
+                    return Ok(Self { format, turns, written: 0, out: Output::Device(BufWriter::new(device)) });
                 }
                 // The target of a link is replaced, so that the link stays.
                 let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -131,7 +145,7 @@ impl Results {
                 Output::File { file, unfinished, path }
             }
         };
-        Ok(Self { format, written: 0, out })
+        Ok(Self { format, turns, written: 0, out })
     }
 
     /// Writes the rows of a statement as they are computed.
@@ -156,7 +170,8 @@ impl Results {
             }
             Output::File { file, .. } | Output::Device(file) => file,
         };
-        let mut writer = Writer::new(out, &answer.schema, self.format)?;
+        let widest = if self.turns { columns() } else { None };
+        let mut writer = Writer::new(out, &answer.schema, self.format)?.turned_beyond(widest);
         while let Some(batch) = rows {
             writer.write(&batch)?;
             rows = answer.next()?;
@@ -186,37 +201,107 @@ impl Drop for Results {
     }
 }
 
+/// What `help` prints.
+const HELP: &str = "\
+A statement may have several lines and ends with `;`. Tab completes tables, columns and functions.
+  \\d, .tables           the tables; also `show tables;`
+  \\d TABLE              the columns of a table; also `describe TABLE;`
+  \\x [on|off|auto]      a line for each value: always, never, or where a row is wider than the terminal
+  Ctrl-C                ends a query, or drops a statement that is being written
+  \\q, quit, Ctrl-D      leaves
+PIPELINE.TABLE is a table of another pipeline, TABLE@RUN a table as a run left it. `vlmdiff sql --help` says more.";
+
+/// A line of the prompt that is no statement.
+#[derive(Debug, PartialEq)]
+enum Shortcut {
+    Statement(String),
+    Help,
+    Quit,
+    /// How results are drawn; `None` for the other way than now.
+    Turn(Option<&'static str>),
+    Unknown(String),
+}
+
+impl Shortcut {
+    /// Reads a line; `None` for the beginning of a statement.
+    fn read(line: &str) -> Option<Self> {
+        let line = line.trim().trim_end_matches(';').trim_end();
+        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        Some(match (word, rest.trim()) {
+            ("quit" | "exit" | "\\q" | ".quit" | ".exit", "") => Self::Quit,
+            ("help" | "?" | "\\?" | "\\h" | ".help", "") => Self::Help,
+            ("\\d" | "\\dt" | ".tables", "") => Self::Statement("show tables".into()),
+            ("\\d" | ".schema", table) if !table.is_empty() => Self::Statement(format!("describe {table}")),
+            ("\\x", "") => Self::Turn(None),
+            ("\\x", how) => match ["on", "off", "auto"].into_iter().find(|known| *known == how) {
+                Some(how) => Self::Turn(Some(how)),
+                None => Self::Unknown(line.to_owned()),
+            },
+            (word, _) if word.starts_with(['\\', '.']) => Self::Unknown(line.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+/// Completes names at the prompt.
+struct Names<'a> {
+    session: &'a Session,
+    /// The lines of the statement before the one that is edited.
+    before: String,
+}
+
+impl Completer for Names<'_> {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, at: usize, _: &rustyline::Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        let (start, names) = self.session.complete(&format!("{}{line}", self.before), self.before.len() + at);
+        // A name never spans lines.
+        Ok((start.saturating_sub(self.before.len()), names))
+    }
+}
+
+impl Hinter for Names<'_> {
+    type Hint = String;
+}
+
+impl Highlighter for Names<'_> {}
+impl Validator for Names<'_> {}
+impl Helper for Names<'_> {}
+
 fn prompt(session: &Session, results: &mut Results) -> Result<()> {
-    let mut editor = DefaultEditor::new()?;
+    let config = Config::builder().completion_type(CompletionType::List).build();
+    let mut editor: Editor<Names<'_>, FileHistory> = Editor::with_config(config)?;
+    editor.set_helper(Some(Names { session, before: String::new() }));
     let history = std::env::home_dir().map(|home| home.join(".vlmdiff_history"));
     if let Some(history) = &history {
         // The first session has no history yet.
         let _ = editor.load_history(history);
     }
-    print("SQL over the published tables; `show tables;` lists them. A statement ends with `;`, Ctrl-D leaves.")?;
+    print("SQL over the published tables. A statement ends with `;`, `help` lists shortcuts, Ctrl-D leaves.")?;
     let mut text = String::new();
     loop {
+        if let Some(names) = editor.helper_mut() {
+            names.before.clone_from(&text);
+        }
         match editor.readline(if text.is_empty() { "vlmdiff> " } else { "     ... " }) {
-            Ok(line) if text.is_empty() && matches!(line.trim(), "quit" | "exit" | "\\q") => break,
-            Ok(line) => {
-                text.push_str(&line);
-                text.push('\n');
-                if is_ended(&text) {
-                    editor.add_history_entry(text.trim())?;
-                    let answered = statements(&text)
-                        .map_err(anyhow::Error::from)
-                        .and_then(|all| all.iter().try_for_each(|statement| results.answer(session, statement)));
-                    if let Err(error) = answered {
-                        match error.downcast_ref::<Error>() {
-                            Some(Error::Interrupted) => say("interrupted"),
-                            _ => say(format!("error: {error:#}")),
-                        }
-                    }
-                    text.clear();
-                } else if text.trim().is_empty() {
-                    text.clear();
+            Ok(line) => match Shortcut::read(&line).filter(|_| text.is_empty()) {
+                Some(Shortcut::Quit) => break,
+                Some(shortcut) => {
+                    editor.add_history_entry(line.trim())?;
+                    results.shortcut(session, shortcut)?;
                 }
-            }
+                None => {
+                    text.push_str(&line);
+                    text.push('\n');
+                    if is_ended(&text) {
+                        editor.add_history_entry(text.trim())?;
+                        results.answer_all(session, &text);
+                        text.clear();
+                    } else if text.trim().is_empty() {
+                        text.clear();
+                    }
+                }
+            },
             Err(ReadlineError::Interrupted) => text.clear(),
             Err(ReadlineError::Eof) => break,
             Err(error) => return Err(error.into()),
@@ -228,4 +313,62 @@ fn prompt(session: &Session, results: &mut Results) -> Result<()> {
         say(format!("the history of statements is not saved: cannot write {}: {error}", history.display()));
     }
     Ok(())
+}
+
+impl Results {
+    /// Answers statements one after another, up to one that fails. Errors are printed.
+    fn answer_all(&mut self, session: &Session, text: &str) {
+        let answered = statements(text)
+            .map_err(anyhow::Error::from)
+            .and_then(|all| all.iter().try_for_each(|statement| self.answer(session, statement)));
+        if let Err(error) = answered {
+            match error.downcast_ref::<Error>() {
+                Some(Error::Interrupted) => say("interrupted"),
+                _ => say(format!("error: {error:#}")),
+            }
+        }
+    }
+
+    fn shortcut(&mut self, session: &Session, shortcut: Shortcut) -> Result<()> {
+        match shortcut {
+            Shortcut::Statement(statement) => self.answer_all(session, &statement),
+            Shortcut::Turn(how) => {
+                let how = how.unwrap_or(if self.format == Format::Vertical { "off" } else { "on" });
+                self.turns = how == "auto";
+                self.format = if how == "on" { Format::Vertical } else { Format::Table };
+                print(format!("a line for each value: {how}"))?;
+            }
+            Shortcut::Unknown(line) => say(format!("error: there is no `{line}`; `help` lists what there is")),
+            Shortcut::Help | Shortcut::Quit => print(HELP)?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortcuts_of_psql_and_sqlite_are_known() {
+        let statement = |text: &str| Some(Shortcut::Statement(text.into()));
+        for (line, expected) in [
+            ("\\d", statement("show tables")),
+            ("\\d;", statement("show tables")),
+            (".tables", statement("show tables")),
+            ("\\d  quickstart.metrics ;", statement("describe quickstart.metrics")),
+            ("help", Some(Shortcut::Help)),
+            ("\\?", Some(Shortcut::Help)),
+            ("quit;", Some(Shortcut::Quit)),
+            ("\\x", Some(Shortcut::Turn(None))),
+            ("\\x auto", Some(Shortcut::Turn(Some("auto")))),
+            ("\\x maybe", Some(Shortcut::Unknown("\\x maybe".into()))),
+            ("\\copy a", Some(Shortcut::Unknown("\\copy a".into()))),
+            ("select 1;", None),
+            ("", None),
+            ("help me", None),
+        ] {
+            assert_eq!(Shortcut::read(line), expected, "{line}");
+        }
+    }
 }

@@ -31,6 +31,11 @@ pub(super) fn width<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> usize 
     names.into_iter().map(|name| name.as_ref().chars().count()).max().unwrap_or_default().min(WIDEST)
 }
 
+/// Returns the width of the terminal that standard output is, in characters; `None` if it is none.
+pub(super) fn columns() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
 /// Formats a count with its noun: `1 row`, `12 rows`.
 pub(super) fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })

@@ -14,6 +14,7 @@ pub mod levels;
 pub mod pixel;
 pub mod protocol;
 pub mod ranking;
+pub mod table;
 pub mod two_samples;
 
 pub use components::Components;
@@ -23,6 +24,7 @@ pub use levels::Score;
 pub use pixel::PixelMetrics;
 pub use protocol::Protocol;
 pub use ranking::{Level, Ranking};
+pub use table::{Judged, Kind, METRICS, Metric};
 
 /// A summary of some images to which summaries of others can be added.
 pub trait State: std::fmt::Debug + Send + Sync + 'static {

@@ -1,6 +1,6 @@
 //! The rules by which three programs compute metrics: papers give one name to metrics of different rules.
 
-use super::{PixelMetrics, Ranking, Score, pixel::Pixels};
+use super::{Kind, PixelMetrics, Ranking, Score, pixel::Pixels};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,11 +23,6 @@ pub enum Protocol {
     /// hit, stretched to 0..1.
     Ader,
 }
-
-/// The metrics that [`Protocol::image_metrics`] computes.
-pub const IMAGE_METRICS: [&str; 3] = ["image_auroc", "image_ap", "image_f1_max"];
-/// The metrics that [`Protocol::pixel_metrics`] computes.
-pub const PIXEL_METRICS: [&str; 4] = ["pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"];
 
 /// The false positive rate up to which PRO is integrated.
 const FPR_LIMIT: f64 = 0.3;
@@ -68,22 +63,24 @@ impl Protocol {
         self == Self::Reference
     }
 
-    /// Computes AUROC, average precision and largest F1 of images: [`IMAGE_METRICS`].
-    pub fn image_metrics(self, images: &Ranking) -> [Option<f64>; 3] {
-        let auroc = images.auroc();
-        let auroc = if self == Self::Reference { auroc.map(flipped) } else { auroc };
-        [auroc, images.average_precision(), images.f1_max()]
+    /// Computes a metric of images; `None` if it is not defined.
+    pub fn of_images(self, kind: Kind, images: &Ranking) -> Option<f64> {
+        match (self, kind) {
+            (Self::Reference, Kind::Auroc) => images.auroc().map(flipped),
+            _ => kind.of(images),
+        }
     }
 
-    /// Computes AUROC, average precision and largest F1 of pixels, and AUPRO: [`PIXEL_METRICS`]. `limit` is that of
-    /// [`PixelMetrics::aupro`], for a protocol without one of its own.
-    pub fn pixel_metrics(self, pixels: &PixelMetrics<impl Score>, limit: f64) -> [Option<f64>; 4] {
-        let ranking = pixels.ranking();
-        let (auroc, ap, f1) = (ranking.auroc(), ranking.average_precision(), ranking.f1_max());
-        match self {
-            Self::Exact => [auroc, ap, f1, pixels.aupro(limit)],
-            Self::Reference => [auroc.map(flipped), ap, f1, pixels.aupro_reference()],
-            Self::Ader => [auroc, ap, pixels.f1_max_ader(), pixels.aupro_ader(STEPS)],
+    /// Computes a metric of pixels; `None` if it is not defined. `limit` is that of [`PixelMetrics::aupro`], for a
+    /// protocol without one of its own.
+    pub fn of_pixels(self, kind: Kind, pixels: &PixelMetrics<impl Score>, limit: f64) -> Option<f64> {
+        match (self, kind) {
+            (Self::Exact, Kind::Aupro) => pixels.aupro(limit),
+            (Self::Reference, Kind::Auroc) => pixels.auroc().map(flipped),
+            (Self::Reference, Kind::Aupro) => pixels.aupro_reference(),
+            (Self::Ader, Kind::F1Max) => pixels.f1_max_ader(),
+            (Self::Ader, Kind::Aupro) => pixels.aupro_ader(STEPS),
+            (_, Kind::Auroc | Kind::AveragePrecision | Kind::F1Max) => kind.of(&pixels.ranking()),
         }
     }
 }

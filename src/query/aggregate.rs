@@ -27,65 +27,32 @@ use datafusion::{
 use super::wrong::type_in_words;
 use crate::{
     engine::store::tensor_shape,
-    metrics::{ImageMetrics, PixelMetrics, Ranking, Score, State},
+    metrics::{ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State},
 };
-
-/// Every function: its name, its arguments, and the metric.
-const FUNCTIONS: [(&str, &[&str], Metric); 7] = [
-    ("auroc", &["score", "label"], Metric::Auroc),
-    ("average_precision", &["score", "label"], Metric::AveragePrecision),
-    ("f1_max", &["score", "label"], Metric::F1Max),
-    ("pixel_auroc", &["map", "mask"], Metric::Auroc),
-    ("pixel_ap", &["map", "mask"], Metric::AveragePrecision),
-    ("pixel_f1_max", &["map", "mask"], Metric::F1Max),
-    ("aupro", &["map", "mask", "limit"], Metric::Aupro),
-];
 
 /// Registers the functions with a session.
 pub(super) fn register(context: &SessionContext) {
-    for (name, arguments, metric) in FUNCTIONS {
+    for metric in METRICS {
         let signature = Signature::user_defined(Volatility::Immutable);
-        context.register_udaf(AggregateUDF::from(Function { name, arguments, metric, signature }));
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Metric {
-    Auroc,
-    AveragePrecision,
-    F1Max,
-    /// Computed from maps only.
-    Aupro,
-}
-
-impl Metric {
-    fn of(self, ranking: &Ranking) -> Option<f64> {
-        match self {
-            Self::Auroc => ranking.auroc(),
-            Self::AveragePrecision => ranking.average_precision(),
-            Self::F1Max => ranking.f1_max(),
-            Self::Aupro => None,
-        }
+        context.register_udaf(AggregateUDF::from(Function { metric, signature }));
     }
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Function {
-    name: &'static str,
-    arguments: &'static [&'static str],
     metric: Metric,
     signature: Signature,
 }
 
 impl Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({})", self.name, self.arguments.join(", "))
+        f.write_str(&self.metric.call())
     }
 }
 
 impl AggregateUDFImpl for Function {
     fn name(&self) -> &str {
-        self.name
+        self.metric.function
     }
 
     fn signature(&self) -> &Signature {
@@ -93,11 +60,11 @@ impl AggregateUDFImpl for Function {
     }
 
     fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
-        if given.len() != self.arguments.len() {
+        if given.len() != self.metric.arguments().len() {
             let arguments = if given.len() == 1 { "argument" } else { "arguments" };
             return Err(self.wrong(format!("it was given {} {arguments}", given.len())));
         }
-        let types = self.arguments.iter().zip(given).map(|(argument, given)| {
+        let types = self.metric.arguments().iter().zip(given).map(|(argument, given)| {
             let (fits, taken, expected) = match *argument {
                 "score" | "limit" => (given.is_numeric() || given.is_null(), DataType::Float64, "a number"),
                 "label" => (is_flag(given) || given.is_null(), DataType::Boolean, "true or false, or a whole number"),
@@ -139,7 +106,7 @@ impl Function {
     }
 
     fn of_scores(&self) -> Result<Box<dyn Accumulator>> {
-        let metric = self.metric;
+        let kind = self.metric.kind;
         Ok(Box::new(Measured {
             function: self.to_string(),
             state: ImageMetrics::new(),
@@ -148,7 +115,7 @@ impl Function {
                 let (score, label) = (score.as_primitive::<Float64Type>().value(row), label.as_boolean().value(row));
                 state.update(score, label).map_err(|e| e.to_string())
             }),
-            evaluate: Box::new(move |state| metric.of(&state.ranking())),
+            evaluate: Box::new(move |state| kind.of(&state.ranking())),
         }))
     }
 
@@ -156,7 +123,7 @@ impl Function {
         &self,
         arguments: &AccumulatorArgs,
     ) -> Result<Box<dyn Accumulator>> {
-        let metric = self.metric;
+        let kind = self.metric.kind;
         let limit = match arguments.exprs.get(2) {
             None => 1.,
             Some(limit) => match limit.downcast_ref::<Literal>().map(Literal::value) {
@@ -172,7 +139,7 @@ impl Function {
         let shape = arguments.expr_fields.iter().find_map(|field| tensor_shape(field));
         let width = match shape.as_deref() {
             // The beginnings and ends of rows matter for regions only.
-            _ if metric != Metric::Aupro => Width::All,
+            _ if kind != Kind::Aupro => Width::All,
             None => Width::Square,
             Some([ones @ .., _, width]) if ones.iter().all(|n| *n == 1) => Width::Known(*width),
             Some(shape) => return Err(self.wrong(format!("a map of the shape {shape:?} is not [H, W]"))),
@@ -181,10 +148,7 @@ impl Function {
             function: self.to_string(),
             state: PixelMetrics::new(),
             update: Box::new(move |state, values, row| update_maps::<T>(state, width, values, row)),
-            evaluate: Box::new(move |state| match metric {
-                Metric::Aupro => state.aupro(limit),
-                other => other.of(&state.ranking()),
-            }),
+            evaluate: Box::new(move |state| Protocol::Exact.of_pixels(kind, state, limit)),
         }))
     }
 }

@@ -8,6 +8,7 @@
 
 mod aggregate;
 mod catalog;
+mod complete;
 mod history;
 pub mod output;
 mod split;
@@ -34,6 +35,7 @@ pub use self::split::{is_ended, statements};
 
 use self::{
     catalog::{CATALOG, Lazy, PartsRead, Tables},
+    complete::Names,
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
@@ -55,6 +57,8 @@ const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
 pub struct Session {
     context: SessionContext,
     store: Store,
+    /// The pipeline to which bare table names refer.
+    pipeline: String,
     read: PartsRead,
     writes: bool,
     ends_at_interrupt: bool,
@@ -99,7 +103,7 @@ impl Session {
             }
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
-        Ok(Self { context, store: store.clone(), read, writes: false, ends_at_interrupt: false })
+        Ok(Self { context, store: store.clone(), pipeline: default, read, writes: false, ends_at_interrupt: false })
     }
 
     /// Permits statements that make tables of this session and write files. Published tables stay as they are.
@@ -138,6 +142,12 @@ impl Session {
         let begun = self.store.runtime().block_on(unless(&mut interrupt, begin)).ok_or(Error::Interrupted)?;
         let (schema, rows) = begun.map_err(|error| self.wrong(error, sql))?;
         Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
+    }
+
+    /// Returns the names that can stand at a place of a statement, and where the name that is begun there starts.
+    pub fn complete(&self, statement: &str, at: usize) -> (usize, Vec<String>) {
+        let Self { context, store, pipeline, .. } = self;
+        Names { context, store, pipeline }.complete(statement, at)
     }
 
     /// Makes the error about a statement, or about a damaged part of a table that it reads.

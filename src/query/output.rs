@@ -28,6 +28,8 @@ pub enum Format {
     /// A drawn table; long values are cut and control characters escaped, while the other formats write values as
     /// they are.
     Table,
+    /// A line for each value, as psql's expanded display.
+    Vertical,
     /// Comma-separated values with a header.
     Csv,
     /// One JSON object per line, with every column. JSON has no numbers for NaN and infinity: they are the texts "NaN",
@@ -61,11 +63,16 @@ pub struct Writer<'a> {
     out: &'a mut dyn Write,
     schema: SchemaRef,
     kind: Kind,
+    /// A table that is wider is written as [`Format::Vertical`].
+    widest: Option<usize>,
 }
 
 enum Kind {
     /// The batches in the form in which they are drawn.
     Table(Vec<RecordBatch>),
+    Vertical {
+        rows: usize,
+    },
     Csv {
         is_begun: bool,
     },
@@ -78,6 +85,7 @@ impl<'a> Writer<'a> {
     pub fn new(out: &'a mut dyn Write, schema: &SchemaRef, format: Format) -> Result<Self> {
         let kind = match format {
             Format::Table => Kind::Table(Vec::new()),
+            Format::Vertical => Kind::Vertical { rows: 0 },
             Format::Csv => Kind::Csv { is_begun: false },
             Format::Json => {
                 check_names(schema, "a JSON object has")?;
@@ -88,13 +96,19 @@ impl<'a> Writer<'a> {
                 Kind::Parquet(Box::new(ArrowWriter::try_new(Vec::new(), schema.clone(), None)?))
             }
         };
-        Ok(Self { out, schema: schema.clone(), kind })
+        Ok(Self { out, schema: schema.clone(), kind, widest: None })
+    }
+
+    /// Makes a drawn table with lines of more than `widest` characters be written as [`Format::Vertical`].
+    pub fn turned_beyond(self, widest: Option<usize>) -> Self {
+        Self { widest, ..self }
     }
 
     /// Writes some rows.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         match &mut self.kind {
             Kind::Table(drawn) => drawn.push(readable(batch, true)?),
+            Kind::Vertical { rows } => vertical(self.out, &readable(batch, true)?, rows)?,
             Kind::Csv { is_begun } => {
                 // Rows go through a buffer, because Arrow's writer hides errors of the output.
                 let mut text = Vec::new();
@@ -128,7 +142,18 @@ impl<'a> Writer<'a> {
             _ => {}
         }
         match self.kind {
-            Kind::Table(drawn) => writeln!(self.out, "{}", pretty_format_batches(&drawn)?)?,
+            Kind::Table(drawn) => {
+                let table = pretty_format_batches(&drawn)?.to_string();
+                let width = table.lines().next().map_or(0, |line| line.chars().count());
+                let rows: usize = drawn.iter().map(RecordBatch::num_rows).sum();
+                if rows > 0 && self.widest.is_some_and(|widest| width > widest) {
+                    drawn.iter().try_fold(0, |mut rows, batch| vertical(self.out, batch, &mut rows).map(|()| rows))?;
+                } else {
+                    writeln!(self.out, "{table}")?;
+                }
+            }
+            Kind::Vertical { rows: 0 } => writeln!(self.out, "(no rows)")?,
+            Kind::Vertical { .. } => {}
             Kind::Parquet(mut writer) => {
                 writer.finish()?;
                 flush(&mut writer, self.out)?;
@@ -137,6 +162,25 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
+}
+
+/// Writes a line for each value of rows, of which `rows` were written before.
+fn vertical(out: &mut dyn Write, batch: &RecordBatch, rows: &mut usize) -> Result<()> {
+    let schema = batch.schema();
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or_default();
+    let options = FormatOptions::default().with_display_error(true);
+    let columns = batch.columns().iter().map(|column| Ok(ArrayFormatter::try_new(column, &options)?));
+    let columns = columns.collect::<Result<Vec<_>>>()?;
+    for row in 0..batch.num_rows() {
+        *rows += 1;
+        writeln!(out, "-[ row {rows} ]{:-<width$}", "")?;
+        names
+            .iter()
+            .zip(&columns)
+            .try_for_each(|(name, column)| writeln!(out, "{name:<width$} | {}", column.value(row)))?;
+    }
+    Ok(())
 }
 
 /// Writes the bytes that a Parquet writer has produced so far.
@@ -318,6 +362,24 @@ mod tests {
         assert!(drawn.contains(r"x\x1b[2J"), "{drawn}");
         // Formats for programs contain values without changes.
         assert!(written(&batch, Format::Csv).contains("one\u{1b}]0;title\u{7}two"));
+    }
+
+    #[test]
+    fn table_that_is_too_wide_has_a_line_for_each_value() {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("one"), None]));
+        let numbers: ArrayRef = Arc::new(Float64Array::from(vec![0.5, 2.]));
+        let batch = RecordBatch::try_from_iter_with_nullable([("name", texts, true), ("n", numbers, true)]).unwrap();
+        let turned = "-[ row 1 ]----\nname | one\nn    | 0.5\n-[ row 2 ]----\nname | \nn    | 2.0\n";
+        assert_eq!(written(&batch, Format::Vertical), turned);
+        let drawn = |widest| {
+            let mut out = Vec::new();
+            let mut writer = Writer::new(&mut out, batch.schema_ref(), Format::Table).unwrap().turned_beyond(widest);
+            writer.write(&batch).unwrap();
+            writer.finish().unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(drawn(Some(13)), turned);
+        assert!(drawn(Some(14)).starts_with("+------+-----+\n") && drawn(None) == drawn(Some(14)), "{}", drawn(None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use datafusion::{
     sql::sqlparser::parser::ParserError,
 };
 
-use super::catalog::CATALOG;
+use super::{catalog::CATALOG, complete::quoted};
 use crate::engine::{Error, suggestion};
 
 /// Returns errors of the engine unchanged, and all others as errors in the user's input.
@@ -134,13 +134,17 @@ fn lower_case(text: &str) -> String {
     }
 }
 
-/// Makes the message about a missing column. Columns are listed by their bare names if these are unique and the
-/// statement names no other table.
+/// Makes the message about a missing column. Columns are listed with their tables where several tables have them, or
+/// if the statement names a table that is none of theirs.
 fn no_column(field: &Column, known: &[Column]) -> String {
     let table = known.first().and_then(|column| column.relation.as_ref());
     let of_one = known.iter().all(|column| column.relation.as_ref() == table)
         && field.relation.as_ref().is_none_or(|named| Some(named) == table);
-    let name = |column: &Column| if of_one { column.name.clone() } else { column.flat_name() };
+    let is_bare = |column: &Column| {
+        let namesakes = known.iter().filter(|other| other.name == column.name).count();
+        of_one || field.relation.is_none() && namesakes < 2
+    };
+    let name = |column: &Column| if is_bare(column) { column.name.clone() } else { column.flat_name() };
     let known: Vec<String> = known.iter().map(name).collect();
     listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -167,7 +171,16 @@ fn no_table(reference: &str, context: &SessionContext) -> String {
         let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
         listed(what, name, &others)
     };
+    let elsewhere = || {
+        let pipelines = catalog.as_ref().map(|catalog| catalog.schema_names()).unwrap_or_default();
+        let has_it = |name: &String| tables_of(name).is_some_and(|tables| tables.iter().any(|other| other == table));
+        let named = pipelines.iter().filter(|name| has_it(name)).map(|name| [name, table].map(quoted).join("."));
+        named.collect::<Vec<_>>().join(" and ")
+    };
     match tables_of(pipeline) {
+        Some(_) if is_session && !elsewhere().is_empty() => {
+            format!("the pipeline `{pipeline}` has no table `{table}`; there is {}", elsewhere())
+        }
         Some(tables) => known(tables, "table", table),
         // A query of a pipeline has no access to other pipelines.
         None if !is_session => known(tables_of("public").unwrap_or_default(), "table", &format!("{pipeline}.{table}")),

@@ -1,4 +1,4 @@
-//! Training curves as SVG, and the colour scale of anomaly maps as CSS.
+//! Training curves and histograms of scores as SVG, and the colour scale of anomaly maps as CSS.
 
 use plotters::{
     coord::{
@@ -16,32 +16,44 @@ const RAW: RGBColor = RGBColor(0xa1, 0xb7, 0xd6);
 const SMOOTH: RGBColor = RGBColor(0x2f, 0x5f, 0xa8);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe2);
 const TEXT: RGBColor = RGBColor(0x66, 0x66, 0x64);
+const GUESSING: RGBColor = RGBColor(0xb3, 0x37, 0x2b);
 
-/// Draws a loss over optimiser steps: each logged value faint, their moving average strong. The loss axis is
-/// logarithmic if the losses are positive and span more than a decade. `points` are `(step, loss)`, ascending by step.
+/// Draws a loss over optimiser steps: each logged value faint, their moving average strong, and the loss of guessing as
+/// a line, if it is known. The loss axis is logarithmic if the losses are positive and span more than a decade.
+/// `points` are `(step, loss)`, ascending by step; `name` is what the drawing is called.
 ///
 /// # Errors
 /// Fails if there are fewer than two points, or if plotters fails.
-pub(super) fn loss_curve(points: &[(f64, f64)]) -> Result<String, String> {
+pub(super) fn loss_curve(points: &[(f64, f64)], guessing: Option<f64>, name: &str) -> Result<String, String> {
     let [(first, _), .., (last, _)] = points else { return Err("two logged steps are needed for a curve".into()) };
-    let (lo, hi) = points.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), (_, y)| (lo.min(*y), hi.max(*y)));
+    let losses = points.iter().map(|(_, loss)| *loss).chain(guessing);
+    let (lo, hi) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), y| (lo.min(y), hi.max(y)));
     let steps = first.min(0.)..*last;
     let svg = if lo > 0. && hi / lo > 10. {
-        draw(points, steps, (lo / 1.1..hi * 1.1).log_scale().with_key_points(ticks(lo / 1.1, hi * 1.1)))
+        let losses = (lo / 1.1..hi * 1.1).log_scale().with_key_points(ticks(lo / 1.1, hi * 1.1));
+        draw(points, guessing, name, steps, losses, short)
     } else {
         // The axis begins at 0, because the distance from 0 matters, unless the loss never comes near it.
         let bottom = if lo > 0. && lo < 0.5 * hi { 0. } else { lo - 0.05 * (hi - lo).max(1e-6) };
-        draw(points, steps, bottom..hi + 0.05 * (hi - bottom).max(1e-6))
+        let top = hi + 0.05 * (hi - bottom).max(1e-6);
+        draw(points, guessing, name, steps, bottom..top, |loss| apart(loss, top - bottom))
     };
     svg.map_err(|e| e.to_string())
 }
 
-fn draw<Y>(points: &[(f64, f64)], steps: std::ops::Range<f64>, losses: Y) -> Result<String, Box<dyn std::error::Error>>
+fn draw<Y>(
+    points: &[(f64, f64)],
+    guessing: Option<f64>,
+    name: &str,
+    steps: std::ops::Range<f64>,
+    losses: Y,
+    label_of: impl Fn(f64) -> String,
+) -> Result<String, Box<dyn std::error::Error>>
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {
-    let mut svg = String::new();
+    let (mut svg, steps_start) = (String::new(), steps.start);
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
@@ -62,15 +74,77 @@ where
             .y_labels(6)
             .x_desc("step")
             .x_label_formatter(&|step| format!("{step:.0}"))
-            .y_label_formatter(&|loss| short(*loss))
+            .y_label_formatter(&|loss| label_of(*loss))
             .draw()?;
+        if let (Some(guessing), Some((last, _))) = (guessing, points.last()) {
+            chart
+                .draw_series(LineSeries::new([(steps_start, guessing), (*last, guessing)], GUESSING.stroke_width(1)))?;
+        }
         chart.draw_series(LineSeries::new(points.iter().copied(), RAW.stroke_width(1)))?;
         chart.draw_series(LineSeries::new(smooth(points), SMOOTH.stroke_width(2)))?;
         root.present()?;
     }
     // Without a fixed size, the drawing fills its place on the page.
     let size = format!("width=\"{}\" height=\"{}\"", SIZE.0, SIZE.1);
-    Ok(svg.replacen(&size, "class=\"chart\" role=\"img\"", 1))
+    Ok(svg.replacen(&size, &format!("class=\"chart\" role=\"img\" aria-label=\"{}\"", escaped(name)), 1))
+}
+
+/// The number of bars of a histogram.
+const BARS: usize = 30;
+
+/// Draws the scores of normal images, upwards from a line, and those of anomalous images, downwards, over one axis.
+/// Counts are drawn on one scale. Returns `None` without finite scores.
+pub(super) fn histogram(normal: &[f64], anomalous: &[f64], name: &str) -> Option<String> {
+    let finite = || normal.iter().chain(anomalous).copied().filter(|score| score.is_finite());
+    let (lo, hi) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), score| (lo.min(score), hi.max(score)));
+    if lo > hi {
+        return None;
+    }
+    let width = (hi - lo).max(f64::MIN_POSITIVE) / BARS as f64;
+    let bars = |scores: &[f64]| {
+        let mut counts = [0usize; BARS];
+        scores.iter().filter(|score| score.is_finite()).for_each(|score| {
+            counts[(((score - lo) / width) as usize).min(BARS - 1)] += 1;
+        });
+        counts
+    };
+    let (up, down) = (bars(normal), bars(anomalous));
+    let most = up.iter().chain(&down).max().copied().unwrap_or_default().max(1) as f64;
+    let (left, middle, height, bar) = (10., 80., 66., 15.);
+    let end = left + bar * BARS as f64;
+    let mut svg = format!(
+        "<svg class=\"chart\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {} 180\" xmlns=\"http://www.w3.org/2000/svg\">",
+        escaped(name),
+        end + left
+    );
+    for (counts, kind) in [(up, "normal"), (down, "anomalous")] {
+        for (i, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let tall = (*count as f64 / most * height).max(2.);
+            let (x, y) = (left + bar * i as f64, if kind == "normal" { middle - tall } else { middle });
+            svg += &format!(
+                "<rect class=\"{kind}\" x=\"{x:.0}\" y=\"{y:.1}\" width=\"{:.0}\" height=\"{tall:.1}\"/>",
+                bar - 1.
+            );
+        }
+    }
+    svg += &format!("<line x1=\"{left}\" y1=\"{middle}\" x2=\"{end}\" y2=\"{middle}\" stroke=\"#E4E4E2\"/>");
+    for (x, anchor, score) in [(left, "start", lo), (end, "end", hi)] {
+        svg += &format!("<text x=\"{x}\" y=\"170\" text-anchor=\"{anchor}\">{}</text>", short(score));
+    }
+    svg += &format!("<text x=\"{}\" y=\"170\" text-anchor=\"middle\">score</text></svg>", (left + end) / 2.);
+    Some(svg)
+}
+
+/// Escapes a text for an attribute of SVG.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;")
+}
+
+/// Formats a number on an axis of this length with as many digits as tell neighbouring labels apart.
+fn apart(value: f64, length: f64) -> String {
+    let digits = (1. - length.log10().floor()).clamp(0., 9.) as usize;
+    let text = format!("{value:.digits$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// Returns 1, 2 and 5 in every decade from `lo` to `hi`; over more than three decades, the powers of ten alone.
@@ -101,15 +175,15 @@ pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), |value| format!("{:.1}", value * 100.))
 }
 
-/// Returns the mean over a window of a fifteenth of all points, centred, and shortened near both ends.
+/// Returns the mean over a centred window of a fifteenth of all points. It has no points near both ends, where a
+/// shorter window would follow single values.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let half = points.len() / 30;
     let mean = |i: usize| {
-        let reach = half.min(i).min(points.len() - 1 - i);
-        let window = &points[i - reach..=i + reach];
+        let window = &points[i - half..=i + half];
         window.iter().map(|(_, loss)| loss).sum::<f64>() / window.len() as f64
     };
-    (0..points.len()).map(|i| (points[i].0, mean(i))).collect()
+    (half..points.len() - half).map(|i| (points[i].0, mean(i))).collect()
 }
 
 /// Returns the colours of anomaly maps from low to high, as CSS colour stops.
@@ -132,12 +206,34 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_keeps_steps_ends_and_straight_lines() {
+    fn smoothing_keeps_steps_and_straight_lines_and_ends_before_single_values() {
         let line: Vec<(f64, f64)> = (0..90).map(|i| (f64::from(i), 3. - 0.01 * f64::from(i))).collect();
         let smoothed = smooth(&line);
-        assert!(line.iter().zip(&smoothed).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 1e-12));
+        assert_eq!(smoothed.len(), 84);
+        assert!(line[3..].iter().zip(&smoothed).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 1e-12));
         let spike: Vec<(f64, f64)> = (0..90).map(|i| (f64::from(i), if i == 45 { 7. } else { 0. })).collect();
-        assert!((smooth(&spike)[45].1 - 1.).abs() < 1e-12);
+        assert!((smooth(&spike)[42].1 - 1.).abs() < 1e-12);
+        assert_eq!(smooth(&line[..5]), line[..5]);
+    }
+
+    #[test]
+    fn labels_of_a_short_axis_differ() {
+        assert_eq!([3.4652, 3.4654, 3.4656].map(|loss| apart(loss, 0.001)), ["3.4652", "3.4654", "3.4656"]);
+        assert_eq!([0., 0.5, 1.5].map(|loss| apart(loss, 2.)), ["0", "0.5", "1.5"]);
+        assert_eq!(apart(150., 400.), "150");
+    }
+
+    #[test]
+    fn histogram_has_normal_images_above_and_anomalous_ones_below() {
+        let svg = histogram(&[0., 0.1, 0.1, f64::NAN], &[0.9, 3.], "scores of \"a\"").unwrap();
+        assert_eq!(svg.matches("class=\"normal\"").count(), 2);
+        assert_eq!(svg.matches("class=\"anomalous\"").count(), 2);
+        assert!(
+            svg.contains("scores of &quot;a&quot;") && svg.contains(">3</text>") && svg.contains(">0</text>"),
+            "{svg}"
+        );
+        assert!(histogram(&[2.], &[], "").unwrap().contains("class=\"normal\""));
+        assert_eq!(histogram(&[], &[f64::NAN], ""), None);
     }
 
     #[test]
@@ -148,11 +244,14 @@ mod tests {
 
     #[test]
     fn the_axis_is_logarithmic_beyond_a_decade() {
-        let curve = |end: f64| loss_curve(&[(10., 1.), (20., 0.8), (30., end)]).unwrap();
+        let curve = |end: f64| loss_curve(&[(10., 1.), (20., 0.8), (30., end)], None, "loss").unwrap();
         assert!(curve(0.005).contains("\n0.01\n"), "{}", curve(0.005));
         assert!(curve(0.4).contains("\n0\n") && !curve(0.4).contains("\n0.01\n"), "{}", curve(0.4));
-        assert!(loss_curve(&[(10., 1.)]).unwrap_err().contains("two logged steps"));
-        assert!(loss_curve(&[(10., 1.), (20., 1.)]).is_ok());
-        assert!(loss_curve(&[(10., -1.), (20., -30.)]).is_ok());
+        let drawn = |points: &[(f64, f64)], guessing| loss_curve(points, guessing, "loss");
+        assert!(drawn(&[(10., 1.)], None).unwrap_err().contains("two logged steps"));
+        assert!(drawn(&[(10., 1.), (20., 1.)], None).is_ok());
+        assert!(drawn(&[(10., -1.), (20., -30.)], None).is_ok());
+        let lines = |guessing| drawn(&[(10., 1.), (20., 0.9)], guessing).unwrap().matches("#B3372B").count();
+        assert_eq!((lines(None), lines(Some(1.1))), (0, 1));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     engine::{
         Error, Result,
         stage::StageKind,
-        store::{Manifest, Store, history},
+        store::{Manifest, Run, Store, history},
     },
     query::{self, Session},
     tables::{
@@ -24,6 +24,7 @@ use crate::{
         captions::CAPTION,
         column::{self, column, numbers, text},
         images::{self, CLASS, DEFECT, FILE_DIGEST, HEIGHT, IMAGE_ID, LABEL, SPLIT, TEST, URI, WIDTH},
+        reconstructions,
     },
 };
 
@@ -38,7 +39,9 @@ pub struct Source {
     pub tables: Vec<Manifest>,
     /// The roles of each table, by slot.
     roles: BTreeMap<String, Vec<Role>>,
-    /// The slots of the tables that the last run looked at.
+    /// The last run of the pipeline that reached a table.
+    pub(super) last_run: Option<Run>,
+    /// The slots of the tables that it looked at.
     ran_last: BTreeSet<String>,
     kinds: &'static [StageKind],
     session: Session,
@@ -68,16 +71,25 @@ impl Source {
             let tables = (order(a), &a.table).cmp(&(order(b), &b.table));
             tables.then_with(|| a.variant.by_values(&b.variant))
         });
-        let runs = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline);
-        let ran_last = runs.map(|run| run.versions()).rfind(|tables| !tables.is_empty()).unwrap_or_default();
+        let mut runs = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline);
+        let last_run = runs.rfind(|run| !run.versions().is_empty());
+        let ran_last = last_run.iter().flat_map(|run| run.versions().into_keys()).collect();
         let role = |table: &Manifest| Ok((slot(table), Role::of(&*table.schema()?)));
         let roles = tables.iter().map(role).collect::<Result<_>>()?;
-        Ok(Self { pipeline, tables, roles, ran_last: ran_last.into_keys().collect(), kinds, session })
+        Ok(Self { pipeline, tables, roles, last_run, ran_last, kinds, session })
     }
 
     /// Returns the description of a stage, in a sentence or two.
     pub(super) fn about(&self, stage: &str) -> String {
         self.kind(stage).map(StageKind::about).unwrap_or_default()
+    }
+
+    /// Returns the words in which a stage describes the image with which a map compares a reconstruction, and whether
+    /// that is the autoencoded one; `None` if its parameters do not say.
+    pub(super) fn compared(&self, maps: &Manifest) -> Option<(String, bool)> {
+        let reference = maps.made.params.get("reference")?.as_str()?;
+        let about = self.about_word(&maps.made.stage, "Reference", reference)?;
+        Some((about, reference == reconstructions::AUTOENCODED))
     }
 
     /// Returns the description of a word that a parameter takes; `of` is the name of the word's type in the JSON
@@ -331,10 +343,34 @@ pub(super) struct TestImage {
     pub score: Option<f32>,
 }
 
-/// Chooses the images to show. Returns their indices, the highest score first: for each class and kind of defect the
-/// `per_kind` images with the highest scores, for normal and unlabelled images also the `per_kind` with the lowest, and
-/// at most `limit` in all, spread over classes and kinds.
-pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec<usize> {
+/// Returns the share of an image's comparisons that its score loses: for a normal image the share of the anomalous
+/// images of its class that score no higher, for an anomalous one the share of the normal images that score no lower.
+/// Their mean is 1 minus the AUROC of the class, but for ties. `None` for an image without a score or a label, or a class of
+/// one kind.
+pub(super) fn misses(images: &[TestImage]) -> Vec<Option<f64>> {
+    let mut scores: HashMap<(&str, bool), Vec<f32>> = HashMap::new();
+    for image in images {
+        if let Some(anomalous) = image.anomalous {
+            scores.entry((&image.class, anomalous)).or_default().extend(image.score);
+        }
+    }
+    scores.values_mut().for_each(|scores| scores.sort_by(f32::total_cmp));
+    let miss = |image: &TestImage| {
+        let (score, anomalous) = (image.score?, image.anomalous?);
+        let others = scores.get(&(image.class.as_str(), !anomalous))?;
+        let lost = match anomalous {
+            false => others.partition_point(|other| *other <= score),
+            true => others.len() - others.partition_point(|other| *other < score),
+        };
+        (!others.is_empty()).then(|| lost as f64 / others.len() as f64)
+    };
+    images.iter().map(miss).collect()
+}
+
+/// Chooses the images to show. Returns their indices: first the misses, the largest first, then the other images by
+/// descending score. For each class and kind of defect there are `per_kind` images, alternately from both ends of the
+/// scores, and at most `limit` in all, spread over classes and kinds.
+pub(super) fn choose(images: &[TestImage], misses: &[Option<f64>], per_kind: usize, limit: usize) -> Vec<usize> {
     let descending = |a: &usize, b: &usize| {
         let score = |i: &usize| images[*i].score.unwrap_or(f32::NEG_INFINITY);
         score(b).total_cmp(&score(a)).then_with(|| images[*a].id.cmp(&images[*b].id))
@@ -343,22 +379,27 @@ pub(super) fn choose(images: &[TestImage], per_kind: usize, limit: usize) -> Vec
     for (i, image) in images.iter().enumerate() {
         kinds.entry((&image.class, image.anomalous.map(|anomalous| !anomalous), &image.defect)).or_default().push(i);
     }
-    // The first image of every kind comes first, then the second of every kind, and so on, so that a limit cuts off the
+    // The worst image of every kind comes first, then the best of every kind, and so on, so that a limit cuts off the
     // least important ones.
     let mut ranked: Vec<(usize, usize)> = Vec::new();
     for ((_, is_normal, _), mut members) in kinds {
         members.sort_by(descending);
-        ranked.extend(members.iter().copied().take(per_kind).enumerate());
-        if is_normal != Some(false) {
-            members.retain(|i| images[*i].score.is_some());
-            ranked.extend(members.iter().rev().copied().take(per_kind).enumerate());
+        // Without scores there are no ends, and the first images are taken.
+        if is_normal == Some(false) && members.iter().any(|i| images[*i].score.is_some()) {
+            members.reverse();
         }
+        let (mut members, mut ends) = (std::collections::VecDeque::from(members), Vec::new());
+        let is_scored = members.iter().any(|i| images[*i].score.is_some());
+        while let Some(first) = members.pop_front() {
+            ends.push(first);
+            ends.extend(if is_scored { members.pop_back() } else { None });
+        }
+        ranked.extend(ends.into_iter().take(per_kind).enumerate());
     }
     ranked.sort_by_key(|(rank, _)| *rank);
-    let mut seen = vec![false; images.len()];
-    let mut chosen: Vec<usize> =
-        ranked.into_iter().map(|(_, i)| i).filter(|i| !std::mem::replace(&mut seen[*i], true)).take(limit).collect();
-    chosen.sort_by(descending);
+    let mut chosen: Vec<usize> = ranked.into_iter().map(|(_, i)| i).take(limit).collect();
+    let miss = |i: &usize| misses[*i].unwrap_or_default();
+    chosen.sort_by(|a, b| miss(b).total_cmp(&miss(a)).then_with(|| descending(a, b)));
     chosen
 }
 
@@ -382,16 +423,24 @@ mod tests {
         chosen.iter().map(|i| images[*i].id.clone()).collect()
     }
 
+    fn chosen(images: &[TestImage], per_kind: usize, limit: usize) -> Vec<usize> {
+        choose(images, &misses(images), per_kind, limit)
+    }
+
+    fn scored(defect: &str, scores: &[f32]) -> Vec<TestImage> {
+        scores.iter().enumerate().map(|(i, s)| image("a", defect, i, Some(*s))).collect()
+    }
+
     #[test]
-    fn defects_by_highest_score_and_normal_images_from_both_ends() {
-        let scored = |defect, scores: &[f32]| {
-            scores.iter().enumerate().map(|(i, s)| image("a", defect, i, Some(*s))).collect::<Vec<_>>()
-        };
-        let images = [scored("good", &[0.1, 0.5, 0.2, 0.3, 0.4]), scored("hole", &[0.9, 0.8, 1.0])].concat();
-        assert_eq!(
-            ids(&images, &choose(&images, 2, 99)),
-            ["a/hole/002", "a/hole/000", "a/good/001", "a/good/004", "a/good/002", "a/good/000"]
-        );
+    fn misses_come_first_and_both_ends_are_shown() {
+        let images = [scored("good", &[0.1, 0.5, 0.2, 0.85, 0.4]), scored("hole", &[0.9, 0.45, 1.0, 0.8])].concat();
+        // The good image 3 scores above two of four defects; the defect 1 scores below two of five good images.
+        let lost: Vec<f64> = misses(&images).into_iter().map(Option::unwrap).collect();
+        assert_eq!(lost, [0., 0.25, 0., 0.5, 0., 0., 0.4, 0., 0.2]);
+        assert_eq!(ids(&images, &chosen(&images, 2, 99)), ["a/good/003", "a/hole/001", "a/hole/002", "a/good/000"]);
+        let third = ids(&images, &chosen(&images, 3, 99));
+        assert_eq!(third[..4], ["a/good/003", "a/hole/001", "a/good/001", "a/hole/003"]);
+        assert_eq!(misses(&images[..5]), [None; 5]);
     }
 
     #[test]
@@ -404,22 +453,23 @@ mod tests {
                     .flat_map(move |defect| (0..3).map(move |i| image(class, defect, i, Some(i as f32))))
             })
             .collect();
-        assert_eq!(choose(&images, 9, 99).len(), images.len());
-        let few = choose(&images, 9, 9);
-        // Each class has its best defect, its highest and its lowest normal image.
-        assert_eq!(few.len(), 9);
+        assert_eq!(chosen(&images, 9, 99).len(), images.len());
+        let few = chosen(&images, 9, 6);
+        // Each class has its worst defect and its worst normal image.
         for class in ["a", "b", "c"] {
-            let of_class: Vec<&str> =
+            let mut of_class: Vec<&str> =
                 few.iter().map(|i| &images[*i]).filter(|i| i.class == class).map(|i| &i.id[2..]).collect();
-            assert_eq!(of_class.len(), 3, "{of_class:?}");
-            assert!(["good/000", "good/002", "hole/002"].iter().all(|id| of_class.contains(id)), "{of_class:?}");
+            of_class.sort_unstable();
+            assert_eq!(of_class, ["good/002", "hole/000"]);
         }
-        assert!(choose(&images, 0, 9).is_empty() && choose(&[], 4, 9).is_empty());
+        assert!(chosen(&images, 0, 9).is_empty() && chosen(&[], 4, 9).is_empty());
     }
 
     #[test]
     fn without_scores_the_first_of_each_kind() {
         let images: Vec<TestImage> = (0..5).map(|i| image("a", "good", i, None)).collect();
-        assert_eq!(choose(&images, 2, 9), [0, 1]);
+        assert_eq!(chosen(&images, 2, 9), [0, 1]);
+        let images: Vec<TestImage> = (0..5).map(|i| image("a", "hole", i, None)).collect();
+        assert_eq!(chosen(&images, 2, 9), [0, 1]);
     }
 }

@@ -7,20 +7,30 @@ mod decisions;
 mod export;
 mod pictures;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 pub use export::{Exported, export};
 
 use crate::{
-    engine::{Error, Result, Variant, store::Manifest, value_text},
+    engine::{
+        Error, Result, Variant,
+        stage::SOURCE,
+        store::{Manifest, Run},
+        value_text,
+    },
+    metrics::{Judged, Metric},
     tables::{
         Role,
         column::{numbers, text},
         metrics::{CLASS, MEAN, N_ANOMALOUS, N_IMAGES, PROTOCOL, names},
+        reconstructions::AUTOENCODED,
         training_log::{LOSS, STEP},
     },
 };
@@ -30,6 +40,8 @@ use pictures::{GroundTruth, Pictures, Scale};
 const TEMPLATE: &str = include_str!("report.html");
 /// The groups of metrics, in the order of their columns.
 const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
+/// The number of images that are shown before others are asked for.
+const FIRST_CARDS: usize = 8;
 /// The metrics at the top of the page.
 const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
 
@@ -52,7 +64,8 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         version => env!("CARGO_PKG_VERSION"),
         pipeline => &source.pipeline,
         published => source.tables.iter().map(|table| table.published_ms).max().map(time),
-        tables => source.tables.iter().map(|table| table_row(source, table)).collect::<Vec<_>>(),
+        run => source.last_run.as_ref().map(run),
+        tables => source.tables.iter().map(|table| described(source, table)).collect::<Vec<_>>(),
         gradient => charts::gradient(),
         notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
         metrics,
@@ -70,7 +83,7 @@ fn render(page: Value) -> Result<String, minijinja::Error> {
     environment.add_template("report.html", TEMPLATE)?;
     // If no table has a role, the page names the columns that such a table would have.
     let columns: BTreeMap<&str, &str> = Role::ALL.into_iter().map(|role| (role.name(), role.columns())).collect();
-    environment.get_template("report.html")?.render(context! { columns, ..page })
+    environment.get_template("report.html")?.render(context! { columns, first => FIRST_CARDS, ..page })
 }
 
 /// Returns the notes on a table.
@@ -79,11 +92,31 @@ fn notes(table: &Manifest) -> Vec<Value> {
     table.notes.iter().map(|note| context! { table => &name, text => note.to_string() }).collect()
 }
 
-fn table_row(source: &Source, table: &Manifest) -> Value {
+/// Returns the last run, as it can be repeated elsewhere.
+fn run(run: &Run) -> Value {
+    context! {
+        id => &run.run,
+        tags => run.tags.join(", "),
+        started => time(run.started_ms),
+        seconds => run.seconds.map(|seconds| HumanDuration(Duration::from_secs_f64(seconds)).to_string()),
+        status => run.status(),
+        version => &run.version,
+        host => &run.host,
+        commit => &run.git_commit,
+        digest => &run.pipeline_digest,
+    }
+}
+
+fn described(source: &Source, table: &Manifest) -> Value {
+    let inputs: Vec<&str> =
+        table.made.inputs.iter().map(|(name, _)| name.as_str()).filter(|name| *name != SOURCE).collect();
     context! {
         name => &table.table,
         instance => table.variant.name(&table.table),
         stage => &table.made.stage,
+        from => inputs.join(", "),
+        filter => &table.made.filter,
+        parameters => table.made.parameters(),
         about => source.about(&table.made.stage),
         rows => HumanCount(table.rows).to_string(),
         failed => table.errors.len(),
@@ -103,39 +136,33 @@ struct Measure {
 
 impl Measure {
     fn new(column: &str, aupro_limits: &[f64]) -> Self {
-        let (of, kind) = match column.split_once('_') {
-            Some(("image", kind)) => ("Images", kind),
-            Some(("pixel", kind)) => ("Pixels", kind),
-            _ if column == "aupro" => ("Pixels", column),
-            _ => ("Others", column),
-        };
-        let (one, many) = if of == "Images" { ("image", "images") } else { ("pixel", "pixels") };
-        let limits: Vec<String> = aupro_limits.iter().map(|limit| charts::short(limit * 100.)).collect();
-        let most = if limits.is_empty() { "few".into() } else { format!("at most {} %", limits.join(" or ")) };
-        let (name, about) = match kind {
-            "auroc" => (
-                "AUROC",
-                format!("the chance that an anomalous {one} scores higher than a normal one; 50 is guessing."),
-            ),
-            "ap" => (
-                "AP",
-                format!(
-                    "average precision: how few normal {many} stand among the anomalous ones when all are sorted by score; guessing gives the share of anomalous {many}."
-                ),
-            ),
-            "f1_max" => (
-                "F1 max",
-                format!("the best balance of precision and recall over {many} that any one threshold reaches."),
-            ),
-            "aupro" => (
-                "AUPRO",
-                format!(
-                    "the share of each flaw that is found, averaged over flaws, large and small alike, and over the thresholds that mark {most} of the normal pixels."
-                ),
-            ),
-            other => (other, String::new()),
-        };
-        Self { of, name: name.into(), about }
+        match Metric::of_column(column) {
+            Some(metric) => Self {
+                of: if metric.judged == Judged::Images { "Images" } else { "Pixels" },
+                name: metric.kind.name().into(),
+                about: metric.about(aupro_limits),
+            },
+            None => {
+                let name = column.strip_prefix("image_").or(column.strip_prefix("pixel_")).unwrap_or(column);
+                let of = if column.starts_with("image_") {
+                    "Images"
+                } else if column.starts_with("pixel_") {
+                    "Pixels"
+                } else {
+                    "Others"
+                };
+                Self { of, name: name.into(), about: String::new() }
+            }
+        }
+    }
+
+    /// Returns one of the things that are judged, in words; empty if that is not known.
+    fn one(&self) -> &'static str {
+        match self.of {
+            "Images" => "image",
+            "Pixels" => "pixel",
+            _ => "",
+        }
     }
 }
 
@@ -216,8 +243,8 @@ fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
     // A line stands before the first metric of images and before the first of pixels.
     let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
     let columns = measures.iter().zip(&first);
-    let columns =
-        columns.map(|(m, first)| context! { of => m.of, name => &m.name, about => &m.about, first => *first });
+    let columns = columns
+        .map(|(m, first)| context! { of => m.of, one => m.one(), name => &m.name, about => &m.about, first => *first });
     let columns: Vec<Value> = columns.collect();
     let by_protocol = |protocol: &String| {
         let mut undefined = BTreeSet::new();
@@ -263,7 +290,11 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 
 fn tiles(names: &[String], measures: &[Measure], values: &[Option<f64>]) -> Vec<Value> {
     let found = HEADLINES.iter().filter_map(|headline| names.iter().position(|name| name == headline));
-    found.filter_map(|i| Some(context! { of => measures[i].of.to_lowercase().trim_end_matches('s'), name => &measures[i].name, percent => charts::percent(Some(values[i]?)) })).collect()
+    found
+        .filter_map(|i| {
+            Some(context! { of => measures[i].one(), name => &measures[i].name, percent => charts::percent(Some(values[i]?)) })
+        })
+        .collect()
 }
 
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
@@ -272,14 +303,25 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
     let mut points: Vec<(f64, f64)> =
         steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (svg, note) = match (charts::loss_curve(&points), points.last()) {
+    let name = table.variant.name(&table.table);
+    let guessing = guessing(table);
+    let (svg, note) = match (charts::loss_curve(&points, guessing, &format!("loss of {name}")), points.last()) {
         (Ok(svg), Some((step, loss))) => {
-            (Some(svg), format!("{} steps, last loss {}", HumanCount(*step as u64), charts::short(*loss)))
+            let guessing = guessing.map(|loss| format!("; guessing (red line) has {}", charts::short(loss)));
+            let last = format!("{} steps, last loss {}", HumanCount(*step as u64), charts::short(*loss));
+            (Some(svg), last + &guessing.unwrap_or_default())
         }
         (Err(why), _) => (None, format!("no curve: {why}")),
         (_, None) => (None, "no step was logged".into()),
     };
-    Ok(context! { table => table.variant.name(&table.table), about => source.about(&table.made.stage), svg, note })
+    Ok(context! { table => name, about => source.about(&table.made.stage), svg, note })
+}
+
+/// Returns the loss of guessing: of the contrastive loss over a batch of n pairs it is ln n. `None` for other losses,
+/// of which it is not known.
+fn guessing(table: &Manifest) -> Option<f64> {
+    let batch = table.made.params.pointer("/training/batch_size")?.as_f64()?;
+    (table.made.stage == "train_text_encoder").then(|| batch.ln())
 }
 
 /// Returns the pictures, and the values by which the page can select them.
@@ -298,10 +340,22 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
     let is_other = |table: &&Manifest| table.table == of.table && table.variant != of.variant;
     let others: Vec<&Manifest> = source.tables.iter().filter(is_other).collect();
     let all = source.test_images(images, captions, maps)?;
-    let chosen: Vec<&TestImage> =
-        data::choose(&all, options.per_kind, options.images).into_iter().map(|i| &all[i]).collect();
-    let (pictures, scales) = pictures::pictures(source, pictures::Tables { images, reconstructions, maps }, &chosen)?;
-    let cards = chosen.iter().filter_map(|image| Some(card(image, pictures.get(&image.id)?, scales.get(&image.class))));
+    let misses = data::misses(&all);
+    let indices = data::choose(&all, &misses, options.per_kind, options.images);
+    let chosen: Vec<&TestImage> = indices.iter().map(|i| &all[*i]).collect();
+    let compared = maps.and_then(|maps| source.compared(maps)).filter(|_| reconstructions.is_some());
+    let autoencoded = compared.as_ref().is_some_and(|(_, autoencoded)| *autoencoded)
+        && reconstructions
+            .map(|table| table.schema())
+            .transpose()?
+            .is_some_and(|s| s.field_with_name(AUTOENCODED).is_ok());
+    let tables = pictures::Tables { images, reconstructions, autoencoded, maps };
+    let (pictures, scales) = pictures::pictures(source, tables, &chosen)?;
+    let has_truth = pictures.values().any(|pictures| pictures.ground_truth != GroundTruth::Unknown);
+    let card = |(at, image): (&usize, &&TestImage)| {
+        Some(card(image, misses[*at], pictures.get(&image.id)?, scales.get(&image.class)))
+    };
+    let cards = indices.iter().zip(&chosen).filter_map(card);
     Ok(context! {
         missing,
         of => of.variant.settings().join(", "),
@@ -309,12 +363,41 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
         another => others.first().map(|table| only(&table.variant)),
         total => all.len(),
         classes => chosen.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>(),
-        defects => chosen.iter().map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
-        labels => chosen.iter().map(|image| label(image)).collect::<BTreeSet<_>>(),
+            defects => chosen.iter().filter(|i| i.anomalous != Some(false)).map(|image| image.defect.clone()).collect::<BTreeSet<_>>(),
+            labels => chosen.iter().map(|image| label(image)).collect::<BTreeSet<_>>(),
         scored => chosen.iter().any(|image| image.score.is_some()),
-        pictures => 2 + below.iter().flatten().count(),
+        compared => compared.map(|(about, _)| about),
+        autoencoded,
+        has_truth,
+        pictures => 1 + usize::from(has_truth) + usize::from(autoencoded) + below.iter().flatten().count(),
+        histograms => histograms(&all),
         cards => cards.collect::<Vec<_>>(),
     })
+}
+
+/// Returns the scores of each class as a picture and in words.
+fn histograms(images: &[TestImage]) -> Vec<Value> {
+    let scores = |class: &str, anomalous: bool| {
+        let of_kind = images.iter().filter(|image| image.class == class && image.anomalous == Some(anomalous));
+        of_kind.filter_map(|image| image.score.map(f64::from)).collect::<Vec<_>>()
+    };
+    let histogram = |class: &String| {
+        let (normal, anomalous) = (scores(class, false), scores(class, true));
+        let svg = charts::histogram(&normal, &anomalous, &format!("scores of {class}"))?;
+        let most = normal.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let found = anomalous.iter().filter(|score| **score > most).count();
+        let note = if normal.is_empty() || anomalous.is_empty() {
+            format!("{} normal, {} anomalous", normal.len(), anomalous.len())
+        } else {
+            format!(
+                "{found} of {} anomalous images score above every normal one, of which the highest has {}",
+                anomalous.len(),
+                charts::short(most)
+            )
+        };
+        Some(context! { class, svg, note })
+    };
+    images.iter().map(|image| image.class.clone()).collect::<BTreeSet<_>>().iter().filter_map(histogram).collect()
 }
 
 /// Returns the options by which a run chooses a combination.
@@ -331,7 +414,8 @@ fn label(image: &TestImage) -> &'static str {
     }
 }
 
-fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value {
+/// Returns the card of an image. `miss` is the share of its comparisons that its score loses.
+fn card(image: &TestImage, miss: Option<f64>, pictures: &Pictures, scale: Option<&Scale>) -> Value {
     let (ground_truth, outline) = match &pictures.ground_truth {
         GroundTruth::Unknown => ("no ground truth", None),
         GroundTruth::Empty if image.anomalous == Some(true) => ("ground truth: empty", None),
@@ -350,10 +434,22 @@ fn card(image: &TestImage, pictures: &Pictures, scale: Option<&Scale>) -> Value 
         height => pictures.size.1,
         input => &pictures.input,
         reconstruction => pictures.reconstruction.as_deref(),
+        autoencoded => pictures.autoencoded.as_deref(),
+        miss => miss.filter(|miss| *miss > 0.),
+        missed => miss.filter(|miss| *miss > 0.).map(|miss| missed(image, miss)),
         heat => pictures.heat.as_deref(),
         scale => scale.map(|s| vec![charts::short(f64::from(s.lo)), charts::short(f64::from(s.hi))]),
         ground_truth,
         outline,
+    }
+}
+
+/// Returns the share of comparisons that an image's score loses, in words; rounded up, so that it is never nothing.
+fn missed(image: &TestImage, miss: f64) -> String {
+    let share = format!("{:.0}", (miss * 100.).ceil());
+    match image.anomalous {
+        Some(true) => format!("no higher than {share} % of the normal images"),
+        _ => format!("no lower than {share} % of the anomalous images"),
     }
 }
 

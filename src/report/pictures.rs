@@ -16,7 +16,7 @@ use crate::{
     tables::{
         anomaly_maps::{self, MAP},
         images::{self, MASK},
-        reconstructions,
+        reconstructions::{self, AUTOENCODED, PIXELS as RECONSTRUCTED},
         tensor::{float_row, tensor_row},
     },
     vision::{colormap, imagenet, resize},
@@ -54,6 +54,8 @@ pub(super) struct Pictures {
     pub input: String,
     /// Its ground truth.
     pub ground_truth: GroundTruth,
+    /// The input after the autoencoder alone.
+    pub autoencoded: Option<String>,
     /// Its reconstruction.
     pub reconstruction: Option<String>,
     /// Its anomaly map in colours.
@@ -76,6 +78,8 @@ pub(super) struct Tables<'a> {
     pub images: &'a Manifest,
     /// Their reconstructions.
     pub reconstructions: Option<&'a Manifest>,
+    /// True if the reconstructions have the images after the autoencoder alone, which are shown.
+    pub autoencoded: bool,
     /// Their anomaly maps.
     pub maps: Option<&'a Manifest>,
 }
@@ -95,8 +99,9 @@ pub(super) fn pictures(
     }
     let scales: BTreeMap<String, Scale> =
         by_class.into_iter().filter_map(|(class, values)| Some((class.to_owned(), scale(values)?))).collect();
+    let columns: &[&str] = if tables.autoencoded { &[RECONSTRUCTED, AUTOENCODED] } else { &[RECONSTRUCTED] };
     let reconstructions =
-        tables.reconstructions.map_or(Ok(HashMap::new()), |table| reconstructions(source, table, ids()))?;
+        tables.reconstructions.map_or(Ok(HashMap::new()), |table| reconstructions(source, table, columns, ids()))?;
     let schema = tables.images.schema()?;
     let [height, width] = images::size(&schema).ok_or_else(|| sizeless(tables.images, images::PIXELS))?;
     let (width, height) = (width as u32, height as u32);
@@ -120,11 +125,16 @@ pub(super) fn pictures(
         let heat = |map: &Map, scale: &Scale| {
             jpeg(&colormap::heatmap(&map.values, map.width, map.height, scale.lo, scale.hi), size)
         };
+        let photo = |id: &String, at: usize| {
+            let photo = reconstructions.get(id).and_then(|photos| photos.get(at)?.as_ref());
+            photo.map(|photo| jpeg(photo, size)).transpose()
+        };
         let pictures = Pictures {
             size,
             input: jpeg(&image, size)?,
             ground_truth: mask.map_or(Ok(GroundTruth::Unknown), |mask| outline(&mask, size))?,
-            reconstruction: reconstructions.get(&id).map(|picture| jpeg(picture, size)).transpose()?,
+            reconstruction: photo(&id, 0)?,
+            autoencoded: photo(&id, 1)?,
             heat: maps.get(&id).zip(scale).map(|(map, scale)| heat(map, scale)).transpose()?,
         };
         Ok((id, pictures))
@@ -172,18 +182,21 @@ fn maps<'a>(source: &Source, table: &Manifest, ids: impl Iterator<Item = &'a str
     Ok(found)
 }
 
-/// Reads the reconstructions of images, by id; an image may have none.
+/// Reads columns of the reconstructions of images, by id; an image may lack any.
 fn reconstructions<'a>(
     source: &Source,
     table: &Manifest,
+    columns: &[&str],
     ids: impl Iterator<Item = &'a str>,
-) -> Result<HashMap<String, RgbImage>> {
-    let name = reconstructions::PIXELS;
-    let [height, width] = reconstructions::size(&*table.schema()?).ok_or_else(|| sizeless(table, name))?;
+) -> Result<HashMap<String, Vec<Option<RgbImage>>>> {
+    let [height, width] = reconstructions::size(&*table.schema()?).ok_or_else(|| sizeless(table, RECONSTRUCTED))?;
     let mut found = HashMap::new();
-    source.for_rows(table, &[name], ids, |id, columns, row| {
-        let values = float_row(&columns[0], row)?.filter(|values| values.len() == 3 * height * width);
-        found.extend(values.map(|values| (id.to_owned(), photograph(&values, width as u32, height as u32))));
+    source.for_rows(table, columns, ids, |id, columns, row| {
+        let photo = |column| {
+            let values = float_row(column, row)?.filter(|values| values.len() == 3 * height * width);
+            Ok(values.map(|values| photograph(&values, width as u32, height as u32)))
+        };
+        found.insert(id.to_owned(), columns.iter().map(photo).collect::<Result<_>>()?);
         Ok(())
     })?;
     Ok(found)

@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::store::Store;
+use crate::{engine::store::Store, metrics::METRICS};
 
 #[test]
 fn shares_and_times_are_formatted() {
@@ -19,7 +19,7 @@ fn a_metric_without_a_number_says_why() {
 
 #[test]
 fn every_metric_is_explained() {
-    for column in ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"] {
+    for column in METRICS.map(|metric| metric.column) {
         let measure = Measure::new(column, &[0.05]);
         assert_eq!(measure.of == "Images", column.starts_with("image"), "{column}");
         assert!(measure.about.len() > 20 && measure.name != column, "{measure:?}");
@@ -79,6 +79,26 @@ fn notes_stand_above_the_numbers() {
 }
 
 #[test]
+fn scores_of_a_class_are_told_in_words() {
+    let image = |anomalous, score| TestImage {
+        id: String::new(),
+        class: "a".into(),
+        defect: String::new(),
+        anomalous: Some(anomalous),
+        caption: None,
+        score,
+    };
+    let images = [(false, 0.5), (false, 0.25), (true, 0.75), (true, 0.5)].map(|(bad, score)| image(bad, Some(score)));
+    let told = |images: &[TestImage]| {
+        histograms(images).iter().map(|h| h.get_attr("note").unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&images), ["1 of 2 anomalous images score above every normal one, of which the highest has 0.5"]);
+    assert_eq!(told(&images[..2]), ["2 normal, 0 anomalous"]);
+    assert_eq!(told(&[image(true, None)]), [""; 0]);
+    assert_eq!(missed(&images[3], 0.501), "no higher than 51 % of the normal images");
+}
+
+#[test]
 fn names_cannot_break_the_page() {
     let image = TestImage {
         id: "<b>/test/&".into(),
@@ -92,11 +112,12 @@ fn names_cannot_break_the_page() {
         size: (8, 4),
         input: "data:a/b".into(),
         ground_truth: GroundTruth::Unknown,
+        autoencoded: None,
         reconstruction: None,
         heat: None,
     };
-    let cards = vec![card(&image, &pictures, None)];
-    let html = render(context! { pipeline => "<i>", tables => [context! { name => "t" }].to_vec(), total => 1, scored => true, classes => vec![image.class.clone()], missing => ["reconstructions"].to_vec(), cards }).unwrap();
+    let cards = vec![card(&image, Some(0.004), &pictures, None)];
+    let html = render(context! { pipeline => "<i>", tables => [context! { name => "t" }].to_vec(), total => 1, scored => true, has_truth => true, classes => vec![image.class.clone()], missing => ["reconstructions"].to_vec(), cards }).unwrap();
     assert!(
         !html.contains("<script>alert")
             && !html.contains("<i>/")
@@ -104,6 +125,9 @@ fn names_cannot_break_the_page() {
             && html.contains("&lt;b&gt;")
     );
     assert!(
-        html.contains("href=\"data:a/b\"") && html.contains("no ground truth") && html.contains("data-score=\"1.5\"")
+        html.contains("href=\"data:a/b\"")
+            && html.contains("no ground truth")
+            && html.contains("data-score=\"1.5\"")
+            && html.contains("scores no higher than 1 % of the normal images")
     );
 }

@@ -21,10 +21,7 @@ use crate::{
             Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
         },
     },
-    metrics::{
-        Guess, ImageMetrics, MetricError, PixelMetrics, Protocol,
-        protocol::{IMAGE_METRICS, PIXEL_METRICS},
-    },
+    metrics::{Guess, ImageMetrics, Judged, METRICS, Metric, MetricError, PixelMetrics, Protocol},
     tables::{
         anomaly_maps::{self, MAP, SCORE},
         column::missing,
@@ -120,7 +117,7 @@ impl Stage for Evaluate {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let Some(map) = map_size(inputs)? else {
-            return Ok(metrics::schema(IMAGE_METRICS.iter().chain(&PIXEL_METRICS)));
+            return Ok(metrics::schema(METRICS.map(|metric| metric.column)));
         };
         for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
             let mask: [usize; 2] = inputs.shape("images", name)?;
@@ -129,7 +126,7 @@ impl Stage for Evaluate {
                 return Err(Misfit::input("anomaly_maps", message));
             }
         }
-        Ok(metrics::schema(IMAGE_METRICS.iter().chain(&PIXEL_METRICS)))
+        Ok(metrics::schema(METRICS.map(|metric| metric.column)))
     }
 }
 
@@ -324,12 +321,15 @@ impl Tally {
         self.classes.iter().filter(move |(_, class)| one_sided(class)).map(|(name, _)| name.as_str())
     }
 
-    /// Returns the metrics of each class, first those of images.
+    /// Returns the metrics of each class, in the order of [`METRICS`].
     fn values(&self, limit: f64) -> Vec<Vec<Option<f64>>> {
         let metrics = |class: &Class| -> Vec<Option<f64>> {
-            let images = self.protocol.image_metrics(&class.images.ranking());
-            let pixels = self.protocol.pixel_metrics(&class.pixels, limit);
-            images.into_iter().chain(pixels).collect()
+            let images = class.images.ranking();
+            let value = |metric: Metric| match metric.judged {
+                Judged::Images => self.protocol.of_images(metric.kind, &images),
+                Judged::Pixels => self.protocol.of_pixels(metric.kind, &class.pixels, limit),
+            };
+            METRICS.map(value).to_vec()
         };
         self.classes.values().map(metrics).collect()
     }
@@ -337,8 +337,7 @@ impl Tally {
     /// Returns one note per metric that is not better than guessing, with the classes concerned.
     fn guesses(&self, values: &[Vec<Option<f64>>], limit: f64) -> Vec<String> {
         let percent = |share: f64| share * 100.;
-        let names = IMAGE_METRICS.iter().chain(&PIXEL_METRICS);
-        let note = |(i, metric): (usize, &&str)| {
+        let note = |(i, metric): (usize, &str)| {
             let guessed = self.classes.iter().zip(values).filter_map(|((name, class), values)| {
                 let (value, guess) = (values[i]?, class.guess(metric, limit)?);
                 guess.explains(value).then(|| {
@@ -354,7 +353,7 @@ impl Tally {
             };
             (!guessed.is_empty()).then(|| format!("`{metric}` is no better than guessing: {named}{more}"))
         };
-        names.enumerate().filter_map(note).collect()
+        METRICS.iter().map(|metric| metric.column).enumerate().filter_map(note).collect()
     }
 
     /// Returns the columns of a row per class, and a row of the means over the classes for which a metric is defined.
@@ -371,7 +370,7 @@ impl Tally {
             count(|class| class.n_images),
             count(|class| class.n_anomalous),
         ];
-        columns.extend((0..IMAGE_METRICS.len() + PIXEL_METRICS.len()).map(|i| {
+        columns.extend((0..METRICS.len()).map(|i| {
             let column = || values.iter().map(|row| row[i]);
             let known: Vec<f64> = column().flatten().collect();
             let mean = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);

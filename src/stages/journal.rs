@@ -67,6 +67,9 @@ impl Journal for Sink<'_> {
     }
 
     fn show(&mut self, log: &[LogRow]) -> Result<()> {
+        if let Some(last) = log.last() {
+            self.figure(format!("loss {:.4}", last.loss));
+        }
         let schema = self.schema().clone();
         Sink::preview(self, || batch(log, &schema))
     }

@@ -17,14 +17,14 @@ pub const N_ANOMALOUS: &str = "n_anomalous";
 pub const MEAN: &str = "mean";
 
 /// Returns the schema of a table with these metrics.
-pub fn schema<'a>(names: impl IntoIterator<Item = &'a &'a str>) -> SchemaRef {
+pub fn schema<'a>(names: impl IntoIterator<Item = &'a str>) -> SchemaRef {
     let mut fields = vec![
         Field::new(CLASS, DataType::Utf8, false),
         Field::new(PROTOCOL, DataType::Utf8, false),
         Field::new(N_IMAGES, DataType::Int64, false),
         Field::new(N_ANOMALOUS, DataType::Int64, false),
     ];
-    fields.extend(names.into_iter().map(|name| Field::new(*name, DataType::Float64, true)));
+    fields.extend(names.into_iter().map(|name| Field::new(name, DataType::Float64, true)));
     Arc::new(Schema::new(fields))
 }
 

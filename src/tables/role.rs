@@ -141,7 +141,7 @@ mod tests {
             (decisions::schema(), &[Role::Decisions]),
             (regions::schema(), &[Role::Regions]),
             (thresholds::schema(), &[]),
-            (metrics::schema(&["image_auroc"]), &[Role::Metrics]),
+            (metrics::schema(["image_auroc"]), &[Role::Metrics]),
             (training_log::schema(&["kl_loss"], &[], &()), &[Role::TrainingLog]),
             (embeddings::schema([77, 8]), &[]),
             (latents::schema([4, 1, 1]), &[]),

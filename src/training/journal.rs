@@ -31,7 +31,7 @@ pub trait Journal {
     /// Takes over weights that an interrupted training kept. Returns true if all of them still exist.
     fn take_over(&mut self, names: &[&str]) -> Result<bool, Self::Error>;
 
-    /// Reports that `step` of `steps` is done.
+    /// Reports that `step` of `steps` is done; the first report is that of the step from which the training goes on.
     fn progress(&mut self, step: u64, steps: u64);
 
     /// Shows the log so far.

@@ -67,6 +67,8 @@ impl Training {
         }
         let mut order = None;
         let mut saves = Saves::new(journal.save_every());
+        // The steps before this one are no part of the speed of this run.
+        journal.progress(state.step, steps);
         let (mut logged, mut seen) = (Instant::now(), 0);
         while state.step < steps {
             let lr = self.lr_at(state.step, steps);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 use vlmdiff::{
-    metrics::{Components, ImageMetrics, PixelMetrics, Protocol, Score},
+    metrics::{self, Components, ImageMetrics, PixelMetrics, Protocol, Score},
     vision::{blur, pool},
 };
 
@@ -64,6 +64,16 @@ fn images(scores: &[f64], labels: &[bool]) -> ImageMetrics {
     state
 }
 
+fn of_images(protocol: Protocol, images: &ImageMetrics) -> [Option<f64>; 3] {
+    let kinds = [metrics::Kind::Auroc, metrics::Kind::AveragePrecision, metrics::Kind::F1Max];
+    kinds.map(|kind| protocol.of_images(kind, &images.ranking()))
+}
+
+fn of_pixels(protocol: Protocol, pixels: &PixelMetrics<impl Score>) -> [Option<f64>; 4] {
+    let kinds = [metrics::Kind::Auroc, metrics::Kind::AveragePrecision, metrics::Kind::F1Max, metrics::Kind::Aupro];
+    kinds.map(|kind| protocol.of_pixels(kind, pixels, 0.3))
+}
+
 pub(super) fn metrics(case: &Case) {
     let expected: Value = case.json("expected.json");
     for (name, maps, masks) in
@@ -80,14 +90,14 @@ pub(super) fn metrics(case: &Case) {
             None => case.absent(&format!("{name} {metric}")),
         };
         let pixels = maps.pixels();
-        let [auroc, ap, f1, aupro] = Protocol::Exact.pixel_metrics(&pixels, 0.3);
+        let [auroc, ap, f1, aupro] = of_pixels(Protocol::Exact, &pixels);
         check("pixel_auroc", auroc, SCIKIT);
         check("pixel_ap", ap, SCIKIT);
         check("pixel_f1_max", f1, SCIKIT);
         check("anomalib_aupro_0.3", aupro, ANOMALIB);
         check("anomalib_aupro_0.05", pixels.aupro(0.05), ANOMALIB);
         check("anomalib_aupro_1.0", pixels.aupro(1.), ANOMALIB);
-        let [auroc, ap, f1, aupro] = Protocol::Ader.pixel_metrics(&pixels, 0.3);
+        let [auroc, ap, f1, aupro] = of_pixels(Protocol::Ader, &pixels);
         check("pixel_auroc", auroc, SCIKIT);
         check("pixel_ap", ap, SCIKIT);
         check("ader_mF1_max_px", f1, SCIKIT);
@@ -100,7 +110,7 @@ pub(super) fn metrics(case: &Case) {
         let want_labels: Vec<u8> = serde_json::from_value(want["image_labels"].clone()).unwrap();
         case.equal(&format!("{name} image_scores_max"), &scores, &want_scores);
         case.equal(&format!("{name} image_labels"), &maps.labels().into_iter().map(u8::from).collect(), &want_labels);
-        let [auroc, ap, _] = Protocol::Exact.image_metrics(&images(&scores, &maps.labels()).ranking());
+        let [auroc, ap, _] = of_images(Protocol::Exact, &images(&scores, &maps.labels()));
         check("image_auroc", auroc, SCIKIT);
         check("image_ap", ap, SCIKIT);
     }
@@ -156,11 +166,11 @@ pub(super) fn reference(case: &Case) {
         // The table also has the mean and the deviation of a map as its score, and areas below 200 points of the
         // precision-recall curves, rounded (auprpx, auprsp); the authors print none of these, and the latter two are
         // left out.
-        let [max_auc, apsp, f1sp] = Protocol::Reference.image_metrics(&images.ranking());
-        let [pixel_auc, appx, f1px, pro] = Protocol::Reference.pixel_metrics(&pixels, 0.3);
+        let [max_auc, apsp, f1sp] = of_images(Protocol::Reference, &images);
+        let [pixel_auc, appx, f1px, pro] = of_pixels(Protocol::Reference, &pixels);
         let auroc_by = |score: Tensor| {
             let scores = Vec::<f64>::try_from(score).unwrap();
-            Protocol::Reference.image_metrics(&self::images(&scores, &labels).ranking())[0]
+            of_images(Protocol::Reference, &self::images(&scores, &labels))[0]
         };
         let mean = auroc_by(class_maps.mean_dim([1, 2].as_slice(), false, None));
         let std = auroc_by(class_maps.std_dim([1, 2].as_slice(), false, false));

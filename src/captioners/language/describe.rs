@@ -328,7 +328,7 @@ impl Rate {
         if seconds < RATE_EVERY.as_secs_f64() {
             return;
         }
-        out.rate(format!("{:.0} tokens/s", (speed.decoded_tokens - self.before) as f64 / seconds));
+        out.figure(format!("{:.0} tokens/s", (speed.decoded_tokens - self.before) as f64 / seconds));
         (self.said, self.before) = (Instant::now(), speed.decoded_tokens);
     }
 

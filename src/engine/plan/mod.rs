@@ -10,7 +10,7 @@ mod tables;
 mod work;
 
 pub use cause::Cause;
-pub use diff::{TableDiff, diff};
+pub use diff::{Number, TableDiff, diff};
 pub use explain::explain;
 pub use rows::RowAddresses;
 pub use state::{Found, Pending, TableState, TableStates, published};

@@ -153,7 +153,7 @@ impl Progress<'_, '_, '_, '_> {
                 Event::Progress { table, done, total: self.total, unit: unit.to_string() }
             }
             Report::Progress { done, total, unit } => Event::Progress { table, done, total, unit: unit.to_string() },
-            Report::Rate { rate } => Event::Rate { table, rate },
+            Report::Figure { figure } => Event::Figure { table, figure },
             Report::Committed { rows, bytes } => Event::PartCommitted { table, rows, bytes },
             Report::Log { message } => Event::Log { table, message },
         });

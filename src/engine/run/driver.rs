@@ -26,8 +26,8 @@ use crate::engine::{
 /// The maximum number of times that a run goes over its tables again because a part was found damaged.
 const MAX_REPAIRS: usize = 100;
 
-/// The maximum number of causes that are shown per table.
-const MAX_CAUSES_SHOWN: usize = 4;
+/// The maximum number of damaged rows that are named per table.
+const MAX_LOST_SHOWN: usize = 4;
 
 /// The maximum number of failed rows that an error names.
 const MAX_FAILURES_SHOWN: usize = 10;
@@ -55,6 +55,7 @@ pub fn run(
         pipeline_digest: pipeline.digest.to_string(),
         git_commit: options.git_commit.clone(),
         host: options.host.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     });
     log.save()?;
     let mut overrides = options.overrides.clone();
@@ -115,7 +116,17 @@ impl Driver<'_, '_> {
         for slot in self.store.versions(pipeline)?.keys().filter(|slot| !self.pipeline.declares(slot)) {
             let Some(manifest) = self.last_whole(slot)?.filter(|manifest| !manifest.retired) else { continue };
             let name = manifest.variant.name(&manifest.table);
-            self.log.say(&name, "the pipeline no longer declares it; its rows are kept for when it does");
+            let now = self.pipeline.tables.iter().find(|table| table.declared == manifest.table);
+            let why = match now.map(|table| &table.variant) {
+                None => "the pipeline no longer declares it".to_owned(),
+                Some(now) if manifest.variant.is_empty() => {
+                    let axes: Vec<&str> = now.0.iter().map(|(axis, _)| axis.as_str()).collect();
+                    format!("swept by {} now", axes.join(" and "))
+                }
+                Some(now) if now.is_empty() => "no longer swept".to_owned(),
+                Some(_) => "the sweep no longer has this combination".to_owned(),
+            };
+            self.log.say(&name, format!("{why}; its rows are kept for when that changes back"));
             self.store.publish(pipeline, &Manifest { retired: true, run: self.run.clone(), ..manifest })?;
         }
         Ok(())
@@ -290,9 +301,9 @@ impl Driver<'_, '_> {
             slot: slot.clone(),
             stale: work.stale.len() as u64,
             rows: work.total(),
-            reasons: causes.iter().take(MAX_CAUSES_SHOWN).map(ToString::to_string).collect(),
+            reasons: causes.iter().map(ToString::to_string).collect(),
         });
-        for lost in work.lost.iter().take(MAX_CAUSES_SHOWN) {
+        for lost in work.lost.iter().take(MAX_LOST_SHOWN) {
             self.log.say(&name, format!("{lost} is damaged or missing: it is computed again"));
         }
         for record in &work.damaged {

@@ -41,7 +41,7 @@ impl<'a> Log<'a> {
         let event = event.without(self.secrets);
         let mut written = self.written();
         (written.listener)(&event);
-        if !matches!(event, Event::Progress { .. } | Event::Rate { .. }) {
+        if !matches!(event, Event::Progress { .. } | Event::Figure { .. }) {
             let line = serde_json::to_string(&Logged { at_ms: now_ms(), event }).unwrap_or_default();
             written.lines += &(line + "\n");
         }

@@ -254,9 +254,9 @@ impl<'a> Sink<'a> {
         Err(Error::Interrupted)
     }
 
-    /// Reports how fast the work goes, such as `41 tokens/s`.
-    pub fn rate(&mut self, rate: impl ToString) {
-        (self.report)(Report::Rate { rate: rate.to_string() });
+    /// Reports a number that tells how the work goes, such as `41 tokens/s` or `loss 0.031`.
+    pub fn figure(&mut self, figure: impl ToString) {
+        (self.report)(Report::Figure { figure: figure.to_string() });
     }
 
     /// Returns true if a stop was requested. The operator must then save its work and return [`Error::Interrupted`].

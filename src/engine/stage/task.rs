@@ -187,10 +187,10 @@ pub enum Report {
         /// The unit.
         unit: Unit,
     },
-    /// The speed of the work, beside that of its rows.
-    Rate {
-        /// The speed, such as `41 tokens/s`.
-        rate: String,
+    /// A number that tells how the work goes, beside its progress.
+    Figure {
+        /// The number in words, such as `41 tokens/s` or `loss 0.031`.
+        figure: String,
     },
     /// A part was committed.
     Committed {

@@ -23,6 +23,9 @@ pub enum Event {
         git_commit: Option<String>,
         /// The machine.
         host: String,
+        /// The version of vlmdiff.
+        #[serde(default)]
+        version: String,
     },
     /// A table is fresh.
     TableFresh {
@@ -63,12 +66,12 @@ pub enum Event {
         /// The unit: `rows` or `steps`.
         unit: String,
     },
-    /// The speed of a table's work, beside that of its rows.
-    Rate {
+    /// A number that tells how a table's work goes, beside its progress.
+    Figure {
         /// The table.
         table: String,
-        /// The speed, such as `41 tokens/s`.
-        rate: String,
+        /// The number in words, such as `41 tokens/s` or `loss 0.031`.
+        figure: String,
     },
     /// A part is stored; its rows need not be computed again.
     PartCommitted {
@@ -146,7 +149,7 @@ impl Event {
             Self::TableFresh { table, .. }
             | Self::TableStarted { table, .. }
             | Self::Progress { table, .. }
-            | Self::Rate { table, .. }
+            | Self::Figure { table, .. }
             | Self::PartCommitted { table, .. }
             | Self::RowFailed { table, .. }
             | Self::Log { table, .. }

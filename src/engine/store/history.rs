@@ -25,6 +25,8 @@ pub struct Run {
     pub git_commit: Option<String>,
     /// The machine.
     pub host: String,
+    /// The version of vlmdiff.
+    pub version: String,
     /// The time of its beginning, in milliseconds since 1970.
     pub started_ms: u64,
     /// Its duration in seconds; `None` if it was killed or still runs.
@@ -110,13 +112,14 @@ impl Run {
 
     fn add(&mut self, Logged { at_ms, event }: Logged) {
         match event {
-            Event::RunStarted { pipeline, pipeline_digest, git_commit, host, .. } => {
+            Event::RunStarted { pipeline, pipeline_digest, git_commit, host, version, .. } => {
                 *self = Self {
                     run: std::mem::take(&mut self.run),
                     pipeline,
                     pipeline_digest,
                     git_commit,
                     host,
+                    version,
                     started_ms: at_ms,
                     ..Self::default()
                 };
@@ -154,7 +157,7 @@ impl Run {
                 self.error = error;
                 self.interrupted = interrupted;
             }
-            Event::Progress { .. } | Event::Rate { .. } | Event::Log { .. } | Event::Note { .. } => {}
+            Event::Progress { .. } | Event::Figure { .. } | Event::Log { .. } | Event::Note { .. } => {}
         }
     }
 

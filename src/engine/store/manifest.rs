@@ -295,6 +295,22 @@ pub struct Provenance {
     pub filter: Option<String>,
 }
 
+impl Provenance {
+    /// Returns the parameters as lines of YAML, each value as JSON.
+    pub fn parameters(&self) -> String {
+        fn lines(value: &Value, indent: usize) -> String {
+            let line = |(name, value): (&String, &Value)| match value {
+                Value::Object(inner) if !inner.is_empty() => {
+                    format!("{:indent$}{name}:\n{}", "", lines(value, indent + 2))
+                }
+                value => format!("{:indent$}{name}: {value}\n", ""),
+            };
+            value.as_object().into_iter().flatten().map(line).collect()
+        }
+        lines(&self.params, 0)
+    }
+}
+
 /// A published version of a table: its content and its origin.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
