@@ -190,11 +190,11 @@ fn reconstruction(case: &Case) -> Result<Work> {
         let z = vae.encode(images).sample(posterior) * scale;
         let context = unconditional.f_expand([images.size()[0], -1, -1], true)?;
         let guidance = Guidance::new(&context, &unconditional, 9.)?;
-        let hint = guidance.extend(&denoiser.hint(images))?;
+        let hint = denoiser.hint(images).map(|hint| guidance.extend(&hint)).transpose()?;
         let model = |x: &Tensor, t: i64| {
             guidance.predict(x, |x, contexts| {
                 let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, Device::Cpu))?;
-                Ok(denoiser.forward(x, &t, contexts, &hint))
+                Ok(denoiser.forward(x, &t, contexts, hint.as_ref()))
             })
         };
         let latent = sampler.sample(sampler.start(&z, noise), model, |_| unreachable!("eta is 0"))? / scale;
@@ -235,7 +235,7 @@ fn training_step(case: &Case) -> Result<Work> {
     Ok(Box::new(move || {
         let mut value = Tensor::new();
         let loss = |_, _| {
-            let loss = objective.loss(&z, &noise, &t, &context, &images);
+            let loss = objective.loss(&z, &noise, &t, &context, Some(&images));
             value = loss.value.detach();
             Ok::<_, TchError>(loss)
         };

@@ -66,6 +66,49 @@ fn networks_in_the_wrong_place_are_refused() {
     assert!(text.contains("images of 34x34 do not divide by 4, the factor of the autoencoder"), "{text}");
 }
 
+/// Features and latents of an autoencoder are not mixed up, and the parameters of one are not taken for the other's.
+#[test]
+fn features_and_their_denoiser_fit_each_other() {
+    let lab = Lab::new(TOY);
+    let refused = |from: &str, to: &str, told: &str| {
+        assert!(TOY.contains(from), "the toy pipeline has no `{from}`");
+        lab.write("pipeline.yaml", &TOY.replace(from, to));
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert_eq!(plan.code, Some(2), "{to}: {}", plan.stdout);
+        assert!(plan.stderr.contains(told), "{to}: {}", plan.stderr);
+    };
+    let encoder = "from: [images], with: { extractor: efficientnet-lite0, layers: [8, 4] }";
+    refused(
+        encoder,
+        "from: [images]",
+        "latents come from one of an `autoencoder` in `from:` and the parameter `extractor`",
+    );
+    refused(encoder, "from: [images, autoencoder], with: { layers: [8] }", "`layers`: it belongs to an `extractor`");
+    refused(encoder, "from: [images], with: { extractor: efficientnet-lite0, layers: [5] }", "has no layer 5");
+    let training = "from: [images, feature_latents, text_embeddings]";
+    let channels = "in_channels: 64, out_channels: 64, ";
+    refused(channels, "", "in_channels and out_channels are 64 with these latents");
+    refused(
+        training,
+        "from: [images, feature_latents, text_embeddings, autoencoder]",
+        "the latents are features, which no autoencoder decodes; leave it out of `from:`",
+    );
+    refused(training, "from: [images, latents, text_embeddings]", "the latents are those of an autoencoder; name it");
+    let scored = "from: [images, feature_latents, text_embeddings, feature_denoiser]";
+    refused(
+        scored,
+        "from: [images, feature_latents, text_embeddings, denoiser]",
+        "`denoiser` names weights of another network: missing field `unet`",
+    );
+    refused(scored, "from: [images, latents, text_embeddings, feature_denoiser]", "in_channels and out_channels are 4");
+    refused("with: { sigma: 1, score", "with: { timesteps: [3, 2], sigma: 1, score", "[3, 2] do not ascend");
+    refused(
+        "with: { sigma: 1, score",
+        "with: { timesteps: [1000], sigma: 1, score",
+        "no timestep 1000; its last is 999",
+    );
+}
+
 #[test]
 fn unknown_device_is_refused() {
     let lab = Lab::new(TOY);

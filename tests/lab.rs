@@ -75,6 +75,20 @@ tables:
     with: { rates: [0.9], confidence: 0.5, scope: all, pixel_rate: 0.4 }
   decisions: { stage: decide, from: [images, anomaly_maps, thresholds], with: { rate: 0.9 } }
   regions: { stage: regions, from: [images, anomaly_maps, decisions], where: anomalous }
+  feature_latents: { stage: encode_latents, from: [images], with: { extractor: efficientnet-lite0, layers: [8, 4] } }
+  feature_denoiser:
+    stage: train_denoiser
+    from: [images, feature_latents, text_embeddings]
+    where: split = 'train'
+    with:
+      config: { in_channels: 64, out_channels: 64, block_out_channels: [8, 16], down_block_types: [DownBlock2D, DownBlock2D], layers_per_block: 1, attention_head_dim: 2, cross_attention_dim: 16, norm_num_groups: 4 }
+      trainable: all
+      training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
+  latent_maps:
+    stage: score_latents
+    from: [images, feature_latents, text_embeddings, feature_denoiser]
+    where: split = 'test'
+    with: { sigma: 1, score: { kernel_size: 3, repeats: 1 } }
   verdicts: { stage: yes_no, from: { answers: captions }, with: { score: answer } }
   ranking: { stage: sql, from: [images, anomaly_maps], with: { query: "select i.image_id, i.label, m.score from images i join anomaly_maps m on i.image_id = m.image_id order by 1" } }
   notes: { stage: read, with: { path: "#,

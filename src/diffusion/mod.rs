@@ -6,6 +6,7 @@ pub mod guidance;
 pub mod loss;
 pub mod sampler;
 pub mod schedule;
+pub mod score;
 pub mod vae_gan;
 
 use rand_chacha::{

@@ -45,11 +45,8 @@ impl Pooling {
         let (_, _, height, width) = maps[0].size4().expect("a map has four dimensions");
         let grid = [height, width];
         let values = match self {
-            Self::None => joined(maps.iter().map(|map| resized(map, grid))),
-            Self::Average => {
-                let averaged = |map: &Tensor| map.avg_pool2d([3, 3], [1, 1], [1, 1], false, true, None);
-                joined(maps.iter().map(|map| resized(&averaged(map), grid)))
-            }
+            Self::None => flattened(&joined(maps.iter().map(|map| resized(map, grid)))),
+            Self::Average => flattened(&averaged(maps)),
             Self::Adaptive { embed, target } => adaptive(maps, grid, i64::from(embed), i64::from(target)),
         };
         PatchFeatures { values, grid }
@@ -77,16 +74,31 @@ impl Upsample {
     }
 }
 
-/// Resizes [1, C, h, w] to a grid, unless it lies on it.
+/// Resizes [B, C, h, w] to a grid, unless it lies on it.
 fn resized(map: &Tensor, grid: [i64; 2]) -> Tensor {
     let (_, _, height, width) = map.size4().expect("a map has four dimensions");
     if [height, width] == grid { map.shallow_clone() } else { map.upsample_bilinear2d(grid, false, None, None) }
 }
 
-/// Joins maps [1, C, h, w] to vectors [h · w, sum of C].
+/// Joins maps [B, C, h, w] to one [B, sum of C, h, w].
 fn joined(maps: impl Iterator<Item = Tensor>) -> Tensor {
-    let maps: Vec<Tensor> = maps.collect();
-    Tensor::cat(&maps, 1).flatten(2, 3).squeeze_dim(0).tr().contiguous()
+    Tensor::cat(&maps.collect::<Vec<_>>(), 1)
+}
+
+/// Averages the maps of layers [B, C, h, w] over the 3x3 cells around each cell, where zeros beyond the border count,
+/// brings them to the grid of the first one, bilinearly, and joins them: [B, sum of C, h, w].
+///
+/// # Panics
+/// If there is no layer.
+pub fn averaged(maps: &[Tensor]) -> Tensor {
+    let (_, _, height, width) = maps[0].size4().expect("a map has four dimensions");
+    let average = |map: &Tensor| map.avg_pool2d([3, 3], [1, 1], [1, 1], false, true, None);
+    joined(maps.iter().map(|map| resized(&average(map), [height, width])))
+}
+
+/// Returns the cells of a map [1, C, h, w], row after row: [h · w, C].
+fn flattened(map: &Tensor) -> Tensor {
+    map.flatten(2, 3).squeeze_dim(0).tr().contiguous()
 }
 
 /// Pools the 3x3 cells of each layer to `embed` numbers, and those of all layers to `target`: [h · w, target].

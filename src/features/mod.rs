@@ -1,5 +1,5 @@
-//! Features of images and their comparison: extractors, which map images to the feature maps of chosen layers, and the
-//! anomaly map between two images.
+//! Features of images and their comparison: extractors, which map images to the feature maps of chosen layers; patches,
+//! the features of all layers on one grid; and the anomaly map between two images.
 //!
 //! `EXTRACTORS` has a row for each extractor. A family of networks has a file here, which opens its weights, checks
 //! that they are of the wanted size, and describes them in words; the networks themselves are in `models`.
@@ -8,6 +8,7 @@ pub mod distance;
 mod efficientnet;
 pub mod embedding;
 mod network;
+mod patches;
 pub mod resize;
 mod resnet;
 mod vit;
@@ -189,6 +190,17 @@ const EXTRACTORS: &[ExtractorRow] = &[
     },
 ];
 
+impl ExtractorRow {
+    /// Returns the chosen layers, or those of default, of weights whose last layer is `last`.
+    fn layers(&self, options: &FeatureOptions, last: usize) -> Vec<usize> {
+        match (&options.layers, &self.layers) {
+            (Some(chosen), _) if !chosen.is_empty() => chosen.clone(),
+            (_, Layers::Fixed { default, .. }) => default.to_vec(),
+            (_, Layers::Blocks) => vec![last],
+        }
+    }
+}
+
 impl Family {
     /// Loads the network. Only the worker may call this, since the driver must not be linked to libtorch.
     fn open(self, opening: &Opening<'_>) -> Result<Box<dyn FeatureNetwork>, ExtractorError> {
@@ -273,11 +285,7 @@ impl Extractor {
         let row = self.row();
         let network = row.family.open(&Opening { extractor: row.name, weights, device })?;
         let last = network.last_layer();
-        let layers = match (&options.layers, &row.layers) {
-            (Some(chosen), _) if !chosen.is_empty() => chosen.clone(),
-            (_, Layers::Fixed { default, .. }) => default.to_vec(),
-            (_, Layers::Blocks) => vec![last],
-        };
+        let layers = row.layers(options, last);
         if let Some(layer) = layers.iter().find(|layer| **layer > last) {
             let why = format!("`layers`: the weights {} have no block {layer} but {last}", weights.display());
             return Err(ExtractorError::Option(why));

@@ -1,10 +1,12 @@
-//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image.
+//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image. A denoiser of
+//! features has no such branch.
 
 use std::collections::HashMap;
 
 use tch::{
     Tensor,
     nn::{self, VarStore},
+    no_grad,
 };
 
 use super::{
@@ -14,7 +16,7 @@ use super::{
     latent_diffusion::{self, CONTROL, UNET},
     nn::ConfigError,
     recompute::Pass,
-    unet::UNet2DConditionModel,
+    unet::{UNet2DConditionConfig, UNet2DConditionModel},
 };
 
 /// The error of a denoiser that cannot be opened.
@@ -75,11 +77,11 @@ impl Published {
     }
 }
 
-/// The U-Net and its control branch, under one root as `unet.*` and `control.*`.
+/// The U-Net and its control branch, if it has one, under one root as `unet.*` and `control.*`.
 #[derive(Debug)]
 pub struct Denoiser {
     unet: UNet2DConditionModel,
-    control: ControlNet,
+    control: Option<ControlNet>,
 }
 
 impl Denoiser {
@@ -87,7 +89,12 @@ impl Denoiser {
     /// network.
     pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
-        Ok(Self { unet, control: ControlNet::new(&vs / "control", config)? })
+        Ok(Self { unet, control: Some(ControlNet::new(&vs / "control", config)?) })
+    }
+
+    /// Declares the parameters of a U-Net without a control branch; fails if `config` describes no network.
+    pub fn without_control(vs: nn::Path<'_>, config: &UNet2DConditionConfig) -> Result<Self, ConfigError> {
+        Ok(Self { unet: UNet2DConditionModel::new(&vs / "unet", config)?, control: None })
     }
 
     /// Declares the parameters and fills them with published weights. If these have no control branch, it starts as in
@@ -113,15 +120,17 @@ impl Denoiser {
     }
 
     /// Returns the hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
-    pub fn hint(&self, images: &Tensor) -> Tensor {
-        self.control.hint(images)
+    /// Without a control branch there is none.
+    pub fn hint(&self, images: &Tensor) -> Option<Tensor> {
+        self.control.as_ref().map(|control| control.hint(images))
     }
 
     /// Maps noisy latents [B, 4, h, w], timesteps `[B]`, captions [B, 77, D] and the hint to the prediction [B, 4, h,
-    /// w].
-    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: &Tensor) -> Tensor {
-        let residuals = self.control.forward(x, t, context, hint);
-        self.unet.forward(x, t, context, Some(&residuals))
+    /// w]. The control branch takes part if there is a hint.
+    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: Option<&Tensor>) -> Tensor {
+        let branch = self.control.as_ref().zip(hint);
+        let residuals = branch.map(|(control, hint)| control.forward(x, t, context, hint));
+        self.unet.forward(x, t, context, residuals.as_ref())
     }
 
     /// Does as [`Denoiser::forward`], with images [B, 3, H, W] instead of their hint; with a `pass`, the maps inside
@@ -132,13 +141,50 @@ impl Denoiser {
         x: &Tensor,
         t: &Tensor,
         context: &Tensor,
-        images: &Tensor,
+        images: Option<&Tensor>,
     ) -> Tensor {
-        let hint = self.control.hint_with(pass, images);
-        let residuals = self.control.forward_with(pass, x, t, context, &hint);
-        self.unet.forward_with(pass, x, t, context, Some(&residuals))
+        let residuals = self.control.as_ref().zip(images).map(|(control, images)| {
+            let hint = control.hint_with(pass, images);
+            control.forward_with(pass, x, t, context, &hint)
+        });
+        self.unet.forward_with(pass, x, t, context, residuals.as_ref())
     }
 }
+
+/// The mean and the standard deviation of each channel of latents, which a denoiser of features sees standardised.
+#[derive(Debug)]
+pub struct Standardisation {
+    /// [C, 1, 1].
+    mean: Tensor,
+    /// [C, 1, 1].
+    deviation: Tensor,
+}
+
+impl Standardisation {
+    /// Declares the variables, which no training changes, as `latents_mean` and `latents_std`.
+    pub fn new(vs: &nn::Path<'_>, channels: i64) -> Self {
+        let shape = [channels, 1, 1];
+        Self { mean: vs.zeros_no_train("latents_mean", &shape), deviation: vs.ones_no_train("latents_std", &shape) }
+    }
+
+    /// Declares the variables with these values, `[C]` each.
+    pub fn with(vs: &nn::Path<'_>, mean: &Tensor, deviation: &Tensor) -> Self {
+        let mut standardisation = Self::new(vs, mean.numel() as i64);
+        no_grad(|| {
+            standardisation.mean.copy_(&mean.view([-1, 1, 1]));
+            standardisation.deviation.copy_(&deviation.view([-1, 1, 1]));
+        });
+        standardisation
+    }
+
+    /// Standardises latents [B, C, h, w]. A channel that does not vary is only centred.
+    pub fn apply(&self, latents: &Tensor) -> Tensor {
+        (latents - &self.mean) / self.deviation.where_scalarother(&self.deviation.gt(SMALLEST_DEVIATION), 1.)
+    }
+}
+
+/// The standard deviation below which a channel counts as constant. Features in f32 are of the order of 1.
+const SMALLEST_DEVIATION: f64 = 1e-6;
 
 /// Returns the variables of the network below `prefix`, by the network's own names.
 fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {

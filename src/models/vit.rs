@@ -74,17 +74,7 @@ impl VisionTransformer {
     /// The errors of [`Checkpoint::open`] and [`Checkpoint::load_into`], and [`CheckpointError::Format`] for a bad
     /// config and for weights of another architecture.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        let weights = names::original(Checkpoint::open(path)?.state_dict())?;
-        let beside = path.join("config.json");
-        let config = if beside.is_file() {
-            let text = std::fs::read(&beside).map_err(|source| CheckpointError::Io { path: beside.clone(), source })?;
-            let format = |error: serde_json::Error| CheckpointError::Format { path: beside, reason: error.to_string() };
-            serde_json::from_slice(&text).map_err(format)?
-        } else {
-            let lacks = "no patch embedding, no position table or no blocks";
-            VitConfig::of(&weights).ok_or_else(|| weights.foreign("vision transformer", lacks))?
-        };
+        let (config, weights) = VitConfig::read(path.as_ref())?;
         let config = VitConfig { layer_norm_eps: 1e-6, ..config };
         let interpolation =
             if config.num_register_tokens == 0 { Interpolation::Offset } else { Interpolation::Antialias };

@@ -34,7 +34,7 @@ impl Weights<'_> {
     }
 
     /// Returns the path of the weights on this machine. They must not be named by a URL.
-    fn path(&self) -> Result<PathBuf, NotHere> {
+    pub(crate) fn path(&self) -> Result<PathBuf, NotHere> {
         locate(&local_path(self.0).to_string_lossy())
     }
 

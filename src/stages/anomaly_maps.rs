@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
-    finish::{Blur, Window, finish},
+    finish::Window,
     tensors::{device, normalise, tensor},
 };
 use crate::{
@@ -22,7 +22,6 @@ use crate::{
     },
     published::Weights,
     tables::{anomaly_maps, images, reconstructions},
-    vision::blur::Border,
 };
 
 /// Compares features of each image and of its reconstruction, patch by patch.
@@ -182,11 +181,7 @@ impl Operator for Comparer {
         let AnomalyMaps { sigma, score, .. } = self.stage;
         while let Some(batch) = rows.next(self.batch_size)? {
             let raw = no_grad(|| self.difference(&batch))?;
-            let [height, width] = [raw.size()[1], raw.size()[2]].map(|side| side as usize);
-            let raw = Vec::<f64>::try_from(raw.flatten(0, -1))?;
-            let blur = Blur { sigma, border: Border::Symmetric };
-            let size = [height, width];
-            out.write_rows(&batch, finish(&raw, size, blur, |_, map| score.score(map, size))?)?;
+            out.write_rows(&batch, score.columns(&raw, sigma)?)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use half::f16;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::{
     engine::{Result, stage::Misfit},
@@ -46,6 +47,14 @@ impl Window {
         }
         let message = format!("{repeats} windows of {kernel_size} leave nothing of a map of {height}x{width}");
         Err(Misfit::parameter(parameter, message))
+    }
+
+    /// Blurs the maps of a batch, f64 [B, H, W] on the CPU, and scores the images: the columns of a table of anomaly
+    /// maps.
+    pub(super) fn columns(self, maps: &Tensor, sigma: f64) -> Result<Vec<ArrayRef>> {
+        let size = [maps.size()[1], maps.size()[2]].map(|side| side as usize);
+        let raw = Vec::<f64>::try_from(maps.flatten(0, -1))?;
+        finish(&raw, size, Blur { sigma, border: Border::Symmetric }, |_, map| self.score(map, size))
     }
 
     /// Returns the score of a map.

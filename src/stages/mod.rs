@@ -21,6 +21,7 @@ pub mod pretrained;
 pub mod read;
 pub mod reconstruct;
 pub mod regions;
+pub mod score_latents;
 pub mod sql;
 mod tensors;
 pub mod train_autoencoder;
@@ -40,6 +41,7 @@ crate::stages! {
     "encode_latents" => encode_latents::EncodeLatents, worker;
     "train_denoiser" => train_denoiser::TrainDenoiser, worker;
     "reconstruct" => reconstruct::Reconstruct, worker;
+    "score_latents" => score_latents::ScoreLatents, worker;
     "anomaly_maps" => anomaly_maps::AnomalyMaps, worker;
     "extract" => extract::Extract, worker;
     "fit" => fit::Fit, worker;

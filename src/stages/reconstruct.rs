@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
     likeness,
-    tensors::{device, first_embedding, floats, halves, network, normalise, tensor},
+    tensors::{context, device, first_embedding, floats, halves, network, normalise, tensor},
     train_denoiser::DenoiserConfig,
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
         vae::{AutoencoderKl, Posterior},
     },
     tables::{
-        embeddings::{self, EMBEDDING, TEXT, UNCONDITIONAL},
+        embeddings::{self, TEXT, UNCONDITIONAL},
         images,
         latents::{self, LOGVAR, MEAN},
         reconstructions,
@@ -106,7 +106,7 @@ impl Stage for Reconstruct {
     fn ports(&self) -> Ports {
         Ports::Named(vec![
             Port::rows("images", [images::pixels_column()]),
-            Port::rows("latents", latents::moment_columns()),
+            Port::rows("latents", [latents::mean_column(), latents::logvar_column()]),
             Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
             Port::table("autoencoder", [weights_column()]),
             Port::table("denoiser", [weights_column()]),
@@ -230,11 +230,7 @@ impl Reconstructor {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
         let image = normalise(&read("images", images::PIXELS)?);
         let posterior = Posterior { mean: read("latents", MEAN)?, logvar: read("latents", LOGVAR)? };
-        let rows = batch.len() as i64;
-        let context = match &self.unconditional {
-            Some(unconditional) if batch.port(TEXT).is_none() => unconditional.f_expand([rows, -1, -1], true)?,
-            _ => read(TEXT, EMBEDDING)?,
-        };
+        let context = context(batch, self.unconditional.as_ref(), self.device)?;
         let size = posterior.mean.size(); // [B, C, h, w]
         let noise = |what: &str| {
             let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();
@@ -250,11 +246,11 @@ impl Reconstructor {
             Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale)?,
             None => Guidance::none(&context),
         };
-        let hint = guidance.extend(&self.denoiser.hint(&image))?;
+        let hint = self.denoiser.hint(&image).map(|hint| guidance.extend(&hint)).transpose()?;
         let model = |x: &Tensor, t: i64| {
             let model = |x: &Tensor, contexts: &Tensor| {
                 let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
-                Ok(self.denoiser.forward(x, &t, contexts, &hint))
+                Ok(self.denoiser.forward(x, &t, contexts, hint.as_ref()))
             };
             guidance.predict(x, model)
         };

@@ -29,7 +29,7 @@ use crate::{
     published::input,
     tables::{
         column::missing,
-        embeddings::EMBEDDING,
+        embeddings::{EMBEDDING, TEXT},
         weights::{CONFIG, WEIGHTS},
     },
 };
@@ -119,6 +119,16 @@ pub(super) fn first_embedding(context: &Context, port: &str) -> Result<Option<Te
     match table.column_by_name(EMBEDDING) {
         Some(column) if !column.is_empty() && column.is_valid(0) => stacked(&table.slice(0, 1), EMBEDDING).map(Some),
         _ => Err(Error::Input(format!("the table at `{port}` has no embedding in its first row, which is taken"))),
+    }
+}
+
+/// Returns the captions of a batch, [B, 77, D]: each row's own or, if `from:` names none, `unconditional` [1, 77, D].
+pub(super) fn context(batch: &Batch, unconditional: Option<&Tensor>, device: Device) -> Result<Tensor> {
+    match unconditional {
+        Some(unconditional) if batch.port(TEXT).is_none() => {
+            Ok(unconditional.f_expand([batch.len() as i64, -1, -1], true)?)
+        }
+        _ => Ok(tensor(batch, TEXT, EMBEDDING)?.to_device(device)),
     }
 }
 

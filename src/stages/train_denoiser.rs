@@ -6,7 +6,11 @@ use arrow::datatypes::{Float32Type, SchemaRef, ToByteSlice};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
+use tch::{
+    Device, Kind, Tensor,
+    nn::{self, VarStore},
+    no_grad,
+};
 
 use super::{
     journal::{READ_ROWS, train, training_rows},
@@ -24,8 +28,9 @@ use crate::{
     },
     models::{
         control::{ControlForm, ControlNetConfig},
-        denoiser::{Denoiser, Published},
+        denoiser::{Denoiser, Published, Standardisation},
         initialisation::skip_init,
+        nn::ConfigError,
         recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
@@ -43,7 +48,8 @@ use crate::{
 };
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
-/// receives the image itself.
+/// receives the image itself. On latents that are features, without an `autoencoder` in `from:`, it trains a U-Net
+/// without that branch, and each channel is standardised over the images of the training.
 ///
 /// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
 /// their stored moments anew in each step (method: noise prediction, t uniform). Without captions, leave
@@ -57,7 +63,7 @@ pub struct TrainDenoiser {
     #[garde(skip)]
     #[serde(default)]
     pub config: UNet2DConditionConfig,
-    /// The control branch.
+    /// The control branch. A denoiser of features has none.
     #[garde(dive)]
     #[serde(default)]
     pub control: Control,
@@ -134,7 +140,7 @@ pub enum Dtype {
 }
 
 /// The control branch, a trainable copy of the U-Net's encoder half that receives the image.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
     /// Widths of the hint encoder, which halves the image between two of them. The number of halvings must be that of
@@ -233,14 +239,63 @@ impl DenoiserConfig {
             );
             return Err(Misfit::input("latents", message));
         }
-        if config.in_channels != channels as i64 || config.out_channels != channels as i64 {
-            return misfit(unet, format!("in_channels and out_channels are {channels} with this autoencoder"));
+        fits(config, channels, text).or_else(|why| misfit(unet, why))
+    }
+}
+
+/// The configuration from which the weights of a denoiser of features are built.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FeatureDenoiserConfig {
+    /// The U-Net.
+    pub unet: UNet2DConditionConfig,
+    /// The noise schedule and the kind of value that the network predicts.
+    pub schedule: ScheduleConfig,
+}
+
+impl FeatureDenoiserConfig {
+    /// Declares the network and the standardisation of its latents.
+    pub(super) fn build(vs: nn::Path<'_>, config: &Self) -> Result<(Denoiser, Standardisation), ConfigError> {
+        let standardisation = Standardisation::new(&vs, config.unet.in_channels);
+        Ok((Denoiser::without_control(vs, &config.unet)?, standardisation))
+    }
+
+    /// Checks that the network fits a stage's latents and captions, those at the port `captions`.
+    pub(super) fn fits(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
+        let [channels, ..] = latents::shape(inputs)?;
+        let [_, text] = embeddings::shape(inputs, captions)?;
+        fits(&self.unet, channels, text).map_err(|why| Misfit::parameter("config", why))
+    }
+}
+
+/// Checks that a U-Net takes latents of so many channels and captions so wide. The error is the reason.
+fn fits(config: &UNet2DConditionConfig, channels: usize, text: usize) -> Result<(), String> {
+    if config.in_channels != channels as i64 || config.out_channels != channels as i64 {
+        return Err(format!("in_channels and out_channels are {channels} with these latents"));
+    }
+    if config.cross_attention_dim != text as i64 {
+        let width = config.cross_attention_dim;
+        return Err(format!("cross_attention_dim is {width} and the captions are {text} wide"));
+    }
+    Ok(())
+}
+
+/// The configuration of what is trained.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Config {
+    /// The U-Net with a control branch, over latents of an autoencoder.
+    Images(DenoiserConfig),
+    /// The U-Net alone, over features.
+    Features(FeatureDenoiserConfig),
+}
+
+impl Config {
+    /// Declares the parameters of the network, without weights to start from.
+    fn build(&self, vs: nn::Path<'_>) -> Result<Denoiser, ConfigError> {
+        match self {
+            Self::Images(config) => Denoiser::new(vs, &config.control),
+            Self::Features(config) => Denoiser::without_control(vs, &config.unet),
         }
-        if config.cross_attention_dim != text as i64 {
-            let width = config.cross_attention_dim;
-            return misfit(unet, format!("cross_attention_dim is {width} and the captions are {text} wide"));
-        }
-        Ok(())
     }
 }
 
@@ -261,7 +316,7 @@ pub struct DenoisingObjective {
 
 impl DenoisingObjective {
     /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` `[B]`,
-    /// with the captions `context` [B, 77, D] and the images [B, 3, H, W] -> [B, 4, h, w].
+    /// with the captions `context` [B, 77, D] and, for the control branch, the images [B, 3, H, W] -> [B, 4, h, w].
     pub fn predict<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -269,11 +324,11 @@ impl DenoisingObjective {
         noise: &Tensor,
         t: &Tensor,
         context: &Tensor,
-        images: &Tensor,
+        images: Option<&Tensor>,
     ) -> Tensor {
-        let [x, context, images] =
-            [&self.schedule.q_sample(z, noise, t), context, images].map(|tensor| tensor.to_kind(self.kind));
-        self.denoiser.forward_with(pass, &x, t, &context, &images)
+        let [x, context] = [&self.schedule.q_sample(z, noise, t), context].map(|tensor| tensor.to_kind(self.kind));
+        let images = images.map(|images| images.to_kind(self.kind));
+        self.denoiser.forward_with(pass, &x, t, &context, images.as_ref())
     }
 
     /// Returns the loss of that prediction, in f32.
@@ -283,7 +338,7 @@ impl DenoisingObjective {
         noise: &Tensor,
         t: &Tensor,
         context: &Tensor,
-        images: &Tensor,
+        images: Option<&Tensor>,
     ) -> training::Loss<'_> {
         let pass = self.gradient_checkpointing.then(Recompute::new);
         let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
@@ -301,10 +356,45 @@ impl TrainDenoiser {
         let control = self.control.clone().of(self.config.clone());
         DenoiserConfig { control, schedule: self.schedule.clone(), scaling_factor }
     }
+
+    fn feature_denoiser(&self) -> FeatureDenoiserConfig {
+        FeatureDenoiserConfig { unet: self.config.clone(), schedule: self.schedule.clone() }
+    }
+
+    /// Returns the configuration, checked against the inputs. Latents without variance are features.
+    fn checked_config(&self, inputs: &Schemas) -> Result<Config, Misfit> {
+        match (latents::has_variance(inputs), inputs.get("autoencoder").is_some()) {
+            (true, true) => {
+                let config = self.denoiser(1.);
+                config.control.validate().map_err(|e| Misfit::parameter("config", e))?;
+                config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
+                Ok(Config::Images(config))
+            }
+            (false, false) => {
+                let config = self.feature_denoiser();
+                config.unet.validate().map_err(|e| Misfit::parameter("config", e))?;
+                config.fits(inputs, captions(inputs)?)?;
+                if self.control != Control::default() {
+                    return Err(Misfit::parameter("control", "a denoiser of features has no control branch"));
+                }
+                if self.init.is_some() {
+                    return Err(Misfit::parameter("init", "a denoiser of features starts from random weights"));
+                }
+                Ok(Config::Features(config))
+            }
+            (true, false) => {
+                Err(Misfit::stage("the latents are those of an autoencoder; name it in `from:` too".to_owned()))
+            }
+            (false, true) => Err(Misfit::input(
+                "autoencoder",
+                "the latents are features, which no autoencoder decodes; leave it out of `from:`",
+            )),
+        }
+    }
 }
 
 /// Returns the port that the captions come from.
-fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
+pub(super) fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
     match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
         [true, false] => Ok(TEXT),
         [false, true] => Ok(UNCONDITIONAL),
@@ -323,9 +413,9 @@ impl Stage for TrainDenoiser {
     fn ports(&self) -> Ports {
         Ports::Named(vec![
             Port::rows("images", [images::pixels_column()]),
-            Port::rows("latents", latents::moment_columns()),
+            Port::rows("latents", [latents::mean_column(), latents::logvar_column().optional()]),
             Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
-            Port::table("autoencoder", [weights_column()]),
+            Port::table("autoencoder", [weights_column()]).optional(),
             Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
         ])
     }
@@ -348,9 +438,7 @@ impl Stage for TrainDenoiser {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let config = self.denoiser(1.);
-        config.control.validate().map_err(|e| Misfit::parameter("config", e))?;
-        config.schedule.build().map_err(|e| Misfit::parameter("schedule", e))?;
+        self.schedule.build().map_err(|e| Misfit::parameter("schedule", e))?;
         if self.init.is_none() && self.trainable != Trainable::All {
             return Err(Misfit::parameter(
                 "trainable",
@@ -358,10 +446,10 @@ impl Stage for TrainDenoiser {
                         `trainable: all`",
             ));
         }
-        if self.min_timestep >= config.schedule.num_train_timesteps {
+        if self.min_timestep >= self.schedule.num_train_timesteps {
             return Err(Misfit::parameter("min_timestep", format!("the schedule ends before {}", self.min_timestep)));
         }
-        config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
+        let config = self.checked_config(inputs)?;
         let [_, h, w] = latents::shape(inputs)?;
         let levels = self.config.block_out_channels.len();
         let deepest = 1 << (levels - 1);
@@ -381,9 +469,14 @@ impl Stage for TrainDenoiser {
 
 impl Open for TrainDenoiser {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
-        let (vae, _) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
+        let config = if context.tables.contains_key("autoencoder") {
+            let (vae, _) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
+            Config::Images(self.denoiser(vae.scaling_factor))
+        } else {
+            Config::Features(self.feature_denoiser())
+        };
         Ok(Box::new(Trainer {
-            config: self.denoiser(vae.scaling_factor),
+            config,
             device: device(context)?,
             sources: context.sources.clone(),
             unconditional: first_embedding(context, UNCONDITIONAL)?,
@@ -394,7 +487,7 @@ impl Open for TrainDenoiser {
 
 struct Trainer {
     stage: TrainDenoiser,
-    config: DenoiserConfig,
+    config: Config,
     device: Device,
     sources: Sources,
     /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
@@ -403,11 +496,11 @@ struct Trainer {
 
 /// The rows to train on.
 struct Data {
-    /// Pixels, u8 [N, H, W, 3].
+    /// Pixels, u8 [N, H, W, 3]; empty for features.
     pixels: TrainingRows,
     /// Means of the latents, [N, 4, h, w].
     mean: TrainingRows,
-    /// Log-variances of the latents, [N, 4, h, w].
+    /// Log-variances of the latents, [N, 4, h, w]; empty for features.
     logvar: TrainingRows,
     /// The distinct captions, [U, T, D].
     text: TrainingRows,
@@ -425,9 +518,11 @@ impl Trainer {
         let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
         let mut row = 0;
         while let Some(batch) = rows.next(READ_ROWS)? {
-            pixels.push(&tensor(&batch, "images", PIXELS)?)?;
             mean.push(&tensor(&batch, "latents", MEAN)?)?;
-            logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;
+            if let Config::Images(_) = self.config {
+                pixels.push(&tensor(&batch, "images", PIXELS)?)?;
+                logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;
+            }
             if self.unconditional.is_none() {
                 let embeddings = batch.column(TEXT, EMBEDDING)?;
                 for i in 0..batch.len() {
@@ -450,19 +545,18 @@ impl Trainer {
     /// themselves, or in another type a copy of them.
     fn networks(&self, vs: &VarStore, copies: &mut VarStore) -> Result<(Denoiser, training::Trainer)> {
         let TrainDenoiser { init, trainable, dtype, training, .. } = &self.stage;
-        let config = &self.config.control;
-        let network = match init {
-            Some(place) => {
+        let network = match (init, &self.config) {
+            (Some(place), Config::Images(DenoiserConfig { control, .. })) => {
                 let published = Weights(place).open(&self.sources)?;
-                Denoiser::open(vs, config, Published::new(published, config).map_err(input)?)?
+                Denoiser::open(vs, control, Published::new(published, control).map_err(input)?)?
             }
-            None => Denoiser::new(vs.root(), config)?,
+            _ => self.config.build(vs.root())?,
         };
         let trainer = training.trainer(train_only(vs, |name| trainable.trains(name)));
         if *dtype == Dtype::F32 {
             return Ok((network, trainer));
         }
-        let network = skip_init(|| Denoiser::new(copies.root(), config))?;
+        let network = skip_init(|| self.config.build(copies.root()))?;
         copies.bfloat16();
         let weights = vs.variables();
         no_grad(|| copies.variables().into_iter().for_each(|(name, mut copy)| copy.copy_(&weights[&name])));
@@ -471,35 +565,69 @@ impl Trainer {
     }
 }
 
+/// The scaling of latents before noise is added.
+enum Scale {
+    /// By one factor: latents of an autoencoder.
+    Factor(f64),
+    /// Channel by channel: features.
+    Channels(Standardisation),
+}
+
+/// Measures the mean and the standard deviation of each channel over all rows and cells. The variables are declared in
+/// `vs`, to be stored with the weights.
+fn measured(vs: &VarStore, rows: &TrainingRows) -> Result<Standardisation> {
+    let positions: Vec<i64> = (0..rows.len() as i64).collect();
+    let (mut sums, mut count) = (Vec::new(), 0);
+    for positions in positions.chunks(READ_ROWS) {
+        let x = rows.at(positions)?.f_to_kind(Kind::Double)?; // [B, C, h, w]
+        let sum = |x: &Tensor| x.f_sum_dim_intlist([0_i64, 2, 3].as_slice(), false, Kind::Double);
+        sums.push(Tensor::f_stack(&[sum(&x)?, sum(&x.f_square()?)?], 0)?); // [2, C]
+        count += x.numel() as i64 / x.size()[1];
+    }
+    let moments = Tensor::f_stack(&sums, 0)?.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double)? / count as f64;
+    let (mean, square) = (moments.f_get(0)?, moments.f_get(1)?);
+    let variance = (square - mean.f_square()?).f_clamp_min(0.)?;
+    Ok(Standardisation::with(&vs.root(), &mean, &variance.f_sqrt()?))
+}
+
 impl Operator for Trainer {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         let data = self.read(rows)?;
         let TrainDenoiser { min_timestep, min_snr_gamma, dtype, gradient_checkpointing, ref training, .. } = self.stage;
-        let schedule = self.config.schedule.build()?;
+        let schedule = self.stage.schedule.build()?;
         tch::manual_seed(training.seed as i64);
-        let [vs, mut copies] = [(); 2].map(|()| VarStore::new(self.device));
+        let [vs, mut copies, scales] = [(); 3].map(|()| VarStore::new(self.device));
         let (denoiser, trainer) = self.networks(&vs, &mut copies)?;
         let variables = trainer.optimizer.parameters();
         let kind = if dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
         let objective = DenoisingObjective { denoiser, schedule, min_snr_gamma, kind, gradient_checkpointing };
-        let timesteps = self.config.schedule.num_train_timesteps - min_timestep;
+        let timesteps = self.stage.schedule.num_train_timesteps - min_timestep;
+        let scale = match &self.config {
+            Config::Images(config) => Scale::Factor(config.scaling_factor),
+            Config::Features(_) => Scale::Channels(measured(&scales, &data.mean)?),
+        };
         let loss = |_, batch: &MicroBatch| {
             let pick = |rows: &TrainingRows| Ok::<_, Error>(rows.at(&batch.rows)?.f_to_device(self.device)?);
             let mut random = batch.noise(training.seed);
-            let (mean, logvar) = (pick(&data.mean)?, pick(&data.logvar)?); // [B, 4, h, w]
+            let mean = pick(&data.mean)?; // [B, 4, h, w]
             let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
-            let z = (&mean + (logvar * 0.5).exp() * normal()?) * self.config.scaling_factor;
+            let (z, images) = match &scale {
+                Scale::Factor(factor) => {
+                    let z = (&mean + (pick(&data.logvar)? * 0.5).exp() * normal()?) * *factor;
+                    (z, Some(normalise(&pick(&data.pixels)?)))
+                }
+                Scale::Channels(standardisation) => (standardisation.apply(&mean), None),
+            };
             let noise = normal()?;
             let t = random.timesteps(batch.rows.len(), timesteps) + i64::from(min_timestep); // [B]
             let captions: Vec<i64> = batch.rows.iter().map(|row| data.caption[*row as usize]).collect();
             let context = data.text.at(&captions)?.f_to_device(self.device)?;
-            let images = normalise(&pick(&data.pixels)?);
-            let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, &images);
+            let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, images.as_ref());
             Ok(LoggedLoss { total, parts: Vec::new() })
         };
-        let weights = || save_weights(vs.variables(), &self.config, &[]);
+        let weights = || save_weights(vs.variables().into_iter().chain(scales.variables()), &self.config, &[]);
         let judge = if self.stage.init.is_some() { Judge::Nothing } else { Judge::Start };
-        let rows = data.pixels.len();
+        let rows = data.mean.len();
         train(training, TrainingRun { trainers: vec![trainer], variables, rows, loss, weights, judge }, out)
     }
 }

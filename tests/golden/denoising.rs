@@ -112,7 +112,7 @@ impl Training {
         let (objective, [z, noise, t, context, hint]) = (&self.objective, &self.batch);
         let mut value = f64::NAN;
         let loss = |_, _| {
-            let loss = objective.loss(z, noise, t, context, hint);
+            let loss = objective.loss(z, noise, t, context, Some(hint));
             value = loss.value.double_value(&[]);
             Ok::<_, TchError>(loss)
         };
@@ -122,7 +122,7 @@ impl Training {
 
     fn loss(&self) -> f64 {
         let [z, noise, t, context, hint] = &self.batch;
-        no_grad(|| self.objective.loss(z, noise, t, context, hint)).value.double_value(&[])
+        no_grad(|| self.objective.loss(z, noise, t, context, Some(hint))).value.double_value(&[])
     }
 
     /// Returns the gradients of the trained parameters in the last step, by published name.
@@ -267,7 +267,7 @@ fn latents(case: &Case) {
 /// Compares the prediction before the first step, and its weighted error, which the authors' program logs.
 fn predictions(case: &Case, training: &Training, only_mid_control: bool, want: &Steps) {
     let [z, noise, t, context, hint] = &training.batch;
-    let prediction = no_grad(|| training.objective.predict(None, z, noise, t, context, hint));
+    let prediction = no_grad(|| training.objective.predict(None, z, noise, t, context, Some(hint)));
     case.near(&format!("eps_pred.omc_{only_mid_control}"), &prediction, NETWORK);
     let schedule = &training.objective.schedule;
     let weight = |t: i64| {

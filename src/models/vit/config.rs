@@ -1,8 +1,14 @@
 //! The sizes of a vision transformer: from the published `config.json`, or from the weights.
 
-use crate::models::checkpoint::Checkpoint;
-use crate::models::nn::{ConfigError, require};
+use std::path::Path;
+
 use serde::Deserialize;
+
+use super::names;
+use crate::models::{
+    checkpoint::{Checkpoint, CheckpointError},
+    nn::{ConfigError, require},
+};
 
 /// The published `config.json` of Hugging Face's `ViTModel`, `Dinov2Model` and `Dinov2WithRegistersModel`; keys that do
 /// not change the computation are ignored.
@@ -66,6 +72,26 @@ const VIT: &str = "vit";
 const NETWORK: &str = "ViTModel";
 
 impl VitConfig {
+    /// Reads the sizes of a weight file, or of a folder in Hugging Face layout: from the folder's `config.json` if there
+    /// is one, else from the shapes of the weights. Returns the weights too, under the names of [`super::names`].
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::open`], and [`CheckpointError::Format`] for a bad config and for weights of another
+    /// architecture.
+    pub fn read(path: &Path) -> Result<(Self, Checkpoint), CheckpointError> {
+        let weights = names::original(Checkpoint::open(path)?.state_dict())?;
+        let beside = path.join("config.json");
+        let config = if beside.is_file() {
+            let text = std::fs::read(&beside).map_err(|source| CheckpointError::Io { path: beside.clone(), source })?;
+            let format = |error: serde_json::Error| CheckpointError::Format { path: beside, reason: error.to_string() };
+            serde_json::from_slice(&text).map_err(format)?
+        } else {
+            let lacks = "no patch embedding, no position table or no blocks";
+            Self::of(&weights).ok_or_else(|| weights.foreign("vision transformer", lacks))?
+        };
+        Ok((config, weights))
+    }
+
     /// Reads the sizes from weights with the names of [`super::names`]; None if they are not those of a vision
     /// transformer. The heads are assumed to be 64 wide, as in every published model.
     pub fn of(weights: &Checkpoint) -> Option<Self> {

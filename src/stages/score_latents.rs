@@ -1,0 +1,170 @@
+//! Latents -> anomaly maps, by the denoiser alone.
+
+use arrow::datatypes::SchemaRef;
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::{
+    finish::Window,
+    tensors::{context, device, first_embedding, network, tensor},
+    train_denoiser::{FeatureDenoiserConfig, captions},
+};
+use crate::{
+    diffusion::{noise_per_key, schedule::Schedule, score::Rule},
+    engine::{
+        Error, Result,
+        stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
+    },
+    features::distance::upsample,
+    models::denoiser::{Denoiser, Standardisation},
+    tables::{
+        anomaly_maps,
+        embeddings::{self, TEXT, UNCONDITIONAL},
+        images,
+        latents::{self, MEAN},
+        weights::{config_of, weights_column},
+    },
+};
+
+/// Scores latents that are features by the denoiser that was trained on those of normal images. Nothing is decoded.
+///
+/// The scores of the cells are brought to the size of the image, bilinearly, and blurred by a Gaussian. The image's
+/// score is the largest mean over a window of the map.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("examples" = [{ "rule": "noise" }]))]
+pub struct ScoreLatents {
+    /// The rule by which a cell is scored.
+    #[garde(skip)]
+    #[serde(default)]
+    pub rule: Rule,
+    /// The timesteps at which the network is asked, ascending. Absent: those of the rule.
+    #[garde(inner(length(min = 1)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Vec<u32>>,
+    /// Standard deviation of the Gaussian blur, in pixels of the map; 0 for none.
+    #[garde(range(min = 0., max = 64.))]
+    #[serde(default = "default_sigma")]
+    pub sigma: f64,
+    /// The rule by which a map gives the image's score.
+    #[garde(dive)]
+    #[serde(default)]
+    pub score: Window,
+    /// Seed of the noise that the rule `reconstruction` adds.
+    #[garde(skip)]
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_sigma() -> f64 {
+    5.
+}
+
+impl ScoreLatents {
+    /// Returns the timesteps, ascending.
+    fn timesteps(&self) -> Vec<u32> {
+        self.timesteps.clone().unwrap_or_else(|| self.rule.default_timesteps())
+    }
+}
+
+impl Stage for ScoreLatents {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        Ports::Named(vec![
+            Port::rows("images", [images::pixels_column()]),
+            Port::rows("latents", [latents::mean_column()]),
+            Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
+            Port::table("denoiser", [weights_column()]),
+            Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
+        ])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        let [height, width, _] = images::pixels(inputs)?;
+        let config: FeatureDenoiserConfig = config_of(inputs, "denoiser")?;
+        config.fits(inputs, captions(inputs)?).map_err(|misfit| Misfit::input("denoiser", misfit.message))?;
+        let timesteps = self.timesteps();
+        if !timesteps.is_sorted_by(|a, b| a < b) {
+            return Err(Misfit::parameter("timesteps", format!("{timesteps:?} do not ascend")));
+        }
+        let count = config.schedule.num_train_timesteps;
+        if let Some(t) = timesteps.iter().find(|t| **t >= count) {
+            let message = format!("the denoiser has no timestep {t}; its last is {}", count - 1);
+            return Err(Misfit::parameter("timesteps", message));
+        }
+        self.score.check([height, width], "score")?;
+        Ok(anomaly_maps::schema([height, width]))
+    }
+}
+
+impl Open for ScoreLatents {
+    fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
+        let device = device(context)?;
+        let ((denoiser, standardisation), config, _) =
+            network(context, "denoiser", device, FeatureDenoiserConfig::build)?;
+        let [height, width, _] = images::pixels(&context.schemas).map_err(|misfit| Error::Stage(misfit.message))?;
+        Ok(Box::new(Scorer {
+            schedule: config.schedule.build()?,
+            unconditional: first_embedding(context, UNCONDITIONAL)?.map(|embedding| embedding.to_device(device)),
+            batch_size: context.batch_size.unwrap_or(16),
+            size: [height as i64, width as i64],
+            stage: self,
+            denoiser,
+            standardisation,
+            device,
+        }))
+    }
+}
+
+struct Scorer {
+    stage: ScoreLatents,
+    denoiser: Denoiser,
+    standardisation: Standardisation,
+    schedule: Schedule,
+    device: Device,
+    /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
+    unconditional: Option<Tensor>,
+    /// Height and width of the images.
+    size: [i64; 2],
+    batch_size: usize,
+}
+
+impl Operator for Scorer {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let ScoreLatents { sigma, score, .. } = self.stage;
+        while let Some(batch) = rows.next(self.batch_size)? {
+            let scores = no_grad(|| self.scores(&batch))?; // [B, h, w]
+            let maps = upsample(&scores.unsqueeze(1), self.size).squeeze_dim(1); // [B, H, W]
+            let maps = maps.to_device(Device::Cpu).to_kind(Kind::Double);
+            out.write_rows(&batch, score.columns(&maps, sigma)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Scorer {
+    /// Scores the cells of a batch: [B, h, w].
+    fn scores(&self, batch: &Batch) -> Result<Tensor> {
+        let x = self.standardisation.apply(&tensor(batch, "latents", MEAN)?.to_device(self.device)); // [B, C, h, w]
+        let context = context(batch, self.unconditional.as_ref(), self.device)?;
+        let model = |x: &Tensor, t: i64| {
+            let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
+            Ok::<_, Error>(self.denoiser.forward(x, &t, &context, None))
+        };
+        let noise = |t: i64| {
+            let keys: Vec<String> = batch.ids.iter().map(|id| format!("step {t}/{id}")).collect();
+            Ok(noise_per_key(self.stage.seed, &keys, &x.size()[1..])?.to_device(self.device))
+        };
+        let timesteps: Vec<i64> = self.stage.timesteps().into_iter().map(i64::from).collect();
+        self.stage.rule.scores(&self.schedule, &timesteps, &x, model, noise)
+    }
+}
