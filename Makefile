@@ -5,10 +5,10 @@ PYTHON ?= python3
 
 .PHONY: quickstart test soak build setup weights tools lint deny
 
-## Runs the whole method on generated products and opens the results to SQL and to a report.
+## Runs two methods on generated products and opens the results to SQL and to a report.
 quickstart: build weights
 	$(CARGO) run --quiet -- run pipelines/quickstart.yaml
-	$(CARGO) run --quiet -- sql "select class, image_auroc, pixel_auroc, aupro from metrics"
+	$(CARGO) run --quiet -- sql "select 'diffusion' as method, class, image_auroc, pixel_auroc, aupro from metrics union all select 'nearest patches', class, image_auroc, pixel_auroc, aupro from bank_metrics order by 1, 2"
 	$(CARGO) run --quiet -- report -o report.html
 
 ## Builds everything and runs the tests.

@@ -72,9 +72,9 @@ tables:
     stage: calibrate
     from: [images, anomaly_maps]
     where: not label
-    with: { rates: [0.9], confidence: 0.5, scope: all, pixel_rate: 0.4 }
+    with: { rates: [0.9], confidence: 0.6, scope: all, pixel_rate: 0.4 }
   decisions: { stage: decide, from: [images, anomaly_maps, thresholds], with: { rate: 0.9 } }
-  regions: { stage: regions, from: [images, anomaly_maps, decisions], where: anomalous }
+  regions: { stage: regions, from: [decisions, images, anomaly_maps], where: anomalous }
   feature_latents: { stage: encode_latents, from: [images], with: { extractor: efficientnet-lite0, layers: [8, 4] } }
   feature_denoiser:
     stage: train_denoiser

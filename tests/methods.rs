@@ -156,3 +156,73 @@ fn bank_that_grew_is_the_bank_made_at_once() {
         }
     }
 }
+
+/// A pipeline from photographs to decisions on two classes.
+const INSPECTION: &str = "
+name: inspection
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
+  features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 } }
+  bank: { stage: fit, from: [features], with: { method: { knn: {} }, classes: separate } }
+  anomaly_maps: { stage: detect, from: [images, bank], with: { sigma: 1 } }
+  thresholds: { stage: calibrate, from: [images, anomaly_maps], where: split = 'train', with: { rates: [0.5], confidence: 0.5 } }
+  decisions: { stage: decide, from: [images, anomaly_maps, thresholds], where: split = 'test', with: { rate: 0.5 } }
+";
+
+/// Returns the objects that `predict --json` printed.
+fn predicted(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn new_photographs_are_judged_as_those_of_the_run() {
+    let lab = Lab::new(INSPECTION);
+    lab.run(&[]);
+    let picture = fs::read_dir(lab.path("data/gear/test")).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+    let picture = fs::read_dir(picture).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+    let id = picture.strip_prefix(lab.path("data")).unwrap().to_string_lossy().into_owned();
+    let query = format!("select score, anomalous from decisions where image_id = '{id}'");
+    let expected = lab.sql(".vlmdiff", &query);
+    assert_eq!(expected.len(), 1, "{id}");
+    fs::create_dir(lab.path("new")).unwrap();
+    fs::copy(&picture, lab.path("new/a.png")).unwrap();
+    lab.write("new/broken.png", "no picture");
+    let judge = |arguments: &[&str]| {
+        lab.vlmdiff(&[&["predict", "pipeline.yaml", "--class", "gear", "--json"], arguments].concat())
+    };
+
+    let alone = judge(&["new/a.png"]);
+    let verdict = &predicted(&alone.stdout)[0];
+    assert_eq!(format!("{},{}", verdict["score"].as_f64().unwrap() as f32, verdict["anomalous"]), expected[0]);
+    assert_eq!(alone.code, Some(if verdict["anomalous"] == true { 4 } else { 0 }), "{}", alone.stderr);
+    assert_eq!((&verdict["image_id"], &verdict["class"]), (&"new/a.png".into(), &"gear".into()));
+
+    // Beside one that cannot be read the photograph has the same verdict, by the same model.
+    let folder = judge(&["new"]);
+    let both = predicted(&folder.stdout);
+    assert_eq!((both.len(), &both[0]), (2, verdict), "{}", folder.stderr);
+    assert!(both[1]["error"].as_str().unwrap().contains("new/broken.png") || both[1]["image_id"] == "new/broken.png");
+    assert_eq!(folder.code, Some(if verdict["anomalous"] == true { 4 } else { 3 }));
+    // The pipeline's own tables are those of its run.
+    assert_eq!(lab.sql(".vlmdiff", &query.replace("decisions", "inspection.decisions")), expected);
+}
+
+#[test]
+fn prediction_that_cannot_be_made_says_why() {
+    let lab = Lab::new(INSPECTION);
+    let refused = |arguments: &[&str]| {
+        let ended = lab.vlmdiff(&[&["predict", "pipeline.yaml"], arguments].concat());
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        ended.stderr
+    };
+    let picture = "data/gear/train/good/000.png";
+    let text = refused(&[picture, "--class", "gear"]);
+    assert!(text.contains("`bank` of `inspection` is not computed yet; `vlmdiff run`"), "{text}");
+    lab.run(&[]);
+    assert!(refused(&[picture]).contains("Name one by --class: gear, tile"));
+    assert!(refused(&["nothing.png", "--class", "gear"]).contains("nothing.png"));
+    let text = lab.vlmdiff(&["predict", "pipeline.yaml", picture, "--class", "screw"]);
+    assert!(text.stderr.contains("nothing was fitted for the class `screw`; there are gear, tile"), "{}", text.stderr);
+    lab.write("pipeline.yaml", BANKS);
+    assert!(refused(&[picture]).contains("has no table of decisions"));
+}

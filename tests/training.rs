@@ -180,7 +180,7 @@ fn training_starts_from_published_weights() {
     let scale = |weights: &Checkpoint| weights.metadata()["config"].contains("\"scaling_factor\":0.18215");
     assert!(scale(&again) && !scale(&first));
 
-    let pipeline = TOY.replace("trainable: all\n", "init: unet.safetensors\n");
+    let pipeline = TOY.replacen("trainable: all\n", "init: unet.safetensors\n", 1);
     lab.write("pipeline.yaml", &pipeline);
     let missing = lab.vlmdiff(&["run", "pipeline.yaml", "--until", "denoiser"]);
     assert!(missing.code == Some(2) && missing.stderr.contains("unet.safetensors"), "{}", missing.stderr);

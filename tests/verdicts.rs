@@ -20,7 +20,7 @@ fn pipeline() -> String {
     where: split = 'train'
     with: {{ rates: [0.5, 0.6], confidence: 0.8, pixel_rate: 0.21 }}
   decisions: {{ stage: decide, from: [images, anomaly_maps, thresholds], where: split = 'test', with: {{ rate: 0.6 }} }}
-  regions: {{ stage: regions, from: [images, anomaly_maps, decisions], where: split = 'test' }}
+  regions: {{ stage: regions, from: [decisions, images, anomaly_maps] }}
 "
     )
 }
@@ -197,7 +197,7 @@ fn exported_files_have_the_size_of_the_photographs_and_agree_with_the_tables() {
         let bounds: Vec<f64> = annotation["bbox"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
         let polygon: Vec<f64> =
             annotation["segmentation"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-        assert!(polygon.len() >= 6 && polygon.len() % 2 == 0);
+        assert!(polygon.len() >= 6 && polygon.len().is_multiple_of(2));
         for (at, value) in polygon.iter().enumerate() {
             let (low, length) = (bounds[at % 2], bounds[2 + at % 2]);
             assert!((low..=low + length).contains(value), "{annotation}");

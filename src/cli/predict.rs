@@ -9,11 +9,6 @@ use std::{
 };
 
 use anyhow::Result;
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    compute::cast,
-    datatypes::{DataType, Float64Type},
-};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -37,9 +32,9 @@ use crate::{
     query::Session,
     tables::{
         Role,
-        column::{column, text},
-        decisions::{ANOMALOUS, CLASS, P_VALUE, RATE, SCORE, THRESHOLD},
-        images::IMAGE_ID,
+        column::text,
+        decisions::Decision,
+        images::{CLASS, IMAGE_ID},
     },
 };
 
@@ -195,12 +190,11 @@ impl Predict {
         let (_, batches) = session.query(&query)?;
         let mut worst = EXIT_DONE;
         for batch in &batches {
-            for row in 0..batch.num_rows() {
-                let decision = Decision::read(batch, row)?;
+            for decision in Decision::all(batch)? {
                 if decision.anomalous == Some(true) {
                     worst = EXIT_ANOMALOUS;
                 }
-                print(if self.json { decision.json(model).to_string() } else { decision.line() })?;
+                print(if self.json { as_json(&decision, model).to_string() } else { line(&decision) })?;
             }
         }
         for error in failed(store, name, route)? {
@@ -331,59 +325,29 @@ fn failed(store: &Store, name: &str, route: &Route) -> Result<Vec<RowError>> {
     Ok(failed.into_values().collect())
 }
 
-/// The decision on a photograph.
-struct Decision {
-    id: String,
-    class: Option<String>,
-    numbers: [Option<f64>; 4],
-    anomalous: Option<bool>,
+/// Returns a decision as a JSON object.
+fn as_json(decision: &Decision, model: &str) -> Value {
+    json!({
+        "image_id": decision.image_id,
+        "class": decision.class,
+        "anomalous": decision.anomalous,
+        "score": decision.score,
+        "p_value": decision.p_value,
+        "rate": decision.rate,
+        "threshold": decision.threshold,
+        "model": model,
+    })
 }
 
-/// The columns of [`Decision::numbers`].
-const NUMBERS: [&str; 4] = [SCORE, P_VALUE, RATE, THRESHOLD];
-
-impl Decision {
-    fn read(batch: &RecordBatch, row: usize) -> Result<Self> {
-        let of_text = |name| Ok::<_, Error>(text(batch, name)?.iter().nth(row).flatten().map(str::to_owned));
-        let number = |name: &str| -> Result<Option<f64>> {
-            let values = cast(column(batch, name)?, &DataType::Float64)?;
-            let values = values.as_primitive::<Float64Type>();
-            Ok(values.is_valid(row).then(|| values.value(row)))
-        };
-        let [score, p, rate, threshold] = NUMBERS.map(number);
-        let verdicts = column(batch, ANOMALOUS)?.as_boolean();
-        Ok(Self {
-            id: of_text(IMAGE_ID)?.unwrap_or_default(),
-            class: of_text(CLASS)?,
-            numbers: [score?, p?, rate?, threshold?],
-            anomalous: verdicts.is_valid(row).then(|| verdicts.value(row)),
-        })
-    }
-
-    fn json(&self, model: &str) -> Value {
-        let mut value = json!({ "image_id": self.id, "class": self.class, "anomalous": self.anomalous });
-        for (name, number) in NUMBERS.iter().zip(self.numbers) {
-            value[*name] = json!(number);
-        }
-        value["model"] = json!(model);
-        value
-    }
-
-    fn line(&self) -> String {
-        let verdict = match self.anomalous {
-            Some(true) => "anomalous",
-            Some(false) => "good",
-            None => "no threshold",
-        };
-        let [score, p, _, threshold] = self.numbers;
-        let number =
-            |name: &str, value: Option<f64>| value.map_or(String::new(), |value| format!("  {name} {value:.4}"));
-        format!(
-            "{verdict:<12}  {}{}{}{}",
-            self.id,
-            number("score", score),
-            number("threshold", threshold),
-            number("p", p)
-        )
-    }
+/// Returns a decision in words.
+fn line(decision: &Decision) -> String {
+    let verdict = match decision.anomalous {
+        Some(true) => "anomalous",
+        Some(false) => "good",
+        None => "no threshold",
+    };
+    let number = |name: &str, value: Option<f64>| value.map_or(String::new(), |value| format!("  {name} {value:.4}"));
+    let numbers = [("score", decision.score), ("threshold", decision.threshold), ("p", decision.p_value)];
+    let numbers: String = numbers.into_iter().map(|(name, value)| number(name, value)).collect();
+    format!("{verdict:<12}  {}{numbers}", decision.image_id)
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::{
-    embedding::averaged,
     Extractor, ExtractorError, Family, FeatureOptions, LoadedExtractor,
+    embedding::averaged,
     resize::{DINOV2_SIZE, Dinov2Resize},
 };
 use crate::models::{efficientnet::EfficientNetLite0, vit::VitConfig};

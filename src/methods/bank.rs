@@ -26,7 +26,7 @@ pub enum Distance {
 pub struct Bank {
     /// The vectors, f32 [M, C], of length 1 for [`Distance::Cosine`].
     vectors: Tensor,
-    /// The squares of their lengths, f32 [M].
+    /// The squares of their lengths, f32 `[M]`.
     squares: Tensor,
     distance: Distance,
 }
@@ -98,7 +98,7 @@ impl Bank {
         Ok(Nearest { distances, indices })
     }
 
-    /// Returns the vectors at positions [N], as [N, C].
+    /// Returns the vectors at positions `[N]`, as [N, C].
     pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
         self.vectors.f_index_select(0, positions)
     }
@@ -135,7 +135,7 @@ fn scaled(vectors: &Tensor, distance: Distance) -> Tensor {
     vectors / vectors.norm_scalaropt_dim(2., [1].as_slice(), true).clamp_min(1e-12)
 }
 
-/// Returns the squares of the lengths of vectors [N, C]: [N].
+/// Returns the squares of the lengths of vectors [N, C]: `[N]`.
 pub(super) fn squares(vectors: &Tensor) -> Tensor {
     vectors.square().sum_dim_intlist([1].as_slice(), false, Kind::Float)
 }

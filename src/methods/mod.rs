@@ -46,7 +46,7 @@ pub struct Fitted {
 /// The scores of an image.
 #[derive(Debug)]
 pub struct Scores {
-    /// A score per patch, f32 [P]; a higher one is more anomalous.
+    /// A score per patch, f32 `[P]`; a higher one is more anomalous.
     pub patches: Tensor,
     /// The method's own score of the image.
     pub image: f64,
@@ -103,7 +103,7 @@ fn kept(fitted: &BTreeMap<String, Tensor>, name: &str) -> Result<Tensor, TchErro
     Ok(fitted.get(name).ok_or_else(lacks)?.shallow_clone())
 }
 
-/// Returns the mean of the largest scores of [P]: of this share of them, and of at least one.
+/// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.
 fn mean_of_largest(scores: &Tensor, share: f64) -> Result<f64, TchError> {
     let count = ((scores.size()[0] as f64 * share) as i64).max(1);
     f64::try_from(scores.f_topk(count, 0, true, false)?.0.f_mean(tch::Kind::Double)?)

@@ -165,8 +165,8 @@ impl Scorer for Memory {
 }
 
 impl Memory {
-    /// Returns the weight of equation 7 for the patch [1, C] whose nearest patch in the bank is at `nearest` [1]: one minus the softmax of its
-    /// distance among the distances to the bank's patches that surround that one.
+    /// Returns the weight of equation 7 for the patch [1, C] whose nearest patch in the bank is at `nearest`, `[1]`: one
+    /// minus the softmax of its distance among the distances to the bank's patches that surround that one.
     fn weight(&self, patch: &Tensor, nearest: &Tensor) -> Result<f64, TchError> {
         let nearest = self.bank.at(nearest)?;
         let around = self.bank.nearest(&nearest, self.reweight)?.indices.f_get(0)?;

@@ -53,7 +53,7 @@ impl Subspace {
 struct Covariance {
     share: f64,
     count: i64,
-    /// The sum of the patches [C], and of their products [C, C].
+    /// The sum of the patches, `[C]`, and of their products [C, C].
     moments: Option<(Tensor, Tensor)>,
 }
 

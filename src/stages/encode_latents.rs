@@ -146,7 +146,7 @@ impl Open for EncodeLatents {
                 let weights = self.weights(extractor).local(&context.sources)?;
                 Network::Extractor(extractor.open(&weights, &self.options(), device)?)
             }
-            None => Network::Autoencoder(network(context, "autoencoder", device, AutoencoderKl::new)?.0),
+            None => Network::Autoencoder(Box::new(network(context, "autoencoder", device, AutoencoderKl::new)?.0)),
         };
         Ok(Box::new(Encoder { network, device, batch_size: context.batch_size.unwrap_or(16) }))
     }
@@ -154,7 +154,7 @@ impl Open for EncodeLatents {
 
 /// The network that encodes.
 enum Network {
-    Autoencoder(AutoencoderKl),
+    Autoencoder(Box<AutoencoderKl>),
     Extractor(LoadedExtractor),
 }
 

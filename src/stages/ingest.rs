@@ -84,7 +84,7 @@ pub struct Ingest {
     #[serde(default, skip_serializing_if = "ManifestColumns::are_usual")]
     pub columns: ManifestColumns,
     /// Height and width of the stored pixels: one number for a square, or `[H, W]`.
-    #[garde(dive)]
+    #[garde(custom(in_range))]
     #[serde(default = "default_size")]
     pub size: Size,
     /// `pad` keeps the aspect ratio of a photograph: it lies in the middle of the stored pixels, as large as it fits.
@@ -123,13 +123,21 @@ fn default_exif_orientation() -> bool {
 }
 
 /// The size of the stored pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a size is a whole number of pixels, or `[H, W]`")]
 pub enum Size {
     /// The side of a square.
-    Square(#[garde(range(min = 16, max = 2048))] u32),
+    Square(#[schemars(range(min = 16, max = 2048))] u32),
     /// Height and width.
-    Rectangle(#[garde(inner(range(min = 16, max = 2048)))] [u32; 2]),
+    Rectangle(#[schemars(inner(range(min = 16, max = 2048)))] [u32; 2]),
+}
+
+fn in_range(size: &Size, (): &()) -> garde::Result {
+    match size.sides() {
+        sides if sides.iter().any(|side| *side < 16) => Err(garde::Error::new("lower than 16")),
+        sides if sides.iter().any(|side| *side > 2048) => Err(garde::Error::new("greater than 2048")),
+        _ => Ok(()),
+    }
 }
 
 impl Size {

@@ -60,6 +60,7 @@ impl Stage for Regions {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
+            Port::rows("decisions", [Column::new(PIXEL_THRESHOLD, DataType::Float32)]),
             Port::rows(
                 "images",
                 [
@@ -69,7 +70,6 @@ impl Stage for Regions {
                 ],
             ),
             Port::rows("anomaly_maps", [Column::tensors(MAP, DataType::Float16, "[H, W]")]),
-            Port::rows("decisions", [Column::new(PIXEL_THRESHOLD, DataType::Float32)]),
         ])
     }
 

@@ -2,14 +2,21 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
 
-use super::images::image_id;
 pub use super::{
     anomaly_maps::SCORE,
     images::CLASS,
     thresholds::{RATE, THRESHOLD},
 };
+use super::{
+    column::{numbers, text},
+    images::{IMAGE_ID, image_id},
+};
+use crate::engine::Result;
 
 /// The conformal p-value: a good photograph has one of at most p with a probability of at most p. Null if no good
 /// photograph of its class is known.
@@ -31,4 +38,43 @@ pub fn schema() -> SchemaRef {
         Field::new(ANOMALOUS, DataType::Boolean, true),
         Field::new(PIXEL_THRESHOLD, DataType::Float32, true),
     ]))
+}
+
+/// The decision on an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The image.
+    pub image_id: String,
+    /// Its class.
+    pub class: String,
+    /// Its score.
+    pub score: Option<f64>,
+    /// The conformal p-value of the score.
+    pub p_value: Option<f64>,
+    /// The rate of false alarms that the threshold promises.
+    pub rate: Option<f64>,
+    /// The threshold.
+    pub threshold: Option<f64>,
+    /// The verdict.
+    pub anomalous: Option<bool>,
+}
+
+impl Decision {
+    /// Reads the rows of a table of decisions.
+    pub fn all(batch: &RecordBatch) -> Result<Vec<Self>> {
+        let (ids, classes) = (text(batch, IMAGE_ID)?, text(batch, CLASS)?);
+        let (scores, p_values) = (numbers(batch, SCORE)?, numbers(batch, P_VALUE)?);
+        let (rates, thresholds) = (numbers(batch, RATE)?, numbers(batch, THRESHOLD)?);
+        let verdicts = numbers(batch, ANOMALOUS)?;
+        let decision = |row: usize| Self {
+            image_id: ids.value(row).to_owned(),
+            class: classes.value(row).to_owned(),
+            score: scores[row],
+            p_value: p_values[row],
+            rate: rates[row],
+            threshold: thresholds[row],
+            anomalous: verdicts[row].map(|verdict| verdict > 0.),
+        };
+        Ok((0..batch.num_rows()).map(decision).collect())
+    }
 }

@@ -188,8 +188,8 @@ impl Driver<'_, '_> {
             loop {
                 while failure.is_none() && running < limit {
                     let is_ready =
-                        |table: &&Table| table.inputs.iter().all(|input| !unmade.contains(input.table.as_str()));
-                    let Some(at) = waiting.iter().position(|table| is_ready(&table)) else { break };
+                        |table: &Table| table.inputs.iter().all(|input| !unmade.contains(input.table.as_str()));
+                    let Some(at) = waiting.iter().position(|table| is_ready(table)) else { break };
                     let table = waiting.remove(at);
                     let seen = seen_by(table, &states);
                     let (say, damaged) = (say.clone(), damaged.get(&table.name));
@@ -200,7 +200,7 @@ impl Driver<'_, '_> {
                     };
                     // A table that nothing runs beside needs no thread of its own, which would cost a run in which
                     // nothing changed half a millisecond a table.
-                    if running == 1 && !waiting.iter().any(|table| is_ready(&table)) {
+                    if running == 1 && !waiting.iter().any(|table| is_ready(table)) {
                         make();
                         break;
                     }
