@@ -71,6 +71,8 @@ pub(super) struct Predict {
     device: String,
 }
 
+/// The folder of links to photographs.
+const LINKS: &str = "photographs";
 /// The interval at which a watched folder is listed.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
@@ -197,12 +199,15 @@ impl Predict {
                 print(if self.json { as_json(&decision, model).to_string() } else { line(&decision) })?;
             }
         }
-        for error in failed(store, name, route)? {
+        for RowError { id, message, .. } in failed(store, name, route)? {
             worst = worst.max(EXIT_SKIPPED);
+            // The message begins with the path of a link to the photograph, whose name is its id.
+            let message =
+                message.split_once(LINKS).and_then(|(_, rest)| rest.split_once(": ")).map_or(&*message, |(_, why)| why);
             if self.json {
-                print(json!({ "image_id": error.id, "error": error.message, "model": model }).to_string())?;
+                print(json!({ "image_id": id, "error": message, "model": model }).to_string())?;
             } else {
-                say(format!("{}: {}", error.id, error.message));
+                say(format!("{id}: {message}"));
             }
         }
         Ok(worst)
@@ -226,11 +231,12 @@ impl Route {
         };
         let decides = |table: &&Table| Role::of(&table.output).contains(&Role::Decisions);
         let decisions = one("decisions", pipeline.tables.iter().filter(decides).collect())?;
-        // Tables stand below those that they read.
+        // Tables stand below those that they read. What is read as a whole, such as a bank, is taken as it is.
         let mut needed = BTreeSet::from([decisions.clone()]);
         for table in pipeline.tables.iter().rev() {
             if needed.contains(&table.name) {
-                needed.extend(table.inputs.iter().map(|input| input.table.clone()));
+                let by_row = table.inputs.iter().filter(|input| input.reads == Reads::Rows);
+                needed.extend(by_row.map(|input| input.table.clone()));
             }
         }
         let is_source = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
@@ -294,7 +300,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 
 /// Writes a manifest of photographs into a folder, and links to them beside it. Their ids are their paths as given.
 fn write_manifest(folder: &Path, photographs: &[PathBuf], class: &str) -> Result<PathBuf> {
-    let links = folder.join("photographs");
+    let links = folder.join(LINKS);
     if links.exists() {
         fs::remove_dir_all(&links)?;
     }
