@@ -1,5 +1,7 @@
 //! Coresets: few vectors that lie close to all others (k-center), chosen greedily.
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tch::{Kind, TchError, Tensor};
 
 use super::bank::squares;
@@ -18,17 +20,11 @@ pub enum Start {
 /// Chooses `count` of the vectors f32 [N, C], each farthest from those chosen before it; the first of several that are
 /// equally far. Returns their positions in the order of the choice.
 ///
-/// The result depends on the vectors and their order alone. `progress` is called with the number chosen and `count`; if it returns
-/// false, the choice ends with `None`.
+/// The result depends on the vectors and their order alone.
 ///
 /// # Panics
 /// If `count` is more than N.
-pub fn greedy(
-    vectors: &Tensor,
-    count: i64,
-    start: &Start,
-    mut progress: impl FnMut(u64, u64) -> bool,
-) -> Result<Option<Vec<i64>>, TchError> {
+pub fn greedy(vectors: &Tensor, count: i64, start: &Start) -> Result<Vec<i64>, TchError> {
     let total = vectors.size()[0];
     assert!(count <= total, "{count} of {total} vectors cannot be chosen");
     let squares = squares(vectors); // [N]
@@ -61,15 +57,12 @@ pub fn greedy(
         }
     };
     while (chosen.len() as i64) < count {
-        if !progress(chosen.len() as u64, count as u64) {
-            return Ok(None);
-        }
         let farthest = i64::try_from(anchors.f_argmax(0, false)?)?;
         anchors = anchors.f_minimum(&distances(farthest)?)?;
         taken(&anchors, farthest);
         chosen.push(farthest);
     }
-    Ok(Some(chosen))
+    Ok(chosen)
 }
 
 /// Marks a vector as chosen. Its distance to itself is a rounding error, which must not win over a duplicate of it.
@@ -87,66 +80,24 @@ pub fn of_image(patches: &Tensor, count: i64) -> Result<Tensor, TchError> {
     let vectors = patches.f_to_kind(Kind::Float)?;
     let centre = vectors.f_mean_dim([0].as_slice(), true, Kind::Float)?;
     let first = i64::try_from(self::squares(&(&vectors - centre)).f_argmax(0, false)?)?;
-    let chosen = greedy(&vectors, count, &Start::Vector(first), |_, _| true)?.unwrap_or_default();
+    let chosen = greedy(&vectors, count, &Start::Vector(first))?;
     patches.f_index_select(0, &Tensor::from_slice(&chosen).to_device(patches.device()))
-}
-
-/// Numbers that depend on a seed alone, on every machine (SplitMix64 of Steele et al. 2014).
-#[derive(Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// Begins a sequence.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Returns the next number.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Returns a number from 0 to 1, without 1.
-    pub fn uniform(&mut self) -> f64 {
-        (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Returns a whole number below `end`.
-    pub fn below(&mut self, end: i64) -> i64 {
-        (self.uniform() * end as f64) as i64
-    }
-
-    /// Returns `count` different numbers below `end`, or all of them if there are fewer.
-    pub fn distinct(&mut self, count: i64, end: i64) -> Vec<i64> {
-        let mut chosen = Vec::new();
-        while (chosen.len() as i64) < count.min(end) {
-            let number = self.below(end);
-            if !chosen.contains(&number) {
-                chosen.push(number);
-            }
-        }
-        chosen
-    }
 }
 
 /// A random projection of vectors to fewer dimensions, in which distances are nearly kept: f32 [C, dimensions].
 pub fn dense_projection(from: i64, dimensions: i64, seed: u64) -> Tensor {
-    let (mut random, bound) = (Random::new(seed), 1. / (from as f64).sqrt());
-    let values: Vec<f32> = (0..from * dimensions).map(|_| ((2. * random.uniform() - 1.) * bound) as f32).collect();
+    let (mut random, bound) = (ChaCha8Rng::seed_from_u64(seed), 1. / (from as f32).sqrt());
+    let values: Vec<f32> = (0..from * dimensions).map(|_| random.random_range(-bound..bound)).collect();
     Tensor::from_slice(&values).view([from, dimensions])
 }
 
 /// A sparse projection (Achlioptas 2003, Li et al. 2006): of the C numbers of each dimension about a share of 1 / √C is
 /// not zero, as in anomalib and scikit-learn's `SparseRandomProjection`.
 pub fn sparse_projection(from: i64, dimensions: i64, seed: u64) -> Tensor {
-    let (mut random, density) = (Random::new(seed), 1. / (from as f64).sqrt());
+    let (mut random, density) = (ChaCha8Rng::seed_from_u64(seed), 1. / (from as f64).sqrt());
     let value = (1. / density).sqrt() / (dimensions as f64).sqrt();
     let values: Vec<f32> = (0..from * dimensions)
-        .map(|_| match random.uniform() / density {
+        .map(|_| match random.random::<f64>() / density {
             position if position < 0.5 => value as f32,
             position if position < 1. => -value as f32,
             _ => 0.,
@@ -176,7 +127,7 @@ mod tests {
     }
 
     fn chosen(vectors: &Tensor, count: i64, start: Start) -> Vec<i64> {
-        greedy(vectors, count, &start, |_, _| true).unwrap().unwrap()
+        greedy(vectors, count, &start).unwrap()
     }
 
     #[test]
@@ -195,11 +146,6 @@ mod tests {
         assert_eq!(all[..2], [1, 3]);
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn choice_that_is_stopped_returns_nothing() {
-        assert_eq!(greedy(&line(&[1., 2.]), 2, &Start::Vector(0), |_, _| false).unwrap(), None);
     }
 
     #[test]

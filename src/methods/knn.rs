@@ -78,9 +78,9 @@ impl Fitter for Collector {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, _: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Fitted>, TchError> {
+    fn finish(self: Box<Self>) -> Result<Fitted, TchError> {
         let bank = self.joined()?;
-        Ok(Some(Fitted { vectors: bank.size()[0], tensors: [(BANK.to_owned(), bank)].into() }))
+        Ok(Fitted { vectors: bank.size()[0], tensors: [(BANK.to_owned(), bank)].into() })
     }
 }
 

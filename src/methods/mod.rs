@@ -34,7 +34,7 @@ pub enum Method {
     Subspace(Subspace),
 }
 
-/// What a method keeps of the images that it was fitted on.
+/// The tensors that a method keeps of the images that it was fitted on.
 #[derive(Debug, Default)]
 pub struct Fitted {
     /// The tensors, by name.
@@ -57,8 +57,8 @@ pub trait Fitter: Send {
     /// Adds the patches of an image, of any float type [P, C]. Images come in the order of their ids.
     fn add(&mut self, patches: &Tensor) -> Result<(), TchError>;
 
-    /// Ends the fit. `progress` is called between steps that take long; if it returns false, the fit ends with `None`.
-    fn finish(self: Box<Self>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Fitted>, TchError>;
+    /// Ends the fit.
+    fn finish(self: Box<Self>) -> Result<Fitted, TchError>;
 }
 
 /// Scores patches by what a method has kept. Scores of an image depend on no other image.

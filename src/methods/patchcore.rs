@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rand::{RngExt, SeedableRng, seq::index::sample};
+use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
@@ -9,7 +11,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{
     Fitted, Fitter, Scorer, Scores,
     bank::{Bank, Distance, Nearest},
-    coreset::{Random, Start, dense_projection, greedy, johnson_lindenstrauss, select, sparse_projection},
+    coreset::{Start, dense_projection, greedy, johnson_lindenstrauss, select, sparse_projection},
     kept,
     knn::{BANK, Collector},
 };
@@ -50,7 +52,7 @@ pub enum Protocol {
 /// The dimensions of the authors' projection.
 const DIMENSIONS: i64 = 128;
 /// The number of patches with which the authors' choice begins.
-const STARTS: i64 = 10;
+const STARTS: usize = 10;
 
 impl Default for Patchcore {
     fn default() -> Self {
@@ -93,30 +95,27 @@ impl Patchcore {
         Ok(Memory { bank, neighbors: i64::from(self.neighbors), reweight })
     }
 
-    /// Returns the positions of the coreset of patches f32 [N, C]; `None` if `progress` returned false.
-    fn coreset(
-        &self,
-        patches: &Tensor,
-        progress: &mut dyn FnMut(u64, u64) -> bool,
-    ) -> Result<Option<Vec<i64>>, TchError> {
+    /// Returns the positions of the coreset of patches f32 [N, C].
+    fn coreset(&self, patches: &Tensor) -> Result<Vec<i64>, TchError> {
         let (total, channels) = patches.size2()?;
         let most = self.max_patches.map_or(i64::MAX, i64::from);
         let count = ((total as f64 * self.ratio) as i64).min(most).clamp(1.min(total), total);
-        let mut random = Random::new(self.seed);
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let (projection, start) = match self.protocol {
             Protocol::Anomalib => {
                 let dimensions = johnson_lindenstrauss(total.max(2)).max(1);
-                (sparse_projection(channels, dimensions, self.seed), Start::Vector(random.below(total)))
+                (sparse_projection(channels, dimensions, self.seed), Start::Vector(random.random_range(0..total)))
             }
             Protocol::Authors => {
-                let starts = random.distinct(STARTS, total);
+                let starts = sample(&mut random, total as usize, STARTS.min(total as usize));
+                let starts = starts.into_iter().map(|start| start as i64).collect();
                 (dense_projection(channels, DIMENSIONS, self.seed), Start::MeanDistanceTo(starts))
             }
         };
         // Vectors that are no longer than the projection are compared as they are.
         let projected =
             if channels <= projection.size()[1] { patches.shallow_clone() } else { patches.f_matmul(&projection)? };
-        greedy(&projected, count, &start, progress)
+        greedy(&projected, count, &start)
     }
 }
 
@@ -130,14 +129,13 @@ impl Fitter for Thinning {
         self.patches.add(patches)
     }
 
-    fn finish(self: Box<Self>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Fitted>, TchError> {
+    fn finish(self: Box<Self>) -> Result<Fitted, TchError> {
         let all = self.patches.joined()?;
-        if all.size()[0] == 0 {
-            return Ok(Some(Fitted { vectors: 0, tensors: [(BANK.to_owned(), all)].into() }));
-        }
-        let Some(chosen) = self.method.coreset(&all.f_to_kind(Kind::Float)?, progress)? else { return Ok(None) };
-        let bank = select(&all, &chosen)?;
-        Ok(Some(Fitted { vectors: bank.size()[0], tensors: [(BANK.to_owned(), bank)].into() }))
+        let bank = match all.size()[0] {
+            0 => all,
+            _ => select(&all, &self.method.coreset(&all.f_to_kind(Kind::Float)?)?)?,
+        };
+        Ok(Fitted { vectors: bank.size()[0], tensors: [(BANK.to_owned(), bank)].into() })
     }
 }
 

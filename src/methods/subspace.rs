@@ -69,8 +69,8 @@ impl Fitter for Covariance {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, _: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Fitted>, TchError> {
-        let Some((sum, products)) = self.moments else { return Ok(Some(Fitted::default())) };
+    fn finish(self: Box<Self>) -> Result<Fitted, TchError> {
+        let Some((sum, products)) = self.moments else { return Ok(Fitted::default()) };
         let count = self.count as f64;
         let mean = sum / count;
         let covariance = products / count - mean.f_outer(&mean)?;
@@ -88,7 +88,7 @@ impl Fitter for Covariance {
         let components_of = vectors.f_narrow(1, all - components, components)?.f_contiguous()?;
         let tensors = [(MEAN, mean), (COMPONENTS, components_of)];
         let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor.to_kind(Kind::Float)));
-        Ok(Some(Fitted { tensors: tensors.into(), vectors: components }))
+        Ok(Fitted { tensors: tensors.into(), vectors: components })
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
         let mut fitter = Box::new(method.fitter());
         fitter.add(&flat.narrow(0, 0, 200)).unwrap();
         fitter.add(&flat.narrow(0, 200, 300)).unwrap();
-        let fitted = fitter.finish(&mut |_, _| true).unwrap().unwrap();
+        let fitted = fitter.finish().unwrap();
         assert_eq!(fitted.vectors, 2);
         let scorer = method.scorer(&fitted.tensors, Device::Cpu).unwrap();
         let scores = scorer.score(&Tensor::from_slice2(&[[0_f32, 0., 1.], [5., -2., 4.]])).unwrap();

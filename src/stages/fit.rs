@@ -160,7 +160,7 @@ impl Operator for Fitting {
         for (class, group) in groups {
             let of = class.clone().unwrap_or_else(|| "all classes".to_owned());
             out.log(format!("fitting {of} on {} images", group.images));
-            let fitted = group.fitter.finish(&mut |_, _| true)?.ok_or(Error::Interrupted)?;
+            let fitted = group.fitter.finish()?;
             let weights = out.put_blob(save_weights(fitted.tensors, &config, &[])?)?;
             let columns: [ArrayRef; 6] = [
                 Arc::new(StringArray::from(vec![class])),
