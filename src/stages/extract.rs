@@ -20,6 +20,7 @@ use super::{
 use crate::{
     engine::{
         Result,
+        source::Sources,
         stage::{Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     features::{
@@ -123,16 +124,21 @@ impl Stage for Extract {
 impl Open for Extract {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let files = NetworkFiles::read(self.weights(), &context.sources)?;
         let network = self.extractor.open(&self.weights().local(&context.sources)?, &self.options(), device)?;
-        Ok(Box::new(Extracting { stage: self, network, files, device, batch_size: context.batch_size.unwrap_or(16) }))
+        Ok(Box::new(Extracting {
+            stage: self,
+            network,
+            sources: context.sources.clone(),
+            device,
+            batch_size: context.batch_size.unwrap_or(16),
+        }))
     }
 }
 
 struct Extracting {
     stage: Extract,
     network: LoadedExtractor,
-    files: Vec<(String, Vec<u8>)>,
+    sources: Sources,
     device: Device,
     /// The number of rows that are written at a time; each image is computed on its own.
     batch_size: usize,
@@ -140,7 +146,7 @@ struct Extracting {
 
 impl Operator for Extracting {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
-        let files = NetworkFiles::keep(&self.files, out)?.to_text();
+        let files = NetworkFiles::keep(self.stage.weights(), &self.sources, out)?.to_text();
         while let Some(batch) = rows.next(self.batch_size)? {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let (mut values, mut lengths, mut channels) = (Vec::<f16>::new(), Vec::new(), Vec::new());

@@ -16,19 +16,19 @@ use crate::{
 pub(super) struct NetworkFiles(BTreeMap<String, Digest>);
 
 impl NetworkFiles {
-    /// Reads the files that a parameter `weights` names.
-    pub(super) fn read(weights: Weights<'_>, sources: &Sources) -> Result<Vec<(String, Vec<u8>)>> {
-        let read = |address: String| {
+    /// Keeps the files that a parameter `weights` names as blobs.
+    pub(super) fn keep(weights: Weights<'_>, sources: &Sources, out: &mut Sink<'_>) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for address in weights.files().map_err(Error::Input)? {
             let name = address.rsplit('/').next().unwrap_or_default().to_owned();
-            Ok((name, sources.read(&address)?.to_vec()))
-        };
-        weights.files().map_err(Error::Input)?.into_iter().map(read).collect()
-    }
-
-    /// Keeps files as blobs.
-    pub(super) fn keep(files: &[(String, Vec<u8>)], out: &mut Sink<'_>) -> Result<Self> {
-        let keep = |(name, content): &(String, Vec<u8>)| Ok((name.clone(), out.put_blob(content.clone())?));
-        files.iter().map(keep).collect::<Result<_>>().map(Self)
+            // The digest of a file that has not changed is known without reading it.
+            let digest = sources.digest(&address)?;
+            if !out.adopt_blobs(&[digest])? {
+                out.put_blob(sources.read(&address)?.to_vec())?;
+            }
+            files.insert(name, digest);
+        }
+        Ok(Self(files))
     }
 
     /// Reads what [`NetworkFiles::to_text`] wrote.
