@@ -102,12 +102,14 @@ impl Predict {
         let workers = Workers::new(&store, worker_program()?, vec![settings.clone()], default_threads(), &stop);
         stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), true))?;
         let folder = tempfile::tempdir()?;
-        let mut judged: BTreeSet<PathBuf> = BTreeSet::new();
+        // A file that is still being copied is judged again when it has grown.
+        let mut judged: BTreeSet<(PathBuf, u64)> = BTreeSet::new();
         let mut worst = EXIT_DONE;
         loop {
             let mut new = files(&self.photographs)?;
             new.extend(files(self.watch.as_slice())?);
-            new.retain(|path| !judged.contains(path));
+            let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+            new.retain(|path| judged.insert((path.clone(), size(path))));
             if !new.is_empty() {
                 let manifest = write_manifest(folder.path(), &new, &class)?;
                 pipeline = self.reading(&manifest, &name, &route)?;
@@ -128,7 +130,6 @@ impl Predict {
                     }
                 })?;
                 worst = worst.max(self.print(&store, &name, &route, &model)?);
-                judged.extend(new);
             }
             if self.watch.is_none() {
                 return Ok(worst);
