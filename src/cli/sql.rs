@@ -201,7 +201,7 @@ impl Drop for Results {
     }
 }
 
-/// What `help` prints.
+/// The answer to `help`.
 const HELP: &str = "\
 A statement may have several lines and ends with `;`. Tab completes tables, columns and functions.
   \\d, .tables           the tables; also `show tables;`

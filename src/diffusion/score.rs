@@ -133,7 +133,7 @@ mod tests {
         let found = Rule::Inversion.scores(&schedule, &[150, 300], &x, none, |_| Ok(x.shallow_clone())).unwrap();
         let share = schedule.alpha_cumprod(300) / schedule.alpha_cumprod(0);
         let wanted = x.square().mean_dim([1_i64].as_slice(), false, Kind::Float) * share;
-        // As above, with two more factors.
+        // Sums of three squares times two factors, rounded a few times by 2⁻²⁴ each.
         assert!((found / wanted - 1.).abs().max().double_value(&[]) < 1e-5);
     }
 }

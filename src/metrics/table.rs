@@ -32,7 +32,7 @@ pub struct Metric {
     pub column: &'static str,
     /// The aggregate function of SQL.
     pub function: &'static str,
-    /// What is judged.
+    /// The subject of the metric: images or pixels.
     pub judged: Judged,
     /// How it is measured.
     pub kind: Kind,

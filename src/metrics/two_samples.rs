@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn probabilities_are_those_of_all_interleavings() {
-        // Of the C(4, 2) = 6 interleavings of two and two, two are apart; four reach 1/2.
+        // Two samples of two values interleave in C(4, 2) = 6 ways. In two of them the samples are wholly apart, at a
+        // distance of 1; in the other four the distance is 1/2.
         assert_eq!(kolmogorov_smirnov(&[1., 2.], &[3., 4.]), Some((1., 1. - 4. / 6.)));
         let (distance, p) = kolmogorov_smirnov(&[1., 3.], &[2., 4.]).unwrap();
         assert!(distance == 0.5 && (p - 1.).abs() < 1e-15, "{p}");

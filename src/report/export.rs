@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// What an export wrote.
+/// The numbers of images and regions that an export wrote.
 #[derive(Debug)]
 pub struct Exported {
     /// The number of images.

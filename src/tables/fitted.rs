@@ -1,4 +1,4 @@
-//! What methods keep of the images that they were fitted on: one row per class, or one for all.
+//! Fitted methods: one row per class with what is kept of its images, or one row for all classes.
 
 use std::sync::Arc;
 

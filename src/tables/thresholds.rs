@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 
 pub use super::images::CLASS;
 
-/// What a threshold is for: [`IMAGE`] or [`PIXEL`].
+/// The kind of scores that a threshold is compared with: [`IMAGE`] or [`PIXEL`].
 pub const LEVEL: &str = "level";
 /// The level of the scores of images.
 pub const IMAGE: &str = "image";
