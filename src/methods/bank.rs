@@ -4,9 +4,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// The vectors of the bank that are compared at a time. The distances of an image's patches to these are in memory at
-/// once: 64 MB for 1,000 patches.
-const BLOCK: i64 = 16_384;
+/// The vectors that are compared at a time: the products of an image's patches with these stay in the processor's caches.
+const BLOCK: i64 = 1024;
+/// The vectors of a group.
+const GROUP: i64 = 16;
+/// The groups of a block.
+const GROUPS: i64 = BLOCK / GROUP;
+/// The patches that are compared with the vectors of their nearest groups at a time.
+const QUERIES: i64 = 128;
+/// The mode of libtorch's `cdist` in which distances are computed from differences and not from products.
+const BY_DIFFERENCES: i64 = 2;
 
 /// The measure of the distance between two vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,10 +31,12 @@ pub enum Distance {
 /// Vectors of normal patches.
 #[derive(Debug)]
 pub struct Bank {
-    /// The vectors, f32 [M, C], of length 1 for [`Distance::Cosine`].
+    /// The vectors, f32 [blocks · BLOCK, C], of length 1 for [`Distance::Cosine`]. The last block is filled with vectors
+    /// that are infinitely far.
     vectors: Tensor,
-    /// The squares of their lengths, f32 `[M]`.
+    /// The squares of their lengths, f32 [blocks · BLOCK].
     squares: Tensor,
+    len: i64,
     distance: Distance,
 }
 
@@ -44,13 +53,17 @@ impl Bank {
     /// Makes a bank of vectors [M, C] of any float type.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
         let vectors = scaled(&vectors.f_to_device(device)?.f_to_kind(Kind::Float)?, distance);
+        let len = vectors.size()[0];
+        let filling = len.unsigned_abs().next_multiple_of(BLOCK as u64) as i64 - len;
+        // The square of 1e30 is infinite in f32.
+        let vectors = vectors.f_pad([0, 0, 0, filling], "constant", 1e30)?;
         let squares = squares(&vectors);
-        Ok(Self { vectors, squares, distance })
+        Ok(Self { vectors, squares, len, distance })
     }
 
     /// Returns the number of vectors.
     pub fn len(&self) -> i64 {
-        self.squares.size()[0]
+        self.len
     }
 
     /// Returns true if there is no vector.
@@ -60,71 +73,63 @@ impl Bank {
 
     /// Finds the `count` nearest vectors of each query [P, C]; all of them if the bank has fewer.
     ///
-    /// Distances come from |q|² - 2 q · b + |b|², of which the product is a matrix product in f32. A vector that is in
-    /// the bank is therefore at a distance of a rounding error and not of 0.
+    /// The `count` nearest vectors lie in the `count` groups whose nearest vectors are nearest. These groups are found by
+    /// |b|² - 2 q · b, a matrix product in f32, and the distances to their vectors by the differences, so that a vector
+    /// of the bank is at a distance of 0.
     pub fn nearest(&self, queries: &Tensor, count: i64) -> Result<Nearest, TchError> {
-        let queries = scaled(&queries.f_to_device(self.vectors.device())?.f_to_kind(Kind::Float)?, self.distance);
-        let count = count.min(self.len());
-        let doubled = &queries * -2.;
-        let mut best: Option<(Tensor, Tensor)> = None;
-        let mut start = 0;
-        while start < self.len() {
-            let left = self.len() - start;
-            // The last columns, which make no group, are a block of their own.
-            let length = if left < GROUP { left } else { BLOCK.min(left - left % GROUP) };
-            let (vectors, squares) = (self.vectors.narrow(0, start, length), self.squares.narrow(0, start, length));
-            let partial = squares.f_addmm(&doubled, &vectors.tr())?; // [P, length], less |q|²
-            let found = smallest(&partial, count.min(length))?;
-            let found = (found.0, found.1 + start);
-            best = Some(match best {
-                None => found,
-                Some(before) => {
-                    let distances = Tensor::f_cat(&[before.0, found.0], 1)?;
-                    let indices = Tensor::f_cat(&[before.1, found.1], 1)?;
-                    let (distances, at) = smallest(&distances, count.min(distances.size()[1]))?;
-                    (distances, indices.f_gather(1, &at, false)?)
-                }
-            });
-            start += length;
+        if self.is_empty() {
+            return Err(TchError::Torch("a bank without vectors has no nearest one".to_owned()));
         }
-        let empty = || TchError::Torch("a bank without vectors has no nearest one".to_owned());
-        let (partial, indices) = best.ok_or_else(empty)?;
-        let squared = (partial + self::squares(&queries).unsqueeze(1)).clamp_min(0.);
+        let queries = scaled(&queries.f_to_device(self.vectors.device())?.f_to_kind(Kind::Float)?, self.distance);
+        let groups = self.nearest_groups(&queries, count)?; // [P, groups]
+        let (total, count) = (queries.size()[0], count.min(self.len));
+        let (mut distances, mut indices) = (Vec::new(), Vec::new());
+        for start in (0..total).step_by(QUERIES as usize) {
+            let length = QUERIES.min(total - start);
+            let (queries, groups) = (queries.f_narrow(0, start, length)?, groups.f_narrow(0, start, length)?);
+            let found = self.nearest_in(&queries, &groups, count)?;
+            distances.push(found.0);
+            indices.push(found.1);
+        }
+        let distances = Tensor::f_cat(&distances, 0)?;
         let distances = match self.distance {
-            Distance::Euclidean => squared.sqrt(),
-            Distance::SquaredEuclidean => squared,
-            Distance::Cosine => squared / 2.,
+            Distance::Euclidean => distances,
+            Distance::SquaredEuclidean => distances.f_square()?,
+            Distance::Cosine => distances.f_square()? / 2.,
         };
-        Ok(Nearest { distances, indices })
+        Ok(Nearest { distances, indices: Tensor::f_cat(&indices, 0)? })
+    }
+
+    /// Returns the `count` groups whose nearest vectors are nearest to queries [P, C]: i64 [P, count]. The vectors of a
+    /// group lie [`GROUPS`] apart in a block, so that minima over them are taken over neighbouring numbers at once.
+    fn nearest_groups(&self, queries: &Tensor, count: i64) -> Result<Tensor, TchError> {
+        let doubled = queries * -2.;
+        let mut minima = Vec::new();
+        for (vectors, squares) in self.vectors.split(BLOCK, 0).iter().zip(self.squares.split(BLOCK, 0)) {
+            let partial = squares.f_addmm(&doubled, &vectors.f_tr()?)?; // [P, BLOCK], less |q|²
+            minima.push(partial.f_view([-1, GROUP, GROUPS])?.f_amin([1].as_slice(), false)?);
+        }
+        let minima = Tensor::f_cat(&minima, 1)?; // [P, blocks · GROUPS]
+        Ok(minima.f_topk(count.min(minima.size()[1]), 1, false, false)?.1)
+    }
+
+    /// Returns the `count` smallest distances of each query [Q, C] to the vectors of its groups [Q, G], ascending, and the
+    /// positions of these vectors.
+    fn nearest_in(&self, queries: &Tensor, groups: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
+        let (rows, channels) = queries.size2()?;
+        let first = groups + groups.f_divide_scalar_mode(GROUPS, "floor")? * (BLOCK - GROUPS); // the groups' first vectors
+        let steps = Tensor::f_arange(GROUP, (Kind::Int64, groups.device()))? * GROUPS;
+        let candidates = (first.f_unsqueeze(2)? + steps).f_view([rows, -1])?; // [Q, G · GROUP]
+        let vectors = self.vectors.f_index_select(0, &candidates.f_view(-1)?)?.f_view([rows, -1, channels])?;
+        let distances = Tensor::f_cdist(&queries.f_unsqueeze(1)?, &vectors, 2., BY_DIFFERENCES)?.f_squeeze_dim(1)?;
+        let (distances, at) = distances.f_topk(count, 1, false, true)?;
+        Ok((distances, candidates.f_gather(1, &at, false)?))
     }
 
     /// Returns the vectors at positions `[N]`, as [N, C].
     pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
         self.vectors.f_index_select(0, positions)
     }
-}
-
-/// The columns of a group of [`smallest`].
-const GROUP: i64 = 16;
-
-/// Returns the `count` smallest values of each row of [P, M], ascending, and their positions.
-///
-/// A selection over all columns takes half as long as the matrix product that makes them. The smallest values lie in
-/// the groups of columns with the smallest minima, of which there are `count`: groups are selected by one pass over
-/// all columns, and values among those of the selected groups.
-fn smallest(values: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
-    let (rows, columns) = values.size2()?;
-    let groups = columns / GROUP;
-    if columns % GROUP != 0 || groups <= count {
-        return values.f_topk(count, 1, false, true);
-    }
-    // Columns of a group lie `groups` apart, so that the minima are taken over neighbouring numbers at once.
-    let minima = values.f_view([rows, GROUP, groups])?.f_amin([1].as_slice(), false)?; // [P, groups]
-    let chosen = minima.f_topk(count, 1, false, false)?.1; // [P, count]
-    let steps = Tensor::f_arange(GROUP, (Kind::Int64, values.device()))? * groups;
-    let candidates = (chosen.unsqueeze(2) + steps).f_view([rows, count * GROUP])?;
-    let (smallest, at) = values.f_gather(1, &candidates, false)?.f_topk(count, 1, false, true)?;
-    Ok((smallest, candidates.f_gather(1, &at, false)?))
 }
 
 /// Scales vectors to length 1 if distances are those of directions.
@@ -164,9 +169,16 @@ mod tests {
             let all = if distance == Distance::Euclidean { all.sqrt() } else { all };
             let (expected, at) = all.topk(count, 1, false, true);
             assert_eq!(indices, at, "{distance:?}");
-            // Sums of five products of numbers up to 5 each: 25 · 5 · 2⁻²³, and as a root of at least 1e-3 that by 2e-3.
-            assert!(f64::try_from((distances - expected).abs().max()).unwrap() < 1e-2, "{distance:?}");
+            // Five squares of differences up to 10 each, in f32: 500 · 5 · 2⁻²⁴.
+            assert!(f64::try_from((distances - expected).abs().max()).unwrap() < 1.5e-4, "{distance:?}");
         }
+    }
+
+    #[test]
+    fn vector_of_the_bank_is_at_a_distance_of_zero() {
+        let vectors = random(3);
+        let bank = Bank::new(&vectors, Distance::Euclidean, Device::Cpu).unwrap();
+        assert_eq!(Vec::<f32>::try_from(bank.nearest(&vectors, 1).unwrap().distances.view(-1)).unwrap(), [0.; 3]);
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub enum ImageScore {
 
 impl Stage for Detect {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
