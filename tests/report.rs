@@ -55,6 +55,15 @@ fn numbers_are_shown_with_their_values_and_protocol() {
     }
 }
 
+#[test]
+fn each_table_of_metrics_has_its_tiles() {
+    let again = "  again: { stage: sql, from: [metrics], with: { query: select * from metrics, makes: table } }\n";
+    let (_, text) = page(&metrics::lab(&format!("{}{again}", metrics::PIPELINE)), &[]);
+    assert_eq!(text.matches("image AUROC by\nexact\n, mean over classes").count(), 2, "{text}");
+    let [first, second] = ["\nmetrics\n", "\nagain\n"].map(|name| text.find(name).unwrap());
+    assert!(first.min(second) < text.find("image AUROC by").unwrap(), "{text}");
+}
+
 /// Returns the number of occurrences of each piece in the page.
 fn counts<const N: usize>(html: &str, pieces: [&str; N]) -> [usize; N] {
     pieces.map(|piece| html.matches(piece).count())

@@ -57,8 +57,8 @@ pub struct Options {
 /// Returns the page about a pipeline's published tables, as HTML. The page names the roles that no published table has.
 pub fn html(source: &Source, options: Options) -> Result<String> {
     let evaluated: Vec<&Manifest> = source.of_role(Role::Metrics).collect();
-    let metrics = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
-    let metrics = metrics.collect::<Result<Vec<_>>>()?.concat();
+    let tables = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
+    let tables = tables.collect::<Result<Vec<_>>>()?;
     let curves = source.of_role(Role::TrainingLog).map(|table| curve(source, table)).collect::<Result<Vec<_>>>()?;
     let page = context! {
         version => env!("CARGO_PKG_VERSION"),
@@ -68,7 +68,8 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         tables => source.tables.iter().map(|table| described(source, table)).collect::<Vec<_>>(),
         gradient => charts::gradient(),
         notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
-        metrics,
+        several_metrics => tables.len() > 1,
+        metrics => tables.concat(),
         curves,
         decisions => decisions::sections(source)?,
         captions => captions::sections(source)?,
