@@ -89,10 +89,8 @@ def unpack(wheel, target, wanted):
 
 def version_of(torch):
     """Returns the version in torch's headers, such as `2.11.0`, or None."""
-    header = torch / "include/torch/csrc/api/include/torch/version.h"
-    if not header.is_file():
-        header = torch / "include/torch/headeronly/version.h"
-    text = header.read_text() if header.is_file() else ""
+    headers = [torch / "include/torch" / name for name in ("csrc/api/include/torch/version.h", "headeronly/version.h")]
+    text = "".join(header.read_text() for header in headers if header.is_file())
     parts = [re.search(rf"#define TORCH_VERSION_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
     return ".".join(p.group(1) for p in parts) if all(parts) else None
 
