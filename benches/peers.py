@@ -29,6 +29,7 @@ PEERS = {
     "snakemake": Peer("Snakemake", ("snakemake==9.27.1", "pyarrow==26.0.1")),
     "hfdatasets": Peer("HF datasets", ("datasets==5.2.0", "pyarrow")),
     "pixeltable": Peer("Pixeltable", ("pixeltable==0.7.21",)),
+    "anomalib": Peer("anomalib", ("anomalib==2.7.0", "torch==2.11.0", "torchvision==0.26.0", "timm==1.0.31", "scikit-learn")),
     "networks": Peer("PyTorch and the libraries on it", (
         "torch==2.11.0", "torchvision==0.26.0", "diffusers==0.36.0", "transformers==4.57.6", "timm==1.0.31",
         "safetensors", "scikit-learn", "scikit-image")),
