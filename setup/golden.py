@@ -40,15 +40,22 @@ FOLDERS = {
     "models/deepseek_vl": [],
     "methods/patchcore": [],
     "methods/knn_dinov2": [],
+    "methods/rd": [],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }
+# Files that are copied from folders of which the others are left out.
+FILES = ["methods/manifests/ader_rd_wide_resnet50_2.json.gz"]
 # Tensors that are left out because other outputs imply them.
 TENSORS = {
     "reference/sampling.safetensors": ["empty.samples", "empty.reconstruction", "caption.samples"],
     "reference/autoencoder.safetensors": ["decoded_raw"],
     "models/internvl_tiling/expected.safetensors": [
         f"img{image}.pixel_values[{tile}]" for image in range(3) for tile in (0, -1)],
+    "methods/rd/expected.safetensors": [
+        "map.final", "map.level.0", "map.level.1", "map.level.2",
+        *(f"train.{of}.{name}.0.weight" for of in ("grad", "param_after1")
+          for name in ("mff_oce.bn_layer.0.downsample", "net_s.layer2.0.upsample"))],
 }
 
 
@@ -85,6 +92,10 @@ def main():
                 copy(source, target, TENSORS[name])
             else:
                 shutil.copyfile(source, target)
+    for name in FILES:
+        target = TARGET / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(full / name, target)
 
 
 if __name__ == "__main__":

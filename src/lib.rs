@@ -18,8 +18,8 @@
 //! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses. No engine |
 //! | [`features`] | extractors, which map images to feature maps; the features of patches; the anomaly map between two images |
-//! | [`methods`] | methods that are fitted on normal images: what each keeps, and how it scores patches. No engine |
 //! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
+//! | [`methods`] | methods that are fitted on normal images: what each keeps or learns, and how it detects by it. No engine |
 //! | [`engine`] | pipelines, plans, runs, stages, the store: Arrow, not images |
 //! | [`tables`] | the columns that stages, SQL and the report share, and the roles of tables by their columns |
 //! | `published` | published weights, as a pipeline names them |

@@ -64,7 +64,7 @@ fn parameters_are_part_of_the_identity() {
             mutate(&mut changed, &path);
             if let Ok(stage) = (table.kind.parse)(&changed) {
                 // Places are not part of the identity; all other parameters are.
-                let is_place = table.stage.locations().contains(&path[0].as_str());
+                let is_place = table.stage.locations().contains(&path.join(".").as_str());
                 assert_eq!(of(&*table.stage) == of(&*stage), is_place, "{}: {path:?}", table.kind.name);
             }
         }

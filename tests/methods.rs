@@ -1,9 +1,19 @@
-//! Methods that are fitted on the features of photographs: what they keep grows by rows, and images are scored alike in whatever
-//! company they are.
+//! Methods that are fitted on photographs or their features: what is kept of features grows by rows, a training goes on where
+//! it was interrupted, and images are scored alike in whatever company they are.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    process::Stdio,
+    time::Duration,
+};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use tch::{Device, Tensor, nn::VarStore};
+use vlmdiff::models::{
+    checkpoint::to_safetensors,
+    resnet::{ResNet, ResNetConfig},
+};
 
 use crate::lab::{Lab, computed};
 
@@ -227,4 +237,165 @@ fn prediction_that_cannot_be_made_says_why() {
     assert!(text.stderr.contains("nothing was fitted for the class `screw`; there are gear, tile"), "{}", text.stderr);
     lab.write("pipeline.yaml", BANKS);
     assert!(refused(&[picture]).contains("has no table of decisions"));
+}
+
+/// A pipeline in which methods of both kinds are one axis of a sweep.
+const COMPARISON: &str = "
+name: comparison
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 } }
+  fitted:
+    stage: fit
+    from: { images: images, features: features }
+    where: split = 'train'
+    with: { method: { knn: {} } }
+  maps: { stage: detect, from: [images, fitted], where: split = 'test', with: { sigma: 1 } }
+  metrics: { stage: evaluate, from: [images, maps], with: { protocol: exact } }
+sweep:
+  method: [{ patchcore: { ratio: 0.5 } }, { rd: { weights: teacher.safetensors, training: { steps: 4, batch_size: 4, log_every: 2 } } }]
+";
+
+/// A pipeline that trains a model for each class.
+const DISTILLATION: &str = "
+name: distillation
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  fitted:
+    stage: fit
+    from: [images]
+    where: split = 'train'
+    with:
+      method: { rd: { protocol: authors, weights: teacher.safetensors, training: { steps: 40, batch_size: 3, log_every: 2, checkpoint_every: 15 } } }
+      classes: separate
+  maps: { stage: detect, from: [images, fitted], where: split = 'test', with: { sigma: 1 } }
+";
+
+/// Makes a lab with a teacher: a ResNet with random weights, narrower than any that is published.
+fn distillery(pipeline: &str) -> Lab {
+    let lab = Lab::new(pipeline);
+    let sizes = ResNetConfig { stem: 8, planes: [4, 8, 16, 4], expansion: 2, layers: [1; 4], num_classes: None };
+    let vs = VarStore::new(Device::Cpu);
+    let _ = ResNet::new(&vs.root(), &sizes);
+    tch::manual_seed(7);
+    let random = |(name, variable): (String, Tensor)| {
+        let size = variable.size();
+        let inputs: i64 = size.iter().skip(1).product();
+        let drawn = size.len() == 4;
+        let random = || Tensor::randn(&size, tch::kind::FLOAT_CPU) * (2. / inputs as f64).sqrt();
+        (name, if drawn { random() } else { variable.detach() })
+    };
+    let tensors: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+    let bytes = to_safetensors(tensors.into_iter().map(random).collect::<Vec<_>>(), HashMap::new()).unwrap();
+    fs::write(lab.path("teacher.safetensors"), bytes).unwrap();
+    lab
+}
+
+#[test]
+fn methods_of_both_kinds_are_one_axis_of_a_sweep_and_one_table_of_metrics() {
+    let lab = distillery(COMPARISON);
+    lab.run(&[]);
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    let metrics = rows(
+        "select method like '%rd%', count(*), count(image_auroc), count(aupro) from metrics group by 1 order by 1",
+    );
+    assert_eq!(metrics, ["false,3,3,3", "true,3,3,3"], "two classes and their mean");
+    // What was fitted says on what, whichever kind the method is of, and a training has its log beside it.
+    let fitted =
+        rows("select distinct method like '%rd%', images, network like '%safetensors%' from fitted order by 1");
+    assert_eq!(fitted, ["false,8,false", "true,8,true"]);
+    assert_eq!(rows("select count(distinct fitted_on) from fitted"), ["1"], "both on the same photographs");
+    let log = rows("select step, epoch, loss > 0, weights is null from fitted where step is not null order by 1");
+    assert_eq!(log, ["2,1,true,true", "4,2,true,false"]);
+    assert_eq!(rows("select vectors from fitted where vectors is not null"), ["32"]);
+    assert_eq!(computed(&lab.run(&[])), []);
+    // The place of the teacher's weights is no part of what was fitted, and their content is.
+    fs::rename(lab.path("teacher.safetensors"), lab.path("moved.safetensors")).unwrap();
+    lab.write("pipeline.yaml", &COMPARISON.replace("teacher.safetensors", "moved.safetensors"));
+    let events = lab.run(&[]);
+    let again: Vec<_> =
+        computed(&events).into_iter().filter(|(table, rows)| table.starts_with("fitted") && *rows > 0).collect();
+    assert_eq!(again, []);
+}
+
+#[test]
+fn training_of_each_class_is_killed_and_continues_to_the_same_weights() {
+    let lab = distillery(DISTILLATION);
+    lab.run(&["--store", "undisturbed"]);
+    let rows = |query: &str| lab.sql("undisturbed", query);
+    let classes = rows(
+        "select class, images, count(*), min(step), max(step), count(weights) from fitted group by 1, 2 order by 1",
+    );
+    assert_eq!(classes, ["gear,4,21,2,40,3", "tile,4,21,42,80,3"]);
+    let falls = rows("select class, min(loss) < 0.7 * max(loss) from fitted group by 1 order by 1");
+    assert_eq!(falls, ["gear,true", "tile,true"]);
+    let seed = rand::rng().next_u64();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut resumed = 0;
+    for _ in 0..8 {
+        let mut run = lab.command(&["run", "pipeline.yaml", "--save-every", "0"]);
+        let mut child = run.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(random.random_range(300..2500)));
+        child.kill().unwrap();
+        resumed +=
+            String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr).matches("goes on from step").count();
+    }
+    let last = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(last.code, Some(0), "{}", last.stderr);
+    resumed += last.stderr.matches("goes on from step").count();
+    assert!(resumed > 0, "seed {seed}: no kill fell into a training");
+    assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"), "seed {seed}");
+    // The weights that were kept on the way are those of the run without kills, too.
+    let kept = "select weights from fitted where weights is not null order by step";
+    assert_eq!(lab.sql(".vlmdiff", kept), rows(kept), "seed {seed}");
+    // Each image is scored by the model of its class, whatever else is scored with it.
+    let scores = "select image_id, score from maps order by 1";
+    let all = rows(scores);
+    lab.write(
+        "pipeline.yaml",
+        &DISTILLATION.replace("split = 'test', with", "split = 'test' and class = 'tile', with"),
+    );
+    lab.run(&["--force", "maps", "--batch-size", "1"]);
+    let tiles: Vec<&String> = all.iter().filter(|row| row.starts_with("tile")).collect();
+    assert_eq!(lab.sql(".vlmdiff", scores).iter().collect::<Vec<_>>(), tiles);
+}
+
+#[test]
+fn inputs_and_parameters_of_a_training_are_checked_at_the_plan() {
+    let lab = distillery(DISTILLATION);
+    let refused = |pipeline: &str, from: &str, to: &str, told: &str| {
+        assert!(pipeline.contains(from), "{from}");
+        lab.write("pipeline.yaml", &pipeline.replace(from, to));
+        let ended = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+        assert!(ended.stderr.contains(told), "{to}: {}", ended.stderr);
+    };
+    let both = "from: { images: images, features: features }";
+    let without_where = COMPARISON.replace("    where: split = 'train'\n    with: { method", "    with: { method");
+    refused(&without_where, both, "from: { features: features }", "stage `fit` also reads `images`");
+    refused(COMPARISON, both, "from: { images: images }", "stage `fit` also reads `features`");
+    refused(
+        DISTILLATION,
+        "size: 64",
+        "size: 80",
+        "`rd` takes images whose sides are multiples of 32 from 64 on, not 80x80",
+    );
+    refused(DISTILLATION, "steps: 40", "stepz: 40", "unknown parameter `stepz`; did you mean `steps`?");
+    refused(DISTILLATION, "steps: 40", "steps: 40, lr: -1", "`method.rd.training.lr`: lower than 0");
+    refused(
+        DISTILLATION,
+        "protocol: authors",
+        "width_per_group: 40",
+        "`method.rd.width_per_group`: 40 is no multiple of 32",
+    );
+    refused(
+        DISTILLATION,
+        "weights: teacher",
+        "weights: another",
+        "`method.rd.weights`: there is no file another.safetensors",
+    );
+    let upsampled = "with: { sigma: 1, upsample: nearest }";
+    refused(DISTILLATION, "with: { sigma: 1 }", upsampled, "`rd` makes maps of the image's size itself");
+    let other = "weights: efficientnet-lite0";
+    refused(DISTILLATION, "weights: teacher.safetensors", other, "what fits is ResNet of bottlenecks");
 }

@@ -6,7 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{Fitted, Fitter, Scorer, Scores, bank::Bank, bank::Distance, kept, mean_of_largest};
+use super::{
+    MethodParameters,
+    bank::{Bank, Distance},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept, mean_of_largest},
+};
 
 /// The bank of a fit.
 pub(super) const BANK: &str = "bank";
@@ -31,27 +35,25 @@ impl Default for Knn {
     }
 }
 
-impl Knn {
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.neighbors == 0 { Err(("neighbors", "at least 1 is compared".to_owned())) } else { Ok(()) }
+impl MethodParameters for Knn {
+    fn check(&self) -> Result<(), (String, String)> {
+        if self.neighbors == 0 { Err(("neighbors".into(), "at least 1 is compared".into())) } else { Ok(()) }
+    }
+}
+
+impl PatchMethod for Knn {
+    fn fitter(&self) -> Box<dyn Fitter> {
+        Box::new(Collector::default())
     }
 
-    pub(super) fn fitter(&self) -> impl Fitter + use<> {
-        Collector::default()
-    }
-
-    pub(super) fn scorer(
-        &self,
-        fitted: &BTreeMap<String, Tensor>,
-        device: Device,
-    ) -> Result<impl Scorer + use<>, TchError> {
+    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
         // The mean is taken over squared distances, as AnomalyDINO does.
         let (distance, is_root) = match self.distance {
             Distance::Euclidean => (Distance::SquaredEuclidean, true),
             distance => (distance, false),
         };
         let bank = Bank::new(&kept(fitted, BANK)?, distance, device)?;
-        Ok(NearestPatches { bank, neighbors: i64::from(self.neighbors), is_root })
+        Ok(Box::new(NearestPatches { bank, neighbors: i64::from(self.neighbors), is_root }))
     }
 }
 

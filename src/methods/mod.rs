@@ -1,110 +1,204 @@
-//! Methods of anomaly detection that are fitted on normal images, one file each: what each is fitted on, what it keeps,
-//! and how it scores the patches of an image.
+//! Methods of anomaly detection that are fitted on normal images, one file each.
 //!
-//! A [`Method`] is plain data, which the driver reads as well. Fitting and scoring need libtorch: a [`Fitter`] is given
-//! the patches of one image after another and returns tensors, of which a [`Scorer`] is made in any later process.
+//! | kind | is fitted on | does |
+//! |---|---|---|
+//! | [`PatchMethod`] | features, which the stage `extract` made | keeps tensors, and scores the patches of an image by them |
+//! | [`TrainedMethod`] | images, epoch by epoch | trains networks, and makes the map of an image by them |
+//!
+//! A [`Method`] is plain data, which the driver reads as well: its parameters, with [`MethodParameters`]. The other half,
+//! one of the two traits above, needs libtorch and is called in the worker only.
 
 mod bank;
 pub mod coreset;
 mod knn;
 mod patchcore;
+mod patches;
+mod reverse_distillation;
 mod subspace;
-
-use std::collections::BTreeMap;
+mod trained;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{TchError, Tensor};
 
 pub use bank::{Bank, Distance};
 pub use knn::Knn;
 pub use patchcore::{Patchcore, Protocol};
+pub use patches::{Fitted, Fitter, PatchMethod, Scorer, Scores};
+pub use reverse_distillation::{CombinedLevels, DistillationProtocol, ReverseDistillation, distillation_loss};
 pub use subspace::Subspace;
+pub use trained::{AnyTrainedMethod, Detection, Detector, Learner, TrainedMethod};
 
-/// A method, by name, with its parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// PatchCore (Roth et al. 2022): a coreset of the patches, and the distance to the nearest of them.
-    Patchcore(Patchcore),
-    /// The nearest patches of all that were given, as AnomalyDINO (Damm et al. 2025) compares those of a transformer.
-    Knn(Knn),
-    /// The distance to the subspace in which the patches vary, found by principal component analysis (SubspaceAD,
-    /// PaDiM's relatives).
-    Subspace(Subspace),
-}
-
-/// The tensors that a method keeps of the images that it was fitted on.
-#[derive(Debug, Default)]
-pub struct Fitted {
-    /// The tensors, by name.
-    pub tensors: BTreeMap<String, Tensor>,
-    /// The number of vectors that an image's patches are compared with.
-    pub vectors: i64,
-}
-
-/// The scores of an image.
-#[derive(Debug)]
-pub struct Scores {
-    /// A score per patch, f32 `[P]`; a higher one is more anomalous.
-    pub patches: Tensor,
-    /// The method's own score of the image.
-    pub image: f64,
-}
-
-/// Collects the patches of normal images.
-pub trait Fitter: Send {
-    /// Adds the patches of an image, of any float type [P, C]. Images come in the order of their ids.
-    fn add(&mut self, patches: &Tensor) -> Result<(), TchError>;
-
-    /// Ends the fit.
-    fn finish(self: Box<Self>) -> Result<Fitted, TchError>;
-}
-
-/// Scores patches by what a method has kept. Scores of an image depend on no other image.
-pub trait Scorer: Send {
-    /// Scores the patches of an image, f32 [P, C].
-    fn score(&self, patches: &Tensor) -> Result<Scores, TchError>;
-}
-
-impl Method {
+/// The describing half of a method. The driver calls it, through generics and not as `dyn`: a vtable would name the half
+/// that needs libtorch.
+pub trait MethodParameters: Clone {
     /// Checks the parameters. The error is the name of a parameter and the reason.
-    pub fn check(&self) -> Result<(), (String, String)> {
-        let (name, checked) = match self {
-            Self::Patchcore(method) => ("patchcore", method.check()),
-            Self::Knn(method) => ("knn", method.check()),
-            Self::Subspace(method) => ("subspace", method.check()),
-        };
-        checked.map_err(|(parameter, why)| (format!("method.{name}.{parameter}"), why))
+    fn check(&self) -> Result<(), (String, String)>;
+
+    /// Checks that images of this height and width fit. The error is the reason.
+    fn check_size(&self, _size: [usize; 2]) -> Result<(), String> {
+        Ok(())
     }
 
-    /// Starts a fit.
-    pub fn fitter(&self) -> Box<dyn Fitter> {
-        match self {
-            Self::Patchcore(method) => Box::new(method.fitter()),
-            Self::Knn(method) => Box::new(method.fitter()),
-            Self::Subspace(method) => Box::new(method.fitter()),
+    /// Returns the frozen network of a method that is trained: the value of its parameter `weights`, or the name of the
+    /// weights that count where that is absent.
+    fn frozen(&self) -> Option<FrozenNetwork<'_>> {
+        None
+    }
+
+    /// Returns the same parameters without the place of weights, which is no part of what was fitted.
+    fn without_places(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// The published weights that a method uses and does not train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrozenNetwork<'a> {
+    /// A file, folder, URL or name, as pipelines name weights.
+    pub weights: &'a str,
+    /// Their layouts, as [`architecture`](crate::models::architecture) calls them.
+    pub layouts: &'static [&'static str],
+}
+
+/// The doing half of a method.
+pub enum Doing<'a> {
+    /// Of a method that is fitted on features.
+    OnFeatures(&'a dyn PatchMethod),
+    /// Of a method that is trained on images.
+    OnImages(&'a dyn AnyTrainedMethod),
+}
+
+/// Defines [`Method`]: `"knn" => Knn, features;` is a method that is fitted on features, `images` one that is trained.
+macro_rules! methods {
+    ($($(#[$about:meta])* $name:literal => $method:ident, $on:ident;)*) => {
+        /// A method, by name, with its parameters.
+        // There is one for each table, so that its size does not matter.
+        #[allow(clippy::large_enum_variant)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        pub enum Method {
+            $(
+                $(#[$about])*
+                #[serde(rename = $name)]
+                $method($method),
+            )*
+        }
+
+        impl Method {
+            /// Returns the name in a pipeline.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$method(_) => $name,)*
+                }
+            }
+
+            /// Returns true for a method that is trained on images.
+            pub fn is_trained(&self) -> bool {
+                match self {
+                    $(Self::$method(_) => methods!(@is_trained $on),)*
+                }
+            }
+
+            /// Checks the parameters. The error is the path of a parameter below `method` and the reason.
+            pub fn check(&self) -> Result<(), (String, String)> {
+                let checked = match self {
+                    $(Self::$method(method) => method.check(),)*
+                };
+                checked.map_err(|(parameter, why)| (format!("{}.{parameter}", self.name()), why))
+            }
+
+            /// Checks that images of this height and width fit. The error is the reason.
+            pub fn check_size(&self, size: [usize; 2]) -> Result<(), String> {
+                match self {
+                    $(Self::$method(method) => method.check_size(size),)*
+                }
+            }
+
+            /// Returns the frozen network of a method that is trained.
+            pub fn frozen(&self) -> Option<FrozenNetwork<'_>> {
+                match self {
+                    $(Self::$method(method) => method.frozen(),)*
+                }
+            }
+
+            /// Returns the same method without the place of weights.
+            pub fn without_places(&self) -> Self {
+                match self {
+                    $(Self::$method(method) => Self::$method(method.without_places()),)*
+                }
+            }
+
+            /// Returns the paths of the parameters that are places of weights, below a parameter `method`.
+            pub fn locations(&self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$method(_) => &[concat!("method.", $name, ".weights")],)*
+                }
+            }
+
+            /// Returns the doing half. The driver must not call this: it would then be linked to libtorch.
+            pub fn doing(&self) -> Doing<'_> {
+                match self {
+                    $(Self::$method(method) => methods!(@doing method $on),)*
+                }
+            }
+        }
+    };
+    (@is_trained features) => { false };
+    (@is_trained images) => { true };
+    (@doing $method:ident features) => { Doing::OnFeatures($method) };
+    (@doing $method:ident images) => { Doing::OnImages($method) };
+}
+
+methods! {
+    /// PatchCore (Roth et al. 2022): a coreset of the patches, and the distance to the nearest of them.
+    "patchcore" => Patchcore, features;
+    /// The nearest patches of all that were given, as AnomalyDINO (Damm et al. 2025) compares those of a transformer.
+    "knn" => Knn, features;
+    /// The distance to the subspace in which the patches vary, found by principal component analysis (SubspaceAD,
+    /// PaDiM's relatives).
+    "subspace" => Subspace, features;
+    /// Reverse distillation (Deng and Li 2022): a decoder learns to make the maps of a frozen network again from their
+    /// embedding, and fails where an image is not normal.
+    "rd" => ReverseDistillation, images;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{architecture, catalogue};
+
+    /// The methods of the schema with their default parameters.
+    fn all() -> Vec<Method> {
+        let schema = serde_json::to_value(schemars::schema_for!(Method)).unwrap();
+        let names = schema["oneOf"].as_array().unwrap().iter().map(|variant| {
+            assert!(variant["description"].as_str().is_some_and(|text| !text.is_empty()), "{variant}");
+            variant["required"][0].as_str().unwrap().to_owned()
+        });
+        names.map(|name| serde_json::from_value(serde_json::json!({ name: {} })).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_method_is_documented_and_its_defaults_fit() {
+        for method in all() {
+            let name = method.name();
+            assert_eq!(method.check(), Ok(()), "{name}");
+            let written = serde_json::to_value(&method).unwrap();
+            assert_eq!(serde_json::from_value::<Method>(written).unwrap(), method, "{name}");
+            if let Some(FrozenNetwork { weights, layouts }) = method.frozen() {
+                assert!(method.is_trained(), "{name}");
+                assert!(catalogue::find(weights).is_some(), "{name}: {weights} is in the catalogue");
+                assert!(layouts.iter().all(|layout| architecture::title(layout).is_some()), "{name}");
+            }
         }
     }
 
-    /// Opens what a fit has kept, on a device.
-    pub fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: tch::Device) -> Result<Box<dyn Scorer>, TchError> {
-        Ok(match self {
-            Self::Patchcore(method) => Box::new(method.scorer(fitted, device)?),
-            Self::Knn(method) => Box::new(method.scorer(fitted, device)?),
-            Self::Subspace(method) => Box::new(method.scorer(fitted, device)?),
-        })
+    #[test]
+    fn place_of_weights_is_where_the_method_says() {
+        for method in all().into_iter().filter(|method| method.frozen().is_some()) {
+            let name = method.name();
+            let placed: Method = serde_json::from_value(serde_json::json!({ name: { "weights": "here" } })).unwrap();
+            assert_eq!(placed.frozen().map(|frozen| frozen.weights), Some("here"), "{name}");
+            assert_eq!(method.locations(), [format!("method.{name}.weights")]);
+            assert_eq!(placed.without_places(), method);
+        }
     }
-}
-
-/// Returns a tensor of a fit.
-fn kept(fitted: &BTreeMap<String, Tensor>, name: &str) -> Result<Tensor, TchError> {
-    let lacks = || TchError::FileFormat(format!("what was fitted has no tensor `{name}`"));
-    Ok(fitted.get(name).ok_or_else(lacks)?.shallow_clone())
-}
-
-/// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.
-fn mean_of_largest(scores: &Tensor, share: f64) -> Result<f64, TchError> {
-    let count = ((scores.size()[0] as f64 * share) as i64).max(1);
-    f64::try_from(scores.f_topk(count, 0, true, false)?.0.f_mean(tch::Kind::Double)?)
 }

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
-    Fitted, Fitter, Scorer, Scores,
+    MethodParameters,
     bank::{Bank, Distance, Nearest},
     coreset::{Start, dense_projection, greedy, johnson_lindenstrauss, select, sparse_projection},
-    kept,
     knn::{BANK, Collector},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept},
 };
 
 /// A greedy coreset of the patches, in which the score of a patch is its distance to the nearest.
@@ -60,41 +60,43 @@ impl Default for Patchcore {
     }
 }
 
-impl Patchcore {
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+impl MethodParameters for Patchcore {
+    fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |parameter: &str, why: &str| Err((parameter.to_owned(), why.to_owned()));
         if !(self.ratio > 0. && self.ratio <= 1.) {
-            return Err(("ratio", format!("{} is no share of the patches; it is above 0 and at most 1", self.ratio)));
+            let why = format!("{} is no share of the patches; it is above 0 and at most 1", self.ratio);
+            return wrong("ratio", &why);
         }
         if self.neighbors == 0 {
-            return Err(("neighbors", "at least 1 is compared".to_owned()));
+            return wrong("neighbors", "at least 1 is compared");
         }
         if self.reweight == Some(0) {
-            return Err(("reweight", "1 is no reweighting, and 9 is the paper's".to_owned()));
+            return wrong("reweight", "1 is no reweighting, and 9 is the paper's");
         }
         if self.max_patches == Some(0) {
-            return Err(("max_patches", "at least 1 is kept".to_owned()));
+            return wrong("max_patches", "at least 1 is kept");
         }
         Ok(())
     }
+}
 
-    pub(super) fn fitter(&self) -> impl Fitter + use<> {
-        Thinning { method: self.clone(), patches: Collector::default() }
+impl PatchMethod for Patchcore {
+    fn fitter(&self) -> Box<dyn Fitter> {
+        Box::new(Thinning { method: self.clone(), patches: Collector::default() })
     }
 
-    pub(super) fn scorer(
-        &self,
-        fitted: &BTreeMap<String, Tensor>,
-        device: Device,
-    ) -> Result<impl Scorer + use<>, TchError> {
+    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
         let (distance, reweight) = match self.protocol {
             Protocol::Anomalib => (Distance::Euclidean, 9),
             Protocol::Authors => (Distance::SquaredEuclidean, 1),
         };
         let bank = Bank::new(&kept(fitted, BANK)?, distance, device)?;
         let reweight = i64::from(self.reweight.unwrap_or(reweight));
-        Ok(Memory { bank, neighbors: i64::from(self.neighbors), reweight })
+        Ok(Box::new(Memory { bank, neighbors: i64::from(self.neighbors), reweight }))
     }
+}
 
+impl Patchcore {
     /// Returns the positions of the coreset of patches f32 [N, C].
     fn coreset(&self, patches: &Tensor) -> Result<Vec<i64>, TchError> {
         let (total, channels) = patches.size2()?;

@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{Fitted, Fitter, Scorer, Scores, kept, mean_of_largest};
+use super::{
+    MethodParameters,
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept, mean_of_largest},
+};
 
 /// Principal component analysis of the patches. The score of a patch is the squared length of what the components do
 /// not explain; the image's score is the mean of the largest hundredth.
@@ -26,26 +29,25 @@ impl Default for Subspace {
 const MEAN: &str = "mean";
 const COMPONENTS: &str = "components";
 
-impl Subspace {
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+impl MethodParameters for Subspace {
+    fn check(&self) -> Result<(), (String, String)> {
         let share = self.explained_variance;
         if share > 0. && share < 1. {
             return Ok(());
         }
-        Err(("explained_variance", format!("{share} is no share of the variance; it is above 0 and below 1")))
+        let why = format!("{share} is no share of the variance; it is above 0 and below 1");
+        Err(("explained_variance".into(), why))
+    }
+}
+
+impl PatchMethod for Subspace {
+    fn fitter(&self) -> Box<dyn Fitter> {
+        Box::new(Covariance { share: self.explained_variance, count: 0, moments: None })
     }
 
-    pub(super) fn fitter(&self) -> impl Fitter + use<> {
-        Covariance { share: self.explained_variance, count: 0, moments: None }
-    }
-
-    pub(super) fn scorer(
-        &self,
-        fitted: &BTreeMap<String, Tensor>,
-        device: Device,
-    ) -> Result<impl Scorer + use<>, TchError> {
+    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
         let read = |name| kept(fitted, name)?.f_to_device(device)?.f_to_kind(Kind::Float);
-        Ok(Residual { mean: read(MEAN)?, components: read(COMPONENTS)? })
+        Ok(Box::new(Residual { mean: read(MEAN)?, components: read(COMPONENTS)? }))
     }
 }
 
@@ -118,7 +120,7 @@ mod tests {
         let plane = Tensor::randn([500, 2], tch::kind::FLOAT_CPU) * Tensor::from_slice(&[3_f32, 1.]);
         let flat = Tensor::cat(&[plane, Tensor::ones([500, 1], tch::kind::FLOAT_CPU)], 1);
         let method = Subspace { explained_variance: 0.999 };
-        let mut fitter = Box::new(method.fitter());
+        let mut fitter = method.fitter();
         fitter.add(&flat.narrow(0, 0, 200)).unwrap();
         fitter.add(&flat.narrow(0, 200, 300)).unwrap();
         let fitted = fitter.finish().unwrap();

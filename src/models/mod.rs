@@ -27,6 +27,7 @@ pub mod preprocessing;
 pub mod recompute;
 pub mod residuals;
 pub mod resnet;
+pub mod reverse_distillation;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

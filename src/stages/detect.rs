@@ -9,22 +9,25 @@ use arrow::{
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
-    extract::{Extract, patches_of},
+    extract::patches_of,
     finish::{Blur, Window, finish},
     fit::{Classes, FittedConfig},
     network_files::NetworkFiles,
-    tensors::{checkpoint, device, tensor},
+    tensors::{checkpoint, device, normalise, tensor},
 };
 use crate::{
     engine::{
         Digest, Error, Result,
         stage::{Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
-    features::{LoadedExtractor, embedding::Upsample},
-    methods::Scorer,
+    features::{
+        LoadedExtractor,
+        embedding::{Pooling, Upsample},
+    },
+    methods::{Detection, Detector, Doing, Scorer},
     models::checkpoint::Checkpoint,
     tables::{
         anomaly_maps,
@@ -37,15 +40,16 @@ use crate::{
     vision::blur::Border,
 };
 
-/// Scores the patches of images by what a method has kept of normal ones (`fit`).
+/// Scores images by what a method has kept of normal ones (`fit`).
 ///
-/// The scores of the patches are resized to the image and blurred. Each image is computed on its own, so that its map
-/// is the same bit for bit whatever else is in the table.
+/// The scores of patches are resized to the image, and maps are blurred. Each image is computed on its own, so that its
+/// map is the same bit for bit whatever else is in the table.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "sigma": 4 }]))]
 pub struct Detect {
-    /// The way in which the scores of patches become a map of the image's size.
+    /// The way in which the scores of patches become a map of the image's size. A method that is trained on images makes
+    /// such a map itself.
     #[garde(skip)]
     #[serde(default)]
     pub upsample: Upsample,
@@ -71,7 +75,8 @@ fn default_sigma() -> f64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageScore {
-    /// The method's own rule, from the scores of the patches.
+    /// The method's own rule. Methods that compare patches make it of their scores; of the others most take the largest
+    /// value of the blurred map.
     #[default]
     Method,
     /// The largest value of the blurred map.
@@ -105,7 +110,12 @@ impl Stage for Detect {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width, _] = images::pixels(inputs)?;
-        config_of::<FittedConfig>(inputs, "fitted")?;
+        let FittedConfig { method, .. } = config_of(inputs, "fitted")?;
+        method.check_size([height, width]).map_err(|why| Misfit::input("images", why))?;
+        if method.is_trained() && self.upsample != Upsample::default() {
+            let why = format!("`{}` makes maps of the image's size itself; leave it out", method.name());
+            return Err(Misfit::parameter("upsample", why));
+        }
         if let ImageScore::Window(window) = self.score {
             window.check([height, width], "score.window")?;
         }
@@ -123,53 +133,91 @@ impl Open for Detect {
             let column = table.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
             column.ok_or_else(|| Error::Stage(format!("the table at `fitted` lacks the text column `{name}`")))
         };
-        let network = NetworkFiles::of(column(NETWORK)?.value(0))?;
-        let network = network.open(&context.store, features.extractor, &features.options(), device)?;
-        let mut scorers = BTreeMap::new();
+        // The last row of a class that names weights counts.
+        let mut fitted = BTreeMap::new();
         for (class, weights) in column(CLASS)?.iter().zip(column(WEIGHTS)?) {
-            let digest: Digest = weights.unwrap_or_default().parse().map_err(Error::Damaged)?;
-            let kept = Checkpoint::from_safetensors(context.store.blob(digest)?).map_err(checkpoint)?;
-            let scorer = method.scorer(&kept.tensors().map_err(checkpoint)?, device)?;
-            scorers.insert(class.map(str::to_owned), scorer);
+            let Some(weights) = weights else { continue };
+            let digest: Digest = weights.parse().map_err(Error::Damaged)?;
+            fitted.insert(class.map(str::to_owned), digest);
         }
+        let fitted_classes = fitted.keys().flatten().cloned().collect();
+        let kept = |digest| Checkpoint::from_safetensors(context.store.blob(digest)?).map_err(checkpoint);
+        let files = NetworkFiles::of(column(NETWORK)?.value(0))?.local(&context.store)?;
+        let detector = match method.doing() {
+            Doing::OnImages(method) => {
+                let mut trained = BTreeMap::new();
+                for (class, digest) in fitted {
+                    trained.insert(class, kept(digest)?);
+                }
+                method.detector(files.path(), &trained, device).map_err(checkpoint)?
+            }
+            Doing::OnFeatures(method) => {
+                let unknown = || Error::Stage("what was fitted does not say of which features".into());
+                let features = features.ok_or_else(unknown)?;
+                let mut scorers = BTreeMap::new();
+                for (class, digest) in fitted {
+                    let tensors = kept(digest)?.tensors().map_err(checkpoint)?;
+                    scorers.insert(class, method.scorer(&tensors, device)?);
+                }
+                let network = features.extractor.open(files.path(), &features.options(), device)?;
+                Box::new(ByPatches { network, pooling: features.pooling, scorers, upsample: self.upsample })
+            }
+        };
         let batch_size = context.batch_size.unwrap_or(16);
-        Ok(Box::new(Detector { stage: self, network, features, classes, scorers, device, batch_size }))
+        Ok(Box::new(Detecting { stage: self, detector, classes, fitted_classes, device, batch_size }))
     }
 }
 
-struct Detector {
-    stage: Detect,
+/// A method that compares patches, with the network that makes them.
+struct ByPatches {
     network: LoadedExtractor,
-    features: Extract,
-    classes: Classes,
+    pooling: Pooling,
+    /// The scorer of each class, or of all.
     scorers: BTreeMap<Option<String>, Box<dyn Scorer>>,
+    upsample: Upsample,
+}
+
+impl Detector for ByPatches {
+    fn detect(&self, class: Option<&str>, image: &Tensor) -> Result<Option<Detection>, TchError> {
+        let Some(scorer) = self.scorers.get(&class.map(str::to_owned)) else { return Ok(None) };
+        let (_, _, height, width) = image.size4()?;
+        let patches = patches_of(&self.network, self.pooling, image);
+        let scores = scorer.score(&patches.values)?;
+        let [h, w] = patches.grid;
+        let map = self.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
+        Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image) }))
+    }
+}
+
+struct Detecting {
+    stage: Detect,
+    detector: Box<dyn Detector>,
+    classes: Classes,
+    /// The classes for which something was fitted, if they are separate.
+    fitted_classes: Vec<String>,
     device: Device,
     /// The number of rows that are written at a time; each image is computed on its own.
     batch_size: usize,
 }
 
-impl Operator for Detector {
+impl Operator for Detecting {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         while let Some(batch) = rows.next(self.batch_size)? {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let (_, height, width, _) = pixels.size4()?;
             let classes = batch.column("images", CLASS)?.as_string::<i32>();
-            let (mut raw, mut of_method) = (Vec::new(), Vec::new());
+            let (mut raw, mut own) = (Vec::new(), Vec::new());
             for (row, id) in batch.ids.iter().enumerate() {
                 let class = classes.is_valid(row).then(|| classes.value(row));
-                let scorer = self.scorer(id, class)?;
-                let patches = patches_of(&self.network, self.features.pooling, &pixels.narrow(0, row as i64, 1));
-                let scores = scorer.score(&patches.values)?;
-                let [h, w] = patches.grid;
-                let map = self.stage.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
+                let Detection { map, image } = self.detect(id, class, &pixels.narrow(0, row as i64, 1))?;
                 raw.extend(Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?);
-                of_method.push(scores.image);
+                own.push(image);
             }
             let size = [height as usize, width as usize];
             let blur = Blur { sigma: self.stage.sigma, border: self.stage.border };
             let score = |row: usize, map: &[f64]| match self.stage.score {
-                ImageScore::Method => of_method[row],
-                ImageScore::Max => map.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+                ImageScore::Method => own[row].unwrap_or_else(|| largest(map)),
+                ImageScore::Max => largest(map),
                 ImageScore::Top(share) => mean_of_largest(map, share),
                 ImageScore::Window(window) => window.score(map, size),
             };
@@ -179,20 +227,23 @@ impl Operator for Detector {
     }
 }
 
-impl Detector {
-    /// Returns the scorer of an image of a class.
-    fn scorer(&self, id: &str, class: Option<&str>) -> Result<&dyn Scorer> {
-        let key = match self.classes {
+impl Detecting {
+    /// Detects in an image u8 [1, H, W, 3] by what was fitted for its class.
+    fn detect(&self, id: &str, class: Option<&str>, pixels: &Tensor) -> Result<Detection> {
+        let of = match self.classes {
             Classes::Unified => None,
-            Classes::Separate => Some(class.ok_or_else(|| missing(id, "images", CLASS))?.to_owned()),
+            Classes::Separate => Some(class.ok_or_else(|| missing(id, "images", CLASS))?),
         };
-        let fitted = || self.scorers.keys().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let none = || {
-            let class = class.unwrap_or_default();
-            Error::Input(format!("{id}: nothing was fitted for the class `{class}`; there are {}", fitted()))
-        };
-        self.scorers.get(&key).map(|scorer| &**scorer).ok_or_else(none)
+        self.detector.detect(of, &normalise(pixels))?.ok_or_else(|| {
+            let (class, fitted) = (class.unwrap_or_default(), self.fitted_classes.join(", "));
+            Error::Input(format!("{id}: nothing was fitted for the class `{class}`; there are {fitted}"))
+        })
     }
+}
+
+/// Returns the largest value of a map.
+fn largest(map: &[f64]) -> f64 {
+    map.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }
 
 /// Returns the mean of a share of the largest values, and of at least one.

@@ -86,9 +86,9 @@ impl Extract {
     }
 }
 
-/// Returns the features of the patches of an image u8 [1, H, W, 3].
-pub(super) fn patches_of(network: &LoadedExtractor, pooling: Pooling, pixels: &Tensor) -> PatchFeatures {
-    no_grad(|| pooling.patches(&network.forward(&normalise(pixels))))
+/// Returns the features of the patches of a normalised image [1, 3, H, W].
+pub(super) fn patches_of(network: &LoadedExtractor, pooling: Pooling, image: &Tensor) -> PatchFeatures {
+    no_grad(|| pooling.patches(&network.forward(image)))
 }
 
 impl Stage for Extract {
@@ -151,7 +151,8 @@ impl Operator for Extracting {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let (mut values, mut lengths, mut channels) = (Vec::<f16>::new(), Vec::new(), Vec::new());
             for row in 0..batch.len() as i64 {
-                let patches = patches_of(&self.network, self.stage.pooling, &pixels.narrow(0, row, 1)).values;
+                let image = normalise(&pixels.narrow(0, row, 1));
+                let patches = patches_of(&self.network, self.stage.pooling, &image).values;
                 let patches = match self.stage.keep {
                     Some(count) => coreset::of_image(&patches, i64::from(count))?,
                     None => patches,

@@ -103,6 +103,11 @@ pub(super) fn training_rows() -> Result<TrainingRows> {
 
 /// Returns the log in the columns of [`training_log`](crate::tables::training_log).
 fn batch(log: &[LogRow], schema: &SchemaRef) -> Result<RecordBatch> {
+    Ok(RecordBatch::try_new(schema.clone(), log_columns(log))?)
+}
+
+/// Returns the columns of a log.
+pub(super) fn log_columns(log: &[LogRow]) -> Vec<ArrayRef> {
     let float = |f: fn(&LogRow) -> f32| Arc::new(Float32Array::from_iter_values(log.iter().map(f))) as ArrayRef;
     let part = |i: usize| Arc::new(Float32Array::from_iter(log.iter().map(|row| row.parts[i]))) as ArrayRef;
     let int =
@@ -112,5 +117,5 @@ fn batch(log: &[LogRow], schema: &SchemaRef) -> Result<RecordBatch> {
     columns.extend((0..parts).map(part));
     columns.extend([float(|row| row.lr), float(|row| row.grad_norm), float(|row| row.rows_per_s)]);
     columns.push(Arc::new(StringArray::from_iter(log.iter().map(|row| row.weights.as_deref()))));
-    Ok(RecordBatch::try_new(schema.clone(), columns)?)
+    columns
 }

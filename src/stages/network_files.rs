@@ -1,18 +1,20 @@
-//! The files of an extractor's network as blobs of the store, so that what was fitted goes with its network wherever
-//! the store goes.
+//! The files of a frozen network as blobs of the store, so that what was fitted goes with its network wherever the store
+//! goes.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use tch::Device;
+use tempfile::TempDir;
 
 use crate::{
     engine::{Digest, Error, Result, source::Sources, stage::Sink, store::Store},
-    features::{Extractor, FeatureOptions, LoadedExtractor},
     published::Weights,
 };
 
-/// The files of a network: the digest of each one's content, by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The files of a network: the digest of each one's content, by name. A method without a network has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NetworkFiles(BTreeMap<String, Digest>);
 
 impl NetworkFiles {
@@ -55,14 +57,8 @@ impl NetworkFiles {
         ))
     }
 
-    /// Opens the network.
-    pub(super) fn open(
-        &self,
-        store: &Store,
-        extractor: Extractor,
-        options: &FeatureOptions,
-        device: Device,
-    ) -> Result<LoadedExtractor> {
+    /// Writes the files to a temporary folder, from which the network is opened.
+    pub(super) fn local(&self, store: &Store) -> Result<LocalFiles> {
         let folder = tempfile::tempdir()?;
         for (name, digest) in &self.0 {
             std::fs::write(folder.path().join(name), store.blob(*digest)?)?;
@@ -72,6 +68,19 @@ impl NetworkFiles {
             Some(file) if !self.0.contains_key("config.json") => folder.path().join(file),
             _ => folder.path().to_owned(),
         };
-        Ok(extractor.open(&path, options, device)?)
+        Ok(LocalFiles { _folder: folder, path })
+    }
+}
+
+/// Files of a network on this machine, as long as this value lives.
+pub(super) struct LocalFiles {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl LocalFiles {
+    /// Returns the path of the one file, or of the folder.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }

@@ -1,4 +1,5 @@
-//! Fitted methods: one row per class with what is kept of its images, or one row for all classes.
+//! Fitted methods: one row per class with what is kept of its images, or one row for all classes; of a method that is
+//! trained, one row per logged step.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use serde::Serialize;
 use super::{
     features::NETWORK,
     images::CLASS,
+    training_log,
     weights::{weights_column, weights_field},
 };
 use crate::engine::stage::Column;
@@ -32,6 +34,21 @@ pub fn schema(config: &impl Serialize) -> SchemaRef {
         Field::new(NETWORK, DataType::Utf8, false),
         weights_field(config),
     ]))
+}
+
+/// Returns the schema of what a method has learned: what it was trained on, and the log of its training. The steps of
+/// separate classes are counted on, from one class to the next.
+///
+/// Of the rows of a class, or of all classes, the last that names `weights` counts.
+pub fn trained_schema(config: &impl Serialize) -> SchemaRef {
+    let mut fields = vec![
+        Field::new(CLASS, DataType::Utf8, true),
+        Field::new(IMAGES, DataType::Int64, false),
+        Field::new(FITTED_ON, DataType::Utf8, false),
+        Field::new(NETWORK, DataType::Utf8, false),
+    ];
+    fields.extend(training_log::schema(&[], &[], config).fields().iter().map(|field| field.as_ref().clone()));
+    Arc::new(Schema::new(fields))
 }
 
 /// Returns the columns of a fit, as a stage reads them.

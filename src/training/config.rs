@@ -3,7 +3,7 @@
 use garde::Validate;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -94,7 +94,12 @@ pub enum LrScheduler {
     Constant,
     /// It falls as half a cosine to 0 at the last step.
     Cosine,
+    /// It falls to a tenth after four fifths of the steps, as in the ADer benchmark.
+    Step,
 }
+
+/// The share of the steps after which [`LrScheduler::Step`] lowers the learning rate, and the factor by which it does.
+const STEP: (f64, f64) = (0.8, 0.1);
 
 impl Default for Training {
     /// Returns the optimiser and learning rate of the authors' denoiser.
@@ -116,6 +121,71 @@ impl Default for Training {
             checkpoint_every: 0,
             seed: 0,
         }
+    }
+}
+
+/// Defines [`TrainingChanges`] with a value for each parameter of [`Training`] that has one by default.
+macro_rules! training_changes {
+    ($($name:ident: $type:ty,)*) => {
+        /// Parameters of a training that differ from those of a method: a value for each parameter of [`Training`],
+        /// under its name.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct TrainingChanges {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            steps: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            epochs: Option<u64>,
+            $(
+                #[serde(skip_serializing_if = "Option::is_none")]
+                $name: Option<$type>,
+            )*
+        }
+
+        impl TrainingChanges {
+            /// Returns the training of a method with these values in place of the method's own.
+            pub fn applied_to(&self, own: &Training) -> Training {
+                // The length is given once, in either unit.
+                let (steps, epochs) = match (self.steps, self.epochs) {
+                    (None, None) => (own.steps, own.epochs),
+                    given => given,
+                };
+                Training { steps, epochs, $($name: self.$name.unwrap_or(own.$name),)* }
+            }
+        }
+    };
+}
+
+training_changes! {
+    batch_size: usize,
+    accumulate: usize,
+    optimizer: Rule,
+    lr: f64,
+    lr_scheduler: LrScheduler,
+    warmup_steps: u64,
+    weight_decay: f64,
+    betas: [f64; 2],
+    max_grad_norm: f64,
+    ema_decay: f64,
+    log_every: u64,
+    checkpoint_every: u64,
+    seed: u64,
+}
+
+impl JsonSchema for TrainingChanges {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TrainingChanges".into()
+    }
+
+    /// Describes the parameters as [`Training`] does, without its defaults: those are the method's.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Training::json_schema(generator);
+        let properties = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut);
+        for property in properties.into_iter().flat_map(|properties| properties.values_mut()) {
+            property.as_object_mut().map(|property| property.shift_remove("default"));
+        }
+        schema.insert("description".into(), "Parameters of a training that differ from those of a method.".into());
+        schema
     }
 }
 
@@ -158,8 +228,8 @@ impl Training {
         rows.div_ceil(self.batch_size).div_ceil(self.accumulate) as u64
     }
 
-    /// Returns the number of steps of the training.
-    pub(super) fn length(&self, rows: usize) -> u64 {
+    /// Returns the number of steps of the training on `rows` rows.
+    pub fn length(&self, rows: usize) -> u64 {
         self.steps.unwrap_or(self.epochs.unwrap_or(EPOCHS) * self.per_epoch(rows))
     }
 
@@ -172,6 +242,13 @@ impl Training {
             * match self.lr_scheduler {
                 LrScheduler::Constant => 1.,
                 LrScheduler::Cosine => f64::midpoint(1., (std::f64::consts::PI * done).cos()),
+                LrScheduler::Step => {
+                    if done < STEP.0 {
+                        1.
+                    } else {
+                        STEP.1
+                    }
+                }
             }
     }
 
@@ -247,5 +324,30 @@ mod tests {
         assert!((training.lr_at(10, 100) - 1.).abs() < 1e-9);
         assert!((training.lr_at(55, 100) - 0.5).abs() < 1e-9);
         assert!(training.lr_at(99, 100) < 0.001);
+        let training = Training { lr: 1., lr_scheduler: LrScheduler::Step, ..Training::default() };
+        assert_eq!([0, 79, 80, 99].map(|step| training.lr_at(step, 100)), [1., 1., 0.1, 0.1]);
+    }
+
+    #[test]
+    fn changes_take_the_place_of_a_methods_own_values() {
+        let own = Training { epochs: Some(100), lr: 0.5, batch_size: 16, ..Training::default() };
+        let applied = |json| serde_json::from_value::<TrainingChanges>(json).unwrap().applied_to(&own);
+        assert_eq!(applied(serde_json::json!({})), own);
+        let changed = applied(serde_json::json!({ "steps": 7, "lr": 0.25 }));
+        assert_eq!(changed, Training { steps: Some(7), epochs: None, lr: 0.25, ..own.clone() });
+        // Both lengths are refused where the parameters are checked.
+        assert!(applied(serde_json::json!({ "steps": 7, "epochs": 2 })).validate().is_err());
+        let unknown = serde_json::from_value::<TrainingChanges>(serde_json::json!({ "learning_rate": 1 }));
+        assert!(unknown.unwrap_err().to_string().contains("unknown field `learning_rate`"));
+    }
+
+    #[test]
+    fn changes_are_described_as_the_parameters_without_their_defaults() {
+        let properties = |schema: Schema| schema.get("properties").and_then(|all| all.as_object()).cloned().unwrap();
+        let changes = properties(schemars::schema_for!(TrainingChanges));
+        for (name, property) in properties(schemars::schema_for!(Training)) {
+            assert_eq!(changes[&name]["description"], property["description"], "{name}");
+            assert!(property.get("description").is_some() && changes[&name].get("default").is_none(), "{name}");
+        }
     }
 }

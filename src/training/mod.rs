@@ -14,7 +14,7 @@ mod run;
 mod state;
 mod step;
 
-pub use config::{LrScheduler, MEMORY, MicroBatch, Training};
+pub use config::{LrScheduler, MEMORY, MicroBatch, Training, TrainingChanges};
 pub use error::TrainingError;
 pub use journal::Journal;
 pub use learned::Judge;

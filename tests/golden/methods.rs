@@ -4,25 +4,33 @@ use std::collections::BTreeMap;
 
 use image::{RgbImage, imageops};
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor, no_grad};
+use serde_json::json;
+use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use vlmdiff::{
     features::embedding::{Pooling, Upsample},
     methods::{
-        Bank, Distance, Knn, Method, Patchcore, Protocol,
+        Bank, CombinedLevels, Distance, Knn, PatchMethod, Patchcore, Protocol, ReverseDistillation, TrainedMethod,
         coreset::{Start, greedy, select},
+        distillation_loss,
     },
     models::{
+        initialisation::skip_init,
         preprocessing::Preprocessing,
-        resnet::ResNet,
+        resnet::{ResNet, ResNetConfig, torchvision_names},
+        reverse_distillation::{DistillationConfig, DistillationStudent},
         vit::{Interpolation, VisionTransformer, VitConfig, names},
     },
+    training::{MicroBatch, step},
     vision::{
         blur::{self, Border},
         resize::{self, Filter},
     },
 };
 
-use super::{Case, tolerance::share};
+use super::{
+    Case, networks,
+    tolerance::{GRADIENT, NETWORK, share},
+};
 
 /// The tolerance of distances as a share of the largest: |q|² - 2 q · b + |b|² in f32, whose terms are larger than
 /// their sum by up to a factor of a hundred, of features that differ by 1e-6 already.
@@ -35,7 +43,7 @@ fn embedded(features: &dyn Fn(&Tensor) -> Vec<Tensor>, pooling: Pooling, images:
 }
 
 /// Returns what a scorer of a bank makes of each image of joined patches: all patch scores, and the images' scores.
-fn scored(method: &Method, bank: &Tensor, patches: &Tensor, images: i64) -> (Tensor, Vec<f64>) {
+fn scored(method: &dyn PatchMethod, bank: &Tensor, patches: &Tensor, images: i64) -> (Tensor, Vec<f64>) {
     let fitted = BTreeMap::from([("bank".to_owned(), bank.shallow_clone())]);
     let scorer = method.scorer(&fitted, Device::Cpu).unwrap();
     let scores: Vec<_> = patches.chunk(images, 0).iter().map(|image| scorer.score(image).unwrap()).collect();
@@ -109,7 +117,7 @@ pub(super) fn patchcore(case: &Case) {
             distance(&format!("{name}.distances_squared"), &nearest.distances);
             case.exact(&format!("{name}.nearest"), &nearest.indices);
             let method = Patchcore { protocol: Protocol::Authors, neighbors: k, ..Patchcore::default() };
-            let (scores, of_images) = scored(&Method::Patchcore(method), &coreset, &queries, images);
+            let (scores, of_images) = scored(&method, &coreset, &queries, images);
             let scores = scores.view([images, 1, grid[0], grid[1]]);
             distance(&format!("{name}.patch_scores"), &scores.squeeze_dim(1));
             for (got, want) in of_images.iter().zip(&image_scores[name]) {
@@ -137,7 +145,7 @@ pub(super) fn patchcore(case: &Case) {
         let memory = Bank::new(&coreset, Distance::Euclidean, Device::Cpu).unwrap();
         let nearest = memory.nearest(&queries, 1).unwrap();
         case.exact("anomalib.nearest", &nearest.indices.view([images, grid[0], grid[1]]));
-        let method = |reweight| Method::Patchcore(Patchcore { reweight: Some(reweight), ..Patchcore::default() });
+        let method = |reweight| Patchcore { reweight: Some(reweight), ..Patchcore::default() };
         let (scores, reweighted) = scored(&method(neighbors), &coreset, &queries, images);
         let scores = scores.view([images, 1, grid[0], grid[1]]);
         distance("anomalib.patch_scores", &scores);
@@ -213,7 +221,7 @@ pub(super) fn nearest_patches(case: &Case) {
         let runs =
             [("cosine", 1, Distance::Cosine), ("cosine_k", k, Distance::Cosine), ("l2_k", k, Distance::Euclidean)];
         for (run, neighbors, of) in runs {
-            let method = Method::Knn(Knn { neighbors, distance: of });
+            let method = Knn { neighbors, distance: of };
             let (patch_scores, of_image) = scored(&method, &bank, &found.values, 1);
             let map = patch_scores.view(found.grid);
             distance(&format!("{run}.distances.{image}"), &map);
@@ -232,4 +240,192 @@ pub(super) fn nearest_patches(case: &Case) {
         expected.skip(prefix);
         inputs.skip(prefix);
     }
+}
+
+/// The training of a golden set: before each of three steps of all images, and after the last.
+#[derive(Deserialize)]
+struct Steps {
+    losses: Vec<f64>,
+    grad_total_norm_before_clip: Vec<f64>,
+    /// By parameter, at the first step.
+    grad_norm: BTreeMap<String, f64>,
+    /// The length of a parameter's change since the start.
+    delta_norm_step1: BTreeMap<String, f64>,
+    delta_norm_step3: BTreeMap<String, f64>,
+}
+
+/// The tolerance of the gradients of teacher and student, as a share of the largest value: two networks follow one
+/// another, and a normalisation over a batch takes away means as one over a group does.
+const DISTILLED: f64 = 2. * GRADIENT;
+/// The share of the length of a parameter's change by which each step may make it wrong. Adam turns a gradient that is
+/// only rounding into a full step of either sign; that moves the arguments of the next ReLUs, and where one of them
+/// changes its sign, the gradient jumps while the loss does not.
+const CHANGE: f64 = 1e-2;
+/// The share by which each step after the first may make the loss wrong, which follows these changes.
+const MOVED: f64 = 1e-4;
+
+fn length(x: &Tensor) -> f64 {
+    x.to_kind(Kind::Double).norm().double_value(&[])
+}
+
+pub(super) fn reverse_distillation(case: &Case) {
+    #[derive(Deserialize)]
+    struct Config {
+        teacher_blocks: [i64; 4],
+        decoder_blocks: [i64; 3],
+        bottleneck_blocks: i64,
+        lr: f64,
+        clip: f64,
+        betas: [f64; 2],
+        smoothing_sigma: f64,
+    }
+    #[derive(Deserialize)]
+    struct Expected {
+        loss_eval: f64,
+        image_scores_max_of_final: Vec<f64>,
+        training: Steps,
+    }
+    let Config { teacher_blocks, decoder_blocks, bottleneck_blocks, lr, clip, betas, smoothing_sigma } = case.config();
+    let Expected { loss_eval, image_scores_max_of_final, training } = case.json("expected.json");
+    let weights = torchvision_names(case.checkpoint("model.safetensors")).unwrap();
+    let width = |name: &str| weights.shape(name).unwrap()[0];
+
+    // The teacher has three of four levels, and the sizes are read from the weights as far as they say them.
+    let inner = |level: usize| width(&format!("net_t.layer{level}.0.conv2.weight"));
+    let planes = [inner(1), inner(2), inner(3), 0];
+    let sizes = ResNetConfig {
+        stem: width("net_t.conv1.weight"),
+        planes,
+        expansion: width("net_t.layer1.0.conv3.weight") / planes[0],
+        layers: [teacher_blocks[0], teacher_blocks[1], teacher_blocks[2], 0],
+        num_classes: None,
+    };
+    let teacher = ResNet::load(&weights.clone().select("net_t"), &sizes, Device::Cpu).unwrap();
+    let config = DistillationConfig {
+        bottleneck_width: width("mff_oce.bn_layer.0.conv2.weight"),
+        bottleneck_blocks,
+        decoder_blocks,
+        ..DistillationConfig::of(&sizes, 64)
+    };
+    let vs = VarStore::new(Device::Cpu);
+    let student = skip_init(|| DistillationStudent::new(&vs.root(), &config));
+    weights.retain(|name| !name.starts_with("net_t.")).load_into(&vs).unwrap_or_else(|e| panic!("{e}"));
+    let changes = json!({ "lr": lr, "max_grad_norm": clip, "betas": betas, "steps": 3, "lr_scheduler": "constant" });
+    let method: ReverseDistillation = serde_json::from_value(json!({ "training": changes })).unwrap();
+    let images = case.input("images");
+
+    // Features, loss, map and score.
+    let file = case.tensors("expected.safetensors");
+    let shown = images.narrow(0, 0, file.get("teacher.0").size()[0]);
+    let maps: [Tensor; 3] = no_grad(|| teacher.forward_features(&shown, 3)).try_into().unwrap();
+    no_grad(|| {
+        let embedding = student.embed(&maps, false);
+        case.close("bottleneck", &embedding, 2.);
+        let made = student.decode(&embedding, false);
+        for level in 0..3 {
+            case.close(&format!("teacher.{level}"), &maps[level], 1.);
+            case.close(&format!("student.{level}"), &made[level], 2.);
+        }
+        let loss = distillation_loss(&maps, &made).unwrap().double_value(&[]);
+        case.number("loss_eval", loss, loss_eval, 2. * NETWORK * loss_eval);
+        let size = [images.size()[2], images.size()[3]];
+        let of_image = |maps: &[Tensor; 3], image: i64| maps.each_ref().map(|map| map.narrow(0, image, 1));
+        let map = |image: i64| method.map(&of_image(&maps, image), &of_image(&made, image), size);
+        case.close("map.before_smoothing", &map(0).unsqueeze(0), 2.);
+        let all: Vec<Tensor> = (0..shown.size()[0]).map(map).collect();
+        let smooth = blurred(&Tensor::stack(&all, 0), smoothing_sigma, Border::Symmetric);
+        case.close("map.final", &smooth, 2.);
+        for (image, want) in image_scores_max_of_final.iter().enumerate() {
+            let got = smooth.get(image as i64).max().double_value(&[]);
+            case.number(&format!("score of image {image}"), got, *want, 2. * NETWORK * want);
+        }
+        // The map of one level is nine times the map in which the others are equal.
+        for level in 0..3 {
+            let one = |maps: &[Tensor; 3]| of_image(maps, 0).map(|_| maps[level].narrow(0, 0, 1));
+            let sum = ReverseDistillation { levels: Some(CombinedLevels::Sum), ..method.clone() };
+            let map = sum.map(&one(&maps), &one(&made), size) / 3.;
+            case.close(&format!("map.level.{level}"), &map.unsqueeze(0), 2.);
+        }
+    });
+
+    // Three steps on all images.
+    let start: BTreeMap<String, Tensor> =
+        vs.variables().into_iter().map(|(name, x)| (name, x.detach().copy())).collect();
+    let mut trainers = method.trainers(&vs);
+    let batch = MicroBatch { number: 0, step: 0, rows: (0..images.size()[0]).collect(), is_logged: true };
+    let loss = || method.loss(&teacher, &student, 0, &images, &batch).map(|loss| loss.total);
+    let near = |what: String, got: f64, want: f64, of: f64| case.number(&what, got, want, of * want.abs());
+    let largest = training.grad_norm.values().copied().fold(0., f64::max);
+    for at in 1..=3 {
+        let mut value = 0.;
+        let norms = step(&mut trainers, 1, 1, |_, _| {
+            let loss = loss()?;
+            value = loss.value.double_value(&[]);
+            Ok::<_, tch::TchError>(loss)
+        });
+        let norm = norms.unwrap()[0];
+        let before = (at - 1) as f64;
+        near(format!("loss {at}"), value, training.losses[at - 1], 2. * NETWORK + before * MOVED);
+        let of_norm = 5. * DISTILLED + before * CHANGE;
+        near(format!("norm {at}"), norm, training.grad_total_norm_before_clip[at - 1], of_norm);
+        if at == 1 {
+            // What the optimiser keeps is clipped.
+            let clipped = (norm / clip).max(1.);
+            let gradients: BTreeMap<&str, Option<&Tensor>> = trainers[0].optimizer.gradients().collect();
+            case.equal("parameters", &gradients.len(), &training.grad_norm.len());
+            for (name, want) in &training.grad_norm {
+                let got = gradients[name.as_str()].unwrap() * clipped;
+                case.number(&format!("norm of {name}"), length(&got), *want, 1e-3 * want.max(1e-5 * largest));
+                if file.find(&format!("train.grad.{name}")).is_some() {
+                    case.expect(&format!("train.grad.{name}"), &got, |want| share(want, DISTILLED));
+                }
+            }
+        }
+        let (moved, of) = match at {
+            1 => (&training.delta_norm_step1, "train.param_after1."),
+            3 => (&training.delta_norm_step3, "train.param_after3."),
+            _ => continue,
+        };
+        let wrong = at as f64 * CHANGE;
+        let variables = vs.variables();
+        let change = |name: &str| length(&(&variables[name] - &start[name]));
+        for (name, want) in moved.iter().filter(|(name, _)| training.grad_norm[*name] > 1e-5 * largest) {
+            near(format!("change of {name} after step {at}"), change(name), *want, wrong);
+        }
+        for (name, variable) in &variables {
+            if let Some(want) = file.find(&format!("{of}{name}")) {
+                case.number(&format!("{of}{name}"), length(&(variable - &want)), 0., wrong * change(name));
+            }
+        }
+    }
+    for (name, variable) in vs.variables() {
+        if file.find(&format!("train.buffer_after3.{name}")).is_some() {
+            case.close(&format!("train.buffer_after3.{name}"), &variable, 2.);
+        }
+    }
+    let last = loss().unwrap().value.double_value(&[]);
+    near("loss after the last step".into(), last, training.losses[3], 2. * NETWORK + 3. * MOVED);
+}
+
+/// Compares the trained networks of the real size, and which of their variables are trained, with the list of ADer's.
+pub(super) fn distillation_shapes(case: &Case) {
+    #[derive(Deserialize)]
+    struct Manifest {
+        keys: BTreeMap<String, (Vec<i64>, String)>,
+        trained: Vec<String>,
+    }
+    let file = "ader_rd_wide_resnet50_2.json.gz";
+    if !case.has(file) {
+        return;
+    }
+    let Manifest { keys, trained } = case.json(file);
+    let is_student = |name: &str| !name.starts_with("net_t.") && !name.ends_with("num_batches_tracked");
+    let theirs = keys.into_iter().filter(|(name, _)| is_student(name)).map(|(name, (shape, _))| (name, shape));
+    let sizes = DistillationConfig::of(&ResNetConfig::wide_resnet50(None), 64);
+    networks::compare_shapes(case, "rd", &networks::shapes(theirs), |vs| Ok(DistillationStudent::new(&vs, &sizes)));
+    let vs = VarStore::new(Device::Cpu);
+    let _student = skip_init(|| DistillationStudent::new(&vs.root(), &sizes));
+    let trainers = ReverseDistillation::default().trainers(&vs);
+    let ours: Vec<String> = trainers[0].optimizer.parameters().into_keys().collect();
+    case.equal("trained", &ours, &trained);
 }

@@ -99,6 +99,7 @@ mod numbers {
         blip2_t5: "models/blip2_t5" => blip2::compare,
         patchcore: "methods/patchcore" => methods::patchcore,
         nearest_patches: "methods/knn_dinov2" => methods::nearest_patches,
+        reverse_distillation: "methods/rd" => methods::reverse_distillation,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
         metrics: "models/metrics" => metrics::metrics,
         metrics_reference: "reference/metrics" => metrics::reference,
@@ -131,6 +132,7 @@ mod names {
         blip2_shapes: "models/manifests" => blip2::published_shapes,
         internvl_shapes: "models/manifests" => internvl::published_shapes,
         resnet_shapes: "models/manifests" => resnet::manifest,
+        distillation_shapes: "methods/manifests" => methods::distillation_shapes,
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::engine::{
     Error, Result, Secrets, Variant,
     address::expand_home,
-    stage::{At, Misfit, ParamError, Ports, Reads, Schemas, Stage, StageKind},
+    stage::{At, Misfit, ParamError, Ports, Reads, Schemas, Stage, StageKind, parameter},
     store::{KEY, digest_name, is_heavy, is_storable, stored_schema},
     suggest::{or_none, suggestion},
 };
@@ -250,9 +250,11 @@ fn read_parameters(with: Option<Node>, kind: &StageKind) -> Result<Box<dyn Stage
         let mut params = with.to_json();
         let error = match (kind.parse)(&params) {
             Ok(stage) => {
-                let all = params.as_object_mut().into_iter().flatten();
-                let locations = all.filter(|(name, _)| stage.locations().contains(&name.as_str()));
-                locations.for_each(|(_, place)| below_home(place));
+                for path in stage.locations() {
+                    if let Some(place) = parameter(&mut params, path) {
+                        below_home(place);
+                    }
+                }
                 return (kind.parse)(&params);
             }
             Err(error) => error,

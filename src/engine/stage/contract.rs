@@ -64,8 +64,9 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         Place::Worker
     }
 
-    /// Returns the names of the parameters that are no part of the stage's identity: places of files or folders, which
-    /// are identified by content, and parameters whose whole effect is in the rows of [`Stage::list`].
+    /// Returns the paths of the parameters that are no part of the stage's identity, such as `weights` or
+    /// `method.rd.weights`: places of files or folders, which are identified by content, and parameters whose whole
+    /// effect is in the rows of [`Stage::list`].
     fn locations(&self) -> &'static [&'static str] {
         &[]
     }
@@ -113,11 +114,19 @@ impl dyn Stage + '_ {
     /// Returns the parameters that can change the output: all except [`Stage::locations`].
     pub fn identity(&self) -> Value {
         let mut params = self.params();
-        if let Some(params) = params.as_object_mut() {
-            params.retain(|name, _| !self.locations().contains(&name.as_str()));
+        for path in self.locations() {
+            let (above, name) = path.rsplit_once('.').unwrap_or(("", path));
+            if let Some(parameters) = parameter(&mut params, above).and_then(Value::as_object_mut) {
+                parameters.shift_remove(name);
+            }
         }
         params
     }
+}
+
+/// Returns the parameter at a path, such as `method.rd`; all of them at the empty path.
+pub(in crate::engine) fn parameter<'v>(params: &'v mut Value, path: &str) -> Option<&'v mut Value> {
+    path.split('.').filter(|name| !name.is_empty()).try_fold(params, |below, name| below.get_mut(name))
 }
 
 /// The process in which a stage runs.

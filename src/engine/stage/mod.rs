@@ -10,6 +10,7 @@ mod sample;
 mod sink;
 mod task;
 
+pub(super) use contract::parameter;
 pub use contract::{Listing, Parameters, Place, Stage};
 pub use kind::{Registered, StageKind};
 pub use misfit::{At, Misfit, ParamError};

@@ -1,0 +1,60 @@
+//! The contract of methods that are fitted on the features of patches.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, TchError, Tensor};
+
+/// A method that compares the patches of an image with those of normal images: its doing half. A [`Fitter`] is given the
+/// patches of one image after another and returns tensors, of which a [`Scorer`] is made in any later process.
+pub trait PatchMethod {
+    /// Starts a fit.
+    fn fitter(&self) -> Box<dyn Fitter>;
+
+    /// Opens what a fit has kept, on a device.
+    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError>;
+}
+
+/// The tensors that a method keeps of the images that it was fitted on.
+#[derive(Debug, Default)]
+pub struct Fitted {
+    /// The tensors, by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The number of vectors that an image's patches are compared with.
+    pub vectors: i64,
+}
+
+/// The scores of an image.
+#[derive(Debug)]
+pub struct Scores {
+    /// A score per patch, f32 `[P]`; a higher one is more anomalous.
+    pub patches: Tensor,
+    /// The method's own score of the image.
+    pub image: f64,
+}
+
+/// Collects the patches of normal images.
+pub trait Fitter: Send {
+    /// Adds the patches of an image, of any float type [P, C]. Images come in the order of their ids.
+    fn add(&mut self, patches: &Tensor) -> Result<(), TchError>;
+
+    /// Ends the fit.
+    fn finish(self: Box<Self>) -> Result<Fitted, TchError>;
+}
+
+/// Scores patches by what a method has kept. Scores of an image depend on no other image.
+pub trait Scorer: Send {
+    /// Scores the patches of an image, f32 [P, C].
+    fn score(&self, patches: &Tensor) -> Result<Scores, TchError>;
+}
+
+/// Returns a tensor of a fit.
+pub(super) fn kept(fitted: &BTreeMap<String, Tensor>, name: &str) -> Result<Tensor, TchError> {
+    let lacks = || TchError::FileFormat(format!("what was fitted has no tensor `{name}`"));
+    Ok(fitted.get(name).ok_or_else(lacks)?.shallow_clone())
+}
+
+/// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.
+pub(super) fn mean_of_largest(scores: &Tensor, share: f64) -> Result<f64, TchError> {
+    let count = ((scores.size()[0] as f64 * share) as i64).max(1);
+    f64::try_from(scores.f_topk(count, 0, true, false)?.0.f_mean(tch::Kind::Double)?)
+}

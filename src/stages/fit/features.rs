@@ -1,0 +1,101 @@
+//! The fit of a method on features.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, Int64Array, StringArray},
+    datatypes::{Float16Type, UInt32Type},
+};
+use tch::Tensor;
+
+use super::{FEATURES, Fitting, ids};
+use crate::{
+    engine::{
+        Error, Hasher, Result,
+        stage::{Batch, Rows, Sink, Unit},
+    },
+    methods::{Fitter, PatchMethod},
+    stages::{network_files::NetworkFiles, tensors::save_weights},
+    tables::{
+        column::missing,
+        features::{CHANNELS, NETWORK, PATCHES},
+        images::CLASS,
+    },
+};
+
+/// The fit of one class, or of all.
+struct Group {
+    fitter: Box<dyn Fitter>,
+    images: i64,
+    ids: Hasher,
+}
+
+/// The number of rows that are read at a time.
+const ROWS: usize = 32;
+
+impl Fitting {
+    /// Fits a method on the patches of all rows, and writes a row for each class.
+    pub(super) fn fit(&self, method: &dyn PatchMethod, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut groups: BTreeMap<Option<String>, Group> = BTreeMap::new();
+        let mut network: Option<String> = None;
+        let mut channels: Option<i64> = None;
+        let (total, mut read) = (rows.len() as u64, 0);
+        while let Some(batch) = rows.next(ROWS)? {
+            let classes = batch.column(FEATURES, CLASS)?.as_string::<i32>();
+            let networks = batch.column(FEATURES, NETWORK)?.as_string::<i32>();
+            for (row, id) in batch.ids.iter().enumerate() {
+                let class = self.stage.class(id, FEATURES, classes, row)?;
+                let patches = patches(&batch, row)?;
+                let width = patches.size()[1];
+                if *channels.get_or_insert(width) != width
+                    || network.get_or_insert_with(|| networks.value(row).to_owned()) != networks.value(row)
+                {
+                    return Err(Error::Input(format!(
+                        "{id}: its patches were made by another network than those before it; run the table of features again"
+                    )));
+                }
+                let group =
+                    groups.entry(class).or_insert_with(|| Group { fitter: method.fitter(), images: 0, ids: ids() });
+                group.fitter.add(&patches)?;
+                group.images += 1;
+                group.ids.field(id.as_bytes());
+            }
+            read += batch.len() as u64;
+            out.progress(read, total, Unit::Images);
+        }
+        let network = network.ok_or_else(|| Error::Input("there are no images to fit on".into()))?;
+        NetworkFiles::of(&network)?.adopt(out)?;
+        for (class, group) in groups {
+            let of = class.clone().unwrap_or_else(|| "all classes".to_owned());
+            out.log(format!("fitting {of} on {} images", group.images));
+            let fitted = group.fitter.finish()?;
+            let weights = out.put_blob(save_weights(fitted.tensors, &self.config, &[])?)?;
+            let columns: [ArrayRef; 6] = [
+                Arc::new(StringArray::from(vec![class])),
+                Arc::new(Int64Array::from(vec![group.images])),
+                Arc::new(Int64Array::from(vec![fitted.vectors])),
+                Arc::new(StringArray::from(vec![group.ids.finish().to_string()])),
+                Arc::new(StringArray::from(vec![&*network])),
+                Arc::new(StringArray::from(vec![weights.to_string()])),
+            ];
+            out.write_columns(columns.into())?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the patches of a row, f16 [P, C].
+fn patches(batch: &Batch, row: usize) -> Result<Tensor> {
+    let (lists, channels) = (batch.column(FEATURES, PATCHES)?, batch.column(FEATURES, CHANNELS)?);
+    let id = &batch.ids[row];
+    if lists.is_null(row) || channels.is_null(row) {
+        return Err(missing(id, FEATURES, PATCHES));
+    }
+    let values = lists.as_list::<i32>().value(row);
+    let width = i64::from(channels.as_primitive::<UInt32Type>().value(row));
+    let values = values.as_primitive::<Float16Type>().values();
+    if width == 0 || values.len() as i64 % width != 0 {
+        return Err(Error::Input(format!("{id}: {} numbers are no vectors of {width} channels", values.len())));
+    }
+    Ok(Tensor::f_from_slice(values)?.f_view([-1, width])?)
+}
