@@ -50,7 +50,7 @@ fn mermaid(pipeline: &Pipeline) -> String {
         let label = table.name.replace('"', "#quot;");
         text += &format!("  {}[\"<b>{label}</b><br/>{}\"]\n", id(&table.name), table.kind.name);
         for input in &table.inputs {
-            let arrow = if input.reads == Reads::Rows { "-->" } else { "-.->" };
+            let arrow = if input.reads == Reads::Table { "-.->" } else { "-->" };
             text += &format!("  {} {arrow} {}\n", id(&input.table), id(&table.name));
         }
     }
@@ -64,7 +64,7 @@ fn dot(pipeline: &Pipeline) -> String {
         let name = quoted(&table.name);
         text += &format!("  \"{name}\" [label=\"{name}\\n{}\"];\n", table.kind.name);
         for input in &table.inputs {
-            let style = if input.reads == Reads::Rows { "" } else { " [style=dashed]" };
+            let style = if input.reads == Reads::Table { " [style=dashed]" } else { "" };
             text += &format!("  \"{}\" -> \"{name}\"{style};\n", quoted(&input.table));
         }
     }

@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | the stage | kind, revision, parameters but for places, the content of the files that they name, the schema of its output | [`fingerprint`] |
 //! | a listing | names, types and metadata of its columns | [`base`] |
-//! | an input | its port, whether it is read row by row or whole, names, types and metadata of the columns that are read | [`base`] |
+//! | an input | its port, whether it is read whole, names, types and metadata of the columns that are read | [`base`] |
 //! | an input read whole | the values of these columns, in the order in which they are read | [`base`] |
-//! | a row | its id, and of each input read row by row (or the listing) the values of the columns that are read | [`row_key`] |
+//! | a row | its id, and of each input read row by row (or the listing) the values of the columns that are read; the ids of its pieces, and of each input read by pieces these values | [`row_key`] |
 //! | a table made as a whole | the keys of its rows, in the order of their ids | [`whole_key`] |
 //! | a published table | the fingerprint, the digest of each input ([`read`]), `where:`, and notes on the listing | [`Provenance`] |
 //!

@@ -133,7 +133,7 @@ fn fits(port: &Port, stage: &str, source: &Table) -> Result<(), String> {
             }
         }
     }
-    if port.reads == Reads::Rows && !source.makes().has_ids() {
+    if port.reads != Reads::Table && !source.makes().has_ids() {
         return Err(format!(
             "`{table}` has no row ids, so stage `{stage}` cannot read it row by row as `{}`",
             port.name

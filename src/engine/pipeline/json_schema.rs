@@ -62,7 +62,11 @@ fn stage(kind: &StageKind, example: Option<(&str, &Table)>) -> Result<Value> {
 
 /// Describes an input of a stage and the columns that are read from it.
 fn port(port: &Port) -> Value {
-    let reads = if port.reads == Reads::Rows { "rows" } else { "table" };
+    let reads = match port.reads {
+        Reads::Rows => "rows",
+        Reads::Pieces => "pieces",
+        Reads::Table => "table",
+    };
     let columns = port.columns.iter().map(|column| {
         let mut described = json!({ "name": column.name });
         match &column.holds {

@@ -121,7 +121,7 @@ pub struct Input {
     pub table: String,
     /// The columns that the stage reads.
     pub columns: Vec<String>,
-    /// The way it is read: row by row or whole.
+    /// The way it is read: row by row, by the pieces of rows, or whole.
     pub reads: Reads,
 }
 

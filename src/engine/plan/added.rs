@@ -59,7 +59,7 @@ pub(super) fn join_added(table: &Table, store: &Store, views: &TableStates) -> R
         let at = order.iter().map(|row| rows.places[*row]).collect();
         places.push(RowAddresses { port: rows.port.clone(), parts: rows.parts.clone(), at });
     }
-    Ok(Some(Joined { ids: StringArray::from_iter_values(&ids), places, none_chosen: None, digests }))
+    Ok(Some(Joined { ids: StringArray::from_iter_values(&ids), places, pieces: None, none_chosen: None, digests }))
 }
 
 /// Reads the rows that were added to an input; `None` if rows of it were removed, changed or stored anew.

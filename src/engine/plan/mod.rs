@@ -12,7 +12,7 @@ mod work;
 pub use cause::Cause;
 pub use diff::{Number, TableDiff, diff};
 pub use explain::explain;
-pub use rows::RowAddresses;
+pub use rows::{JoinedPieces, RowAddresses};
 pub use state::{Found, Pending, TableState, TableStates, published};
 pub use tables::{State, plan};
 pub use work::{Overrides, Planner, TableWork};

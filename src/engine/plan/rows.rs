@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use super::state::{PENDING, Pending, TableState, TableStates};
 use crate::engine::{
-    Digest, Error, Result,
+    Digest, Error, Hasher, Result,
     identity::{self, content},
     pipeline::{Filter, Input, Table},
-    stage::Reads,
+    stage::{Reads, row_of_piece},
     store::{Note, PartRef, Store, ids_of, in_order, light_names, project, read_table, row_digests},
 };
 
@@ -24,10 +24,22 @@ pub struct Joined {
     pub ids: StringArray,
     /// Their addresses in each input that is read row by row.
     pub places: Vec<RowAddresses>,
+    /// Their pieces, if an input is read by pieces.
+    pub pieces: Option<JoinedPieces>,
     /// A note if `where:` chooses none of the rows, most likely because of a misspelt value.
     pub(in crate::engine) none_chosen: Option<Note>,
-    /// For each input, the digest of the values that are read of each row.
+    /// For each input, the digest of the values that are read of each row; the pieces of a row have one together.
     pub(super) digests: Vec<Vec<Digest>>,
+}
+
+/// The pieces of joined rows, one row after another.
+pub struct JoinedPieces {
+    /// The end of the pieces of each row.
+    pub ends: Vec<usize>,
+    /// Their ids, ascending in each row.
+    pub ids: StringArray,
+    /// Their addresses in each input that is read by pieces.
+    pub places: Vec<RowAddresses>,
 }
 
 /// The addresses of joined rows in one input.
@@ -51,7 +63,7 @@ impl Joined {
         if let Some(row) = (1..ids.len()).find(|row| ids.value(*row) == ids.value(row - 1)) {
             return Err(Error::Input(format!("the id `{}` is listed twice", ids.value(row))));
         }
-        Ok(Self { ids, digests: vec![digests], places: Vec::new(), none_chosen: None })
+        Ok(Self { ids, digests: vec![digests], places: Vec::new(), pieces: None, none_chosen: None })
     }
 
     /// Returns the keys of the rows; `base` is the digest of what all rows have in common.
@@ -74,40 +86,113 @@ pub(in crate::engine) fn table_content(store: &Store, view: &TableState, columns
     Ok(content(&row_digests(&in_order(view.manifest.keyed, &stored, &columns, read)?)?))
 }
 
-/// Joins the inputs that are read row by row on their ids, ascending. `where:` first selects rows of the first input.
+/// Joins the inputs that are read row by row on their ids, ascending, and with their pieces. `where:` first selects rows
+/// of the first input.
 pub(in crate::engine) fn join(table: &Table, store: &Store, views: &TableStates) -> Result<Joined> {
-    let inputs: Vec<&Input> = table.inputs.iter().filter(|input| input.reads == Reads::Rows).collect();
-    let Some((first, others)) = inputs.split_first() else {
+    let inputs = |reads| table.inputs.iter().filter(move |input| input.reads == reads);
+    let read = |input: &Input, filter| InputRows::read(store, &views[&input.table], input, filter);
+    let mut by_row = inputs(Reads::Rows);
+    let Some(first) = by_row.next() else {
         let ids = StringArray::new_null(0);
-        return Ok(Joined { ids, digests: Vec::new(), places: Vec::new(), none_chosen: None });
+        return Ok(Joined { ids, digests: Vec::new(), places: Vec::new(), pieces: None, none_chosen: None });
     };
-    let all_rows = views[&first.table].rows();
-    let names: Vec<&str> = inputs.iter().map(|input| input.table.as_str()).collect();
-    let first = InputRows::read(store, &views[&first.table], first, table.filter.as_ref())?;
-    let others = others
-        .iter()
-        .map(|input| InputRows::read(store, &views[&input.table], input, None))
-        .collect::<Result<Vec<_>>>()?;
-    let lookups: Vec<HashMap<&str, u32>> = others.iter().map(InputRows::positions).collect();
-    let shared = |row: &u32| lookups.iter().all(|lookup| lookup.contains_key(first.ids.value(*row as usize)));
-    let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
-    if order.is_empty() && table.stage.needs_rows() && !table.is_keyed() {
-        return Err(Error::Input(no_rows(table, &names, all_rows, first.ids.len())).in_table(&table.name));
+    let mut rows = vec![read(first, table.filter.as_ref())?];
+    for input in by_row {
+        rows.push(read(input, None)?);
     }
-    let none_chosen = table.filter.as_ref().filter(|_| first.ids.is_empty() && all_rows > 0);
+    let pieces = inputs(Reads::Pieces).map(|input| read(input, None)).collect::<Result<Vec<_>>>()?;
+    let pieces = if pieces.is_empty() { None } else { Some(Aligned::of(pieces, |_| true)?) };
+    let pieces = pieces.as_ref().map(|pieces| (pieces, pieces.by_row()));
+    let (all_rows, chosen) = (views[&first.table].rows(), rows[0].ids.len());
+    let has_pieces = |id: &str| pieces.as_ref().is_none_or(|(_, by_row)| by_row.contains_key(id));
+    let Aligned { ids, mut digests, places } = Aligned::of(rows, has_pieces)?;
+    let names: Vec<&str> = inputs(Reads::Rows).chain(inputs(Reads::Pieces)).map(|input| input.table.as_str()).collect();
+    if ids.is_empty() && table.stage.needs_rows() && !table.is_keyed() {
+        return Err(Error::Input(no_rows(table, &names, all_rows, chosen)).in_table(&table.name));
+    }
+    let none_chosen = table.filter.as_ref().filter(|_| chosen == 0 && all_rows > 0);
     let none_chosen = none_chosen.map(|filter| Note::new(fits_none(filter, names[0], all_rows)));
-    order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));
-    let order = UInt32Array::from(order);
-    let ids = take(&first.ids, &order, None)?.as_string::<i32>().clone();
-    let positions = lookups.iter().map(|lookup| ids.iter().flatten().map(|id| lookup[id]).collect());
-    let positions: Vec<Vec<u32>> = std::iter::once(order.values().to_vec()).chain(positions).collect();
-    let (mut digests, mut places) = (Vec::new(), Vec::new());
-    for (light, order) in std::iter::once(first).chain(others).zip(positions) {
-        digests.push(order.iter().map(|row| light.digests[*row as usize]).collect());
-        let at = order.iter().map(|row| light.places[*row as usize]).collect();
-        places.push(RowAddresses { port: light.port, parts: light.parts, at });
+    let mut joined_pieces = None;
+    if let Some((pieces, by_row)) = pieces {
+        let of: Vec<&[u32]> = ids.iter().flatten().map(|id| by_row[id].as_slice()).collect();
+        digests.push(of.iter().map(|of| pieces.digest(of)).collect());
+        joined_pieces = Some(pieces.of_rows(&of)?);
     }
-    Ok(Joined { ids, digests, places, none_chosen })
+    Ok(Joined { ids, digests, places, pieces: joined_pieces, none_chosen })
+}
+
+/// Inputs that are joined on their ids, ascending.
+struct Aligned {
+    ids: StringArray,
+    /// For each input, the digest of the values that are read of each row.
+    digests: Vec<Vec<Digest>>,
+    /// Their addresses in each input.
+    places: Vec<RowAddresses>,
+}
+
+impl Aligned {
+    /// Joins inputs, of which there is at least one. Ids that are not wanted are left out.
+    fn of(inputs: Vec<InputRows>, is_wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let (first, others) = (&inputs[0], &inputs[1..]);
+        let lookups: Vec<HashMap<&str, u32>> = others.iter().map(InputRows::positions).collect();
+        let shared = |row: &u32| {
+            let id = first.ids.value(*row as usize);
+            lookups.iter().all(|lookup| lookup.contains_key(id)) && is_wanted(id)
+        };
+        let mut order: Vec<u32> = (0..first.ids.len() as u32).filter(shared).collect();
+        order.sort_by(|a, b| first.ids.value(*a as usize).cmp(first.ids.value(*b as usize)));
+        let order = UInt32Array::from(order);
+        let ids = take(&first.ids, &order, None)?.as_string::<i32>().clone();
+        let positions = lookups.iter().map(|lookup| ids.iter().flatten().map(|id| lookup[id]).collect());
+        let positions: Vec<Vec<u32>> = std::iter::once(order.values().to_vec()).chain(positions).collect();
+        let (mut digests, mut places) = (Vec::new(), Vec::new());
+        for (light, order) in inputs.into_iter().zip(positions) {
+            digests.push(order.iter().map(|row| light.digests[*row as usize]).collect());
+            let at = order.iter().map(|row| light.places[*row as usize]).collect();
+            places.push(RowAddresses { port: light.port, parts: light.parts, at });
+        }
+        Ok(Self { ids, digests, places })
+    }
+
+    /// Returns the pieces of each row that has any, ascending by id.
+    fn by_row(&self) -> HashMap<&str, Vec<u32>> {
+        let mut rows: HashMap<&str, Vec<u32>> = HashMap::new();
+        for (id, number) in self.ids.iter().flatten().zip(0..) {
+            if let Some(row) = row_of_piece(id) {
+                rows.entry(row).or_default().push(number);
+            }
+        }
+        rows
+    }
+
+    /// Returns the digest of some pieces: of their ids and of what is read of them.
+    fn digest(&self, pieces: &[u32]) -> Digest {
+        let mut hasher = Hasher::new("pieces");
+        for piece in pieces.iter().map(|piece| *piece as usize) {
+            hasher.field(self.ids.value(piece).as_bytes());
+            self.digests.iter().for_each(|digests| {
+                hasher.field(digests[piece].as_bytes());
+            });
+        }
+        hasher.finish()
+    }
+
+    /// Returns the pieces of rows, one row after another.
+    fn of_rows(&self, rows: &[&[u32]]) -> Result<JoinedPieces> {
+        let count = |end: &mut usize, pieces: &&[u32]| {
+            *end += pieces.len();
+            Some(*end)
+        };
+        let ends = rows.iter().scan(0, count).collect();
+        let order: UInt32Array = rows.iter().flat_map(|pieces| pieces.iter().copied()).collect::<Vec<u32>>().into();
+        let ids = take(&self.ids, &order, None)?.as_string::<i32>().clone();
+        let places = self.places.iter().map(|RowAddresses { port, parts, at }| RowAddresses {
+            port: port.clone(),
+            parts: parts.clone(),
+            at: order.values().iter().map(|piece| at[*piece as usize]).collect(),
+        });
+        Ok(JoinedPieces { ends, ids, places: places.collect() })
+    }
 }
 
 /// Returns the message about a table that needs rows and has none. Its first input has `all` rows, of which `where:`
@@ -211,7 +296,10 @@ fn places(parts: &[PartRef]) -> Vec<(u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::run::toys::{CHAIN, World, edited};
+    use crate::engine::{
+        run::toys::{CHAIN, PIECES, World, edited},
+        store::sort_by_id,
+    };
 
     /// A table made of two others, which have some ids in common.
     fn joined() -> String {
@@ -262,6 +350,44 @@ mod tests {
         assert!(above(&none).work(&none, "more", |work, _| work.joined.none_chosen.is_none()), "there are no rows");
     }
 
+    /// Returns the rows of `sums`, as `id number`.
+    fn sums(world: &World) -> Vec<String> {
+        let (_, manifest) = world.store.published("toy", "sums").unwrap().whole().unwrap().unwrap();
+        let columns = ["id", "number"].map(str::to_owned);
+        let schema = project(&manifest.schema().unwrap(), &columns).unwrap();
+        let rows = sort_by_id(read_table(&world.store, &manifest.parts, &columns, &schema).unwrap()).unwrap();
+        let numbers = rows.column(1).as_primitive::<arrow::datatypes::Int64Type>().clone();
+        ids_of(&rows).unwrap().iter().flatten().zip(numbers.values()).map(|(id, sum)| format!("{id} {sum}")).collect()
+    }
+
+    #[test]
+    fn row_is_joined_with_its_pieces_and_left_out_without_any() {
+        let world = World::after(PIECES);
+        assert_eq!(sums(&world), ["a 31", "c 33"]);
+        world.run(&edited(PIECES, "d@1: 40", "b@1: 40, d: 5")).unwrap();
+        assert_eq!(sums(&world), ["a 31", "b 42", "c 33"]);
+    }
+
+    #[test]
+    fn pieces_are_those_that_all_inputs_have() {
+        let others = "  others: { stage: list, with: { rows: { a@2: 100, a@3: 200, c@1: 300 } } }\n  sums:";
+        let text = edited(&edited(PIECES, "  sums:", others), "[numbers, pieces]", "[numbers, pieces, others]");
+        assert_eq!(sums(&World::after(&text)), ["a 121", "c 333"]);
+    }
+
+    #[test]
+    fn row_with_a_changed_piece_is_the_only_stale_one() {
+        let world = World::after(PIECES);
+        let plans = world.plan(&edited(PIECES, "a@2: 20", "a@2: 25"));
+        assert_eq!(plans[2], "sums: at most 1 of 2: 1 row of pieces is computed first");
+        for (part, by) in [("a@2: 20", "a@2: 25"), (", a@2: 20", ""), ("d@1: 40", "b@1: 40"), ("b: 2", "b: 2, d: 4")] {
+            let computed = World::after(PIECES).run(&edited(PIECES, part, by)).unwrap();
+            assert_eq!(computed.last().unwrap(), "sums 1", "{by}");
+        }
+        let removed = World::after(PIECES).run(&edited(PIECES, ", c@1: 30", "")).unwrap();
+        assert_eq!(removed, ["pieces 0", "sums 0"]);
+    }
+
     #[test]
     fn id_that_is_listed_twice_is_an_error() {
         let ids: arrow::array::ArrayRef = std::sync::Arc::new(StringArray::from(vec!["a", "b", "b"]));
@@ -275,6 +401,7 @@ mod tests {
         let joined = |id: &str, content: &[u8]| Joined {
             ids: StringArray::from_iter_values([id]),
             places: Vec::new(),
+            pieces: None,
             none_chosen: None,
             digests: vec![vec![Digest::of(content)]],
         };

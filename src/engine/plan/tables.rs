@@ -64,7 +64,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
     // Tables that are not chosen are skipped, because no chosen table is made from them.
     for table in pipeline.tables.iter().filter(|table| chosen.contains(&table.name)) {
         let reads_rows_of = |input: &&Input| match views.get(&input.table) {
-            Some(view) => input.reads == Reads::Rows && view.pending == Pending::Everything,
+            Some(view) => input.reads != Reads::Table && view.pending == Pending::Everything,
             None => true,
         };
         let state = if let Some(input) = table.inputs.iter().find(reads_rows_of) {

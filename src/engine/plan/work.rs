@@ -195,6 +195,7 @@ impl<'a> Planner<'a> {
         let stays = |input: &Input| views[&input.table].content() == views[&input.table].content_before();
         let may_stay = table.is_keyed()
             && table.inputs.iter().any(|input| !is_whole(input))
+            && table.inputs.iter().all(|input| input.reads != Reads::Pieces)
             && table.inputs.iter().all(|input| !is_whole(input) || stays(input))
             && is_settled
             && before.makes_the_same(published);
@@ -216,7 +217,7 @@ impl<'a> Planner<'a> {
         let schemas = schemas.collect::<Result<Vec<_>>>()?;
         let read = table.inputs.iter().zip(&schemas).map(|(input, schema)| {
             let content = match input.reads {
-                Reads::Rows => None,
+                Reads::Rows | Reads::Pieces => None,
                 Reads::Table => Some(table_content(self.store, &views[&input.table], &input.columns)?),
             };
             Ok(InputRead { port: &input.port, schema, content })

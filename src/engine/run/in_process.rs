@@ -169,6 +169,7 @@ mod tests {
             keys: ids.iter().map(|id| Digest::of(id.as_bytes())).collect(),
             ids: ids.to_vec(),
             rows: Vec::new(),
+            pieces: None,
             listed: None,
         };
         let stop = Stop::default();

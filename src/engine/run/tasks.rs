@@ -11,8 +11,8 @@ use super::options::Options;
 use crate::engine::{
     Result,
     arrow_schema::encode_schema,
-    plan::{RowAddresses, TableStates, TableWork},
-    stage::{Job, Listed, PortRows, Reads, SOURCE, TableInput, Task},
+    plan::{JoinedPieces, RowAddresses, TableStates, TableWork},
+    stage::{Job, Listed, Pieces, PortRows, Reads, SOURCE, TableInput, Task},
     store::{declared_schema, has_heavy, project},
 };
 
@@ -89,6 +89,7 @@ impl Iterator for Tasks<'_> {
             ids: chunk.iter().map(|row| work.joined.ids.value(*row).to_owned()).collect(),
             keys: if work.keys.is_empty() { Vec::new() } else { chunk.iter().map(|row| work.keys[*row]).collect() },
             rows: work.joined.places.iter().map(|places| PortRows::of(places, &chunk)).collect(),
+            pieces: work.joined.pieces.as_ref().map(|pieces| Pieces::of(pieces, &chunk)),
             listed,
         }))
     }
@@ -112,6 +113,23 @@ impl PortRows {
     }
 }
 
+impl Pieces {
+    /// Returns the pieces of chosen rows.
+    fn of(JoinedPieces { ends, ids, places }: &JoinedPieces, rows: &[usize]) -> Self {
+        let (mut chosen, mut chosen_ends) = (Vec::new(), Vec::new());
+        for row in rows {
+            let start = row.checked_sub(1).map_or(0, |before| ends[before]);
+            chosen.extend(start..ends[*row]);
+            chosen_ends.push(chosen.len());
+        }
+        Self {
+            ends: chosen_ends,
+            ids: chosen.iter().map(|piece| ids.value(*piece).to_owned()).collect(),
+            rows: places.iter().map(|places| PortRows::of(places, &chosen)).collect(),
+        }
+    }
+}
+
 fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<Job> {
     let table = work.table;
     let (mut input_schemas, mut row_schemas, mut tables) = (Vec::new(), Vec::new(), Vec::new());
@@ -121,7 +139,7 @@ fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<J
         input_schemas.push((input.port.clone(), encode_schema(&declared_schema(&stored))));
         let schema = encode_schema(&*project(&stored, &input.columns)?);
         match input.reads {
-            Reads::Rows => row_schemas.push((input.port.clone(), schema)),
+            Reads::Rows | Reads::Pieces => row_schemas.push((input.port.clone(), schema)),
             Reads::Table => tables.push(TableInput {
                 port: input.port.clone(),
                 schema,
@@ -150,7 +168,7 @@ mod tests {
     use super::*;
     use crate::engine::{
         Digest,
-        run::toys::{CHAIN, World, edited},
+        run::toys::{CHAIN, PIECES, World, edited},
         stage::Output,
     };
 
@@ -221,6 +239,27 @@ mod tests {
         let listed = tasks[1].listed.as_ref().unwrap().unpack().unwrap();
         assert_eq!((listed.num_rows(), tasks[1].rows.len()), (1, 0));
         assert_eq!(tasks[1].ids, ["c"]);
+    }
+
+    #[test]
+    fn task_has_the_pieces_of_its_rows() {
+        let world = above(PIECES, "sums");
+        let of = |tasks: Vec<Task>| -> Vec<(Vec<String>, Vec<usize>, Vec<String>)> {
+            tasks
+                .into_iter()
+                .map(|task| (task.ids, task.pieces.as_ref().unwrap().ends.clone(), task.pieces.unwrap().ids))
+                .collect()
+        };
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (a, c) = (["a@1", "a@2"], ["c@1"]);
+        assert_eq!(
+            of(tasks(&world, PIECES, "sums", 2)),
+            [(names(&["a", "c"]), vec![2, 3], names(&[&a[..], &c].concat()))]
+        );
+        assert_eq!(
+            of(tasks(&world, PIECES, "sums", 1)),
+            [(names(&["a"]), vec![2], names(&a)), (names(&["c"]), vec![1], names(&c))]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Executor, Options, Update, run};
 use crate::engine::{
-    Result,
+    Error, Result,
     pipeline::{Pipeline, Selection, Table, parse},
     plan::{Overrides, Planner, State, TableStates, TableWork, plan, published},
     source::Sources,
@@ -33,6 +33,7 @@ const KINDS: &[StageKind] = &[
     StageKind::in_driver::<Add>("plus"),
     StageKind::in_driver::<Sum>("sum"),
     StageKind::in_driver::<Sorted>("sorted"),
+    StageKind::in_driver::<Whole>("whole"),
 ];
 
 /// Listed rows, rows made from them one by one, and a table made of all of these.
@@ -41,6 +42,14 @@ tables:
   numbers: { stage: list, with: { rows: { a: 1, b: 2, c: 3 } } }
   more: { stage: add, from: [numbers], with: { plus: 10 } }
   total: { stage: sum, from: [more] }
+";
+
+/// Rows, and the sum of each with its pieces: `b` has none, and those of `d` have no row.
+pub(in crate::engine) const PIECES: &str = "
+tables:
+  numbers: { stage: list, with: { rows: { a: 1, b: 2, c: 3 } } }
+  pieces: { stage: list, with: { rows: { a@1: 10, a@2: 20, c@1: 30, d@1: 40 } } }
+  sums: { stage: whole, from: [numbers, pieces] }
 ";
 
 /// Replaces a part of a text, which must be there.
@@ -361,5 +370,50 @@ struct Copied(RecordBatch);
 impl Operator for Copied {
     fn run(&mut self, _: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
         out.write_columns(self.0.columns().to_vec())
+    }
+}
+
+/// Numbers plus those of their pieces.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Whole {}
+
+impl Stage for Whole {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    fn ports(&self) -> Ports {
+        let others = Port::pieces("others", [number()]).optional();
+        Ports::Named(vec![Port::rows("numbers", [number()]), Port::pieces("pieces", [number()]), others])
+    }
+
+    fn makes(&self) -> Output {
+        Output::RowPerRow
+    }
+
+    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
+        Ok(schema(&[("id", DataType::Utf8, false), ("number", DataType::Int64, false)]))
+    }
+}
+
+impl Open for Whole {
+    fn open(self, _: &Context) -> Result<Box<dyn Operator>> {
+        Ok(Box::new(self))
+    }
+}
+
+impl Operator for Whole {
+    fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        while let Some(batch) = rows.next(1)? {
+            let number = integers(batch.column("numbers", "number")?).value(0);
+            let pieces = batch.pieces()?;
+            let sum = |port: &str| {
+                let read = pieces.read(port, pieces.of(0))?;
+                Ok::<i64, Error>(integers(read.column(0)).values().iter().sum())
+            };
+            let sum = number + sum("pieces")? + sum("others").unwrap_or(0);
+            out.write_rows(&batch, vec![Arc::new(Int64Array::from(vec![sum]))])?;
+        }
+        Ok(())
     }
 }

@@ -34,8 +34,19 @@ impl Output {
 pub enum Reads {
     /// Row by row, joined with the stage's other `Rows` inputs on the id in the first column.
     Rows,
+    /// For each joined row its pieces: the rows whose ids are its id, [`PIECE`] and more. They are joined with those of
+    /// the stage's other `Pieces` inputs on their ids. A row without pieces is left out.
+    Pieces,
     /// The whole table, before the first row: weights.
     Table,
+}
+
+/// The character in the id of a piece between the id of its row and the rest, such as `nut.png@0,224`.
+pub const PIECE: char = '@';
+
+/// Returns the id of the row of which a row with this id is a piece; `None` if it is none.
+pub fn row_of_piece(id: &str) -> Option<&str> {
+    id.rsplit_once(PIECE).map(|(row, _)| row)
 }
 
 /// A column that a stage reads. Its content is checked before a run.
@@ -132,7 +143,7 @@ pub struct Port {
     pub name: &'static str,
     /// The columns that the stage reads. No other column of the table can change its output.
     pub columns: Vec<Column>,
-    /// The way it is read: row by row or as a whole.
+    /// The way it is read: row by row, by the pieces of rows, or as a whole.
     pub reads: Reads,
     /// True if `from:` may omit it. Optional ports come last.
     pub optional: bool,
@@ -142,6 +153,11 @@ impl Port {
     /// Makes an input that is read row by row.
     pub fn rows(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
         Self { name, columns: columns.into(), reads: Reads::Rows, optional: false }
+    }
+
+    /// Makes an input whose rows are the pieces of the rows of the others.
+    pub fn pieces(name: &'static str, columns: impl Into<Vec<Column>>) -> Self {
+        Self { name, columns: columns.into(), reads: Reads::Pieces, optional: false }
     }
 
     /// Makes an input that is read as a whole.
@@ -215,6 +231,13 @@ pub const SOURCE: &str = "source";
 mod tests {
     use super::*;
     use crate::engine::store::tensor_field;
+
+    #[test]
+    fn last_at_sign_ends_the_id_of_a_row() {
+        assert_eq!(row_of_piece("nut/a.png@0,224"), Some("nut/a.png"));
+        assert_eq!(row_of_piece("me@home/a.png@-3,0"), Some("me@home/a.png"));
+        assert_eq!(row_of_piece("nut/a.png"), None);
+    }
 
     #[test]
     fn column_of_another_type_is_refused_with_a_cast_that_fits() {

@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, mpsc},
 };
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::SchemaRef,
+};
 
 use super::{
     port::SOURCE,
-    task::{Listed, Task},
+    task::{Listed, PortRows, Task},
 };
 use crate::engine::{
     Error, Result,
@@ -37,12 +41,21 @@ pub struct Batch {
     /// The rows' ids.
     pub ids: Vec<String>,
     ports: Vec<(String, RecordBatch)>,
+    /// The task's inputs and the number of the first row in it, if the rows have pieces.
+    pieces: Option<(Arc<Inputs>, usize)>,
 }
 
 impl Batch {
     /// Makes a batch of rows with these ids, from inputs by port.
     pub fn new(ids: Vec<String>, ports: Vec<(String, RecordBatch)>) -> Self {
-        Self { ids, ports }
+        Self { ids, ports, pieces: None }
+    }
+
+    /// Returns the pieces of the rows.
+    pub fn pieces(&self) -> Result<RowPieces> {
+        let none = || Error::Stage("the stage was given no pieces of rows".into());
+        let (inputs, first) = self.pieces.as_ref().ok_or_else(none)?;
+        Ok(RowPieces { inputs: inputs.clone(), rows: *first..first + self.len() })
     }
 
     /// Returns the number of rows.
@@ -75,40 +88,85 @@ impl Batch {
     /// Returns the rows `offset..offset + len` without a copy.
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         let ports = self.ports.iter().map(|(name, batch)| (name.clone(), batch.slice(offset, len))).collect();
-        Self::new(self.ids[offset..offset + len].to_vec(), ports)
+        let pieces = self.pieces.as_ref().map(|(inputs, first)| (inputs.clone(), first + offset));
+        Self { ids: self.ids[offset..offset + len].to_vec(), ports, pieces }
+    }
+}
+
+/// The pieces of the rows of a batch, one row after another. They are read from the store as they are asked for, because
+/// a row may have many.
+#[derive(Debug)]
+pub struct RowPieces {
+    inputs: Arc<Inputs>,
+    /// The rows of the batch in the task.
+    rows: Range<usize>,
+}
+
+impl RowPieces {
+    /// Returns the ids of all pieces.
+    pub fn ids(&self) -> &[String] {
+        let pieces = self.inputs.task.pieces.as_ref();
+        pieces.map_or(&[], |pieces| &pieces.ids[pieces.start_of(self.rows.start)..pieces.start_of(self.rows.end)])
+    }
+
+    /// Returns the place of the pieces of a row among all pieces.
+    pub fn of(&self, row: usize) -> Range<usize> {
+        let start_of =
+            |row| self.inputs.task.pieces.as_ref().map_or(0, |pieces| pieces.start_of(self.rows.start + row));
+        start_of(row) - start_of(0)..start_of(row + 1) - start_of(0)
+    }
+
+    /// Reads some of all pieces of an input.
+    pub fn read(&self, port: &str, range: Range<usize>) -> Result<RecordBatch> {
+        let none = || Error::Stage(format!("the stage was given no pieces of `{port}`"));
+        let pieces = self.inputs.task.pieces.as_ref().ok_or_else(none)?;
+        let input = pieces.rows.iter().find(|rows| rows.port == port).ok_or_else(none)?;
+        let first = pieces.start_of(self.rows.start);
+        self.inputs.gather(input, first + range.start..first + range.end)
+    }
+}
+
+/// The inputs of a task in the store.
+#[derive(Debug)]
+struct Inputs {
+    task: Arc<Task>,
+    store: Store,
+    /// The columns that are read, by port.
+    schemas: HashMap<String, SchemaRef>,
+}
+
+impl Inputs {
+    fn gather(&self, rows: &PortRows, range: Range<usize>) -> Result<RecordBatch> {
+        let missing = || Error::Worker(format!("no schema for `{}`", rows.port));
+        let schema = self.schemas.get(&rows.port).ok_or_else(missing)?;
+        let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+        gather(&self.store, &rows.parts, &rows.places[range], &columns, schema)
     }
 }
 
 impl Rows {
     pub(in crate::engine) fn start(task: Arc<Task>, store: Store) -> Result<Self> {
-        let schemas = task
-            .job
-            .row_schemas
-            .iter()
-            .map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)))
-            .collect::<Result<HashMap<_, _>>>()?;
-        let listed = task.listed.as_ref().map(Listed::unpack).transpose()?;
+        let schemas = task.job.row_schemas.iter();
+        let schemas = schemas.map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
+        let inputs = Arc::new(Inputs { schemas: schemas.collect::<Result<_>>()?, task, store });
+        let listed = inputs.task.listed.as_ref().map(Listed::unpack).transpose()?;
         // One chunk waits to be received while the operator works on the one before it.
         let (send, chunks) = mpsc::sync_channel(0);
-        let total = task.ids.len();
-        let at_a_time = if schemas.values().any(|schema| has_heavy(schema)) { HEAVY_ROWS } else { LIGHT_ROWS };
+        let total = inputs.task.ids.len();
+        let is_heavy = |rows: &PortRows| inputs.schemas.get(&rows.port).is_some_and(|schema| has_heavy(schema));
+        let at_a_time = if inputs.task.rows.iter().any(is_heavy) { HEAVY_ROWS } else { LIGHT_ROWS };
         std::thread::spawn(move || {
             for start in (0..total).step_by(at_a_time) {
                 let end = (start + at_a_time).min(total);
                 let read = || -> Result<Batch> {
+                    let Task { ids, rows, pieces, .. } = &*inputs.task;
                     let mut ports = Vec::new();
-                    for rows in &task.rows {
-                        let schema = schemas
-                            .get(&rows.port)
-                            .ok_or_else(|| Error::Worker(format!("no schema for `{}`", rows.port)))?;
-                        let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
-                        ports.push((
-                            rows.port.clone(),
-                            gather(&store, &rows.parts, &rows.places[start..end], &columns, schema)?,
-                        ));
+                    for rows in rows {
+                        ports.push((rows.port.clone(), inputs.gather(rows, start..end)?));
                     }
                     ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
-                    Ok(Batch::new(task.ids[start..end].to_vec(), ports))
+                    let pieces = pieces.as_ref().map(|_| (inputs.clone(), start));
+                    Ok(Batch { ids: ids[start..end].to_vec(), ports, pieces })
                 };
                 // The operator stopped early, so no further rows are read.
                 if send.send(read()).is_err() {

@@ -28,6 +28,9 @@ pub struct Task {
     pub keys: Vec<Digest>,
     /// The addresses of the rows in each input, aligned with `ids`.
     pub rows: Vec<PortRows>,
+    /// The pieces of the rows, if an input is read by pieces.
+    #[serde(default)]
+    pub pieces: Option<Pieces>,
     /// The rows themselves if they were listed outside the store.
     pub listed: Option<Listed>,
 }
@@ -80,6 +83,24 @@ pub struct PortRows {
     pub parts: Vec<Digest>,
     /// `(part, row)` of each row, where `part` is an index into `parts`.
     pub places: Vec<(u32, u64)>,
+}
+
+/// The pieces of a task's rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pieces {
+    /// The end of the pieces of each row among all pieces, which lie one row after another.
+    pub ends: Vec<usize>,
+    /// The ids of the pieces.
+    pub ids: Vec<String>,
+    /// The addresses of the pieces in each input, aligned with `ids`.
+    pub rows: Vec<PortRows>,
+}
+
+impl Pieces {
+    /// Returns the place of the first piece of a row among all pieces.
+    pub(super) fn start_of(&self, row: usize) -> usize {
+        row.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
 }
 
 /// Rows listed outside the store, as an Arrow IPC stream in base64.

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use arrow::array::RecordBatch;
+
 use super::*;
 use crate::engine::{
     Stop, encode_schema,
@@ -36,7 +38,7 @@ fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
     let stage_key = Digest::of(b"stage");
     let keys = ids.iter().map(|id| Digest::of(id.as_bytes())).collect();
     let (run, listed) = ("run".into(), Some(Listed::pack(listed).unwrap()));
-    let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), listed };
+    let task = Task { job, stage_key, run, after: 0, ids, keys, rows: Vec::new(), pieces: None, listed };
     let store = Store::open(store.to_str().unwrap()).unwrap();
     let executor = InProcess::new(store, Stop::default(), Settings::default(), stage::open::<Ingest>);
     let mut entries = Vec::new();
