@@ -119,7 +119,7 @@ fn picture_that_cannot_be_opened_fails_as_one_row() {
 }
 
 /// Writes a JPEG of 40 x 24 pixels that is marked to be turned by a right angle.
-fn turned_jpeg(path: &Path) {
+pub(crate) fn turned_jpeg(path: &Path) {
     picture(path, 40, 24);
     let mut jpeg = fs::read(path).unwrap();
     let exif = b"Exif\0\0II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";

@@ -155,8 +155,8 @@ fn workers_of(run: u32) -> Vec<u32> {
 fn killed_workers_cost_nothing(kills: usize) {
     let lab = Lab::empty();
     let pipeline = TOY.replace(
-        "dataset: folder, root: data, size: 32",
-        "dataset: synthetic, size: 32, synthetic: { classes: [tile, gear], train: 60, test_good: 2, test_per_defect: 1 }",
+        "{ dataset: folder, root: data, size: 32 }",
+        "{ dataset: synthetic, size: 32, synthetic: { classes: [tile, gear], train: 60, test_good: 2, test_per_defect: 1 } }",
     );
     lab.write("pipeline.yaml", &pipeline);
     // Each worker has one thread, because sums by two threads differ in the last digits.

@@ -68,6 +68,9 @@ tables:
   features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 12 } }
   bank: { stage: fit, from: [features], with: { method: { patchcore: { ratio: 0.4 } } } }
   bank_maps: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1 } }
+  tiles: { stage: ingest, with: { dataset: folder, root: data, size: 32, tile: { overlap: 8 } } }
+  tile_maps: { stage: detect, from: [tiles, bank], where: split = 'test', with: { sigma: 2 } }
+  stitched: { stage: stitch, from: [images, tiles, tile_maps], where: split = 'test' }
   thresholds:
     stage: calibrate
     from: [images, anomaly_maps]

@@ -269,6 +269,7 @@ fn listed_columns_have_the_values_that_are_written() {
     let text = format!(
         "name: listings\ntables:
   images: {{ stage: ingest, with: {{ dataset: folder, root: '{root}', size: 16 }} }}
+  tiles: {{ stage: ingest, with: {{ dataset: folder, root: '{root}', size: [16, 32], tile: {{ overlap: 8 }} }} }}
   products: {{ stage: ingest, with: {{ dataset: synthetic, size: 32, synthetic: {{ classes: [tile], train: 2, test_good: 1, test_per_defect: 1 }} }} }}
   notes: {{ stage: read, with: {{ path: '{}/tests/notes.csv', id: image_id }} }}\n",
         crate::lab::project().display()

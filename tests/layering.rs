@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("training", &["models", "diffusion"]),
     ("methods", &["models", "features", "training"]),
     ("datasets", &["vision"]),
-    ("tables", &["engine"]),
+    ("tables", &["engine", "vision"]),
     ("published", &["engine", "models"]),
     ("captioners", &["engine", "tables", "datasets", "vision", "models", "published"]),
     ("query", &["engine", "tables", "metrics"]),

@@ -26,7 +26,7 @@ use crate::{
         run,
         run::{Settings, Workers},
         source::Sources,
-        stage::Reads,
+        stage::{Reads, row_of_piece},
         store::{Event, RowError, Store},
     },
     query::Session,
@@ -35,6 +35,7 @@ use crate::{
         column::text,
         decisions::Decision,
         images::{CLASS, IMAGE_ID},
+        tiles,
     },
 };
 
@@ -80,8 +81,9 @@ const WATCH_EVERY: Duration = Duration::from_millis(200);
 struct Route {
     /// The table of photographs.
     images: String,
-    /// The names of its parameters that the pipeline gives.
-    given: BTreeSet<String>,
+    /// The tables that read photographs, that of their tiles among them, with the names of the parameters that the
+    /// pipeline gives.
+    readers: Vec<(String, BTreeSet<String>)>,
     /// The table of decisions.
     decisions: String,
     /// All tables that are computed for new photographs, in the order of the file.
@@ -143,14 +145,17 @@ impl Predict {
 
     /// Returns the pipeline with these photographs in place of its own. Rows that fail are left out.
     fn reading(&self, manifest: &Path, name: &str, route: &Route) -> Result<Pipeline> {
-        let set = |parameter: &str, value: &str| format!("{}.{parameter}={value}", route.images);
         let manifest = manifest.display().to_string();
         let mut sets = self.pipeline.sets.clone();
-        sets.retain(|set| !set.starts_with(&format!("{}.root", route.images)));
-        sets.extend([set("dataset", "manifest"), set("root", &manifest), set("columns", "{ id: id }")]);
-        // Parameters of other layouts than a manifest.
-        let others = [("good", "[]"), ("bad", "[]"), ("unlabelled", "[]"), ("synthetic", "null"), ("hold_out", "0")];
-        sets.extend(others.iter().filter(|(name, _)| route.given.contains(*name)).map(|(name, none)| set(name, none)));
+        for (table, given) in &route.readers {
+            let set = |parameter: &str, value: &str| format!("{table}.{parameter}={value}");
+            sets.retain(|set| !set.starts_with(&format!("{table}.root")));
+            sets.extend([set("dataset", "manifest"), set("root", &manifest), set("columns", "{ id: id }")]);
+            // Parameters of other layouts than a manifest.
+            let others =
+                [("good", "[]"), ("bad", "[]"), ("unlabelled", "[]"), ("synthetic", "null"), ("hold_out", "0")];
+            sets.extend(others.iter().filter(|(name, _)| given.contains(*name)).map(|(name, none)| set(name, none)));
+        }
         let args = PipelineArgs {
             pipeline: self.pipeline.pipeline.clone(),
             sets,
@@ -236,15 +241,17 @@ impl Route {
         let mut needed = BTreeSet::from([decisions.clone()]);
         for table in pipeline.tables.iter().rev() {
             if needed.contains(&table.name) {
-                let by_row = table.inputs.iter().filter(|input| input.reads == Reads::Rows);
+                let by_row = table.inputs.iter().filter(|input| input.reads != Reads::Table);
                 needed.extend(by_row.map(|input| input.table.clone()));
             }
         }
-        let is_source = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
-        let images = one("photographs above its decisions", pipeline.tables.iter().filter(is_source).collect())?;
-        let mut computed = vec![images.clone()];
+        let reads = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
+        let readers: Vec<&Table> = pipeline.tables.iter().filter(reads).collect();
+        let whole = readers.iter().copied().filter(|table| !tiles::are_in(&table.output));
+        let images = one("photographs above its decisions", whole.collect())?;
+        let mut computed: Vec<String> = readers.iter().map(|table| table.name.clone()).collect();
         for table in pipeline.tables.iter().filter(|table| needed.contains(&table.name)) {
-            let is_moved = |input: &Input| input.reads == Reads::Rows && computed.contains(&input.table);
+            let is_moved = |input: &Input| input.reads != Reads::Table && computed.contains(&input.table);
             if table.is_keyed() && table.inputs.iter().any(is_moved) {
                 computed.push(table.name.clone());
             }
@@ -255,9 +262,12 @@ impl Route {
                 taken.push(input.table.clone());
             }
         }
-        let params = named(&images).map(|table| table.stage.params()).unwrap_or_default();
-        let given = params.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
-        Ok(Self { images, given, decisions, computed, taken })
+        let given = |table: &Table| {
+            let params = table.stage.params();
+            params.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        };
+        let readers = readers.into_iter().map(|table| (table.name.clone(), given(table))).collect();
+        Ok(Self { images, readers, decisions, computed, taken })
     }
 }
 
@@ -319,7 +329,7 @@ fn write_manifest(folder: &Path, photographs: &[PathBuf], class: &str) -> Result
     Ok(manifest)
 }
 
-/// Returns the first failure of each photograph that failed on the way.
+/// Returns the first failure of each photograph that failed on the way. Where tiles of it fail, it fails too.
 fn failed(store: &Store, name: &str, route: &Route) -> Result<Vec<RowError>> {
     let mut failed: BTreeMap<String, RowError> = BTreeMap::new();
     for table in &route.computed {
@@ -329,6 +339,8 @@ fn failed(store: &Store, name: &str, route: &Route) -> Result<Vec<RowError>> {
             }
         }
     }
+    let whole: BTreeSet<String> = failed.keys().cloned().collect();
+    failed.retain(|id, _| row_of_piece(id).is_none_or(|photograph| !whole.contains(photograph)));
     Ok(failed.into_values().collect())
 }
 

@@ -24,7 +24,7 @@ use crate::{
         captions::CAPTION,
         column::{self, column, numbers, text},
         images::{self, CLASS, DEFECT, FILE_DIGEST, HEIGHT, IMAGE_ID, LABEL, SPLIT, TEST, URI, WIDTH},
-        reconstructions,
+        reconstructions, tiles,
     },
 };
 
@@ -114,9 +114,9 @@ impl Source {
         self.roles.get(&slot(table)).is_some_and(|roles| roles.contains(&role))
     }
 
-    /// Returns the table of a role from which one of `below` was made, by the fewest steps. Among equals, a table whose
-    /// swept values one of `below` shares is preferred, then one of the last run, then one that is not made from a
-    /// table of the role, then the one that was published last.
+    /// Returns the table of a role from which one of `below` was made, by the fewest steps. Among equals, a table about
+    /// photographs is preferred to one about tiles of them, then a table whose swept values one of `below` shares, then
+    /// one of the last run, then one that is not made from a table of the role, then the one that was published last.
     pub(super) fn table(&self, role: Role, below: &[Option<&Manifest>]) -> Option<&Manifest> {
         let below = || below.iter().flatten();
         self.of_role(role).max_by_key(|table| {
@@ -124,8 +124,16 @@ impl Source {
             let fits = below().any(|b| table.variant.is_part_of(&b.variant));
             let ran_last = self.ran_last.contains(&slot(table));
             let is_first = !self.inputs(table).any(|input| self.has_role(input, role));
-            (Reverse(steps.unwrap_or(usize::MAX)), fits, ran_last, is_first, table.published_ms)
+            let is_whole = !self.is_about_tiles(table);
+            (Reverse(steps.unwrap_or(usize::MAX)), is_whole, fits, ran_last, is_first, table.published_ms)
         })
+    }
+
+    /// Returns true if the rows of a table are tiles, or are made from images that are all tiles.
+    fn is_about_tiles(&self, table: &Manifest) -> bool {
+        let are_tiles = |table: &Manifest| table.schema().is_ok_and(|schema| tiles::are_in(&schema));
+        let mut images = self.inputs(table).filter(|input| self.has_role(input, Role::Images)).peekable();
+        are_tiles(table) || (images.peek().is_some() && images.all(are_tiles))
     }
 
     /// Returns the tables from which a table was made directly.

@@ -29,12 +29,9 @@ use crate::{
         decisions::{ANOMALOUS, PIXEL_THRESHOLD},
         images::{self, IMAGE_ID, PIXELS, Taken, id_column},
         tensor::{float_row, tensor_row},
+        tiles,
     },
-    vision::{
-        colormap, decode,
-        placement::Placement,
-        resize::{self, Filter},
-    },
+    vision::{colormap, decode},
 };
 
 /// The numbers of images and regions that an export wrote.
@@ -111,6 +108,12 @@ pub fn export(
     };
     let maps = source.table(Role::AnomalyMaps, &[decisions, regions]).ok_or_else(|| none(Role::AnomalyMaps))?;
     let images = source.table(Role::Images, &[Some(maps)]).ok_or_else(|| none(Role::Images))?;
+    if tiles::are_in(&*images.schema()?) {
+        return Err(Error::Input(format!(
+            "`{}` has maps of tiles; the stage `stitch` makes of them those of photographs, which can be exported",
+            maps.table
+        )));
+    }
     if alarms && decisions.is_none() {
         return Err(none(Role::Decisions));
     }
@@ -289,8 +292,7 @@ impl Files<'_> {
     fn write(&self, image: &Shown, name: &Path, map: &[f32], stored: Option<&RgbImage>) -> Result<(u32, u32)> {
         let photograph = self.photograph(image, stored)?;
         let size @ (width, height) = photograph.dimensions();
-        let place = if self.taken.padded { Placement::padded } else { Placement::stretched };
-        let map = place(size, self.size).map_to_photograph(map);
+        let map = self.taken.placement(size, self.size).map_to_photograph(map);
         let scale = self.scales.get(&image.class).copied().unwrap_or(Scale { lowest: 0., highest: 0. });
         let heat: Vec<u16> =
             map.iter().map(|value| (scale.place(*value) * f32::from(u16::MAX)).round() as u16).collect();
@@ -310,8 +312,8 @@ impl Files<'_> {
         let Some(uri) = uri else {
             let stored =
                 stored.ok_or_else(|| Error::Input(format!("{}: it has neither a file nor pixels", image.id)))?;
-            let (width, height) = size.unwrap_or(stored.dimensions());
-            return Ok(resize::rgb(stored, width, height, Filter::Bilinear));
+            let size = size.unwrap_or(stored.dimensions());
+            return Ok(self.taken.placement(size, stored.dimensions()).rgb_to_photograph(stored));
         };
         let bytes = self.sources.read(uri)?;
         if digest.as_ref().is_some_and(|digest| *digest != Digest::of(&bytes).to_string()) {

@@ -4,17 +4,19 @@ mod embedded;
 mod failure;
 mod files;
 mod hold_out;
+mod listed;
 mod manifest;
 mod masks;
+mod scaled;
+mod tiles;
 
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, UInt32Array},
-    datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type, UInt32Type},
+    array::{Array, ArrayRef, AsArray, BooleanArray, StringArray, UInt32Array},
+    datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, UInt8Type, UInt32Type},
 };
 use garde::Validate;
-use image::metadata::Orientation;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,22 +30,23 @@ use crate::{
         store::{Note, digest_array, volatile},
     },
     tables::{
-        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, TEST, Taken},
+        images::{self, CAPTION, CLASS, DEFECT, GOOD, HEIGHT, IMAGE_ID, LABEL, SPLIT, TEST, Taken, WIDTH},
         metrics::MEAN,
         tensor::tensor_column,
+        tiles as columns,
     },
-    vision::{
-        decode::{self, NoteText, Photograph},
-        placement::Placement,
-        resize,
-    },
+    vision::{decode::NoteText, placement::Placement, resize},
 };
 use failure::Failure;
 use files::{File, IMAGES, MASKS, PictureFiles};
 use hold_out::HoldOut;
+use listed::{batch_of, listing};
 use manifest::Manifests;
+use scaled::{Cut, Scaled, is_too_large};
+use tiles::Sizes;
 
 pub use manifest::ManifestColumns;
+pub use tiles::Tile;
 
 /// Lists a dataset and reads its images, one row per image.
 ///
@@ -52,6 +55,9 @@ pub use manifest::ManifestColumns;
 /// half of the range) and 255 where more than half of a pixel is covered: the rule of the protocols `exact` and `ader`.
 /// `mask_grey` follows the authors' loader: the grey levels of the file, resized and not binarised, so that every pixel
 /// that a defect touches is anomalous: the rule of `reference`. Both are null if there is no ground truth.
+///
+/// With `tile` there is one row per tile of a photograph. A tile of an anomalous photograph is anomalous if its `mask` has
+/// an anomalous pixel, and its label is null if the photograph has no mask.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "dataset": "folder", "root": "photos" }]))]
@@ -93,6 +99,18 @@ pub struct Ingest {
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_aspect: Option<KeepAspect>,
+    /// The number of pixels to which the shorter side of a photograph is resized; its aspect ratio is kept, and the middle
+    /// `size` pixels are stored, as torchvision's `Resize` and `CenterCrop` do it (PatchCore's authors: 256 and 224).
+    /// What is cut off is not judged.
+    #[garde(inner(range(min = 16, max = 16_384)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_side: Option<u32>,
+    /// Cuts each photograph, at its own size or at that of `short_side`, into overlapping tiles of `size` pixels, each of
+    /// which is a row. The stage `stitch` puts their maps together. A photograph smaller than a tile lies in its
+    /// middle, with a border as of `keep_aspect: pad`.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile: Option<Tile>,
     /// True: photographs are turned as their EXIF orientation says, as viewers show them. False: they are taken as they
     /// are stored, as Pillow's `open` takes them.
     #[garde(skip)]
@@ -243,12 +261,13 @@ impl Stage for Ingest {
         if let (Dataset::Synthetic, Size::Rectangle(_)) = (self.dataset, self.size) {
             return Err(Misfit::parameter("size", "the generator's images are squares: one number"));
         }
-        let taken = Taken { padded: self.keep_aspect.is_some(), unturned: !self.exif_orientation };
-        Ok(images::schema(self.size.sides().map(|side| side as usize), taken))
+        let images = images::schema(self.size.sides().map(|side| side as usize), self.taken());
+        let tile = self.tile.iter().flat_map(|_| columns::fields().map(Arc::new));
+        Ok(Arc::new(Schema::new(images.fields().iter().cloned().chain(tile).collect::<Vec<_>>())))
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
-        Ok(Some(match self.dataset {
+        let listing = match self.dataset {
             Dataset::Folder => self.list_folder(sources)?,
             Dataset::Manifest => {
                 let manifest = Manifests::read(self.root(), &self.columns, sources)?;
@@ -258,7 +277,11 @@ impl Stage for Ingest {
                 list_photographs(found, &manifest.tree, embedded, self.held_out(), sources)?
             }
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default(), self.held_out())?,
-        }))
+        };
+        match &self.tile {
+            Some(tile) => self.list_tiles(listing, *tile, sources).map(Some),
+            None => Ok(Some(listing)),
+        }
     }
 }
 
@@ -278,6 +301,7 @@ impl Ingest {
         if let Some(name) = self.labelled().and_then(Labelled::repeated) {
             return Err(Misfit::parameter(given, format!("the folder `{name}` is named twice")));
         }
+        self.check_size()?;
         match (dataset, &self.root) {
             (Dataset::Folder, None) => Err(Misfit::parameter(
                 "root",
@@ -289,6 +313,27 @@ impl Ingest {
             (Dataset::Synthetic, Some(_)) => {
                 Err(Misfit::parameter("root", "it belongs to `dataset: folder`; the generator reads no files"))
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses ways of bringing photographs to a size that contradict each other.
+    fn check_size(&self) -> Result<(), Misfit> {
+        let given = [("tile", self.tile.is_some()), ("short_side", self.short_side.is_some())];
+        for (parameter, _) in given.iter().filter(|(_, is_given)| *is_given) {
+            let message = match (self.dataset, self.keep_aspect) {
+                (Dataset::Synthetic, _) => "the generator's images have the size of the stored pixels",
+                (_, Some(KeepAspect::Pad)) => "it keeps the aspect ratio itself; leave `keep_aspect` out",
+                _ => continue,
+            };
+            return Err(Misfit::parameter(*parameter, message));
+        }
+        let shorter = self.size.sides().into_iter().min().unwrap_or_default();
+        match self.tile {
+            Some(Tile { overlap }) if 2 * overlap > shorter => Err(Misfit::parameter(
+                "tile.overlap",
+                format!("{overlap} is more than half of the {shorter} pixels of a tile"),
+            )),
             _ => Ok(()),
         }
     }
@@ -329,24 +374,45 @@ impl Ingest {
         HoldOut { share: self.hold_out, seed: self.hold_out_seed }
     }
 
-    /// Returns the place of a photograph of this size in the stored pixels.
-    fn placement(&self, photograph: (u32, u32)) -> Placement {
+    /// Makes the listing of tiles from that of photographs.
+    fn list_tiles(&self, photographs: Listing, tile: Tile, sources: &Sources) -> Result<Listing> {
+        let Listing { rows, notes } = photographs;
+        let sizes = tiles::sizes(&rows, &self.files(sources), self.exif_orientation)?;
+        let sizes = sizes.into_iter().map(|photograph| {
+            let sizes = Sizes { photograph: photograph?, scaled: self.whole(photograph?).scaled() };
+            (!is_too_large(sizes.scaled)).then_some(sizes)
+        });
+        let rows = tiles::list(&rows, &sizes.collect::<Vec<_>>(), self.pixels(), tile.overlap)?;
+        Ok(Listing { rows, notes })
+    }
+
+    fn files<'a>(&'a self, sources: &'a Sources) -> PictureFiles<'a> {
+        PictureFiles { folder: self.folder(), columns: &self.columns, sources }
+    }
+
+    /// Returns width and height of the stored pixels.
+    fn pixels(&self) -> (u32, u32) {
         let [height, width] = self.size.sides();
-        match self.keep_aspect {
-            Some(KeepAspect::Pad) => Placement::padded(photograph, (width, height)),
-            None => Placement::stretched(photograph, (width, height)),
+        (width, height)
+    }
+
+    fn taken(&self) -> Taken {
+        Taken { padded: self.keep_aspect.is_some(), short_side: self.short_side, unturned: !self.exif_orientation }
+    }
+
+    /// Returns the place of a photograph of this size in a picture: in the stored pixels, or in the picture that tiles
+    /// are cut from.
+    fn whole(&self, photograph: (u32, u32)) -> Placement {
+        match (self.tile, self.short_side) {
+            (None, _) => self.taken().placement(photograph, self.pixels()),
+            (Some(_), None) => Placement::stretched(photograph, photograph),
+            (Some(_), Some(edge)) => Placement::stretched(photograph, resize::with_shorter_side(photograph, edge)),
         }
     }
 }
 
 fn input_error(error: datasets::DatasetError) -> Error {
     Error::Input(error.to_string())
-}
-
-/// Makes the rows of a listing, as they are outside the store.
-fn listing(columns: Vec<(Field, ArrayRef)>) -> Result<RecordBatch> {
-    let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
 }
 
 fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field, ArrayRef) {
@@ -430,15 +496,14 @@ struct Reader {
     sources: Sources,
 }
 
-/// The explanation for a picture whose size differs from that in its file.
-const TURNED: &str = " (turned as its EXIF orientation says)";
-
 /// A decoded row.
 struct Image {
     uri: Option<String>,
     file_digest: Option<String>,
     width: u32,
     height: u32,
+    /// True for an anomalous image; `None` if it is not known.
+    label: Option<bool>,
     caption: Option<String>,
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
@@ -447,20 +512,22 @@ struct Image {
     notes: Vec<NoteText>,
 }
 
+/// The photograph of the last tile that was cut, whose next tiles may follow.
+type LastPhotograph = Option<(String, Arc<Result<Scaled, Arc<Failure>>>)>;
+
 impl Operator for Reader {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
+        let mut last = None;
         while let Some(batch) = rows.next(64)? {
-            let images: Vec<Result<Image, Failure>> = match self.stage.dataset {
-                Dataset::Folder | Dataset::Manifest => {
-                    let files = PictureFiles {
-                        folder: self.stage.folder(),
-                        columns: &self.stage.columns,
-                        sources: &self.sources,
-                    };
-                    let decode = |(row, (image, mask))| self.photograph(&batch, row, image, mask);
-                    files.read(&batch)?.into_par_iter().enumerate().map(decode).collect()
+            let images: Vec<Result<Image, Arc<Failure>>> = match (self.stage.dataset, self.stage.tile) {
+                (Dataset::Synthetic, _) => {
+                    (0..batch.len()).into_par_iter().map(|row| self.generated(&batch, row).map_err(Arc::new)).collect()
                 }
-                Dataset::Synthetic => (0..batch.len()).into_par_iter().map(|row| self.generated(&batch, row)).collect(),
+                (Dataset::Folder | Dataset::Manifest, None) => {
+                    let read = |(row, (image, mask))| self.photograph(&batch, row, image, mask).map_err(Arc::new);
+                    self.stage.files(&self.sources).read(&batch)?.into_par_iter().enumerate().map(read).collect()
+                }
+                (Dataset::Folder | Dataset::Manifest, Some(_)) => self.tiles(&batch, &mut last)?,
             };
             let mut good = Vec::with_capacity(images.len());
             for (row, image) in images.into_iter().enumerate() {
@@ -480,33 +547,84 @@ impl Operator for Reader {
 
 impl Reader {
     fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
-        let (file_digest, uri) = (image.content.map(|content| content.to_string()), image.uri.clone());
-        let (place, Photograph { image, turn, mut notes }) =
-            image.decode(decode::photograph, self.stage.exif_orientation)?;
-        let (width, height) = image.dimensions();
-        let placement = self.stage.placement((width, height));
-        let (mask, mask_grey) = match mask {
-            Some(mask) => {
-                let (mask_place, mask) = mask.decode(decode::mask, self.stage.exif_orientation)?;
-                let mask = masks::aligned(mask, &image, turn);
-                if mask.any.dimensions() != (width, height) {
-                    let turned = if turn == Orientation::NoTransforms { "" } else { TURNED };
-                    let (mask_size, image_size) = (mask.any.dimensions(), (width, height));
-                    return Err(Failure::MaskSize { mask: mask_place, mask_size, image: place, image_size, turned });
-                }
-                let any = placement.grey(&mask.any);
-                let grey = mask.grey.as_ref().map_or_else(|| any.clone(), |grey| placement.grey(grey));
-                let majority = resize::majority(any);
-                notes.extend(mask.notes);
-                notes.extend(masks::lost_by_resizing(&mask.any, &majority, placement));
-                (Some(majority.into_raw()), Some(grey.into_raw()))
-            }
-            None => (self.empty_mask(batch, row)?, None),
+        let mut scaled = self.scaled(image, mask)?;
+        let notes = std::mem::take(&mut scaled.notes);
+        let label = label(batch, row, LABEL)?;
+        Ok(Image { notes, ..self.cut(&scaled, scaled.whole, batch, row, label)? })
+    }
+
+    /// Reads the tiles of a batch. A photograph is decoded once for its tiles that follow each other.
+    fn tiles(&self, batch: &Batch, last: &mut LastPhotograph) -> Result<Vec<Result<Image, Arc<Failure>>>> {
+        let photographs = batch.column(SOURCE, columns::PHOTOGRAPH)?.as_string::<i32>();
+        let groups = tiles::by_photograph(batch, photographs);
+        let known = last.take().filter(|(id, _)| id == photographs.value(0)).map(|(_, scaled)| scaled);
+        let new: Vec<u32> = groups.iter().skip(known.iter().len()).map(|(first, _)| *first as u32).collect();
+        let files = self.stage.files(&self.sources).read(&batch_of(batch.rows(SOURCE)?, &new)?)?;
+        let scaled = files.into_par_iter().map(|(image, mask)| Arc::new(self.scaled(image, mask).map_err(Arc::new)));
+        let scaled: Vec<_> = known.into_iter().chain(scaled.collect::<Vec<_>>()).collect();
+        *last = scaled.last().map(|scaled| (photographs.value(batch.len() - 1).to_owned(), scaled.clone()));
+        let of_row = groups.iter().zip(&scaled).flat_map(|((first, end), scaled)| vec![scaled; end - first]);
+        let of_row: Vec<_> = of_row.enumerate().collect();
+        let cut = |(row, scaled): (usize, &Arc<Result<Scaled, Arc<Failure>>>)| match &**scaled {
+            Ok(scaled) => self.tile(scaled, batch, row).map_err(Arc::new),
+            Err(failure) => Err(failure.clone()),
         };
-        let pixels = placement.rgb(&image).into_raw();
+        Ok(of_row.into_par_iter().map(cut).collect())
+    }
+
+    fn tile(&self, scaled: &Scaled, batch: &Batch, row: usize) -> Result<Image, Failure> {
+        let place = |name| Ok::<_, Error>(batch.column(SOURCE, name)?.as_primitive::<Int32Type>().value(row));
+        let side = |name| {
+            let sides = batch.column(SOURCE, name)?.as_primitive::<UInt32Type>();
+            Ok::<_, Error>(sides.is_valid(row).then(|| sides.value(row)))
+        };
+        let photograph = scaled.whole.photograph();
+        // The tiles of a photograph were listed by its size.
+        if (side(WIDTH)?, side(HEIGHT)?) != (Some(photograph.0), Some(photograph.1)) {
+            return Err(Failure::Changed { place: scaled.place.clone() });
+        }
+        let (x, y) = (place(columns::X)?, place(columns::Y)?);
+        let placement = Placement::tile(photograph, scaled.whole.scaled(), (x, y), self.stage.pixels());
+        let of_photograph = label(batch, row, tiles::PHOTOGRAPH_LABEL)?;
+        let image = self.cut(scaled, placement, batch, row, of_photograph)?;
+        let label = match (of_photograph, &image.mask) {
+            (Some(true), mask) => mask.as_ref().map(|mask| mask.iter().any(|pixel| *pixel > 0)),
+            (other, _) => other,
+        };
+        // Notes on a photograph are those of its first tile.
+        let notes = if x <= 0 && y <= 0 { scaled.notes.clone() } else { Vec::new() };
+        Ok(Image { label, notes, ..image })
+    }
+
+    fn scaled(&self, image: File, mask: Option<File>) -> Result<Scaled, Failure> {
+        Scaled::read(image, mask, self.stage.exif_orientation, |size| self.stage.whole(size))
+    }
+
+    /// Cuts a row out of a photograph, of which `label` says whether it is anomalous.
+    fn cut(
+        &self,
+        scaled: &Scaled,
+        placement: Placement,
+        batch: &Batch,
+        row: usize,
+        label: Option<bool>,
+    ) -> Result<Image, Failure> {
+        let (width, height) = placement.photograph();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
-        let caption = caption.is_valid(row).then(|| caption.value(row).to_owned());
-        Ok(Image { uri, file_digest, width, height, caption, pixels, mask, mask_grey, notes })
+        let Cut { pixels, mask, mask_grey } = scaled.cut(placement);
+        Ok(Image {
+            uri: scaled.uri.clone(),
+            file_digest: scaled.file_digest.clone(),
+            width,
+            height,
+            label,
+            caption: caption.is_valid(row).then(|| caption.value(row).to_owned()),
+            pixels,
+            // Without a mask, a normal photograph is known to have no anomalous pixel.
+            mask: mask.or_else(|| (label == Some(false)).then(|| vec![0; self.stage.size.area()])),
+            mask_grey,
+            notes: Vec::new(),
+        })
     }
 
     fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
@@ -528,20 +646,13 @@ impl Reader {
             file_digest: None,
             width: size,
             height: size,
+            label: Some(item.defect.is_some()),
             caption: Some(sample.caption),
             pixels: sample.image.into_raw(),
             mask: Some(sample.mask.into_raw()),
             mask_grey: None,
             notes: Vec::new(),
         })
-    }
-
-    /// Returns the mask of an image without a mask file: without anomalous pixels for a normal image, `None` for any
-    /// other, whose ground truth is unknown.
-    fn empty_mask(&self, batch: &Batch, row: usize) -> Result<Option<Vec<u8>>> {
-        let labels = batch.column(SOURCE, LABEL)?.as_boolean();
-        let is_normal = labels.is_valid(row) && !labels.value(row);
-        Ok(is_normal.then(|| vec![0; self.stage.size.area()]))
     }
 
     fn columns(&self, batch: &Batch, good: Vec<(u32, Image)>) -> Result<Vec<ArrayRef>> {
@@ -555,12 +666,20 @@ impl Reader {
             tensor_column::<UInt8Type>(rows.concat(), area, Some(valid))
         };
         let pixels: Vec<&[u8]> = good.iter().map(|(_, image)| image.pixels.as_slice()).collect();
-        Ok(vec![
+        let defects = if self.stage.tile.is_some() { tiles::PHOTOGRAPH_DEFECT } else { DEFECT };
+        let defects = listed(defects)?.as_string::<i32>().clone();
+        let defect = |row: usize, label| match label {
+            Some(true) => defects.is_valid(row).then(|| defects.value(row)),
+            Some(false) => Some(GOOD),
+            None => None,
+        };
+        let defects = good.iter().enumerate().map(|(row, (_, image))| defect(row, image.label));
+        let mut columns = vec![
             listed(IMAGE_ID)?,
             listed(CLASS)?,
             listed(SPLIT)?,
-            listed(LABEL)?,
-            listed(DEFECT)?,
+            Arc::new(BooleanArray::from_iter(good.iter().map(|(_, image)| image.label))),
+            Arc::new(StringArray::from_iter(defects)),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.uri.as_deref()))),
             Arc::new(StringArray::from_iter(good.iter().map(|(_, image)| image.file_digest.as_deref()))),
             Arc::new(UInt32Array::from_iter_values(good.iter().map(|(_, image)| image.width))),
@@ -569,8 +688,20 @@ impl Reader {
             tensor_column::<UInt8Type>(pixels.concat(), area * 3, None)?,
             masks(|image| image.mask.as_ref())?,
             masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
-        ])
+        ];
+        if self.stage.tile.is_some() {
+            for field in columns::fields() {
+                columns.push(listed(field.name())?);
+            }
+        }
+        Ok(columns)
     }
+}
+
+/// Returns the label in a column of a listing; `None` if it is not known.
+fn label(batch: &Batch, row: usize, column: &str) -> Result<Option<bool>> {
+    let labels = batch.column(SOURCE, column)?.as_boolean();
+    Ok(labels.is_valid(row).then(|| labels.value(row)))
 }
 
 #[cfg(test)]

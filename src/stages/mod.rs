@@ -23,6 +23,7 @@ pub mod reconstruct;
 pub mod regions;
 pub mod score_latents;
 pub mod sql;
+pub mod stitch;
 mod tensors;
 pub mod train_autoencoder;
 pub mod train_denoiser;
@@ -46,6 +47,7 @@ crate::stages! {
     "extract" => extract::Extract, worker;
     "fit" => fit::Fit, worker;
     "detect" => detect::Detect, worker;
+    "stitch" => stitch::Stitch, driver;
     "yes_no" => yes_no::YesNo, driver;
     "evaluate" => evaluate::Evaluate, driver;
     "calibrate" => calibrate::Calibrate, driver;

@@ -27,6 +27,7 @@ use crate::{
         images::{CLASS, HEIGHT, Taken, WIDTH},
         regions::{self, polygon_item},
         tensor::tensor_row,
+        tiles,
     },
     vision::{
         contour::{self, Corner},
@@ -77,7 +78,8 @@ impl Stage for Regions {
         Output::Rows
     }
 
-    fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
+    fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
+        tiles::refuse(inputs, "images")?;
         Ok(regions::schema())
     }
 }
@@ -85,8 +87,8 @@ impl Stage for Regions {
 impl Open for Regions {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let size = anomaly_maps::shape(&context.schemas)?;
-        let padded = context.schemas.all.get("images").is_some_and(|schema| Taken::of(schema).padded);
-        Ok(Box::new(Finder { tolerance: self.tolerance, size, padded }))
+        let taken = context.schemas.get("images").map(|schema| Taken::of(schema)).unwrap_or_default();
+        Ok(Box::new(Finder { tolerance: self.tolerance, size, taken }))
     }
 }
 
@@ -94,8 +96,8 @@ struct Finder {
     tolerance: f64,
     /// Height and width of the maps.
     size: [usize; 2],
-    /// True if the aspect ratio of photographs was kept.
-    padded: bool,
+    /// The way in which photographs became pixels of the size of the maps.
+    taken: Taken,
 }
 
 /// A region in the photograph's own pixels.
@@ -144,8 +146,8 @@ impl Finder {
         };
         let map = tensor_row::<Float16Type>(batch.column("anomaly_maps", MAP)?, row)?;
         let map = map.ok_or_else(|| missing(&batch.ids[row], "anomaly_maps", MAP))?;
-        let place = if self.padded { Placement::padded } else { Placement::stretched };
-        let placement = place((side(WIDTH)?, side(HEIGHT)?), (self.size[1] as u32, self.size[0] as u32));
+        let size = (self.size[1] as u32, self.size[0] as u32);
+        let placement = self.taken.placement((side(WIDTH)?, side(HEIGHT)?), size);
         find(map, placement, thresholds.value(row), self.tolerance)
     }
 }
@@ -275,6 +277,14 @@ mod tests {
         };
         assert_eq!(found, [first, second]);
         assert_eq!(find(&map, Placement::stretched((6, 4), (6, 4)), 5., 0.).unwrap(), []);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_in_no_region() {
+        // The middle of a photograph of 40x20 pixels, at half of its size.
+        let placement = Placement::cropped((40, 20), (8, 8), 10);
+        let found = find(&[f16::ONE; 64], placement, 0.5, 0.).unwrap();
+        assert_eq!((found.len(), found[0].bounds, found[0].mean), (1, [12, 2, 16, 16], 1.));
     }
 
     #[test]

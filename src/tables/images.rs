@@ -5,9 +5,12 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::{column::has, tensor::find_shape};
-use crate::engine::{
-    stage::{Column, Misfit, Schemas},
-    store::{tensor_field, volatile},
+use crate::{
+    engine::{
+        stage::{Column, Misfit, Schemas},
+        store::{tensor_field, volatile},
+    },
+    vision::placement::Placement,
 };
 
 /// The id of an image: its path below the dataset's root, or its name in a generated dataset.
@@ -24,8 +27,10 @@ pub const CALIBRATION: &str = "calibration";
 pub const TEST: &str = "test";
 /// True for an anomalous image, false for a normal one; null if it is not known.
 pub const LABEL: &str = "label";
-/// The kind of defect, `good` for none; null where the label is.
+/// The kind of defect, [`GOOD`] for none; null where the label is.
 pub const DEFECT: &str = "defect";
+/// The kind of defect of a normal image.
+pub const GOOD: &str = "good";
 /// The file that the image was read from.
 pub const URI: &str = "uri";
 /// The BLAKE3 digest of the file, as text.
@@ -51,29 +56,48 @@ pub fn image_id() -> Field {
 /// The way in which photographs become pixels of one size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// True if a photograph lies in the middle of the pixels with its aspect ratio kept, and false if it fills them.
+    /// True if a photograph lies in the middle of the pixels with its aspect ratio kept.
     pub padded: bool,
+    /// The length to which the shorter side of a photograph is resized, whose middle the pixels then show. Without this,
+    /// and if it is not padded, it fills the pixels.
+    pub short_side: Option<u32>,
     /// True if it is taken as it is stored, and false if it is turned as its EXIF orientation says.
     pub unturned: bool,
 }
 
-/// The keys of [`Taken`] in the metadata of the column of pixels.
+/// The keys of [`Taken`] in the metadata of a column of pixels or maps.
 const PADDED: &str = "padded";
+const SHORT_SIDE: &str = "short_side";
 const UNTURNED: &str = "unturned";
 
 impl Taken {
     /// Reads how the photographs of a table were taken.
     pub fn of(schema: &Schema) -> Self {
-        let has = |key| schema.field_with_name(PIXELS).is_ok_and(|field| field.metadata().contains_key(key));
-        Self { padded: has(PADDED), unturned: has(UNTURNED) }
+        let metadata = |key| schema.field_with_name(PIXELS).ok()?.metadata().get(key);
+        let short_side = metadata(SHORT_SIDE).and_then(|side| side.parse().ok());
+        Self { padded: metadata(PADDED).is_some(), short_side, unturned: metadata(UNTURNED).is_some() }
     }
 
-    fn note(self, field: Field) -> Field {
+    /// Returns the field of a column of pixels or maps with a note on how the photographs were taken.
+    pub fn note(self, field: Field) -> Field {
+        let is_so = |is_so: bool| is_so.then(|| "true".to_owned());
+        let notes = [
+            (PADDED, is_so(self.padded)),
+            (SHORT_SIDE, self.short_side.map(|side| side.to_string())),
+            (UNTURNED, is_so(self.unturned)),
+        ];
         let mut metadata = field.metadata().clone();
-        let notes = [(PADDED, self.padded), (UNTURNED, self.unturned)];
-        metadata
-            .extend(notes.iter().filter(|(_, is_so)| *is_so).map(|(key, _)| ((*key).to_owned(), "true".to_owned())));
+        metadata.extend(notes.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         field.with_metadata(metadata)
+    }
+
+    /// Returns the place of a photograph in the pixels, by the sizes (width, height) of both.
+    pub fn placement(self, photograph: (u32, u32), pixels: (u32, u32)) -> Placement {
+        match self.short_side {
+            Some(short_side) => Placement::cropped(photograph, pixels, short_side),
+            None if self.padded => Placement::padded(photograph, pixels),
+            None => Placement::stretched(photograph, pixels),
+        }
     }
 }
 

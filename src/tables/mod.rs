@@ -19,6 +19,7 @@ mod role;
 pub mod tensor;
 pub mod text_rows;
 pub mod thresholds;
+pub mod tiles;
 pub mod training_log;
 pub mod weights;
 

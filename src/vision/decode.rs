@@ -16,6 +16,8 @@ use super::container::{guess, has_end_of_image, has_more_pictures, is_lossy};
 const MAX_SIDE: u32 = 32_768;
 /// The largest size of a decoded image, in bytes: about 179 million RGB pixels, the limit of Pillow too.
 const MAX_BYTES: u64 = 512 << 20;
+/// The largest number of RGB pixels of a decoded image.
+pub const MAX_PIXELS: u64 = MAX_BYTES / 3;
 
 /// The reason why bytes are not read as an image. The caller adds the path.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,25 @@ pub enum VisionError {
 /// Lossless formats equal Pillow's pixels; jpeg and lossy webp differ by a few levels, since their decoders may.
 pub fn rgb(bytes: &[u8]) -> Result<RgbImage, VisionError> {
     Ok(colours(pixels(bytes)?.image))
+}
+
+/// Returns width and height of a picture without decoding its pixels. With `turn_by_exif` they are those of the picture
+/// turned by its EXIF orientation.
+pub fn size(bytes: &[u8], turn_by_exif: bool) -> Result<(u32, u32), VisionError> {
+    let format = format(bytes)?;
+    let read = || {
+        let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder()?;
+        let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        Ok((decoder.dimensions(), turn))
+    };
+    let ((width, height), turn) = read().map_err(|source| VisionError::Broken { format: name(format), source })?;
+    Ok(if turn_by_exif && is_quarter_turn(turn) { (height, width) } else { (width, height) })
+}
+
+/// Returns true if an orientation exchanges width and height.
+fn is_quarter_turn(turn: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(turn, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
 /// A sentence about a picture that may be read otherwise than it is meant.

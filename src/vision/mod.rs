@@ -8,6 +8,7 @@ mod container;
 pub mod contour;
 pub mod decode;
 pub mod imagenet;
+pub mod mosaic;
 pub mod placement;
 pub mod pool;
 pub mod resize;

@@ -83,9 +83,17 @@ pub fn majority(mut mask: GrayImage) -> GrayImage {
 /// Resizes so that the shorter side has `edge` pixels and the longer one keeps the aspect ratio, rounded down
 /// (transformers' `shortest_edge`, torchvision's `Resize(edge)`).
 pub fn shortest_edge(image: &RgbImage, edge: u32, filter: Filter) -> RgbImage {
-    let (width, height) = image.dimensions();
-    let other = |longer: u32| (u64::from(edge) * u64::from(longer) / u64::from(width.min(height).max(1))) as u32;
-    if width <= height { rgb(image, edge, other(height), filter) } else { rgb(image, other(width), edge, filter) }
+    let (width, height) = with_shorter_side(image.dimensions(), edge);
+    rgb(image, width, height, filter)
+}
+
+/// Returns a size (width, height) whose shorter side is `edge` and whose longer one keeps the aspect ratio, rounded down.
+pub fn with_shorter_side((width, height): (u32, u32), edge: u32) -> (u32, u32) {
+    let other = |longer: u32| {
+        let other = u64::from(edge) * u64::from(longer) / u64::from(width.min(height).max(1));
+        u32::try_from(other).unwrap_or(u32::MAX)
+    };
+    if width <= height { (edge, other(height)) } else { (other(width), edge) }
 }
 
 /// Returns the middle `width` x `height` pixels of an image that is at least as large. If the rest is odd, the right or
@@ -211,13 +219,16 @@ fn vertical(src: &[u8], dst: &mut [u8], stride: usize, taps: &[Taps<i32>]) {
 }
 
 /// The source pixels `first..first + weights.len()` that make one output pixel.
-struct Taps<W> {
-    first: usize,
-    weights: Vec<W>,
+pub struct Taps<W> {
+    /// The first source pixel.
+    pub first: usize,
+    /// The weights of it and of those after it.
+    pub weights: Vec<W>,
 }
 
-/// Computes Pillow's `precompute_coeffs`, operation by operation; the weights of a pixel sum to 1.
-fn taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<f64>> {
+/// Computes Pillow's `precompute_coeffs`, operation by operation, for a side of `src` pixels that becomes one of `dst`;
+/// the weights of a pixel sum to 1.
+pub fn taps(src: u32, dst: u32, filter: Filter) -> Vec<Taps<f64>> {
     let scale = f64::from(src) / f64::from(dst);
     if filter == Filter::Nearest {
         // centres are summed step by step, as in Pillow's affine transform

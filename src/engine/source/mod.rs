@@ -1,6 +1,7 @@
 //! Files and URLs outside the store.
 
 mod cache_folder;
+mod facts;
 mod fetch;
 mod files;
 mod memory;

@@ -1,6 +1,10 @@
 //! Images that cannot be used.
 
-use crate::{datasets::synthetic, engine::Error, vision::VisionError};
+use crate::{
+    datasets::synthetic,
+    engine::Error,
+    vision::{VisionError, decode::MAX_PIXELS},
+};
 
 /// The reason why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +20,11 @@ pub(super) enum Failure {
         mask_size.0, mask_size.1, image_size.0, image_size.1
     )]
     MaskSize { mask: String, mask_size: (u32, u32), image: String, image_size: (u32, u32), turned: &'static str },
+    #[error(
+        "{place} would have {}x{} pixels with a shorter side of `short_side`, more than the {MAX_PIXELS} that are made; lower it",
+        size.0, size.1
+    )]
+    TooLarge { place: String, size: (u32, u32) },
     #[error(transparent)]
     Synthetic(#[from] synthetic::Error),
 }

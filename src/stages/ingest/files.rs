@@ -94,6 +94,12 @@ impl PictureFiles<'_> {
             .collect())
     }
 
+    /// Reads the image of each row.
+    pub(super) fn images(&self, batch: &Batch) -> Result<Vec<File>> {
+        let listed: Result<Vec<_>> = (0..batch.len()).map(|row| self.listed(batch, row, &IMAGES)).collect();
+        self.contents(listed?.into_iter().flatten().collect())
+    }
+
     fn listed(&self, batch: &Batch, row: usize, of: &PictureColumns) -> Result<Option<Listed>> {
         let paths = batch.column(SOURCE, of.path)?.as_string::<i32>();
         if paths.is_null(row) {

@@ -1,4 +1,4 @@
-//! Masks of pictures: turned like the picture, and checked for regions that resizing loses.
+//! Masks of pictures: turned like the picture, and checked for regions that resizing or cutting loses.
 
 use image::{GrayImage, RgbImage, metadata::Orientation};
 
@@ -19,6 +19,9 @@ const EMPTIED: NoteText = "the mask became empty by resizing: it covers more tha
 const PARTLY_LOST: NoteText = "a region of the mask was lost by resizing: it covers more than half of no pixel and is no region of \
     AUPRO; a larger `size` keeps it";
 
+const CUT_OFF: NoteText = "a region of the mask lies outside the part of the photograph that `short_side` and `size` show, and is not \
+    judged";
+
 /// Turns a mask like its picture, if its size shows that it was drawn on the picture as stored.
 pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> Mask {
     let (width, height) = picture.dimensions();
@@ -36,25 +39,28 @@ pub(super) fn aligned(mut mask: Mask, picture: &RgbImage, turn: Orientation) -> 
     }
 }
 
-/// Checks whether the stored size loses a region of a mask, or all of it. `resized` is the mask in the stored picture,
-/// in which `placement` says where its pixels lie.
-pub(super) fn lost_by_resizing(mask: &GrayImage, resized: &GrayImage, placement: Placement) -> Option<NoteText> {
-    let whole = bounding_box(mask)?;
-    if resized.iter().all(|value| *value == 0) {
-        return Some(EMPTIED);
+/// Checks whether resizing loses a region of a mask, or all of it, and whether the picture shows each region at least in
+/// part. `scaled` is the resized mask, and `placement` says where its pixels lie in the picture.
+pub(super) fn lost(mask: &GrayImage, scaled: &GrayImage, placement: Placement) -> Vec<NoteText> {
+    let Some((left, top, right, bottom)) = bounding_box(mask) else { return Vec::new() };
+    if scaled.iter().all(|value| *value == 0) {
+        return vec![EMPTIED];
     }
-    let (left, top, right, bottom) = whole;
     let (width, height) = (right - left + 1, bottom - top + 1);
     let at = |x: u32, y: u32| mask.get_pixel(left + x, top + y).0[0] > 0;
     let inside: Vec<bool> = (0..height).flat_map(|y| (0..width).map(move |x| at(x, y))).collect();
-    let regions = Components::label(&inside, width as usize).ok()?;
-    let mut kept = vec![false; regions.areas.len()];
+    let Ok(regions) = Components::label(&inside, width as usize) else { return Vec::new() };
+    let (mut kept, mut shown) = (vec![false; regions.areas.len()], vec![false; regions.areas.len()]);
+    let whole = Placement::stretched(mask.dimensions(), scaled.dimensions());
     for (label, pixel) in regions.labels.iter().zip(0u32..).filter(|(label, _)| **label > 0) {
         let middle = |at: u32| f64::from(at) + 0.5;
-        let (x, y) = placement.to_picture((middle(left + pixel % width), middle(top + pixel / width)));
-        kept[*label as usize - 1] |= resized.get_pixel(x as u32, y as u32).0[0] > 0;
+        let place = (middle(left + pixel % width), middle(top + pixel / width));
+        let (x, y) = whole.to_picture(place);
+        kept[*label as usize - 1] |= scaled.get_pixel(x as u32, y as u32).0[0] > 0;
+        shown[*label as usize - 1] |= placement.shows(place);
     }
-    kept.contains(&false).then_some(PARTLY_LOST)
+    let notes = [(PARTLY_LOST, kept), (CUT_OFF, shown)];
+    notes.into_iter().filter(|(_, of_regions)| of_regions.contains(&false)).map(|(note, _)| note).collect()
 }
 
 /// Returns the first and last column and row with an anomalous pixel: left, top, right, bottom.
@@ -87,22 +93,34 @@ mod tests {
         })
     }
 
+    fn notes(mask: &GrayImage, placement: Placement) -> Vec<NoteText> {
+        let (width, height) = placement.scaled();
+        lost(mask, &resize::mask(mask, width, height), placement)
+    }
+
     #[test]
     fn note_on_regions_that_resizing_loses() {
         let lost = |mask: GrayImage, size| {
-            let of =
-                |placement: Placement| lost_by_resizing(&mask, &resize::majority(placement.grey(&mask)), placement);
             let [stretched, padded] =
-                [Placement::stretched, Placement::padded].map(|new| of(new(mask.dimensions(), (size, size))));
+                [Placement::stretched, Placement::padded].map(|new| notes(&mask, new(mask.dimensions(), (size, size))));
             assert_eq!(stretched, padded);
             stretched
         };
-        assert_eq!(lost(squares((256, 200), &[]), 32), None);
-        assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), Some(EMPTIED));
-        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 199, 1)]), 32), Some(PARTLY_LOST));
-        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 150, 40)]), 32), None);
-        assert_eq!(lost(squares((20, 24), &[(0, 0, 1), (19, 23, 1), (7, 9, 2)]), 128), None);
-        assert_eq!(lost(squares((128, 128), &[(0, 0, 1), (100, 3, 1)]), 128), None);
+        assert_eq!(lost(squares((256, 200), &[]), 32), [""; 0]);
+        assert_eq!(lost(squares((256, 200), &[(100, 100, 4)]), 32), [EMPTIED]);
+        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 199, 1)]), 32), [PARTLY_LOST]);
+        assert_eq!(lost(squares((256, 200), &[(10, 10, 40), (190, 150, 40)]), 32), [""; 0]);
+        assert_eq!(lost(squares((20, 24), &[(0, 0, 1), (19, 23, 1), (7, 9, 2)]), 128), [""; 0]);
+        assert_eq!(lost(squares((128, 128), &[(0, 0, 1), (100, 3, 1)]), 128), [""; 0]);
+    }
+
+    #[test]
+    fn note_on_regions_that_are_cut_off() {
+        let cropped = Placement::cropped((400, 200), (80, 80), 100);
+        assert_eq!(notes(&squares((400, 200), &[(150, 60, 40)]), cropped), [""; 0]);
+        assert_eq!(notes(&squares((400, 200), &[(150, 60, 40), (10, 10, 40)]), cropped), [CUT_OFF]);
+        assert_eq!(notes(&squares((400, 200), &[(90, 60, 60)]), cropped), [""; 0], "a part is shown");
+        assert_eq!(notes(&squares((400, 200), &[(150, 60, 40), (10, 10, 1)]), cropped), [PARTLY_LOST, CUT_OFF]);
     }
 
     #[test]

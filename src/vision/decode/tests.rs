@@ -41,6 +41,17 @@ fn every_format_is_recognised_by_content() {
 }
 
 #[test]
+fn size_is_known_without_the_pixels() {
+    use ImageFormat::*;
+    for format in [Png, Bmp, Tiff, WebP, Jpeg] {
+        assert_eq!(size(&encode(&photo(), format), true).unwrap(), (19, 13), "{format:?}");
+    }
+    assert!(size(b"no picture", true).is_err());
+    let whole = encode(&photo(), Png);
+    assert!(size(&whole[..20], true).is_err(), "the header is cut");
+}
+
+#[test]
 fn palettes_one_bit_and_cmyk_are_read_as_by_pillow() {
     let palette = [[0, 0, 0], [200, 10, 20], [0, 0, 7], [255, 255, 255]];
     let image = rgb(&bytes(PALETTE_PNG)).unwrap();

@@ -1,0 +1,27 @@
+//! The rows of a listing.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, AsArray, RecordBatch, UInt32Array},
+    compute::take_record_batch,
+    datatypes::{Field, Schema},
+};
+
+use crate::engine::{
+    Result,
+    stage::{Batch, SOURCE},
+};
+
+/// Makes the rows of a listing, as they are outside the store.
+pub(super) fn listing(columns: Vec<(Field, ArrayRef)>) -> Result<RecordBatch> {
+    let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+/// Returns some rows of a listing.
+pub(super) fn batch_of(listed: &RecordBatch, rows: &[u32]) -> Result<Batch> {
+    let rows = take_record_batch(listed, &UInt32Array::from(rows.to_vec()))?;
+    let ids = rows.column(0).as_string::<i32>().iter().map(|id| id.unwrap_or_default().to_owned()).collect();
+    Ok(Batch::new(ids, vec![(SOURCE.to_owned(), rows)]))
+}

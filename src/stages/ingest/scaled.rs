@@ -1,0 +1,101 @@
+//! Photographs and their masks, resized, out of which the stored pixels are cut.
+
+use image::{GrayImage, RgbImage, metadata::Orientation};
+
+use super::{failure::Failure, files::File, masks};
+use crate::vision::{
+    decode::{self, NoteText, Photograph},
+    placement::Placement,
+    resize::{self, Filter},
+};
+
+/// The explanation for a picture whose size differs from that in its file.
+const TURNED: &str = " (turned as its EXIF orientation says)";
+
+/// A photograph and its mask, resized.
+pub(super) struct Scaled {
+    pub(super) uri: Option<String>,
+    pub(super) file_digest: Option<String>,
+    /// The place of the photograph, for messages.
+    pub(super) place: String,
+    /// Its place in the picture that it makes.
+    pub(super) whole: Placement,
+    image: RgbImage,
+    mask: Option<ScaledMask>,
+    pub(super) notes: Vec<NoteText>,
+}
+
+/// A resized mask, by two rules.
+struct ScaledMask {
+    /// 255 where more than half of a pixel is anomalous.
+    majority: GrayImage,
+    /// Above 0 wherever an anomaly touches a pixel.
+    grey: GrayImage,
+}
+
+/// The pixels of a row.
+pub(super) struct Cut {
+    pub(super) pixels: Vec<u8>,
+    pub(super) mask: Option<Vec<u8>>,
+    pub(super) mask_grey: Option<Vec<u8>>,
+}
+
+impl Scaled {
+    /// Decodes a photograph and its mask. With `turn_by_exif` they are turned by their EXIF orientation. `whole` gives the
+    /// place of a photograph of a size.
+    pub(super) fn read(
+        image: File,
+        mask: Option<File>,
+        turn_by_exif: bool,
+        whole: impl Fn((u32, u32)) -> Placement,
+    ) -> Result<Self, Failure> {
+        let (file_digest, uri) = (image.content.map(|content| content.to_string()), image.uri.clone());
+        let (place, Photograph { image, turn, mut notes }) = image.decode(decode::photograph, turn_by_exif)?;
+        let (width, height) = image.dimensions();
+        let whole = whole((width, height));
+        let size @ (scaled_width, scaled_height) = whole.scaled();
+        if is_too_large(size) {
+            return Err(Failure::TooLarge { place, size });
+        }
+        let mask = match mask {
+            Some(mask) => {
+                let (mask_place, mask) = mask.decode(decode::mask, turn_by_exif)?;
+                let mask = masks::aligned(mask, &image, turn);
+                if mask.any.dimensions() != (width, height) {
+                    let turned = if turn == Orientation::NoTransforms { "" } else { TURNED };
+                    let (mask_size, image_size) = (mask.any.dimensions(), (width, height));
+                    return Err(Failure::MaskSize { mask: mask_place, mask_size, image: place, image_size, turned });
+                }
+                let resized = |mask: &GrayImage| resize::grey(mask, scaled_width, scaled_height, Filter::Bilinear);
+                let any = resized(&mask.any);
+                let grey = mask.grey.as_ref().map_or_else(|| any.clone(), resized);
+                let majority = resize::majority(any);
+                notes.extend(mask.notes);
+                notes.extend(masks::lost(&mask.any, &majority, whole));
+                Some(ScaledMask { majority, grey })
+            }
+            None => None,
+        };
+        let image = match size == (width, height) {
+            true => image,
+            false => resize::rgb(&image, scaled_width, scaled_height, Filter::Bilinear),
+        };
+        Ok(Self { uri, file_digest, place, whole, image, mask, notes })
+    }
+
+    /// Cuts stored pixels out.
+    pub(super) fn cut(&self, placement: Placement) -> Cut {
+        let cut = |mask: &GrayImage| placement.cut_grey(mask).into_raw();
+        let mask = self.mask.as_ref();
+        Cut {
+            pixels: placement.cut_rgb(&self.image).into_raw(),
+            mask: mask.map(|mask| cut(&mask.majority)),
+            mask_grey: mask.map(|mask| cut(&mask.grey)),
+        }
+    }
+}
+
+/// Returns true if a photograph is not resized to a size, because it would take too much memory.
+pub(super) fn is_too_large((width, height): (u32, u32)) -> bool {
+    u64::from(width) * u64::from(height) > decode::MAX_PIXELS
+}

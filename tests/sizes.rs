@@ -1,0 +1,336 @@
+//! Photographs of any size and shape: the middle of one, and tiles that are put together again.
+
+use std::{fs, path::Path};
+
+use image::{GrayImage, Luma, Rgb, RgbImage};
+
+use crate::{
+    lab::{Lab, computed, project},
+    metrics,
+};
+
+/// A place in a photograph: left, top, width and height.
+type Mark = [u32; 4];
+
+fn is_in([left, top, width, height]: Mark, x: u32, y: u32) -> bool {
+    (left..left + width).contains(&x) && (top..top + height).contains(&y)
+}
+
+/// Writes a grey photograph with a texture that depends on a seed, and with red marks.
+fn photograph(path: &Path, (width, height): (u32, u32), seed: u32, marks: &[Mark]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let noise = |x: u32, y: u32| (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(0x9e37_79b1) ^ seed) >> 13 & 7;
+    let texture = |x: u32, y: u32| 110. + 20. * (f64::from(x) / 9.).sin() + 20. * (f64::from(y) / 7.).cos();
+    let colour = |x, y| match marks.iter().any(|mark| is_in(*mark, x, y)) {
+        true => [230, 20, 20],
+        false => [(texture(x, y) as u32 + noise(x, y)) as u8; 3],
+    };
+    RgbImage::from_fn(width, height, |x, y| Rgb(colour(x, y))).save(path).unwrap();
+}
+
+fn mask(path: &Path, (width, height): (u32, u32), marks: &[Mark]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let is_marked = |x, y| marks.iter().any(|mark| is_in(*mark, x, y));
+    GrayImage::from_fn(width, height, |x, y| Luma([if is_marked(x, y) { 255 } else { 0 }])).save(path).unwrap();
+}
+
+/// Photographs whose middle alone is stored, and maps of their saturation.
+const MIDDLE: &str = r#"
+name: middle
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 64, short_side: 72 } }
+  anomaly_maps:
+    stage: command
+    from: [images]
+    with: { run: python3 maps.py, columns: [pixels], output: { map: "float16[64,64]", score: float32 } }
+  metrics: { stage: evaluate, from: [images, anomaly_maps], where: split = 'test' }
+  thresholds:
+    stage: calibrate
+    from: [images, anomaly_maps]
+    where: split = 'train'
+    with: { rates: [0.5], confidence: 0.8, pixel_rate: 0.21 }
+  decisions: { stage: decide, from: [images, anomaly_maps, thresholds], with: { rate: 0.5 } }
+  regions: { stage: regions, from: [decisions, images, anomaly_maps] }
+"#;
+
+#[test]
+fn middle_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
+    assert!(project().join(".tools/python/pyarrow").exists(), "run `python3 setup/fetch.py tools`");
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", MIDDLE);
+    lab.write("maps.py", metrics::MAPS);
+    let size = (160, 96);
+    // 120x72 pixels, of which 64x64 are shown: from 37.3 to 122.7, and from 5.3 to 90.7, of the photograph.
+    let (inside, outside) = ([70, 40, 20, 20], [4, 40, 20, 20]);
+    for i in 0..4 {
+        photograph(&lab.path(&format!("data/nut/train/good/{i}.png")), size, i, &[]);
+    }
+    photograph(&lab.path("data/nut/test/good/0.png"), size, 5, &[]);
+    photograph(&lab.path("data/nut/test/dent/0.png"), size, 6, &[inside, outside]);
+    mask(&lab.path("data/nut/ground_truth/dent/0_mask.png"), size, &[inside, outside]);
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let note = "`size` show, and is not judged: 1 of 6 rows: nut/test/dent/0.png";
+    assert!(ended.stderr.contains(note), "{}", ended.stderr);
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    assert_eq!(rows("select distinct width, height, array_length(mask) from images"), ["160,96,4096"]);
+    assert_eq!(rows("select image_auroc from metrics where class = 'nut' and protocol = 'exact'"), ["1.0"]);
+    let regions = rows("select x, y, width, height from regions");
+    let [region] = &regions[..] else { panic!("{regions:?}") };
+    let found: Vec<u32> = region.split(',').map(|side| side.parse().unwrap()).collect();
+    // A pixel of the map is 1.3 pixels of the photograph, and a map fades over two of them.
+    let is_near = |(found, expected): (&u32, &u32)| found.abs_diff(*expected) <= 6;
+    assert!(found.iter().zip(&inside).all(is_near), "{region}");
+
+    assert_eq!(lab.vlmdiff(&["export", "found"]).code, Some(0));
+    let picture = |kind: &str| image::open(lab.path(&format!("found/{kind}/nut/test/dent/0.png"))).unwrap();
+    let (heat, alarm, overlay) =
+        (picture("heat").into_luma16(), picture("mask").into_luma8(), picture("overlay").into_rgb8());
+    assert_eq!((heat.dimensions(), alarm.dimensions()), (size, size));
+    assert_eq!((heat.get_pixel(80, 50).0, alarm.get_pixel(80, 50).0), ([u16::MAX], [255]));
+    let original = image::open(lab.path("data/nut/test/dent/0.png")).unwrap().into_rgb8();
+    for (x, y) in [(14, 50), (37, 50), (123, 50), (80, 5), (80, 91)] {
+        assert_eq!((heat.get_pixel(x, y).0, alarm.get_pixel(x, y).0), ([0], [0]), "{x} {y}");
+        assert_eq!(overlay.get_pixel(x, y), original.get_pixel(x, y), "{x} {y}");
+    }
+}
+
+/// From tiles to decisions on photographs.
+const TILES: &str = r#"
+name: tiled
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: [80, 192] } }
+  tiles: { stage: ingest, with: { dataset: folder, root: data, size: 64, tile: { overlap: 16 } } }
+  features:
+    stage: extract
+    from: [tiles]
+    where: split = 'train'
+    with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 }
+  bank: { stage: fit, from: [features], with: { method: { knn: {} } } }
+  tile_maps: { stage: detect, from: [tiles, bank], with: { sigma: 2 } }
+  anomaly_maps: { stage: stitch, from: [images, tiles, tile_maps] }
+  metrics: { stage: evaluate, from: [images, anomaly_maps], where: split = 'test' }
+  thresholds:
+    stage: calibrate
+    from: [images, anomaly_maps]
+    where: split = 'train'
+    with: { rates: [0.5], confidence: 0.5, pixel_rate: 0.26 }
+  decisions: { stage: decide, from: [images, anomaly_maps, thresholds], where: split = 'test', with: { rate: 0.5 } }
+  regions: { stage: regions, from: [decisions, images, anomaly_maps], where: anomalous }
+"#;
+
+const SIZE: (u32, u32) = (384, 160);
+const DENT: Mark = [290, 40, 20, 20];
+
+/// Makes a lab with three good photographs for training, and a good and a bad one for testing: 8 x 3 tiles each.
+fn tiled() -> Lab {
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", TILES);
+    for i in 0..3 {
+        photograph(&lab.path(&format!("data/steel/train/good/{i}.png")), SIZE, i, &[]);
+    }
+    photograph(&lab.path("data/steel/test/good/0.png"), SIZE, 7, &[]);
+    photograph(&lab.path("data/steel/test/dent/0.png"), SIZE, 8, &[DENT]);
+    mask(&lab.path("data/steel/ground_truth/dent/0_mask.png"), SIZE, &[DENT]);
+    lab.run(&[]);
+    lab
+}
+
+/// Returns the number of computed rows of a table; `None` if it was fresh.
+fn rows_of(events: &[vlmdiff::engine::store::Event], table: &str) -> Option<u64> {
+    computed(events).into_iter().find(|(name, _)| *name == table).map(|(_, rows)| rows)
+}
+
+#[test]
+fn defect_in_a_large_photograph_is_found_at_its_place() {
+    let lab = tiled();
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    let counts =
+        "select photograph, count(*), min(x), max(x), min(y), max(y), min(width), max(scaled_height) from tiles
+        where split = 'test' group by 1 order by 1";
+    let of = |name: &str| format!("steel/test/{name}/0.png,24,0,320,0,96,384,160");
+    assert_eq!(rows(counts), [of("dent"), of("good")]);
+    // A tile is anomalous if it shows a part of the dent.
+    let anomalous = rows("select x, y, defect from tiles where label order by x, y");
+    assert_eq!(anomalous, ["240,0,dent", "240,48,dent", "288,0,dent", "288,48,dent"]);
+    assert_eq!(rows("select count(*) from tiles where not label and defect = 'good'"), ["116"]);
+    let wrong = "select count(*) from tiles where label <> (array_max(mask) > 0) or mask is null";
+    assert_eq!(rows(wrong), ["0"]);
+    assert_eq!(rows("select count(*) from tiles where image_id <> concat(photograph, '@', x, ',', y)"), ["0"]);
+
+    assert_eq!(rows("select image_id, anomalous from decisions order by 1")[0], "steel/test/dent/0.png,true");
+    let scores = "select count(*) from anomaly_maps a join (select photograph, max(score) as highest from tile_maps
+        join tiles using (image_id) group by 1) t on t.photograph = a.image_id where a.score = t.highest";
+    assert_eq!(rows(scores), ["5"]);
+    let metrics = rows("select image_auroc, pixel_auroc from metrics where class = 'steel' and protocol = 'exact'");
+    let metrics: Vec<f64> = metrics[0].split(',').map(|value| value.parse().unwrap()).collect();
+    assert!(metrics[0] == 1. && metrics[1] > 0.95, "{metrics:?}");
+    let region = "select x, y, x + width, y + height from regions order by max_score desc limit 1";
+    let region: Vec<u32> = rows(region)[0].split(',').map(|side| side.parse().unwrap()).collect();
+    let middle = (DENT[0] + DENT[2] / 2, DENT[1] + DENT[3] / 2);
+    assert!(region[0] < middle.0 && middle.0 < region[2] && region[1] < middle.1 && middle.1 < region[3], "{region:?}");
+
+    let ended = lab.vlmdiff(&["export", "found"]);
+    assert!(ended.code == Some(0) && ended.stdout.contains("found: 5 images"), "{}{}", ended.stdout, ended.stderr);
+    let heat = image::open(lab.path("found/heat/steel/test/dent/0.png")).unwrap().into_luma16();
+    assert_eq!(heat.dimensions(), SIZE);
+    let (x, y, _) = heat.enumerate_pixels().max_by_key(|(_, _, value)| value.0[0]).unwrap();
+    // Patches are 8 pixels apart, and a pixel of the map is 2 pixels of the photograph.
+    assert!(x.abs_diff(middle.0) <= 18 && y.abs_diff(middle.1) <= 18, "{x} {y}");
+    let report = lab.vlmdiff(&["report"]);
+    assert_eq!(report.code, Some(0), "{}", report.stderr);
+    let page = fs::read_to_string(lab.path("report.html")).unwrap();
+    assert!(
+        page.contains("steel&#x2f;test&#x2f;dent&#x2f;0.png") && !page.contains("0.png@"),
+        "the pictures are photographs"
+    );
+}
+
+#[test]
+fn photograph_that_comes_or_changes_computes_its_own_tiles() {
+    let lab = tiled();
+    assert_eq!(computed(&lab.run(&[])), [("images", 0); 0]);
+    photograph(&lab.path("data/steel/test/good/1.png"), SIZE, 9, &[]);
+    let came = lab.run(&[]);
+    let of = |events: &[_]| ["images", "tiles", "tile_maps", "anomaly_maps"].map(|table| rows_of(events, table));
+    assert_eq!(of(&came), [Some(1), Some(24), Some(24), Some(1)]);
+    assert_eq!(rows_of(&came, "bank"), None);
+    photograph(&lab.path("data/steel/test/good/1.png"), (120, 40), 9, &[]);
+    // A row of three tiles, in the middle of which it lies, because it is lower than a tile.
+    assert_eq!(of(&lab.run(&[])), [Some(1), Some(3), Some(3), Some(1)]);
+    let places = "select x, y from tiles where photograph = 'steel/test/good/1.png' order by x";
+    assert_eq!(lab.sql(".vlmdiff", places), ["0,-12", "48,-12", "56,-12"]);
+    fs::remove_file(lab.path("data/steel/test/good/1.png")).unwrap();
+    assert_eq!(of(&lab.run(&[])), [Some(0), Some(0), Some(0), Some(0)]);
+    // Tables do not depend on tasks, in which a photograph is decoded again for its further tiles.
+    lab.run(&["--store", "cut", "--task-rows", "5"]);
+    assert_eq!(lab.contents(".vlmdiff"), lab.contents("cut"));
+}
+
+#[test]
+fn tiles_follow_the_label_and_the_turn_of_their_photograph() {
+    let lab = Lab::empty();
+    let tiles = "tiles: { stage: ingest, on_error: skip, with: { dataset: folder, root: data, good: [ok], bad: [nok], size: 32, tile: { overlap: 16 } } }";
+    lab.write("pipeline.yaml", &format!("name: tiled\ntables:\n  {tiles}\n"));
+    photograph(&lab.path("data/ok/0.png"), (40, 20), 0, &[]);
+    photograph(&lab.path("data/nok/0.png"), (40, 20), 1, &[]);
+    fs::write(lab.path("data/nok/broken.png"), "no picture").unwrap();
+    crate::dataset::turned_jpeg(&lab.path("data/nok/turned.jpg"));
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let rows = "select image_id, label, defect, mask is null, width, height from tiles order by 1";
+    // Where the dent of a photograph lies is not known without a mask.
+    let expected = [
+        "nok/0.png@0,-6,,,true,40,20",
+        "nok/0.png@8,-6,,,true,40,20",
+        "nok/turned.jpg@-4,0,,,true,24,40",
+        "nok/turned.jpg@-4,8,,,true,24,40",
+        "ok/0.png@0,-6,false,good,false,40,20",
+        "ok/0.png@8,-6,false,good,false,40,20",
+    ];
+    let told = lab.sql(".vlmdiff", rows).iter().map(|row| row.replace('"', "")).collect::<Vec<_>>();
+    assert_eq!(told, expected);
+    let failed = lab.sql(".vlmdiff", "select id, message from errors");
+    assert!(
+        failed.len() == 1 && failed[0].contains("nok/broken.png@") && failed[0].contains("not an image"),
+        "{failed:?}"
+    );
+}
+
+#[test]
+fn sizes_that_contradict_each_other_are_refused() {
+    let lab = tiled();
+    for (from, to, words) in [
+        ("overlap: 16", "overlap: 40", "`tile.overlap`: 40 is more than half of the 64 pixels of a tile"),
+        (
+            "tile: { overlap: 16 }",
+            "tile: { overlap: 16 }, keep_aspect: pad",
+            "`tile`: it keeps the aspect ratio itself",
+        ),
+        ("size: [80, 192]", "size: 80, short_side: 90, keep_aspect: pad", "`short_side`: it keeps the aspect ratio"),
+        (
+            "from: [images, tiles, tile_maps]",
+            "from: [tiles, tiles, tile_maps]",
+            "`images` of stage `stitch`: its rows are tiles",
+        ),
+        (
+            "[decisions, images, anomaly_maps]",
+            "[decisions, tiles, tile_maps]",
+            "as `images` of stage `regions`: its rows are tiles",
+        ),
+    ] {
+        assert!(TILES.contains(from), "{from}");
+        lab.write("pipeline.yaml", &TILES.replace(from, to));
+        let ended = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert!(ended.code == Some(2) && ended.stderr.contains(words), "{to}: {}", ended.stderr);
+    }
+    // Some tiles of the photographs are left out.
+    lab.write("pipeline.yaml", &TILES.replace("from: [tiles, bank]", "from: [tiles, bank], where: x < 300"));
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("steel/test/dent/0.png: its tiles do not cover it; did some fail"),
+        "{}",
+        ended.stderr
+    );
+    // Maps of tiles alone cannot be exported.
+    lab.write("alone.yaml", TILES.split("  anomaly_maps:").next().unwrap());
+    assert_eq!(lab.vlmdiff(&["run", "alone.yaml", "--store", "alone"]).code, Some(0));
+    let ended = lab.vlmdiff(&["export", "found", "--store", "alone"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("`tile_maps` has maps of tiles"), "{}", ended.stderr);
+}
+
+#[test]
+fn new_photograph_is_judged_by_its_tiles() {
+    let lab = tiled();
+    photograph(&lab.path("new/bad.png"), SIZE, 8, &[DENT]);
+    photograph(&lab.path("new/large.png"), (500, 300), 10, &[]);
+    fs::write(lab.path("new/broken.png"), "no picture").unwrap();
+    let ended = lab.vlmdiff(&["predict", "pipeline.yaml", "new", "--json"]);
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    let told: Vec<serde_json::Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<&str> = told.iter().map(|row| row["image_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["new/bad.png", "new/large.png", "new/broken.png"]);
+    let known = lab.sql(".vlmdiff", "select score from tiled.decisions where image_id = 'steel/test/dent/0.png'");
+    assert_eq!((told[0]["score"].as_f64().unwrap() as f32).to_string(), known[0]);
+    assert!(told[2]["error"].as_str().unwrap().starts_with("not an image"), "{}", told[2]);
+}
+
+/// The tiles of a photograph, up to the map of the whole.
+const LARGE: &str = r#"
+name: large
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: [64, 256] } }
+  tiles: { stage: ingest, with: { dataset: folder, root: data, size: 128, tile: { overlap: 16 } } }
+  features: { stage: extract, from: [tiles], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4], keep: 8 } }
+  bank: { stage: fit, from: [features], with: { method: { knn: {} } } }
+  tile_maps: { stage: detect, from: [tiles, bank], where: split = 'test' }
+  anomaly_maps: { stage: stitch, from: [images, tiles, tile_maps] }
+"#;
+
+/// Returns the peak of memory in bytes of a run on one photograph of a size.
+#[expect(clippy::zombie_processes, reason = "`wait4` waits for it")]
+fn peak(size: (u32, u32)) -> u64 {
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", LARGE);
+    photograph(&lab.path("data/steel/train/good/0.png"), (128, 128), 0, &[]);
+    photograph(&lab.path("data/steel/test/good/0.png"), size, 1, &[]);
+    let child = lab.command(&["run", "pipeline.yaml", "--quiet"]).spawn().unwrap();
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: the child was just started and nothing else waits for it; both pointers are valid, and all bytes 0 are a
+    // valid `rusage`. It holds the largest of the peaks of the driver and of its worker.
+    let (waited, usage) =
+        unsafe { (libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()), usage.assume_init()) };
+    assert_eq!((waited, status), (child.id() as i32, 0));
+    usage.ru_maxrss as u64 * 1024
+}
+
+/// A photograph is decoded as a whole, but its tiles, features and maps are in memory a few at a time.
+#[test]
+fn memory_of_tiles_does_not_grow_with_the_photograph() {
+    let (small, large) = (peak((2000, 2000)), peak((8000, 2000)));
+    let pixels = 3 * 6000 * 2000;
+    println!("2000x2000: {} MiB, 8000x2000: {} MiB", small >> 20, large >> 20);
+    // The pixels as they are decoded, and the encoded file.
+    assert!(large < small + 2 * pixels, "{small} {large}");
+}
