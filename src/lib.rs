@@ -26,6 +26,7 @@
 //! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
+//! | [`inspect`], [`serving`] | new photographs through the tables of a pipeline that has run; the same over HTTP |
 //! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
 
 pub mod captioners;
@@ -34,12 +35,14 @@ pub mod datasets;
 pub mod diffusion;
 pub mod engine;
 pub mod features;
+pub mod inspect;
 pub mod methods;
 pub mod metrics;
 pub mod models;
 mod published;
 pub mod query;
 pub mod report;
+pub mod serving;
 pub mod stages;
 pub mod tables;
 pub mod training;

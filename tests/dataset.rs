@@ -409,7 +409,7 @@ fn folder_of_hugging_face_is_read_by_its_metadata() {
 
 /// Writes a Parquet file as Hugging Face's library does: pictures as records of bytes and path, labels as numbers that
 /// the metadata name.
-fn hub_parquet(path: &Path, pictures: &[(&str, Option<&str>, i64)]) {
+pub(crate) fn hub_parquet(path: &Path, pictures: &[(&str, Option<&str>, i64)]) {
     use arrow::{
         array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray},
         datatypes::{DataType, Field, Fields, Schema},

@@ -43,7 +43,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
         ],
     ),
-    ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "metrics", "stages", "report"]),
+    ("inspect", &["engine", "tables", "datasets", "vision", "stages"]),
+    ("serving", &["engine", "tables", "vision", "report", "inspect"]),
+    (
+        "cli",
+        &[
+            "engine", "tables", "query", "datasets", "vision", "models", "metrics", "stages", "report", "inspect",
+            "serving",
+        ],
+    ),
 ];
 
 /// The folders of the engine; each may import those after it.
@@ -53,7 +61,8 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["models", "captioners", "features", "methods", "diffusion", "training", "stages"]),
     ("datafusion", &["engine", "query"]),
-    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report"]),
+    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect"]),
+    ("axum", &["serving"]),
     ("anyhow", &["cli"]),
 ];
 

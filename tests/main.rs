@@ -34,6 +34,7 @@ mod remote;
 mod report;
 mod resume;
 mod secrets;
+mod serve;
 mod sizes;
 mod sql;
 mod sweep;

@@ -4,6 +4,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
     process::Stdio,
     time::Duration,
 };
@@ -15,7 +17,10 @@ use vlmdiff::models::{
     resnet::{ResNet, ResNetConfig},
 };
 
-use crate::lab::{Lab, computed};
+use crate::{
+    dataset::hub_parquet,
+    lab::{Lab, computed},
+};
 
 /// A pipeline that fits a bank on each class and on all, and scores the test images by both.
 const BANKS: &str = "
@@ -239,6 +244,87 @@ fn prediction_that_cannot_be_made_says_why() {
     assert!(refused(&[picture]).contains("has no table of decisions"));
 }
 
+#[test]
+fn class_is_not_asked_for_where_it_changes_no_verdict() {
+    let unified =
+        INSPECTION.replace(", classes: separate", "").replace("confidence: 0.5 }", "confidence: 0.5, scope: all }");
+    let lab = Lab::new(&unified);
+    lab.run(&[]);
+    let picture = "data/gear/train/good/000.png";
+    let verdicts = ["all", "tile"].map(|class| {
+        let named = ["--class", class];
+        let arguments =
+            [&["predict", "pipeline.yaml", picture, "--json"][..], if class == "all" { &[] } else { &named }];
+        let ended = lab.vlmdiff(&arguments.concat());
+        assert!(!ended.stdout.is_empty(), "{}", ended.stderr);
+        predicted(&ended.stdout).remove(0)
+    });
+    assert_eq!(verdicts[0]["class"], "all");
+    assert_eq!((&verdicts[0]["score"], &verdicts[0]["p_value"]), (&verdicts[1]["score"], &verdicts[1]["p_value"]));
+    assert!(verdicts[0]["anomalous"].is_boolean());
+}
+
+/// Serves files over HTTP, by their names. Its thread ends with the tests.
+fn file_server(files: Vec<(&'static str, Vec<u8>)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let mut words = head.first().map_or("", String::as_str).split(' ');
+            let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let file = files.iter().find(|(name, _)| path.trim_start_matches('/') == *name);
+            let (status, body) = file.map_or(("404 Not Found", &[][..]), |(_, content)| ("200 OK", content));
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"1\"\r\nLast-Modified: Sun, 01 Jan 2023 00:00:00 GMT\r\n\
+                 Connection: close\r\n\r\n",
+                body.len()
+            );
+            let bytes = if method == "HEAD" { head.into_bytes() } else { [head.as_bytes(), body].concat() };
+            // An error means that the client has closed the connection.
+            stream.write_all(&bytes).unwrap_or(());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn photographs_are_named_by_files_urls_and_manifests() {
+    let regions = "  regions: { stage: regions, from: [decisions, images, anomaly_maps] }\n";
+    let pipeline = INSPECTION.replace("confidence: 0.5 }", "confidence: 0.5, pixel_rate: 0.3 }") + regions;
+    let lab = Lab::new(&pipeline);
+    lab.run(&[]);
+    let gear = "data/gear/train/good/000.png";
+    let server = file_server(vec![("gear.png", fs::read(lab.path(gear)).unwrap())]);
+    let (url, missing) = (format!("{server}/gear.png"), format!("{server}/none.png"));
+    lab.write("data/list.csv", "path,class,label\ngear/train/good/000.png,gear,good\ntile/train/good/000.png,tile,\n");
+    let judge = |names: &[&str]| {
+        let ended = lab.vlmdiff(&[&["predict", "pipeline.yaml", "--class", "gear", "--json"], names].concat());
+        (ended.code, predicted(&ended.stdout), ended.stderr)
+    };
+    let (code, verdicts, said) = judge(&[gear, &url, &missing, "data/list.csv"]);
+    let ids: Vec<&str> = verdicts.iter().map(|verdict| verdict["image_id"].as_str().unwrap()).collect();
+    let tile = "tile/train/good/000.png";
+    assert_eq!(ids, [gear, "gear/train/good/000.png", &url, tile, &missing], "{said}");
+    for same in &verdicts[1..3] {
+        assert_eq!((&same["score"], &same["regions"]), (&verdicts[0]["score"], &verdicts[0]["regions"]));
+    }
+    assert_eq!((&verdicts[3]["class"], &verdicts[0]["class"]), (&"tile".into(), &"gear".into()));
+    assert!(verdicts[4]["error"].as_str().unwrap().contains("none.png"), "{verdicts:?}");
+    let is_bad = verdicts.iter().any(|verdict| verdict["anomalous"] == true);
+    assert_eq!(code, Some(if is_bad { 4 } else { 3 }));
+    // Regions are those of the table.
+    let stored = lab
+        .sql(".vlmdiff", "select coalesce(sum(area), 0) from inspection_predict.regions where image_id like 'tile%'");
+    let regions = verdicts[3]["regions"].as_array().unwrap();
+    assert_eq!(stored, [regions.iter().map(|region| region["area"].as_u64().unwrap()).sum::<u64>().to_string()]);
+    // Pictures in a Parquet file.
+    hub_parquet(&lab.path("pictures.parquet"), &[(&lab.path(gear).to_string_lossy(), None, 0)]);
+    let (_, embedded, said) = judge(&["pictures.parquet"]);
+    assert_eq!((embedded.len(), &embedded[0]["score"]), (1, &verdicts[0]["score"]), "{said}");
+}
+
 /// A pipeline in which methods of both kinds are one axis of a sweep.
 const COMPARISON: &str = "
 name: comparison
@@ -335,10 +421,13 @@ fn training_of_each_class_is_killed_and_continues_to_the_same_weights() {
     for _ in 0..8 {
         let mut run = lab.command(&["run", "pipeline.yaml", "--save-every", "0"]);
         let mut child = run.stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(300..2500)));
-        child.kill().unwrap();
-        resumed +=
-            String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr).matches("goes on from step").count();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        if said.any(|line| line.contains("training on")) {
+            std::thread::sleep(Duration::from_millis(random.random_range(20..120)));
+            child.kill().unwrap();
+        }
+        resumed += said.filter(|line| line.contains("goes on from step")).count();
+        child.wait().unwrap();
     }
     let last = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(last.code, Some(0), "{}", last.stderr);

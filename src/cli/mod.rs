@@ -13,6 +13,7 @@ mod report;
 mod run;
 mod runs;
 mod schema;
+mod serve;
 mod sql;
 mod status;
 mod synth;
@@ -25,7 +26,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     engine::{
-        Error, expand_home, is_url, local_path,
+        self, Error, expand_home, is_url, local_path,
         pipeline::{self, Pipeline, Selection},
         plan::Overrides,
         signals,
@@ -88,6 +89,8 @@ enum Command {
     Status(status::Status),
     /// Judge new photographs by a pipeline that has run.
     Predict(predict::Predict),
+    /// Judge photographs over HTTP by a pipeline that has run, and show them on a page.
+    Serve(serve::Serve),
     /// Describe photographs by a vision-language model.
     Caption(caption::Caption),
     /// Query the published tables.
@@ -131,7 +134,18 @@ struct PipelineArgs {
 
 impl PipelineArgs {
     fn load(&self) -> Result<Pipeline> {
-        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &query::TABLES_OF_SQL, &self.sets)?;
+        Ok(self.load_with(&[])?)
+    }
+
+    /// Loads the pipeline with values in place of parameters, TABLE.PARAMETER, that the file or `--set` may give.
+    fn load_with(&self, values: &[(String, String)]) -> engine::Result<Pipeline> {
+        let is_kept = |set: &&String| {
+            let name = set.split('=').next().unwrap_or_default().trim();
+            !values.iter().any(|(value, _)| value == name)
+        };
+        let mut sets: Vec<String> = self.sets.iter().filter(is_kept).cloned().collect();
+        sets.extend(values.iter().map(|(name, value)| format!("{name}={value}")));
+        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &query::TABLES_OF_SQL, &sets)?;
         pipeline.only(&self.only)?;
         Ok(pipeline)
     }
@@ -210,6 +224,7 @@ fn command() -> ExitCode {
     let result = match cli.command {
         Command::Run(command) => command.run(),
         Command::Predict(command) => command.run(),
+        Command::Serve(command) => command.run(),
         Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),

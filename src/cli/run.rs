@@ -134,9 +134,7 @@ impl Run {
 /// which the next run continues, the second ends the process at once.
 pub(super) fn stop_at_signals(store: &Store, stop: &Stop, progress: &Progress) -> Result<()> {
     let _in_runtime = store.runtime().enter();
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
-    let hangup = (!ignores_hangup()).then(SignalKind::hangup);
-    let mut signals = kinds.into_iter().chain(hangup).map(signal).collect::<std::io::Result<Vec<Signal>>>()?;
+    let mut signals = signals()?;
     let (stop, say) = (stop.clone(), progress.speaker());
     store.runtime().spawn(async move {
         next(&mut signals).await;
@@ -149,8 +147,15 @@ pub(super) fn stop_at_signals(store: &Store, stop: &Stop, progress: &Progress) -
     Ok(())
 }
 
+/// Returns the signals that ask a program to end. A runtime has been entered.
+pub(super) fn signals() -> Result<Vec<Signal>> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+    let hangup = (!ignores_hangup()).then(SignalKind::hangup);
+    Ok(kinds.into_iter().chain(hangup).map(signal).collect::<std::io::Result<_>>()?)
+}
+
 /// Waits for any of the signals.
-async fn next(signals: &mut [Signal]) {
+pub(super) async fn next(signals: &mut [Signal]) {
     futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 

@@ -53,8 +53,9 @@ impl Share {
     }
 }
 
-/// Returns a section for each table of decisions.
-pub(super) fn sections(source: &Source) -> Result<Vec<Value>> {
+/// Returns a section for each table of decisions: its name, and a row for each class with its alarms, the promised rate of
+/// false alarms and the realised one, in the words of the report.
+pub fn sections(source: &Source) -> Result<Vec<Value>> {
     source.of_role(Role::Decisions).map(|table| section(source, table)).collect()
 }
 

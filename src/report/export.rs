@@ -12,13 +12,13 @@ use arrow::{
     array::{Array, AsArray},
     datatypes::UInt8Type,
 };
-use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage};
+use image::{ImageBuffer, RgbImage};
 use rayon::prelude::*;
 
 use self::annotations::{Annotated, Annotations};
 use super::{
     data::{Source, Stored},
-    pictures::OUTLINE,
+    drawing::{self, Scale},
 };
 use crate::{
     engine::{Digest, Error, Result, source::Sources, store::Manifest},
@@ -31,7 +31,7 @@ use crate::{
         tensor::{float_row, tensor_row},
         tiles,
     },
-    vision::{colormap, decode},
+    vision::decode,
 };
 
 /// The numbers of images and regions that an export wrote.
@@ -47,10 +47,6 @@ pub struct Exported {
 
 /// The number of photographs that are in memory at once.
 const AT_ONCE: usize = 8;
-/// The share of the colour in an overlay where the map is highest.
-const STRONGEST: f32 = 0.7;
-/// The longest side of a photograph whose contour is one pixel wide. That of larger ones is wider in proportion.
-const FINE: u32 = 1000;
 
 /// An image that is exported.
 struct Shown {
@@ -67,21 +63,6 @@ struct Place {
     digest: Option<String>,
     /// Width and height of the photograph; `None` if its table does not say.
     size: Option<(u32, u32)>,
-}
-
-/// The lowest and the highest value of the maps of a class.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Scale {
-    lowest: f32,
-    highest: f32,
-}
-
-impl Scale {
-    /// Returns the place of a value between the lowest (0) and the highest (1); 0 for one that is not a number.
-    fn place(self, value: f32) -> f32 {
-        let range = self.highest - self.lowest;
-        if range > 0. && !value.is_nan() { ((value - self.lowest) / range).clamp(0., 1.) } else { 0. }
-    }
 }
 
 /// Writes pictures of the anomaly maps of a pipeline, and its regions, into an empty or new folder: at the size of the
@@ -291,18 +272,15 @@ impl Files<'_> {
     /// Writes the pictures of an image and returns the size of its photograph.
     fn write(&self, image: &Shown, name: &Path, map: &[f32], stored: Option<&RgbImage>) -> Result<(u32, u32)> {
         let photograph = self.photograph(image, stored)?;
-        let size @ (width, height) = photograph.dimensions();
+        let size = photograph.dimensions();
         let map = self.taken.placement(size, self.size).map_to_photograph(map);
         let scale = self.scales.get(&image.class).copied().unwrap_or(Scale { lowest: 0., highest: 0. });
-        let heat: Vec<u16> =
-            map.iter().map(|value| (scale.place(*value) * f32::from(u16::MAX)).round() as u16).collect();
-        self.png(name, "heat", &ImageBuffer::<Luma<u16>, _>::from_raw(width, height, heat))?;
-        self.png(name, "overlay", &Some(overlay(&photograph, &map, scale)))?;
+        self.png(name, "heat", &drawing::heat(&map, size, scale))?;
+        self.png(name, "overlay", &Some(drawing::overlay(&photograph, &map, scale)))?;
         if let Some(threshold) = image.pixel_threshold {
-            let mask: Vec<u8> = map.iter().map(|value| if *value > threshold { 255 } else { 0 }).collect();
-            let mask = GrayImage::from_raw(width, height, mask);
+            let mask = drawing::mask(&map, size, threshold);
             self.png(name, "mask", &mask)?;
-            self.png(name, "contour", &mask.map(|mask| contour(photograph, mask)))?;
+            self.png(name, "contour", &mask.map(|mask| drawing::contour(photograph, mask)))?;
         }
         Ok(size)
     }
@@ -331,41 +309,11 @@ impl Files<'_> {
     {
         let path = self.folder.join(kind).join(name);
         let path = path.with_file_name(format!("{}.png", path.file_name().unwrap_or_default().display()));
-        let mut bytes = std::io::Cursor::new(Vec::new());
         let picture =
             picture.as_ref().ok_or_else(|| Error::Damaged(format!("{}: the map has another size", name.display())))?;
-        picture
-            .write_to(&mut bytes, image::ImageFormat::Png)
-            .map_err(|e| Error::Stage(format!("{}: {e}", path.display())))?;
-        write_file(&path, bytes.get_ref())
+        let bytes = drawing::png(picture).map_err(|e| Error::Stage(format!("{}: {e}", path.display())))?;
+        write_file(&path, &bytes)
     }
-}
-
-/// Draws a map over its photograph, the stronger the higher it is.
-fn overlay(photograph: &RgbImage, map: &[f32], scale: Scale) -> RgbImage {
-    let mut out = photograph.clone();
-    for (pixel, value) in out.pixels_mut().zip(map) {
-        let place = scale.place(*value);
-        let (Rgb(colour), share) = (colormap::inferno(place, 0., 1.), STRONGEST * place);
-        pixel.0 = std::array::from_fn(|c| {
-            (f32::from(pixel.0[c]) * (1. - share) + f32::from(colour[c]) * share).round() as u8
-        });
-    }
-    out
-}
-
-/// Draws the inner contour of a mask over its photograph.
-fn contour(mut photograph: RgbImage, mut mask: GrayImage) -> RgbImage {
-    let (width, height) = photograph.dimensions();
-    for _ in 0..width.max(height).div_ceil(FINE) {
-        let edge = colormap::outline(&RgbImage::new(width, height), &mask, OUTLINE);
-        for ((pixel, inside), edge) in photograph.pixels_mut().zip(mask.pixels_mut()).zip(edge.pixels()) {
-            if *edge == OUTLINE {
-                (*pixel, *inside) = (OUTLINE, Luma([0]));
-            }
-        }
-    }
-    photograph
 }
 
 #[cfg(test)]
@@ -383,26 +331,5 @@ mod tests {
         assert_eq!(named, ["nut/a", "etc/nut/b.1.jpg", "c"].map(PathBuf::from));
         let told = names(&[image("a.jpg"), image("a.jpg.png")]).unwrap_err().to_string();
         assert!(told.starts_with("the files of `a.jpg` and `a.jpg.png` would have one name, a.jpg"), "{told}");
-    }
-
-    #[test]
-    fn overlay_leaves_low_places_and_colours_high_ones() {
-        let grey = RgbImage::from_pixel(2, 1, Rgb([100; 3]));
-        let scale = Scale { lowest: 1., highest: 3. };
-        let drawn = overlay(&grey, &[1., 3.], scale);
-        assert_eq!(drawn.get_pixel(0, 0).0, [100; 3]);
-        // 0.3 * 100 + 0.7 * [252, 255, 164]
-        assert_eq!(drawn.get_pixel(1, 0).0, [206, 209, 145]);
-        assert_eq!([0., 2., 9., f32::NAN].map(|value| scale.place(value)), [0., 0.5, 1., 0.]);
-        assert_eq!(Scale { lowest: 1., highest: 1. }.place(1.), 0.);
-    }
-
-    #[test]
-    fn contour_of_a_large_photograph_is_wider() {
-        let marked = |side: u32| {
-            let mask = GrayImage::from_fn(side, side, |x, y| Luma([255 * u8::from(x < 20 && y < 20)]));
-            contour(RgbImage::new(side, side), mask).pixels().filter(|pixel| **pixel == OUTLINE).count()
-        };
-        assert_eq!((marked(100), marked(1500)), (4 * 19, 4 * 19 + 4 * 17));
     }
 }

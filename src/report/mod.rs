@@ -4,6 +4,7 @@ mod captions;
 mod charts;
 mod data;
 mod decisions;
+pub mod drawing;
 mod export;
 mod pictures;
 
@@ -16,6 +17,7 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
+pub use decisions::sections as verdicts;
 pub use export::{Exported, export};
 
 use crate::{
@@ -38,6 +40,8 @@ use data::{TestImage, UNLABELLED};
 use pictures::{GroundTruth, Pictures, Scale};
 
 const TEMPLATE: &str = include_str!("report.html");
+/// The style that pages about a pipeline share.
+pub const LOOK: &str = include_str!("look.css");
 /// The groups of metrics, in the order of their columns.
 const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
 /// The number of images that are shown before others are asked for.
@@ -81,6 +85,7 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
 fn render(page: Value) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.add_template("look.css", LOOK)?;
     environment.add_template("report.html", TEMPLATE)?;
     // If no table has a role, the page names the columns that such a table would have.
     let columns: BTreeMap<&str, &str> = Role::ALL.into_iter().map(|role| (role.name(), role.columns())).collect();
@@ -455,7 +460,7 @@ fn missed(image: &TestImage, miss: f64) -> String {
 }
 
 /// Formats milliseconds since 1970 as date and time in UTC.
-fn time(ms: u64) -> String {
+pub fn time(ms: u64) -> String {
     let time = i64::try_from(ms).ok().and_then(arrow::temporal_conversions::timestamp_ms_to_datetime);
     time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
 }

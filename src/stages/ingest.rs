@@ -7,6 +7,7 @@ mod hold_out;
 mod listed;
 mod manifest;
 mod masks;
+mod photographs;
 mod scaled;
 mod tiles;
 
@@ -46,6 +47,7 @@ use scaled::{Cut, Scaled, is_too_large};
 use tiles::Sizes;
 
 pub use manifest::ManifestColumns;
+pub use photographs::{Listed, Picture, photographs};
 pub use tiles::Tile;
 
 /// Lists a dataset and reads its images, one row per image.
@@ -536,7 +538,7 @@ impl Operator for Reader {
                         image.notes.iter().for_each(|note| out.note(note, &batch.ids[row]));
                         good.push((row as u32, image));
                     }
-                    Err(failure) => out.fail(&batch.ids[row], failure)?,
+                    Err(failure) => out.fail_at(&batch.ids[row], failure.place(), failure)?,
                 }
             }
             out.write_columns(self.columns(&batch, good)?)?;

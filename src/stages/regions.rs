@@ -7,7 +7,6 @@ use arrow::{
     datatypes::{DataType, Float16Type, Float32Type, SchemaRef, UInt32Type},
 };
 use garde::Validate;
-use half::f16;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,14 +24,11 @@ use crate::{
         column::missing,
         decisions::PIXEL_THRESHOLD,
         images::{CLASS, HEIGHT, Taken, WIDTH},
-        regions::{self, polygon_item},
+        regions::{self, Region, polygon_item},
         tensor::tensor_row,
         tiles,
     },
-    vision::{
-        contour::{self, Corner},
-        placement::Placement,
-    },
+    vision::{contour, placement::Placement},
 };
 
 /// Finds the regions of each image in which its anomaly map is above the threshold of pixels, as polygons in the
@@ -100,18 +96,6 @@ struct Finder {
     taken: Taken,
 }
 
-/// A region in the photograph's own pixels.
-#[derive(Debug, PartialEq)]
-struct Region {
-    polygon: Vec<Corner>,
-    /// The left and upper edge, width and height of the box.
-    bounds: [u32; 4],
-    area: u64,
-    mean: f32,
-    max: f32,
-    centre: [f32; 2],
-}
-
 /// The number of maps that are resized at once. A photograph of 12 million pixels takes 120 MB.
 const AT_ONCE: usize = 8;
 
@@ -148,18 +132,18 @@ impl Finder {
         let map = map.ok_or_else(|| missing(&batch.ids[row], "anomaly_maps", MAP))?;
         let size = (self.size[1] as u32, self.size[0] as u32);
         let placement = self.taken.placement((side(WIDTH)?, side(HEIGHT)?), size);
-        find(map, placement, thresholds.value(row), self.tolerance)
+        let map: Vec<f32> = map.iter().copied().map(f32::from).collect();
+        find(&map, placement, thresholds.value(row), self.tolerance)
     }
 }
 
 /// Returns the regions of a row-major map `[H, W]` above a threshold, in the photograph's own pixels.
-fn find(map: &[f16], placement: Placement, threshold: f32, tolerance: f64) -> Result<Vec<Region>> {
+pub(crate) fn find(map: &[f32], placement: Placement, threshold: f32, tolerance: f64) -> Result<Vec<Region>> {
     // Resizing makes means of values, so it does not exceed the highest.
-    if !map.iter().any(|value| f32::from(*value) > threshold) {
+    if !map.iter().any(|value| *value > threshold) {
         return Ok(Vec::new());
     }
-    let values: Vec<f32> = map.iter().copied().map(f32::from).collect();
-    let values = placement.map_to_photograph(&values);
+    let values = placement.map_to_photograph(map);
     let mask: Vec<bool> = values.iter().map(|value| *value > threshold).collect();
     let width = placement.photograph().0 as usize;
     let components = Components::label(&mask, width).map_err(|e| Error::Stage(e.to_string()))?;
@@ -188,8 +172,8 @@ fn find(map: &[f16], placement: Placement, threshold: f32, tolerance: f64) -> Re
         polygon: contour::simplify(&contour::trace(&components.labels, width, region.first), tolerance),
         bounds: [region.left, region.top, region.right - region.left + 1, region.bottom - region.top + 1],
         area: *area,
-        mean: (region.sum / *area as f64) as f32,
-        max: region.max,
+        mean_score: (region.sum / *area as f64) as f32,
+        max_score: region.max,
         centre: region.place.map(|sum| (sum / *area as f64) as f32),
     };
     Ok(found.into_iter().zip(&components.areas).map(finish).collect())
@@ -238,8 +222,8 @@ fn write(batch: &Batch, found: &[Vec<Region>], out: &mut Sink<'_>) -> Result<()>
         bound(2),
         bound(3),
         Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(.., region)| region.area))),
-        float(|region| region.mean),
-        float(|region| region.max),
+        float(|region| region.mean_score),
+        float(|region| region.max_score),
         float(|region| region.centre[0]),
         float(|region| region.centre[1]),
     ])
@@ -257,22 +241,22 @@ mod tests {
             0., 3., 5., 0., 0., 0.,
             0., 4., 0., 0., 0., 2.,
             0., 0., 0., 0., 1., 0.,
-        ].map(f16::from_f32);
+        ];
         let found = find(&map, Placement::stretched((6, 4), (6, 4)), 1., 0.).unwrap();
         let first = Region {
             polygon: vec![(1, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3)],
             bounds: [1, 1, 2, 2],
             area: 3,
-            mean: 4.,
-            max: 5.,
+            mean_score: 4.,
+            max_score: 5.,
             centre: [11. / 6., 11. / 6.],
         };
         let second = Region {
             polygon: vec![(5, 2), (6, 2), (6, 3), (5, 3)],
             bounds: [5, 2, 1, 1],
             area: 1,
-            mean: 2.,
-            max: 2.,
+            mean_score: 2.,
+            max_score: 2.,
             centre: [5.5, 2.5],
         };
         assert_eq!(found, [first, second]);
@@ -283,14 +267,14 @@ mod tests {
     fn what_was_cut_off_is_in_no_region() {
         // The middle of a photograph of 40x20 pixels, at half of its size.
         let placement = Placement::cropped((40, 20), (8, 8), 10);
-        let found = find(&[f16::ONE; 64], placement, 0.5, 0.).unwrap();
-        assert_eq!((found.len(), found[0].bounds, found[0].mean), (1, [12, 2, 16, 16], 1.));
+        let found = find(&[1.; 64], placement, 0.5, 0.).unwrap();
+        assert_eq!((found.len(), found[0].bounds, found[0].mean_score), (1, [12, 2, 16, 16], 1.));
     }
 
     #[test]
     fn regions_are_in_the_pixels_of_the_photograph() {
-        let mut map = [f16::ZERO; 64];
-        (2..4).for_each(|y| (5..8).for_each(|x| map[8 * y + x] = f16::ONE));
+        let mut map = [0.; 64];
+        (2..4).for_each(|y| (5..8).for_each(|x| map[8 * y + x] = 1.));
         // Ten times as wide and five times as high.
         let found = find(&map, Placement::stretched((80, 40), (8, 8)), 0.5, 1.).unwrap();
         assert_eq!(found.len(), 1);

@@ -57,6 +57,8 @@ pub struct Decision {
     pub threshold: Option<f64>,
     /// The verdict.
     pub anomalous: Option<bool>,
+    /// The threshold of the pixels of its map.
+    pub pixel_threshold: Option<f64>,
 }
 
 impl Decision {
@@ -66,6 +68,8 @@ impl Decision {
         let (scores, p_values) = (numbers(batch, SCORE)?, numbers(batch, P_VALUE)?);
         let (rates, thresholds) = (numbers(batch, RATE)?, numbers(batch, THRESHOLD)?);
         let verdicts = numbers(batch, ANOMALOUS)?;
+        // A table that a query made may lack it.
+        let pixels = batch.column_by_name(PIXEL_THRESHOLD).map(|_| numbers(batch, PIXEL_THRESHOLD)).transpose()?;
         let decision = |row: usize| Self {
             image_id: ids.value(row).to_owned(),
             class: classes.value(row).to_owned(),
@@ -74,6 +78,7 @@ impl Decision {
             rate: rates[row],
             threshold: thresholds[row],
             anomalous: verdicts[row].map(|verdict| verdict > 0.),
+            pixel_threshold: pixels.as_ref().and_then(|pixels| pixels[row]),
         };
         Ok((0..batch.num_rows()).map(decision).collect())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
 
 use super::{column::has, tensor::find_shape};
 use crate::{
@@ -54,7 +55,7 @@ pub fn image_id() -> Field {
 }
 
 /// The way in which photographs become pixels of one size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// True if a photograph lies in the middle of the pixels with its aspect ratio kept.
     pub padded: bool,

@@ -1,10 +1,18 @@
 //! Regions: the connected places where an anomaly map is above its threshold, in the photograph's own pixels.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::{
+    array::{AsArray, RecordBatch},
+    compute::cast,
+    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, UInt32Type},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::column::{column, numbers, text};
 pub use super::images::{CLASS, HEIGHT, IMAGE_ID, WIDTH};
+use crate::engine::Result;
 
 /// The id of a region: that of its image, `#` and a number from 1.
 pub const REGION_ID: &str = "region_id";
@@ -47,4 +55,50 @@ pub fn schema() -> SchemaRef {
         Field::new(CENTRE_X, DataType::Float32, false),
         Field::new(CENTRE_Y, DataType::Float32, false),
     ]))
+}
+
+/// A region, in the photograph's own pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Region {
+    /// The corners `[x, y]` of its outer contour, clockwise.
+    pub polygon: Vec<(u32, u32)>,
+    /// The box around it: left and upper edge, width and height.
+    #[serde(rename = "box")]
+    pub bounds: [u32; 4],
+    /// The number of its pixels.
+    pub area: u64,
+    /// The mean value of the map in it.
+    pub mean_score: f32,
+    /// The highest value of the map in it.
+    pub max_score: f32,
+    /// The centre of gravity, `[x, y]`.
+    pub centre: [f32; 2],
+}
+
+impl Region {
+    /// Reads the rows of a table of regions, by image and in the order of the table.
+    pub fn by_image(batch: &RecordBatch) -> Result<BTreeMap<String, Vec<Self>>> {
+        let images = text(batch, IMAGE_ID)?;
+        let polygons = column(batch, POLYGON)?.as_list::<i32>();
+        let [x, y, width, height, area] = [X, Y, WIDTH, HEIGHT, AREA].map(|name| numbers(batch, name));
+        let (x, y, width, height, area) = (x?, y?, width?, height?, area?);
+        let [mean, max, across, down] = [MEAN_SCORE, MAX_SCORE, CENTRE_X, CENTRE_Y].map(|name| numbers(batch, name));
+        let (mean, max, across, down) = (mean?, max?, across?, down?);
+        let mut found: BTreeMap<String, Vec<Self>> = BTreeMap::new();
+        for row in 0..batch.num_rows() {
+            let corners = cast(&polygons.value(row), &DataType::UInt32)?;
+            let (pairs, _) = corners.as_primitive::<UInt32Type>().values().as_chunks::<2>();
+            let whole = |values: &[Option<f64>]| values[row].unwrap_or_default() as u32;
+            let float = |values: &[Option<f64>]| values[row].unwrap_or_default() as f32;
+            found.entry(images.value(row).to_owned()).or_default().push(Self {
+                polygon: pairs.iter().map(|[x, y]| (*x, *y)).collect(),
+                bounds: [whole(&x), whole(&y), whole(&width), whole(&height)],
+                area: area[row].unwrap_or_default() as u64,
+                mean_score: float(&mean),
+                max_score: float(&max),
+                centre: [float(&across), float(&down)],
+            });
+        }
+        Ok(found)
+    }
 }

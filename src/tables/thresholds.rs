@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::{
+    array::{Array, RecordBatch},
+    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
+};
 
+use super::column::{has, numbers, text};
 pub use super::images::CLASS;
+use crate::engine::Result;
 
 /// The kind of scores that a threshold is compared with: [`IMAGE`] or [`PIXEL`].
 pub const LEVEL: &str = "level";
@@ -54,4 +59,51 @@ pub fn schema() -> SchemaRef {
         Field::new(CURVE_THRESHOLDS, DataType::List(score_item()), true),
         Field::new(CURVE_COSTS, DataType::List(cost_item()), true),
     ]))
+}
+
+/// A threshold, with the promise that it makes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Threshold {
+    /// The class; `None` for one of all classes.
+    pub class: Option<String>,
+    /// [`IMAGE`] or [`PIXEL`].
+    pub level: String,
+    /// The requested rate of false alarms.
+    pub rate: Option<f64>,
+    /// The confidence with which the rate is promised.
+    pub confidence: Option<f64>,
+    /// The threshold; `None` if there are too few photographs.
+    pub threshold: Option<f64>,
+    /// The number of good photographs that it was computed from.
+    pub photographs: Option<f64>,
+    /// The lowest rate that so many photographs allow.
+    pub least_rate: Option<f64>,
+}
+
+impl Threshold {
+    /// Returns true for the schema of a table of thresholds.
+    pub fn is_table(schema: &Schema) -> bool {
+        has(schema, LEVEL, &DataType::Utf8)
+            && [RATE, CONFIDENCE, THRESHOLD, PHOTOGRAPHS, LEAST_RATE]
+                .iter()
+                .all(|name| schema.field_with_name(name).is_ok_and(|field| field.data_type().is_numeric()))
+    }
+
+    /// Reads the rows of a table of thresholds.
+    pub fn all(batch: &RecordBatch) -> Result<Vec<Self>> {
+        let (classes, levels) = (text(batch, CLASS)?, text(batch, LEVEL)?);
+        let (rates, confidences) = (numbers(batch, RATE)?, numbers(batch, CONFIDENCE)?);
+        let (thresholds, photographs) = (numbers(batch, THRESHOLD)?, numbers(batch, PHOTOGRAPHS)?);
+        let least_rates = numbers(batch, LEAST_RATE)?;
+        let threshold = |row: usize| Self {
+            class: classes.is_valid(row).then(|| classes.value(row).to_owned()),
+            level: levels.value(row).to_owned(),
+            rate: rates[row],
+            confidence: confidences[row],
+            threshold: thresholds[row],
+            photographs: photographs[row],
+            least_rate: least_rates[row],
+        };
+        Ok((0..batch.num_rows()).map(threshold).collect())
+    }
 }

@@ -3,7 +3,7 @@
 //! stored; [`photograph`] and [`mask`] can turn them by their EXIF orientation (Pillow's `ImageOps.exif_transpose`), as
 //! viewers and annotation tools do.
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek, SeekFrom};
 
 use image::{
     DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Luma, Pixel,
@@ -122,6 +122,25 @@ pub fn photograph(bytes: &[u8], turn_by_exif: bool) -> Result<Photograph, Vision
     notes.extend(highest_of_16_bits(&image).filter(|highest| (1..=HIGHEST_OF_14_BITS).contains(highest)).map(|_| DARK));
     image.apply_orientation(turn);
     Ok(Photograph { image: colours(image), turn, notes })
+}
+
+/// The header of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Width and height of the pixels as they are stored.
+    pub size: (u32, u32),
+    /// The media type, such as `image/png`.
+    pub media_type: &'static str,
+}
+
+/// Reads the header of a picture, without decoding its pixels.
+pub fn header(mut reader: impl BufRead + Seek) -> Result<Header, VisionError> {
+    let start = reader.fill_buf().map(<[u8]>::to_vec);
+    let format = format(&start.unwrap_or_default())?;
+    let broken = |source| VisionError::Broken { format: name(format), source };
+    reader.seek(SeekFrom::Start(0)).map_err(|e| broken(e.into()))?;
+    let size = ImageReader::with_format(reader, format).into_dimensions().map_err(broken)?;
+    Ok(Header { size, media_type: format.to_mime_type() })
 }
 
 /// Returns true if any pixel is not opaque.

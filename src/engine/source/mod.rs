@@ -10,7 +10,7 @@ mod sources;
 mod temporary;
 mod tree;
 
-pub use cache_folder::scratch_folder;
 pub(super) use cache_folder::{cache_folder, make_private};
+pub use cache_folder::{scratch_folder, served_folder};
 pub use sources::Sources;
 pub use tree::Tree;

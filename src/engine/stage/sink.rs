@@ -177,6 +177,16 @@ impl<'a> Sink<'a> {
 
     /// Records that a row failed, with the causes behind the error.
     pub fn fail(&mut self, id: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Result<()> {
+        self.fail_at(id, None, error)
+    }
+
+    /// Does as [`Sink::fail`] for an error about a file or URL, which its message names.
+    pub fn fail_at(
+        &mut self,
+        id: &str,
+        place: Option<String>,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<()> {
         let error = error.into();
         if !self.keyed() {
             return Err(Error::Stage(format!("{id}: {error}")));
@@ -185,7 +195,8 @@ impl<'a> Sink<'a> {
         let hide = |text: String| self.task.job.secrets.hide(text);
         let chain = std::iter::successors(error.source(), |e| e.source()).map(|e| hide(e.to_string())).collect();
         let (id, message, run) = (id.to_owned(), hide(error.to_string()), self.task.run.clone());
-        self.entry.errors.push(RowError { id, key, message, chain, run });
+        let place = place.map(hide);
+        self.entry.errors.push(RowError { id, key, message, place, chain, run });
         self.advance()
     }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     history::{self, Run},
-    manifest::{Entry, Manifest},
+    manifest::{Entry, Manifest, RowError},
     objects::{Object, Store},
     published::{parse_version, version_name},
 };
@@ -73,8 +73,8 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     };
     let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
     let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
-    let (reached, stages, failed, seen) = Default::default();
-    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, stages, failed, seen, garbage };
+    let (reached, seen) = Default::default();
+    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, seen, garbage };
     let wanted = kept.iter().flat_map(|run| run.manifests()).collect();
     collector.versions(&wanted, &store.objects_in("published")?)?;
     collector.unfinished()?;
@@ -99,18 +99,89 @@ fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
     kept
 }
 
+/// Forgets old runs of a pipeline that publishes small tables again and again, as a server does: deletes the logs of all
+/// runs but the last `keep` and the tagged ones, the versions that they alone left, and the rows that these versions alone
+/// have. What other pipelines reach stays, and so does what other runs have not published yet.
+pub fn forget(store: &Store, pipeline: &str, keep: usize) -> Result<()> {
+    let runs: Vec<Run> = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline).collect();
+    let kept: BTreeSet<String> = kept_runs(&runs, keep).iter().map(|run| run.run.clone()).collect();
+    let (kept, old): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| kept.contains(&run.run));
+    if old.is_empty() {
+        return Ok(());
+    }
+    let versions = |runs: &[&Run]| runs.iter().flat_map(|run| run.versions()).collect::<BTreeSet<_>>();
+    let mut gone = &versions(&old) - &versions(&kept);
+    for (slot, versions) in store.versions(pipeline)? {
+        gone.retain(|(of, version)| *of != slot || versions.last() != Some(version));
+    }
+    let mut left = Reached::default();
+    for (slot, version) in &gone {
+        if let Some(manifest) = store.version(pipeline, slot, *version)? {
+            left.add(&manifest);
+        }
+    }
+    // Whoever makes a table of these rows holds the lock until it is published, and is then seen below.
+    let mut locks = Vec::new();
+    for stage in &left.stages {
+        locks.extend(store.try_lock(*stage)?.map(|lock| (*stage, lock)));
+    }
+    let mut still = Reached::default();
+    for other in store.pipelines()? {
+        for (slot, mut versions) in store.versions(&other)? {
+            versions.retain(|version| other != pipeline || !gone.contains(&(slot.clone(), *version)));
+            for (_, manifest) in store.manifests(&other, &slot, &versions) {
+                still.add(&manifest?);
+            }
+        }
+    }
+    for (pipeline, slot) in store.unfinished_tables()? {
+        store.unfinished(&pipeline, &slot)?.iter().for_each(|manifest| still.add(manifest));
+    }
+    old.iter().try_for_each(|run| store.delete(&history::log_name(&run.run)))?;
+    gone.iter().try_for_each(|(slot, version)| store.delete_version(pipeline, slot, *version))?;
+    for (stage, _lock) in &locks {
+        let names: Vec<String> =
+            store.objects_in(&format!("computed/{stage}"))?.into_iter().map(|object| object.name).collect();
+        for (name, read) in names.iter().zip(store.get_each(&names)) {
+            let Some(entry) = read?.and_then(|bytes| Entry::from_bytes(&bytes)) else { continue };
+            let part_is_gone =
+                entry.part.is_none_or(|part| left.objects.contains(&part) && !still.objects.contains(&part));
+            let is_gone = |error: &RowError| left.failed.contains(&error.key) && !still.failed.contains(&error.key);
+            let has_rows = entry.part.is_some() || !entry.errors.is_empty();
+            if has_rows && part_is_gone && entry.errors.iter().all(is_gone) {
+                store.delete(name)?;
+                entry.part.map_or(Ok(()), |part| store.delete_part(part))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The objects, stages and failures of some versions.
+#[derive(Default)]
+struct Reached {
+    objects: HashSet<Digest>,
+    stages: HashSet<Digest>,
+    /// The keys of failed rows.
+    failed: HashSet<Digest>,
+}
+
+impl Reached {
+    fn add(&mut self, manifest: &Manifest) {
+        self.objects.extend(manifest.objects());
+        self.stages.insert(manifest.made.fingerprint);
+        self.failed.extend(manifest.errors.iter().map(|error| error.key));
+    }
+}
+
 struct Collector<'a> {
     store: &'a Store,
     dry_run: bool,
     /// Objects that were written at this time or later are kept, in milliseconds since 1970.
     keep_since: u64,
     in_use: HashSet<Digest>,
-    /// Parts and blobs to keep.
-    reached: HashSet<Digest>,
-    /// Fingerprints of the stages of tables to keep.
-    stages: HashSet<Digest>,
-    /// Keys of failed rows that tables to keep leave out.
-    failed: HashSet<Digest>,
+    /// Parts and blobs to keep, the stages of tables to keep, and the failed rows that these leave out.
+    reached: Reached,
     /// Names of the versions that were listed.
     seen: HashSet<String>,
     garbage: Garbage,
@@ -147,7 +218,7 @@ impl Collector<'_> {
             if let Some((version, manifest)) = &current
                 && (!manifest.retired || is_wanted(*version))
             {
-                self.reach(manifest);
+                self.reached.add(manifest);
             }
             let newest = versions.keys().next_back().copied();
             let current = current.map(|(version, _)| version);
@@ -155,7 +226,7 @@ impl Collector<'_> {
                 let is_kept = is_wanted(version) || Some(version) == newest;
                 let manifest = if is_kept { self.store.version(pipeline, slot, version) } else { Ok(None) };
                 match manifest {
-                    Ok(Some(manifest)) => self.reach(&manifest),
+                    Ok(Some(manifest)) => self.reached.add(&manifest),
                     Ok(None) | Err(Error::Damaged(_)) => {
                         self.garbage.versions.count += 1;
                         self.garbage.versions.bytes += bytes;
@@ -174,18 +245,12 @@ impl Collector<'_> {
     fn unfinished(&mut self) -> Result<()> {
         for (pipeline, slot) in self.store.unfinished_tables()? {
             match self.store.unfinished(&pipeline, &slot)? {
-                Some(manifest) => self.reached.extend(manifest.objects()),
+                Some(manifest) => self.reached.objects.extend(manifest.objects()),
                 None if self.dry_run => {}
                 None => self.store.forget_unfinished(&pipeline, &slot)?,
             }
         }
         Ok(())
-    }
-
-    fn reach(&mut self, manifest: &Manifest) {
-        self.stages.insert(manifest.made.fingerprint);
-        self.failed.extend(manifest.errors.iter().map(|error| error.key));
-        self.reached.extend(manifest.objects());
     }
 
     /// Keeps the objects of versions that were published since this clean-up began.
@@ -195,7 +260,7 @@ impl Collector<'_> {
                 && let Some((pipeline, slot, version)) = parse_version(&object.name)
                 && let Some(manifest) = self.store.version(pipeline, slot, version)?
             {
-                self.reach(&manifest);
+                self.reached.add(&manifest);
             }
         }
         Ok(())
@@ -233,7 +298,7 @@ impl Collector<'_> {
                     is_kept = self.reaches(stage, &entry);
                 }
                 if is_kept || self.is_young(object) {
-                    self.reached.extend(entry.objects());
+                    self.reached.objects.extend(entry.objects());
                 } else {
                     self.delete(object, |garbage| &mut garbage.records)?;
                 }
@@ -243,11 +308,12 @@ impl Collector<'_> {
     }
 
     fn reaches(&self, stage: Digest, entry: &Entry) -> bool {
-        let has_part = entry.part.is_some_and(|part| self.reached.contains(&part));
+        let Reached { objects, stages, failed } = &self.reached;
+        let has_part = entry.part.is_some_and(|part| objects.contains(&part));
         // If a published table leaves failed rows out, the next plan needs these records, which say that they failed.
         has_part
-            || (entry.part.is_none() && self.stages.contains(&stage))
-            || entry.errors.iter().any(|error| self.failed.contains(&error.key))
+            || (entry.part.is_none() && stages.contains(&stage))
+            || entry.errors.iter().any(|error| failed.contains(&error.key))
     }
 
     fn states(&mut self) -> Result<()> {
@@ -281,7 +347,7 @@ impl Collector<'_> {
             [("parts", |garbage| &mut garbage.parts), ("blobs", |garbage| &mut garbage.blobs)];
         for (folder, heap) in kinds {
             for object in self.store.objects_in(folder)? {
-                let is_reached = object.digest().is_none_or(|digest| self.reached.contains(&digest));
+                let is_reached = object.digest().is_none_or(|digest| self.reached.objects.contains(&digest));
                 // A run may have written the object again since it was listed.
                 if !is_reached
                     && !self.is_young(&object)
@@ -301,22 +367,43 @@ mod tests {
     use crate::engine::run::toys::{CHAIN, World, edited};
 
     #[test]
+    fn only_rows_of_old_runs_of_the_pipeline_are_forgotten() {
+        let text =
+            |name: &str, rows: &str| format!("name: {name}\n{}", edited(CHAIN, "a: 1, b: 2, c: 3", rows).trim_start());
+        let world = World::new();
+        let (other, first) = (text("other", "a: 1"), text("served", "a: 1, b: 2"));
+        let (second, last) = (text("served", "b: 2, d: 4"), text("served", "e: 5"));
+        for text in [&other, &first, &second, &last] {
+            world.run(text).unwrap();
+        }
+        forget(&world.store, "served", 1).unwrap();
+        let runs = history::runs(&world.store).unwrap();
+        assert_eq!(runs.iter().map(|run| run.pipeline.as_str()).collect::<Vec<_>>(), ["other", "served"]);
+        assert!(world.store.versions("served").unwrap().values().all(|versions| versions.len() == 1));
+        // The row that another pipeline has, those of the last run, and those that were forgotten.
+        let fresh = |text: &String| world.plan(text).iter().all(|table| table.contains(": fresh"));
+        assert!(fresh(&other) && fresh(&last), "{:?} {:?}", world.plan(&other), world.plan(&last));
+        assert_eq!(world.run(&first).unwrap()[..2], ["numbers 1", "more 1"]);
+        assert_eq!(world.run(&second).unwrap()[..2], ["numbers 1", "more 1"]);
+        assert_eq!(world.plan(&last)[..2].iter().filter(|table| table.contains("0 of 1")).count(), 2);
+    }
+
+    #[test]
     fn tagged_version_is_kept_if_a_newer_one_is_published_during_the_clean_up() {
         let world = World::after(CHAIN);
         let objects = world.store.objects_in("published").unwrap();
         let versions: Vec<_> = objects.iter().filter_map(|object| parse_version(&object.name)).collect();
         let wanted = versions.iter().map(|(pipeline, slot, version)| version_name(pipeline, slot, *version)).collect();
         world.run(&edited(CHAIN, "plus: 10", "plus: 11")).unwrap();
-        let (reached, stages, failed, seen, garbage) = Default::default();
+        let (reached, seen, garbage) = Default::default();
         let in_use = HashSet::new();
         let store = &world.store;
-        let mut collector =
-            Collector { store, dry_run: false, keep_since: 0, in_use, reached, stages, failed, seen, garbage };
+        let mut collector = Collector { store, dry_run: false, keep_since: 0, in_use, reached, seen, garbage };
         collector.versions(&wanted, &objects).unwrap();
         assert_eq!(collector.garbage.versions.count, 0);
         for (pipeline, slot, version) in versions {
             let manifest = store.version(pipeline, slot, version).unwrap().unwrap();
-            assert!(manifest.objects().all(|digest| collector.reached.contains(&digest)), "{slot} {version}");
+            assert!(manifest.objects().all(|digest| collector.reached.objects.contains(&digest)), "{slot} {version}");
         }
     }
 }

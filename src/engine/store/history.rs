@@ -204,8 +204,15 @@ pub(in crate::engine) fn log_name(run: &str) -> String {
 
 /// Returns all runs in the store, oldest first.
 pub fn runs(store: &Store) -> Result<Vec<Run>> {
+    recent(store, usize::MAX)
+}
+
+/// Returns the last `count` runs in the store, oldest first.
+pub fn recent(store: &Store, count: usize) -> Result<Vec<Run>> {
     let tags = tags(store)?;
-    let names: Vec<String> = store.list("runs")?.iter().map(|name| format!("runs/{name}")).collect();
+    let all = store.list("runs")?;
+    let last = &all[all.len().saturating_sub(count)..];
+    let names: Vec<String> = last.iter().map(|name| format!("runs/{name}")).collect();
     let logs = store.get_all(&names)?;
     let read = |(name, log): (&String, bytes::Bytes)| {
         let mut run = Run { run: run_of(name).to_owned(), ..Run::default() };

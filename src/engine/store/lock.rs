@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::objects::Store;
-use crate::engine::{Digest, Result};
+use crate::engine::{Digest, Hasher, Result};
 
-/// A lock on the results recorded under a stage's key.
+/// A lock on the results recorded under a stage's key, or on the name of a pipeline.
 #[derive(Debug)]
-pub(in crate::engine) struct Lock {
+pub struct Lock {
     /// The locked file, which is released when it is closed; `None` in a remote store, which has no locks.
     file: Option<(File, PathBuf)>,
 }
@@ -49,6 +49,12 @@ impl Store {
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e.into()),
         }
+    }
+
+    /// Takes a pipeline's name for this process alone, as a program does that publishes its tables again and again;
+    /// `None` if another process has it. Runs of the pipeline do not ask.
+    pub fn claim(&self, pipeline: &str) -> Result<Option<Lock>> {
+        self.try_lock(Hasher::new("pipeline").field(pipeline.as_bytes()).finish())
     }
 
     /// Returns true if some process works on a stage's results. The check does not disturb a process that is about to

@@ -77,12 +77,26 @@ pub struct RowError {
     pub key: Digest,
     /// The error.
     pub message: String,
+    /// The file or URL that the message names, if the error is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// The causes behind it, outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<String>,
     /// The run in which it failed.
     #[serde(default)]
     pub run: String,
+}
+
+impl RowError {
+    /// Returns the message with the row's id in place of the file that it is about; a file at its beginning is left out.
+    pub fn about_id(&self) -> String {
+        let Some(place) = &self.place else { return self.message.clone() };
+        match self.message.strip_prefix(place.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
+            Some(why) => why.to_owned(),
+            None => self.message.replace(place.as_str(), &self.id),
+        }
+    }
 }
 
 impl Entry {
@@ -377,12 +391,24 @@ mod tests {
     }
 
     #[test]
+    fn error_about_a_file_is_told_about_the_row() {
+        let told = |message: &str, place: Option<&str>| {
+            let (id, key, place) = ("a.png".into(), Digest::of(b"x"), place.map(str::to_owned));
+            RowError { id, key, message: message.into(), place, chain: Vec::new(), run: String::new() }.about_id()
+        };
+        assert_eq!(told("/tmp/0.png: not an image", Some("/tmp/0.png")), "not an image");
+        assert_eq!(told("cannot read /tmp/0.png: no such file", Some("/tmp/0.png")), "cannot read a.png: no such file");
+        assert_eq!(told("/tmp/0.png: not an image", None), "/tmp/0.png: not an image");
+    }
+
+    #[test]
     fn a_record_is_read_as_it_is_written() {
         let digests = |n: u8| (0..n).map(|i| Digest::of(&[i])).collect::<Vec<_>>();
         let error = RowError {
             id: "x".into(),
             key: Digest::of(b"x"),
             message: "bad\nrow".into(),
+            place: None,
             chain: Vec::new(),
             run: "1".into(),
         };

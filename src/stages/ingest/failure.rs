@@ -11,6 +11,8 @@ use crate::{
 pub(super) enum Failure {
     #[error(transparent)]
     Read(#[from] Error),
+    #[error("{error}")]
+    Unreadable { place: String, error: Error },
     #[error("{place} changed while it was being read; run again")]
     Changed { place: String },
     #[error("{place}: {source}")]
@@ -27,4 +29,17 @@ pub(super) enum Failure {
     TooLarge { place: String, size: (u32, u32) },
     #[error(transparent)]
     Synthetic(#[from] synthetic::Error),
+}
+
+impl Failure {
+    /// Returns the file or URL that the message names, if the failure is about one alone.
+    pub(super) fn place(&self) -> Option<String> {
+        match self {
+            Self::Unreadable { place, .. }
+            | Self::Changed { place }
+            | Self::Decode { place, .. }
+            | Self::TooLarge { place, .. } => Some(place.clone()),
+            Self::Read(_) | Self::MaskSize { .. } | Self::Synthetic(_) => None,
+        }
+    }
 }

@@ -50,7 +50,11 @@ impl File {
         decode: fn(&[u8], bool) -> Result<T, VisionError>,
         turn_by_exif: bool,
     ) -> Result<(String, T), Failure> {
-        let (place, bytes) = (self.place, self.read?);
+        let place = self.place;
+        let bytes = match self.read {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(Failure::Unreadable { place, error }),
+        };
         if Some(Digest::of(&bytes)) != self.content {
             return Err(Failure::Changed { place });
         }
@@ -144,7 +148,7 @@ impl PictureFiles<'_> {
     }
 
     /// Reads images or masks in rows of a Parquet file.
-    fn embedded(&self, address: &str, is_mask: bool, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Bytes>> {
+    pub(super) fn embedded(&self, address: &str, is_mask: bool, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Bytes>> {
         let file = Embedded::open(address, self.sources)?;
         let columns = self.columns.of_file(&file.columns()).map_err(Error::Input)?;
         match if is_mask { columns.mask } else { columns.path } {

@@ -36,6 +36,11 @@ fn every_format_is_recognised_by_content() {
     for format in [Png, Bmp, Tiff, WebP] {
         assert_eq!(rgb(&encode(&photo(), format)).unwrap(), photo(), "{format:?}");
     }
+    for format in [Png, Jpeg, Bmp, Tiff, WebP] {
+        let header = header(Cursor::new(encode(&photo(), format))).unwrap();
+        assert_eq!(header, Header { size: (19, 13), media_type: format.to_mime_type() });
+    }
+    assert!(matches!(header(Cursor::new(b"no picture")), Err(VisionError::UnknownFormat { .. })));
     let jpeg = rgb(&encode(&photo(), Jpeg)).unwrap();
     assert!(jpeg.iter().zip(photo().iter()).all(|(a, b)| a.abs_diff(*b) < 40));
 }

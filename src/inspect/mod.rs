@@ -1,0 +1,298 @@
+//! Sends new photographs through the tables of a pipeline that has run. What was fitted, trained or calibrated is taken
+//! as the last run left it.
+
+mod named;
+mod route;
+mod rows;
+mod scales;
+mod verdict;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use arrow::datatypes::DataType;
+use serde_json::json;
+
+pub use named::{Named, named, pictures};
+pub use scales::Scales;
+pub use verdict::{Judged, Maps, Verdict};
+
+use self::{route::Route, rows::Rows};
+use crate::{
+    engine::{
+        Error, Hasher, Result, Stop, or_none,
+        pipeline::{OnError, Pipeline, Table},
+        run,
+        run::{Settings, Workers},
+        source::Sources,
+        store::{Current, Event, Store},
+    },
+    tables::{
+        column::{has, text},
+        images::CLASS,
+        thresholds::Threshold,
+    },
+};
+
+/// The folder of links to photographs.
+const LINKS: &str = "photographs";
+/// The class of a photograph of which no class is asked.
+const ALL_CLASSES: &str = "all";
+
+/// A new photograph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Photograph {
+    /// The id of its rows.
+    pub id: String,
+    /// Its class.
+    pub class: String,
+    /// The file.
+    pub file: PathBuf,
+}
+
+/// A pipeline that has run and judges new photographs.
+pub struct Inspector {
+    store: Store,
+    /// The pipeline of the predictions, which reads new photographs in place of its own.
+    pipeline: Pipeline,
+    route: Route,
+    model: String,
+    classes: Classes,
+    thresholds: Vec<Threshold>,
+    workers: Workers,
+    options: run::Options,
+    folder: tempfile::TempDir,
+}
+
+/// The classes of photographs.
+#[derive(Debug)]
+struct Classes {
+    /// The classes of the pipeline's photographs.
+    known: BTreeSet<String>,
+    /// The classes of which each table that is taken as it is knows something; none for a table that does not ask.
+    fitted: BTreeMap<String, BTreeSet<String>>,
+    /// True if the class of a photograph can change its verdict.
+    matter: bool,
+}
+
+/// The surroundings in which photographs are judged.
+pub struct Surroundings {
+    /// The name of the pipeline under which the tables of new photographs are published.
+    pub name: String,
+    /// The workers, which stay loaded between calls.
+    pub workers: Workers,
+    /// The settings of computations.
+    pub settings: Settings,
+    /// A request to stop.
+    pub stop: Stop,
+}
+
+impl Inspector {
+    /// Prepares a pipeline of a store to judge new photographs. `load` reads the pipeline again, with values in place of
+    /// some of its parameters.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the pipeline does not lead from photographs to decisions, or has not run.
+    pub fn open(
+        store: &Store,
+        pipeline: &Pipeline,
+        load: impl FnOnce(&[(String, String)]) -> Result<Pipeline>,
+        surroundings: Surroundings,
+    ) -> Result<Self> {
+        let Surroundings { name, workers, settings, stop } = surroundings;
+        let route = Route::of(pipeline)?;
+        let folder = tempfile::tempdir()?;
+        let mut reading = load(&values(&route, &folder.path().join(LINKS).join(MANIFEST)))?;
+        reading.name = name.clone();
+        for table in reading.tables.iter_mut().filter(|table| route.computed.contains(&table.name)) {
+            table.on_error = OnError::Skip;
+        }
+        let mut model = Hasher::new("model");
+        let (mut fitted, mut thresholds) = (BTreeMap::new(), Vec::new());
+        for table in pipeline.tables.iter().filter(|table| route.taken.contains(&table.name)) {
+            let manifest =
+                store.share(&pipeline.name, &name, &table.slot())?.ok_or_else(|| not_computed(pipeline, table))?;
+            model.field(table.name.as_bytes());
+            model.field(manifest.content.as_bytes());
+            let rows = Rows::of(store, &manifest)?;
+            fitted.insert(table.name.clone(), classes(&rows)?);
+            if Threshold::is_table(&rows.schema) {
+                thresholds.extend(Threshold::all(&rows.all()?)?);
+            }
+        }
+        let known = match published(store, pipeline, &route.images)? {
+            Some(rows) => classes(&rows)?,
+            None => BTreeSet::new(),
+        };
+        let matter = route.reads_class || fitted.values().any(|classes| !classes.is_empty());
+        let options = run::Options {
+            settings,
+            save_every: Duration::MAX,
+            tables: route.computed.iter().cloned().collect(),
+            stop,
+            host: gethostname::gethostname().to_string_lossy().into_owned(),
+            ..run::Options::default()
+        };
+        Ok(Self {
+            store: store.clone(),
+            pipeline: reading,
+            route,
+            model: model.finish().to_string(),
+            classes: Classes { known, fitted, matter },
+            thresholds,
+            workers,
+            options,
+            folder,
+        })
+    }
+
+    /// Leaves regions out, for which [`Judged::find_regions`] then looks.
+    pub fn without_regions(mut self) -> Self {
+        self.options.tables.retain(|table| Some(table) != self.route.regions.as_ref());
+        self
+    }
+
+    /// Returns the name of the pipeline under which the tables of new photographs are published.
+    pub fn name(&self) -> &str {
+        &self.pipeline.name
+    }
+
+    /// Returns the digest of the model: of the contents of the tables that are taken as they are.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Returns a digest of all that verdicts follow from: of the model, and of the parameters of the tables.
+    pub fn digest(&self) -> String {
+        let pipeline = self.pipeline.digest.to_string();
+        Hasher::new("inspector").field(self.model.as_bytes()).field(pipeline.as_bytes()).finish().to_string()
+    }
+
+    /// Returns the thresholds by which photographs are judged.
+    pub fn thresholds(&self) -> &[Threshold] {
+        &self.thresholds
+    }
+
+    /// Returns the classes of the pipeline's photographs.
+    pub fn classes(&self) -> &BTreeSet<String> {
+        &self.classes.known
+    }
+
+    /// Returns the class of a photograph: the one that is given, else that of the pipeline's photographs if there is one
+    /// alone, else `all` if the class changes no verdict.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the class is needed; `how` says how it is given.
+    pub fn class(&self, given: Option<&str>, how: &str) -> Result<String> {
+        let Classes { known, matter, .. } = &self.classes;
+        match (given, known.first()) {
+            (Some(given), _) => Ok(given.to_owned()),
+            (None, Some(only)) if known.len() == 1 => Ok(only.clone()),
+            (None, _) if !matter => Ok(ALL_CLASSES.to_owned()),
+            (None, _) => {
+                let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                Err(Error::Input(format!(
+                    "of which class are the photographs? Name one by {how}: {}",
+                    known.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Refuses a class of which a table that is taken as it is knows nothing.
+    pub fn check_class(&self, class: &str) -> Result<()> {
+        let lacks = |classes: &&BTreeSet<String>| !classes.is_empty() && !classes.contains(class);
+        match self.classes.fitted.values().find(lacks) {
+            Some(classes) => {
+                let known: Vec<&str> = classes.iter().map(String::as_str).collect();
+                Err(Error::Input(format!("nothing was fitted for the class `{class}`; there are {}", or_none(&known))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Judges photographs, whose ids differ. A photograph that was judged before under the same id costs nothing.
+    /// `listen` is called with each event of the run.
+    pub fn judge(&self, photographs: &[Photograph], listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Judged<'_>> {
+        write_manifest(&self.folder.path().join(LINKS), photographs)?;
+        let mut versions = BTreeMap::new();
+        let mut heard = |event: &Event| {
+            if let Event::TablePublished { table, slot, version, .. } | Event::TableFresh { table, slot, version, .. } =
+                event
+            {
+                versions.insert(table.clone(), (slot.clone(), *version));
+            }
+            listen(event);
+        };
+        run::run(&self.pipeline, &self.store, &Sources::default(), &self.options, &self.workers, &mut heard)?;
+        // Another process may have published the same tables meanwhile, so the versions of this run are read.
+        let mut tables = HashMap::new();
+        for (table, (slot, version)) in versions {
+            let manifest = self.store.version(&self.pipeline.name, &slot, version)?;
+            let gone = || Error::Stage(format!("version {version} of `{table}` is gone; judge the photographs again"));
+            tables.insert(table.clone(), manifest.ok_or_else(gone)?);
+        }
+        Judged::new(self, tables)
+    }
+}
+
+/// Returns the parameters that make the tables of photographs, and of their tiles, read a manifest, with their values.
+fn values(route: &Route, manifest: &Path) -> Vec<(String, String)> {
+    let manifest = manifest.display().to_string();
+    let mut values = Vec::new();
+    for (table, given) in &route.readers {
+        let set = |parameter: &str, value: &str| (format!("{table}.{parameter}"), value.to_owned());
+        values.extend([set("dataset", "manifest"), set("root", &manifest), set("columns", "{ id: id }")]);
+        // Parameters of other layouts than a manifest.
+        let others = [("good", "[]"), ("bad", "[]"), ("unlabelled", "[]"), ("synthetic", "null"), ("hold_out", "0")];
+        values.extend(others.iter().filter(|(name, _)| given.contains(*name)).map(|(name, none)| set(name, none)));
+    }
+    values
+}
+
+fn not_computed(pipeline: &Pipeline, table: &Table) -> Error {
+    Error::Input(format!(
+        "table `{}` of `{}` is not computed yet; `vlmdiff run` of the pipeline computes it",
+        table.name, pipeline.name
+    ))
+}
+
+/// Returns the rows of a published table of a pipeline; `None` if it was never published.
+fn published(store: &Store, pipeline: &Pipeline, name: &str) -> Result<Option<Rows>> {
+    let slot = pipeline.tables.iter().find(|table| table.name == name).map(Table::slot).unwrap_or_default();
+    match store.published(&pipeline.name, &slot)? {
+        Current::Absent => Ok(None),
+        current => current.whole()?.map(|(_, manifest)| Rows::of(store, &manifest)).transpose(),
+    }
+}
+
+/// Returns the classes in a table; none if it has no such column, or no class in it.
+fn classes(rows: &Rows) -> Result<BTreeSet<String>> {
+    if !has(&rows.schema, CLASS, &DataType::Utf8) {
+        return Ok(BTreeSet::new());
+    }
+    Ok(text(&rows.columns(&[CLASS])?, CLASS)?.iter().flatten().map(str::to_owned).collect())
+}
+
+/// The file that lists photographs, beside the links to them.
+const MANIFEST: &str = "manifest.jsonl";
+
+/// Writes a manifest of photographs into a folder, which is made anew, and links to them beside it.
+fn write_manifest(links: &Path, photographs: &[Photograph]) -> Result<()> {
+    if links.exists() {
+        fs::remove_dir_all(links)?;
+    }
+    fs::create_dir(links)?;
+    let mut rows = String::new();
+    for (number, Photograph { id, class, file }) in photographs.iter().enumerate() {
+        let link = format!("{number:06}");
+        symlink(std::path::absolute(file)?, links.join(&link))?;
+        rows += &format!("{}\n", json!({ "id": id, "path": link, "class": class, "split": "test" }));
+    }
+    Ok(fs::write(links.join(MANIFEST), rows)?)
+}

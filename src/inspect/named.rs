@@ -1,0 +1,116 @@
+//! Photographs as people name them: files, folders, URLs and manifests.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+
+use super::Photograph;
+use crate::{
+    datasets::{folder::is_image, manifest::is_manifest},
+    engine::{Error, Result, is_url, join, source::Sources},
+    stages::ingest::{Listed, Picture, photographs},
+};
+
+/// Photographs that were named, and the names of those that cannot be fetched, with the reasons.
+#[derive(Debug, Default)]
+pub struct Named {
+    /// The photographs. Their ids differ: the paths as given, URLs, or the names in a manifest.
+    pub photographs: Vec<Photograph>,
+    /// Those that cannot be fetched from their server, with the reason.
+    pub failed: Vec<(String, String)>,
+}
+
+/// A name with its class, if that is known, and the path or URL of its file.
+struct Place {
+    id: String,
+    class: Option<String>,
+    file: PathBuf,
+}
+
+/// Finds the photographs that paths and URLs name: files as they are, all pictures of folders, and those that manifests
+/// list (CSV, JSON lines, Parquet). `class` gives the class of a photograph from that in its manifest, which may be
+/// absent. Pictures in Parquet files are written into `folder`.
+///
+/// # Errors
+/// [`Error::Input`] if a path or a manifest cannot be read.
+pub fn named(
+    names: &[PathBuf],
+    class: &dyn Fn(Option<&str>) -> Result<String>,
+    folder: &Path,
+    sources: &Sources,
+) -> Result<Named> {
+    let mut places = Vec::new();
+    for name in names {
+        let text = name.to_string_lossy().into_owned();
+        if is_manifest(&text) && (is_url(&text) || !name.is_dir()) {
+            photographs(&text, sources, |Listed { id, class, picture }| {
+                let file = match picture {
+                    Picture::File(address) => address.into(),
+                    Picture::Embedded(bytes) => {
+                        let file = folder.join(format!("{:06}", places.len()));
+                        fs::write(&file, bytes)?;
+                        file
+                    }
+                };
+                places.push(Place { id, class, file });
+                Ok(())
+            })?;
+        } else if is_url(&text) {
+            for url in urls(text, sources)? {
+                places.push(Place { id: url.clone(), class: None, file: url.into() });
+            }
+        } else {
+            for path in pictures(std::slice::from_ref(name))? {
+                places.push(Place { id: path.to_string_lossy().into_owned(), class: None, file: path });
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    places.retain(|place| seen.insert(place.id.clone()));
+    let mut found = Named::default();
+    let fetch = |place: &Place| match place.file.to_str().filter(|address| is_url(address)) {
+        Some(url) => sources.local(url),
+        None => Ok(place.file.clone()),
+    };
+    let files: Vec<Result<PathBuf>> = places.par_iter().map(fetch).collect();
+    for (Place { id, class: listed, .. }, file) in places.into_iter().zip(files) {
+        match file {
+            Ok(file) => found.photographs.push(Photograph { id, class: class(listed.as_deref())?, file }),
+            Err(error) => found.failed.push((id, error.to_string())),
+        }
+    }
+    Ok(found)
+}
+
+/// Returns a URL as it is, or the URLs of all pictures below it if it is not that of a picture.
+fn urls(url: String, sources: &Sources) -> Result<Vec<String>> {
+    if is_image(&url) {
+        return Ok(vec![url]);
+    }
+    sources.tree(&url)?.paths().filter(|path| is_image(path)).map(|path| join(&url, path)).collect()
+}
+
+/// Returns the photographs among paths: files as they are, and all pictures of folders.
+pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let cannot = |path: &Path, e: std::io::Error| Error::Input(format!("cannot read {}: {e}", path.display()));
+    let mut found = Vec::new();
+    for path in paths {
+        if !fs::metadata(path).map_err(|e| cannot(path, e))?.is_dir() {
+            found.push(path.clone());
+            continue;
+        }
+        for entry in walkdir::WalkDir::new(path).follow_links(true).sort_by_file_name() {
+            let entry = entry.map_err(|e| cannot(path, e.into()))?;
+            if entry.file_type().is_file() && is_image(&entry.path().to_string_lossy()) {
+                found.push(entry.into_path());
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}

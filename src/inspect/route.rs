@@ -1,0 +1,109 @@
+//! The way of new photographs through the tables of a pipeline.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    engine::{
+        Error, Result,
+        pipeline::{Input, Pipeline, Table},
+        stage::Reads,
+    },
+    tables::{Role, images::CLASS, tiles},
+};
+
+/// The tables of a pipeline that new photographs go through.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// The table of photographs.
+    pub(super) images: String,
+    /// The tables that read photographs, that of their tiles among them, with the names of the parameters that the
+    /// pipeline gives.
+    pub(super) readers: Vec<(String, BTreeSet<String>)>,
+    /// The table of decisions.
+    pub(super) decisions: String,
+    /// The table of anomaly maps whose scores are decided on, if it has maps.
+    pub(super) maps: Option<String>,
+    /// The table of the regions of these maps.
+    pub(super) regions: Option<String>,
+    /// All tables that are computed for new photographs, in the order of the file.
+    pub(super) computed: Vec<String>,
+    /// The tables that are taken as they are.
+    pub(super) taken: Vec<String>,
+    /// True if a stage reads the class of photographs otherwise than to look it up in a table that is taken as it is.
+    pub(super) reads_class: bool,
+}
+
+/// The stages that look the class of a photograph up in a table that they read whole, or pass it on.
+const LOOK_UP: [&str; 3] = ["detect", "decide", "regions"];
+
+impl Route {
+    /// Finds the way from the photographs of a pipeline to its decisions, and to the regions below these.
+    pub(super) fn of(pipeline: &Pipeline) -> Result<Self> {
+        let one = |what: &str, found: Vec<&Table>| match found[..] {
+            [table] => Ok(table.name.clone()),
+            [] => Err(Error::Input(format!("the pipeline has no table of {what}; pipelines/inspect.yaml has one"))),
+            _ => {
+                let names: Vec<&str> = found.iter().map(|table| &*table.name).collect();
+                Err(Error::Input(format!(
+                    "the pipeline has several tables of {what}: {}; --only chooses one of a sweep",
+                    names.join(", ")
+                )))
+            }
+        };
+        let has_role = |table: &&Table, role: Role| Role::of(&table.output).contains(&role);
+        let decides = |table: &&Table| has_role(table, Role::Decisions);
+        let decisions = one("decisions", pipeline.tables.iter().filter(decides).collect())?;
+        // Tables stand below those that they read. What is read as a whole, such as a bank, is taken as it is.
+        let by_row = |table: &Table| -> Vec<String> {
+            table.inputs.iter().filter(|input| input.reads != Reads::Table).map(|input| input.table.clone()).collect()
+        };
+        let mut needed = BTreeSet::from([decisions.clone()]);
+        for table in pipeline.tables.iter().rev() {
+            if needed.contains(&table.name) {
+                needed.extend(by_row(table));
+            }
+        }
+        let reads = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
+        let readers: Vec<&Table> = pipeline.tables.iter().filter(reads).collect();
+        let whole = readers.iter().copied().filter(|table| !tiles::are_in(&table.output));
+        let images = one("photographs above its decisions", whole.collect())?;
+        let mut computed: Vec<String> = readers.iter().map(|table| table.name.clone()).collect();
+        for table in pipeline.tables.iter().filter(|table| needed.contains(&table.name)) {
+            let is_moved = |input: &Input| input.reads != Reads::Table && computed.contains(&input.table);
+            if table.is_keyed() && table.inputs.iter().any(is_moved) {
+                computed.push(table.name.clone());
+            }
+        }
+        let named = |name: &String| pipeline.tables.iter().find(|table| table.name == *name);
+        let maps = named(&decisions).map(by_row).unwrap_or_default().into_iter().find(|input| {
+            computed.contains(input) && named(input).is_some_and(|table| has_role(&table, Role::AnomalyMaps))
+        });
+        let finds_regions = |table: &&Table| {
+            let is_computed = |input: &Input| input.reads != Reads::Table && computed.contains(&input.table);
+            has_role(table, Role::Regions)
+                && table.inputs.iter().all(is_computed)
+                && maps.as_ref().is_some_and(|maps| table.inputs.iter().any(|input| input.table == *maps))
+        };
+        let regions = pipeline.tables.iter().find(finds_regions).map(|table| table.name.clone());
+        computed.extend(regions.clone());
+        let mut taken: Vec<String> = Vec::new();
+        for input in computed.iter().filter_map(named).flat_map(|table| &table.inputs) {
+            if !computed.contains(&input.table) && !taken.contains(&input.table) {
+                taken.push(input.table.clone());
+            }
+        }
+        let reads_class = computed.iter().filter_map(named).any(|table| {
+            let is_read = |input: &Input| {
+                readers.iter().any(|table| table.name == input.table)
+                    && input.columns.iter().any(|column| column == CLASS)
+            };
+            table.inputs.iter().any(is_read) && !LOOK_UP.contains(&table.kind.name)
+        });
+        let given = |table: &Table| {
+            let params = table.stage.params();
+            params.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        };
+        let readers = readers.into_iter().map(|table| (table.name.clone(), given(table))).collect();
+        Ok(Self { images, readers, decisions, maps, regions, computed, taken, reads_class })
+    }
+}

@@ -1,0 +1,76 @@
+//! The token that requests have to carry.
+
+use std::path::Path;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::engine::{Digest, Error, Result};
+
+/// The minimum length of a token in characters.
+const SHORTEST: usize = 16;
+
+/// A token. Only its digest is kept, so that nothing can print it, and the time of a comparison tells nothing about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Token(Digest);
+
+impl Token {
+    /// Takes a token. Spaces and line breaks around it do not belong to it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it is too short; `place` says where it stands.
+    pub fn new(text: &str, place: &str) -> Result<Self> {
+        let text = text.trim();
+        if text.chars().count() < SHORTEST {
+            return Err(Error::Input(format!(
+                "the token in {place} has fewer than {SHORTEST} characters; `openssl rand -hex 32` makes a good one"
+            )));
+        }
+        Ok(Self(Digest::of(text.as_bytes())))
+    }
+
+    /// Reads a token from a file.
+    pub fn read(file: &Path) -> Result<Self> {
+        let place = file.display();
+        let text = std::fs::read_to_string(file).map_err(|e| Error::Input(format!("cannot read {place}: {e}")))?;
+        Self::new(&text, &place.to_string())
+    }
+
+    /// Returns true for a header `Authorization` that carries the token: as `Bearer TOKEN`, or as the password of `Basic`,
+    /// which browsers ask for.
+    pub(super) fn is_in(self, header: &str) -> bool {
+        let Some((scheme, value)) = header.trim().split_once(' ') else { return false };
+        let is_own = |text: &[u8]| Digest::of(text) == self.0;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return is_own(value.trim().as_bytes());
+        }
+        let decoded = STANDARD.decode(value.trim()).unwrap_or_default();
+        let password = decoded.iter().position(|byte| *byte == b':').map(|colon| &decoded[colon + 1..]);
+        scheme.eq_ignore_ascii_case("basic") && password.is_some_and(is_own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_is_taken_as_bearer_and_as_password() {
+        let token = Token::new(" 0123456789abcdef\n", "a file").unwrap();
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for header in ["Bearer 0123456789abcdef", "bearer  0123456789abcdef", &basic("anyone:0123456789abcdef")] {
+            assert!(token.is_in(header), "{header}");
+        }
+        for header in
+            ["", "Bearer", "Bearer 0123456789abcdeF", "0123456789abcdef", "Basic !", &basic("0123456789abcdef")]
+        {
+            assert!(!token.is_in(header), "{header}");
+        }
+    }
+
+    #[test]
+    fn short_token_is_refused_and_not_shown() {
+        let told = Token::new("secret", "VLMDIFF_TOKEN").unwrap_err().to_string();
+        assert!(told.starts_with("the token in VLMDIFF_TOKEN has fewer than 16") && !told.contains("secret"), "{told}");
+        assert!(!format!("{:?}", Token::new("0123456789abcdef", "").unwrap()).contains("0123456789abcdef"));
+    }
+}
