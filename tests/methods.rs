@@ -54,7 +54,10 @@ fn contents(lab: &Lab, store: &str) -> BTreeMap<String, String> {
 #[test]
 fn fit_says_what_it_was_fitted_on() {
     let lab = banks();
-    lab.run(&[]);
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let announced = "a fit on 64 patches of 64 numbers takes up to 1 MiB of memory";
+    assert_eq!(ended.stderr.matches(announced).count(), 3, "{}", ended.stderr);
     let rows = |query: &str| lab.sql(".vlmdiff", query);
     assert_eq!(rows("select class, images, vectors from by_class order by 1"), ["gear,4,32", "tile,4,32"]);
     assert_eq!(rows("select class is null, images, vectors from bank"), ["true,8,32"]);

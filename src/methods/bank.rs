@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::models::checkpoint::{Checkpoint, CheckpointError, Mapped};
+
 /// The vectors that are compared at a time: the products of an image's patches with these stay in the processor's caches.
 const BLOCK: i64 = 1024;
 /// The vectors of a group.
@@ -28,16 +30,25 @@ pub enum Distance {
     Cosine,
 }
 
+/// The bytes of vectors in f32 above which they stay in their file.
+const HELD: i64 = 1 << 30;
+
 /// Vectors of normal patches.
 #[derive(Debug)]
 pub struct Bank {
-    /// The vectors, f32 [blocks · BLOCK, C], of length 1 for [`Distance::Cosine`]. The last block is filled with vectors
-    /// that are infinitely far.
-    vectors: Tensor,
-    /// The squares of their lengths, f32 [blocks · BLOCK].
+    vectors: Vectors,
+    /// The squares of their lengths, f32 `[M]`.
     squares: Tensor,
-    len: i64,
     distance: Distance,
+}
+
+/// The place of a bank's vectors [M, C].
+#[derive(Debug)]
+enum Vectors {
+    /// In memory, f32, of length 1 for [`Distance::Cosine`].
+    Held(Tensor),
+    /// In their file, as the fit has kept them.
+    InFile(Mapped),
 }
 
 /// The nearest vectors of a bank.
@@ -53,22 +64,68 @@ impl Bank {
     /// Makes a bank of vectors [M, C] of any float type.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
         let vectors = scaled(&vectors.f_to_device(device)?.f_to_kind(Kind::Float)?, distance);
-        let len = vectors.size()[0];
-        let filling = len.unsigned_abs().next_multiple_of(BLOCK as u64) as i64 - len;
-        // The square of 1e30 is infinite in f32.
-        let vectors = vectors.f_pad([0, 0, 0, filling], "constant", 1e30)?;
-        let squares = squares(&vectors);
-        Ok(Self { vectors, squares, len, distance })
+        Self::of(Vectors::Held(vectors), distance, device)
+    }
+
+    /// Makes a bank of a tensor that a fit has kept. On the CPU, vectors that would take more than a gigabyte of memory
+    /// stay in their file.
+    pub fn open(fitted: &Checkpoint, name: &str, distance: Distance, device: Device) -> Result<Self, CheckpointError> {
+        let vectors = fitted.mapped(name)?;
+        let bytes = vectors.size().iter().product::<i64>() * size_of::<f32>() as i64;
+        let bank = if device == Device::Cpu && bytes > HELD {
+            Self::of(Vectors::InFile(vectors), distance, device)
+        } else {
+            Self::new(&fitted.tensor(name)?, distance, device)
+        };
+        let path = fitted.path().to_owned();
+        bank.map_err(|source| CheckpointError::Torch { path, name: name.to_owned(), source })
+    }
+
+    fn of(vectors: Vectors, distance: Distance, device: Device) -> Result<Self, TchError> {
+        let mut bank = Self { vectors, squares: Tensor::f_zeros([0], (Kind::Float, device))?, distance };
+        let blocks = bank.blocks().map(|(start, length)| Ok(squares(&bank.block(start, length)?)));
+        let all = blocks.collect::<Result<Vec<_>, TchError>>()?;
+        if !all.is_empty() {
+            bank.squares = Tensor::f_cat(&all, 0)?;
+        }
+        Ok(bank)
     }
 
     /// Returns the number of vectors.
     pub fn len(&self) -> i64 {
-        self.len
+        match &self.vectors {
+            Vectors::Held(vectors) => vectors.size()[0],
+            Vectors::InFile(vectors) => vectors.size()[0],
+        }
     }
 
     /// Returns true if there is no vector.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns the start and the length of each block of vectors.
+    fn blocks(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let len = self.len();
+        (0..len).step_by(BLOCK as usize).map(move |start| (start, BLOCK.min(len - start)))
+    }
+
+    /// Returns `length` vectors from the one at `start` on, f32 [length, C], of length 1 for [`Distance::Cosine`].
+    fn block(&self, start: i64, length: i64) -> Result<Tensor, TchError> {
+        match &self.vectors {
+            Vectors::Held(vectors) => vectors.f_narrow(0, start, length),
+            Vectors::InFile(vectors) => {
+                Ok(scaled(&vectors.rows(start, length, Kind::Float, Device::Cpu)?, self.distance))
+            }
+        }
+    }
+
+    /// Returns the vectors at positions `[N]`, as [N, C].
+    pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
+        match &self.vectors {
+            Vectors::Held(vectors) => vectors.f_index_select(0, positions),
+            Vectors::InFile(vectors) => Ok(scaled(&vectors.rows_at(positions, Kind::Float)?, self.distance)),
+        }
     }
 
     /// Finds the `count` nearest vectors of each query [P, C]; all of them if the bank has fewer.
@@ -80,9 +137,9 @@ impl Bank {
         if self.is_empty() {
             return Err(TchError::Torch("a bank without vectors has no nearest one".to_owned()));
         }
-        let queries = scaled(&queries.f_to_device(self.vectors.device())?.f_to_kind(Kind::Float)?, self.distance);
+        let queries = scaled(&queries.f_to_device(self.squares.device())?.f_to_kind(Kind::Float)?, self.distance);
         let groups = self.nearest_groups(&queries, count)?; // [P, groups]
-        let (total, count) = (queries.size()[0], count.min(self.len));
+        let (total, count) = (queries.size()[0], count.min(self.len()));
         let (mut distances, mut indices) = (Vec::new(), Vec::new());
         for start in (0..total).step_by(QUERIES as usize) {
             let length = QUERIES.min(total - start);
@@ -105,8 +162,12 @@ impl Bank {
     fn nearest_groups(&self, queries: &Tensor, count: i64) -> Result<Tensor, TchError> {
         let doubled = queries * -2.;
         let mut minima = Vec::new();
-        for (vectors, squares) in self.vectors.split(BLOCK, 0).iter().zip(self.squares.split(BLOCK, 0)) {
-            let partial = squares.f_addmm(&doubled, &vectors.f_tr()?)?; // [P, BLOCK], less |q|²
+        for (start, length) in self.blocks() {
+            let (vectors, squares) = (self.block(start, length)?, self.squares.f_narrow(0, start, length)?);
+            let mut partial = squares.f_addmm(&doubled, &vectors.f_tr()?)?; // [P, length], less |q|²
+            if length < BLOCK {
+                partial = partial.f_pad([0, BLOCK - length], "constant", f64::INFINITY)?;
+            }
             minima.push(partial.f_view([-1, GROUP, GROUPS])?.f_amin([1].as_slice(), false)?);
         }
         let minima = Tensor::f_cat(&minima, 1)?; // [P, blocks · GROUPS]
@@ -120,15 +181,13 @@ impl Bank {
         let first = groups + groups.f_divide_scalar_mode(GROUPS, "floor")? * (BLOCK - GROUPS); // the groups' first vectors
         let steps = Tensor::f_arange(GROUP, (Kind::Int64, groups.device()))? * GROUPS;
         let candidates = (first.f_unsqueeze(2)? + steps).f_view([rows, -1])?; // [Q, G · GROUP]
-        let vectors = self.vectors.f_index_select(0, &candidates.f_view(-1)?)?.f_view([rows, -1, channels])?;
+        // The last block may end within a group.
+        let there = candidates.f_clamp_max(self.len() - 1)?;
+        let vectors = self.at(&there.f_view(-1)?)?.f_view([rows, -1, channels])?;
         let distances = Tensor::f_cdist(&queries.f_unsqueeze(1)?, &vectors, 2., BY_DIFFERENCES)?.f_squeeze_dim(1)?;
+        let distances = distances.f_masked_fill(&candidates.f_ne_tensor(&there)?, f64::INFINITY)?;
         let (distances, at) = distances.f_topk(count, 1, false, true)?;
         Ok((distances, candidates.f_gather(1, &at, false)?))
-    }
-
-    /// Returns the vectors at positions `[N]`, as [N, C].
-    pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
-        self.vectors.f_index_select(0, positions)
     }
 }
 
@@ -147,7 +206,10 @@ pub(super) fn squares(vectors: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::models::checkpoint::to_safetensors;
 
     fn random(rows: i64) -> Tensor {
         Tensor::randn([rows, 5], tch::kind::FLOAT_CPU)
@@ -171,6 +233,25 @@ mod tests {
             assert_eq!(indices, at, "{distance:?}");
             // Five squares of differences up to 10 each, in f32: 500 · 5 · 2⁻²⁴.
             assert!(f64::try_from((distances - expected).abs().max()).unwrap() < 1.5e-4, "{distance:?}");
+        }
+    }
+
+    /// Vectors that stay in their file are compared as those in memory are, bit for bit.
+    #[test]
+    fn bank_in_a_file_finds_what_one_in_memory_finds() {
+        tch::manual_seed(4);
+        let (vectors, queries) = (random(BLOCK + 100).to_kind(Kind::Half), random(7));
+        let tensors = [("bank".to_owned(), vectors.shallow_clone())];
+        let file = Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap();
+        for (distance, count) in [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)] {
+            let held = Bank::new(&vectors, distance, Device::Cpu).unwrap();
+            let in_file = Vectors::InFile(file.mapped("bank").unwrap());
+            let in_file = Bank::of(in_file, distance, Device::Cpu).unwrap();
+            assert_eq!(in_file.len(), held.len());
+            let [a, b] = [&held, &in_file].map(|bank| bank.nearest(&queries, count).unwrap());
+            assert!(a.indices == b.indices && a.distances == b.distances, "{distance:?}");
+            let at = Tensor::from_slice(&[BLOCK + 99, 0, 5]);
+            assert_eq!(held.at(&at).unwrap(), in_file.at(&at).unwrap(), "{distance:?}");
         }
     }
 

@@ -1,7 +1,6 @@
 //! Nearest neighbours among the patches of normal images.
 
-use std::collections::BTreeMap;
-
+use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
@@ -9,8 +8,9 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{
     MethodParameters,
     bank::{Bank, Distance},
-    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept, mean_of_largest},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, mean_of_largest},
 };
+use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
 /// The bank of a fit.
 pub(super) const BANK: &str = "bank";
@@ -42,17 +42,21 @@ impl MethodParameters for Knn {
 }
 
 impl PatchMethod for Knn {
+    fn memory(&self, patches: u64, channels: u64) -> u64 {
+        Collector::memory(patches, channels)
+    }
+
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Collector::default())
     }
 
-    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
+    fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError> {
         // The mean is taken over squared distances, as AnomalyDINO does.
         let (distance, is_root) = match self.distance {
             Distance::Euclidean => (Distance::SquaredEuclidean, true),
             distance => (distance, false),
         };
-        let bank = Bank::new(&kept(fitted, BANK)?, distance, device)?;
+        let bank = Bank::open(fitted, BANK, distance, device)?;
         Ok(Box::new(NearestPatches { bank, neighbors: i64::from(self.neighbors), is_root }))
     }
 }
@@ -64,8 +68,13 @@ pub(super) struct Collector {
 }
 
 impl Collector {
+    /// Returns the most bytes that so many patches take: they are collected image by image, and joined.
+    pub(super) const fn memory(patches: u64, channels: u64) -> u64 {
+        2 * size_of::<f16>() as u64 * patches * channels
+    }
+
     /// Returns the patches of all images, f16 [M, C].
-    pub(super) fn joined(&self) -> Result<Tensor, TchError> {
+    pub(super) fn joined(self) -> Result<Tensor, TchError> {
         if self.images.is_empty() {
             Tensor::f_zeros([0, 1], (Kind::Half, Device::Cpu))
         } else {

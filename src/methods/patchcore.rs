@@ -1,7 +1,6 @@
 //! PatchCore (Roth et al., Towards Total Recall in Industrial Anomaly Detection, 2022).
 
-use std::collections::BTreeMap;
-
+use half::f16;
 use rand::{RngExt, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use schemars::JsonSchema;
@@ -13,8 +12,9 @@ use super::{
     bank::{Bank, Distance, Nearest},
     coreset::{Start, dense_projection, greedy, johnson_lindenstrauss, select, sparse_projection},
     knn::{BANK, Collector},
-    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores},
 };
+use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
 /// A greedy coreset of the patches, in which the score of a patch is its distance to the nearest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -81,16 +81,27 @@ impl MethodParameters for Patchcore {
 }
 
 impl PatchMethod for Patchcore {
+    fn memory(&self, patches: u64, channels: u64) -> u64 {
+        let projected = match self.protocol {
+            Protocol::Anomalib => johnson_lindenstrauss(patches.max(2) as i64).max(1) as u64,
+            Protocol::Authors => DIMENSIONS as u64,
+        };
+        // All patches in f16 and in f32, their projections, and an array of distances with its copy.
+        let bytes = size_of::<f16>() as u64 + size_of::<f32>() as u64;
+        let chosen = bytes * channels + size_of::<f32>() as u64 * (projected.min(channels) + 2);
+        Collector::memory(patches, channels).max(patches * chosen)
+    }
+
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Thinning { method: self.clone(), patches: Collector::default() })
     }
 
-    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
+    fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError> {
         let (distance, reweight) = match self.protocol {
             Protocol::Anomalib => (Distance::Euclidean, 9),
             Protocol::Authors => (Distance::SquaredEuclidean, 1),
         };
-        let bank = Bank::new(&kept(fitted, BANK)?, distance, device)?;
+        let bank = Bank::open(fitted, BANK, distance, device)?;
         let reweight = i64::from(self.reweight.unwrap_or(reweight));
         Ok(Box::new(Memory { bank, neighbors: i64::from(self.neighbors), reweight }))
     }
@@ -132,10 +143,11 @@ impl Fitter for Thinning {
     }
 
     fn finish(self: Box<Self>) -> Result<Fitted, TchError> {
-        let all = self.patches.joined()?;
+        let Self { method, patches } = *self;
+        let all = patches.joined()?;
         let bank = match all.size()[0] {
             0 => all,
-            _ => select(&all, &self.method.coreset(&all.f_to_kind(Kind::Float)?)?)?,
+            _ => select(&all, &method.coreset(&all.f_to_kind(Kind::Float)?)?)?,
         };
         Ok(Fitted { vectors: bank.size()[0], tensors: [(BANK.to_owned(), bank)].into() })
     }

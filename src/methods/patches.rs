@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 
 use tch::{Device, TchError, Tensor};
 
+use crate::models::checkpoint::{Checkpoint, CheckpointError};
+
 /// A method that compares the patches of an image with those of normal images: its doing half. A [`Fitter`] is given the
 /// patches of one image after another and returns tensors, of which a [`Scorer`] is made in any later process.
 pub trait PatchMethod {
+    /// Returns the most bytes of memory that a fit on so many patches of so many numbers takes.
+    fn memory(&self, patches: u64, channels: u64) -> u64;
+
     /// Starts a fit.
     fn fitter(&self) -> Box<dyn Fitter>;
 
     /// Opens what a fit has kept, on a device.
-    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError>;
+    fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError>;
 }
 
 /// The tensors that a method keeps of the images that it was fitted on.
@@ -45,12 +50,6 @@ pub trait Fitter: Send {
 pub trait Scorer: Send {
     /// Scores the patches of an image, f32 [P, C].
     fn score(&self, patches: &Tensor) -> Result<Scores, TchError>;
-}
-
-/// Returns a tensor of a fit.
-pub(super) fn kept(fitted: &BTreeMap<String, Tensor>, name: &str) -> Result<Tensor, TchError> {
-    let lacks = || TchError::FileFormat(format!("what was fitted has no tensor `{name}`"));
-    Ok(fitted.get(name).ok_or_else(lacks)?.shallow_clone())
 }
 
 /// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.

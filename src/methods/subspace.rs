@@ -1,15 +1,14 @@
 //! The subspace in which normal patches vary.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
     MethodParameters,
-    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, kept, mean_of_largest},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, mean_of_largest},
 };
+use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
 /// Principal component analysis of the patches. The score of a patch is the squared length of what the components do
 /// not explain; the image's score is the mean of the largest hundredth.
@@ -41,12 +40,17 @@ impl MethodParameters for Subspace {
 }
 
 impl PatchMethod for Subspace {
+    fn memory(&self, _: u64, channels: u64) -> u64 {
+        // Sums, covariance, its eigenvectors, and the working memory of their computation.
+        6 * size_of::<f64>() as u64 * channels * channels
+    }
+
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Covariance { share: self.explained_variance, count: 0, moments: None })
     }
 
-    fn scorer(&self, fitted: &BTreeMap<String, Tensor>, device: Device) -> Result<Box<dyn Scorer>, TchError> {
-        let read = |name| kept(fitted, name)?.f_to_device(device)?.f_to_kind(Kind::Float);
+    fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError> {
+        let read = |name| fitted.converted(name, Kind::Float, device);
         Ok(Box::new(Residual { mean: read(MEAN)?, components: read(COMPONENTS)? }))
     }
 }
@@ -111,7 +115,10 @@ impl Scorer for Residual {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::models::checkpoint::to_safetensors;
 
     /// Patches on a plane in space: two components, and the score is the squared distance from the plane.
     #[test]
@@ -125,7 +132,8 @@ mod tests {
         fitter.add(&flat.narrow(0, 200, 300)).unwrap();
         let fitted = fitter.finish().unwrap();
         assert_eq!(fitted.vectors, 2);
-        let scorer = method.scorer(&fitted.tensors, Device::Cpu).unwrap();
+        let file = to_safetensors(fitted.tensors, HashMap::new()).unwrap();
+        let scorer = method.scorer(&Checkpoint::from_safetensors(file).unwrap(), Device::Cpu).unwrap();
         let scores = scorer.score(&Tensor::from_slice2(&[[0_f32, 0., 1.], [5., -2., 4.]])).unwrap();
         let found = Vec::<f32>::try_from(&scores.patches).unwrap();
         assert!(found[0].abs() < 1e-4 && (found[1] - 9.).abs() < 1e-2, "{found:?}");

@@ -20,6 +20,7 @@ pub mod language;
 pub mod language_tokenizer;
 pub mod latent_diffusion;
 pub mod lpips;
+pub mod memory;
 mod mismatch;
 pub mod nn;
 pub mod patchgan;

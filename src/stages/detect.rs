@@ -16,7 +16,7 @@ use super::{
     finish::{Blur, Window, finish},
     fit::{Classes, FittedConfig},
     network_files::NetworkFiles,
-    tensors::{checkpoint, device, normalise, tensor},
+    tensors::{checkpoint, device, normalise, open_blob, tensor},
 };
 use crate::{
     engine::{
@@ -28,7 +28,6 @@ use crate::{
         embedding::{Pooling, Upsample},
     },
     methods::{Detection, Detector, Doing, Scorer},
-    models::checkpoint::Checkpoint,
     tables::{
         anomaly_maps,
         column::missing,
@@ -141,13 +140,12 @@ impl Open for Detect {
             fitted.insert(class.map(str::to_owned), digest);
         }
         let fitted_classes = fitted.keys().flatten().cloned().collect();
-        let kept = |digest| Checkpoint::from_safetensors(context.store.blob(digest)?).map_err(checkpoint);
         let files = NetworkFiles::of(column(NETWORK)?.value(0))?.local(&context.store)?;
         let detector = match method.doing() {
             Doing::OnImages(method) => {
                 let mut trained = BTreeMap::new();
                 for (class, digest) in fitted {
-                    trained.insert(class, kept(digest)?);
+                    trained.insert(class, open_blob(&context.store, digest)?);
                 }
                 method.detector(files.path(), &trained, device).map_err(checkpoint)?
             }
@@ -156,8 +154,8 @@ impl Open for Detect {
                 let features = features.ok_or_else(unknown)?;
                 let mut scorers = BTreeMap::new();
                 for (class, digest) in fitted {
-                    let tensors = kept(digest)?.tensors().map_err(checkpoint)?;
-                    scorers.insert(class, method.scorer(&tensors, device)?);
+                    let kept = open_blob(&context.store, digest)?;
+                    scorers.insert(class, method.scorer(&kept, device).map_err(checkpoint)?);
                 }
                 let network = features.extractor.open(files.path(), &features.options(), device)?;
                 Box::new(ByPatches { network, pooling: features.pooling, scorers, upsample: self.upsample })

@@ -14,7 +14,7 @@ use crate::{
     engine::{
         Digest, Error, Result,
         stage::{Batch, Context},
-        store::tensor_shape,
+        store::{Store, tensor_shape},
     },
     features::ExtractorError,
     models::{
@@ -168,6 +168,15 @@ pub(super) fn save_weights(
 
 pub(super) fn checkpoint(error: CheckpointError) -> Error {
     Error::of_library(error.to_string())
+}
+
+/// Opens a file of tensors that a table names. In a store on this machine's disk the tensors stay in their file.
+pub(super) fn open_blob(store: &Store, digest: Digest) -> Result<Checkpoint> {
+    let opened = match store.blob_file(digest)? {
+        Some(path) => Checkpoint::open(path),
+        None => Checkpoint::from_safetensors(store.blob(digest)?),
+    };
+    opened.map_err(checkpoint)
 }
 
 /// Reads the weights that the table at `port` names, and the configuration with which they were trained.

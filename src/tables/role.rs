@@ -127,12 +127,12 @@ mod tests {
     use super::*;
     use crate::{
         engine::store::{stored_schema, tensor_field},
-        tables::{captions, decisions, embeddings, images, latents, regions, thresholds, training_log},
+        tables::{captions, decisions, embeddings, fitted, images, latents, regions, thresholds, training_log},
     };
 
     #[test]
     fn each_table_of_the_vocabulary_has_its_role_alone() {
-        let tables: [(SchemaRef, &[Role]); 12] = [
+        let tables: [(SchemaRef, &[Role]); 14] = [
             (images::schema([8, 12], images::Taken::default()), &[Role::Images]),
             (captions::schema(), &[Role::Captions]),
             (captions::generated_schema(), &[Role::Captions]),
@@ -143,6 +143,8 @@ mod tests {
             (thresholds::schema(), &[]),
             (metrics::schema(["image_auroc"]), &[Role::Metrics]),
             (training_log::schema(&["kl_loss"], &[], &()), &[Role::TrainingLog]),
+            (fitted::schema(&()), &[]),
+            (fitted::trained_schema(&()), &[Role::TrainingLog]),
             (embeddings::schema([77, 8]), &[]),
             (latents::schema([4, 1, 1]), &[]),
         ];

@@ -26,8 +26,8 @@ pub struct Training {
     #[garde(inner(range(min = 1)), custom(instead_of(&self.epochs)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// The number of times that every row is used, in place of `steps`; absent: 100. Each epoch has an order of its
-    /// own.
+    /// The number of times that every row is used, in place of `steps`. Each epoch has an order of its own. Without
+    /// either: 100, or the number of a method's protocol.
     #[garde(inner(range(min = 1)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,

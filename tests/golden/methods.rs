@@ -1,6 +1,6 @@
 //! Methods that are fitted on normal images, beside the authors' programs and anomalib.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use image::{RgbImage, imageops};
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use vlmdiff::{
         distillation_loss,
     },
     models::{
+        checkpoint::{Checkpoint, to_safetensors},
         initialisation::skip_init,
         preprocessing::Preprocessing,
         resnet::{ResNet, ResNetConfig, torchvision_names},
@@ -44,8 +45,8 @@ fn embedded(features: &dyn Fn(&Tensor) -> Vec<Tensor>, pooling: Pooling, images:
 
 /// Returns what a scorer of a bank makes of each image of joined patches: all patch scores, and the images' scores.
 fn scored(method: &dyn PatchMethod, bank: &Tensor, patches: &Tensor, images: i64) -> (Tensor, Vec<f64>) {
-    let fitted = BTreeMap::from([("bank".to_owned(), bank.shallow_clone())]);
-    let scorer = method.scorer(&fitted, Device::Cpu).unwrap();
+    let fitted = to_safetensors([("bank".to_owned(), bank.shallow_clone())], HashMap::new()).unwrap();
+    let scorer = method.scorer(&Checkpoint::from_safetensors(fitted).unwrap(), Device::Cpu).unwrap();
     let scores: Vec<_> = patches.chunk(images, 0).iter().map(|image| scorer.score(image).unwrap()).collect();
     let all = Tensor::cat(&scores.iter().map(|scores| &scores.patches).collect::<Vec<_>>(), 0);
     (all, scores.iter().map(|scores| scores.image).collect())

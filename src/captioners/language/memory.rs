@@ -5,7 +5,10 @@ use tch::Device;
 
 use crate::{
     engine::{Error, Result},
-    models::language::weights::WeightBytes,
+    models::{
+        language::weights::WeightBytes,
+        memory::{free, in_words},
+    },
 };
 
 /// The number of texts that are written at once, if the run does not say.
@@ -55,9 +58,9 @@ impl Memory {
         Err(Error::Memory(format!(
             "the model needs {} for its weights and {} for the keys and values of {texts}, and {} are free; less is needed \
              with {advice}, or a smaller model",
-            gib(weights),
-            gib(cache(least)),
-            gib(free)
+            in_words(weights),
+            in_words(cache(least)),
+            in_words(free)
         )))
     }
 
@@ -65,37 +68,11 @@ impl Memory {
     pub(in crate::captioners) fn sentence(&self) -> String {
         format!(
             "weights take {}, and keys and values of {} texts at once up to {}",
-            gib(self.weights),
+            in_words(self.weights),
             self.rows,
-            gib(self.cache)
+            in_words(self.cache)
         )
     }
-}
-
-fn gib(bytes: u64) -> String {
-    if bytes < 1 << 30 {
-        return format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
-    }
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
-/// Returns the bytes that this process can take: what the system has free, pages of files included, or less if a control
-/// group allows less. `None` if the system does not say.
-fn free() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10;
-    Some(free_of_group().map_or(available, |group| group.min(available)))
-}
-
-/// Returns the bytes that the control group of the process still allows, pages of files included; `None` if it has no
-/// limit.
-fn free_of_group() -> Option<u64> {
-    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
-    let number = |text: String| text.trim().parse::<u64>().ok();
-    let most = number(read("memory.max")?)?;
-    let files = read("memory.stat")?.lines().find_map(|line| line.strip_prefix("file ")?.trim().parse::<u64>().ok());
-    Some(most.saturating_sub(number(read("memory.current")?)?.saturating_sub(files.unwrap_or_default())))
 }
 
 #[cfg(test)]
@@ -112,6 +89,5 @@ mod tests {
         let told = |rows, free| plan(rows, free).unwrap_err().to_string();
         assert!(told(Some(4), 1300).contains("4 texts at once") && told(Some(4), 1300).contains("--batch-size"));
         assert!(told(None, 1050).contains("`precision: int8`"), "{}", told(None, 1050));
-        assert!(free().is_none_or(|free| free > 1 << 20));
     }
 }

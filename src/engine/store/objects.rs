@@ -353,6 +353,21 @@ impl Store {
         self.whole(digest, &blob_name(digest), "blob")
     }
 
+    /// Checks the blob with this digest and returns its path, in a store on this machine's disk; `None` in a remote
+    /// store. A program that maps the file has in memory only what it reads.
+    pub fn blob_file(&self, digest: Digest) -> Result<Option<PathBuf>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let path = folder.join(blob_name(digest));
+        match Digest::of_file(&path) {
+            Ok(found) if found == digest => Ok(Some(path)),
+            Ok(_) => Err(Error::lost(digest, format!("blob {digest} does not match its digest"))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::lost(digest, format!("blob {digest} is missing")))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Stores a Parquet file under its digest, as [`Store::put_blob`] does.
     pub fn put_part(&self, bytes: Bytes) -> Result<Digest> {
         let (digest, groups) = Groups::of(&bytes);

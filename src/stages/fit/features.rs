@@ -8,13 +8,14 @@ use arrow::{
 };
 use tch::Tensor;
 
-use super::{FEATURES, Fitting, ids};
+use super::{Classes, FEATURES, Fitting, ids};
 use crate::{
     engine::{
         Error, Hasher, Result,
         stage::{Batch, Rows, Sink, Unit},
     },
     methods::{Fitter, PatchMethod},
+    models::memory::{self, in_words},
     stages::{network_files::NetworkFiles, tensors::save_weights},
     tables::{
         column::missing,
@@ -54,6 +55,9 @@ impl Fitting {
                         "{id}: its patches were made by another network than those before it; run the table of features again"
                     )));
                 }
+                if groups.is_empty() {
+                    self.announce(method, total * patches.size()[0] as u64, width as u64, out)?;
+                }
                 let group =
                     groups.entry(class).or_insert_with(|| Group { fitter: method.fitter(), images: 0, ids: ids() });
                 group.fitter.add(&patches)?;
@@ -81,6 +85,24 @@ impl Fitting {
             out.write_columns(columns.into())?;
         }
         Ok(())
+    }
+}
+
+impl Fitting {
+    /// Says how much memory a fit takes on so many patches of so many numbers, and refuses what does not fit into that of
+    /// the machine. Where classes are separate, each takes less, and how much is not known before all are read.
+    fn announce(&self, method: &dyn PatchMethod, patches: u64, channels: u64, out: &mut Sink<'_>) -> Result<()> {
+        let needed = method.memory(patches, channels).max(1 << 20);
+        let of = format!("a fit on {patches} patches of {channels} numbers takes up to {}", in_words(needed));
+        match memory::free() {
+            Some(free) if free < needed && self.stage.classes == Classes::Unified => {
+                Err(Error::Memory(format!("{of} of memory, and {} are free", in_words(free))))
+            }
+            _ => {
+                out.log(of + " of memory");
+                Ok(())
+            }
+        }
     }
 }
 
