@@ -132,7 +132,7 @@ def main():
             address = server.stdout.readline().strip().removeprefix("listening on http://")
             # The first photographs load the network, and fill what is kept of earlier ones.
             warm = Load(address, photographs)
-            warm.run(options.clients, options.seconds / 6)
+            warm.run(options.clients, options.seconds / 3)
             before = memory(server.pid)
             load = Load(address, photographs)
             took = load.run(options.clients, options.seconds)

@@ -12,7 +12,6 @@ use axum::http::StatusCode;
 use super::{
     answer::{Answer, Links, Refusal, Word},
     archive::Kept,
-    memory,
     now::Batch,
     queue::Job,
     shared::Shared,
@@ -42,7 +41,6 @@ pub(super) fn judge_all(shared: &Shared, jobs: &mpsc::Receiver<Job>) {
             batch.entry(job.id.clone()).or_default().push(job);
         }
         judge(shared, batch);
-        memory::give_back();
         batches += 1;
         if batches % FORGET_EVERY == 0 {
             shared.forget_old_runs();

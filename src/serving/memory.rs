@@ -1,15 +1,18 @@
 //! Memory that was freed.
 
-/// Gives memory that was freed back to the system. glibc keeps what each thread has freed for that thread: without this, a
-/// server that judged 1,600 photographs of 256x256 grew from 170 to 620 MiB, and with it it stays below 200.
+/// Lets the allocator give large blocks back to the system as soon as they are freed. By default glibc raises the size from
+/// which it does so to that of the largest block that was freed, and keeps smaller ones for the thread that freed them: with
+/// 200 clients and photographs of 256x256 a server grew by 200 KiB a photograph to 600 MiB. With a fixed size it stays at 100.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(super) fn give_back() {
-    // SAFETY: the call takes the locks of the allocator, and touches only memory that nobody has.
+pub(super) fn give_back_large_blocks() {
+    /// glibc's size before it raises it, in bytes.
+    const LARGE: libc::c_int = 128 << 10;
+    // SAFETY: the call sets a number of the allocator under the allocator's lock.
     unsafe {
-        libc::malloc_trim(0);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }
 
 /// Does nothing: other allocators give memory back by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) fn give_back() {}
+pub(super) fn give_back_large_blocks() {}

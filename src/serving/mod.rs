@@ -119,6 +119,7 @@ impl Server {
     /// [`Error::Input`] if the address cannot be used.
     pub fn run(self, stop: impl Future<Output = ()> + Send + 'static, ready: impl FnOnce(SocketAddr)) -> Result<()> {
         let Self { shared, listen, jobs, _claim } = self;
+        memory::give_back_large_blocks();
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let cannot = |e| Error::Input(format!("cannot listen on {listen}: {e}; --listen names another address"));
         let listener = runtime.block_on(TcpListener::bind(listen)).map_err(cannot)?;
