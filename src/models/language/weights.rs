@@ -9,6 +9,9 @@ use tch::{Device, Kind, Tensor};
 /// The number of rows that are quantised at once, which bounds the memory that loading takes beside the result.
 const ROWS_AT_ONCE: i64 = 1024;
 
+/// libtorch's product with an int8 matrix takes outputs and inputs in steps of this many.
+pub(super) const INT8_STEP: i64 = 64;
+
 /// The type of numbers in which a network computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -67,12 +70,13 @@ pub enum Use {
     Other,
 }
 
-/// A matrix [outputs, inputs] in int8, and the scale of each output.
+/// A matrix [outputs, inputs] in int8, and the scale of each output. It is filled with outputs of 0 up to a multiple of
+/// [`INT8_STEP`]: a vocabulary of 151,655 words, a quarter of the weights of a small model, is no such multiple.
 #[derive(Debug)]
 pub(in crate::models) struct Quantised {
-    /// Values from -127 to 127, [outputs, inputs] int8.
+    /// Values from -127 to 127, [outputs and filling, inputs] int8.
     pub(in crate::models) values: Tensor,
-    /// The factor of each row in the computing type, \[outputs\].
+    /// The factor of each row in the computing type, \[outputs and filling\].
     pub(in crate::models) scales: Tensor,
 }
 
@@ -179,8 +183,10 @@ impl<'a> Weights<'a> {
     pub(in crate::models) fn quantised(&self, name: &str, shape: [i64; 2]) -> Result<Quantised, CheckpointError> {
         let full = self.checked(name, &shape)?;
         let whole = self.checkpoint.mapped(&full)?;
-        let values = Tensor::empty(shape, (Kind::Int8, self.device));
-        let scales = Tensor::empty([shape[0]], (self.arithmetic.computing.kind(), self.device));
+        let filled = shape[0] + (-shape[0]).rem_euclid(INT8_STEP);
+        let values = Tensor::empty([filled, shape[1]], (Kind::Int8, self.device));
+        let _ = values.narrow(0, shape[0], filled - shape[0]).zero_();
+        let scales = Tensor::zeros([filled], (self.arithmetic.computing.kind(), self.device));
         let mut first = 0;
         while first < shape[0] {
             let rows = ROWS_AT_ONCE.min(shape[0] - first);
