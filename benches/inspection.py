@@ -109,7 +109,7 @@ def main():
         runs: dict[tuple[str, int], list[Run]] = {}
         for round in range(options.rounds):
             for test, folder in sizes.items():
-                fresh = [VLMDIFF, "run", "pipeline.yaml", "--store", f"store-{round}", "--only", "anomaly_maps", "--quiet"]
+                fresh = [VLMDIFF, "run", "pipeline.yaml", "--store", f"store-{round}", "--target", "anomaly_maps", "--quiet"]
                 child = [peers.program("anomalib"), Path(__file__).resolve(), "--child", folder / "products", folder / "aurocs.json"]
                 for name, command in [("vlmdiff", fresh), ("anomalib", child)][:1 + beside]:
                     # A failure of either side ends the bench.

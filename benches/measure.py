@@ -103,7 +103,7 @@ class System:
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode != 0:
                 said.seek(0)
-                raise Failed(f"{' '.join(words)} in {self.folder}: {said.read().decode()[-2000:]}")
+                raise Failed(f"{' '.join(words)} in {self.folder} ended with {process.returncode}: {said.read().decode()[-2000:]}")
         count = self.count() if self.count else None
         return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, count)
 
