@@ -95,6 +95,78 @@ fn middle_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
     }
 }
 
+/// Photographs of which a region is judged: of class `nut` a polygon, of class `bolt` what a picture of each says.
+const REGIONS: &str = r#"
+name: regions
+tables:
+  images:
+    stage: ingest
+    with:
+      dataset: folder
+      root: data
+      size: 64
+      roi: { nut: [[0, 0], [96, 0], [96, 128], [0, 128]], bolt: "regions/{image}.png" }
+  anomaly_maps:
+    stage: command
+    from: [images]
+    with: { run: python3 maps.py, columns: [pixels], output: { map: "float16[64,64]", score: float32 } }
+  metrics: { stage: evaluate, from: [images, anomaly_maps], where: split = 'test', with: { protocol: exact } }
+"#;
+
+#[test]
+fn region_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
+    assert!(project().join(".tools/python/pyarrow").exists(), "run `python3 setup/fetch.py tools`");
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", REGIONS);
+    lab.write("maps.py", metrics::MAPS);
+    let size = (128, 128);
+    let (inside, outside) = ([40, 40, 16, 16], [104, 40, 16, 16]);
+    for class in ["nut", "bolt"] {
+        photograph(&lab.path(&format!("data/{class}/train/good/0.png")), size, 1, &[]);
+        // The good photograph has a mark that does not count, and is normal.
+        photograph(&lab.path(&format!("data/{class}/test/good/0.png")), size, 2, &[outside]);
+        photograph(&lab.path(&format!("data/{class}/test/dent/0.png")), size, 3, &[inside, outside]);
+        mask(&lab.path(&format!("data/{class}/ground_truth/dent/0_mask.png")), size, &[inside, outside]);
+    }
+    let refused = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("regions/bolt/"), "{}", refused.stderr);
+    for name in ["train/good/0", "test/good/0", "test/dent/0"] {
+        mask(&lab.path(&format!("regions/bolt/{name}.png")), size, &[[0, 0, 96, 64]]);
+    }
+    let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let note = "a part of the mask lies outside of `roi`, and is not judged: 2 of 6 rows: ";
+    assert!(ended.stderr.contains(note), "{}", ended.stderr);
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    let of_pixels = |column: &str| {
+        let pixels = format!("(select class, image_id, unnest({column}) as v from images)");
+        rows(&format!("select class, count(*) from {pixels} where v = 255 group by class, image_id order by 1, 2"))
+    };
+    assert_eq!(of_pixels("roi"), [["bolt,1536"; 3], ["nut,3072"; 3]].concat());
+    assert_eq!(of_pixels("mask"), ["bolt,64", "nut,64"]);
+    // Of 255, a mark has a saturation of 210, and all else at most that of the colour outside.
+    let scores = "select image_id, score > 0.5 from anomaly_maps where image_id like '%test%' order by 1";
+    let found = |class: &str| [format!("{class}/test/dent/0.png,true"), format!("{class}/test/good/0.png,false")];
+    assert_eq!(rows(scores), [found("bolt"), found("nut")].concat());
+    // Beside the marks the map is 0 in the region and above it outside, where no pixel is counted.
+    let normal = rows("select class, pixel_auroc, pixel_ap from metrics where class <> 'mean' order by 1");
+    assert_eq!(normal, ["bolt,1.0,1.0", "nut,1.0,1.0"]);
+
+    // A region that changes computes its own photograph alone.
+    mask(&lab.path("regions/bolt/test/good/0.png"), size, &[[0, 0, 128, 64]]);
+    let events = lab.run(&[]);
+    assert_eq!(["images", "anomaly_maps"].map(|table| rows_of(&events, table)), [Some(1), Some(1)]);
+    assert_eq!(rows(scores)[1], "bolt/test/good/0.png,true");
+    mask(&lab.path("regions/bolt/test/good/0.png"), (64, 64), &[[0, 0, 48, 32]]);
+    let refused = lab.vlmdiff(&["run", "pipeline.yaml"]).stderr;
+    assert!(
+        refused.contains("regions/bolt/test/good/0.png is 64x64 and its image") && refused.contains("128x128"),
+        "{refused}"
+    );
+    let few = lab.vlmdiff(&["run", "pipeline.yaml", "--set", "images.roi=[[0, 0], [9, 9]]"]).stderr;
+    assert!(few.contains("a polygon has at least 3 corners"), "{few}");
+}
+
 /// From tiles to decisions on photographs.
 const TILES: &str = r#"
 name: tiled

@@ -126,7 +126,7 @@ fn error_of_an_input_that_does_not_fit_is_where_it_is_read() {
         "  small: { stage: ingest, with: { dataset: folder, root: data, size: 16 } }\n  wrong: { stage: evaluate, from: [small, anomaly_maps] }",
         2,
         43,
-        "`anomaly_maps` does not fit as `anomaly_maps` of stage `evaluate`: masks are 16x16 and anomaly maps 32x32",
+        "`anomaly_maps` does not fit as `anomaly_maps` of stage `evaluate`: `mask` is 16x16 and anomaly maps 32x32",
     );
     check(
         "  wrong: { stage: encode_latents, from: [reconstructions, autoencoder] }",

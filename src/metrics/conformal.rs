@@ -75,14 +75,20 @@ impl Default for Shares {
 }
 
 impl Shares {
-    /// Adds a row-major map. All maps have one size.
-    pub fn add(&mut self, map: &[f16], width: usize) -> Result<(), MetricError> {
+    /// Adds a row-major map, of which `roi` tells the pixels that are judged (true); `None` for all of them. All maps have
+    /// one size, and about as many pixels that are judged.
+    pub fn add(&mut self, map: &[f16], roi: Option<&[bool]>, width: usize) -> Result<(), MetricError> {
+        if let Some(mask) = roi.map(<[bool]>::len).filter(|pixels| *pixels != map.len()) {
+            return Err(MetricError::Sizes { map: map.len(), mask });
+        }
         if let Some(i) = map.iter().position(|value| value.is_nan()) {
             return Err(MetricError::NanPixel { x: i % width, y: i / width });
         }
-        self.counts.add(map.iter().map(|value| (value.key(), 1)));
+        let is_judged = |i: usize| roi.is_none_or(|roi| roi[i]);
+        let judged = map.iter().enumerate().filter(|(i, _)| is_judged(*i));
+        self.counts.add(judged.map(|(_, value)| (value.key(), 1)));
         self.photographs += 1;
-        self.pixels += map.len() as u64;
+        self.pixels += (0..map.len()).filter(|i| is_judged(*i)).count() as u64;
         Ok(())
     }
 
@@ -248,13 +254,13 @@ mod tests {
     #[test]
     fn threshold_of_pixels_is_the_lowest_whose_bound_is_kept() {
         let mut shares = Shares::default();
-        shares.add(&map(&[1., 2., 3., 4.]), 2).unwrap();
-        shares.add(&map(&[1., 1., 1., 2.]), 2).unwrap();
-        shares.add(&map(&[0., 0., 1., 1.]), 2).unwrap();
+        shares.add(&map(&[1., 2., 3., 4.]), None, 2).unwrap();
+        shares.add(&map(&[1., 1., 1., 2.]), None, 2).unwrap();
+        shares.add(&map(&[0., 0., 1., 1.]), None, 2).unwrap();
         // (3 R + 1) / 4: with R = 0 it is 1/4 at 4; with 1/12 5/16 at 3; with 2/12 6/16 at 2; with 4/12 1/2 at 1; with 10/12 7/8 at 0.
         let at = [0.2, 0.25, 0.31, 0.3125, 0.375, 0.49, 0.5, 0.9].map(|rate| shares.threshold(rate));
         assert_eq!(at, [None, Some(4.), Some(4.), Some(3.), Some(2.), Some(2.), Some(1.), Some(0.)]);
-        assert_eq!(shares.add(&[f16::ZERO, f16::NAN], 1), Err(MetricError::NanPixel { x: 0, y: 1 }));
+        assert_eq!(shares.add(&[f16::ZERO, f16::NAN], None, 1), Err(MetricError::NanPixel { x: 0, y: 1 }));
         assert_eq!(Shares::default().threshold(0.5), None);
     }
 
@@ -272,7 +278,7 @@ mod tests {
         let mut realised = Vec::new();
         for _ in 0..DRAWS {
             let mut shares = Shares::default();
-            (0..n).for_each(|_| shares.add(&draw(), 8).unwrap());
+            (0..n).for_each(|_| shares.add(&draw(), None, 8).unwrap());
             let threshold = shares.threshold(rate).unwrap();
             realised.push(draw().iter().filter(|value| f32::from(**value) > threshold).count() as f64 / pixels as f64);
         }

@@ -5,7 +5,7 @@ use super::{
     levels::{Levels, Record},
 };
 use half::f16;
-use std::{marker::PhantomData, ops::AddAssign};
+use std::{borrow::Cow, marker::PhantomData, ops::AddAssign};
 
 /// One region, in the unit of coverage. Whole numbers add up to the same sum in any order, so that a state does not
 /// depend on the division of its images into parts. Cutting `REGION / area` to a whole number errs by less than `area /
@@ -71,21 +71,44 @@ impl<S: Score> PixelMetrics<S> {
     ///
     /// Fails, and changes nothing, if their sizes differ, if they do not consist of whole rows, or if a pixel is NaN.
     pub fn update(&mut self, map: &[S], mask: &[bool], width: usize) -> Result<(), MetricError> {
-        if map.len() != mask.len() {
-            return Err(MetricError::Sizes { map: map.len(), mask: mask.len() });
+        self.update_within(map, mask, None, width)
+    }
+
+    /// Adds one image, of which `roi` tells the pixels that are judged (true); `None` for all of them. The others are not
+    /// counted, whatever their mask is.
+    ///
+    /// Fails, and changes nothing, as [`PixelMetrics::update`] does.
+    pub fn update_within(
+        &mut self,
+        map: &[S],
+        mask: &[bool],
+        roi: Option<&[bool]>,
+        width: usize,
+    ) -> Result<(), MetricError> {
+        let wrong_size = |pixels: usize| (map.len() != pixels).then_some(pixels);
+        if let Some(mask) = wrong_size(mask.len()).or_else(|| wrong_size(roi?.len())) {
+            return Err(MetricError::Sizes { map: map.len(), mask });
         }
-        let regions = Components::label(mask, width)?;
+        let mask = match roi {
+            Some(roi) => {
+                Cow::Owned(mask.iter().zip(roi).map(|(is_anomalous, is_judged)| *is_anomalous && *is_judged).collect())
+            }
+            None => Cow::Borrowed(mask),
+        };
+        let regions = Components::label(&mask, width)?;
         if let Some(i) = map.iter().position(|score| score.is_nan()) {
             return Err(MetricError::NanPixel { x: i % width, y: i / width });
         }
         self.regions += regions.areas.len() as u64;
-        if regions.areas.is_empty() {
+        if regions.areas.is_empty() && roi.is_none() {
             self.normal.add(map.iter().map(|score| (score.key(), 1)));
             return Ok(());
         }
         let shares: Vec<u128> = regions.areas.iter().map(|area| REGION / u128::from(*area)).collect();
+        let is_judged = |i: usize| roi.is_none_or(|roi| roi[i]);
         let pixels = || map.iter().map(|score| score.key()).zip(&regions.labels);
-        self.normal.add(pixels().filter(|(_, label)| **label == 0).map(|(key, _)| (key, 1)));
+        let normal = pixels().enumerate().filter(|(i, (_, label))| **label == 0 && is_judged(*i));
+        self.normal.add(normal.map(|(_, (key, _))| (key, 1)));
         self.anomalous.add(pixels().filter(|(_, label)| **label != 0).map(|(key, label)| {
             let covered = shares[*label as usize - 1];
             (key, Found { pixels: 1, covered })
@@ -247,6 +270,19 @@ mod tests {
         assert_eq!(state.auroc(), Some(7.0 / 8.0));
         assert!((state.aupro(1.0).unwrap() - 0.75).abs() < 1e-12);
         assert!((state.aupro(0.3).unwrap() - 0.5).abs() < 1e-12);
+    }
+
+    /// Pixels that are not judged change nothing: neither normal nor anomalous ones, which belong to no region.
+    #[test]
+    fn pixels_outside_of_the_judged_ones_are_not_counted() {
+        let (map, mask) = (maps(&[0.9, 0.8, 0.5, 0.1, 0.2, 0.7]), [true, true, false, false, true, false]);
+        let mut within = PixelMetrics::new();
+        within.update_within(&map, &mask, Some(&[true, false, true, true, false, false]), 6).unwrap();
+        assert!(within == measured(&[0.9, 0.5, 0.1], &[1, 0, 0], 3));
+        within.update_within(&map, &[false; 6], Some(&[false; 6]), 6).unwrap();
+        assert_eq!((within.ranking().auroc(), within.regions()), (Some(1.), 1));
+        let wrong = within.update_within(&map, &mask, Some(&[true]), 6);
+        assert_eq!(wrong, Err(MetricError::Sizes { map: 6, mask: 1 }));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
     tables::{
         anomaly_maps::{self, MAP, SCORE},
         column::missing,
-        images::{CLASS, LABEL},
+        images::{self, CLASS, LABEL},
         tensor::tensor_row,
         thresholds::{self, IMAGE, PIXEL, cost_item, score_item},
     },
@@ -39,8 +39,8 @@ use crate::{
 ///
 /// A score above the threshold is an alarm. With the stated confidence, the share of future good photographs that are
 /// alarms is at most the requested rate, whatever the distribution of scores, if they come from the same source as those
-/// of the calibration. The share of pixels of a good photograph above the threshold of pixels is at most `pixel_rate` on
-/// average. Too few photographs for a rate give no threshold and a note with the rate that they allow. Photographs with
+/// of the calibration. The share of pixels of a good photograph, or of its `roi`, above the threshold of pixels is at most `pixel_rate`
+/// on average. Too few photographs for a rate give no threshold and a note with the rate that they allow. Photographs with
 /// a label that says defect are left out, unless `costs` asks for them. `where:` chooses the photographs.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
@@ -118,7 +118,7 @@ impl Stage for Calibrate {
         let label = Column::new(LABEL, DataType::Boolean);
         let label = if self.costs.is_some() { label } else { label.optional() };
         Ports::Named(vec![
-            Port::rows("images", [Column::new(CLASS, DataType::Utf8), label]),
+            Port::rows("images", [Column::new(CLASS, DataType::Utf8), label, images::roi_column()]),
             Port::rows(
                 "anomaly_maps",
                 [Column::tensors(MAP, DataType::Float16, "[H, W]").optional(), Column::new(SCORE, DataType::Float32)],
@@ -226,7 +226,8 @@ impl Calibrator {
             if let Some(width) = self.width {
                 let maps = batch.column("anomaly_maps", MAP)?;
                 let map = tensor_row::<Float16Type>(maps, row)?.ok_or_else(|| missing(id, "anomaly_maps", MAP))?;
-                group.shares.add(map, width).map_err(|e| Error::Input(format!("{id}: {e}")))?;
+                let roi = images::roi_of(batch, row)?;
+                group.shares.add(map, roi.as_deref(), width).map_err(|e| Error::Input(format!("{id}: {e}")))?;
             }
         }
         Ok(())
@@ -377,7 +378,7 @@ mod tests {
     fn note_on_too_few_photographs_has_the_rate_that_they_allow() {
         let calibrator = calibrator(json!({ "rates": [0.05, 0.5], "pixel_rate": 0.1 }));
         let mut group = Group { good: (0..20).map(|i| i as f32).collect(), ..Group::default() };
-        (0..20).for_each(|_| group.shares.add(&[f16::ZERO; 4], 2).unwrap());
+        (0..20).for_each(|_| group.shares.add(&[f16::ZERO; 4], None, 2).unwrap());
         let few = Group { good: vec![1.], ..Group::default() };
         let rows: Vec<Row<'_>> = [("gear", &group), ("nut", &few)]
             .into_iter()

@@ -25,7 +25,7 @@ use crate::{
     tables::{
         anomaly_maps::{self, MAP, SCORE},
         column::missing,
-        images::{CLASS, LABEL, MASK, MASK_GREY},
+        images::{self, CLASS, LABEL, MASK, MASK_GREY, ROI},
         metrics::{self, MEAN},
         tensor::tensor_row,
     },
@@ -37,7 +37,7 @@ use crate::{
 ///
 /// All metrics are exact over the stored scores and maps, which are read once. A class without ground truth has no
 /// pixel metrics; an anomalous image without a mask counts in the image metrics alone. Undefined metrics are null and
-/// are left out of the mean. An image without a label is not counted. An image without class, score or map is an error. A
+/// are left out of the mean. An image without a label is not counted, nor are pixels outside of an image's `roi`. An image without class, score or map is an error. A
 /// table of scores without a column `map` has image metrics alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +99,7 @@ impl Stage for Evaluate {
                     Column::new("label", DataType::Boolean),
                     Column::tensors("mask", DataType::UInt8, "[H, W]"),
                     Column::tensors("mask_grey", DataType::UInt8, "[H, W]").optional(),
+                    images::roi_column(),
                 ],
             ),
             Port::rows(
@@ -119,10 +120,10 @@ impl Stage for Evaluate {
         let Some(map) = map_size(inputs)? else {
             return Ok(metrics::schema(METRICS.map(|metric| metric.column)));
         };
-        for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
+        for name in [MASK, MASK_GREY, ROI].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
             let mask: [usize; 2] = inputs.shape("images", name)?;
             if mask != map {
-                let message = format!("masks are {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]);
+                let message = format!("`{name}` is {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]);
                 return Err(Misfit::input("anomaly_maps", message));
             }
         }
@@ -277,10 +278,9 @@ impl Tally {
             let anomalous = of_mask.unwrap_or(label);
             let wrong = |e: MetricError| Error::Stage(format!("{}: {e}", batch.ids[row]));
             if let Some((mask, maps)) = mask.zip(maps) {
-                class
-                    .pixels
-                    .update(tensor_row::<Float16Type>(maps, row)?.unwrap_or_default(), &mask, self.size[1])
-                    .map_err(wrong)?;
+                let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
+                let roi = images::roi_of(batch, row)?;
+                class.pixels.update_within(map, &mask, roi.as_deref(), self.size[1]).map_err(wrong)?;
             }
             if let Some(score) = score {
                 class.images.update(score, anomalous).map_err(wrong)?;

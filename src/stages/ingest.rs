@@ -8,6 +8,7 @@ mod listed;
 mod manifest;
 mod masks;
 mod photographs;
+mod roi;
 mod scaled;
 mod tiles;
 
@@ -18,6 +19,7 @@ use arrow::{
     datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, UInt8Type, UInt32Type},
 };
 use garde::Validate;
+use image::metadata::Orientation;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,13 +43,15 @@ use crate::{
 use failure::Failure;
 use files::{File, IMAGES, MASKS, PictureFiles};
 use hold_out::HoldOut;
-use listed::{batch_of, listing};
+use listed::{batch_of, listing, text};
 use manifest::Manifests;
-use scaled::{Cut, Scaled, is_too_large};
+use roi::{Region, ScaledRegion};
+use scaled::{Cut, Scaled, is_too_large, within};
 use tiles::Sizes;
 
 pub use manifest::ManifestColumns;
 pub use photographs::{Listed, Picture, photographs};
+pub use roi::{Area, Roi};
 pub use tiles::Tile;
 
 /// Lists a dataset and reads its images, one row per image.
@@ -113,6 +117,13 @@ pub struct Ingest {
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile: Option<Tile>,
+    /// The region of photographs that is judged: a polygon `[[x, y], …]` in pixels of the photograph, or the path of a
+    /// picture as large as the photograph that is white there, such as `regions/{class}.png` or `regions/{image}.png`; or
+    /// `{ CLASS: … }` with one of these for each class. Outside of it the stored pixels have one colour, no mask is
+    /// anomalous, and `evaluate` and `calibrate` count no pixel.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roi: Option<Roi>,
     /// True: photographs are turned as their EXIF orientation says, as viewers show them. False: they are taken as they
     /// are stored, as Pillow's `open` takes them.
     #[garde(skip)]
@@ -247,7 +258,7 @@ impl Stage for Ingest {
 
     fn locations(&self) -> &'static [&'static str] {
         // The listing has all that these decide, so that an image is decoded again only if its own row changes.
-        &["root", "good", "bad", "unlabelled", "columns", "hold_out", "hold_out_seed"]
+        &["root", "good", "bad", "unlabelled", "columns", "roi", "hold_out", "hold_out_seed"]
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
@@ -264,8 +275,9 @@ impl Stage for Ingest {
             return Err(Misfit::parameter("size", "the generator's images are squares: one number"));
         }
         let images = images::schema(self.size.sides().map(|side| side as usize), self.taken());
+        let region = self.roi.iter().map(|_| Arc::new(images::roi(self.size.sides().map(|side| side as usize))));
         let tile = self.tile.iter().flat_map(|_| columns::fields().map(Arc::new));
-        Ok(Arc::new(Schema::new(images.fields().iter().cloned().chain(tile).collect::<Vec<_>>())))
+        Ok(Arc::new(Schema::new(images.fields().iter().cloned().chain(region).chain(tile).collect::<Vec<_>>())))
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
@@ -279,6 +291,10 @@ impl Stage for Ingest {
                 list_photographs(found, &manifest.tree, embedded, self.held_out(), sources)?
             }
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default(), self.held_out())?,
+        };
+        let listing = match &self.roi {
+            Some(roi) => Listing { rows: roi.list(&listing.rows, sources)?, ..listing },
+            None => listing,
         };
         match &self.tile {
             Some(tile) => self.list_tiles(listing, *tile, sources).map(Some),
@@ -304,6 +320,7 @@ impl Ingest {
             return Err(Misfit::parameter(given, format!("the folder `{name}` is named twice")));
         }
         self.check_size()?;
+        self.roi.as_ref().map_or(Ok(()), Roi::check).map_err(|why| Misfit::parameter("roi", why))?;
         match (dataset, &self.root) {
             (Dataset::Folder, None) => Err(Misfit::parameter(
                 "root",
@@ -417,10 +434,6 @@ fn input_error(error: datasets::DatasetError) -> Error {
     Error::Input(error.to_string())
 }
 
-fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field, ArrayRef) {
-    (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
-}
-
 /// Lists the photographs of a data set. Paths are volatile, because contents identify a row. `embedded` gives the digest
 /// of a picture in a Parquet file; true stands for a mask.
 fn list_photographs(
@@ -510,8 +523,17 @@ struct Image {
     pixels: Vec<u8>,
     mask: Option<Vec<u8>>,
     mask_grey: Option<Vec<u8>>,
+    /// 255 in the region that is judged; `None` if that is the whole photograph.
+    roi: Option<Vec<u8>>,
     /// Notes on properties of the row that the user may not have intended.
     notes: Vec<NoteText>,
+}
+
+/// The files of a photograph.
+struct Pictures {
+    image: File,
+    mask: Option<File>,
+    region: Option<Region>,
 }
 
 /// The photograph of the last tile that was cut, whose next tiles may follow.
@@ -523,11 +545,12 @@ impl Operator for Reader {
         while let Some(batch) = rows.next(64)? {
             let images: Vec<Result<Image, Arc<Failure>>> = match (self.stage.dataset, self.stage.tile) {
                 (Dataset::Synthetic, _) => {
-                    (0..batch.len()).into_par_iter().map(|row| self.generated(&batch, row).map_err(Arc::new)).collect()
+                    let regions = Region::read(&batch, &self.sources)?.into_par_iter().enumerate();
+                    regions.map(|(row, region)| self.generated(&batch, row, region).map_err(Arc::new)).collect()
                 }
                 (Dataset::Folder | Dataset::Manifest, None) => {
-                    let read = |(row, (image, mask))| self.photograph(&batch, row, image, mask).map_err(Arc::new);
-                    self.stage.files(&self.sources).read(&batch)?.into_par_iter().enumerate().map(read).collect()
+                    let read = |(row, pictures)| self.photograph(&batch, row, pictures).map_err(Arc::new);
+                    self.pictures(&batch)?.into_par_iter().enumerate().map(read).collect()
                 }
                 (Dataset::Folder | Dataset::Manifest, Some(_)) => self.tiles(&batch, &mut last)?,
             };
@@ -548,11 +571,18 @@ impl Operator for Reader {
 }
 
 impl Reader {
-    fn photograph(&self, batch: &Batch, row: usize, image: File, mask: Option<File>) -> Result<Image, Failure> {
-        let mut scaled = self.scaled(image, mask)?;
-        let notes = std::mem::take(&mut scaled.notes);
-        let label = label(batch, row, LABEL)?;
-        Ok(Image { notes, ..self.cut(&scaled, scaled.whole, batch, row, label)? })
+    /// Reads the files of each row.
+    fn pictures(&self, batch: &Batch) -> Result<Vec<Pictures>> {
+        let files = self.stage.files(&self.sources).read(batch)?.into_iter();
+        let regions = Region::read(batch, &self.sources)?;
+        Ok(files.zip(regions).map(|((image, mask), region)| Pictures { image, mask, region }).collect())
+    }
+
+    fn photograph(&self, batch: &Batch, row: usize, pictures: Pictures) -> Result<Image, Failure> {
+        let scaled = self.scaled(pictures)?;
+        let mut image = self.cut(&scaled, scaled.whole, batch, row, label(batch, row, LABEL)?)?;
+        image.notes.splice(..0, scaled.notes);
+        Ok(image)
     }
 
     /// Reads the tiles of a batch. A photograph is decoded once for its tiles that follow each other.
@@ -561,8 +591,8 @@ impl Reader {
         let groups = tiles::by_photograph(batch, photographs);
         let known = last.take().filter(|(id, _)| id == photographs.value(0)).map(|(_, scaled)| scaled);
         let new: Vec<u32> = groups.iter().skip(known.iter().len()).map(|(first, _)| *first as u32).collect();
-        let files = self.stage.files(&self.sources).read(&batch_of(batch.rows(SOURCE)?, &new)?)?;
-        let scaled = files.into_par_iter().map(|(image, mask)| Arc::new(self.scaled(image, mask).map_err(Arc::new)));
+        let pictures = self.pictures(&batch_of(batch.rows(SOURCE)?, &new)?)?;
+        let scaled = pictures.into_par_iter().map(|pictures| Arc::new(self.scaled(pictures).map_err(Arc::new)));
         let scaled: Vec<_> = known.into_iter().chain(scaled.collect::<Vec<_>>()).collect();
         *last = scaled.last().map(|scaled| (photographs.value(batch.len() - 1).to_owned(), scaled.clone()));
         let of_row = groups.iter().zip(&scaled).flat_map(|((first, end), scaled)| vec![scaled; end - first]);
@@ -588,18 +618,20 @@ impl Reader {
         let (x, y) = (place(columns::X)?, place(columns::Y)?);
         let placement = Placement::tile(photograph, scaled.whole.scaled(), (x, y), self.stage.pixels());
         let of_photograph = label(batch, row, tiles::PHOTOGRAPH_LABEL)?;
-        let image = self.cut(scaled, placement, batch, row, of_photograph)?;
+        let mut image = self.cut(scaled, placement, batch, row, of_photograph)?;
         let label = match (of_photograph, &image.mask) {
             (Some(true), mask) => mask.as_ref().map(|mask| mask.iter().any(|pixel| *pixel > 0)),
             (other, _) => other,
         };
         // Notes on a photograph are those of its first tile.
-        let notes = if x <= 0 && y <= 0 { scaled.notes.clone() } else { Vec::new() };
-        Ok(Image { label, notes, ..image })
+        if x <= 0 && y <= 0 {
+            image.notes.splice(..0, scaled.notes.iter().copied());
+        }
+        Ok(Image { label, ..image })
     }
 
-    fn scaled(&self, image: File, mask: Option<File>) -> Result<Scaled, Failure> {
-        Scaled::read(image, mask, self.stage.exif_orientation, |size| self.stage.whole(size))
+    fn scaled(&self, Pictures { image, mask, region }: Pictures) -> Result<Scaled, Failure> {
+        Scaled::read(image, mask, region, self.stage.exif_orientation, |size| self.stage.whole(size))
     }
 
     /// Cuts a row out of a photograph, of which `label` says whether it is anomalous.
@@ -613,7 +645,7 @@ impl Reader {
     ) -> Result<Image, Failure> {
         let (width, height) = placement.photograph();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
-        let Cut { pixels, mask, mask_grey } = scaled.cut(placement);
+        let Cut { pixels, mask, mask_grey, roi, note } = scaled.cut(placement);
         Ok(Image {
             uri: scaled.uri.clone(),
             file_digest: scaled.file_digest.clone(),
@@ -625,11 +657,12 @@ impl Reader {
             // Without a mask, a normal photograph is known to have no anomalous pixel.
             mask: mask.or_else(|| (label == Some(false)).then(|| vec![0; self.stage.size.area()])),
             mask_grey,
-            notes: Vec::new(),
+            roi,
+            notes: note.into_iter().collect(),
         })
     }
 
-    fn generated(&self, batch: &Batch, row: usize) -> Result<Image, Failure> {
+    fn generated(&self, batch: &Batch, row: usize, region: Option<Region>) -> Result<Image, Failure> {
         let spec = self.stage.synthetic.clone().unwrap_or_default();
         let text = |name| batch.column(SOURCE, name).map(|column| column.as_string::<i32>().value(row));
         let index = batch.column(SOURCE, "index")?.as_primitive::<UInt32Type>().value(row);
@@ -643,6 +676,12 @@ impl Reader {
         };
         let [size, _] = self.stage.size.sides();
         let sample = synthetic::render(&item, spec.seed, size);
+        let as_generated = (Orientation::NoTransforms, false);
+        let region = region.map(|region| region.scaled(&item.image_id(), &sample.image, as_generated, (size, size)));
+        let whole = Placement::stretched((size, size), (size, size));
+        let region = region.transpose()?.map(|region: ScaledRegion| region.cut(whole));
+        let Cut { pixels, mask, mask_grey, roi, note } =
+            within(region, sample.image, Some([sample.mask.clone(), sample.mask]));
         Ok(Image {
             uri: None,
             file_digest: None,
@@ -650,10 +689,11 @@ impl Reader {
             height: size,
             label: Some(item.defect.is_some()),
             caption: Some(sample.caption),
-            pixels: sample.image.into_raw(),
-            mask: Some(sample.mask.into_raw()),
-            mask_grey: None,
-            notes: Vec::new(),
+            pixels,
+            mask,
+            mask_grey,
+            roi,
+            notes: note.into_iter().collect(),
         })
     }
 
@@ -691,6 +731,9 @@ impl Reader {
             masks(|image| image.mask.as_ref())?,
             masks(|image| image.mask_grey.as_ref().or(image.mask.as_ref()))?,
         ];
+        if self.stage.roi.is_some() {
+            columns.push(masks(|image| image.roi.as_ref())?);
+        }
         if self.stage.tile.is_some() {
             for field in columns::fields() {
                 columns.push(listed(field.name())?);

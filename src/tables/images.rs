@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type};
 use serde::{Deserialize, Serialize};
 
-use super::{column::has, tensor::find_shape};
+use super::{
+    column::has,
+    tensor::{find_shape, tensor_row},
+};
 use crate::{
     engine::{
-        stage::{Column, Misfit, Schemas},
+        Result,
+        stage::{Batch, Column, Misfit, Schemas},
         store::{tensor_field, volatile},
     },
     vision::placement::Placement,
@@ -48,6 +52,9 @@ pub const PIXELS: &str = "pixels";
 pub const MASK: &str = "mask";
 /// The ground truth, `uint8[H, W]`: above 0 wherever an anomaly touches a pixel.
 pub const MASK_GREY: &str = "mask_grey";
+
+/// The region that is judged, `uint8[H, W]`: 255 in it, 0 outside; null if it is the whole photograph.
+pub const ROI: &str = "roi";
 
 /// Returns the id column of every table with a row per image.
 pub fn image_id() -> Field {
@@ -119,6 +126,23 @@ pub fn schema([height, width]: [usize; 2], taken: Taken) -> SchemaRef {
         tensor_field(MASK, DataType::UInt8, &[height, width], true),
         tensor_field(MASK_GREY, DataType::UInt8, &[height, width], true),
     ]))
+}
+
+/// Returns the column of the regions of images of this size, in pixels.
+pub fn roi([height, width]: [usize; 2]) -> Field {
+    tensor_field(ROI, DataType::UInt8, &[height, width], true)
+}
+
+/// Returns the column of regions, as a stage reads it where there is one.
+pub fn roi_column() -> Column {
+    Column::tensors(ROI, DataType::UInt8, "[H, W]").optional()
+}
+
+/// Returns the pixels of the image in a row that are judged; `None` if all are.
+pub fn roi_of(batch: &Batch, row: usize) -> Result<Option<Vec<bool>>> {
+    let Some(column) = batch.rows("images")?.column_by_name(ROI) else { return Ok(None) };
+    let region = tensor_row::<UInt8Type>(column, row)?;
+    Ok(region.map(|region| region.iter().map(|pixel| *pixel > 0).collect()))
 }
 
 /// Returns the column of pixels, as a stage reads it.

@@ -43,6 +43,11 @@ pub(super) struct File {
 }
 
 impl File {
+    /// Takes what was read of a file, and the digest that was listed.
+    pub(super) fn new(place: String, content: Option<Digest>, read: Result<Bytes>) -> Self {
+        Self { uri: Some(place.clone()), place, content, read }
+    }
+
     /// Decodes the content if it is the one that was listed, because the row is stored under the digest of the listed
     /// content.
     pub(super) fn decode<T>(
@@ -141,7 +146,7 @@ impl PictureFiles<'_> {
             }
             None => {
                 let read = alone.next().unwrap_or_else(|| Err(Error::Stage(format!("{address} was not read"))));
-                File { uri: Some(address.clone()), place: address, content, read }
+                File::new(address, content, read)
             }
         };
         Ok(listed.into_iter().map(file).collect())

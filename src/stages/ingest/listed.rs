@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, UInt32Array},
+    array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array},
     compute::take_record_batch,
-    datatypes::{Field, Schema},
+    datatypes::{DataType, Field, Schema},
 };
 
 use crate::engine::{
@@ -17,6 +17,20 @@ use crate::engine::{
 pub(super) fn listing(columns: Vec<(Field, ArrayRef)>) -> Result<RecordBatch> {
     let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+/// Adds columns to a listing.
+pub(super) fn appended(
+    rows: &RecordBatch,
+    columns: impl IntoIterator<Item = (Field, ArrayRef)>,
+) -> Result<RecordBatch> {
+    let fields = rows.schema_ref().fields().iter().map(|field| field.as_ref().clone());
+    listing(fields.zip(rows.columns().iter().cloned()).chain(columns).collect())
+}
+
+/// Makes a column of text of a listing.
+pub(super) fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field, ArrayRef) {
+    (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
 }
 
 /// Returns some rows of a listing.

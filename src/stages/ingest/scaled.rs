@@ -1,8 +1,13 @@
 //! Photographs and their masks, resized, out of which the stored pixels are cut.
 
-use image::{GrayImage, RgbImage, metadata::Orientation};
+use image::{GrayImage, Rgb, RgbImage, metadata::Orientation};
 
-use super::{failure::Failure, files::File, masks};
+use super::{
+    failure::Failure,
+    files::File,
+    masks,
+    roi::{Region, ScaledRegion},
+};
 use crate::vision::{
     decode::{self, NoteText, Photograph},
     placement::Placement,
@@ -12,7 +17,12 @@ use crate::vision::{
 /// The explanation for a picture whose size differs from that in its file.
 const TURNED: &str = " (turned as its EXIF orientation says)";
 
-/// A photograph and its mask, resized.
+/// The colour of what lies outside of the region of a photograph: the mean of ImageNet, which networks see as 0.
+const OUTSIDE: Rgb<u8> = Rgb([124, 116, 104]);
+/// A defect that is not judged.
+const OUTSIDE_MASK: NoteText = "a part of the mask lies outside of `roi`, and is not judged";
+
+/// A photograph with its mask and its region, resized.
 pub(super) struct Scaled {
     pub(super) uri: Option<String>,
     pub(super) file_digest: Option<String>,
@@ -22,6 +32,7 @@ pub(super) struct Scaled {
     pub(super) whole: Placement,
     image: RgbImage,
     mask: Option<ScaledMask>,
+    region: Option<ScaledRegion>,
     pub(super) notes: Vec<NoteText>,
 }
 
@@ -38,14 +49,19 @@ pub(super) struct Cut {
     pub(super) pixels: Vec<u8>,
     pub(super) mask: Option<Vec<u8>>,
     pub(super) mask_grey: Option<Vec<u8>>,
+    /// 255 in the region that is judged; `None` if that is the whole photograph.
+    pub(super) roi: Option<Vec<u8>>,
+    /// A note on what was cut.
+    pub(super) note: Option<NoteText>,
 }
 
 impl Scaled {
-    /// Decodes a photograph and its mask. With `turn_by_exif` they are turned by their EXIF orientation. `whole` gives the
-    /// place of a photograph of a size.
+    /// Decodes a photograph, its mask and the picture of its region. With `turn_by_exif` they are turned by their EXIF
+    /// orientation. `whole` gives the place of a photograph of a size.
     pub(super) fn read(
         image: File,
         mask: Option<File>,
+        region: Option<Region>,
         turn_by_exif: bool,
         whole: impl Fn((u32, u32)) -> Placement,
     ) -> Result<Self, Failure> {
@@ -76,23 +92,40 @@ impl Scaled {
             }
             None => None,
         };
+        let region = region.map(|region| region.scaled(&place, &image, (turn, turn_by_exif), size)).transpose()?;
         let image = match size == (width, height) {
             true => image,
             false => resize::rgb(&image, scaled_width, scaled_height, Filter::Bilinear),
         };
-        Ok(Self { uri, file_digest, place, whole, image, mask, notes })
+        Ok(Self { uri, file_digest, place, whole, image, mask, region, notes })
     }
 
     /// Cuts stored pixels out.
     pub(super) fn cut(&self, placement: Placement) -> Cut {
-        let cut = |mask: &GrayImage| placement.cut_grey(mask).into_raw();
-        let mask = self.mask.as_ref();
-        Cut {
-            pixels: placement.cut_rgb(&self.image).into_raw(),
-            mask: mask.map(|mask| cut(&mask.majority)),
-            mask_grey: mask.map(|mask| cut(&mask.grey)),
+        let pixels = placement.cut_rgb(&self.image);
+        let cut = |mask: &GrayImage| placement.cut_grey(mask);
+        let masks = self.mask.as_ref().map(|mask| [cut(&mask.majority), cut(&mask.grey)]);
+        within(self.region.as_ref().map(|region| region.cut(placement)), pixels, masks)
+    }
+}
+
+/// Makes the pixels of a row of a picture with its masks, of which a region is judged: outside of it there are one colour
+/// and no anomaly.
+pub(super) fn within(region: Option<GrayImage>, mut pixels: RgbImage, mut masks: Option<[GrayImage; 2]>) -> Cut {
+    let mut note = None;
+    if let Some(region) = &region {
+        for (pixel, _) in pixels.pixels_mut().zip(region.iter()).filter(|(_, is_in)| **is_in == 0) {
+            *pixel = OUTSIDE;
+        }
+        for mask in masks.iter_mut().flatten() {
+            for (value, _) in mask.iter_mut().zip(region.iter()).filter(|(value, is_in)| **is_in == 0 && **value > 0) {
+                *value = 0;
+                note = Some(OUTSIDE_MASK);
+            }
         }
     }
+    let [mask, mask_grey] = masks.map_or([None, None], |masks| masks.map(|mask| Some(mask.into_raw())));
+    Cut { pixels: pixels.into_raw(), mask, mask_grey, roi: region.map(GrayImage::into_raw), note }
 }
 
 /// Returns true if a photograph is not resized to a size, because it would take too much memory.
