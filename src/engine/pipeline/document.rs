@@ -1,4 +1,4 @@
-//! Reads one pipeline file. Names, parameters and sweeps are checked here, `from:` in `inputs.rs`; each error has its
+//! Reads a pipeline file. Names, parameters and sweeps are checked here, `from:` in `inputs.rs`; each error has its
 //! place in the file.
 
 use std::{
@@ -26,10 +26,10 @@ use crate::engine::{
     suggest::{or_none, suggestion},
 };
 
-/// Reads one file.
+/// Reads a pipeline.
 pub(in crate::engine) struct Loader<'a> {
-    /// The file.
-    pub(in crate::engine) file: File<'a>,
+    /// The file, and those that it extends.
+    pub(in crate::engine) file: File,
     /// The stages that tables may name.
     pub(in crate::engine) kinds: &'a [StageKind],
     /// The tables that SQL has beside those of pipelines; no table may have such a name.
@@ -124,7 +124,7 @@ impl Loader<'_> {
             if let Some(axis) = sweep.axes.iter().find(|axis| axis.overlaps(&path)) {
                 return Err(Error::Input(format!(
                     "--set {set}: the sweep sets this parameter ({}:{}:{}), so neither would win; choose among its values with --only {}=VALUE",
-                    self.file.name, axis.place.line, axis.place.column, axis.name
+                    self.file.names[axis.place.file], axis.place.line, axis.place.column, axis.name
                 )));
             }
         }
@@ -272,6 +272,7 @@ fn below_home(place: &mut Value) {
     match place {
         Value::String(path) => *path = expand_home(path),
         Value::Array(paths) => paths.iter_mut().for_each(below_home),
+        Value::Object(paths) => paths.values_mut().for_each(below_home),
         _ => {}
     }
 }
@@ -342,7 +343,7 @@ pub fn load(path: &std::path::Path, kinds: &[StageKind], tables_of_sql: &[&str],
     parse(&path.display().to_string(), &stem, &text, kinds, tables_of_sql, sets, &|name| std::env::var(name).ok())
 }
 
-/// Reads a pipeline from text. `file` is named in errors, `stem` is the default name, `tables_of_sql` are names that no
+/// Reads a pipeline from text. `file` is named in errors, and the path of a file that it extends is relative to it; `stem` is the default name, `tables_of_sql` are names that no
 /// table may have, and `variable` looks up `${NAME}`.
 pub fn parse(
     file: &str,
@@ -353,9 +354,9 @@ pub fn parse(
     sets: &[String],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Pipeline> {
-    let file = File { name: file, secrets: Arc::default() };
+    let mut file = File { names: vec![file.to_owned()], secrets: Arc::default() };
+    let mut root = file.document(text)?;
     let mut loader = Loader { file, kinds, tables_of_sql };
-    let mut root = Node::parse(text).map_err(|(place, message)| loader.file.error(place, message))?;
     for set in sets {
         loader.assign(&mut root, set)?;
     }

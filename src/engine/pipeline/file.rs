@@ -1,4 +1,4 @@
-//! The file that a pipeline is read from. Errors contain its name and hide its secrets.
+//! The files that a pipeline is read from. Errors contain their names and hide their secrets.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use super::yaml::{Key, Kind, Node, Place};
 use crate::engine::{Error, Result, Secrets, suggest::suggestion};
 
 /// The place of values given by `--set`.
-pub(in crate::engine) const GIVEN: Place = Place { line: 0, column: 0 };
+pub(in crate::engine) const GIVEN: Place = Place { file: 0, line: 0, column: 0 };
 
-/// A pipeline file as errors name it.
-pub(in crate::engine) struct File<'a> {
-    /// Its path.
-    pub(in crate::engine) name: &'a str,
+/// A pipeline file and those that it extends, as errors name them.
+pub(in crate::engine) struct File {
+    /// The path of each, its own first.
+    pub(in crate::engine) names: Vec<String>,
     /// The values that were filled in from the environment.
     pub(in crate::engine) secrets: Arc<Secrets>,
 }
 
-impl File<'_> {
+impl File {
     /// Makes an error at a place of the file, or of `--set`.
     pub(in crate::engine) fn error(&self, place: Place, message: impl Into<String>) -> Error {
         let message = self.secrets.hide(message.into());
         match place {
             GIVEN => Error::Input(format!("--set: {message}")),
-            Place { line, column } => Error::Pipeline { file: self.name.to_owned(), line, column, message },
+            Place { file, line, column } => Error::Pipeline { file: self.names[file].clone(), line, column, message },
         }
     }
 

@@ -16,7 +16,7 @@ use crate::engine::{
 
 /// Matches `from:` with the stage's ports: a list in port order, or a mapping of port to table.
 pub(in crate::engine) fn inputs(
-    file: &File<'_>,
+    file: &File,
     key: &Key,
     node: &Node,
     kind: &str,
@@ -91,7 +91,7 @@ pub(in crate::engine) fn inputs(
 
 /// Returns the table that an entry names.
 fn source<'t>(
-    file: &File<'_>,
+    file: &File,
     key: &Key,
     item: &Node,
     table: &str,

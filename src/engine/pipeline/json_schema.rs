@@ -103,6 +103,8 @@ fn columns(table: &Table) -> Vec<Value> {
 
 /// The name of the definition of a table in the JSON Schema of pipelines, which no definition of a stage may take.
 const TABLE: &str = "table";
+/// The same of a change to a table of the file that is extended.
+const CHANGE: &str = "change";
 
 /// The parameters of one stage.
 struct Parameters<'a> {
@@ -142,7 +144,7 @@ fn merge(stages: &mut [Parameters<'_>]) -> Map<String, Value> {
 /// Returns the names of definitions that differ between stages, by themselves or in a definition that they refer to.
 fn ambiguous(stages: &[Parameters<'_>]) -> BTreeSet<String> {
     let all = || stages.iter().flat_map(|stage| &stage.definitions);
-    let mut found = BTreeSet::from([TABLE.to_owned()]);
+    let mut found = BTreeSet::from([TABLE.to_owned(), CHANGE.to_owned()]);
     loop {
         let differs = |name: &str, definition: &Value| {
             all().any(|(other, content)| other == name && content != definition)
@@ -202,38 +204,51 @@ fn pipeline(kinds: &[StageKind]) -> Value {
         .collect();
     let names: Vec<Value> =
         kinds.iter().map(|kind| json!({ "const": kind.name, "description": kind.about() })).collect();
-    definitions.insert(TABLE.into(), json!({
-        "type": "object",
-        "required": ["stage"],
-        "additionalProperties": false,
-        "properties": {
-            "stage": { "oneOf": names, "description": "The kind of stage that makes the table." },
-            "from": {
-                "description": "The tables it is made from: a list in the stage's order, or a mapping of input to table.",
-                "anyOf": [
-                    { "type": "array", "items": { "type": "string" } },
-                    { "type": "object", "additionalProperties": { "type": "string" } },
-                ],
-            },
-            "with": { "type": "object", "description": "The stage's parameters." },
-            "where": { "type": "string", "description": "A SQL predicate that selects rows of the first input." },
-            "on_error": { "enum": ["fail", "skip"], "default": "fail", "description": "The handling of rows that fail: `fail` ends the run, `skip` leaves such rows out and records them." },
+    let keys = json!({
+        "stage": { "oneOf": names, "description": "The kind of stage that makes the table." },
+        "from": {
+            "description": "The tables it is made from: a list in the stage's order, or a mapping of input to table.",
+            "anyOf": [
+                { "type": "array", "items": { "type": "string" } },
+                { "type": "object", "additionalProperties": { "type": "string" } },
+            ],
         },
-        "allOf": variants,
+        "with": { "type": "object", "description": "The stage's parameters." },
+        "where": { "type": "string", "description": "A SQL predicate that selects rows of the first input." },
+        "on_error": { "enum": ["fail", "skip"], "default": "fail", "description": "The handling of rows that fail: `fail` ends the run, `skip` leaves such rows out and records them." },
+    });
+    definitions.insert(
+        TABLE.into(),
+        json!({
+            "type": "object",
+            "required": ["stage"],
+            "additionalProperties": false,
+            "properties": keys,
+            "allOf": variants,
+        }),
+    );
+    definitions.insert(CHANGE.into(), json!({
+        "description": "What differs from the table of the file that is extended, or `null` to leave the table out. Parameters in `with` may be paths, such as `training.epochs`.",
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": keys,
     }));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "vlmdiff pipeline",
         "type": "object",
-        "required": ["tables"],
+        "anyOf": [{ "required": ["tables"] }, { "required": ["extends"] }],
+        "if": { "required": ["extends"] },
+        "then": { "properties": { "tables": { "additionalProperties": { "$ref": "#/$defs/change" } } } },
+        "else": { "properties": { "tables": { "additionalProperties": { "$ref": "#/$defs/table" } } } },
         "additionalProperties": false,
         "properties": {
+            "extends": { "type": "string", "description": "The path of a pipeline file, relative to this one, from which this one differs as it says. Its name is not inherited." },
             "name": { "type": "string", "description": "The pipeline's name, which SQL uses as schema; the file's name by default." },
             "store": { "type": "string", "description": "The store, a folder or a URL; .vlmdiff by default." },
             "tables": {
                 "type": "object",
-                "description": "The tables, top to bottom; a table may use only tables above it.",
-                "additionalProperties": { "$ref": "#/$defs/table" },
+                "description": "The tables, top to bottom; a table may use only tables above it. In a file that extends another: what differs from its tables; a new one stands above the first that reads it.",
             },
             "sweep": {
                 "description": "Several values of some parameters: every combination runs, and tables that do not depend on a value are made once. Keys are `table.parameter`, or the parameter alone if only one table takes it. SQL sees the instances of a table as one, with a column for each parameter.",

@@ -1,6 +1,7 @@
 //! Pipelines: YAML is read, checked and matched before anything runs.
 
 mod document;
+mod extends;
 mod file;
 mod filter;
 mod inputs;

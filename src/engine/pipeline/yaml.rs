@@ -6,9 +6,11 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-/// A place in a file, from 1.
+/// A place in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::engine) struct Place {
+    /// The number of the file among those that are read, from 0.
+    pub file: usize,
     /// Line, from 1.
     pub line: u64,
     /// Column, from 1.
@@ -24,7 +26,7 @@ pub(in crate::engine) struct Node {
     pub kind: Kind,
     /// Another reading of the same text, for a parameter that does not accept the first: `2024` on a command line is
     /// a number, or text if a folder is expected.
-    otherwise: Option<Kind>,
+    pub(super) otherwise: Option<Kind>,
 }
 
 /// The content of a YAML node.
@@ -60,12 +62,16 @@ pub(in crate::engine) struct Key {
 }
 
 impl Node {
-    /// Parses one YAML document. An error has the place that the parser reports, if it reports one.
-    pub(in crate::engine) fn parse(text: &str) -> Result<Self, (Place, String)> {
-        serde_saphyr::from_str(text).map_err(|error| {
-            let place = error
-                .location()
-                .map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
+    /// Parses one YAML document, the text of the file with this number. An error has the place that the parser reports,
+    /// if it reports one.
+    pub(in crate::engine) fn parse(text: &str, file: usize) -> Result<Self, (Place, String)> {
+        let parsed = serde_saphyr::from_str(text).map(|mut node: Self| {
+            node.lies_in(file);
+            node
+        });
+        parsed.map_err(|error| {
+            let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+            let place = Place { file, line, column };
             // The parser's message continues with an excerpt of the file, which is cut off because the place already
             // points there.
             let message = error.to_string();
@@ -78,6 +84,14 @@ impl Node {
         })
     }
 
+    fn lies_in(&mut self, file: usize) {
+        self.place.file = file;
+        if let Kind::Map(entries) = &mut self.kind {
+            entries.iter_mut().for_each(|(key, _)| key.place.file = file);
+        }
+        self.children().for_each(|node| node.lies_in(file));
+    }
+
     /// Reads a value of a command line, which is the whole text. If it is YAML for something other than text, it is
     /// read as that; a parameter that takes text reads it as text, except for an empty list, which is never meant as
     /// text. Quotes around the whole text are read as YAML quotes, so that nested shell quotes are not needed.
@@ -86,7 +100,7 @@ impl Node {
         let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
         // `~` is null in YAML but the home folder in a path.
         let is_yaml = !has_comment(text) && text.trim() != "~";
-        let yaml = Self::parse(text).ok().filter(|_| is_yaml).map(|node| node.kind);
+        let yaml = Self::parse(text, place.file).ok().filter(|_| is_yaml).map(|node| node.kind);
         let (kind, otherwise) = match yaml {
             Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
             Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
@@ -131,11 +145,32 @@ impl Node {
         self.entries().iter().find(|(k, _)| k.name == key).map(|(_, node)| node)
     }
 
+    /// Returns the value below a key, to change it.
+    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+        let Kind::Map(entries) = &mut self.kind else { return None };
+        entries.iter_mut().find(|(k, _)| k.name == key).map(|(_, node)| node)
+    }
+
+    /// Takes a key with its value out of a mapping.
+    pub(super) fn remove(&mut self, key: &str) -> Option<(Key, Self)> {
+        let Kind::Map(entries) = &mut self.kind else { return None };
+        let at = entries.iter().position(|(k, _)| k.name == key)?;
+        Some(entries.remove(at))
+    }
+
     /// Returns the entries of a mapping; none for anything else.
     pub(in crate::engine) fn entries(&self) -> &[(Key, Self)] {
         match &self.kind {
             Kind::Map(entries) => entries,
             _ => &[],
+        }
+    }
+
+    /// Returns the entries of a mapping; none for anything else.
+    pub(super) fn into_entries(self) -> Vec<(Key, Self)> {
+        match self.kind {
+            Kind::Map(entries) => entries,
+            _ => Vec::new(),
         }
     }
 
@@ -197,7 +232,8 @@ impl Node {
         if let Kind::Scalar(Value::String(text)) = &mut self.kind {
             let filled = fill(text)?;
             if is_one_variable(text) {
-                self.otherwise = Self::parse(&filled).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
+                self.otherwise =
+                    Self::parse(&filled, place.file).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
             }
             *text = filled;
         }
@@ -231,7 +267,8 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value: Raw(kind), referenced, .. } = Spanned::<Raw>::deserialize(deserializer)?;
-        Ok(Self { place: Place { line: referenced.line(), column: referenced.column() }, kind, otherwise: None })
+        let place = Place { file: 0, line: referenced.line(), column: referenced.column() };
+        Ok(Self { place, kind, otherwise: None })
     }
 }
 

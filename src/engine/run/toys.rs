@@ -64,6 +64,11 @@ pub(in crate::engine) fn read(text: &str, sets: &[&str]) -> Result<Pipeline, Str
     parse("toy.yaml", "toy", text, KINDS, &[], &sets, &|_| None).map_err(|error| error.to_string())
 }
 
+/// Reads a pipeline file of toy stages.
+pub(in crate::engine) fn load(path: &std::path::Path) -> Result<Pipeline, String> {
+    crate::engine::pipeline::load(path, KINDS, &[], &[]).map_err(|error| error.to_string())
+}
+
 /// A store in memory.
 pub(in crate::engine) struct World {
     pub(in crate::engine) store: Store,
