@@ -27,7 +27,7 @@ fn nut(pipeline: &str) -> Lab {
     lab
 }
 
-fn picture(path: &Path, width: u32, height: u32) {
+pub(crate) fn picture(path: &Path, width: u32, height: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 90])).save(path).unwrap();
 }
@@ -42,7 +42,7 @@ fn mask(path: &Path, width: u32, height: u32, side: u32) {
 }
 
 /// Runs the pipeline, checks its exit code, and returns its messages.
-fn told(lab: &Lab, code: i32) -> String {
+pub(crate) fn told(lab: &Lab, code: i32) -> String {
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(code), "{}", ended.stderr);
     ended.stderr

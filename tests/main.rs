@@ -28,6 +28,7 @@ mod parameters;
 mod parts;
 mod properties;
 mod proxy;
+mod published;
 mod python;
 mod read;
 mod remote;

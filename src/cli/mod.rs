@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod caption;
+mod data;
 mod diff;
 mod export;
 mod gc;
@@ -111,6 +112,8 @@ enum Command {
     Schema(schema::SchemaCommand),
     /// Generate a dataset of pictures in MVTec layout.
     Synth(synth::Synth),
+    /// Check the files of a pipeline's data sets.
+    Data(data::Data),
     /// List, fetch and look into published checkpoints.
     Models(models::Models),
 }
@@ -237,6 +240,7 @@ fn command() -> ExitCode {
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),
+        Command::Data(command) => command.run(),
         Command::Models(command) => command.run(),
     };
     match result {

@@ -19,7 +19,10 @@ mod names;
 
 use std::collections::HashMap;
 
-use super::record::{DatasetError, Files, Listing, PicturePlace, Record};
+use super::{
+    paths::{below, folders},
+    record::{DatasetError, Fault, Files, Listing, MaskPlace, PicturePlace, Record},
+};
 use captions::Captions;
 pub use labelled::{Labelled, list_labelled};
 pub use names::{EXTENSIONS, composed, is_image};
@@ -30,8 +33,8 @@ const GOOD: &str = "good";
 
 /// Lists a dataset sorted by `image_id`. A root that itself has `train/good` is one class, named as its folder.
 ///
-/// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, every image of it must
-/// have one. Masks of normal images are not read. Whatever else looks as if it belonged to the dataset is listed as
+/// In a class without `ground_truth/KIND` the images of that kind have no mask; where it exists, it is a fault if an image of it
+/// has none. Masks of normal images are not read. Whatever else looks as if it belonged to the dataset is listed as
 /// left out.
 ///
 /// # Errors
@@ -39,14 +42,15 @@ const GOOD: &str = "good";
 pub fn list<'a>(files: &Files<'a>) -> Result<Listing<'a>, DatasetError> {
     let classes = classes(files)?;
     let mut records = Vec::with_capacity(files.paths.len());
+    let mut faults = Vec::new();
     for (prefix, name) in &classes {
         let class = Class { files, paths: below(files.paths, prefix), prefix, name };
-        class.list(&mut records)?;
+        class.list(&mut records, &mut faults)?;
     }
     let prefixes: Vec<String> = classes.into_iter().map(|(prefix, _)| prefix).collect();
     let left_out = left_out::left_out(files, &prefixes, &records);
     records.sort_unstable_by_key(|record| record.image_id);
-    Ok(Listing { records, left_out })
+    Ok(Listing { records, left_out, faults })
 }
 
 /// Returns the classes, each with the prefix that its paths have below the root.
@@ -106,7 +110,7 @@ struct Class<'f, 'a> {
 }
 
 impl<'a> Class<'_, 'a> {
-    fn list(&self, records: &mut Vec<Record<'a>>) -> Result<(), DatasetError> {
+    fn list(&self, records: &mut Vec<Record<'a>>, faults: &mut Vec<Fault>) -> Result<(), DatasetError> {
         reject_almost(self.files, self.prefix, &["train", "test", "ground_truth"])?;
         for split in ["train", "test"] {
             reject_almost(self.files, &format!("{}{split}/", self.prefix), &[GOOD, "ground_truth"])?;
@@ -118,7 +122,7 @@ impl<'a> Class<'_, 'a> {
         if normal.is_empty() {
             return Err(DatasetError::NoTrainingImages(self.place(&["train", GOOD])));
         }
-        self.reject_masks_without_kind()?;
+        faults.extend(self.masks_without_kind());
         let mut captions = Captions::read(self.files, self.paths, self.prefix)?;
         let mut record = |split, kind: &'a str, image: &'a str, mask: Option<&'a str>| {
             records.push(Record {
@@ -128,7 +132,7 @@ impl<'a> Class<'_, 'a> {
                 split,
                 label: Some(kind != GOOD),
                 defect: Some(kind),
-                mask: mask.map(PicturePlace::file),
+                mask: mask.map(MaskPlace::file),
                 caption: captions.take(&image[self.prefix.len()..]),
             });
         };
@@ -136,7 +140,7 @@ impl<'a> Class<'_, 'a> {
         for kind in self.folders("test") {
             let images = self.images("test", kind)?;
             let has_masks = kind != GOOD && self.has_ground_truth(kind);
-            let masks = if has_masks { masks::pair(self, kind, &images)? } else { HashMap::new() };
+            let masks = if has_masks { masks::pair(self, kind, &images, faults)? } else { HashMap::new() };
             images.into_iter().for_each(|image| record("test", kind, image, masks.get(image).copied()));
         }
         captions.reject_unused()
@@ -177,18 +181,18 @@ impl<'a> Class<'_, 'a> {
         masks.filter(|path| is_image(path)).collect()
     }
 
-    /// Refuses a folder of masks for a kind without test images, because its name is most likely misspelt.
-    fn reject_masks_without_kind(&self) -> Result<(), DatasetError> {
+    /// Returns the masks of kinds without test images, whose names are most likely misspelt.
+    fn masks_without_kind(&self) -> Vec<Fault> {
         let kinds: Vec<_> = self.folders("test").into_iter().map(composed).collect();
         let untested = self.folders("ground_truth").into_iter().filter(|kind| !kinds.contains(&composed(kind)));
-        let mask = untested.filter_map(|kind| Some((*self.masks_of(kind).first()?, kind))).next();
-        mask.map_or(Ok(()), |(mask, kind)| Err(self.missing_image(mask, kind)))
+        let masks = untested.flat_map(|kind| self.masks_of(kind).into_iter().map(move |mask| (mask, kind)));
+        masks.map(|(mask, kind)| self.missing_image(mask, kind)).collect()
     }
 
-    fn missing_image(&self, mask: &str, kind: &str) -> DatasetError {
+    fn missing_image(&self, mask: &str, kind: &str) -> Fault {
         let folder = self.below_split(mask).rsplit_once('/').map_or(kind, |(folder, _)| folder);
         let expected = self.place(&["test", folder, &format!("{}.png", masks::bare(stem(mask)))]);
-        DatasetError::MissingImage { mask: self.files.place(mask), expected }
+        Fault::new(mask, &format!("it is the mask of no image; expected {expected} (any image extension)"))
     }
 
     /// Returns the part of a path after `train/`, `test/` or `ground_truth/`, without the extension.
@@ -201,28 +205,6 @@ impl<'a> Class<'_, 'a> {
     fn place(&self, names: &[&str]) -> String {
         self.files.place(&format!("{}{}", self.prefix, names.join("/")))
     }
-}
-
-impl Files<'_> {
-    /// Returns a path below the root with the root, for messages.
-    fn place(&self, path: &str) -> String {
-        let root = self.root.trim_end_matches('/');
-        if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") }
-    }
-}
-
-/// Returns the paths that begin with `prefix`, which are adjacent because paths are sorted.
-fn below<'p, 'a>(paths: &'p [&'a str], prefix: &str) -> &'p [&'a str] {
-    let from = &paths[paths.partition_point(|path| *path < prefix)..];
-    &from[..from.partition_point(|path| path.starts_with(prefix))]
-}
-
-/// Returns the names of the folders directly below a prefix.
-fn folders<'a>(paths: &[&'a str], prefix: &str) -> Vec<&'a str> {
-    let name = |path: &&'a str| path[prefix.len()..].split_once('/').map(|(name, _)| name);
-    let mut names: Vec<&str> = below(paths, prefix).iter().filter_map(name).collect();
-    names.dedup();
-    names
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::record::{DatasetError, LeftOut, Listing, PicturePlace, Record};
+use super::record::{DatasetError, LeftOut, Listing, MaskPlace, PicturePlace, Record};
 
 const OF_NORMAL: &str = "masks of normal images are not read: a normal image has no anomalous pixel";
 
@@ -63,7 +63,7 @@ pub fn list<'a>(rows: &'a [ManifestRow], class: &'a str, mean: &str) -> Result<L
     }
     records.sort_unstable_by_key(|record| record.image_id);
     let left_out = if of_normal.is_empty() { vec![] } else { vec![LeftOut { what: OF_NORMAL, names: of_normal }] };
-    Ok(Listing { records, left_out })
+    Ok(Listing { records, left_out, faults: Vec::new() })
 }
 
 impl ManifestRow {
@@ -97,7 +97,7 @@ impl ManifestRow {
             split: split.unwrap_or(if label == Some(false) { "train" } else { "test" }),
             label,
             defect,
-            mask: mask.map(|path| PicturePlace { path, row: self.mask_row }),
+            mask: mask.map(|path| MaskPlace::Picture(PicturePlace { path, row: self.mask_row })),
             caption: self.caption.as_deref().map(Into::into),
         })
     }
@@ -190,7 +190,7 @@ mod tests {
     fn read(row: &ManifestRow) -> (&str, &'static str, Option<bool>, Option<&str>, Option<&str>) {
         let listing = list(std::slice::from_ref(row), "root", "mean").unwrap();
         let record = &listing.records[0];
-        (record.class, record.split, record.label, record.defect, record.mask.map(|mask| mask.path))
+        (record.class, record.split, record.label, record.defect, record.mask_picture().map(|mask| mask.path))
     }
 
     #[test]

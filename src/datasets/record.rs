@@ -2,6 +2,9 @@
 
 use std::error::Error;
 
+use super::paths::find;
+use crate::vision::drawing::Drawing;
+
 /// The files of a dataset, on any kind of storage.
 pub struct Files<'a> {
     /// The name of the row of means over classes in tables of metrics, which no class may have.
@@ -20,6 +23,14 @@ pub struct Files<'a> {
     pub read: &'a dyn Fn(&str) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>,
 }
 
+impl Files<'_> {
+    /// Returns a path below the root with the root, for messages.
+    pub(super) fn place(&self, path: &str) -> String {
+        let root = self.root.trim_end_matches('/');
+        if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") }
+    }
+}
+
 /// One image of a dataset, before anything is decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -35,10 +46,28 @@ pub struct Record<'a> {
     pub label: Option<bool>,
     /// The kind of defect, `good` for none; None if there is no label.
     pub defect: Option<&'a str>,
-    /// The file with the encoded ground truth of an anomalous image; None if only its label is known.
-    pub mask: Option<PicturePlace<'a>>,
+    /// The ground truth of an anomalous image; None if only its label is known.
+    pub mask: Option<MaskPlace<'a>>,
     /// A caption given with the dataset.
     pub caption: Option<Box<str>>,
+}
+
+impl<'a> Record<'a> {
+    /// Returns the place of an encoded mask.
+    pub fn mask_picture(&self) -> Option<PicturePlace<'a>> {
+        match self.mask {
+            Some(MaskPlace::Picture(place)) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Returns the shapes of which the mask is drawn, if it is no picture.
+    pub fn drawing(&self) -> Option<&Drawing> {
+        match &self.mask {
+            Some(MaskPlace::Drawn(drawing)) => Some(drawing),
+            _ => None,
+        }
+    }
 }
 
 /// The place of an encoded picture, which is a file or lies in a row of a Parquet file.
@@ -57,6 +86,22 @@ impl<'a> PicturePlace<'a> {
     }
 }
 
+/// The place of a ground truth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MaskPlace<'a> {
+    /// An encoded picture.
+    Picture(PicturePlace<'a>),
+    /// Annotations, of whose shapes it is drawn.
+    Drawn(Drawing),
+}
+
+impl<'a> MaskPlace<'a> {
+    /// Returns the place of a file.
+    pub fn file(path: &'a str) -> Self {
+        Self::Picture(PicturePlace::file(path))
+    }
+}
+
 /// The images of a dataset, and the files that are left out.
 #[derive(Debug)]
 pub struct Listing<'a> {
@@ -64,6 +109,55 @@ pub struct Listing<'a> {
     pub records: Vec<Record<'a>>,
     /// Files that look as if they belonged to the dataset but are not read, or not as one may expect.
     pub left_out: Vec<LeftOut<'a>>,
+    /// Files that are missing or contradict others. Nothing is computed of a dataset that has any.
+    pub faults: Vec<Fault>,
+}
+
+impl<'a> Listing<'a> {
+    /// Returns the mask that the annotations of an image name. It is a fault if they name one for a normal image or none for
+    /// an anomalous one, or if it does not exist.
+    pub(super) fn annotated_mask(
+        &mut self,
+        paths: &[&'a str],
+        image: &str,
+        is_anomalous: bool,
+        mask: Option<&str>,
+    ) -> Option<MaskPlace<'a>> {
+        let fault = match (is_anomalous, mask) {
+            (false, None) => return None,
+            (false, Some(_)) => Fault::new(image, Fault::MASKED),
+            (true, None) => Fault::new(image, Fault::UNMASKED),
+            (true, Some(mask)) => match find(paths, mask) {
+                Some(mask) => return Some(MaskPlace::file(mask)),
+                None => Fault::new(mask, Fault::MISSING),
+            },
+        };
+        self.faults.push(fault);
+        None
+    }
+}
+
+/// A file that is missing or contradicts what the dataset says about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The path of the file below the root.
+    pub path: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Fault {
+    /// An annotated photograph or mask that does not exist.
+    pub const MISSING: &'static str = "it is listed and does not exist";
+    /// An anomalous photograph for which the annotations name no mask.
+    pub const UNMASKED: &'static str = "it is listed as anomalous and without a mask";
+    /// A normal photograph for which the annotations name a mask.
+    pub const MASKED: &'static str = "it is listed as normal and with a mask";
+
+    /// Makes a fault.
+    pub fn new(path: &str, what: &str) -> Self {
+        Self { path: path.to_owned(), what: what.to_owned() }
+    }
 }
 
 /// Files that are not read, for one reason.
@@ -126,22 +220,6 @@ pub enum DatasetError {
         /// The other.
         second: String,
     },
-    /// An anomalous image whose kind has ground truth, but not for this image.
-    #[error("no mask for {image}: expected {expected} (any image extension, _mask may be left out)")]
-    MissingMask {
-        /// The image without a mask.
-        image: String,
-        /// The path at which its mask is expected.
-        expected: String,
-    },
-    /// A mask that belongs to no image.
-    #[error("no image for mask {mask}: expected {expected} (any image extension)")]
-    MissingImage {
-        /// The mask without an image.
-        mask: String,
-        /// The path at which its image is expected.
-        expected: String,
-    },
     /// No picture lies in any of the folders that the parameters name.
     #[error(
         "no pictures in {root}/{names} or {root}/CLASS/{names} ({extensions}); `good`, `bad` and `unlabelled` name folders there",
@@ -180,6 +258,24 @@ pub enum DatasetError {
         line: usize,
         /// The reason.
         message: String,
+    },
+    /// A root without the files of a published dataset.
+    #[error("{root} is not {dataset} as published: expected {expected}")]
+    NotPublished {
+        /// The root.
+        root: String,
+        /// The name of the dataset.
+        dataset: &'static str,
+        /// Files that it has as published.
+        expected: String,
+    },
+    /// Photographs of several sizes, of which one is not chosen.
+    #[error("{root} has photographs in {}; `real_iad.photographs` names the folder that is read", .names.join(" and "))]
+    SeveralSizes {
+        /// The root.
+        root: String,
+        /// The folders.
+        names: Vec<String>,
     },
     /// A file with information about the others, such as captions, that cannot be read.
     #[error(transparent)]

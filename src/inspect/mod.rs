@@ -249,7 +249,16 @@ fn values(route: &Route, manifest: &Path) -> Vec<(String, String)> {
         let set = |parameter: &str, value: &str| (format!("{table}.{parameter}"), value.to_owned());
         values.extend([set("dataset", "manifest"), set("root", &manifest), set("columns", "{ id: id }")]);
         // Parameters of other layouts than a manifest.
-        let others = [("good", "[]"), ("bad", "[]"), ("unlabelled", "[]"), ("synthetic", "null"), ("hold_out", "0")];
+        let others = [
+            ("good", "[]"),
+            ("bad", "[]"),
+            ("unlabelled", "[]"),
+            ("synthetic", "null"),
+            ("real_iad", "null"),
+            ("coco_ad", "null"),
+            ("mvtec_ad_2", "null"),
+            ("hold_out", "0"),
+        ];
         values.extend(others.iter().filter(|(name, _)| given.contains(*name)).map(|(name, none)| set(name, none)));
     }
     values

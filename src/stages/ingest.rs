@@ -1,5 +1,7 @@
 //! Images in: decoded, resized, with labels and masks.
 
+pub mod check;
+mod coco;
 mod embedded;
 mod failure;
 mod files;
@@ -25,7 +27,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datasets::{self, LeftOut, PicturePlace, folder, folder::Labelled, synthetic},
+    datasets::{
+        self, Fault, Files, LeftOut, PicturePlace,
+        coco_ad::CocoAd,
+        folder::{self, Labelled},
+        mvtec_ad_2::{self, MvtecAd2},
+        real_iad::{self, RealIad},
+        synthetic, visa,
+    },
     engine::{
         Digest, Error, Result, join,
         source::{Sources, Tree},
@@ -40,8 +49,8 @@ use crate::{
     },
     vision::{decode::NoteText, placement::Placement, resize},
 };
-use failure::Failure;
-use files::{File, IMAGES, MASKS, PictureFiles};
+use failure::{Failure, input_error};
+use files::{DRAWING, File, IMAGES, ListedMask, MASKS, PictureFiles};
 use hold_out::HoldOut;
 use listed::{batch_of, listing, text};
 use manifest::Manifests;
@@ -143,6 +152,18 @@ pub struct Ingest {
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<Synthetic>,
+    /// The images that are read, for `dataset: real_iad`.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real_iad: Option<RealIad>,
+    /// The images that are read, for `dataset: coco_ad`, which needs it.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coco_ad: Option<CocoAd>,
+    /// The images that are read, for `dataset: mvtec_ad_2`.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mvtec_ad_2: Option<MvtecAd2>,
 }
 
 fn default_size() -> Size {
@@ -206,7 +227,49 @@ pub enum Dataset {
     Manifest,
     /// Generated products with generated defects, exact masks and captions.
     Synthetic,
+    /// MVTec AD as it is downloaded, which is in MVTec layout.
+    Mvtec,
+    /// VisA as it is downloaded, by the table of splits `split_csv/1cls.csv`.
+    Visa,
+    /// Real-IAD as it is downloaded, by its JSON splits; each view is an image.
+    RealIad,
+    /// COCO-AD, from the photographs and annotations of COCO 2017. Masks are drawn from the annotations.
+    CocoAd,
+    /// MVTec AD 2 as it is downloaded. `validation` is in `split = 'calibration'`.
+    #[serde(rename = "mvtec_ad_2")]
+    MvtecAd2,
 }
+
+impl Dataset {
+    /// Returns the layout as parameters name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Folder => "folder",
+            Self::Manifest => "manifest",
+            Self::Synthetic => "synthetic",
+            Self::Mvtec => "mvtec",
+            Self::Visa => "visa",
+            Self::RealIad => "real_iad",
+            Self::CocoAd => "coco_ad",
+            Self::MvtecAd2 => "mvtec_ad_2",
+        }
+    }
+
+    /// Returns what its root is, for messages.
+    fn root(self) -> &'static str {
+        match self {
+            Self::Folder | Self::Synthetic => "a folder or URL with CLASS/train/good/*.png",
+            Self::Manifest => "a manifest (photographs.csv), or a folder with one",
+            Self::Mvtec => "the folder or URL of MVTec AD, with bottle/train/good/*.png",
+            Self::Visa => "the folder or URL of VisA, with split_csv/1cls.csv",
+            Self::RealIad => "the folder or URL of Real-IAD, with realiad_jsons and realiad_512 or another size",
+            Self::CocoAd => "the folder or URL of COCO 2017, with annotations, train2017 and val2017",
+            Self::MvtecAd2 => "the folder or URL of MVTec AD 2, with can/train/good/*.png",
+        }
+    }
+}
+
+const NO_SPLIT: &str = "it is missing: the split of COCO-AD, such as { split: 0 }";
 
 /// The images that the generator makes. Each image depends only on the seed and its class, defect and number.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
@@ -258,7 +321,19 @@ impl Stage for Ingest {
 
     fn locations(&self) -> &'static [&'static str] {
         // The listing has all that these decide, so that an image is decoded again only if its own row changes.
-        &["root", "good", "bad", "unlabelled", "columns", "roi", "hold_out", "hold_out_seed"]
+        &[
+            "root",
+            "good",
+            "bad",
+            "unlabelled",
+            "columns",
+            "roi",
+            "hold_out",
+            "hold_out_seed",
+            "real_iad",
+            "coco_ad",
+            "mvtec_ad_2",
+        ]
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
@@ -282,15 +357,8 @@ impl Stage for Ingest {
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         let listing = match self.dataset {
-            Dataset::Folder => self.list_folder(sources)?,
-            Dataset::Manifest => {
-                let manifest = Manifests::read(self.root(), &self.columns, sources)?;
-                let class = manifest.tree.name();
-                let found = datasets::manifest::list(&manifest.rows, &class, MEAN).map_err(input_error)?;
-                let embedded = |place: PicturePlace<'_>, is_mask| manifest.embedded(place, is_mask);
-                list_photographs(found, &manifest.tree, embedded, self.held_out(), sources)?
-            }
             Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default(), self.held_out())?,
+            _ => self.found(sources, |found| list_photographs(found, self.held_out(), sources))?,
         };
         let listing = match &self.roi {
             Some(roi) => Listing { rows: roi.list(&listing.rows, sources)?, ..listing },
@@ -307,31 +375,32 @@ impl Ingest {
     /// Refuses parameters that belong to another layout.
     fn check(&self) -> Result<(), Misfit> {
         let (dataset, is_named) = (self.dataset, self.labelled().is_some());
-        let only = |of: Dataset, parameter: &str, is_given: bool, what: &str| match is_given && dataset != of {
-            true => Err(Misfit::parameter(parameter, what)),
-            false => Ok(()),
-        };
-        only(Dataset::Synthetic, "synthetic", self.synthetic.is_some(), "it belongs to `dataset: synthetic`")?;
-        only(Dataset::Manifest, "columns", !self.columns.are_usual(), "it belongs to `dataset: manifest`")?;
         let given = [("good", &self.good), ("bad", &self.bad), ("unlabelled", &self.unlabelled)];
         let given = given.into_iter().find(|(_, names)| !names.is_empty()).map_or("good", |(name, _)| name);
-        only(Dataset::Folder, given, is_named, "it belongs to `dataset: folder`, whose folders it names")?;
+        let groups = [
+            ("synthetic", Dataset::Synthetic, self.synthetic.is_some()),
+            ("columns", Dataset::Manifest, !self.columns.are_usual()),
+            (given, Dataset::Folder, is_named),
+            ("real_iad", Dataset::RealIad, self.real_iad.is_some()),
+            ("coco_ad", Dataset::CocoAd, self.coco_ad.is_some()),
+            ("mvtec_ad_2", Dataset::MvtecAd2, self.mvtec_ad_2.is_some()),
+        ];
+        if let Some((parameter, of, _)) = groups.into_iter().find(|(_, of, is_given)| *is_given && dataset != *of) {
+            let names = if of == Dataset::Folder { ", whose folders it names" } else { "" };
+            return Err(Misfit::parameter(parameter, format!("it belongs to `dataset: {}`{names}", of.name())));
+        }
         if let Some(name) = self.labelled().and_then(Labelled::repeated) {
             return Err(Misfit::parameter(given, format!("the folder `{name}` is named twice")));
         }
         self.check_size()?;
         self.roi.as_ref().map_or(Ok(()), Roi::check).map_err(|why| Misfit::parameter("roi", why))?;
         match (dataset, &self.root) {
-            (Dataset::Folder, None) => Err(Misfit::parameter(
-                "root",
-                "it is missing: the folder of the photographs (CLASS/train/good/*.png, …)",
-            )),
-            (Dataset::Manifest, None) => {
-                Err(Misfit::parameter("root", "it is missing: the manifest (photographs.csv), or a folder with one"))
-            }
             (Dataset::Synthetic, Some(_)) => {
                 Err(Misfit::parameter("root", "it belongs to `dataset: folder`; the generator reads no files"))
             }
+            (Dataset::Synthetic, None) => Ok(()),
+            (_, None) => Err(Misfit::parameter("root", format!("it is missing: {}", dataset.root()))),
+            (Dataset::CocoAd, Some(_)) if self.coco_ad.is_none() => Err(Misfit::parameter("coco_ad", NO_SPLIT)),
             _ => Ok(()),
         }
     }
@@ -366,20 +435,34 @@ impl Ingest {
         if self.dataset == Dataset::Manifest { manifest::folder_of(self.root()) } else { self.root() }
     }
 
-    fn list_folder(&self, sources: &Sources) -> Result<Listing> {
+    /// Lists the photographs and hands them to `take`.
+    fn found<T>(&self, sources: &Sources, take: impl FnOnce(Found<'_>) -> Result<T>) -> Result<T> {
         let root = self.root();
-        let expected = |e| Error::Input(format!("{e}; expected a folder or URL with CLASS/train/good/*.png"));
+        if self.dataset == Dataset::Manifest {
+            let manifest = Manifests::read(root, &self.columns, sources)?;
+            let class = manifest.tree.name();
+            let listing = datasets::manifest::list(&manifest.rows, &class, MEAN).map_err(input_error)?;
+            let embedded = |place: PicturePlace<'_>, is_mask| manifest.embedded(place, is_mask);
+            return take(Found { listing, tree: &manifest.tree, embedded: &embedded });
+        }
+        let expected = |e| Error::Input(format!("{e}; expected {}", self.dataset.root()));
         let tree = sources.tree(root).map_err(expected)?;
         let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
         let dead: Vec<&str> = tree.dead_links().collect();
         let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
-        let files =
-            datasets::Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
-        let found = match self.labelled() {
-            Some(labelled) => folder::list_labelled(&files, labelled),
-            None => folder::list(&files),
+        let files = Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
+        let listing = match (self.dataset, self.labelled()) {
+            (Dataset::CocoAd, _) => {
+                let choice = self.coco_ad.ok_or_else(|| Error::Input(NO_SPLIT.to_owned()))?;
+                Ok(coco::list(&files, choice, &tree, sources)?)
+            }
+            (Dataset::Folder, Some(labelled)) => folder::list_labelled(&files, labelled),
+            (Dataset::MvtecAd2, _) => mvtec_ad_2::list(&files, &self.mvtec_ad_2.clone().unwrap_or_default()),
+            (Dataset::RealIad, _) => real_iad::list(&files, &self.real_iad.clone().unwrap_or_default()),
+            (Dataset::Visa, _) => visa::list(&files),
+            _ => folder::list(&files),
         };
-        list_photographs(found.map_err(input_error)?, &tree, |_, _| None, self.held_out(), sources)
+        take(Found { listing: listing.map_err(input_error)?, tree: &tree, embedded: &|_, _| None })
     }
 
     /// Returns the folders whose names say what their photographs are; `None` for the MVTec layout.
@@ -430,37 +513,59 @@ impl Ingest {
     }
 }
 
-fn input_error(error: datasets::DatasetError) -> Error {
-    Error::Input(error.to_string())
+/// The photographs of a data set.
+struct Found<'a> {
+    listing: datasets::Listing<'a>,
+    /// The files below its root.
+    tree: &'a Tree,
+    /// Gives the digest of a picture in a Parquet file; true stands for a mask.
+    embedded: &'a dyn Fn(PicturePlace<'_>, bool) -> Option<Digest>,
 }
 
-/// Lists the photographs of a data set. Paths are volatile, because contents identify a row. `embedded` gives the digest
-/// of a picture in a Parquet file; true stands for a mask.
+/// Refuses a data set that contradicts itself.
+fn reject_faults(root: &str, faults: &[Fault]) -> Result<()> {
+    /// The number of faults that the message names.
+    const NAMED: usize = 3;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = faults.iter().take(NAMED).map(|Fault { path, what }| format!("{path}: {what}")).collect();
+    let others = match faults.len() - named.len() {
+        0 => String::new(),
+        others => format!("; and {others} more"),
+    };
+    Err(Error::Input(format!(
+        "files of {root} are missing or contradict others: {}{others}; `vlmdiff data check PIPELINE` lists all",
+        named.join("; ")
+    )))
+}
+
+/// Makes the listing of the photographs of a data set. Paths are volatile, because contents identify a row.
 fn list_photographs(
-    datasets::Listing { records, left_out }: datasets::Listing<'_>,
-    tree: &Tree,
-    embedded: impl Fn(PicturePlace<'_>, bool) -> Option<Digest>,
+    Found { listing: found, tree, embedded }: Found<'_>,
     hold_out: HoldOut,
     sources: &Sources,
 ) -> Result<Listing> {
-    let places =
-        || records.iter().map(|r| (r.image, false)).chain(records.iter().filter_map(|r| Some((r.mask?, true))));
-    let files: Vec<&str> = places().filter(|(place, _)| place.row.is_none()).map(|(place, _)| place.path).collect();
-    let mut digests = sources.digests(tree, &files)?.into_iter();
-    let contents = places().map(|(place, is_mask)| match place.row {
+    let datasets::Listing { records, left_out, faults } = found;
+    reject_faults(&tree.root, &faults)?;
+    let masks = records.iter().filter_map(|r| Some((r.mask_picture()?, true)));
+    let places: Vec<(PicturePlace<'_>, bool)> = records.iter().map(|r| (r.image, false)).chain(masks).collect();
+    let in_files = places.iter().filter(|(place, _)| place.row.is_none());
+    let mut digests = sources.digests(tree, &in_files.map(|(place, _)| place.path).collect::<Vec<_>>())?.into_iter();
+    let contents = places.iter().map(|(place, is_mask)| match place.row {
         None => digests.next(),
-        Some(_) => embedded(place, is_mask),
+        Some(_) => embedded(*place, *is_mask),
     });
     let contents: Vec<Option<Digest>> = contents.collect();
     let (images, masks) = contents.split_at(records.len());
     let mut masks = masks.iter().copied();
-    let masks = records.iter().map(|r| r.mask.and_then(|_| masks.next().flatten()));
+    let masks = records.iter().map(|r| r.mask_picture().and_then(|_| masks.next().flatten()));
     let digests = |name: &str, column: ArrayRef| (Field::new(name, column.data_type().clone(), true), column);
     let hidden = |(field, column): (Field, ArrayRef)| (volatile(field), column);
     let number =
         |name: &str, values: UInt32Array| (Field::new(name, DataType::UInt32, true), Arc::new(values) as ArrayRef);
     let splits: Vec<&str> = records.iter().map(|r| hold_out.split(r.split, r.image_id)).collect();
-    let rows = listing(vec![
+    let mut columns = vec![
         text(IMAGE_ID, records.iter().map(|r| Some(r.image_id))),
         text(CLASS, records.iter().map(|r| Some(r.class))),
         text(SPLIT, splits.iter().copied().map(Some)),
@@ -471,9 +576,16 @@ fn list_photographs(
         digests(MASKS.content, digest_array(masks)),
         hidden(text(IMAGES.path, records.iter().map(|r| Some(r.image.path)))),
         hidden(number(IMAGES.row, records.iter().map(|r| r.image.row).collect())),
-        hidden(text(MASKS.path, records.iter().map(|r| r.mask.map(|mask| mask.path)))),
-        hidden(number(MASKS.row, records.iter().map(|r| r.mask?.row).collect())),
-    ])?;
+        hidden(text(MASKS.path, records.iter().map(|r| r.mask_picture().map(|mask| mask.path)))),
+        hidden(number(MASKS.row, records.iter().map(|r| r.mask_picture()?.row).collect())),
+    ];
+    if records.iter().any(|r| r.drawing().is_some()) {
+        let json = |r: &datasets::Record<'_>| r.drawing().map(serde_json::to_string).transpose();
+        let drawings: Result<Vec<Option<String>>, _> = records.iter().map(json).collect();
+        let drawings = drawings.map_err(|e| Error::Stage(e.to_string()))?;
+        columns.push(text(DRAWING, drawings.iter().map(Option::as_deref)));
+    }
+    let rows = listing(columns)?;
     let mut notes: Vec<Note> = left_out.into_iter().map(|LeftOut { what, names }| Note::about(what, names)).collect();
     notes.extend(hold_out.notes(records.iter().map(|r| r.class).zip(splits)));
     Ok(Listing { rows, notes })
@@ -532,7 +644,7 @@ struct Image {
 /// The files of a photograph.
 struct Pictures {
     image: File,
-    mask: Option<File>,
+    mask: Option<ListedMask>,
     region: Option<Region>,
 }
 
@@ -548,11 +660,11 @@ impl Operator for Reader {
                     let regions = Region::read(&batch, &self.sources)?.into_par_iter().enumerate();
                     regions.map(|(row, region)| self.generated(&batch, row, region).map_err(Arc::new)).collect()
                 }
-                (Dataset::Folder | Dataset::Manifest, None) => {
+                (_, None) => {
                     let read = |(row, pictures)| self.photograph(&batch, row, pictures).map_err(Arc::new);
                     self.pictures(&batch)?.into_par_iter().enumerate().map(read).collect()
                 }
-                (Dataset::Folder | Dataset::Manifest, Some(_)) => self.tiles(&batch, &mut last)?,
+                (_, Some(_)) => self.tiles(&batch, &mut last)?,
             };
             let mut good = Vec::with_capacity(images.len());
             for (row, image) in images.into_iter().enumerate() {

@@ -197,6 +197,12 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// Makes the mask of an anomalous picture, 255 where it is anomalous and 0 elsewhere.
+    pub fn new(any: GrayImage) -> Self {
+        let notes = extremes(&any).collect();
+        Self { any, grey: None, notes }
+    }
+
     /// Turns the mask by the orientation of its picture.
     pub fn turned(self, turn: Orientation) -> Self {
         let turned = |image: GrayImage| {
@@ -230,9 +236,15 @@ pub fn mask(bytes: &[u8], turn_by_exif: bool) -> Result<Mask, VisionError> {
     notes.extend(has_more_pictures(bytes, format).then_some(MORE_PICTURES));
     notes.extend(lossy.then_some(LOSSY_MASK));
     notes.extend((!lossy && levels(&grey) > 2).then_some(LEVELS));
-    notes.extend(any.iter().all(|value| *value > 0).then_some(WHOLE_MASK));
-    notes.extend(any.iter().all(|value| *value == 0).then_some(EMPTY_MASK));
+    notes.extend(extremes(&any));
     Ok(Mask { grey: (grey != any).then_some(grey), any, notes })
+}
+
+/// Returns notes on a mask in which every pixel or none is anomalous.
+fn extremes(any: &GrayImage) -> impl Iterator<Item = NoteText> + use<> {
+    let is_whole = any.iter().all(|value| *value > 0);
+    let is_empty = any.iter().all(|value| *value == 0);
+    is_whole.then_some(WHOLE_MASK).into_iter().chain(is_empty.then_some(EMPTY_MASK))
 }
 
 /// Returns 255 where a pixel of a mask is anomalous, else 0.

@@ -7,6 +7,7 @@ pub mod colormap;
 mod container;
 pub mod contour;
 pub mod decode;
+pub mod drawing;
 pub mod imagenet;
 pub mod mosaic;
 pub mod placement;

@@ -122,7 +122,7 @@ pub fn list_labelled<'a>(files: &Files<'a>, labelled: Labelled<'a>) -> Result<Li
     let mut groups = left_out(files, &records);
     labelled.names().filter(|(name, _)| !found.contains(name)).for_each(|(name, _)| groups.add(EMPTY, name));
     records.sort_unstable_by_key(|record| record.image_id);
-    Ok(Listing { records, left_out: groups.0 })
+    Ok(Listing { records, left_out: groups.0, faults: Vec::new() })
 }
 
 /// Refuses a picture in a folder of masks below a folder of images, which begins at `from`.

@@ -30,8 +30,12 @@ const PARTS: [&str; 3] = ["train", "test", "ground_truth"];
 /// Groups the files of a dataset that are left out, by reason. `classes` are the prefixes of its classes, each with a
 /// slash at its end or empty.
 pub(super) fn left_out<'a>(files: &Files<'a>, classes: &[String], records: &[Record<'a>]) -> Vec<LeftOut<'a>> {
-    let read: HashSet<&str> =
-        records.iter().flat_map(|record| [Some(record.image), record.mask]).flatten().map(|place| place.path).collect();
+    let read: HashSet<&str> = records
+        .iter()
+        .flat_map(|record| [Some(record.image), record.mask_picture()])
+        .flatten()
+        .map(|at| at.path)
+        .collect();
     let unread = files.paths.iter().copied().filter(|path| !read.contains(path));
     let mut groups = Groups::default();
     let dead: HashSet<&str> = files.dead.iter().copied().collect();

@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{
-    super::record::DatasetError,
+    super::record::{DatasetError, Fault},
     Class,
     names::{composed, without_extension},
 };
 
-/// Returns the mask of each image of one kind, by the image's path. Fails unless each image has exactly one.
+/// Returns the mask of each image of one kind, by the image's path. An image without a mask, and a mask without an image,
+/// are faults. Fails if an image has two masks, or a mask could belong to two images.
 ///
 /// A mask lies below `ground_truth/KIND` as its image lies below `test/KIND`, under the same name without extension,
 /// with or without `_mask` at its end. Names are compared in Unicode's composed form.
@@ -19,6 +20,7 @@ pub(super) fn pair<'a>(
     class: &Class<'_, 'a>,
     kind: &str,
     images: &[&'a str],
+    faults: &mut Vec<Fault>,
 ) -> Result<HashMap<&'a str, &'a str>, DatasetError> {
     let masks = class.masks_of(kind);
     let images = ByName::new(images, &format!("{}test/", class.prefix));
@@ -27,19 +29,21 @@ pub(super) fn pair<'a>(
     let names: HashSet<&str> = named.iter().map(|(_, name)| &**name).collect();
     let mut pairs: HashMap<&str, &str> = HashMap::new();
     for (mask, name) in &named {
-        let owner = images.owner(class, mask, name, &names)?.ok_or_else(|| class.missing_image(mask, kind))?;
+        let Some(owner) = images.owner(class, mask, name, &names)? else {
+            faults.push(class.missing_image(mask, kind));
+            continue;
+        };
         if let Some(first) = pairs.insert(owner, mask) {
             let [first, second] = [first, mask].map(|mask| class.files.place(mask));
             return Err(DatasetError::TwoMasks { image: class.files.place(without_extension(owner)), first, second });
         }
     }
-    match images.all().find(|image| !pairs.contains_key(image)) {
-        Some(image) => Err(DatasetError::MissingMask {
-            image: class.files.place(image),
-            expected: class.place(&["ground_truth", &format!("{}_mask.png", class.below_split(image))]),
-        }),
-        None => Ok(pairs),
+    for image in images.all().filter(|image| !pairs.contains_key(image)) {
+        let expected = class.place(&["ground_truth", &format!("{}_mask.png", class.below_split(image))]);
+        let what = format!("it has no mask; expected {expected} (any image extension, _mask may be left out)");
+        faults.push(Fault::new(image, &what));
     }
+    Ok(pairs)
 }
 
 /// Returns a path relative to a folder without its extension, in composed form.

@@ -29,10 +29,21 @@ fn failure(paths: &[&str], text: &str) -> String {
     with_listing(paths, text, |listed| listed.unwrap_err().to_string())
 }
 
+/// Returns the faults with their paths.
+fn faults(paths: &[&str]) -> Vec<String> {
+    with_listing(paths, "", |listed| {
+        let faults = listed.unwrap().faults.into_iter();
+        faults.map(|Fault { path, what }| format!("{path}: {what}")).collect()
+    })
+}
+
 /// Returns the images with masks, and these masks.
 fn masked(paths: &[&str]) -> Vec<(String, String)> {
     with_list(paths, "", |listed| {
-        let pairs = listed.unwrap().into_iter().filter_map(|r| Some((r.image_id.to_owned(), r.mask?.path.to_owned())));
+        let pairs = listed
+            .unwrap()
+            .into_iter()
+            .filter_map(|r| Some((r.image_id.to_owned(), r.mask_picture()?.path.to_owned())));
         pairs.collect()
     })
 }
@@ -62,7 +73,7 @@ fn images_are_listed_by_id_with_their_masks() {
         let listed = listed.unwrap();
         let rows: Vec<(&str, &str, bool, &str, Option<&str>)> = listed
             .iter()
-            .map(|r| (r.image_id, r.split, r.label.unwrap(), r.defect.unwrap(), r.mask.map(|mask| mask.path)))
+            .map(|r| (r.image_id, r.split, r.label.unwrap(), r.defect.unwrap(), r.mask_picture().map(|mask| mask.path)))
             .collect();
         let expected = [
             ("nut/test/bent/0.png", "test", true, "bent", Some("nut/ground_truth/bent/0_mask.png")),
@@ -136,24 +147,24 @@ fn errors_name_the_layout_that_would_work() {
 }
 
 #[test]
-fn missing_and_double_masks_are_errors_that_name_the_expected_path() {
-    let with = |files: &[&str]| failure(&[&NUT, files].concat(), "");
+fn missing_masks_and_images_are_faults_that_name_the_expected_path() {
+    let with = |files: &[&str]| faults(&[&NUT, files].concat());
     let both = ["nut/ground_truth/bent/0_mask.png", "nut/ground_truth/bent/1_mask.png"];
+    let unmasked = "nut/test/bent/1.tif: it has no mask; expected ROOT/nut/ground_truth/bent/1_mask.png (any image extension, \
+         _mask may be left out)";
+    assert_eq!(with(&both[..1]), [unmasked]);
+    let of_nothing = |mask: &str, image: &str| {
+        format!(
+            "nut/ground_truth/{mask}: it is the mask of no image; expected ROOT/nut/test/{image} (any image extension)"
+        )
+    };
+    // All of them are found.
+    let misspelt = of_nothing("brnt/0_mask.png", "brnt/0.png");
+    let found = with(&[both[0], "nut/ground_truth/bent/7_mask.png", "nut/ground_truth/brnt/0_mask.png"]);
+    assert_eq!(found, [misspelt, of_nothing("bent/7_mask.png", "bent/7.png"), unmasked.to_owned()]);
+    assert_eq!(with(&both), [""; 0]);
     assert_eq!(
-        with(&both[..1]),
-        "no mask for ROOT/nut/test/bent/1.tif: expected ROOT/nut/ground_truth/bent/1_mask.png \
-         (any image extension, _mask may be left out)"
-    );
-    assert_eq!(
-        with(&[both[0], both[1], "nut/ground_truth/bent/7_mask.png"]),
-        "no image for mask ROOT/nut/ground_truth/bent/7_mask.png: expected ROOT/nut/test/bent/7.png (any image extension)"
-    );
-    assert_eq!(
-        with(&["nut/ground_truth/brnt/0_mask.png"]),
-        "no image for mask ROOT/nut/ground_truth/brnt/0_mask.png: expected ROOT/nut/test/brnt/0.png (any image extension)"
-    );
-    assert_eq!(
-        with(&[both[0], both[1], "nut/ground_truth/bent/1.png"]),
+        failure(&[&NUT[..], &both, &["nut/ground_truth/bent/1.png"]].concat(), ""),
         "two masks for ROOT/nut/test/bent/1: ROOT/nut/ground_truth/bent/1.png and \
          ROOT/nut/ground_truth/bent/1_mask.png; keep one"
     );
@@ -172,17 +183,13 @@ fn images_of_deeper_folders_are_listed_with_their_masks() {
     let pair = |image: &str, mask: &str| (image.to_owned(), mask.to_owned());
     let pairs = [pair("nut/test/rust/0.webp", deeper[2]), pair("nut/test/rust/line2/b/0.webp", deeper[3])];
     assert_eq!(masked(&paths), pairs);
-    assert_eq!(
-        failure(&paths[..paths.len() - 1], ""),
-        "no mask for ROOT/nut/test/rust/line2/b/0.webp: expected ROOT/nut/ground_truth/rust/line2/b/0_mask.png \
-         (any image extension, _mask may be left out)"
-    );
+    let unmasked = "nut/test/rust/line2/b/0.webp: it has no mask; expected ROOT/nut/ground_truth/rust/line2/b/0_mask.png (any image \
+         extension, _mask may be left out)";
+    assert_eq!(faults(&paths[..paths.len() - 1]), [unmasked]);
     let flat = [&NUT[..], &deeper[2..3], &["nut/ground_truth/rust/line3/7_mask.png"]].concat();
-    assert_eq!(
-        failure(&flat, ""),
-        "no image for mask ROOT/nut/ground_truth/rust/line3/7_mask.png: expected ROOT/nut/test/rust/line3/7.png \
-         (any image extension)"
-    );
+    let of_nothing = "nut/ground_truth/rust/line3/7_mask.png: it is the mask of no image; expected ROOT/nut/test/rust/line3/7.png (any \
+         image extension)";
+    assert_eq!(faults(&flat), [of_nothing]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Images that cannot be used.
 
 use crate::{
-    datasets::synthetic,
+    datasets::{DatasetError, synthetic},
     engine::Error,
     vision::{VisionError, decode::MAX_PIXELS},
 };
@@ -42,4 +42,9 @@ impl Failure {
             Self::Read(_) | Self::MaskSize { .. } | Self::Synthetic(_) => None,
         }
     }
+}
+
+/// Makes the error of a folder that is no data set.
+pub(super) fn input_error(error: DatasetError) -> Error {
+    Error::Input(error.to_string())
 }

@@ -15,7 +15,11 @@ use crate::{
         source::Sources,
         stage::{Batch, SOURCE},
     },
-    vision::VisionError,
+    vision::{
+        VisionError,
+        decode::{self, Mask},
+        drawing::Drawing,
+    },
 };
 
 /// The columns of a listing about the encoded pictures of a kind.
@@ -70,6 +74,30 @@ impl File {
     }
 }
 
+/// The column of a listing with the shapes of which masks are drawn, as JSON. Only data sets with such masks have it.
+pub(super) const DRAWING: &str = "mask_drawing";
+
+/// A listed mask.
+pub(super) enum ListedMask {
+    /// An encoded picture.
+    File(File),
+    /// Shapes, as JSON.
+    Drawing(String),
+}
+
+impl ListedMask {
+    /// Returns the mask with its place, for messages.
+    pub(super) fn decode(self, turn_by_exif: bool) -> Result<(String, Mask), Failure> {
+        match self {
+            Self::File(file) => file.decode(decode::mask, turn_by_exif),
+            Self::Drawing(json) => {
+                let drawing: Drawing = serde_json::from_str(&json).map_err(|e| Error::Stage(e.to_string()))?;
+                Ok(("drawn from its annotations".to_owned(), Mask::new(drawing.mask())))
+            }
+        }
+    }
+}
+
 /// The place of a picture, and the digest of its content.
 struct Listed {
     address: String,
@@ -88,7 +116,7 @@ pub(super) struct PictureFiles<'a> {
 impl PictureFiles<'_> {
     /// Reads the image and, if there is one, the mask of each row. All files are read concurrently, which hides the
     /// latency of servers.
-    pub(super) fn read(&self, batch: &Batch) -> Result<Vec<(File, Option<File>)>> {
+    pub(super) fn read(&self, batch: &Batch) -> Result<Vec<(File, Option<ListedMask>)>> {
         let listed = |of: &PictureColumns| -> Result<Vec<Option<Listed>>> {
             (0..batch.len()).map(|row| self.listed(batch, row, of)).collect()
         };
@@ -96,11 +124,13 @@ impl PictureFiles<'_> {
         let is_masked: Vec<bool> = masks.iter().map(Option::is_some).collect();
         let mut files = self.contents(images.into_iter().chain(masks).flatten().collect())?.into_iter();
         let images: Vec<File> = files.by_ref().take(batch.len()).collect();
-        Ok(images
-            .into_iter()
-            .zip(is_masked)
-            .map(|(image, masked)| (image, if masked { files.next() } else { None }))
-            .collect())
+        let drawings = batch.rows(SOURCE)?.column_by_name(DRAWING).map(|column| column.as_string::<i32>());
+        let drawing = |row: usize| drawings.filter(|all| all.is_valid(row)).map(|all| all.value(row).to_owned());
+        let mask = |(row, (image, is_masked))| match is_masked {
+            true => (image, files.next().map(ListedMask::File)),
+            false => (image, drawing(row).map(ListedMask::Drawing)),
+        };
+        Ok(images.into_iter().zip(is_masked).enumerate().map(mask).collect())
     }
 
     /// Reads the image of each row.

@@ -4,7 +4,7 @@ use image::{GrayImage, Rgb, RgbImage, metadata::Orientation};
 
 use super::{
     failure::Failure,
-    files::File,
+    files::{File, ListedMask},
     masks,
     roi::{Region, ScaledRegion},
 };
@@ -60,7 +60,7 @@ impl Scaled {
     /// orientation. `whole` gives the place of a photograph of a size.
     pub(super) fn read(
         image: File,
-        mask: Option<File>,
+        mask: Option<ListedMask>,
         region: Option<Region>,
         turn_by_exif: bool,
         whole: impl Fn((u32, u32)) -> Placement,
@@ -75,7 +75,7 @@ impl Scaled {
         }
         let mask = match mask {
             Some(mask) => {
-                let (mask_place, mask) = mask.decode(decode::mask, turn_by_exif)?;
+                let (mask_place, mask) = mask.decode(turn_by_exif)?;
                 let mask = masks::aligned(mask, &image, turn);
                 if mask.any.dimensions() != (width, height) {
                     let turned = if turn == Orientation::NoTransforms { "" } else { TURNED };

@@ -82,3 +82,11 @@ fn image_that_changes_after_its_listing_fails() {
     assert_eq!(*image, ("nut/train/good/0.png", format!("ROOT/nut/train/good/0.png {changed}")));
     assert!(gone.1.starts_with("cannot read ROOT/nut/train/good/1.png: "), "{gone:?}");
 }
+
+#[test]
+fn layouts_are_named_as_parameters_name_them() {
+    use Dataset::{CocoAd, Folder, Manifest, Mvtec, MvtecAd2, RealIad, Synthetic, Visa};
+    for dataset in [Folder, Manifest, Synthetic, Mvtec, Visa, RealIad, CocoAd, MvtecAd2] {
+        assert_eq!(serde_json::to_value(dataset).unwrap(), dataset.name());
+    }
+}
