@@ -1,6 +1,6 @@
 //! Data sets as they are published, and the check of their files.
 
-use std::fs;
+use std::{fs, io::Write};
 
 use image::{GrayImage, Luma};
 
@@ -241,6 +241,62 @@ fn root_that_is_another_data_set_is_told_what_was_expected() {
     lab.write("pipeline.yaml", &pipeline("dataset: visa"));
     let said = told(&lab, 2);
     assert!(said.contains("; expected the folder or URL of VisA, with split_csv/1cls.csv"), "{said}");
+}
+
+/// Puts the files of a folder below `data` into a ZIP file beside it, and removes the folder.
+fn zip(lab: &Lab, folder: &str, archive: &str) {
+    let mut writer = zip::ZipWriter::new(fs::File::create(lab.path(&format!("data/{archive}"))).unwrap());
+    for file in fs::read_dir(lab.path(&format!("data/{folder}"))).unwrap() {
+        let file = file.unwrap();
+        let name = format!("{folder}/{}", file.file_name().to_str().unwrap());
+        writer.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(&fs::read(file.path()).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+    fs::remove_dir_all(lab.path(&format!("data/{folder}"))).unwrap();
+}
+
+#[test]
+fn archives_are_read_in_place() {
+    let visa_lab = lab("dataset: visa");
+    visa(&visa_lab, [1, 3]);
+    visa_lab.run(&[]);
+    let rows = visa_lab.sql(".vlmdiff", ROWS);
+    let mut archive = tar::Builder::new(fs::File::create(visa_lab.path("VisA.tar")).unwrap());
+    archive.append_dir_all(".", visa_lab.path("data")).unwrap();
+    archive.finish().unwrap();
+    fs::remove_dir_all(visa_lab.path("data")).unwrap();
+    // Nothing has changed but the place.
+    let set = ["--set", "images.root=VisA.tar"];
+    assert_eq!(computed(&visa_lab.run(&set)), [("images", 0); 0]);
+    assert_eq!(computed(&visa_lab.run(&[&set[..], &["--force", "images"]].concat())), [("images", 4)]);
+    assert_eq!(visa_lab.sql(".vlmdiff", ROWS), rows);
+    let uri = visa_lab.sql(".vlmdiff", "select uri from images order by image_id limit 1");
+    assert_eq!(uri, ["VisA.tar/candle/Data/Images/Anomaly/000.JPG"]);
+    let checked = visa_lab.vlmdiff(&[&["data", "check", "pipeline.yaml"], &set[..]].concat());
+    assert!(checked.code == Some(0) && checked.stdout.ends_with("  no fault\n"), "{}", checked.stdout);
+    fs::rename(visa_lab.path("VisA.tar"), visa_lab.path("VisA.tar.gz")).unwrap();
+    let ended = visa_lab.vlmdiff(&["run", "pipeline.yaml", "--set", "images.root=VisA.tar.gz"]);
+    let words = "cannot read VisA.tar.gz: it is compressed as a whole; as .tar, or unpacked, it would be read in place";
+    assert!(ended.code == Some(2) && ended.stderr.contains(words), "{}", ended.stderr);
+
+    let coco_lab = lab("dataset: coco_ad, coco_ad: { split: 0 }");
+    let square = "[[2, 1, 5, 1, 5, 3, 2, 3]]";
+    coco(&coco_lab, "train2017", &[1], &[(1, 20, square)]);
+    coco(&coco_lab, "val2017", &[5, 6], &[(5, 19, square), (6, 20, square)]);
+    coco_lab.run(&[]);
+    zip(&coco_lab, "annotations", "annotations_trainval2017.zip");
+    zip(&coco_lab, "val2017", "val2017.zip");
+    assert_eq!(computed(&coco_lab.run(&[])), [("images", 0); 0]);
+    // Without what was remembered, the annotations are read out of their archive.
+    fs::remove_dir_all(coco_lab.path("cache")).unwrap();
+    assert_eq!(computed(&coco_lab.run(&["--force", "images"])), [("images", 3)]);
+    let places = [
+        "data/train2017/000000000001.jpg,0",
+        "data/val2017.zip/val2017/000000000005.jpg,255",
+        "data/val2017.zip/val2017/000000000006.jpg,0",
+    ];
+    assert_eq!(coco_lab.sql(".vlmdiff", "select uri, mask[19] from images order by image_id"), places);
 }
 
 #[test]

@@ -36,7 +36,7 @@ use crate::{
         synthetic, visa,
     },
     engine::{
-        Digest, Error, Result, join,
+        Digest, Error, Result,
         source::{Sources, Tree},
         stage::{Batch, Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
         store::{Note, digest_array, volatile},
@@ -446,10 +446,15 @@ impl Ingest {
             return take(Found { listing, tree: &manifest.tree, embedded: &embedded });
         }
         let expected = |e| Error::Input(format!("{e}; expected {}", self.dataset.root()));
-        let tree = sources.tree(root).map_err(expected)?;
+        let tree = match self.dataset {
+            Dataset::Folder => sources.tree(root),
+            // Their archives may lie as they were downloaded.
+            _ => sources.unpacked_tree(root),
+        };
+        let tree = tree.map_err(expected)?;
         let (name, paths, hidden) = (tree.name(), tree.paths().collect::<Vec<_>>(), tree.hidden().collect::<Vec<_>>());
         let dead: Vec<&str> = tree.dead_links().collect();
-        let read = |path: &str| Ok(sources.read(&join(root, path)?)?.to_vec());
+        let read = |path: &str| Ok(sources.read(&tree.address(path)?)?.to_vec());
         let files = Files { mean: MEAN, root, name: &name, paths: &paths, hidden: &hidden, dead: &dead, read: &read };
         let listing = match (self.dataset, self.labelled()) {
             (Dataset::CocoAd, _) => {
@@ -574,9 +579,9 @@ fn list_photographs(
         text(CAPTION, records.iter().map(|r| r.caption.as_deref())),
         digests(IMAGES.content, digest_array(images.iter().copied())),
         digests(MASKS.content, digest_array(masks)),
-        hidden(text(IMAGES.path, records.iter().map(|r| Some(r.image.path)))),
+        hidden(text(IMAGES.path, records.iter().map(|r| Some(tree.stored(r.image.path))))),
         hidden(number(IMAGES.row, records.iter().map(|r| r.image.row).collect())),
-        hidden(text(MASKS.path, records.iter().map(|r| r.mask_picture().map(|mask| mask.path)))),
+        hidden(text(MASKS.path, records.iter().map(|r| r.mask_picture().map(|mask| tree.stored(mask.path))))),
         hidden(number(MASKS.row, records.iter().map(|r| r.mask_picture()?.row).collect())),
     ];
     if records.iter().any(|r| r.drawing().is_some()) {

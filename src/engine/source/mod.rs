@@ -1,5 +1,6 @@
 //! Files and URLs outside the store.
 
+mod archive;
 mod cache_folder;
 mod facts;
 mod fetch;

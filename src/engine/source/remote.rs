@@ -84,7 +84,7 @@ impl Remote {
                 let slash = if at + 1 < names.len() { "/" } else { "" };
                 hidden.push(format!("{}{slash}", names[..=at].join("/")).into());
             } else if !path.is_empty() {
-                found.push(Found { stamp: remote_stamp(&path, &meta), path: path.into() });
+                found.push(Found { stamp: remote_stamp(&path, &meta), path: path.into(), stored: None });
             }
         }
         Ok((found, hidden))

@@ -1,11 +1,12 @@
 //! Files and URLs outside the store: datasets, weights. They are identified by their content.
 //!
-//! An address is a path, or a URL that `object_store` supports (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
+//! An address is a path, also of a member of an archive, or a URL that `object_store` supports (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
 //! hashed once and recognized later by what the file system or the server reports about the file; see [`tree`] for
 //! what that trusts.
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{
+    archive::{self, Archives},
     cache_folder::cache_folder,
     files::{cannot_read, hash_file, is_file, retry},
     memory::Memory,
@@ -38,6 +40,7 @@ pub struct Sources {
     pub(super) cache: PathBuf,
     pub(super) now: fn() -> i64,
     pub(super) remote: Arc<Remote>,
+    pub(super) archives: Arc<Archives>,
 }
 
 impl Default for Sources {
@@ -49,18 +52,57 @@ impl Default for Sources {
 impl Sources {
     /// Makes access that trusts what the file system reports, or with `verify` hashes every file.
     pub fn new(verify: bool) -> Self {
-        Self { verify, cache: cache_folder(), now, remote: Arc::default() }
+        Self { verify, cache: cache_folder(), now, remote: Arc::default(), archives: Arc::default() }
     }
 
-    /// Lists every file below a folder or URL.
+    /// Lists every file below a folder or URL, or in an archive.
     pub fn tree(&self, root: &str) -> Result<Tree> {
-        Ok(match url_of(root)? {
-            Some(url) => {
-                let (found, hidden) = self.remote.list(&url)?;
-                Tree::new(root, found, hidden)
-            }
-            None => Tree::local(root, retry(|| tree::walk(&local_path(root))).map_err(|e| cannot_read(root, e))?),
-        })
+        if let Some(url) = url_of(root)? {
+            let (found, hidden) = self.remote.list(&url)?;
+            return Ok(Tree::new(root, found, hidden));
+        }
+        let path = local_path(root);
+        if path.is_file() && archive::is_compressed(root) {
+            let advice = "it is compressed as a whole; as .tar, or unpacked, it would be read in place";
+            return Err(cannot_read(root, advice));
+        }
+        if path.is_file() && archive::is_archive(root) {
+            return Ok(Tree::new(root, self.members(root, "")?, Vec::new()));
+        }
+        Ok(Tree::local(root, retry(|| tree::walk(&path)).map_err(|e| cannot_read(root, e))?))
+    }
+
+    /// Does as [`tree`](Self::tree), and lists archives below a folder on this machine as if each were unpacked where it
+    /// lies. A file that is there is taken before one in an archive.
+    pub fn unpacked_tree(&self, root: &str) -> Result<Tree> {
+        let tree = self.tree(root)?;
+        if url_of(root)?.is_some() || local_path(root).is_file() {
+            return Ok(tree);
+        }
+        let archives: Vec<&str> = tree.paths().filter(|path| archive::is_archive(path)).collect();
+        let members = archives.iter().map(|path| self.members(root, path)).collect::<Result<Vec<_>>>()?;
+        Ok(tree.with_members(members.into_iter().flatten()))
+    }
+
+    /// Lists the members of an archive below a root, which is the archive itself if its path is empty.
+    fn members(&self, root: &str, path: &str) -> Result<Vec<Found>> {
+        let place = if path.is_empty() { local_path(root) } else { local_path(root).join(path) };
+        let opened = self.archives.open(&place).map_err(|e| cannot_read(&place.to_string_lossy(), e))?;
+        let folder = path.rfind('/').map_or("", |slash| &path[..=slash]);
+        let found = |name: Box<str>| {
+            let stored = (!path.is_empty()).then(|| format!("{path}/{name}").into());
+            let path: Box<str> = format!("{folder}{name}").into();
+            Found { stamp: tree::stamp(&path, &place), path, stored }
+        };
+        Ok(opened.names().into_par_iter().map(found).collect())
+    }
+
+    /// Returns the digest of a local file or of a member of an archive.
+    fn hash(&self, path: &Path) -> io::Result<Digest> {
+        match archive::split(path) {
+            Some((archive, member)) => retry(|| self.archives.digest(archive, member)),
+            None => hash_file(path),
+        }
     }
 
     /// Returns the digests of files of a tree, by their paths in it. A file that cannot be read gets a digest that
@@ -78,7 +120,7 @@ impl Sources {
             }
             None => {
                 let folder = local_path(&tree.root);
-                let hash = |found: &&Found| hash_file(&folder.join(&*found.path)).map_err(|error| error.to_string());
+                let hash = |found: &&Found| self.hash(&folder.join(found.stored())).map_err(|error| error.to_string());
                 Ok(missing.par_iter().map(hash).collect())
             }
         };
@@ -93,8 +135,8 @@ impl Sources {
             Some(url) => self.remote.stamp(url)?,
             None => tree::stamp("", &local_path(address)),
         };
-        let found = Found { path: "".into(), stamp };
-        let local = || hash_file(&local_path(address)).map_err(|e| cannot_read(address, e));
+        let found = Found { path: "".into(), stamp, stored: None };
+        let local = || self.hash(&local_path(address)).map_err(|e| cannot_read(address, e));
         let hash = || url.as_ref().map_or_else(local, |url| self.download(url));
         let digests = self.known_or(address, found.stamp.iter(), &[&found], |_| Ok(vec![Ok(hash()?)]))?;
         let digest = digests.into_iter().next().unwrap_or_else(|| Err("it has no content".into()));
@@ -106,8 +148,12 @@ impl Sources {
         match url_of(address)? {
             Some(url) => self.remote.read(&url),
             None => {
-                let read = |path: PathBuf| is_file(&path).and_then(|()| std::fs::read(path));
-                retry(|| read(local_path(address))).map(Bytes::from).map_err(|e| cannot_read(address, e))
+                let path = local_path(address);
+                let read = || match archive::split(&path) {
+                    Some((archive, member)) => self.archives.content(archive, member),
+                    None => is_file(&path).and_then(|()| std::fs::read(&path)),
+                };
+                retry(read).map(Bytes::from).map_err(|e| cannot_read(address, e))
             }
         }
     }

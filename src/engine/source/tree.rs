@@ -55,6 +55,15 @@ pub(in crate::engine) struct Found {
     pub(in crate::engine) path: Box<str>,
     /// The stamp; `None` if only the content shows whether the file has changed.
     pub(in crate::engine) stamp: Option<Stamp>,
+    /// The path of the member of an archive below the root, if the file is one: that of the archive, and the name in it.
+    pub(in crate::engine) stored: Option<Box<str>>,
+}
+
+impl Found {
+    /// Returns the path below the root at which the content lies.
+    pub(in crate::engine) fn stored(&self) -> &str {
+        self.stored.as_ref().unwrap_or(&self.path)
+    }
 }
 
 /// Identifies a file's content without reading it.
@@ -68,7 +77,7 @@ pub(in crate::engine) struct Stamp {
 impl Tree {
     pub(in crate::engine) fn local(root: &str, paths: Paths) -> Self {
         let folder = local_path(root);
-        let found = |path: Box<str>| Found { stamp: stamp(&path, &folder.join(&*path)), path };
+        let found = |path: Box<str>| Found { stamp: stamp(&path, &folder.join(&*path)), path, stored: None };
         let tree = Self::new(root, paths.shown.into_par_iter().map(found).collect(), paths.hidden);
         Self { dead: paths.dead, ..tree }
     }
@@ -78,6 +87,14 @@ impl Tree {
         hidden.sort_unstable();
         hidden.dedup();
         Self { root: root.to_owned(), files, hidden, dead: Vec::new() }
+    }
+
+    /// Adds members of archives, except where a file is at their path.
+    pub(in crate::engine) fn with_members(mut self, members: impl Iterator<Item = Found>) -> Self {
+        self.files.extend(members);
+        self.files.par_sort_by(|a, b| a.path.cmp(&b.path).then(a.stored.is_some().cmp(&b.stored.is_some())));
+        self.files.dedup_by(|second, first| second.path == first.path);
+        self
     }
 
     /// Returns the files' paths below the root, sorted, with `/` on every system.
@@ -107,9 +124,15 @@ impl Tree {
         root.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
 
+    /// Returns the path below the root at which the content of a file of the tree lies. It differs from its path if the
+    /// file is a member of an archive.
+    pub fn stored<'a>(&'a self, path: &'a str) -> &'a str {
+        self.find(path).map_or(path, Found::stored)
+    }
+
     /// Returns the address of a file of the tree.
     pub fn address(&self, path: &str) -> Result<String> {
-        join(&self.root, path)
+        join(&self.root, self.stored(path))
     }
 
     pub(in crate::engine) fn find(&self, path: &str) -> Option<&Found> {
