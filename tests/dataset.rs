@@ -371,7 +371,7 @@ fn manifest_says_what_its_photographs_are() {
     for (line, words) in [
         (
             r#"{"path": "e.png"}"#,
-            "parts/rows.jsonl: line 1: no file `e.png` in parts; paths are relative to the manifest",
+            "e.png: parts/rows.jsonl: line 1 names it, and no such file exists; paths are relative to the manifest",
         ),
         (
             r#"{"path": "a.png", "split": "valid"}"#,

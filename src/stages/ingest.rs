@@ -441,7 +441,8 @@ impl Ingest {
         if self.dataset == Dataset::Manifest {
             let manifest = Manifests::read(root, &self.columns, sources)?;
             let class = manifest.tree.name();
-            let listing = datasets::manifest::list(&manifest.rows, &class, MEAN).map_err(input_error)?;
+            let mut listing = datasets::manifest::list(&manifest.rows, &class, MEAN).map_err(input_error)?;
+            listing.faults.extend(manifest.missing());
             let embedded = |place: PicturePlace<'_>, is_mask| manifest.embedded(place, is_mask);
             return take(Found { listing, tree: &manifest.tree, embedded: &embedded });
         }

@@ -1,7 +1,7 @@
 //! The check of a data set before anything is computed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{BufReader, Cursor},
 };
@@ -79,8 +79,9 @@ impl Ingest {
         }
         self.found(sources, |found| {
             let listing = found.listing;
-            let looked = Looked { ingest: self, sources, tree: found.tree, decode_masks };
             let mut faults = listing.faults;
+            let known = faults.iter().map(|fault| fault.path.as_str()).collect();
+            let looked = Looked { ingest: self, sources, tree: found.tree, known, decode_masks };
             let of_files: Vec<Vec<Fault>> = listing.records.par_iter().map(|record| looked.faults(record)).collect();
             faults.extend(of_files.into_iter().flatten());
             let notes =
@@ -108,6 +109,8 @@ struct Looked<'a> {
     ingest: &'a Ingest,
     sources: &'a Sources,
     tree: &'a Tree,
+    /// The files that are known to be at fault.
+    known: HashSet<&'a str>,
     decode_masks: bool,
 }
 
@@ -141,9 +144,9 @@ impl Looked<'_> {
     }
 
     /// Returns the size of a picture as it is stored. A picture that cannot be read is a fault; one in a Parquet file is
-    /// not looked at.
+    /// not looked at, nor one that is known to be at fault.
     fn header(&self, place: PicturePlace<'_>, faults: &mut Vec<Fault>) -> Option<Size> {
-        if place.row.is_some() {
+        if place.row.is_some() || self.known.contains(place.path) {
             return None;
         }
         let address = self.tree.address(place.path);

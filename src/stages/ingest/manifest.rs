@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::embedded::Embedded;
 use crate::{
     datasets::{
-        PicturePlace,
+        Fault, PicturePlace,
         manifest::{self, ManifestRow},
     },
     engine::{
@@ -128,20 +128,22 @@ impl Manifests {
         for (file, split) in files {
             all.add(&file, split.as_deref(), columns, sources)?;
         }
-        let paths: HashSet<&str> = all.tree.paths().collect();
-        let missing = all.rows.iter().find_map(|row| {
+        Ok(all)
+    }
+
+    /// Returns the photographs and masks that do not exist.
+    pub(super) fn missing(&self) -> Vec<Fault> {
+        let paths: HashSet<&str> = self.tree.paths().collect();
+        let files = self.rows.iter().flat_map(|row| {
             let files = [(Some(&row.path), row.row), (row.mask.as_ref(), row.mask_row)];
-            let mut files = files.into_iter().filter_map(|(path, row)| path.filter(|_| row.is_none()));
-            Some((row, files.find(|path| !paths.contains(path.as_str()))?))
+            files.into_iter().filter_map(move |(path, at)| Some((row, path.filter(|_| at.is_none())?)))
         });
-        match missing {
-            Some((row, path)) => {
-                let message =
-                    format!("{}: no file `{path}` in {}; paths are relative to the manifest", row.place, all.folder);
-                Err(Error::Input(message))
-            }
-            None => Ok(all),
-        }
+        let missing = files.filter(|(_, path)| !paths.contains(path.as_str()));
+        let fault = |(row, path): (&ManifestRow, &String)| {
+            let what = format!("{} names it, and no such file exists; paths are relative to the manifest", row.place);
+            Fault::new(path, &what)
+        };
+        missing.map(fault).collect()
     }
 
     /// Adds the rows of a file below the folder. `split` is that of rows without one.

@@ -8,7 +8,10 @@ use super::{
     files::PictureFiles,
     manifest::{ManifestColumns, Manifests},
 };
-use crate::engine::{Error, Result, join, source::Sources};
+use crate::{
+    datasets::Fault,
+    engine::{Error, Result, join, source::Sources},
+};
 
 /// A photograph that a manifest lists.
 pub struct Listed {
@@ -35,7 +38,11 @@ const AT_ONCE: usize = 64;
 /// and labels are.
 pub fn photographs(root: &str, sources: &Sources, mut each: impl FnMut(Listed) -> Result<()>) -> Result<()> {
     let columns = ManifestColumns::default();
-    let Manifests { folder, rows, .. } = Manifests::read(root, &columns, sources)?;
+    let manifests = Manifests::read(root, &columns, sources)?;
+    if let Some(Fault { path, what }) = manifests.missing().first() {
+        return Err(Error::Input(format!("{path}: {what}")));
+    }
+    let Manifests { folder, rows, .. } = manifests;
     let files = PictureFiles { folder: &folder, columns: &columns, sources };
     for rows in rows.chunks(AT_ONCE) {
         let mut wanted: BTreeMap<&str, BTreeSet<u32>> = BTreeMap::new();

@@ -54,6 +54,40 @@ impl Place {
     }
 }
 
+#[test]
+fn archives_count_as_unpacked_where_they_lie() {
+    let place = Place::new(&["a/x.png", "a/plain.txt"]);
+    let mut archive = tar::Builder::new(fs::File::create(place.path("a/more.tar")).unwrap());
+    for (name, content) in [("x.png", "other"), ("deep/y.png", "y in the archive")] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, name, content.as_bytes()).unwrap();
+    }
+    archive.finish().unwrap();
+    let sources = place.later();
+    let tree = sources.unpacked_tree(&place.root).unwrap();
+    let paths: Vec<&str> = tree.paths().collect();
+    assert_eq!(paths, ["a/deep/y.png", "a/more.tar", "a/plain.txt", "a/x.png"]);
+    // A file that is there is taken before one in an archive.
+    assert_eq!(tree.stored("a/deep/y.png"), "a/more.tar/deep/y.png");
+    assert_eq!(tree.stored("a/x.png"), "a/x.png");
+    let address = tree.address("a/deep/y.png").unwrap();
+    let text = "y in the archive";
+    assert_eq!(sources.read(&address).unwrap(), text);
+    assert_eq!(sources.digest(&address).unwrap(), Digest::of(text.as_bytes()));
+    assert_eq!(sources.digests(&tree, &["a/deep/y.png", "a/x.png"]).unwrap(), of(&[text, "a/x.png"]));
+    let local = sources.local(&address).unwrap();
+    assert!(local.ends_with("y.png") && fs::read_to_string(local).unwrap() == text);
+    assert!(
+        sources.read(&format!("{}/a/more.tar/z.png", place.root)).unwrap_err().to_string().contains("no such member")
+    );
+    // An archive may be the root itself.
+    let root = place.path("a/more.tar").to_str().unwrap().to_owned();
+    let tree = sources.tree(&root).unwrap();
+    assert_eq!(tree.paths().collect::<Vec<_>>(), ["deep/y.png", "x.png"]);
+    assert_eq!(sources.digests(&tree, &["x.png"]).unwrap(), of(&["other"]));
+}
+
 /// Returns the digests of all files of a tree, and the number of files that were read for it.
 fn digests(sources: &Sources, root: &str) -> (Vec<Digest>, usize) {
     let tree = sources.tree(root).unwrap();
