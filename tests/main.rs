@@ -36,6 +36,7 @@ mod report;
 mod resume;
 mod secrets;
 mod serve;
+mod shipped;
 mod sizes;
 mod sql;
 mod sweep;

@@ -41,7 +41,7 @@ const VISA: &str = "object,split,label,image,mask\n\
     candle,test,anomaly,candle/Data/Images/Anomaly/001.JPG,candle/Data/Masks/Anomaly/001.png\n";
 
 /// Writes VisA with masks of these levels, the numbers of kinds of defects.
-fn visa(lab: &Lab, levels: [u8; 2]) {
+pub(crate) fn visa(lab: &Lab, levels: [u8; 2]) {
     write(lab, "data/split_csv/1cls.csv", VISA);
     for image in ["Normal/0000", "Normal/0001", "Anomaly/000", "Anomaly/001"] {
         picture(&lab.path(&format!("data/candle/Data/Images/{image}.JPG")), 16, 16);
@@ -69,9 +69,9 @@ fn masks_of_visa_are_numbers_of_kinds_of_defects() {
     assert_eq!(lab.sql(".vlmdiff", grey), ["1,0,0", "3,0,0"]);
 }
 
-#[test]
-fn views_of_real_iad_have_their_own_labels() {
-    let lab = lab("dataset: real_iad");
+/// Writes Real-IAD: a defective product of which two views are taken, in one of which the defect is seen, and a normal one. Returns
+/// the beginning of the paths of the former.
+pub(crate) fn real_iad(lab: &Lab) -> &'static str {
     let ng = "NG/HS/S0001/usb_0001_NG_HS_";
     let of = |kind: &str, image: &str, mask: &str| {
         format!("{{\"anomaly_class\": \"{kind}\", \"image_path\": \"{image}\", \"mask_path\": {mask}}}")
@@ -83,12 +83,19 @@ fn views_of_real_iad_have_their_own_labels() {
     };
     let shown = of("HS", &format!("{ng}C1_1.jpg"), &format!("\"{ng}C1_1.png\""));
     let hidden = of("OK", &format!("{ng}C2_1.jpg"), "null");
-    write(&lab, "data/realiad_jsons/realiad_jsons/usb.json", &splits(&[&shown, &hidden]));
-    write(&lab, "data/realiad_jsons/realiad_jsons_sv/usb.json", &splits(&[&shown]));
+    write(lab, "data/realiad_jsons/realiad_jsons/usb.json", &splits(&[&shown, &hidden]));
+    write(lab, "data/realiad_jsons/realiad_jsons_sv/usb.json", &splits(&[&shown]));
     for image in [format!("{ng}C1_1.jpg"), format!("{ng}C2_1.jpg"), "OK/S0001/usb_0001_OK_C1_1.jpg".to_owned()] {
         picture(&lab.path(&format!("data/realiad_512/usb/{image}")), 16, 16);
     }
-    mask(&lab, &format!("data/realiad_512/usb/{ng}C1_1.png"), 255);
+    mask(lab, &format!("data/realiad_512/usb/{ng}C1_1.png"), 255);
+    ng
+}
+
+#[test]
+fn views_of_real_iad_have_their_own_labels() {
+    let lab = lab("dataset: real_iad");
+    let ng = real_iad(&lab);
     lab.run(&[]);
     let rows = [
         format!("usb/{ng}C1_1.jpg,usb,test,true,HS,255"),
@@ -117,7 +124,7 @@ fn views_of_real_iad_have_their_own_labels() {
 
 /// Writes half of COCO: its pictures of 16x16 pixels by number, and annotations of (picture, category, segmentation). A
 /// category has twice its number in the file, since COCO leaves numbers out.
-fn coco(lab: &Lab, half: &str, pictures: &[u32], annotations: &[(u32, u32, &str)]) {
+pub(crate) fn coco(lab: &Lab, half: &str, pictures: &[u32], annotations: &[(u32, u32, &str)]) {
     let name = |number: &u32| format!("{number:012}.jpg");
     let images = pictures.iter().map(|number| {
         picture(&lab.path(&format!("data/{half}/{}", name(number))), 16, 16);

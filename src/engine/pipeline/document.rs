@@ -80,7 +80,12 @@ impl Loader<'_> {
                 let mut node = node.clone();
                 for (axis, value) in values.iter().filter(|(axis, _)| axis.table == key.name) {
                     let path: Vec<&str> = std::iter::once("with").chain(axis.path.iter().map(String::as_str)).collect();
-                    node.set(&path, (*value).clone());
+                    // Null stands for the parameter's default.
+                    if value.is_null() {
+                        node.unset(&path);
+                    } else {
+                        node.set(&path, (*value).clone());
+                    }
                 }
                 let mut above: Vec<&Table> = Vec::new();
                 for table in tables.iter().filter(|table| table.variant.is_part_of(&variant)) {

@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::{
     file::File,
     inputs::from_entries,
-    yaml::{Key, Kind, Node},
+    yaml::{Key, Kind, Node, Place},
 };
 use crate::engine::Result;
 
@@ -18,7 +16,9 @@ impl File {
     /// Parses the text of the file, and lays it over the file that it extends.
     pub(super) fn document(&mut self, text: &str) -> Result<Node> {
         let at = self.names.len() - 1;
-        let mut top = Node::parse(text, at).map_err(|(place, message)| self.error(place, message))?;
+        let parsed = Node::parse(text);
+        let mut top = parsed.map_err(|(place, message)| self.error(Place { file: at, ..place }, message))?;
+        top.lies_in(at);
         let Some((key, base)) = top.remove(EXTENDS) else { return Ok(top) };
         let wrong = |file: &Self, message: String| file.error(base.place, format!("{EXTENDS}: {message}"));
         let Some(base_name) = base.as_text() else {
@@ -55,9 +55,9 @@ impl File {
         let mut new = Vec::new();
         for (key, change) in changes {
             let at = tables.iter().position(|(table, _)| table.name == key.name);
-            match (at, matches!(change.kind, Kind::Scalar(Value::Null))) {
+            match (at, change.is_null()) {
                 (Some(at), true) => drop(tables.remove(at)),
-                (Some(at), false) => change_table(&mut tables[at], key, change),
+                (Some(at), false) => self.change_table(&mut tables[at], key, change)?,
                 (None, true) => {
                     let names: Vec<&str> = tables.iter().map(|(table, _)| table.name.as_str()).collect();
                     let message =
@@ -78,32 +78,38 @@ impl File {
         }
         Ok(())
     }
+
+    /// Changes a table. Parameters in `with` may be paths, such as `training.epochs`; one that is null is left out.
+    fn change_table(&self, entry: &mut (Key, Node), key: Key, change: Node) -> Result<()> {
+        let stage = |node: &Node| node.get("stage").and_then(Node::as_text).map(str::to_owned);
+        let is_other = stage(&change).is_some_and(|new| Some(new) != stage(&entry.1));
+        if is_other || !matches!(change.kind, Kind::Map(_)) {
+            *entry = (key, change);
+            return Ok(());
+        }
+        let table = &mut entry.1;
+        for (key, value) in change.into_entries() {
+            match value.kind {
+                Kind::Map(parameters) if key.name == "with" => {
+                    for (parameter, value) in parameters {
+                        let path: Vec<&str> = ["with"].into_iter().chain(parameter.name.split('.')).collect();
+                        if !value.is_null() {
+                            table.set(&path, value);
+                        } else if !table.unset(&path) {
+                            let message = format!("there is no parameter `{}` to leave out", parameter.name);
+                            return Err(self.error(parameter.place, message));
+                        }
+                    }
+                }
+                kind => table.set(&[&key.name], Node { kind, ..value }),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn read(path: &PathBuf) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
-}
-
-/// Changes a table of the file that is extended. Parameters in `with` may be paths, such as `training.epochs`.
-fn change_table(entry: &mut (Key, Node), key: Key, change: Node) {
-    let stage = |node: &Node| node.get("stage").and_then(Node::as_text).map(str::to_owned);
-    let is_other = stage(&change).is_some_and(|new| Some(new) != stage(&entry.1));
-    if is_other || !matches!(change.kind, Kind::Map(_)) {
-        *entry = (key, change);
-        return;
-    }
-    let table = &mut entry.1;
-    for (key, value) in change.into_entries() {
-        match value.kind {
-            Kind::Map(parameters) if key.name == "with" => {
-                for (parameter, value) in parameters {
-                    let path: Vec<&str> = ["with"].into_iter().chain(parameter.name.split('.')).collect();
-                    table.set(&path, value);
-                }
-            }
-            kind => table.set(&[&key.name], Node { kind, ..value }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -126,19 +132,21 @@ mod tests {
         load(&file).map_err(|e| e.replace(&format!("{}/", folder.path().display()), ""))
     }
 
-    fn tables(pipeline: &Pipeline) -> Vec<String> {
-        pipeline.tables.iter().map(|table| format!("{}: {}", table.name, table.stage.params())).collect()
-    }
-
     #[test]
     fn file_that_extends_another_says_what_differs() {
         let base = format!("{BASE}{CHAIN}");
-        let own = "extends: base.yaml\ntables:\n  numbers: { with: { rows.b: 7, rows.d: 4 } }\n  total: null\nsweep: { plus: [3] }";
+        let own = "extends: base.yaml
+tables:
+  numbers: { with: { rows.b: 7, rows.d: 4, rows.c: null } }
+  total: null
+sweep: { plus: [3, null] }";
         let pipeline = extended(&base, own).unwrap();
         assert_eq!((pipeline.name.as_str(), pipeline.store.as_deref()), ("own", Some("kept")));
-        let expected = ["numbers: {\"rows\":{\"a\":1,\"b\":7,\"c\":3,\"d\":4}}", "more{plus=3}: {\"plus\":3}"];
-        let found = tables(&pipeline);
-        assert!(found.len() == 2 && found[0] == expected[0] && found[1].contains("\"plus\":3"), "{found:?}");
+        let parameters: Vec<_> = pipeline.tables.iter().map(|table| table.stage.params()).collect();
+        assert_eq!(parameters.len(), 3);
+        assert_eq!(parameters[0]["rows"], serde_json::json!({ "a": 1, "b": 7, "d": 4 }));
+        // Of a sweep, `null` is the default of a parameter.
+        assert_eq!([&parameters[1]["plus"], &parameters[2]["plus"]], [3, 0]);
     }
 
     #[test]
@@ -178,6 +186,8 @@ tables:
         assert_eq!(absent, "own.yaml:2:11: there is no table `mor` to leave out; there are numbers, more, total");
         let wrong = told(&CHAIN.replace("plus: 10", "pluss: 10"), "extends: base.yaml");
         assert!(wrong.starts_with("base.yaml:4:46: "), "{wrong}");
+        let absent = told(CHAIN, "extends: base.yaml\ntables: { more: { with: { fails: null } } }");
+        assert_eq!(absent, "own.yaml:2:27: there is no parameter `fails` to leave out");
         let wrong = told(CHAIN, "extends: base.yaml\ntables: { more: { with: { pluss: 1 } } }");
         assert!(wrong.starts_with("own.yaml:2:27: "), "{wrong}");
     }

@@ -62,16 +62,11 @@ pub(in crate::engine) struct Key {
 }
 
 impl Node {
-    /// Parses one YAML document, the text of the file with this number. An error has the place that the parser reports,
-    /// if it reports one.
-    pub(in crate::engine) fn parse(text: &str, file: usize) -> Result<Self, (Place, String)> {
-        let parsed = serde_saphyr::from_str(text).map(|mut node: Self| {
-            node.lies_in(file);
-            node
-        });
-        parsed.map_err(|error| {
+    /// Parses one YAML document. An error has the place that the parser reports, if it reports one.
+    pub(in crate::engine) fn parse(text: &str) -> Result<Self, (Place, String)> {
+        serde_saphyr::from_str(text).map_err(|error| {
             let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
-            let place = Place { file, line, column };
+            let place = Place { file: 0, line, column };
             // The parser's message continues with an excerpt of the file, which is cut off because the place already
             // points there.
             let message = error.to_string();
@@ -84,7 +79,8 @@ impl Node {
         })
     }
 
-    fn lies_in(&mut self, file: usize) {
+    /// Says in which file the tree stands.
+    pub(super) fn lies_in(&mut self, file: usize) {
         self.place.file = file;
         if let Kind::Map(entries) = &mut self.kind {
             entries.iter_mut().for_each(|(key, _)| key.place.file = file);
@@ -100,7 +96,7 @@ impl Node {
         let quoted = |quote: char| text.trim().starts_with(quote) && text.trim().ends_with(quote);
         // `~` is null in YAML but the home folder in a path.
         let is_yaml = !has_comment(text) && text.trim() != "~";
-        let yaml = Self::parse(text, place.file).ok().filter(|_| is_yaml).map(|node| node.kind);
+        let yaml = Self::parse(text).ok().filter(|_| is_yaml).map(|node| node.kind);
         let (kind, otherwise) = match yaml {
             Some(Kind::Scalar(Value::String(text))) if quoted('"') || quoted('\'') => (text.into(), None),
             Some(Kind::Scalar(Value::String(_))) | None => (as_text, None),
@@ -232,8 +228,7 @@ impl Node {
         if let Kind::Scalar(Value::String(text)) = &mut self.kind {
             let filled = fill(text)?;
             if is_one_variable(text) {
-                self.otherwise =
-                    Self::parse(&filled, place.file).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
+                self.otherwise = Self::parse(&filled).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
             }
             *text = filled;
         }
@@ -261,6 +256,22 @@ impl Node {
             }
             entries[at].1.set(rest, value);
         }
+    }
+}
+
+impl Node {
+    /// Takes the value at a path out of its mapping; false if there is none.
+    pub(super) fn unset(&mut self, path: &[&str]) -> bool {
+        match path {
+            [] => false,
+            [last] => self.remove(last).is_some(),
+            [first, rest @ ..] => self.get_mut(first).is_some_and(|below| below.unset(rest)),
+        }
+    }
+
+    /// Returns true for `null`.
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self.kind, Kind::Scalar(Value::Null))
     }
 }
 
@@ -368,7 +379,7 @@ impl<'de> de::Visitor<'de> for RawVisitor {
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Kind, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key::<Spanned<String>>()? {
-            let place = Place { line: key.referenced.line(), column: key.referenced.column() };
+            let place = Place { file: 0, line: key.referenced.line(), column: key.referenced.column() };
             entries.push((Key { name: key.value, place }, map.next_value()?));
         }
         Ok(Kind::Map(entries))
@@ -383,9 +394,9 @@ mod tests {
     fn nodes_have_their_places() {
         let node = Node::parse("a: 1\nb:\n  c: [x, {d: 2.5}]\n  e:\n").unwrap();
         assert_eq!(node.to_json(), serde_json::json!({"a": 1, "b": {"c": ["x", {"d": 2.5}], "e": null}}));
-        assert_eq!(node.place_of("b.c"), Place { line: 3, column: 3 });
-        assert_eq!(node.place_of("b.c[1].d"), Place { line: 3, column: 11 });
-        assert_eq!(node.place_of("b.missing.deeper"), Place { line: 2, column: 1 });
+        assert_eq!(node.place_of("b.c"), Place { file: 0, line: 3, column: 3 });
+        assert_eq!(node.place_of("b.c[1].d"), Place { file: 0, line: 3, column: 11 });
+        assert_eq!(node.place_of("b.missing.deeper"), Place { file: 0, line: 2, column: 1 });
     }
 
     #[test]
