@@ -11,7 +11,7 @@ use std::{
 
 use half::f16;
 use safetensors::SafeTensors;
-use vlmdiff::metrics::{Kind, PixelMetrics, Protocol};
+use vlmdiff::metrics::{Given, Kind, PixelMetrics, Protocol};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -39,7 +39,8 @@ fn beside_a_peer(file: &str) -> Result<()> {
         let mask: Vec<bool> = mask.iter().map(|pixel| *pixel > 0).collect();
         state.update(map, &mask, *width)?;
     }
-    let [auroc, pro] = [Kind::Auroc, Kind::Aupro].map(|kind| Protocol::Reference.of_pixels(kind, &state, 0.3));
+    let [auroc, pro] =
+        [Kind::Auroc, Kind::Aupro].map(|kind| Protocol::Reference.of_pixels(kind, &state, &Given::limit(0.3)));
     let seconds = started.elapsed().as_secs_f64();
     let exact = state.aupro(0.3);
     println!("{}", serde_json::json!({ "seconds": seconds, "auroc": auroc, "pro": pro, "aupro": exact }));

@@ -100,10 +100,62 @@ fn protocols_have_separate_rows_with_their_own_metrics() {
     assert_eq!(lab.sql(".vlmdiff", "select distinct protocol from metrics"), ["reference"]);
     let wrong = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "metrics.protocol=paper"]);
     assert!(
-        wrong.stderr.contains("a protocol is `exact`, `reference` or `ader`, or a list of them"),
+        wrong.stderr.contains("a protocol is `exact`, `reference`, `ader`, `mvtec`, `mvtec_ad_2`, `anomalib_1`, `anomalib_2` or `adeval`, or a list of them"),
         "{}",
         wrong.stderr
     );
+}
+
+/// The pipeline with the protocols of other programs, whose maps include those of images that are held out of training.
+fn of_programs() -> String {
+    let protocols = "[exact, mvtec, mvtec_ad_2, anomalib_1, anomalib_2, adeval], bootstrap: { resamples: 200 }";
+    let [ingest, maps] = ["root: data, size: 64", "where: split = 'test'"];
+    assert!(PIPELINE.contains(ingest) && PIPELINE.contains(maps));
+    PIPELINE
+        .replace(ingest, "root: data, size: 64, hold_out: 0.5")
+        .replace(maps, "where: split <> 'train'")
+        .replace("[exact, reference, ader]", protocols)
+}
+
+#[test]
+fn protocols_of_programs_have_the_metrics_that_these_compute() {
+    let lab = lab(&of_programs());
+    let ask = |query: &str| lab.sql(".vlmdiff", query);
+    // The images of the calibration give a threshold and count in nothing else.
+    let counts = "select distinct n_images, n_anomalous from metrics where class = 'gear'";
+    assert_eq!(ask(counts), ["3,2"]);
+    let thresholds = "select distinct protocol from metrics where pixel_f1 is not null";
+    assert_eq!(ask(thresholds), ["mvtec_ad_2"]);
+    // AUPRO up to 0.3 is one number by three programs.
+    let areas = |protocols: &str| {
+        ask(&format!("select count(distinct aupro) from metrics where class = 'gear' and protocol in ({protocols})"))
+    };
+    assert_eq!(areas("'exact', 'mvtec', 'anomalib_2'"), ["1"]);
+    assert_eq!(areas("'exact', 'mvtec_ad_2', 'anomalib_1'"), ["3"]);
+    let null = "count(image_ap) + count(image_f1_max) + count(pixel_auroc) + count(pixel_ap) + count(pixel_f1_max)";
+    assert_eq!(ask(&format!("select {null} from metrics where protocol = 'mvtec'")), ["0"]);
+    assert_eq!(ask("select count(image_f1_max) + count(pixel_f1_max) from metrics where protocol = 'adeval'"), ["0"]);
+}
+
+#[test]
+fn intervals_are_shares_and_the_same_in_every_run() {
+    let lab = lab(&of_programs());
+    for metric in ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"] {
+        let outside = format!(
+            "select count(*) from metrics where {metric} is not null \
+             and not coalesce(0 <= {metric}_low and {metric}_low <= {metric}_high and {metric}_high <= 1, false)"
+        );
+        assert_eq!(lab.sql(".vlmdiff", &outside), ["0"], "{metric}");
+    }
+    let wide = "select count(*) > 0 from metrics where protocol = 'exact' and pixel_auroc_low < pixel_auroc_high";
+    assert_eq!(lab.sql(".vlmdiff", wide), ["true"]);
+    let all = "select * from metrics order by protocol, class";
+    let first = lab.sql(".vlmdiff", all);
+    lab.run(&["--store", "again", "--threads", "1"]);
+    assert_eq!(lab.sql("again", all), first);
+    let seed = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "metrics.bootstrap.seed=1"]);
+    assert_eq!(seed.code, Some(0), "{}", seed.stderr);
+    assert_ne!(lab.sql(".vlmdiff", all), first);
 }
 
 #[test]
@@ -114,6 +166,7 @@ fn error_of_metrics_names_the_argument_that_does_not_fit() {
         ("auroc(score)", "error: auroc(score, label): it was given 1 argument\n"),
         ("pixel_auroc(score, mask)", "pixel_auroc(map, mask): `map` is float32, not a list of floats"),
         ("aupro(map, mask, 2)", "aupro(map, mask, limit): `limit` is 2, not a number above 0 and up to 1"),
+        ("pixel_f1(map, mask, score)", "error: pixel_f1(map, mask, threshold): `threshold` is a column, not a number"),
         ("aupro(map, mask, score)", "error: aupro(map, mask, limit): `limit` is a column, not a number"),
         ("aupro(map, map, 0.3)", "aupro(map, mask, limit): `mask` is a list of float16, not a list of whole"),
         ("auroc(score / 0 - score / 0, label)", "auroc(score, label): the score is NaN"),

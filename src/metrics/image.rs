@@ -42,7 +42,12 @@ impl ImageMetrics {
 
     /// Returns the images as a ranking, which computes the metrics.
     pub fn ranking(&self) -> Ranking {
-        self.levels.ascending().into_iter().rev().map(|(_, level)| level).collect()
+        self.descending().map(|(_, level)| level).collect()
+    }
+
+    /// Returns the scores that occur, highest first, with the counts of images.
+    pub(super) fn descending(&self) -> impl Iterator<Item = (f64, Level)> {
+        self.levels.ascending().into_iter().rev().map(|(key, level)| (f64::at(key), level))
     }
 }
 

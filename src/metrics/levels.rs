@@ -126,7 +126,12 @@ const ALL: usize = 1 << 16;
 
 impl<C: Count> Levels<C> {
     pub(super) fn new<S: Score>() -> Self {
-        if S::FEW { Self::All(Vec::new()) } else { Self::Occurring { counts: Vec::new(), settled: 0 } }
+        if S::FEW { Self::All(Vec::new()) } else { Self::sparse() }
+    }
+
+    /// Makes counts that are fast for a few scores of any type.
+    pub(super) fn sparse() -> Self {
+        Self::Occurring { counts: Vec::new(), settled: 0 }
     }
 
     pub(super) fn add(&mut self, more: impl Iterator<Item = (u64, C)>) {

@@ -2,9 +2,12 @@
 //!
 //! [`ImageMetrics`] and [`PixelMetrics`] are the states of images and of the pixels of anomaly maps. [`Ranking`]
 //! computes the metrics of either, [`Components`] finds the regions over which PRO is averaged, and a [`Protocol`] is
-//! the rules of one program. [`conformal`] and [`costs`] compute thresholds. The module maps slices to numbers, without
+//! the rules of one program. [`bootstrap`] computes intervals of metrics. [`conformal`] and [`costs`] compute thresholds. The module maps slices to numbers, without
 //! tables and tensors.
 
+pub mod adeval;
+pub mod anomalib;
+pub mod bootstrap;
 pub mod components;
 pub mod conformal;
 pub mod costs;
@@ -17,12 +20,13 @@ pub mod ranking;
 pub mod table;
 pub mod two_samples;
 
+pub use anomalib::RegionScores;
 pub use components::Components;
 pub use guessing::Guess;
 pub use image::ImageMetrics;
 pub use levels::Score;
-pub use pixel::PixelMetrics;
-pub use protocol::Protocol;
+pub use pixel::{PixelCounts, PixelMetrics};
+pub use protocol::{Given, Protocol};
 pub use ranking::{Level, Ranking};
 pub use table::{Judged, Kind, METRICS, Metric};
 

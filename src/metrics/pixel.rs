@@ -10,7 +10,7 @@ use std::{borrow::Cow, marker::PhantomData, ops::AddAssign};
 /// One region, in the unit of coverage. Whole numbers add up to the same sum in any order, so that a state does not
 /// depend on the division of its images into parts. Cutting `REGION / area` to a whole number errs by less than `area /
 /// 2^64` of a region.
-const REGION: u128 = 1 << 64;
+pub(super) const REGION: u128 = 1 << 64;
 
 /// A mergeable state of all pixels seen, from which exact metrics follow.
 ///
@@ -30,7 +30,7 @@ pub struct PixelMetrics<S = f16> {
 pub(super) struct Found {
     pub(super) pixels: u64,
     /// The sum over the pixels of [`REGION`] / area of the pixel's region.
-    covered: u128,
+    pub(super) covered: u128,
 }
 
 impl AddAssign for Found {
@@ -46,6 +46,44 @@ pub(super) struct Pixels {
     pub(super) key: u64,
     pub(super) normal: u64,
     pub(super) found: Found,
+}
+
+/// The counts of one image's pixels by score, which any number of states can add.
+#[derive(Debug, Clone)]
+pub struct PixelCounts<S = f16> {
+    pub(super) normal: Vec<(u64, u64)>,
+    pub(super) anomalous: Vec<(u64, Found)>,
+    pub(super) regions: u64,
+    scores: PhantomData<S>,
+}
+
+impl<S: Score> PixelCounts<S> {
+    /// Counts the pixels of a map, row-major `[H, width]`, by the regions of its mask.
+    ///
+    /// Fails if their sizes differ, or if a pixel is NaN.
+    pub fn new(map: &[S], regions: &Components, width: usize) -> Result<Self, MetricError> {
+        if map.len() != regions.labels.len() {
+            return Err(MetricError::Sizes { map: map.len(), mask: regions.labels.len() });
+        }
+        if let Some(i) = map.iter().position(|score| score.is_nan()) {
+            return Err(MetricError::NanPixel { x: i % width, y: i / width });
+        }
+        let (mut normal, mut anomalous) = (Levels::new::<S>(), Levels::sparse());
+        if regions.areas.is_empty() {
+            normal.add(map.iter().map(|score| (score.key(), 1)));
+        } else {
+            let shares: Vec<u128> = regions.areas.iter().map(|area| REGION / u128::from(*area)).collect();
+            let pixels = || map.iter().map(|score| score.key()).zip(&regions.labels);
+            normal.add(pixels().filter(|(_, label)| **label == 0).map(|(key, _)| (key, 1)));
+            anomalous.add(
+                pixels()
+                    .filter(|(_, label)| **label != 0)
+                    .map(|(key, label)| (key, Found { pixels: 1, covered: shares[*label as usize - 1] })),
+            );
+        }
+        let regions = regions.areas.len() as u64;
+        Ok(Self { normal: normal.ascending(), anomalous: anomalous.ascending(), regions, scores: PhantomData })
+    }
 }
 
 impl<S: Score> Default for PixelMetrics<S> {
@@ -89,31 +127,15 @@ impl<S: Score> PixelMetrics<S> {
         if let Some(mask) = wrong_size(mask.len()).or_else(|| wrong_size(roi?.len())) {
             return Err(MetricError::Sizes { map: map.len(), mask });
         }
-        let mask = match roi {
-            Some(roi) => {
-                Cow::Owned(mask.iter().zip(roi).map(|(is_anomalous, is_judged)| *is_anomalous && *is_judged).collect())
-            }
-            None => Cow::Borrowed(mask),
-        };
-        let regions = Components::label(&mask, width)?;
-        if let Some(i) = map.iter().position(|score| score.is_nan()) {
-            return Err(MetricError::NanPixel { x: i % width, y: i / width });
-        }
-        self.regions += regions.areas.len() as u64;
-        if regions.areas.is_empty() && roi.is_none() {
-            self.normal.add(map.iter().map(|score| (score.key(), 1)));
-            return Ok(());
-        }
-        let shares: Vec<u128> = regions.areas.iter().map(|area| REGION / u128::from(*area)).collect();
-        let is_judged = |i: usize| roi.is_none_or(|roi| roi[i]);
-        let pixels = || map.iter().map(|score| score.key()).zip(&regions.labels);
-        let normal = pixels().enumerate().filter(|(i, (_, label))| **label == 0 && is_judged(*i));
-        self.normal.add(normal.map(|(_, (key, _))| (key, 1)));
-        self.anomalous.add(pixels().filter(|(_, label)| **label != 0).map(|(key, label)| {
-            let covered = shares[*label as usize - 1];
-            (key, Found { pixels: 1, covered })
-        }));
+        self.add(&PixelCounts::new(map, &Components::label(mask, width)?, width)?);
         Ok(())
+    }
+
+    /// Adds the counts of one image.
+    pub fn add(&mut self, image: &PixelCounts<S>) {
+        self.regions += image.regions;
+        self.normal.add(image.normal.iter().copied());
+        self.anomalous.add(image.anomalous.iter().copied());
     }
 
     /// Returns the number of regions seen: 8-connected components of each image's mask.
@@ -150,22 +172,30 @@ impl<S: Score> PixelMetrics<S> {
     /// there are no regions or no normal pixels, or if `limit` is not in (0, 1].
     pub fn aupro(&self, limit: f64) -> Option<f64> {
         let total = self.total()?;
-        if !(limit > 0.0 && limit <= 1.0) {
-            return None;
-        }
-        let mut seen = Pixels::default();
-        let (mut area, mut fpr, mut pro) = (0.0, 0.0, 0.0);
-        for bin in self.descending() {
-            seen += bin;
-            let (next_fpr, next_pro) = self.rates(&seen, &total);
-            if next_fpr >= limit {
-                let pro_at_limit = pro + (next_pro - pro) * (limit - fpr) / (next_fpr - fpr);
-                return Some((area + (limit - fpr) * (pro + pro_at_limit) / 2.0) / limit);
-            }
-            area += (next_fpr - fpr) * (pro + next_pro) / 2.0;
-            (fpr, pro) = (next_fpr, next_pro);
-        }
-        None // not reached: the last false positive rate is 1
+        let curve = self.descending().scan(Pixels::default(), |seen, bin| {
+            *seen += bin;
+            Some(self.rates(seen, &total))
+        });
+        overlap_area(curve, limit)
+    }
+
+    /// Returns the F1 of "score > threshold", over all pixels. None if there are no regions or no normal pixels, as for
+    /// the other metrics.
+    pub fn f1(&self, threshold: f64) -> Option<f64> {
+        let total = self.total()?;
+        let mut called = Pixels::default();
+        self.descending().take_while(|bin| S::at(bin.key) > threshold).for_each(|bin| called += bin);
+        let predicted = called.normal + called.found.pixels;
+        Some(2. * called.found.pixels as f64 / (predicted + total.found.pixels) as f64)
+    }
+
+    /// Returns the mean score of all pixels plus a number of their standard deviations; None without pixels.
+    pub fn above_mean(&self, deviations: f64) -> Option<f64> {
+        let scores = || self.descending().map(|bin| (S::at(bin.key), (bin.normal + bin.found.pixels) as f64));
+        let pixels: f64 = scores().map(|(_, pixels)| pixels).sum();
+        let mean = scores().map(|(score, pixels)| score * pixels).sum::<f64>() / pixels;
+        let variance = scores().map(|(score, pixels)| (score - mean).powi(2) * pixels).sum::<f64>() / pixels;
+        (pixels > 0.).then(|| mean + deviations * variance.sqrt())
     }
 
     /// Returns the sum of all pixels, if there are normal pixels and regions.
@@ -192,6 +222,24 @@ impl<S: Score> PixelMetrics<S> {
             Some(Pixels { key, normal, found })
         })
     }
+}
+
+/// Returns the area of trapezoids below a curve of false positive rates, ascending up to 1, and overlaps, from (0, 0) up
+/// to a rate of `limit`, divided by it. None if the limit is not in (0, 1].
+pub(super) fn overlap_area(curve: impl Iterator<Item = (f64, f64)>, limit: f64) -> Option<f64> {
+    if !(limit > 0.0 && limit <= 1.0) {
+        return None;
+    }
+    let (mut area, mut fpr, mut pro) = (0.0, 0.0, 0.0);
+    for (next_fpr, next_pro) in curve {
+        if next_fpr >= limit {
+            let pro_at_limit = pro + (next_pro - pro) * (limit - fpr) / (next_fpr - fpr);
+            return Some((area + (limit - fpr) * (pro + pro_at_limit) / 2.0) / limit);
+        }
+        area += (next_fpr - fpr) * (pro + next_pro) / 2.0;
+        (fpr, pro) = (next_fpr, next_pro);
+    }
+    None // not reached: the last false positive rate is 1
 }
 
 impl<S: Score> State for PixelMetrics<S> {
@@ -292,6 +340,22 @@ mod tests {
         assert!((state.aupro(1.0).unwrap() - 0.5).abs() < 1e-12);
         assert!((state.aupro(0.3).unwrap() - 0.15).abs() < 1e-12);
         assert_eq!(state.auroc(), Some(0.5));
+    }
+
+    #[test]
+    fn f1_counts_the_pixels_above_the_threshold() {
+        let state = measured(&[0.9, 0.9, 0.9, 0.5, 0.1, 0.2], &[1, 1, 1, 0, 0, 1], 6);
+        // Above 0.3 are three of four anomalous pixels and one normal one: 2 · 3 / (4 + 4). At 0.9 nothing is above.
+        assert_eq!([0.3, 0.9, -1.].map(|threshold| state.f1(threshold)), [Some(0.75), Some(0.), Some(0.8)]);
+        assert_eq!(measured(&[0.1, 0.2], &[0, 0], 2).f1(0.), None);
+    }
+
+    #[test]
+    fn threshold_above_the_mean_counts_all_pixels() {
+        // 1, 2, 3 and 6 have the mean 3 and the variance (4 + 1 + 0 + 9) / 4.
+        let state = measured(&[1., 2., 3., 6.], &[0, 1, 0, 0], 2);
+        assert!((state.above_mean(2.).unwrap() - (3. + 2. * 3.5f64.sqrt())).abs() < 1e-12);
+        assert_eq!(PixelMetrics::<f16>::new().above_mean(3.), None);
     }
 
     #[test]

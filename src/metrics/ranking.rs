@@ -73,12 +73,12 @@ impl Ranking {
     }
 
     /// Returns the totals, if both kinds occur.
-    fn defined(&self) -> Option<Level> {
+    pub(super) fn defined(&self) -> Option<Level> {
         Some(self.total).filter(|total| total.positives > 0 && total.negatives > 0)
     }
 
     /// Returns the sum of all levels above each level, with the level.
-    fn above(&self) -> impl Iterator<Item = (Level, Level)> {
+    pub(super) fn above(&self) -> impl Iterator<Item = (Level, Level)> {
         self.levels.iter().scan(Level::default(), |sum, level| {
             let above = *sum;
             *sum += *level;

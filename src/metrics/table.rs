@@ -23,6 +23,8 @@ pub enum Kind {
     F1Max,
     /// The area below the curve of the per-region overlap. Pixels alone have regions.
     Aupro,
+    /// F1 at a threshold that is given. No ranking has one.
+    F1,
 }
 
 /// A metric.
@@ -39,7 +41,7 @@ pub struct Metric {
 }
 
 /// Every metric, in the order of the columns: those of images first.
-pub const METRICS: [Metric; 7] = [
+pub const METRICS: [Metric; 8] = [
     Metric::new("image_auroc", "auroc", Judged::Images, Kind::Auroc),
     Metric::new("image_ap", "average_precision", Judged::Images, Kind::AveragePrecision),
     Metric::new("image_f1_max", "f1_max", Judged::Images, Kind::F1Max),
@@ -47,6 +49,7 @@ pub const METRICS: [Metric; 7] = [
     Metric::new("pixel_ap", "pixel_ap", Judged::Pixels, Kind::AveragePrecision),
     Metric::new("pixel_f1_max", "pixel_f1_max", Judged::Pixels, Kind::F1Max),
     Metric::new("aupro", "aupro", Judged::Pixels, Kind::Aupro),
+    Metric::new("pixel_f1", "pixel_f1", Judged::Pixels, Kind::F1),
 ];
 
 impl Judged {
@@ -66,7 +69,7 @@ impl Kind {
             Self::Auroc => ranking.auroc(),
             Self::AveragePrecision => ranking.average_precision(),
             Self::F1Max => ranking.f1_max(),
-            Self::Aupro => None,
+            Self::Aupro | Self::F1 => None,
         }
     }
 
@@ -77,6 +80,7 @@ impl Kind {
             Self::AveragePrecision => "AP",
             Self::F1Max => "F1 max",
             Self::Aupro => "AUPRO",
+            Self::F1 => "F1",
         }
     }
 }
@@ -96,6 +100,7 @@ impl Metric {
         match (self.judged, self.kind) {
             (Judged::Images, _) => &["score", "label"],
             (Judged::Pixels, Kind::Aupro) => &["map", "mask", "limit"],
+            (Judged::Pixels, Kind::F1) => &["map", "mask", "threshold"],
             (Judged::Pixels, _) => &["map", "mask"],
         }
     }
@@ -119,6 +124,10 @@ impl Metric {
             Kind::F1Max => {
                 format!("the best balance of precision and recall over {many} that any one threshold reaches.")
             }
+            Kind::F1 => format!(
+                "the balance of precision and recall over {many} at a threshold that is known before the test, such as one \
+                 from good images."
+            ),
             Kind::Aupro => {
                 let limits: Vec<String> =
                     limits.iter().map(|limit| format!("{}", (limit * 1e4).round() / 100.)).collect();
@@ -146,6 +155,7 @@ mod tests {
         }
         let aupro = Metric::of_column("aupro").unwrap();
         assert_eq!(aupro.call(), "aupro(map, mask, limit)");
+        assert_eq!(Metric::of_column("pixel_f1").unwrap().call(), "pixel_f1(map, mask, threshold)");
         assert!(aupro.about(&[0.05, 0.3]).contains("at most 5 or 30 %"));
         assert_eq!(Metric::of_column("sharpness"), None);
     }

@@ -27,7 +27,7 @@ use datafusion::{
 use super::wrong::type_in_words;
 use crate::{
     engine::store::tensor_shape,
-    metrics::{ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State},
+    metrics::{Given, ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State},
 };
 
 /// Registers the functions with a session.
@@ -66,7 +66,9 @@ impl AggregateUDFImpl for Function {
         }
         let types = self.metric.arguments().iter().zip(given).map(|(argument, given)| {
             let (fits, taken, expected) = match *argument {
-                "score" | "limit" => (given.is_numeric() || given.is_null(), DataType::Float64, "a number"),
+                "score" | "limit" | "threshold" => {
+                    (given.is_numeric() || given.is_null(), DataType::Float64, "a number")
+                }
                 "label" => (is_flag(given) || given.is_null(), DataType::Boolean, "true or false, or a whole number"),
                 "map" => (pixels(given).is_some_and(DataType::is_floating), given.clone(), "a list of floats"),
                 _ => {
@@ -119,22 +121,31 @@ impl Function {
         }))
     }
 
+    /// Returns the value of the third argument, which is one for all rows; `fits` and `expected` say which ones are
+    /// taken.
+    fn constant(&self, arguments: &AccumulatorArgs, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64> {
+        let value = arguments.exprs[2].downcast_ref::<Literal>().map(Literal::value);
+        match value {
+            Some(ScalarValue::Float64(Some(value))) if fits(*value) => Ok(*value),
+            other => {
+                let given = other.map_or_else(|| "a column".into(), ToString::to_string);
+                Err(self.wrong(format!("`{}` is {given}, not {expected}", self.metric.arguments()[2])))
+            }
+        }
+    }
+
     fn of_maps<T: ArrowPrimitiveType<Native: Score>>(
         &self,
         arguments: &AccumulatorArgs,
     ) -> Result<Box<dyn Accumulator>> {
         let kind = self.metric.kind;
-        let limit = match arguments.exprs.get(2) {
-            None => 1.,
-            Some(limit) => match limit.downcast_ref::<Literal>().map(Literal::value) {
-                Some(ScalarValue::Float64(Some(limit))) if *limit > 0. && *limit <= 1. => *limit,
-                other => {
-                    let given = other.map_or_else(|| "a column".into(), ToString::to_string);
-                    return Err(
-                        self.wrong(format!("`limit` is {given}, not a number above 0 and up to 1, such as 0.3"))
-                    );
-                }
-            },
+        let (limit, threshold) = match kind {
+            Kind::Aupro => {
+                let fits = |limit: f64| limit > 0. && limit <= 1.;
+                (self.constant(arguments, fits, "a number above 0 and up to 1, such as 0.3")?, None)
+            }
+            Kind::F1 => (1., Some(self.constant(arguments, |threshold| !threshold.is_nan(), "a number")?)),
+            _ => (1., None),
         };
         let shape = arguments.expr_fields.iter().find_map(|field| tensor_shape(field));
         let width = match shape.as_deref() {
@@ -148,7 +159,9 @@ impl Function {
             function: self.to_string(),
             state: PixelMetrics::new(),
             update: Box::new(move |state, values, row| update_maps::<T>(state, width, values, row)),
-            evaluate: Box::new(move |state| Protocol::Exact.of_pixels(kind, state, limit)),
+            evaluate: Box::new(move |state| {
+                Protocol::Exact.of_pixels(kind, state, &Given { limit, threshold, regions: None })
+            }),
         }))
     }
 }
@@ -238,7 +251,7 @@ impl<S> Measured<S> {
 impl<S: State> Accumulator for Measured<S> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         for row in 0..values[0].len() {
-            // The third argument, AUPRO's limit, is the same in all rows.
+            // The third argument, a limit or a threshold, is the same in all rows.
             if values[..2].iter().all(|column| column.is_valid(row)) {
                 (self.update)(&mut self.state, values, row).map_err(|why| self.failed(why))?;
             }

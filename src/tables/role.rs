@@ -141,7 +141,7 @@ mod tests {
             (decisions::schema(), &[Role::Decisions]),
             (regions::schema(), &[Role::Regions]),
             (thresholds::schema(), &[]),
-            (metrics::schema(["image_auroc"]), &[Role::Metrics]),
+            (metrics::schema(["image_auroc"], false), &[Role::Metrics]),
             (training_log::schema(&["kl_loss"], &[], &()), &[Role::TrainingLog]),
             (fitted::schema(&()), &[]),
             (fitted::trained_schema(&()), &[Role::TrainingLog]),

@@ -1,37 +1,50 @@
 //! Means over windows of a map.
 
 /// Replaces each `kernel`×`kernel` window inside a `[height, width]` map by its mean, `repeats` times over, and returns
-/// the largest value. NaN if one value is NaN.
+/// the largest value. NaN if one value is NaN or an infinity less another.
 ///
 /// Panics unless `map.len() == width * height` and at least one value is left.
 pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
     assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
     let less = kernel - 1;
     assert!(less * repeats < width.min(height), "{repeats} windows of {kernel} leave nothing of {width}x{height}");
-    let means = (0..repeats).fold(map.to_vec(), |map, repeat| {
-        let (width, height) = (width - repeat * less, height - repeat * less);
-        along_rows(&along_columns(&map, width, height, kernel), width, kernel)
-    });
-    means.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
+    // Running sums cannot leave an infinity behind.
+    let means = if map.iter().all(|value| value.is_finite()) { running_means } else { means };
+    let repeats = if kernel == 1 { 0 } else { repeats };
+    let averaged = (0..repeats)
+        .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel));
+    averaged.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
 }
 
-/// Averages `[height, width]` to `[height - kernel + 1, width]`.
-fn along_columns(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
-    let mut out = Vec::with_capacity((height - kernel + 1) * width);
+/// Averages `[height, width]` to `[height - kernel + 1, width - kernel + 1]` by sums of columns, each of which is that of
+/// the row before but for two values, and sums of these in the same way.
+fn running_means(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
+    let area = (kernel * kernel) as f64;
+    let mut means = Vec::with_capacity((height - kernel + 1) * (width - kernel + 1));
+    let mut columns = vec![0.; width];
+    let add = |columns: &mut [f64], row: &[f64]| columns.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    map[..(kernel - 1) * width].chunks_exact(width).for_each(|row| add(&mut columns, row));
     for y in 0..=height - kernel {
-        let mut sums = map[y * width..][..width].to_vec();
-        for row in map[(y + 1) * width..(y + kernel) * width].chunks_exact(width) {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-        }
-        out.extend(sums.iter().map(|sum| sum / kernel as f64));
+        add(&mut columns, &map[(y + kernel - 1) * width..][..width]);
+        let mut sum: f64 = columns[..kernel].iter().sum();
+        means.push(sum / area);
+        means.extend(columns.iter().zip(&columns[kernel..]).map(|(leaves, enters)| {
+            sum += enters - leaves;
+            sum / area
+        }));
+        columns.iter_mut().zip(&map[y * width..]).for_each(|(sum, value)| *sum -= value);
     }
-    out
+    means
 }
 
-/// Averages `[_, width]` to `[_, width - kernel + 1]`.
-fn along_rows(map: &[f64], width: usize, kernel: usize) -> Vec<f64> {
-    let mean = |window: &[f64]| window.iter().sum::<f64>() / kernel as f64;
-    map.chunks_exact(width).flat_map(|row| row.windows(kernel).map(mean)).collect()
+/// Does as [`running_means`], with a sum for each window.
+fn means(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
+    let (columns, area) = (width - kernel + 1, (kernel * kernel) as f64);
+    let mean = |i: usize| {
+        let first = i / columns * width + i % columns;
+        (0..kernel).map(|y| map[first + y * width..][..kernel].iter().sum::<f64>()).sum::<f64>() / area
+    };
+    (0..columns * (height - kernel + 1)).map(mean).collect()
 }
 
 #[cfg(test)]
@@ -65,6 +78,15 @@ mod tests {
         let mut map = vec![1.; 16];
         map[5] = f64::NAN;
         assert!(largest_mean(&map, 4, 4, 2, 1).is_nan());
+    }
+
+    #[test]
+    fn the_largest_mean_of_a_map_with_an_infinity_is_infinite() {
+        let mut map = vec![1.; 36];
+        map[7] = f64::INFINITY;
+        assert_eq!(largest_mean(&map, 6, 6, 2, 2), f64::INFINITY);
+        map[7] = f64::NEG_INFINITY;
+        assert_eq!(largest_mean(&map, 6, 6, 2, 1), 1.);
     }
 
     #[test]

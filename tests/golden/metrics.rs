@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 use vlmdiff::{
-    metrics::{self, Components, ImageMetrics, PixelMetrics, Protocol, Score},
+    metrics::{self, Components, Given, ImageMetrics, PixelMetrics, Protocol, Score},
     vision::{blur, pool},
 };
 
@@ -66,12 +66,12 @@ fn images(scores: &[f64], labels: &[bool]) -> ImageMetrics {
 
 fn of_images(protocol: Protocol, images: &ImageMetrics) -> [Option<f64>; 3] {
     let kinds = [metrics::Kind::Auroc, metrics::Kind::AveragePrecision, metrics::Kind::F1Max];
-    kinds.map(|kind| protocol.of_images(kind, &images.ranking()))
+    kinds.map(|kind| protocol.of_images(kind, images))
 }
 
 fn of_pixels(protocol: Protocol, pixels: &PixelMetrics<impl Score>) -> [Option<f64>; 4] {
     let kinds = [metrics::Kind::Auroc, metrics::Kind::AveragePrecision, metrics::Kind::F1Max, metrics::Kind::Aupro];
-    kinds.map(|kind| protocol.of_pixels(kind, pixels, 0.3))
+    kinds.map(|kind| protocol.of_pixels(kind, pixels, &Given::limit(0.3)))
 }
 
 pub(super) fn metrics(case: &Case) {
