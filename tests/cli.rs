@@ -126,6 +126,26 @@ fn tables_are_shown_in_every_format() {
     assert_eq!(lab.sql(".vlmdiff", unknown), ["6,true"]);
 }
 
+/// The averages are those of Tables 14 to 16. They are computed from rounded numbers: printed averages err by up to 0.05, the
+/// mean of four numbers by as much, and that of 30 by three standard deviations, 3 · 0.05 / sqrt(3 · 30) = 0.016.
+#[test]
+fn published_numbers_are_complete_and_agree_with_their_averages() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from paper_results"), ["712"]);
+    for (tables, average, tolerance) in [("'15', '16'", "avg30classes", 0.066), ("'14'", "avg4splits", 0.1)] {
+        let of = format!("from paper_results where \"table\" in ({tables})");
+        let query = format!(
+            "select count(*), sum(cast(abs(mean - value) < {tolerance} as int)) from \
+             (select method, metric, avg(value) as mean {of} and split_or_class <> '{average}' group by method, metric) \
+             join (select method, metric, value {of} and split_or_class = '{average}') using (method, metric)"
+        );
+        assert_eq!(lab.sql(".vlmdiff", &query), ["9,9"], "{average}");
+    }
+    let field = "select count(*), count(source), count(verified), count(distinct dataset) from field_results";
+    assert_eq!(lab.sql(".vlmdiff", field), ["21,21,21,4"]);
+}
+
 #[test]
 fn error_of_a_wrong_statement_lists_what_exists() {
     let lab = Lab::new(LIGHT);

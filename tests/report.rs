@@ -56,6 +56,68 @@ fn numbers_are_shown_with_their_values_and_protocol() {
 }
 
 #[test]
+fn metrics_are_written_beside_published_ones_in_every_format() {
+    let lab = metrics::lab(metrics::PIPELINE);
+    let written = |arguments: &[&str]| {
+        let ended = lab.vlmdiff(&[&["report"], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    let csv = written(&["--format", "csv", "--dataset", "mvtec"]);
+    let lines = |of: &str| csv.lines().filter(|line| line.starts_with(of)).map(str::to_owned).collect::<Vec<_>>();
+    // The paper has 86.9 after 100 epochs and 90.6 after 300, to be compared with numbers by its own rules.
+    let paper = lines("metrics,reference,,mean,6,4,image_auroc,");
+    assert!(paper.len() == 2 && paper[0].contains(",0.869,100,") && paper[1].contains(",0.906,300,"), "{paper:?}");
+    let exact = lines("metrics,exact,,mean,6,4,image_auroc,");
+    assert!(exact.len() == 1 && exact[0].ends_with(",,,,,"), "{exact:?}");
+
+    let markdown = written(&["--format", "md", "--dataset", "MVTec-AD"]);
+    for said in [
+        "## `metrics` by the protocol `exact`, in percent\n\n| class | images | anomalous | image AUROC |",
+        "## `metrics` by the protocol `reference` beside the paper on MVTec-AD, in percent\n",
+        "\n| DiAD | 300 epochs | the paper, table 9 | 92.0 | 89.3 | 64.4 |\n",
+        "\n| INP-Former | multi-class, 2025 | a reader's table of arXiv 2506.03660 (unverified) | 99.7 | 98.5 | 94.9 |\n",
+    ] {
+        assert!(markdown.contains(said), "{said}\n{markdown}");
+    }
+    assert!(!written(&["--format", "md"]).contains("beside the paper"));
+    let latex = written(&["--format", "latex", "-o", "metrics.tex"]);
+    assert_eq!(latex, "");
+    assert!(fs::read_to_string(lab.path("metrics.tex")).unwrap().contains("\\begin{tabular}{lrr"));
+    let (html, text) = page(&lab, &["--dataset", "visa"]);
+    assert!(text.contains("\nPublished results\n") && text.contains("beside the paper on VisA"), "{text}");
+    // A chart of curves for each class, with its three curves.
+    for class in ["gear", "tile"] {
+        assert_eq!(html.matches(&format!("aria-label=\"curves of {class}\"")).count(), 1);
+    }
+    assert_eq!(html.matches("<polyline class=\"regions\"").count(), 2);
+
+    let unknown = lab.vlmdiff(&["report", "--dataset", "mnist"]);
+    assert_eq!(unknown.code, Some(2));
+    let expected = "there are no published results on `mnist`; there are on mvtec, visa, real_iad, coco_ad";
+    assert!(unknown.stderr.contains(expected), "{}", unknown.stderr);
+}
+
+#[test]
+fn sweep_over_seeds_has_means_and_deviations() {
+    let with = "with: { protocol: [exact, reference, ader] }";
+    assert!(metrics::PIPELINE.contains(with));
+    let pipeline = metrics::PIPELINE.replace(with, "with: { protocol: exact, bootstrap: { resamples: 100 } }");
+    let lab =
+        metrics::lab(&format!("{pipeline}sweep: {{ metrics.bootstrap.seed: [1, 2], aupro_limit: [0.3, 0.1] }}\n"));
+    let markdown = lab.vlmdiff(&["report", "--format", "md"]).stdout;
+    let (_, seeds) = markdown.split_once("in percent: mean ± standard deviation over seeds\n\n").expect(&markdown);
+    let rows: Vec<&str> = seeds.lines().skip(2).take(2).collect();
+    // Another seed of the resamples changes no metric.
+    for limit in ["0.3", "0.1"] {
+        let row = rows.iter().find(|row| row.starts_with(&format!("| {limit} | 2 | ")));
+        assert!(row.is_some_and(|row| row.matches(" ± 0.0 |").count() == 7), "{markdown}");
+    }
+    let (_, text) = page(&lab, &[]);
+    assert!(text.contains("\nSeeds\n") && text.contains("95 % interval"), "{text}");
+}
+
+#[test]
 fn each_table_of_metrics_has_its_tiles() {
     let again = "  again: { stage: sql, from: [metrics], with: { query: select * from metrics, makes: table } }\n";
     let (_, text) = page(&metrics::lab(&format!("{}{again}", metrics::PIPELINE)), &[]);

@@ -15,8 +15,8 @@ pub(super) const REGION: u128 = 1 << 64;
 /// A mergeable state of all pixels seen, from which exact metrics follow.
 ///
 /// It counts pixels by score, without loss. For f16, the type of stored maps, at most 65,536 scores differ: the state
-/// takes 2.5 MiB for any number of pixels, and constant time per pixel. For other types it grows with the number of
-/// different scores. Equal pixels give equal states, in any order and any division into parts.
+/// takes 40 KiB for each power of two between which scores lie, at most 2.5 MiB, for any number of pixels, and constant
+/// time per pixel. For other types it grows with the number of different scores. Equal pixels give equal states, in any order and any division into parts.
 #[derive(Debug, Clone)]
 pub struct PixelMetrics<S = f16> {
     normal: Levels<u64>,
@@ -177,6 +177,20 @@ impl<S: Score> PixelMetrics<S> {
             Some(self.rates(seen, &total))
         });
         overlap_area(curve, limit)
+    }
+
+    /// Returns the curves of ROC and PRO: false positive rate, recall of pixels and overlap of regions at every threshold,
+    /// from 0 to 1. None if there are no regions or no normal pixels.
+    pub fn curve(&self) -> Option<Vec<[f64; 3]>> {
+        let total = self.total()?;
+        let mut seen = Pixels::default();
+        let mut points = vec![[0.; 3]];
+        for bin in self.descending() {
+            seen += bin;
+            let (fpr, overlap) = self.rates(&seen, &total);
+            points.push([fpr, seen.found.pixels as f64 / total.found.pixels as f64, overlap]);
+        }
+        Some(points)
     }
 
     /// Returns the F1 of "score > threshold", over all pixels. None if there are no regions or no normal pixels, as for
@@ -340,6 +354,18 @@ mod tests {
         assert!((state.aupro(1.0).unwrap() - 0.5).abs() < 1e-12);
         assert!((state.aupro(0.3).unwrap() - 0.15).abs() < 1e-12);
         assert_eq!(state.auroc(), Some(0.5));
+    }
+
+    #[test]
+    fn curve_has_a_point_per_score() {
+        let state = measured(&[0.9, 0.9, 0.9, 0.5, 0.1, 0.2], &[1, 1, 1, 0, 0, 1], 6);
+        let points = state.curve().unwrap();
+        // 0.9 finds three of four pixels and one of two regions, 0.5 a normal pixel, 0.2 the rest, 0.1 the other normal one.
+        let expected = [[0., 0., 0.], [0., 0.75, 0.5], [0.5, 0.75, 0.5], [0.5, 1., 1.], [1., 1., 1.]];
+        for (point, expected) in points.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((point - expected).abs() < 1e-12, "{points:?}");
+        }
+        assert_eq!((points.len(), measured(&[0.1, 0.2], &[0, 0], 2).curve()), (5, None));
     }
 
     #[test]

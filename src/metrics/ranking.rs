@@ -72,6 +72,15 @@ impl Ranking {
         Some(self.above().map(|(above, level)| f1(above + level)).fold(0.0, f64::max))
     }
 
+    /// Returns the ROC curve: the false positive rate and the recall of every threshold, from (0, 0) to (1, 1).
+    pub fn roc(&self) -> Option<Vec<(f64, f64)>> {
+        let total = self.defined()?;
+        let point = |called: Level| {
+            (called.negatives as f64 / total.negatives as f64, called.positives as f64 / total.positives as f64)
+        };
+        Some(std::iter::once((0., 0.)).chain(self.above().map(|(above, level)| point(above + level))).collect())
+    }
+
     /// Returns the totals, if both kinds occur.
     pub(super) fn defined(&self) -> Option<Level> {
         Some(self.total).filter(|total| total.positives > 0 && total.negatives > 0)
@@ -127,6 +136,14 @@ mod tests {
         assert_eq!(ranking.auroc(), Some(0.75));
         assert!((ranking.average_precision().unwrap() - 0.8333333333333333).abs() < 1e-15);
         assert_eq!(ranking.f1_max(), Some(0.8));
+    }
+
+    #[test]
+    fn roc_leads_through_every_threshold() {
+        let points = [(0., 0.), (0., 0.5), (0.5, 0.5), (0.5, 1.), (1., 1.)];
+        assert_eq!(ranked(&[0.1, 0.4, 0.35, 0.8], &[0, 0, 1, 1]).roc().unwrap(), points);
+        assert_eq!(ranked(&[0.5; 2], &[1, 0]).roc().unwrap(), [(0., 0.), (1., 1.)]);
+        assert_eq!(ranked(&[0.5; 2], &[1, 1]).roc(), None);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Each pipeline is a schema (`quickstart.metrics`); bare names refer to the pipeline that ran last. The instances of
 //! a swept table are one table with a column per swept parameter. `metrics@RUN` is a table as a run left it, by the
 //! run's id or a tag. Further tables are `runs`, `stage_runs` and `errors` (the history of runs, by table, and the
-//! rows that failed), and `paper_results` and `paper_datasets` (the numbers of the paper, of which ROC_I, ROC_P and
-//! PRO are `image_auroc`, `pixel_auroc` and `aupro` times 100). The metrics are aggregate functions.
+//! rows that failed), `paper_results` and `paper_datasets` (the numbers of the paper, of which ROC_I, ROC_P and PRO are
+//! `image_auroc`, `pixel_auroc` and `aupro` times 100), and `field_results` (those of later methods, in percent, with their
+//! sources). The metrics are aggregate functions.
 
 mod aggregate;
 mod catalog;
@@ -45,13 +46,15 @@ use crate::engine::{
 };
 
 /// The names of the tables that SQL has beside those of pipelines.
-pub const TABLES_OF_SQL: [&str; 5] = ["runs", "stage_runs", "errors", "paper_results", "paper_datasets"];
+pub const TABLES_OF_SQL: [&str; 6] =
+    ["runs", "stage_runs", "errors", "paper_results", "paper_datasets", "field_results"];
 
 /// The query behind `show tables`. It leaves out the tables of `information_schema` itself.
 const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \
                            where table_schema <> 'information_schema' order by 1, 2";
 const PAPER_RESULTS: &str = include_str!("../../data/paper_results.csv");
 const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
+const FIELD_RESULTS: &str = include_str!("../../data/field_results.csv");
 
 /// A session over everything that a store has published.
 pub struct Session {
@@ -241,8 +244,8 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
 
 /// Registers the tables that every store has. A table that a pipeline published under such a name takes precedence.
 fn common(store: &Store, tables: &Tables) -> Result<()> {
-    let paper = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?];
-    for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(paper)) {
+    let published = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?, csv(FIELD_RESULTS)?];
+    for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(published)) {
         if !tables.table_exist(name) {
             tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
         }

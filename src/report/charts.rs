@@ -135,6 +135,60 @@ pub(super) fn histogram(normal: &[f64], anomalous: &[f64], name: &str) -> Option
     Some(svg)
 }
 
+/// A curve of rates.
+pub(super) struct Line {
+    /// The class of the style sheet.
+    pub kind: &'static str,
+    /// Points with ascending false positive rates.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Draws curves over the false positive rate, both axes from 0 to 1, without lines that have no points. Returns `None` if
+/// none has.
+pub(super) fn rates(lines: &[Line], name: &str) -> Option<String> {
+    if lines.iter().all(|line| line.points.is_empty()) {
+        return None;
+    }
+    let (left, top, side) = (34., 8., 200.);
+    let place = |(x, y): (f64, f64)| format!("{:.1},{:.1}", left + x * side, top + (1. - y) * side);
+    let mut svg = format!(
+        "<svg class=\"chart\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {} {}\" xmlns=\"http://www.w3.org/2000/svg\">",
+        escaped(name),
+        left + side + 12.,
+        top + side + 40.
+    );
+    for (x, y) in [((0., 0.), (1., 1.)), ((0., 0.), (1., 0.)), ((0., 0.), (0., 1.))] {
+        svg += &format!("<polyline points=\"{} {}\" fill=\"none\" stroke=\"#E4E4E2\"/>", place(x), place(y));
+    }
+    for line in lines.iter().filter(|line| !line.points.is_empty()) {
+        let points: Vec<String> = thinned(&line.points).into_iter().map(place).collect();
+        svg += &format!("<polyline class=\"{}\" points=\"{}\" fill=\"none\"/>", line.kind, points.join(" "));
+    }
+    for tick in [0., 0.5, 1.] {
+        let (x, y) = (left + tick * side, top + (1. - tick) * side);
+        svg += &format!("<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{tick}</text>", top + side + 16.);
+        svg += &format!("<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{tick}</text>", left - 6., y + 4.);
+    }
+    let middle = left + side / 2.;
+    svg += &format!(
+        "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">false positive rate</text></svg>",
+        top + side + 34.
+    );
+    Some(svg)
+}
+
+/// Leaves out points that lie within half a pixel of the drawing from the one before; both ends stay.
+fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mut kept: Vec<(f64, f64)> = Vec::new();
+    for (i, point) in points.iter().enumerate() {
+        let is_near = |last: &(f64, f64)| (point.0 - last.0).abs().max((point.1 - last.1).abs()) < 0.0025;
+        if i + 1 == points.len() || !kept.last().is_some_and(is_near) {
+            kept.push(*point);
+        }
+    }
+    kept
+}
+
 /// Escapes a text for an attribute of SVG.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;")
@@ -234,6 +288,21 @@ mod tests {
         );
         assert!(histogram(&[2.], &[], "").unwrap().contains("class=\"normal\""));
         assert_eq!(histogram(&[], &[f64::NAN], ""), None);
+    }
+
+    #[test]
+    fn curves_are_drawn_from_corner_to_corner_with_few_points() {
+        let diagonal = |count: usize| (0..=count).map(|i| (i as f64 / count as f64, i as f64 / count as f64)).collect();
+        let line = |points| Line { kind: "images", points };
+        let svg = rates(&[line(diagonal(100_000)), line(Vec::new())], "curves of \"a\"").unwrap();
+        assert_eq!(svg.matches("class=\"images\"").count(), 1);
+        assert!(
+            svg.contains("points=\"34.0,208.0 ") && svg.contains(" 234.0,8.0\" fill") && svg.len() < 10_000,
+            "{svg}"
+        );
+        assert!(svg.contains("curves of &quot;a&quot;"));
+        assert_eq!(rates(&[line(Vec::new())], ""), None);
+        assert_eq!(thinned(&[(0., 0.), (0., 0.001), (0., 1.), (1., 1.)]), [(0., 0.), (0., 1.), (1., 1.)]);
     }
 
     #[test]

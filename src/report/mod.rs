@@ -2,11 +2,16 @@
 
 mod captions;
 mod charts;
+mod curves;
 mod data;
 mod decisions;
 pub mod drawing;
 mod export;
+mod grid;
+mod metrics;
 mod pictures;
+mod plain;
+mod published;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,19 +24,18 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 pub use data::Source;
 pub use decisions::sections as verdicts;
 pub use export::{Exported, export};
+pub use plain::{Format, plain};
+use published::Published;
 
 use crate::{
     engine::{
         Error, Result, Variant,
         stage::SOURCE,
         store::{Manifest, Run},
-        value_text,
     },
-    metrics::{Judged, Metric},
     tables::{
         Role,
-        column::{numbers, text},
-        metrics::{CLASS, MEAN, N_ANOMALOUS, N_IMAGES, PROTOCOL, names},
+        column::numbers,
         reconstructions::AUTOENCODED,
         training_log::{LOSS, STEP},
     },
@@ -42,27 +46,26 @@ use pictures::{GroundTruth, Pictures, Scale};
 const TEMPLATE: &str = include_str!("report.html");
 /// The style that pages about a pipeline share.
 pub const LOOK: &str = include_str!("look.css");
-/// The groups of metrics, in the order of their columns.
-const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
 /// The number of images that are shown before others are asked for.
 const FIRST_CARDS: usize = 8;
-/// The metrics at the top of the page.
-const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
 
-/// The number of pictures on a page.
-#[derive(Clone, Copy, Debug)]
+/// The content of a page.
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The maximum number of images per class and kind of defect.
     pub per_kind: usize,
     /// The maximum number of images in all.
     pub images: usize,
+    /// The data set whose published results are shown; `None` for that of the table of images.
+    pub dataset: Option<String>,
 }
 
 /// Returns the page about a pipeline's published tables, as HTML. The page names the roles that no published table has.
 pub fn html(source: &Source, options: Options) -> Result<String> {
-    let evaluated: Vec<&Manifest> = source.of_role(Role::Metrics).collect();
-    let tables = evaluated.chunk_by(|a, b| a.table == b.table).map(|instances| metrics(source, instances));
-    let tables = tables.collect::<Result<Vec<_>>>()?;
+    let tables = metrics::tables(source)?;
+    let published = Published::find(source, options.dataset.as_deref())?;
+    let beside = published::beside(source, &tables, published.as_ref())?;
+    let names: BTreeSet<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let curves = source.of_role(Role::TrainingLog).map(|table| curve(source, table)).collect::<Result<Vec<_>>>()?;
     let page = context! {
         version => env!("CARGO_PKG_VERSION"),
@@ -72,8 +75,10 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         tables => source.tables.iter().map(|table| described(source, table)).collect::<Vec<_>>(),
         gradient => charts::gradient(),
         notes => source.tables.iter().flat_map(notes).collect::<Vec<_>>(),
-        several_metrics => tables.len() > 1,
-        metrics => tables.concat(),
+        several_metrics => names.len() > 1,
+        metrics => tables.iter().map(|table| table.value()).collect::<Vec<_>>(),
+        beside => beside.iter().map(grid::Grid::value).collect::<Vec<_>>(),
+        seeds => tables.iter().filter_map(plain::seeds).map(|grid| grid.value()).collect::<Vec<_>>(),
         curves,
         decisions => decisions::sections(source)?,
         captions => captions::sections(source)?,
@@ -129,178 +134,6 @@ fn described(source: &Source, table: &Manifest) -> Value {
         size => HumanBytes(table.parts.iter().map(|part| part.bytes).sum()).to_string(),
         published => time(table.published_ms),
     }
-}
-
-/// A metric in words.
-#[derive(Debug, PartialEq)]
-struct Measure {
-    /// `Images`, `Pixels`, or `Others` for a metric that is not known.
-    of: &'static str,
-    name: String,
-    about: String,
-}
-
-impl Measure {
-    fn new(column: &str, aupro_limits: &[f64]) -> Self {
-        match Metric::of_column(column) {
-            Some(metric) => Self {
-                of: if metric.judged == Judged::Images { "Images" } else { "Pixels" },
-                name: metric.kind.name().into(),
-                about: metric.about(aupro_limits),
-            },
-            None => {
-                let name = column.strip_prefix("image_").or(column.strip_prefix("pixel_")).unwrap_or(column);
-                let of = if column.starts_with("image_") {
-                    "Images"
-                } else if column.starts_with("pixel_") {
-                    "Pixels"
-                } else {
-                    "Others"
-                };
-                Self { of, name: name.into(), about: String::new() }
-            }
-        }
-    }
-
-    /// Returns one of the things that are judged, in words; empty if that is not known.
-    fn one(&self) -> &'static str {
-        match self.of {
-            "Images" => "image",
-            "Pixels" => "pixel",
-            _ => "",
-        }
-    }
-}
-
-/// A number in a table of metrics.
-#[derive(Debug, PartialEq)]
-struct Cell {
-    percent: String,
-    /// The length of the cell's bar, 0 to 100.
-    bar: f64,
-    /// The reason why there is no number.
-    why: Option<&'static str>,
-}
-
-impl Cell {
-    fn new(value: Option<f64>, of: &str, images: Option<f64>, anomalous: Option<f64>) -> Self {
-        let value = value.filter(|value| !value.is_nan());
-        let why = match value {
-            Some(_) => None,
-            None if anomalous == Some(0.) => Some("no test image is anomalous"),
-            None if images.is_some() && anomalous == images => Some("no test image is normal"),
-            None if of == "Others" => Some("its table has no value"),
-            None if of == "Images" => Some("the maps are too small for this protocol's score of an image"),
-            None => Some("no anomalous test image has a ground-truth mask"),
-        };
-        Self { percent: charts::percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
-    }
-}
-
-/// The metrics of a class by a protocol: a row of a table of metrics.
-struct Row<'a> {
-    variant: &'a Variant,
-    class: String,
-    protocol: String,
-    images: Option<f64>,
-    anomalous: Option<f64>,
-    values: Vec<Option<f64>>,
-}
-
-impl Row<'_> {
-    fn is_mean(&self) -> bool {
-        self.class == MEAN
-    }
-}
-
-fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Vec<Row<'a>>> {
-    let batch = source.rows(table)?;
-    let (classes, protocols) = (text(&batch, CLASS)?, text(&batch, PROTOCOL)?);
-    // A table of metrics that a query made may lack the numbers of images.
-    let counts = |name| batch.column_by_name(name).map(|_| numbers(&batch, name)).transpose();
-    let (images, anomalous) = (counts(N_IMAGES)?, counts(N_ANOMALOUS)?);
-    let count = |counts: &Option<Vec<Option<f64>>>, row: usize| counts.as_ref().and_then(|counts| counts[row]);
-    let values = names.iter().map(|name| numbers(&batch, name)).collect::<Result<Vec<_>>>()?;
-    let row = |row: usize| Row {
-        variant: &table.variant,
-        class: classes.value(row).to_owned(),
-        protocol: protocols.value(row).to_owned(),
-        images: count(&images, row),
-        anomalous: count(&anomalous, row),
-        values: values.iter().map(|column| column[row]).collect(),
-    };
-    Ok((0..batch.num_rows()).map(row).collect())
-}
-
-/// Returns the metrics of a table by each protocol. `instances` is the table, or all instances of a swept one.
-fn metrics(source: &Source, instances: &[&Manifest]) -> Result<Vec<Value>> {
-    let names = shared_metrics(instances)?;
-    // Metrics are explained once for all tables.
-    let limit = |table: &Manifest| table.made.params.get("aupro_limit").and_then(serde_json::Value::as_f64);
-    let limits = distinct(source.of_role(Role::Metrics).filter_map(limit));
-    let measures: Vec<Measure> = names.iter().map(|name| Measure::new(name, &limits)).collect();
-    let axes = distinct(instances.iter().flat_map(|table| &table.variant.0).map(|(axis, _)| axis.clone()));
-    let mut all = Vec::new();
-    for table in instances {
-        all.extend(rows(source, table, &names)?);
-    }
-    // The sort is stable, so the rows of a class stay in the order of the instances.
-    all.sort_by(|a, b| (a.is_mean(), &a.class).cmp(&(b.is_mean(), &b.class)));
-    // A line stands before the first metric of images and before the first of pixels.
-    let first: Vec<bool> = (0..measures.len()).map(|i| i == 0 || measures[i].of != measures[i - 1].of).collect();
-    let columns = measures.iter().zip(&first);
-    let columns = columns
-        .map(|(m, first)| context! { of => m.of, one => m.one(), name => &m.name, about => &m.about, first => *first });
-    let columns: Vec<Value> = columns.collect();
-    let by_protocol = |protocol: &String| {
-        let mut undefined = BTreeSet::new();
-        let row = |row: &Row<'_>| {
-            let cells = row.values.iter().zip(&measures).zip(&first).map(|((value, measure), first)| {
-                let Cell { percent, bar, why } = Cell::new(*value, measure.of, row.images, row.anomalous);
-                undefined.extend(why);
-                context! { percent, bar, why, first => *first }
-            });
-            context! {
-                class => &row.class,
-                mean => row.is_mean(),
-                settings => row.variant.settings().join(", "),
-                values => axes.iter().map(|axis| row.variant.get(axis).map(value_text)).collect::<Vec<_>>(),
-                images => row.images.map(|count| count as u64),
-                anomalous => row.anomalous.map(|count| count as u64),
-                cells => cells.collect::<Vec<_>>(),
-                tiles => tiles(&names, &measures, &row.values),
-            }
-        };
-        let rows: Vec<Value> = all.iter().filter(|row| row.protocol == *protocol).map(row).collect();
-        let about = source.about_word(&instances[0].made.stage, "Protocol", protocol);
-        context! { table => &instances[0].table, protocol, about, axes => &axes, columns => &columns, rows, undefined }
-    };
-    Ok(distinct(all.iter().map(|row| &row.protocol)).into_iter().map(by_protocol).collect())
-}
-
-/// Returns the metrics that all instances of a table have, in the order of [`GROUPS`].
-fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
-    let all = instances.iter().map(|table| Ok(names(&*table.schema()?))).collect::<Result<Vec<_>>>()?;
-    let mut shared = all.first().cloned().unwrap_or_default();
-    shared.retain(|name| all.iter().all(|names| names.contains(name)));
-    shared.sort_by_key(|name| GROUPS.iter().position(|group| *group == Measure::new(name, &[]).of));
-    Ok(shared)
-}
-
-/// Returns each value once, in the order of its first occurrence.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut once = Vec::new();
-    values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
-    once
-}
-
-fn tiles(names: &[String], measures: &[Measure], values: &[Option<f64>]) -> Vec<Value> {
-    let found = HEADLINES.iter().filter_map(|headline| names.iter().position(|name| name == headline));
-    found
-        .filter_map(|i| {
-            Some(context! { of => measures[i].one(), name => &measures[i].name, percent => charts::percent(Some(values[i]?)) })
-        })
-        .collect()
 }
 
 fn curve(source: &Source, table: &Manifest) -> Result<Value> {
@@ -378,6 +211,7 @@ fn gallery(source: &Source, options: Options) -> Result<Value> {
         pictures => 1 + usize::from(has_truth) + usize::from(autoencoded) + below.iter().flatten().count(),
         histograms => histograms(&all),
         cards => cards.collect::<Vec<_>>(),
+        ..curves::curves(source, images, maps, &all)?
     })
 }
 

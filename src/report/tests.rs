@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    metrics::{Cell, Measure},
+    *,
+};
 use crate::{engine::store::Store, metrics::METRICS};
 
 #[test]
@@ -27,7 +30,7 @@ fn every_metric_is_explained() {
     assert!(Measure::new("aupro", &[0.05, 0.3]).about.contains("at most 5 or 30 %"));
     assert_eq!(
         Measure::new("sharpness", &[]),
-        Measure { of: "Others", name: "sharpness".into(), about: String::new() }
+        Measure { column: "sharpness".into(), of: "Others", name: "sharpness".into(), about: String::new() }
     );
 }
 
