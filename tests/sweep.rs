@@ -11,7 +11,7 @@ use vlmdiff::{
     stages::KINDS,
 };
 
-use crate::lab::{LIGHT, Lab, TOY, computed};
+use crate::lab::{LIGHT, Lab, TOY, computed, toy_above};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Pipeline, String> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
@@ -116,6 +116,36 @@ fn wrong_sweep_is_an_error_with_a_place() {
 }
 
 #[test]
+fn seeds_run_what_depends_on_a_seed_several_times() {
+    let above = toy_above("latents");
+    let pipeline = parse(&format!("{above}seeds: 2\n"), &[]).unwrap();
+    let (text, autoencoder) = ("text_encoder.training.seed", "autoencoder.training.seed");
+    let expected = [
+        "images".to_owned(),
+        "captions".to_owned(),
+        format!("text_encoder[{text}=0]"),
+        format!("text_encoder[{text}=1]"),
+        format!("text_embeddings[{text}=0]"),
+        format!("text_embeddings[{text}=1]"),
+        format!("autoencoder[{autoencoder}=0]"),
+        format!("autoencoder[{autoencoder}=1]"),
+    ];
+    assert_eq!(names(&pipeline), expected);
+    // Tables of one combination have one seed, and seeds multiply a sweep.
+    let denoised = toy_above("reconstructions");
+    let pipeline = parse(&format!("{denoised}sweep: {{ size: [32, 64] }}\nseeds: 3\n"), &[]).unwrap();
+    let denoisers: Vec<&str> = names(&pipeline).into_iter().filter(|name| name.starts_with("denoiser[")).collect();
+    let last = "denoiser[size=64,text_encoder.training.seed=2,autoencoder.training.seed=2,denoiser.training.seed=2]";
+    assert_eq!((denoisers.len(), denoisers[5]), (6, last));
+
+    let wrong = |end: &str| parse(&format!("{above}{end}\n"), &[]).unwrap_err();
+    let line = above.lines().count() + 1;
+    assert_eq!(wrong("seeds: 1"), format!("p.yaml:{line}:8: seeds is a number of seeds from 2, such as `seeds: 5`"));
+    let set = format!("sweep: {{ {text}: [4, 5], {autoencoder}: [4, 5] }}\nseeds: 2");
+    assert!(wrong(&set).contains("seeds: no table takes a seed that the sweep does not set"), "{}", wrong(&set));
+}
+
+#[test]
 fn error_of_an_input_that_does_not_fit_is_where_it_is_read() {
     let check = |tables: &str, line: usize, column: usize, expected: &str| {
         let error = parse(&format!("{TOY}{tables}\n"), &[]).unwrap_err();
@@ -192,7 +222,17 @@ fn ablation_is_one_query() {
     let names = sql("select table_name from information_schema.tables where table_schema = 'light' order by 1");
     assert_eq!(
         names,
-        ["captions", "counts", "errors", "images", "paper_datasets", "paper_results", "runs", "stage_runs"]
+        [
+            "captions",
+            "counts",
+            "errors",
+            "field_results",
+            "images",
+            "paper_datasets",
+            "paper_results",
+            "runs",
+            "stage_runs"
+        ]
     );
 }
 

@@ -59,7 +59,7 @@ impl Loader<'_> {
 
     /// Builds the pipeline of a file; `sets` is what [`Loader::assign`] was given.
     pub(in crate::engine) fn pipeline(&self, stem: &str, root: &Node, sets: &[String]) -> Result<Pipeline> {
-        self.file.keys(root, "a pipeline", &["name", "store", "tables", "sweep"])?;
+        self.file.keys(root, "a pipeline", &["name", "store", "tables", "sweep", "seeds"])?;
         let name = self.file.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
         check_name(&name).map_err(|message| self.file.error(root.place_of("name"), message))?;
         let store = self.file.text(root.get("store"), "store")?.map(str::to_owned);
@@ -114,7 +114,6 @@ impl Loader<'_> {
     }
 
     fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {
-        let Some(node) = root.get("sweep") else { return Ok(Sweep::default()) };
         let takes: Vec<(String, Vec<String>)> = declared
             .iter()
             .map(|(key, table)| {
@@ -123,7 +122,13 @@ impl Loader<'_> {
                 (key.name.clone(), kind.map(StageKind::parameters).unwrap_or_default())
             })
             .collect();
-        let sweep = Sweep::read(node, &takes).map_err(|(place, message)| self.file.error(place, message))?;
+        let wrong = |(place, message): (Place, String)| self.file.error(place, message);
+        let sweep =
+            root.get("sweep").map(|node| Sweep::read(node, &takes)).transpose().map_err(wrong)?.unwrap_or_default();
+        let sweep = match root.get("seeds") {
+            Some(count) => sweep.over_seeds(count, self.seeds(declared)).map_err(wrong)?,
+            None => sweep,
+        };
         for set in sets {
             let path: Vec<&str> = set.split('=').next().unwrap_or_default().trim().split('.').collect();
             if let Some(axis) = sweep.axes.iter().find(|axis| axis.overlaps(&path)) {
@@ -134,6 +139,30 @@ impl Loader<'_> {
             }
         }
         Ok(sweep)
+    }
+
+    /// Returns the parameters `seed` of all tables that are a number: those at the top of `with:`, and below `training` and
+    /// `method`. (Others choose data, and not how something is computed from it.)
+    fn seeds(&self, declared: &[(Key, Node)]) -> Vec<(String, Vec<String>)> {
+        let mut found = Vec::new();
+        for (key, node) in declared {
+            let stage = node.get("stage").and_then(Node::as_text);
+            let Some(kind) = self.kinds.iter().find(|kind| Some(kind.name) == stage) else { continue };
+            // A table with wrong parameters is told when it is built.
+            let Ok(stage) = self.parameters(key, &key.name, node, kind) else { continue };
+            let mut open = vec![(Vec::new(), stage.params())];
+            while let Some((path, value)) = open.pop() {
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    let path: Vec<String> = path.iter().chain([name]).cloned().collect();
+                    if name == "seed" && value.is_u64() {
+                        found.push((key.name.clone(), path));
+                    } else if ["training", "method"].contains(&path[0].as_str()) {
+                        open.push((path, value.clone()));
+                    }
+                }
+            }
+        }
+        found
     }
 
     fn table(&self, key: &Key, node: &Node, variant: Variant, above: &[&Table], all: &[&str]) -> Result<Table> {

@@ -267,6 +267,11 @@ fn pipeline(kinds: &[StageKind]) -> Value {
                     },
                 ],
             },
+            "seeds": {
+                "description": "The number of seeds, from 2: every combination runs with 0, 1 and so on as the seed of all trainings, fitted methods and noise.",
+                "type": "integer",
+                "minimum": 2,
+            },
         },
         "$defs": definitions,
     })

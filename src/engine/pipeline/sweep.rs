@@ -104,6 +104,41 @@ impl Sweep {
         self.combinations.iter().map(|values| self.variant(&all, values)).collect()
     }
 
+    /// Multiplies every combination by a number of seeds, 0 and up, which all of `seeds` share: tables with the paths of their
+    /// parameters. Seeds that the sweep sets already are its own.
+    pub(in crate::engine) fn over_seeds(
+        mut self,
+        count: &Node,
+        seeds: Vec<(String, Vec<String>)>,
+    ) -> Result<Self, Wrong> {
+        let wrong = |message: &str| Err((count.place, message.to_owned()));
+        let number = count.to_json().as_u64().filter(|number| *number > 1);
+        let Some(number) = number else { return wrong("seeds is a number of seeds from 2, such as `seeds: 5`") };
+        let swept = self.axes.len();
+        for (table, path) in seeds {
+            let steps: Vec<&str> = std::iter::once(&table).chain(&path).map(String::as_str).collect();
+            if !self.axes.iter().any(|axis| axis.overlaps(&steps)) {
+                self.axes.push(Axis { name: String::new(), place: count.place, table, path });
+            }
+        }
+        let added = self.axes.len() - swept;
+        if added == 0 {
+            return wrong("seeds: no table takes a seed that the sweep does not set");
+        }
+        name(&mut self.axes);
+        let combinations = if self.combinations.is_empty() { vec![Vec::new()] } else { self.combinations };
+        if combinations.len() as u64 > MOST_COMBINATIONS as u64 / number {
+            return wrong(&format!("seeds: there are more than {MOST_COMBINATIONS} combinations"));
+        }
+        let of_seed = |values: &Vec<Node>, seed: u64| {
+            let seeds = (0..added).map(|_| Node::given(&seed.to_string(), count.place));
+            values.iter().cloned().chain(seeds).collect()
+        };
+        let every = combinations.iter().flat_map(|values| (0..number).map(move |seed| (values, seed)));
+        self.combinations = every.map(|(values, seed)| of_seed(values, seed)).collect();
+        Ok(self)
+    }
+
     fn variant(&self, axes: &[usize], values: &[Node]) -> Variant {
         Variant(axes.iter().map(|axis| (self.axes[*axis].name.clone(), values[*axis].to_json())).collect())
     }
@@ -125,14 +160,18 @@ fn axes<'k>(keys: impl Iterator<Item = &'k Key>, takes: &Takes) -> Result<Vec<Ax
         }
         axes.push(Axis { name: key.name.clone(), place: key.place, table, path });
     }
-    // An axis is named by the last part of its path if that is unique.
+    name(&mut axes);
+    Ok(axes)
+}
+
+/// Names each axis by the last part of its path if that is unique, else by its table and the path.
+fn name(axes: &mut [Axis]) {
     let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
     let words: Vec<String> = axes.iter().map(last).collect();
     for (axis, word) in axes.iter_mut().zip(&words) {
         let shared = words.iter().filter(|other| *other == word).count() > 1;
         axis.name = if shared { format!("{}.{}", axis.table, axis.path.join(".")) } else { word.clone() };
     }
-    Ok(axes)
 }
 
 /// Resolves `parameter` or `table.parameter` to the table and the path of the parameter.
