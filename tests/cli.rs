@@ -137,8 +137,9 @@ fn published_numbers_are_complete_and_agree_with_their_averages() {
         let of = format!("from paper_results where \"table\" in ({tables})");
         let query = format!(
             "select count(*), sum(cast(abs(mean - value) < {tolerance} as int)) from \
-             (select method, metric, avg(value) as mean {of} and split_or_class <> '{average}' group by method, metric) \
-             join (select method, metric, value {of} and split_or_class = '{average}') using (method, metric)"
+             (select method, metric, avg(value) as mean {of} and split_or_class <> '{average}' group by method, metric) as computed \
+             join (select method, metric, value {of} and split_or_class = '{average}') as printed \
+             using (method, metric)"
         );
         assert_eq!(lab.sql(".vlmdiff", &query), ["9,9"], "{average}");
     }

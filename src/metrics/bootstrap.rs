@@ -329,7 +329,7 @@ mod tests {
     fn order_of_images_changes_nothing_and_levels_are_few() {
         let fine = |n: usize| -> (Vec<f16>, Vec<bool>) {
             let value = |i: usize| f16::from_f64(((n * 36 + i) * 37 % 4001) as f64 / 300.);
-            ((0..36).map(value).collect(), (0..36).map(|i| n % 3 == 0 && i < 12).collect())
+            ((0..36).map(value).collect(), (0..36).map(|i| n.is_multiple_of(3) && i < 12).collect())
         };
         let images: Vec<(Vec<f16>, Vec<bool>)> = (0..60).map(fine).collect();
         let spread = |order: &mut dyn Iterator<Item = usize>| {

@@ -114,8 +114,9 @@ impl Record for u64 {
 /// A count per score.
 #[derive(Debug, Clone)]
 pub(super) enum Levels<C> {
-    /// Counts at the index of their keys; empty before the first.
-    All(Vec<C>),
+    /// Counts at the index of their keys, in pages of [`PAGE`] keys. A page is empty before its first count, and so are all
+    /// before the first one.
+    All(Vec<Vec<C>>),
     /// Counts with their keys. Up to `settled` they are in ascending order, each key once; after that, in the order of
     /// adding.
     Occurring { counts: Vec<(u64, C)>, settled: usize },
@@ -123,6 +124,8 @@ pub(super) enum Levels<C> {
 
 /// The number of scores of a type that has few, and the number of counts up to which settling is not worth its cost.
 const ALL: usize = 1 << 16;
+/// The number of scores of a page: of 16 bits, those between one power of two and the next. Maps have few of these.
+const PAGE: usize = 1 << 10;
 
 impl<C: Count> Levels<C> {
     pub(super) fn new<S: Score>() -> Self {
@@ -136,12 +139,17 @@ impl<C: Count> Levels<C> {
 
     pub(super) fn add(&mut self, more: impl Iterator<Item = (u64, C)>) {
         match self {
-            Self::All(counts) => {
-                let mut more = more.peekable();
-                if more.peek().is_some() {
-                    counts.resize(ALL, C::default());
+            Self::All(pages) => {
+                for (key, count) in more {
+                    if pages.is_empty() {
+                        pages.resize(ALL / PAGE, Vec::new());
+                    }
+                    let page = &mut pages[key as usize / PAGE];
+                    if page.is_empty() {
+                        page.resize(PAGE, C::default());
+                    }
+                    page[key as usize % PAGE] += count;
                 }
-                more.for_each(|(key, count)| counts[key as usize] += count);
             }
             Self::Occurring { counts, settled } => {
                 counts.extend(more);
@@ -156,9 +164,13 @@ impl<C: Count> Levels<C> {
     /// Returns the keys of the scores that occur, ascending, with their counts.
     pub(super) fn ascending(&self) -> Vec<(u64, C)> {
         match self {
-            Self::All(counts) => {
-                let all = counts.iter().enumerate().map(|(key, count)| (key as u64, *count));
-                all.filter(|(_, count)| *count != C::default()).collect()
+            Self::All(pages) => {
+                let mut all = Vec::new();
+                for (first, page) in (0..).step_by(PAGE).zip(pages) {
+                    let counted = (first..).zip(page).filter(|(_, count)| **count != C::default());
+                    all.extend(counted.map(|(key, count)| (key, *count)));
+                }
+                all
             }
             Self::Occurring { counts, settled } => {
                 let mut counts = counts.clone();
@@ -173,7 +185,10 @@ impl<C: Count> Levels<C> {
     /// Returns the size in bytes.
     pub(super) fn size(&self) -> usize {
         match self {
-            Self::All(counts) => counts.capacity() * size_of::<C>(),
+            Self::All(pages) => {
+                let counts: usize = pages.iter().map(|page| page.capacity() * size_of::<C>()).sum();
+                pages.capacity() * size_of::<Vec<C>>() + counts
+            }
             Self::Occurring { counts, .. } => counts.capacity() * size_of::<(u64, C)>(),
         }
     }

@@ -8,36 +8,50 @@ pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, rep
     assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
     let less = kernel - 1;
     assert!(less * repeats < width.min(height), "{repeats} windows of {kernel} leave nothing of {width}x{height}");
-    // Running sums cannot leave an infinity behind.
-    let means = if map.iter().all(|value| value.is_finite()) { running_means } else { means };
-    let repeats = if kernel == 1 { 0 } else { repeats };
-    let averaged = (0..repeats)
-        .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel));
-    averaged.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
+    let means = if kernel == 1 {
+        map.to_vec()
+    } else if map.iter().all(|value| value.is_finite()) {
+        running_means(&running_means(map, width, kernel, repeats), height, kernel, repeats)
+    } else {
+        // Running sums cannot leave an infinity behind.
+        (0..repeats)
+            .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel))
+    };
+    means.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
 }
 
-/// Averages `[height, width]` to `[height - kernel + 1, width - kernel + 1]` by sums of columns, each of which is that of
-/// the row before but for two values, and sums of these in the same way.
-fn running_means(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
-    let area = (kernel * kernel) as f64;
-    let mut means = Vec::with_capacity((height - kernel + 1) * (width - kernel + 1));
-    let mut columns = vec![0.; width];
-    let add = |columns: &mut [f64], row: &[f64]| columns.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-    map[..(kernel - 1) * width].chunks_exact(width).for_each(|row| add(&mut columns, row));
-    for y in 0..=height - kernel {
-        add(&mut columns, &map[(y + kernel - 1) * width..][..width]);
-        let mut sum: f64 = columns[..kernel].iter().sum();
-        means.push(sum / area);
-        means.extend(columns.iter().zip(&columns[kernel..]).map(|(leaves, enters)| {
-            sum += enters - leaves;
-            sum / area
-        }));
-        columns.iter_mut().zip(&map[y * width..]).for_each(|(sum, value)| *sum -= value);
+/// Averages the windows of each row of a `[_, width]` map, `repeats` times over, and returns the transpose, `[width -
+/// (kernel - 1) repeats, _]`.
+///
+/// All repetitions are made in one sweep along the row: each adds the value that the one before has made to its sum, and
+/// takes away the one that it added `kernel` values ago. The sums are divided once, in the end.
+fn running_means(map: &[f64], width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
+    let (height, lost) = (map.len() / width, (kernel - 1) * repeats);
+    let weight = (kernel as f64).powi(repeats as i32);
+    let mut means = vec![0.; (width - lost) * height];
+    let (mut sums, mut added) = (vec![0.; repeats], vec![0.; repeats * kernel]);
+    for (y, row) in map.chunks_exact(width).enumerate() {
+        sums.fill(0.);
+        added.fill(0.);
+        let mut place = 0;
+        for (x, value) in row.iter().enumerate() {
+            let mut value = *value;
+            for (sum, added) in sums.iter_mut().zip(added.chunks_exact_mut(kernel)) {
+                *sum += value - added[place];
+                added[place] = value;
+                value = *sum;
+            }
+            place = if place + 1 == kernel { 0 } else { place + 1 };
+            // The sums before this lack values.
+            if x >= lost {
+                means[(x - lost) * height + y] = value / weight;
+            }
+        }
     }
     means
 }
 
-/// Does as [`running_means`], with a sum for each window.
+/// Averages `[height, width]` to `[height - kernel + 1, width - kernel + 1]`, with a sum for each window.
 fn means(map: &[f64], width: usize, height: usize, kernel: usize) -> Vec<f64> {
     let (columns, area) = (width - kernel + 1, (kernel * kernel) as f64);
     let mean = |i: usize| {

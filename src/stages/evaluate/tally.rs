@@ -6,9 +6,10 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, StringArray},
     datatypes::{Float16Type, Float32Type, UInt8Type},
 };
+use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::{Bootstrap, Evaluate, maps};
+use super::parameters::{Bootstrap, Evaluate};
 use crate::{
     engine::{Error, Result, stage::Batch},
     metrics::{
@@ -17,7 +18,7 @@ use crate::{
         bootstrap::{ImageResamples, PixelResamples, RANKED, Weights, interval},
     },
     tables::{
-        anomaly_maps::SCORE,
+        anomaly_maps::{MAP, SCORE},
         images::{CALIBRATION, CLASS, LABEL, MASK, MASK_GREY, SPLIT},
         metrics::MEAN,
         tensor::tensor_row,
@@ -94,7 +95,7 @@ struct Scored {
 #[derive(Default)]
 struct Masked {
     pixels: PixelMetrics,
-    regions: RegionScores<half::f16>,
+    regions: RegionScores<f16>,
 }
 
 /// What one image adds to the counts.
@@ -103,7 +104,7 @@ struct Image {
     /// The score, if the map is large enough for it, and whether the image is anomalous; by [`Tally::rules`].
     scored: Vec<(Option<f64>, bool)>,
     /// The pixels, if there are a map and a mask; by [`Tally::masks`].
-    masked: Vec<Option<(Arc<PixelCounts>, RegionScores<half::f16>)>>,
+    masked: Vec<Option<(Arc<PixelCounts>, RegionScores<f16>)>>,
 }
 
 /// The metrics of a class in every resample.
@@ -112,6 +113,11 @@ pub(super) struct Spread {
     images: Vec<Vec<[Option<f64>; 3]>>,
     /// The last row is of all images as they are.
     pixels: Vec<Vec<Option<f64>>>,
+}
+
+/// Returns the column of maps; `None` for a table of scores without maps.
+pub(super) fn maps(batch: &Batch) -> Option<&ArrayRef> {
+    batch.port("anomaly_maps")?.column_by_name(MAP)
 }
 
 /// Returns each value once, in the order of its first occurrence.
@@ -175,7 +181,7 @@ impl Tally {
 
     fn image(&self, batch: &Batch, row: usize, label: bool) -> Result<Image> {
         let of_mask = self.masks.iter().map(|mask| mask_of(batch, row, *mask)).collect::<Result<Vec<_>>>()?;
-        let mut masked: Vec<Option<(Arc<PixelCounts>, RegionScores<half::f16>)>> = Vec::new();
+        let mut masked: Vec<Option<(Arc<PixelCounts>, RegionScores<f16>)>> = Vec::new();
         for (i, mask) in of_mask.iter().enumerate() {
             let Some((mask, maps)) = mask.as_ref().zip(maps(batch)) else {
                 masked.push(None);
@@ -196,14 +202,16 @@ impl Tally {
             });
             masked.push(Some(counted.map_err(|e| wrong(batch, row, &e))?));
         }
+        let is_averaged = self.rules.iter().any(|rules| rules.windows.is_some());
+        let map = maps(batch).filter(|_| is_averaged).map(|maps| tensor_row::<Float16Type>(maps, row)).transpose()?;
+        let map = map.flatten().map(HalfFloatSliceExt::to_f64_vec);
         let scored = self.rules.iter().map(|rules| -> Result<(Option<f64>, bool)> {
             // For an image without a mask only the label of the dataset is available.
             let at = rules.label.and_then(|mask| self.masks.iter().position(|other| *other == mask));
             let of_mask = at.and_then(|at| of_mask[at].as_ref()).map(|mask| mask.contains(&true));
-            let score = self.score(batch, row, rules.windows)?;
-            match score {
+            match self.score(batch, row, map.as_deref().zip(rules.windows))? {
                 Some(score) if score.is_nan() => Err(wrong(batch, row, &MetricError::NanScore)),
-                _ => Ok((score, of_mask.unwrap_or(label))),
+                score => Ok((score, of_mask.unwrap_or(label))),
             }
         });
         let scored = scored.collect::<Result<Vec<_>>>()?;
@@ -211,19 +219,16 @@ impl Tally {
         Ok(Image { weights, scored, masked })
     }
 
-    /// Returns the image's score, the stored one if there is no map; `None` if the map is too small.
-    fn score(&self, batch: &Batch, row: usize, windows: Option<(usize, usize)>) -> Result<Option<f64>> {
-        let (Some((side, repeats)), Some(maps)) = (windows, maps(batch)) else {
+    /// Returns the image's score by its map and the windows over which that is averaged, or else the stored one; `None` if
+    /// the map is too small.
+    fn score(&self, batch: &Batch, row: usize, averaged: Option<(&[f64], (usize, usize))>) -> Result<Option<f64>> {
+        let Some((map, (side, repeats))) = averaged else {
             let stored = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
             return Ok(Some(f64::from(stored.value(row))));
         };
         let [height, width] = self.size;
-        if (side - 1) * repeats >= height.min(width) {
-            return Ok(None);
-        }
-        let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
-        let map: Vec<f64> = map.iter().copied().map(f64::from).collect();
-        Ok(Some(pool::largest_mean(&map, width, height, side, repeats)))
+        let fits = (side - 1) * repeats < height.min(width);
+        Ok(fits.then(|| pool::largest_mean(map, width, height, side, repeats)))
     }
 
     /// Returns the classes with images that are judged.
