@@ -5,7 +5,7 @@ use super::{
     levels::{Levels, Record},
 };
 use half::f16;
-use std::{borrow::Cow, marker::PhantomData, ops::AddAssign};
+use std::{marker::PhantomData, ops::AddAssign};
 
 /// One region, in the unit of coverage. Whole numbers add up to the same sum in any order, so that a state does not
 /// depend on the division of its images into parts. Cutting `REGION / area` to a whole number errs by less than `area /
@@ -16,7 +16,8 @@ pub(super) const REGION: u128 = 1 << 64;
 ///
 /// It counts pixels by score, without loss. For f16, the type of stored maps, at most 65,536 scores differ: the state
 /// takes 40 KiB for each power of two between which scores lie, at most 2.5 MiB, for any number of pixels, and constant
-/// time per pixel. For other types it grows with the number of different scores. Equal pixels give equal states, in any order and any division into parts.
+/// time per pixel. For other types it grows with the number of different scores. Equal pixels give equal states, in any
+/// order and any division into parts.
 #[derive(Debug, Clone)]
 pub struct PixelMetrics<S = f16> {
     normal: Levels<u64>,
@@ -109,23 +110,8 @@ impl<S: Score> PixelMetrics<S> {
     ///
     /// Fails, and changes nothing, if their sizes differ, if they do not consist of whole rows, or if a pixel is NaN.
     pub fn update(&mut self, map: &[S], mask: &[bool], width: usize) -> Result<(), MetricError> {
-        self.update_within(map, mask, None, width)
-    }
-
-    /// Adds one image, of which `roi` tells the pixels that are judged (true); `None` for all of them. The others are not
-    /// counted, whatever their mask is.
-    ///
-    /// Fails, and changes nothing, as [`PixelMetrics::update`] does.
-    pub fn update_within(
-        &mut self,
-        map: &[S],
-        mask: &[bool],
-        roi: Option<&[bool]>,
-        width: usize,
-    ) -> Result<(), MetricError> {
-        let wrong_size = |pixels: usize| (map.len() != pixels).then_some(pixels);
-        if let Some(mask) = wrong_size(mask.len()).or_else(|| wrong_size(roi?.len())) {
-            return Err(MetricError::Sizes { map: map.len(), mask });
+        if map.len() != mask.len() {
+            return Err(MetricError::Sizes { map: map.len(), mask: mask.len() });
         }
         self.add(&PixelCounts::new(map, &Components::label(mask, width)?, width)?);
         Ok(())
@@ -332,19 +318,6 @@ mod tests {
         assert_eq!(state.auroc(), Some(7.0 / 8.0));
         assert!((state.aupro(1.0).unwrap() - 0.75).abs() < 1e-12);
         assert!((state.aupro(0.3).unwrap() - 0.5).abs() < 1e-12);
-    }
-
-    /// Pixels that are not judged change nothing: neither normal nor anomalous ones, which belong to no region.
-    #[test]
-    fn pixels_outside_of_the_judged_ones_are_not_counted() {
-        let (map, mask) = (maps(&[0.9, 0.8, 0.5, 0.1, 0.2, 0.7]), [true, true, false, false, true, false]);
-        let mut within = PixelMetrics::new();
-        within.update_within(&map, &mask, Some(&[true, false, true, true, false, false]), 6).unwrap();
-        assert!(within == measured(&[0.9, 0.5, 0.1], &[1, 0, 0], 3));
-        within.update_within(&map, &[false; 6], Some(&[false; 6]), 6).unwrap();
-        assert_eq!((within.ranking().auroc(), within.regions()), (Some(1.), 1));
-        let wrong = within.update_within(&map, &mask, Some(&[true]), 6);
-        assert_eq!(wrong, Err(MetricError::Sizes { map: 6, mask: 1 }));
     }
 
     #[test]

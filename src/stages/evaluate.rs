@@ -19,7 +19,7 @@ use crate::{
     tables::{
         anomaly_maps::{self, MAP, SCORE},
         column::missing,
-        images::{CALIBRATION, CLASS, LABEL, MASK, SPLIT},
+        images::{self, CALIBRATION, CLASS, LABEL, MASK, MASK_GREY, ROI, SPLIT},
         metrics::{self, MEAN},
         tensor::tensor_row,
     },
@@ -33,15 +33,16 @@ impl Stage for Evaluate {
     }
 
     fn ports(&self) -> Ports {
-        let mut images = vec![
+        let mut columns = vec![
             Column::new("class", DataType::Utf8),
             Column::new("label", DataType::Boolean),
             Column::tensors("mask", DataType::UInt8, "[H, W]"),
             Column::tensors("mask_grey", DataType::UInt8, "[H, W]").optional(),
+            images::roi_column(),
         ];
-        images.extend(self.reads_splits().then(|| Column::new(SPLIT, DataType::Utf8)));
+        columns.extend(self.reads_splits().then(|| Column::new(SPLIT, DataType::Utf8)));
         Ports::Named(vec![
-            Port::rows("images", images),
+            Port::rows("images", columns),
             Port::rows(
                 "anomaly_maps",
                 [
@@ -59,7 +60,7 @@ impl Stage for Evaluate {
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let schema = metrics::schema(METRICS.map(|metric| metric.column), self.bootstrap.is_some());
         let Some(map) = map_size(inputs)? else { return Ok(schema) };
-        for name in ["mask", "mask_grey"].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
+        for name in [MASK, MASK_GREY, ROI].into_iter().filter(|name| inputs.field("images", name).is_ok()) {
             let mask: [usize; 2] = inputs.shape("images", name)?;
             if mask != map {
                 let message = format!("`{name}` is {}x{} and anomaly maps {}x{}", mask[0], mask[1], map[0], map[1]);

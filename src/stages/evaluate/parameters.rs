@@ -11,8 +11,9 @@ use crate::metrics::Protocol;
 ///
 /// All metrics are exact over the stored scores and maps, which are read once. A class without ground truth has no
 /// pixel metrics; an anomalous image without a mask counts in the image metrics alone. Undefined metrics are null and
-/// are left out of the mean. An image without a label is not counted. An image without class, score or map is an error. A
-/// table of scores without a column `map` has image metrics alone. A protocol has null for a metric that its program lacks.
+/// are left out of the mean. An image without a label is not counted, nor is a pixel outside of an image's `roi`. An image
+/// without class, score or map is an error. A table of scores without a column `map` has image metrics alone. A protocol has
+/// null for a metric that its program lacks.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
