@@ -14,7 +14,7 @@ use super::{
     file::{File, GIVEN},
     filter::Filter,
     inputs::{from_entries, inputs},
-    sweep::{Axis, Sweep},
+    sweep::Sweep,
     table::{Input, OnError, Pipeline, Table, digest},
     yaml::{Key, Kind, Node, Place},
 };
@@ -67,7 +67,28 @@ impl Loader<'_> {
         let declared = declared.map(Node::entries).ok_or_else(|| {
             self.file.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
         })?;
-        let sweep = self.sweep(root, declared, sets)?;
+        let mut sweep = self.sweep(root, declared, sets)?;
+        let tables = loop {
+            match self.tables(declared, &sweep)? {
+                Ok(tables) => break tables,
+                // The axis has the name of a column of a table that depends on it.
+                Err(axis) => sweep.axes[axis].spell_out(),
+            }
+        };
+        let (slots, digest) = (tables.iter().map(Table::slot).collect(), digest(&tables));
+        Ok(Pipeline {
+            name,
+            store,
+            tables,
+            combinations: sweep.variants(),
+            slots,
+            digest,
+            secrets: self.file.secrets.clone(),
+        })
+    }
+
+    /// Builds the tables. The inner error is the number of an axis that has the name of a column of a table.
+    fn tables(&self, declared: &[(Key, Node)], sweep: &Sweep) -> Result<Result<Vec<Table>, usize>> {
         let all: Vec<&str> = declared.iter().map(|(key, _)| key.name.as_str()).collect();
         let mut tables: Vec<Table> = Vec::new();
         // The axes that each table depends on, by itself or through what it reads.
@@ -92,25 +113,15 @@ impl Loader<'_> {
                     above.extend((above.last().map(|t| &t.declared) != Some(&table.declared)).then_some(table));
                 }
                 let table = self.table(key, &node, variant, &above, &all)?;
-                let is_column = |(axis, _): &&(&Axis, &Node)| table.output.field_with_name(&axis.name).is_ok();
-                if let Some((axis, _)) = values.iter().find(is_column) {
-                    let message = format!("sweep: table `{}` has a column `{}` already", key.name, axis.name);
-                    return Err(self.file.error(axis.place, message));
+                let is_column = |axis: &&usize| table.output.field_with_name(&sweep.axes[**axis].name).is_ok();
+                if let Some(axis) = own.iter().find(is_column) {
+                    return Ok(Err(*axis));
                 }
                 tables.push(table);
             }
             axes.insert(&key.name, own);
         }
-        let (slots, digest) = (tables.iter().map(Table::slot).collect(), digest(&tables));
-        Ok(Pipeline {
-            name,
-            store,
-            tables,
-            combinations: sweep.variants(),
-            slots,
-            digest,
-            secrets: self.file.secrets.clone(),
-        })
+        Ok(Ok(tables))
     }
 
     fn sweep(&self, root: &Node, declared: &[(Key, Node)], sets: &[String]) -> Result<Sweep> {

@@ -185,7 +185,7 @@ tables:
         let absent = told(CHAIN, "extends: base.yaml\ntables: { mor: null }");
         assert_eq!(absent, "own.yaml:2:11: there is no table `mor` to leave out; there are numbers, more, total");
         let wrong = told(&CHAIN.replace("plus: 10", "pluss: 10"), "extends: base.yaml");
-        assert!(wrong.starts_with("base.yaml:4:46: "), "{wrong}");
+        assert!(wrong.starts_with("base.yaml:4:48: "), "{wrong}");
         let absent = told(CHAIN, "extends: base.yaml\ntables: { more: { with: { fails: null } } }");
         assert_eq!(absent, "own.yaml:2:27: there is no parameter `fails` to leave out");
         let wrong = told(CHAIN, "extends: base.yaml\ntables: { more: { with: { pluss: 1 } } }");

@@ -26,6 +26,11 @@ pub(in crate::engine) struct Axis {
 }
 
 impl Axis {
+    /// Names the axis by its table and its whole path, which no column of a stage is called.
+    pub(in crate::engine) fn spell_out(&mut self) {
+        self.name = format!("{}.{}", self.table, self.path.join("."));
+    }
+
     /// Returns true if this axis and a dotted path `table.parameter` set a parameter in common.
     pub(in crate::engine) fn overlaps(&self, path: &[&str]) -> bool {
         let own = std::iter::once(&self.table).chain(&self.path);
@@ -169,8 +174,11 @@ fn name(axes: &mut [Axis]) {
     let last = |axis: &Axis| axis.path.last().cloned().unwrap_or_default();
     let words: Vec<String> = axes.iter().map(last).collect();
     for (axis, word) in axes.iter_mut().zip(&words) {
-        let shared = words.iter().filter(|other| *other == word).count() > 1;
-        axis.name = if shared { format!("{}.{}", axis.table, axis.path.join(".")) } else { word.clone() };
+        if words.iter().filter(|other| *other == word).count() > 1 {
+            axis.spell_out();
+        } else {
+            axis.name.clone_from(word);
+        }
     }
 }
 
