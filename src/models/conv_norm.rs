@@ -1,7 +1,7 @@
 //! A convolution and the frozen batch normalisation after it, computed as one convolution.
 
 use super::nn::channels_last;
-use std::cell::OnceCell;
+use std::sync::OnceLock;
 use tch::{
     Tensor,
     nn::{self, Init},
@@ -14,7 +14,7 @@ pub(super) struct ConvNorm {
     norm: nn::BatchNorm,
     eps: f64,
     /// Weight and bias of the one convolution, computed from the loaded weights at the first use.
-    folded: OnceCell<(Tensor, Tensor)>,
+    folded: OnceLock<(Tensor, Tensor)>,
 }
 
 impl ConvNorm {
@@ -22,7 +22,7 @@ impl ConvNorm {
     pub(super) fn new(convolution: nn::Path, norm: nn::Path, shape: [i64; 4], eps: f64) -> Self {
         let weight = convolution.var("weight", &shape, Init::Const(0.));
         let config = nn::BatchNormConfig { eps, ws_init: Init::Const(1.), ..Default::default() };
-        Self { weight, norm: nn::batch_norm2d(norm, shape[0], config), eps, folded: OnceCell::new() }
+        Self { weight, norm: nn::batch_norm2d(norm, shape[0], config), eps, folded: OnceLock::new() }
     }
 
     /// Returns the height and width of the kernel.

@@ -14,7 +14,7 @@ use super::{
     initialisation::skip_init,
     nn::{attention, layer_norm, linear},
 };
-use std::{cell::OnceCell, collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::OnceLock};
 use tch::{
     Device, Kind, Tensor,
     nn::{self, Init},
@@ -277,12 +277,12 @@ struct Residual {
     linear: nn::Linear,
     gamma: Option<Tensor>,
     /// γW and γb, computed from the loaded weights at the first use.
-    folded: OnceCell<(Tensor, Tensor)>,
+    folded: OnceLock<(Tensor, Tensor)>,
 }
 
 impl Residual {
     fn new(vs: nn::Path, [inputs, outputs]: [i64; 2], gamma: Option<Tensor>) -> Self {
-        Self { linear: linear(vs, inputs, outputs), gamma, folded: OnceCell::new() }
+        Self { linear: linear(vs, inputs, outputs), gamma, folded: OnceLock::new() }
     }
 
     /// Computes x += γ(Wh + b) for `x` [B, N, D] and `h` [B, N, inputs], without a tensor in between.

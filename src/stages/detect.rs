@@ -16,6 +16,7 @@ use super::{
     finish::{Blur, Window, finish},
     fit::{Classes, FittedConfig},
     network_files::NetworkFiles,
+    side_by_side::SideBySide,
     tensors::{checkpoint, device, normalise, open_blob, tensor},
 };
 use crate::{
@@ -88,7 +89,7 @@ pub enum ImageScore {
 
 impl Stage for Detect {
     fn revision(&self) -> u32 {
-        2
+        3
     }
 
     fn ports(&self) -> Ports {
@@ -161,8 +162,13 @@ impl Open for Detect {
                 Box::new(ByPatches { network, pooling: features.pooling, scorers, upsample: self.upsample })
             }
         };
-        let batch_size = context.batch_size.unwrap_or(16);
-        Ok(Box::new(Detecting { stage: self, detector, classes, fitted_classes, device, batch_size }))
+        Ok(Box::new(Detecting {
+            stage: self,
+            fitted: Fitted { detector, classes, fitted_classes },
+            images: SideBySide::new(device)?,
+            device,
+            batch_size: context.batch_size.unwrap_or(16),
+        }))
     }
 }
 
@@ -187,12 +193,18 @@ impl Detector for ByPatches {
     }
 }
 
-struct Detecting {
-    stage: Detect,
+/// What was fitted, of all classes.
+struct Fitted {
     detector: Box<dyn Detector>,
     classes: Classes,
     /// The classes for which something was fitted, if they are separate.
     fitted_classes: Vec<String>,
+}
+
+struct Detecting {
+    stage: Detect,
+    fitted: Fitted,
+    images: SideBySide,
     device: Device,
     /// The number of rows that are written at a time; each image is computed on its own.
     batch_size: usize,
@@ -204,13 +216,15 @@ impl Operator for Detecting {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let (_, height, width, _) = pixels.size4()?;
             let classes = batch.column("images", CLASS)?.as_string::<i32>();
-            let (mut raw, mut own) = (Vec::new(), Vec::new());
-            for (row, id) in batch.ids.iter().enumerate() {
+            let ids = &batch.ids;
+            let detect = |fitted: &Fitted, row: usize, pixels: &Tensor| {
                 let class = classes.is_valid(row).then(|| classes.value(row));
-                let Detection { map, image } = self.detect(id, class, &pixels.narrow(0, row as i64, 1))?;
-                raw.extend(Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?);
-                own.push(image);
-            }
+                let Detection { map, image } = fitted.detect(&ids[row], class, pixels)?;
+                Ok((Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?, image))
+            };
+            // SAFETY: nothing writes to what was fitted while it detects, and what layers keep lies in `OnceLock`s.
+            let found = unsafe { self.images.each(&self.fitted, &pixels, detect) }?;
+            let (maps, own): (Vec<Vec<f64>>, Vec<Option<f64>>) = found.into_iter().unzip();
             let size = [height as usize, width as usize];
             let blur = Blur { sigma: self.stage.sigma, border: self.stage.border };
             let score = |row: usize, map: &[f64]| match self.stage.score {
@@ -219,13 +233,13 @@ impl Operator for Detecting {
                 ImageScore::Top(share) => mean_of_largest(map, share),
                 ImageScore::Window(window) => window.score(map, size),
             };
-            out.write_rows(&batch, finish(&raw, size, blur, score)?)?;
+            out.write_rows(&batch, finish(&maps.concat(), size, blur, score)?)?;
         }
         Ok(())
     }
 }
 
-impl Detecting {
+impl Fitted {
     /// Detects in an image u8 [1, H, W, 3] by what was fitted for its class.
     fn detect(&self, id: &str, class: Option<&str>, pixels: &Tensor) -> Result<Detection> {
         let of = match self.classes {

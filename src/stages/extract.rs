@@ -15,6 +15,7 @@ use tch::{Device, Tensor, no_grad};
 
 use super::{
     network_files::NetworkFiles,
+    side_by_side::SideBySide,
     tensors::{device, halves, normalise, tensor},
 };
 use crate::{
@@ -84,6 +85,16 @@ impl Extract {
     pub(super) fn options(&self) -> FeatureOptions {
         FeatureOptions { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
     }
+
+    /// Extracts the vectors of an image u8 [1, H, W, 3], one after another. Returns them and the length of each.
+    fn of(&self, network: &LoadedExtractor, image: &Tensor) -> Result<(Vec<f16>, u32)> {
+        let all = patches_of(network, self.pooling, &normalise(image)).values;
+        let kept = match self.keep {
+            Some(count) => coreset::of_image(&all, i64::from(count))?,
+            None => all,
+        };
+        Ok((halves(&kept)?, kept.size()[1] as u32))
+    }
 }
 
 /// Returns the features of the patches of a normalised image [1, 3, H, W].
@@ -93,7 +104,7 @@ pub(super) fn patches_of(network: &LoadedExtractor, pooling: Pooling, image: &Te
 
 impl Stage for Extract {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -129,6 +140,7 @@ impl Open for Extract {
             stage: self,
             network,
             sources: context.sources.clone(),
+            images: SideBySide::new(device)?,
             device,
             batch_size: context.batch_size.unwrap_or(16),
         }))
@@ -139,6 +151,7 @@ struct Extracting {
     stage: Extract,
     network: LoadedExtractor,
     sources: Sources,
+    images: SideBySide,
     device: Device,
     /// The number of rows that are written at a time; each image is computed on its own.
     batch_size: usize,
@@ -149,22 +162,14 @@ impl Operator for Extracting {
         let files = NetworkFiles::keep(self.stage.weights(), &self.sources, out)?.to_text();
         while let Some(batch) = rows.next(self.batch_size)? {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
-            let (mut values, mut lengths, mut channels) = (Vec::<f16>::new(), Vec::new(), Vec::new());
-            for row in 0..batch.len() as i64 {
-                let image = normalise(&pixels.narrow(0, row, 1));
-                let patches = patches_of(&self.network, self.stage.pooling, &image).values;
-                let patches = match self.stage.keep {
-                    Some(count) => coreset::of_image(&patches, i64::from(count))?,
-                    None => patches,
-                };
-                channels.push(patches.size()[1] as u32);
-                let numbers = halves(&patches)?;
-                lengths.push(numbers.len());
-                values.extend(numbers);
-            }
+            let stage = &self.stage;
+            // SAFETY: nothing writes to a network while it extracts, and what its layers keep lies in `OnceLock`s.
+            let found =
+                unsafe { self.images.each(&self.network, &pixels, |network, _, image| stage.of(network, image)) }?;
+            let (values, channels): (Vec<Vec<f16>>, Vec<u32>) = found.into_iter().unzip();
             let item = Arc::new(Field::new_list_field(DataType::Float16, false));
-            let offsets = OffsetBuffer::from_lengths(lengths);
-            let patches = ListArray::try_new(item, offsets, Arc::new(Float16Array::from(values)), None)?;
+            let offsets = OffsetBuffer::from_lengths(values.iter().map(Vec::len));
+            let patches = ListArray::try_new(item, offsets, Arc::new(Float16Array::from(values.concat())), None)?;
             let columns: [ArrayRef; 4] = [
                 batch.column("images", CLASS)?.clone(),
                 Arc::new(patches),

@@ -22,6 +22,7 @@ pub mod read;
 pub mod reconstruct;
 pub mod regions;
 pub mod score_latents;
+mod side_by_side;
 pub mod sql;
 pub mod stitch;
 mod tensors;

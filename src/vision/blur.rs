@@ -73,11 +73,13 @@ impl Kernel {
 
     fn along_rows(&self, map: &[f64], width: usize) -> Vec<f64> {
         let radius = self.radius();
+        let places: Vec<usize> =
+            (0..width + 2 * radius).map(|x| self.border.fold(x as isize - radius as isize, width)).collect();
         let mut out = Vec::with_capacity(map.len());
         let mut padded = Vec::with_capacity(width + 2 * radius);
         for row in map.chunks_exact(width) {
             padded.clear();
-            padded.extend((0..width + 2 * radius).map(|x| row[self.border.fold(x as isize - radius as isize, width)]));
+            padded.extend(places.iter().map(|place| row[*place]));
             let mut sums: Vec<f64> = row.iter().map(|value| value * self.weights[0]).collect();
             for (distance, weight) in self.sides() {
                 add_pair(&mut sums, &padded[radius - distance..], &padded[radius + distance..], weight);
