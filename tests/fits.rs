@@ -100,7 +100,19 @@ fn features_and_their_denoiser_fit_each_other() {
         "from: [images, feature_latents, text_embeddings, denoiser]",
         "`denoiser` names weights of another network: missing field `unet`",
     );
-    refused(scored, "from: [images, latents, text_embeddings, feature_denoiser]", "in_channels and out_channels are 4");
+    refused(
+        scored,
+        "from: [images, latents, text_embeddings, feature_denoiser]",
+        "`denoiser` names weights of another network: missing field `control`",
+    );
+    let odd = "odd: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }\n  latent_maps:";
+    refused(
+        "latent_maps:\n    stage: score_latents\n    from: [images, feature_latents, text_embeddings, feature_denoiser]",
+        &format!(
+            "{odd}\n    stage: score_latents\n    from: {{ images: odd, latents: latents, text_embeddings: text_embeddings, denoiser: denoiser }}"
+        ),
+        "its hint encoder shrinks images by 4, and `latents` are 8x8 for images of 64x64",
+    );
     refused("with: { sigma: 1, score", "with: { timesteps: [3, 2], sigma: 1, score", "[3, 2] do not ascend");
     refused(
         "with: { sigma: 1, score",

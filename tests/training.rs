@@ -17,7 +17,7 @@ use vlmdiff::{
     },
 };
 
-use crate::lab::{Lab, TOY};
+use crate::lab::{Lab, TOY, toy_above};
 
 /// Returns a pipeline of an autoencoder with all features of a training: two optimisers of which one begins later,
 /// micro-batches, an average, stored weights during training.
@@ -272,22 +272,77 @@ fn memory_error_names_the_table_and_the_parameter_to_lower() {
     assert!(expected.iter().all(|text| ended.stderr.contains(text)), "{}", ended.stderr);
 }
 
+/// Returns the numbers of all reconstructed latents under these settings.
+fn reconstructed(lab: &Lab, settings: &[&str]) -> Vec<f64> {
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    lab.run(&[&["--until", "reconstructions"], &settings[..]].concat());
+    let ended = lab.vlmdiff(&["sql", "select latent from reconstructions order by image_id", "--format", "json"]);
+    let numbers = ended.stdout.split(|c: char| !(c.is_ascii_digit() || "-+.eE".contains(c)));
+    numbers.filter_map(|number| number.parse().ok()).collect()
+}
+
+/// Returns the mean distance of two series of numbers.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    assert!(a.len() == b.len() && a.len() > 1000, "{} {}", a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+}
+
 /// A reconstruction begins with noise. The mean of several draws depends less on the noise.
 #[test]
 fn more_draws_make_reconstructions_of_two_seeds_more_alike() {
     let lab = Lab::new(TOY);
-    let latents = |draws: u32, seed: u32| -> Vec<f64> {
-        let sets = [format!("reconstructions.draws={draws}"), format!("reconstructions.seed={seed}")];
-        lab.run(&["--until", "reconstructions", "--set", &sets[0], "--set", &sets[1]]);
-        let ended = lab.vlmdiff(&["sql", "select latent from reconstructions order by image_id", "--format", "json"]);
-        let numbers = ended.stdout.split(|c: char| !(c.is_ascii_digit() || "-+.eE".contains(c)));
-        numbers.filter_map(|number| number.parse().ok()).collect()
+    let distance = |draws: &str| {
+        let [a, b] = ["0", "1"].map(|seed| {
+            let seed = format!("reconstructions.seed={seed}");
+            reconstructed(&lab, &[draws, &seed])
+        });
+        apart(&a, &b)
     };
-    let apart = |draws: u32| {
-        let (a, b) = (latents(draws, 0), latents(draws, 1));
-        assert!(a.len() == b.len() && a.len() > 1000, "{} {}", a.len(), b.len());
-        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
-    };
-    let (one, many) = (apart(1), apart(8));
+    let (one, many) = (distance("reconstructions.draws=1"), distance("reconstructions.draws=8"));
     assert!(one > 0. && many < 0.6 * one, "{one} {many}");
+}
+
+/// The inversion of a latent's mean draws no noise.
+#[test]
+fn reconstruction_from_an_inversion_depends_on_no_seed() {
+    let lab = Lab::new(TOY);
+    let (mode, steps) = ("reconstructions.latent=mode", "reconstructions.sampler.inversion=[1, 101, 201]");
+    let seeds = ["reconstructions.seed=0", "reconstructions.seed=1"];
+    let [a, b] = seeds.map(|seed| reconstructed(&lab, &[mode, steps, seed]));
+    let noised = reconstructed(&lab, &[mode, seeds[0]]);
+    assert_eq!(apart(&a, &b), 0.);
+    assert!(apart(&a, &noised) > 1e-3);
+    let drawn = ["plan", "pipeline.yaml", "--set", steps, "--set", "reconstructions.draws=2"];
+    let refused = lab.vlmdiff(&drawn);
+    assert!(refused.code == Some(2) && refused.stderr.contains("all draws are the same"), "{}", refused.stderr);
+}
+
+/// Latents of an autoencoder are scored by the denoiser that receives the image.
+#[test]
+fn rules_score_latents_of_an_autoencoder_and_the_image_counts() {
+    let scored = |name: &str, images: &str, rule: &str| {
+        format!(
+            "  {name}:
+    stage: score_latents
+    from: {{ images: {images}, latents: latents, text_embeddings: text_embeddings, denoiser: denoiser }}
+    where: split = 'test'
+    with: {{ rule: {rule}, sigma: 1, score: {{ kernel_size: 3, repeats: 1 }} }}
+"
+        )
+    };
+    let rules = ["noise", "inversion", "reconstruction"];
+    let tables: String = rules.map(|rule| scored(rule, "images", rule)).concat();
+    let middles = "  middles: { stage: ingest, with: { dataset: folder, root: data, size: 32, short_side: 40 } }\n";
+    let other = scored("noise_beside_others", "middles", "noise");
+    let lab = Lab::new(&[toy_above("reconstructions"), &tables, middles, &other].concat());
+    lab.run(&[]);
+    for rule in rules {
+        let query = format!("select count(*) from {rule} where score > 0 and score < 1e6");
+        assert_eq!(lab.sql(".vlmdiff", &query), ["6"], "{rule}");
+    }
+    let contents = lab.contents(".vlmdiff");
+    let of = |table: &str| &contents.iter().find(|(name, _)| name == table).unwrap().1;
+    assert_ne!(of("noise"), of("inversion"));
+    assert_ne!(of("noise"), of("reconstruction"));
+    assert_ne!(of("noise"), of("noise_beside_others"));
 }

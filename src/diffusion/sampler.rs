@@ -56,6 +56,10 @@ pub struct DdimConfig {
     /// The timestep to which a known sample is noised before the first step; absent: the first step's. VLMDiff noises
     /// to 999 and yet begins at 901, as its published code does.
     pub noise_level: Option<u32>,
+    /// The timesteps, ascending, along which DDIM's inversion leads a known sample to the last of them, in place of noise
+    /// (DIVAD, Hicsonmez et al.); the sample counts as one at the first. `noise_level` is then not used. Absent: noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inversion: Option<Vec<u32>>,
 }
 
 impl Default for DdimConfig {
@@ -70,6 +74,7 @@ impl Default for DdimConfig {
             set_alpha_to_one: false,
             first_step: None,
             noise_level: Some(999),
+            inversion: None,
         }
     }
 }
@@ -109,10 +114,16 @@ impl DdimConfig {
         let Some(first) = timesteps.first().copied() else {
             return fail(format!("first_step {} leaves no step", self.first_step.unwrap_or_default()));
         };
-        let noise_level = self.noise_level.map_or(first, i64::from);
+        let noise_level = match self.inversion.as_deref() {
+            Some(inversion @ [_, .., last]) if inversion.is_sorted_by(|a, b| a < b) => i64::from(*last),
+            Some(inversion) => {
+                return fail(format!("inversion {inversion:?} has to be two or more timesteps that ascend"));
+            }
+            None => self.noise_level.map_or(first, i64::from),
+        };
         if first.max(noise_level) >= total as i64 {
             return fail(format!(
-                "timestep {} lies beyond the schedule's last, {}: lower noise_level, steps_offset or num_inference_steps",
+                "timestep {} lies beyond the schedule's last, {}: lower noise_level, inversion, steps_offset or num_inference_steps",
                 first.max(noise_level),
                 total - 1
             ));
@@ -156,6 +167,24 @@ impl Ddim {
     pub fn start(&self, x0: &Tensor, noise: &Tensor) -> Tensor {
         let t = Tensor::from_slice(&[self.noise_level]).to_device(x0.device());
         self.schedule.q_sample(x0, noise, &t)
+    }
+
+    /// Leads the known sample `x0` to the level from which sampling starts by DDIM's inversion; `None` if noise is to lead
+    /// it there. A step takes the noise that the network sees at the timestep at which the step ends.
+    pub fn invert<E>(
+        &self,
+        x0: &Tensor,
+        mut model: impl FnMut(&Tensor, i64) -> Result<Tensor, E>,
+    ) -> Result<Option<Tensor>, E> {
+        let Some(inversion) = &self.config.inversion else { return Ok(None) };
+        let mut x = x0.shallow_clone();
+        for step in inversion.windows(2) {
+            let (from, to) = (i64::from(step[0]), i64::from(step[1]));
+            let told = self.schedule.interpret(&model(&x, to)?, &x, from);
+            let alpha = self.schedule.alpha_cumprod(to);
+            x = told.sample * alpha.sqrt() + told.epsilon * (1. - alpha).sqrt();
+        }
+        Ok(Some(x))
     }
 
     /// Takes step `i`: from `x` at `timesteps()[i]`, with the network's `output` there, to the next timestep (Song et
@@ -263,6 +292,39 @@ mod tests {
         assert!((x - x0).abs().max().double_value(&[]) < 2e-5);
     }
 
+    /// `invert` of DIVAD's code, with three of its timesteps.
+    #[test]
+    fn inversion_ascends_by_the_noise_that_is_seen_where_a_step_ends() {
+        let [signal, noise] = ["signal", "noise"].map(|key| Noise::new(1, key).normal(&[2, 4, 3, 3]).unwrap());
+        let schedule = schedule();
+        let at = |t: i64| {
+            let alpha = schedule.alpha_cumprod(t);
+            &signal * alpha.sqrt() + &noise * (1. - alpha).sqrt()
+        };
+        let ddim = DdimConfig { inversion: Some(vec![1, 21, 41]), ..Default::default() }.build(&schedule).unwrap();
+        let mut asked = Vec::new();
+        let model = |_: &Tensor, t: i64| {
+            asked.push(t);
+            Ok::<_, Infallible>(noise.shallow_clone())
+        };
+        let inverted = ddim.invert(&at(1), model).unwrap().unwrap();
+        assert_eq!(asked, [21, 41]);
+        // A sample up to 5 is rounded by 2⁻²⁴ of itself five times in each of two steps; √ᾱ is above 0.95.
+        assert!((inverted - at(41)).abs().max().double_value(&[]) < 4e-6);
+
+        let noised = DdimConfig::default().build(&schedule).unwrap();
+        assert!(noised.invert(&at(1), |_, t| Err(t)).unwrap().is_none());
+    }
+
+    /// One step from timestep 300 ends at the sample that the network predicts, noised to the ᾱ of timestep 0.
+    #[test]
+    fn one_step_begins_where_its_offset_says() {
+        let config = DdimConfig { num_inference_steps: 1, steps_offset: 300, noise_level: None, ..Default::default() };
+        let ddim = config.build(&schedule()).unwrap();
+        assert_eq!((ddim.timesteps(), ddim.noise_level), (&[300][..], 300));
+        assert_eq!(ddim.coefficients(0).alpha_prev, schedule().alpha_cumprod(0));
+    }
+
     #[test]
     fn the_first_error_ends_the_loop() {
         let mut calls = 0;
@@ -284,5 +346,10 @@ mod tests {
         assert!(refusal(DdimConfig { first_step: Some(0), ..with() }).contains("leaves no step"));
         assert!(refusal(DdimConfig { noise_level: Some(1000), ..with() }).contains("timestep 1000 lies beyond"));
         assert!(refusal(DdimConfig { num_inference_steps: 1000, ..with() }).contains("timestep 1000 lies beyond"));
+        for steps in [vec![], vec![5], vec![5, 5], vec![1, 30, 20]] {
+            let told = refusal(DdimConfig { inversion: Some(steps), ..with() });
+            assert!(told.ends_with("has to be two or more timesteps that ascend"), "{told}");
+        }
+        assert!(refusal(DdimConfig { inversion: Some(vec![1, 1000]), ..with() }).contains("timestep 1000 lies beyond"));
     }
 }

@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Adds noise to the latent of each image and denoises it by DDIM, conditioned on the caption and on the image
-/// itself.
+/// itself. With `sampler.inversion` the latent is led to noise by the network instead.
 ///
 /// The noise of an image depends on `seed` and its id alone: the result does not depend on batch, order or machine.
 /// With `guidance_scale` other than 1 the first row of the input `unconditional` is the caption to lead away from, as
@@ -127,6 +127,10 @@ impl Stage for Reconstruct {
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| Misfit::parameter("sampler", e))?;
+        if self.sampler.inversion.is_some() && self.sampler.eta == 0. && self.draws > 1 {
+            let message = "an inversion without `eta` draws no noise, and all draws are the same; leave `draws` out";
+            return Err(Misfit::parameter("draws", message));
+        }
         let shape = |port| embeddings::shape(inputs, port);
         match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
             [false, false] => {
@@ -254,9 +258,14 @@ impl Reconstructor {
             };
             guidance.predict(x, model)
         };
+        let inverted = self.sampler.invert(&z, model)?;
         let draw = |draw: u32| {
             let of = |what: &str| if draw == 0 { noise(what) } else { noise(&format!("{what}, draw {draw}")) };
-            self.sampler.sample(self.sampler.start(&z, &of("start")?), model, |t| of(&format!("step {t}")))
+            let start = match &inverted {
+                Some(inverted) => inverted.shallow_clone(),
+                None => self.sampler.start(&z, &of("start")?),
+            };
+            self.sampler.sample(start, model, |t| of(&format!("step {t}")))
         };
         let draws = self.stage.draws;
         let mut latent = draw(0)?;

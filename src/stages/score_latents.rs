@@ -4,21 +4,25 @@ use arrow::datatypes::SchemaRef;
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
     finish::Window,
-    tensors::{context, device, first_embedding, network, tensor},
-    train_denoiser::{FeatureDenoiserConfig, captions},
+    tensors::{context, device, first_embedding, network, normalise, tensor},
+    train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, captions},
 };
 use crate::{
-    diffusion::{noise_per_key, schedule::Schedule, score::Rule},
+    diffusion::{
+        noise_per_key,
+        schedule::{Schedule, ScheduleConfig},
+        score::Rule,
+    },
     engine::{
         Error, Result,
         stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     features::distance::upsample,
-    models::denoiser::{Denoiser, Standardisation},
+    models::denoiser::Denoiser,
     tables::{
         anomaly_maps,
         embeddings::{self, TEXT, UNCONDITIONAL},
@@ -28,7 +32,10 @@ use crate::{
     },
 };
 
-/// Scores latents that are features by the denoiser that was trained on those of normal images. Nothing is decoded.
+/// Scores latents by the denoiser that was trained on those of normal images. Nothing is decoded.
+///
+/// The latents are features, or those of an autoencoder: their means, by a denoiser whose control branch receives the
+/// image, without guidance. A few evaluations of the network take the place of the many steps of `reconstruct`.
 ///
 /// The scores of the cells are brought to the size of the image, bilinearly, and blurred by a Gaussian. The image's
 /// score is the largest mean over a window of the map.
@@ -77,7 +84,7 @@ impl Stage for ScoreLatents {
     fn ports(&self) -> Ports {
         Ports::Named(vec![
             Port::rows("images", [images::pixels_column()]),
-            Port::rows("latents", [latents::mean_column()]),
+            Port::rows("latents", [latents::mean_column(), latents::logvar_column().optional()]),
             Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
             Port::table("denoiser", [weights_column()]),
             Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
@@ -90,13 +97,12 @@ impl Stage for ScoreLatents {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width, _] = images::pixels(inputs)?;
-        let config: FeatureDenoiserConfig = config_of(inputs, "denoiser")?;
-        config.fits(inputs, captions(inputs)?).map_err(|misfit| Misfit::input("denoiser", misfit.message))?;
+        let schedule = schedule(inputs)?;
         let timesteps = self.timesteps();
         if !timesteps.is_sorted_by(|a, b| a < b) {
             return Err(Misfit::parameter("timesteps", format!("{timesteps:?} do not ascend")));
         }
-        let count = config.schedule.num_train_timesteps;
+        let count = schedule.num_train_timesteps;
         if let Some(t) = timesteps.iter().find(|t| **t >= count) {
             let message = format!("the denoiser has no timestep {t}; its last is {}", count - 1);
             return Err(Misfit::parameter("timesteps", message));
@@ -106,20 +112,47 @@ impl Stage for ScoreLatents {
     }
 }
 
+/// Returns the schedule of the denoiser, which is checked against images, latents and captions. Latents without variance are
+/// features.
+fn schedule(inputs: &Schemas) -> Result<ScheduleConfig, Misfit> {
+    let captions = captions(inputs)?;
+    if latents::has_variance(inputs) {
+        let config: DenoiserConfig = config_of(inputs, "denoiser")?;
+        config.fits_latents(inputs, captions)?;
+        Ok(config.schedule)
+    } else {
+        let config: FeatureDenoiserConfig = config_of(inputs, "denoiser")?;
+        config.fits(inputs, captions).map_err(|misfit| Misfit::input("denoiser", misfit.message))?;
+        Ok(config.schedule)
+    }
+}
+
+/// Opens the denoiser of the latents of a run, with the scaling of these and its schedule.
+fn open(context: &Context, device: Device) -> Result<(Denoiser, Scale, ScheduleConfig)> {
+    if latents::has_variance(&context.schemas) {
+        let build = |vs: nn::Path<'_>, config: &DenoiserConfig| Denoiser::new(vs, &config.control);
+        let (denoiser, config, _) = network(context, "denoiser", device, build)?;
+        Ok((denoiser, Scale::Factor(config.scaling_factor), config.schedule))
+    } else {
+        let ((denoiser, standardisation), config, _) =
+            network(context, "denoiser", device, FeatureDenoiserConfig::build)?;
+        Ok((denoiser, Scale::Channels(standardisation), config.schedule))
+    }
+}
+
 impl Open for ScoreLatents {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let device = device(context)?;
-        let ((denoiser, standardisation), config, _) =
-            network(context, "denoiser", device, FeatureDenoiserConfig::build)?;
+        let (denoiser, scale, schedule) = open(context, device)?;
         let [height, width, _] = images::pixels(&context.schemas).map_err(|misfit| Error::Stage(misfit.message))?;
         Ok(Box::new(Scorer {
-            schedule: config.schedule.build()?,
+            schedule: schedule.build()?,
             unconditional: first_embedding(context, UNCONDITIONAL)?.map(|embedding| embedding.to_device(device)),
             batch_size: context.batch_size.unwrap_or(16),
             size: [height as i64, width as i64],
             stage: self,
             denoiser,
-            standardisation,
+            scale,
             device,
         }))
     }
@@ -128,7 +161,7 @@ impl Open for ScoreLatents {
 struct Scorer {
     stage: ScoreLatents,
     denoiser: Denoiser,
-    standardisation: Standardisation,
+    scale: Scale,
     schedule: Schedule,
     device: Device,
     /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
@@ -154,11 +187,16 @@ impl Operator for Scorer {
 impl Scorer {
     /// Scores the cells of a batch: [B, h, w].
     fn scores(&self, batch: &Batch) -> Result<Tensor> {
-        let x = self.standardisation.apply(&tensor(batch, "latents", MEAN)?.to_device(self.device)); // [B, C, h, w]
+        let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
+        let x = self.scale.apply(&read("latents", MEAN)?); // [B, C, h, w]
         let context = context(batch, self.unconditional.as_ref(), self.device)?;
+        let hint = match self.scale {
+            Scale::Factor(_) => self.denoiser.hint(&normalise(&read("images", images::PIXELS)?)),
+            Scale::Channels(_) => None,
+        };
         let model = |x: &Tensor, t: i64| {
             let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
-            Ok::<_, Error>(self.denoiser.forward(x, &t, &context, None))
+            Ok::<_, Error>(self.denoiser.forward(x, &t, &context, hint.as_ref()))
         };
         let noise = |t: i64| {
             let keys: Vec<String> = batch.ids.iter().map(|id| format!("step {t}/{id}")).collect();

@@ -241,6 +241,22 @@ impl DenoiserConfig {
         }
         fits(config, channels, text).or_else(|why| misfit(unet, why))
     }
+
+    /// Checks that the network fits a stage's images, latents and captions, those at the port `captions`, where nothing is
+    /// decoded and no autoencoder is named.
+    pub(super) fn fits_latents(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
+        let [height, width, _] = images::pixels(inputs)?;
+        let [channels, h, w] = latents::shape(inputs)?;
+        let [_, text] = embeddings::shape(inputs, captions)?;
+        let factor = self.control.factor();
+        if [height, width] != [h, w].map(|side| side * factor as usize) {
+            let message = format!(
+                "its hint encoder shrinks images by {factor}, and `latents` are {h}x{w} for images of {height}x{width}"
+            );
+            return Err(Misfit::input("denoiser", message));
+        }
+        fits(&self.control.unet, channels, text).map_err(|why| Misfit::input("denoiser", why))
+    }
 }
 
 /// The configuration from which the weights of a denoiser of features are built.
@@ -566,11 +582,21 @@ impl Trainer {
 }
 
 /// The scaling of latents before noise is added.
-enum Scale {
+pub(super) enum Scale {
     /// By one factor: latents of an autoencoder.
     Factor(f64),
     /// Channel by channel: features.
     Channels(Standardisation),
+}
+
+impl Scale {
+    /// Scales latents [B, C, h, w].
+    pub(super) fn apply(&self, latents: &Tensor) -> Tensor {
+        match self {
+            Self::Factor(factor) => latents * *factor,
+            Self::Channels(standardisation) => standardisation.apply(latents),
+        }
+    }
 }
 
 /// Measures the mean and the standard deviation of each channel over all rows and cells. The variables are declared in
@@ -611,13 +637,14 @@ impl Operator for Trainer {
             let mut random = batch.noise(training.seed);
             let mean = pick(&data.mean)?; // [B, 4, h, w]
             let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
-            let (z, images) = match &scale {
-                Scale::Factor(factor) => {
-                    let z = (&mean + (pick(&data.logvar)? * 0.5).exp() * normal()?) * *factor;
-                    (z, Some(normalise(&pick(&data.pixels)?)))
+            let (latents, images) = match &self.config {
+                Config::Images(_) => {
+                    let drawn = &mean + (pick(&data.logvar)? * 0.5).exp() * normal()?;
+                    (drawn, Some(normalise(&pick(&data.pixels)?)))
                 }
-                Scale::Channels(standardisation) => (standardisation.apply(&mean), None),
+                Config::Features(_) => (mean.shallow_clone(), None),
             };
+            let z = scale.apply(&latents);
             let noise = normal()?;
             let t = random.timesteps(batch.rows.len(), timesteps) + i64::from(min_timestep); // [B]
             let captions: Vec<i64> = batch.rows.iter().map(|row| data.caption[*row as usize]).collect();
