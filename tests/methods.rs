@@ -122,6 +122,30 @@ fn parameters_that_do_not_fit_are_refused_by_name() {
     assert!(text.contains("`features`") && text.contains("weights"), "{text}");
 }
 
+/// RAD compares patches at their places, so that none may be left out. Patches that it was fitted on are at no distance.
+#[test]
+fn rad_compares_the_patches_of_whole_images() {
+    let lab = banks();
+    let tables = "  rad: { stage: fit, from: [features], with: { method: { rad: { images: 3 } } } }
+  train_maps: { stage: detect, from: [images, rad], where: split = 'train', with: { sigma: 0 } }
+  test_maps: { stage: detect, from: [images, rad], where: split = 'test', with: { sigma: 0 } }
+";
+    let thinned = [BANKS, tables].concat();
+    lab.write("pipeline.yaml", &thinned);
+    let refused = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+    let told = "`rad` compares patches at the same place, and `keep` of the features leaves some out";
+    assert!(refused.code == Some(2) && refused.stderr.contains(told), "{}", refused.stderr);
+
+    lab.write("pipeline.yaml", &thinned.replace(", keep: 8", ""));
+    lab.run(&["--until", "train_maps"]);
+    lab.run(&["--until", "test_maps"]);
+    // A grid of 8x8 cells for each of eight images.
+    assert_eq!(lab.sql(".vlmdiff", "select images, vectors from rad"), ["8,512"]);
+    // Features are kept in f16, with an error of up to 2⁻¹¹, whose square is that of a cosine.
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from train_maps where score < 1e-4"), ["8"]);
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from test_maps where score > 1e-3"), ["6"]);
+}
+
 /// Photographs are added, changed and removed in random sequences, and runs are killed. After each step the features that were
 /// computed are those of the photographs that changed, and all tables are, bit for bit, those of a run from nothing.
 ///

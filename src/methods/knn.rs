@@ -103,7 +103,7 @@ struct NearestPatches {
 }
 
 impl Scorer for NearestPatches {
-    fn score(&self, patches: &Tensor) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, _: [i64; 2]) -> Result<Scores, TchError> {
         let nearest = self.bank.nearest(patches, self.neighbors)?;
         let mean = nearest.distances.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         let patches = if self.is_root { mean.f_sqrt()? } else { mean };

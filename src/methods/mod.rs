@@ -13,6 +13,7 @@ pub mod coreset;
 mod knn;
 mod patchcore;
 mod patches;
+mod rad;
 mod reverse_distillation;
 mod subspace;
 mod trained;
@@ -24,6 +25,7 @@ pub use bank::{Bank, Distance};
 pub use knn::Knn;
 pub use patchcore::{Patchcore, Protocol};
 pub use patches::{Fitted, Fitter, PatchMethod, Scorer, Scores};
+pub use rad::Rad;
 pub use reverse_distillation::{CombinedLevels, DistillationProtocol, ReverseDistillation, distillation_loss};
 pub use subspace::Subspace;
 pub use trained::{AnyTrainedMethod, Detection, Detector, Learner, TrainedMethod};
@@ -37,6 +39,11 @@ pub trait MethodParameters: Clone {
     /// Checks that images of this height and width fit. The error is the reason.
     fn check_size(&self, _size: [usize; 2]) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Returns true if patches are compared by their place in the image, so that none may be left out.
+    fn compares_places(&self) -> bool {
+        false
     }
 
     /// Returns the frozen network of a method that is trained: the value of its parameter `weights`, or the name of the
@@ -113,6 +120,13 @@ macro_rules! methods {
                 }
             }
 
+            /// Returns true if patches are compared by their place in the image.
+            pub fn compares_places(&self) -> bool {
+                match self {
+                    $(Self::$method(method) => method.compares_places(),)*
+                }
+            }
+
             /// Returns the frozen network of a method that is trained.
             pub fn frozen(&self) -> Option<FrozenNetwork<'_>> {
                 match self {
@@ -153,6 +167,8 @@ methods! {
     "patchcore" => Patchcore, features;
     /// The nearest patches of all that were given, as AnomalyDINO (Damm et al. 2025) compares those of a transformer.
     "knn" => Knn, features;
+    /// The nearest patches around the same place in the images that are most alike: RAD (Zhang et al. 2026).
+    "rad" => Rad, features;
     /// The distance to the subspace in which the patches vary, found by principal component analysis (SubspaceAD,
     /// PaDiM's relatives).
     "subspace" => Subspace, features;

@@ -160,7 +160,7 @@ struct Memory {
 }
 
 impl Scorer for Memory {
-    fn score(&self, patches: &Tensor) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, _: [i64; 2]) -> Result<Scores, TchError> {
         let Nearest { distances, indices } = self.bank.nearest(patches, self.neighbors)?;
         let scores = distances.f_mean_dim([1].as_slice(), false, Kind::Float)?; // [P]
         let farthest = scores.f_argmax(0, false)?;

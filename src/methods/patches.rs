@@ -48,8 +48,8 @@ pub trait Fitter: Send {
 
 /// Scores patches by what a method has kept. Scores of an image depend on no other image.
 pub trait Scorer: Send {
-    /// Scores the patches of an image, f32 [P, C].
-    fn score(&self, patches: &Tensor) -> Result<Scores, TchError>;
+    /// Scores the patches of an image, f32 [P, C], row after row of a grid of this height and width.
+    fn score(&self, patches: &Tensor, grid: [i64; 2]) -> Result<Scores, TchError>;
 }
 
 /// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.

@@ -186,7 +186,7 @@ impl Detector for ByPatches {
         let Some(scorer) = self.scorers.get(&class.map(str::to_owned)) else { return Ok(None) };
         let (_, _, height, width) = image.size4()?;
         let patches = patches_of(&self.network, self.pooling, image);
-        let scores = scorer.score(&patches.values)?;
+        let scores = scorer.score(&patches.values, patches.grid)?;
         let [h, w] = patches.grid;
         let map = self.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
         Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image) }))

@@ -47,7 +47,8 @@ fn embedded(features: &dyn Fn(&Tensor) -> Vec<Tensor>, pooling: Pooling, images:
 fn scored(method: &dyn PatchMethod, bank: &Tensor, patches: &Tensor, images: i64) -> (Tensor, Vec<f64>) {
     let fitted = to_safetensors([("bank".to_owned(), bank.shallow_clone())], HashMap::new()).unwrap();
     let scorer = method.scorer(&Checkpoint::from_safetensors(fitted).unwrap(), Device::Cpu).unwrap();
-    let scores: Vec<_> = patches.chunk(images, 0).iter().map(|image| scorer.score(image).unwrap()).collect();
+    let score = |image: &Tensor| scorer.score(image, [1, image.size()[0]]).unwrap();
+    let scores: Vec<_> = patches.chunk(images, 0).iter().map(score).collect();
     let all = Tensor::cat(&scores.iter().map(|scores| &scores.patches).collect::<Vec<_>>(), 0);
     (all, scores.iter().map(|scores| scores.image).collect())
 }

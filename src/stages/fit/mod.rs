@@ -126,7 +126,13 @@ impl Stage for Fit {
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         self.method.check().map_err(|(parameter, why)| Misfit::parameter(format!("method.{parameter}"), why))?;
         let config = self.config(inputs)?;
-        if !self.method.is_trained() {
+        if let Some(features) = &config.features {
+            if self.method.compares_places() && features.keep.is_some() {
+                let name = self.method.name();
+                let message =
+                    format!("`{name}` compares patches at the same place, and `keep` of the features leaves some out");
+                return Err(Misfit::input(FEATURES, message));
+            }
             return Ok(fitted::schema(&config));
         }
         let [height, width, _] = pixels(inputs)?;
