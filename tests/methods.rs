@@ -91,6 +91,23 @@ fn maps_do_not_depend_on_other_images_or_on_tasks() {
     assert_eq!(lab.sql("alone", maps), among_others);
 }
 
+/// Images are computed by one thread each, however many there are.
+#[test]
+fn features_and_maps_do_not_depend_on_the_number_of_threads() {
+    let lab = banks();
+    let run = |threads: &str| {
+        let store = format!("threads-{threads}");
+        let arguments = ["run", "pipeline.yaml", "--quiet", "--until", "maps_by_class", "--store", &store];
+        let ended = lab.ended(lab.command(&arguments).env("OMP_NUM_THREADS", threads));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        contents(&lab, &store)
+    };
+    let (one, three) = (run("1"), run("3"));
+    for table in ["features", "maps_by_class"] {
+        assert_eq!(one[table], three[table], "{table}");
+    }
+}
+
 #[test]
 fn class_without_a_fit_is_named() {
     let lab = banks();
