@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array};
 use arrow::datatypes::Float16Type;
 use garde::Validate;
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -81,11 +81,13 @@ pub(super) fn finish(
     score: impl Fn(usize, &[f64]) -> f64 + Sync,
 ) -> Result<Vec<ArrayRef>> {
     let blurred = |(row, map): (usize, &[f64])| -> (Vec<f16>, f32) {
-        let map = blur::gaussian(map, width, height, sigma, border);
-        let map: Vec<f16> = map.into_iter().map(f16::from_f64).collect();
-        let stored: Vec<f64> = map.iter().copied().map(f64::from).collect();
-        let score = score(row, &stored) as f32;
-        (map, score)
+        let mut values = blur::gaussian(map, width, height, sigma, border);
+        let mut stored = vec![f16::ZERO; values.len()];
+        // Slices are converted by several values at a time.
+        stored.convert_from_f64_slice(&values);
+        stored.convert_to_f64_slice(&mut values);
+        let score = score(row, &values) as f32;
+        (stored, score)
     };
     let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).enumerate().map(blurred).unzip();
     let maps = tensor_column::<Float16Type>(maps.concat(), height * width, None)?;

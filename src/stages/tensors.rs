@@ -5,7 +5,7 @@ use arrow::{
     datatypes::{DataType, Float16Type, Float32Type, UInt8Type},
 };
 use bytes::Bytes;
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -140,7 +140,11 @@ pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
 
 /// Returns the values of a tensor in row-major order, as f16.
 pub(super) fn halves(tensor: &Tensor) -> Result<Vec<f16>> {
-    Ok(floats(tensor)?.into_iter().map(f16::from_f32).collect())
+    let values = floats(tensor)?;
+    let mut halves = vec![f16::ZERO; values.len()];
+    // A slice is converted by several values at a time.
+    halves.convert_from_f32_slice(&values);
+    Ok(halves)
 }
 
 /// The normalisation of pixels for the autoencoder, the hint and the reconstruction. It is that of the authors' code;
