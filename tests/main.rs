@@ -10,6 +10,7 @@ mod dataset;
 mod dependencies;
 mod describing;
 mod executors;
+mod figures;
 mod fits;
 mod golden;
 mod gradients;

@@ -4,6 +4,7 @@ mod caption;
 mod data;
 mod diff;
 mod export;
+mod figures;
 mod gc;
 mod graph;
 mod models;
@@ -100,6 +101,8 @@ enum Command {
     Report(report::Report),
     /// Write anomaly maps, verdicts and regions as pictures and annotations.
     Export(export::Export),
+    /// Write pictures of images beside their ground truth and their maps by several tables.
+    Figures(figures::Figures),
     /// List what runs did, and name runs.
     Runs(runs::Runs),
     /// Say what changed from one run to another.
@@ -237,6 +240,7 @@ fn command() -> ExitCode {
         Command::Gc(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Figures(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Schema(command) => command.run(),
         Command::Synth(command) => command.run(),

@@ -110,6 +110,11 @@ impl Source {
         self.tables.iter().filter(move |table| self.has_role(table, role))
     }
 
+    /// Returns the tables with anomaly maps of whole photographs.
+    pub(super) fn maps_of_photographs(&self) -> impl Iterator<Item = &Manifest> {
+        self.of_role(Role::AnomalyMaps).filter(|table| !self.is_about_tiles(table))
+    }
+
     fn has_role(&self, table: &Manifest, role: Role) -> bool {
         self.roles.get(&slot(table)).is_some_and(|roles| roles.contains(&role))
     }

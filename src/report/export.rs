@@ -15,6 +15,7 @@ use arrow::{
 use image::{ImageBuffer, RgbImage};
 use rayon::prelude::*;
 
+pub(super) use self::annotations::quoted;
 use self::annotations::{Annotated, Annotations};
 use super::{
     data::{Source, Stored},
@@ -139,7 +140,7 @@ pub fn export(
 }
 
 /// Makes a folder. One that exists must be empty, because files of an earlier export would be taken for those of this.
-fn make_empty(folder: &Path) -> Result<()> {
+pub(super) fn make_empty(folder: &Path) -> Result<()> {
     let cannot = |e| Error::Input(format!("cannot write into {}: {e}", folder.display()));
     fs::create_dir_all(folder).map_err(cannot)?;
     match fs::read_dir(folder).map_err(cannot)?.next() {
@@ -151,7 +152,7 @@ fn make_empty(folder: &Path) -> Result<()> {
 }
 
 /// Writes a file and the folders that it lies in.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let cannot = |e| Error::Input(format!("cannot write {}: {e}", path.display()));
     path.parent().map_or(Ok(()), fs::create_dir_all).map_err(cannot)?;
     fs::write(path, bytes).map_err(cannot)
@@ -210,9 +211,8 @@ fn scales(source: &Source, maps: &Manifest, images: &[Shown]) -> Result<BTreeMap
 }
 
 fn write_scales(folder: &Path, scales: &BTreeMap<String, Scale>) -> Result<()> {
-    let rows = scales
-        .iter()
-        .map(|(class, Scale { lowest, highest })| format!("{},{lowest},{highest}\n", annotations::quoted(class)));
+    let rows =
+        scales.iter().map(|(class, Scale { lowest, highest })| format!("{},{lowest},{highest}\n", quoted(class)));
     write_file(&folder.join("scales.csv"), format!("class,lowest,highest\n{}", rows.collect::<String>()).as_bytes())
 }
 

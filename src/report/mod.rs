@@ -7,6 +7,7 @@ mod data;
 mod decisions;
 pub mod drawing;
 mod export;
+mod figures;
 mod grid;
 mod metrics;
 mod pictures;
@@ -24,6 +25,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 pub use data::Source;
 pub use decisions::sections as verdicts;
 pub use export::{Exported, export};
+pub use figures::{FigureOptions, SharedScale, figures};
 pub use plain::{Format, plain};
 use published::Published;
 
@@ -41,7 +43,8 @@ use crate::{
     },
 };
 use data::{TestImage, UNLABELLED};
-use pictures::{GroundTruth, Pictures, Scale};
+use drawing::Scale;
+use pictures::{GroundTruth, Pictures};
 
 const TEMPLATE: &str = include_str!("report.html");
 /// The style that pages about a pipeline share.
@@ -82,6 +85,7 @@ pub fn html(source: &Source, options: Options) -> Result<String> {
         curves,
         decisions => decisions::sections(source)?,
         captions => captions::sections(source)?,
+        figures => figures::sections(source, options.per_kind)?,
         ..gallery(source, options)?
     };
     render(page).map_err(|e| Error::Stage(format!("the report's template: {e:#}")))
@@ -278,7 +282,7 @@ fn card(image: &TestImage, miss: Option<f64>, pictures: &Pictures, scale: Option
         miss => miss.filter(|miss| *miss > 0.),
         missed => miss.filter(|miss| *miss > 0.).map(|miss| missed(image, miss)),
         heat => pictures.heat.as_deref(),
-        scale => scale.map(|s| vec![charts::short(f64::from(s.lo)), charts::short(f64::from(s.hi))]),
+        scale => scale.map(|s| vec![charts::short(f64::from(s.lowest)), charts::short(f64::from(s.highest))]),
         ground_truth,
         outline,
     }

@@ -10,7 +10,10 @@ use image::{
 };
 use rayon::prelude::*;
 
-use super::data::{Source, TestImage};
+use super::{
+    data::{Source, TestImage},
+    drawing::Scale,
+};
 use crate::{
     engine::{Error, Result, store::Manifest},
     tables::{
@@ -62,15 +65,6 @@ pub(super) struct Pictures {
     pub heat: Option<String>,
 }
 
-/// The map values of the darkest and of the brightest colour.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Scale {
-    /// Nearly black.
-    pub lo: f32,
-    /// Pale yellow.
-    pub hi: f32,
-}
-
 /// The tables that hold pixels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables<'a> {
@@ -102,28 +96,15 @@ pub(super) fn pictures(
     let columns: &[&str] = if tables.autoencoded { &[RECONSTRUCTED, AUTOENCODED] } else { &[RECONSTRUCTED] };
     let reconstructions =
         tables.reconstructions.map_or(Ok(HashMap::new()), |table| reconstructions(source, table, columns, ids()))?;
-    let schema = tables.images.schema()?;
-    let [height, width] = images::size(&schema).ok_or_else(|| sizeless(tables.images, images::PIXELS))?;
-    let (width, height) = (width as u32, height as u32);
-    let columns = [images::PIXELS, MASK];
-    // A table of images may have no masks.
-    let columns = if schema.field_with_name(MASK).is_ok() { &columns[..] } else { &columns[..1] };
-    let mut raw: Vec<(String, RgbImage, Option<GrayImage>)> = Vec::new();
-    source.for_rows(tables.images, columns, ids(), |id, columns, row| {
-        let mask = columns.get(1).map(|masks| tensor_row::<UInt8Type>(masks, row)).transpose()?.flatten();
-        let mask = mask.and_then(|mask| GrayImage::from_raw(width, height, mask.to_vec()));
-        if let Some(pixels) = tensor_row::<UInt8Type>(&columns[0], row)? {
-            let pixels = RgbImage::from_raw(width, height, pixels.to_vec());
-            raw.push((id.to_owned(), pixels.ok_or_else(|| missized(id, images::PIXELS))?, mask));
-        }
-        Ok(())
-    })?;
+    let [height, width] =
+        images::size(&*tables.images.schema()?).ok_or_else(|| sizeless(tables.images, images::PIXELS))?;
+    let inputs = inputs(source, tables.images, ids())?;
     let class: HashMap<&str, &str> = chosen.iter().map(|image| (image.id.as_str(), image.class.as_str())).collect();
-    let size = shown(width, height);
-    let pictures = raw.into_par_iter().map(|(id, image, mask)| {
+    let size = shown(width as u32, height as u32);
+    let pictures = inputs.into_par_iter().map(|(id, Input { pixels, mask })| {
         let scale = class.get(id.as_str()).and_then(|class| scales.get(*class));
         let heat = |map: &Map, scale: &Scale| {
-            jpeg(&colormap::heatmap(&map.values, map.width, map.height, scale.lo, scale.hi), size)
+            jpeg(&colormap::heatmap(&map.values, map.width, map.height, scale.lowest, scale.highest), size)
         };
         let photo = |id: &String, at: usize| {
             let photo = reconstructions.get(id).and_then(|photos| photos.get(at)?.as_ref());
@@ -131,7 +112,7 @@ pub(super) fn pictures(
         };
         let pictures = Pictures {
             size,
-            input: jpeg(&image, size)?,
+            input: jpeg(&pixels, size)?,
             ground_truth: mask.map_or(Ok(GroundTruth::Unknown), |mask| outline(&mask, size))?,
             reconstruction: photo(&id, 0)?,
             autoencoded: photo(&id, 1)?,
@@ -163,15 +144,51 @@ pub(super) fn thumbnails<'a>(
     Ok(found)
 }
 
+/// An image as its table has it.
+pub(super) struct Input {
+    pub pixels: RgbImage,
+    /// Its ground truth, as far as it is known.
+    pub mask: Option<GrayImage>,
+}
+
+/// Reads images, by id, with their masks if the table has any.
+pub(super) fn inputs<'a>(
+    source: &Source,
+    table: &Manifest,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<String, Input>> {
+    let schema = table.schema()?;
+    let [height, width] = images::size(&schema).ok_or_else(|| sizeless(table, images::PIXELS))?;
+    let (width, height) = (width as u32, height as u32);
+    let columns = [images::PIXELS, MASK];
+    let columns = if schema.field_with_name(MASK).is_ok() { &columns[..] } else { &columns[..1] };
+    let mut found = HashMap::new();
+    source.for_rows(table, columns, ids, |id, columns, row| {
+        let mask = columns.get(1).map(|masks| tensor_row::<UInt8Type>(masks, row)).transpose()?.flatten();
+        let mask = mask.and_then(|mask| GrayImage::from_raw(width, height, mask.to_vec()));
+        if let Some(pixels) = tensor_row::<UInt8Type>(&columns[0], row)? {
+            let pixels = RgbImage::from_raw(width, height, pixels.to_vec());
+            let pixels = pixels.ok_or_else(|| missized(id, images::PIXELS))?;
+            found.insert(id.to_owned(), Input { pixels, mask });
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// An anomaly map, row by row.
-struct Map {
-    values: Vec<f32>,
-    width: u32,
-    height: u32,
+pub(super) struct Map {
+    pub values: Vec<f32>,
+    pub width: u32,
+    pub height: u32,
 }
 
 /// Reads the maps of images, by id; an image may have none.
-fn maps<'a>(source: &Source, table: &Manifest, ids: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Map>> {
+pub(super) fn maps<'a>(
+    source: &Source,
+    table: &Manifest,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<String, Map>> {
     let [height, width] = anomaly_maps::size(&*table.schema()?).ok_or_else(|| sizeless(table, MAP))?;
     let mut found = HashMap::new();
     source.for_rows(table, &[MAP], ids, |id, columns, row| {
@@ -211,19 +228,19 @@ fn missized(id: &str, name: &str) -> Error {
 }
 
 /// Returns the size of a picture on the page: as stored, or reduced so that the longest side is [`LARGEST`].
-fn shown(width: u32, height: u32) -> (u32, u32) {
+pub(super) fn shown(width: u32, height: u32) -> (u32, u32) {
     let longest = width.max(height).max(LARGEST);
     let side = |side: u32| (side * LARGEST / longest).max(1);
     if longest == LARGEST { (width, height) } else { (side(width), side(height)) }
 }
 
 /// Returns the scale from the lowest to nearly the highest of all finite values; `None` if there are none.
-fn scale(mut values: Vec<f32>) -> Option<Scale> {
+pub(super) fn scale(mut values: Vec<f32>) -> Option<Scale> {
     values.retain(|value| value.is_finite());
     let last = values.len().checked_sub(1)?;
     let mut at = |share: f64| *values.select_nth_unstable_by((share * last as f64).round() as usize, f32::total_cmp).1;
-    let (lo, hi) = (at(0.), at(BRIGHTEST));
-    Some(Scale { lo, hi: if hi > lo { hi } else { lo + 1. } })
+    let (lowest, brightest) = (at(0.), at(BRIGHTEST));
+    Some(Scale { lowest, highest: if brightest > lowest { brightest } else { lowest + 1. } })
 }
 
 /// Converts values `[3, H, W]`, normalised by ImageNet's colours, to a picture.
@@ -253,7 +270,7 @@ fn outline(mask: &GrayImage, (width, height): (u32, u32)) -> Result<GroundTruth>
     Ok(GroundTruth::Outline(uri("image/png", &bytes)))
 }
 
-fn jpeg(image: &RgbImage, (width, height): (u32, u32)) -> Result<String> {
+pub(super) fn jpeg(image: &RgbImage, (width, height): (u32, u32)) -> Result<String> {
     let image = resize::rgb(image, width, height, resize::Filter::Bilinear);
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(&image).map_err(encoding)?;
@@ -287,9 +304,9 @@ mod tests {
     fn one_extreme_value_does_not_set_the_scale() {
         let mut values: Vec<f32> = (0..10_000).map(|i| i as f32 / 10_000.).collect();
         values.extend([500., f32::NAN, f32::INFINITY]);
-        let Scale { lo, hi } = scale(values).unwrap();
-        assert!(lo == 0. && (0.99..1.).contains(&hi), "{lo} {hi}");
-        assert_eq!(scale(vec![2.; 5]), Some(Scale { lo: 2., hi: 3. }));
+        let Scale { lowest, highest } = scale(values).unwrap();
+        assert!(lowest == 0. && (0.99..1.).contains(&highest), "{lowest} {highest}");
+        assert_eq!(scale(vec![2.; 5]), Some(Scale { lowest: 2., highest: 3. }));
         assert_eq!(scale(vec![f32::NAN]), None);
     }
 

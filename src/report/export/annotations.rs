@@ -175,7 +175,7 @@ fn csv(rows: &RecordBatch, images: &[Annotated], regions: &Regions) -> Result<St
 }
 
 /// Quotes a text for CSV where that is needed.
-pub(super) fn quoted(text: &str) -> String {
+pub(in crate::report) fn quoted(text: &str) -> String {
     let is_plain = !text.contains(['"', ',', '\n', '\r']);
     if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
