@@ -217,7 +217,7 @@ fn bank_that_grew_is_the_bank_made_at_once() {
 }
 
 /// A pipeline from photographs to decisions on two classes.
-const INSPECTION: &str = "
+pub(crate) const INSPECTION: &str = "
 name: inspection
 tables:
   images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }

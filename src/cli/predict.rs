@@ -1,10 +1,10 @@
 //! `vlmdiff predict`
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Result;
@@ -66,6 +66,21 @@ pub(super) struct Predict {
 /// The interval at which a watched folder is listed.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
+/// Size and time of a file in a watched folder, by which a change is noticed.
+#[derive(Clone, Copy, PartialEq)]
+struct FileState {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileState {
+    /// Returns the state of a file; `None` if it has vanished since it was listed.
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self { bytes: metadata.len(), modified: metadata.modified().ok() })
+    }
+}
+
 impl Predict {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
@@ -77,12 +92,14 @@ impl Predict {
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
         let named = named(&self.photographs, &class, folder.path(), &Sources::default())?;
         let mut worst = self.judge(&inspector, &named)?;
-        // A file that is still being copied is judged again when it has grown.
-        let mut judged: BTreeSet<(PathBuf, u64)> = BTreeSet::new();
+        // A file that is still being copied is judged again when it has changed.
+        let mut judged: HashMap<PathBuf, FileState> = HashMap::new();
         while let Some(watched) = &self.watch {
             let mut new = pictures(std::slice::from_ref(watched))?;
-            let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-            new.retain(|path| judged.insert((path.clone(), size(path))));
+            new.retain(|path| {
+                let state = FileState::of(path);
+                state.is_some_and(|state| judged.insert(path.clone(), state) != Some(state))
+            });
             let photograph =
                 |file: PathBuf| Ok(Photograph { id: file.to_string_lossy().into_owned(), class: class(None)?, file });
             let photographs = new.into_iter().map(photograph).collect::<Result<_>>()?;

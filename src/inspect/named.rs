@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -104,7 +105,12 @@ pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         for entry in walkdir::WalkDir::new(path).follow_links(true).sort_by_file_name() {
-            let entry = entry.map_err(|e| cannot(path, e.into()))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                // It has vanished while the folder was listed, as temporary files do.
+                Err(e) if e.depth() > 0 && e.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound) => continue,
+                Err(e) => return Err(cannot(path, e.into())),
+            };
             if entry.file_type().is_file() && is_image(&entry.path().to_string_lossy()) {
                 found.push(entry.into_path());
             }
