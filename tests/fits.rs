@@ -131,6 +131,21 @@ fn unknown_device_is_refused() {
     }
 }
 
+/// A machine with a driver looks for the GPU when a network is loaded.
+#[test]
+fn device_without_a_driver_is_refused_before_anything_runs() {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return;
+    }
+    let lab = Lab::new(TOY);
+    for device in ["cuda", "cpu,cuda:1"] {
+        let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--device", device]);
+        let told = "this machine has no NVIDIA driver; use --device cpu, or --device auto";
+        assert!(ended.code == Some(2) && ended.stderr.contains(told), "{}", ended.stderr);
+        assert!(!lab.path(".vlmdiff").exists());
+    }
+}
+
 #[test]
 fn unknown_names_are_refused_at_any_depth() {
     let lab = Lab::new(TOY);

@@ -77,9 +77,9 @@ pub(super) struct Run {
     quiet: bool,
 }
 
-/// Checks the name of a device. Availability on this machine is checked when the device is opened.
+/// Checks the name of a device, and that the machine has a driver for it.
 pub(super) fn device(name: &str) -> Result<String, DeviceError> {
-    device::parse(name).map(|_| name.to_owned())
+    device::check(name).map(|()| name.to_owned())
 }
 
 impl Run {

@@ -8,6 +8,11 @@ pub enum DeviceError {
     /// The name is not that of a device.
     #[error("`{0}` is no device; use auto, cpu, cuda or cuda:N")]
     Unknown(String),
+    /// There is no driver of GPUs.
+    #[error(
+        "device `{0}`: this machine has no NVIDIA driver; use --device cpu, or --device auto, which takes what there is"
+    )]
+    NoDriver(String),
     /// The GPU does not exist or cannot be used.
     #[error(
         "device `{name}`: {why}; use --device cpu, or make the CUDA build of the same libtorch findable (LD_LIBRARY_PATH)"
@@ -15,7 +20,7 @@ pub enum DeviceError {
     NoGpu {
         /// The device asked for.
         name: String,
-        /// The reason, such as a missing driver.
+        /// The reason, such as a library that is not found.
         why: String,
     },
 }
@@ -32,17 +37,26 @@ pub fn parse(name: &str) -> Result<Option<usize>, DeviceError> {
     }
 }
 
+/// Checks the name of a device, and that there is a driver if it is that of a GPU. Whether libtorch can use the GPU is known
+/// when the device is opened.
+pub fn check(name: &str) -> Result<(), DeviceError> {
+    let is_gpu = parse(name)?.is_some() && name != "auto";
+    if is_gpu && !has_driver() { Err(DeviceError::NoDriver(name.into())) } else { Ok(()) }
+}
+
+fn has_driver() -> bool {
+    std::path::Path::new("/dev/nvidiactl").exists()
+}
+
 /// Opens a device by name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU if there is one, else the CPU.
 ///
 /// The program links the CPU half of libtorch; its CUDA half is loaded here, before the first call to CUDA.
 pub fn open(name: &str) -> Result<Device, DeviceError> {
-    let Some(index) = parse(name)? else { return Ok(Device::Cpu) };
+    check(name)?;
+    let Some(index) = parse(name)?.filter(|_| has_driver()) else { return Ok(Device::Cpu) };
     let no_gpu = |why: &str| {
         if name == "auto" { Ok(Device::Cpu) } else { Err(DeviceError::NoGpu { name: name.into(), why: why.into() }) }
     };
-    if !std::path::Path::new("/dev/nvidiactl").exists() {
-        return no_gpu("this machine has no NVIDIA driver");
-    }
     if let Err(why) = load_cuda() {
         return no_gpu(&why);
     }
