@@ -289,9 +289,54 @@ fn prediction_that_cannot_be_made_says_why() {
 }
 
 #[test]
+fn good_patch_that_is_nearest_to_the_worst_one_is_named() {
+    assert!(INSPECTION.contains("from: [images, bank]") && INSPECTION.contains(", keep: 8"));
+    let seeking = INSPECTION.replace("from: [images, bank]", "from: [images, bank, features]").replace(", keep: 8", "");
+    let lab = Lab::new(&seeking);
+    lab.run(&[]);
+    let count = |condition: &str| {
+        let from = "from anomaly_maps m join images i using (image_id) left join images n on m.nearest = n.image_id";
+        lab.sql(".vlmdiff", &format!("select count(*) {from} where {condition}")).remove(0).parse::<u32>().unwrap()
+    };
+    assert_eq!(count("n.split = 'train' and n.class = i.class"), 14, "each image has a photograph of its class");
+    assert_eq!(count("m.worst_x between 0 and 1 and m.nearest_y between 0 and 1"), 14);
+    // Patches of the bank are nearest to themselves, unless others are equal to them.
+    let own =
+        count("i.split = 'train' and m.nearest = m.image_id and m.nearest_x = m.worst_x and m.nearest_y = m.worst_y");
+    assert!(own >= 6, "{own} of 8");
+    let told = lab.vlmdiff(&["predict", "pipeline.yaml", "data/gear/train/good/000.png", "--class", "gear", "--json"]);
+    let nearest = &predicted(&told.stdout)[0]["nearest"];
+    assert!(nearest["image_id"].as_str().unwrap().starts_with("gear/train/good/"), "{}", told.stdout);
+    assert!(nearest["at"].is_array() && nearest["worst"].is_array(), "{nearest}");
+
+    // Of a choice of patches the places are not known, and the scores are those of a table without this.
+    let maps = "select image_id, score from anomaly_maps order by 1";
+    let scores = lab.sql(".vlmdiff", maps);
+    lab.write("pipeline.yaml", &seeking.replace("from: [images, bank, features]", "from: [images, bank]"));
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", maps), scores);
+    lab.write("pipeline.yaml", &INSPECTION.replace("from: [images, bank]", "from: [images, bank, features]"));
+    lab.run(&[]);
+    assert_eq!(
+        lab.sql(".vlmdiff", "select count(nearest), count(nearest_x), count(worst_x) from anomaly_maps"),
+        ["14,0,14"]
+    );
+
+    let other =
+        "  others: { stage: extract, from: [images], with: { extractor: efficientnet-lite0, layers: [4] } }\n  bank:";
+    let other = seeking.replace("  bank:", other).replace("[images, bank, features]", "[images, bank, others]");
+    lab.write("pipeline.yaml", &other);
+    let refused = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+    let why = "its patches were made with other parameters than those that were fitted on";
+    assert!(refused.code == Some(2) && refused.stderr.contains(why), "{}", refused.stderr);
+}
+
+#[test]
 fn class_is_not_asked_for_where_it_changes_no_verdict() {
-    let unified =
-        INSPECTION.replace(", classes: separate", "").replace("confidence: 0.5 }", "confidence: 0.5, scope: all }");
+    let unified = INSPECTION
+        .replace("from: [images, bank]", "from: [images, bank, features]")
+        .replace(", classes: separate", "")
+        .replace("confidence: 0.5 }", "confidence: 0.5, scope: all }");
     let lab = Lab::new(&unified);
     lab.run(&[]);
     let picture = "data/gear/train/good/000.png";

@@ -21,7 +21,7 @@ tables:
   images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
   features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 } }
   bank: { stage: fit, from: [features], with: { method: { knn: {} }, classes: separate } }
-  anomaly_maps: { stage: detect, from: [images, bank], with: { sigma: 1 } }
+  anomaly_maps: { stage: detect, from: [images, bank, features], with: { sigma: 1 } }
   thresholds: { stage: calibrate, from: [images, anomaly_maps], where: split = 'train', with: { rates: [0.5], confidence: 0.5, pixel_rate: 0.3 } }
   decisions: { stage: decide, from: [images, anomaly_maps, thresholds], where: split = 'test', with: { rate: 0.5 } }
   regions: { stage: regions, from: [decisions, images, anomaly_maps], where: anomalous }
@@ -160,7 +160,7 @@ fn photographs(lab: &Lab, count: u32) -> Vec<Vec<u8>> {
 
 /// Returns the fields that `predict` and the server share.
 fn verdict(answer: &Value) -> Vec<Value> {
-    ["class", "anomalous", "score", "p_value", "rate", "threshold", "model", "regions"]
+    ["class", "anomalous", "score", "p_value", "rate", "threshold", "model", "regions", "nearest"]
         .iter()
         .map(|field| answer[field].clone())
         .collect()
@@ -218,10 +218,15 @@ fn served_verdicts_are_those_of_predict_for_any_number_of_clients() {
         };
         assert_eq!(picture("map").color(), image::ColorType::L16);
         assert_eq!((picture("overlay").width(), picture("overlay").height()), (48, 48));
+        // A photograph that was fitted on, as it is stored.
+        assert!(answer["nearest"]["image_id"].as_str().unwrap().starts_with("gear/train/good/"), "{answer}");
+        assert_eq!((picture("nearest").width(), picture("nearest").height()), (32, 32));
         let area = picture("mask").into_luma8().pixels().filter(|pixel| pixel.0[0] == 255).count() as u64;
         let regions = answer["regions"].as_array().unwrap();
         assert_eq!(regions.iter().map(|region| region["area"].as_u64().unwrap()).sum::<u64>(), area);
     }
+    let page = server.get("/").text();
+    assert!(page.contains("nearest good: <span class=\"id\">gear"), "{page}");
     let link = first["links"]["photograph"].as_str().unwrap();
     assert_eq!(server.get(link).body, photographs[answers[0].0]);
     let small = server.get(&format!("{}?side=24", first["links"]["overlay"].as_str().unwrap()));

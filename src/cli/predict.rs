@@ -123,12 +123,14 @@ impl Predict {
                 }
             })?;
             let mut regions = judged.regions()?;
+            let mut nearest = judged.nearest()?;
             for decision in &judged.decisions {
                 if decision.anomalous == Some(true) {
                     worst = EXIT_ANOMALOUS;
                 }
                 let regions = regions.as_mut().map(|found| found.remove(&decision.image_id).unwrap_or_default());
-                let verdict = Verdict::new(decision, inspector.model(), regions);
+                let nearest = nearest.remove(&decision.image_id);
+                let verdict = Verdict::new(decision, inspector.model(), regions, nearest);
                 print(if self.json { serde_json::to_string(&verdict)? } else { line(&verdict) })?;
             }
             failed.extend(judged.failed.iter().map(|error| (error.id.clone(), error.about_id())));

@@ -15,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, UInt8Type};
+use image::RgbImage;
 use serde_json::json;
 
 pub use named::{Named, named, pictures};
@@ -33,8 +34,10 @@ use crate::{
         store::{Current, Event, Store},
     },
     tables::{
-        column::{has, text},
-        images::CLASS,
+        column::{column, has, text},
+        features,
+        images::{self, CLASS, PIXELS},
+        tensor::tensor_row,
         thresholds::Threshold,
     },
 };
@@ -63,6 +66,8 @@ pub struct Inspector {
     route: Route,
     model: String,
     classes: Classes,
+    /// The pipeline's own photographs, if they are there.
+    photographs: Option<Rows>,
     thresholds: Vec<Threshold>,
     workers: Workers,
     options: run::Options,
@@ -120,15 +125,16 @@ impl Inspector {
             model.field(table.name.as_bytes());
             model.field(manifest.content.as_bytes());
             let rows = Rows::of(store, &manifest)?;
-            fitted.insert(table.name.clone(), classes(&rows)?);
+            // Features are looked at to show the nearest ones, whatever the class.
+            if !features::are_in(&rows.schema) {
+                fitted.insert(table.name.clone(), classes(&rows)?);
+            }
             if Threshold::is_table(&rows.schema) {
                 thresholds.extend(Threshold::all(&rows.all()?)?);
             }
         }
-        let known = match published(store, pipeline, &route.images)? {
-            Some(rows) => classes(&rows)?,
-            None => BTreeSet::new(),
-        };
+        let photographs = published(store, pipeline, &route.images)?;
+        let known = photographs.as_ref().map_or(Ok(BTreeSet::new()), classes)?;
         let matter = route.reads_class || fitted.values().any(|classes| !classes.is_empty());
         let options = run::Options {
             settings,
@@ -144,6 +150,7 @@ impl Inspector {
             route,
             model: model.finish().to_string(),
             classes: Classes { known, fitted, matter },
+            photographs,
             thresholds,
             workers,
             options,
@@ -181,6 +188,19 @@ impl Inspector {
     /// Returns the classes of the pipeline's photographs.
     pub fn classes(&self) -> &BTreeSet<String> {
         &self.classes.known
+    }
+
+    /// Returns the stored pixels of one of the pipeline's own photographs; `None` if it is not there any more.
+    pub fn photograph(&self, id: &str) -> Result<Option<RgbImage>> {
+        let Some(rows) = &self.photographs else { return Ok(None) };
+        let name = verdict::id_of(&rows.schema, &self.route.images)?;
+        let ids = rows.columns(&[&name])?;
+        let Some(row) = text(&ids, &name)?.iter().position(|other| other == Some(id)) else { return Ok(None) };
+        let (found, size) = (rows.some(&[PIXELS], &[row])?, images::size(&rows.schema));
+        let pixels = tensor_row::<UInt8Type>(column(&found, PIXELS)?, 0)?;
+        Ok(size
+            .zip(pixels)
+            .and_then(|([height, width], pixels)| RgbImage::from_raw(width as u32, height as u32, pixels.to_vec())))
     }
 
     /// Returns the class of a photograph: the one that is given, else that of the pipeline's photographs if there is one

@@ -24,6 +24,7 @@ use crate::{
         column::{column, numbers, text},
         decisions::Decision,
         images::{HEIGHT, IMAGE_ID, Taken, WIDTH, id_column},
+        nearest::{self, Nearest},
         regions::Region,
         tensor::float_row,
     },
@@ -51,11 +52,14 @@ pub struct Verdict {
     /// The places where its map is above the threshold of pixels; absent if regions are not sought.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regions: Option<Vec<Region>>,
+    /// The good patch that is nearest to its most anomalous one; absent if none is sought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
 }
 
 impl Verdict {
     /// Returns the verdict of a decision.
-    pub fn new(decision: &Decision, model: &str, regions: Option<Vec<Region>>) -> Self {
+    pub fn new(decision: &Decision, model: &str, regions: Option<Vec<Region>>, nearest: Option<Nearest>) -> Self {
         Self {
             image_id: decision.image_id.clone(),
             class: decision.class.clone(),
@@ -66,6 +70,7 @@ impl Verdict {
             threshold: decision.threshold,
             model: model.to_owned(),
             regions,
+            nearest,
         }
     }
 }
@@ -148,6 +153,17 @@ impl<'a> Judged<'a> {
             of.extend(id.zip(map).map(|(id, map)| (id.to_owned(), map)));
         }
         Ok(Some(Maps { size: (width as u32, height as u32), of }))
+    }
+
+    /// Reads the nearest good patches, by image; there are none if the pipeline does not seek them.
+    pub fn nearest(&self) -> Result<HashMap<String, Nearest>> {
+        let Some(name) = &self.inspector.route.maps else { return Ok(HashMap::new()) };
+        let table = self.table(name)?;
+        if !nearest::are_in(&table.schema) {
+            return Ok(HashMap::new());
+        }
+        let id = id_of(&table.schema, name)?;
+        nearest::by_image(&table.columns(&[&[id.as_str()], &nearest::names()[..]].concat())?)
     }
 
     /// Finds regions as the pipeline's table of regions does, by its parameters and its `where:`. Without such a table

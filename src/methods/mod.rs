@@ -28,7 +28,7 @@ pub use patches::{Fitted, Fitter, PatchMethod, Scorer, Scores};
 pub use rad::Rad;
 pub use reverse_distillation::{CombinedLevels, DistillationProtocol, ReverseDistillation, distillation_loss};
 pub use subspace::Subspace;
-pub use trained::{AnyTrainedMethod, Detection, Detector, Learner, TrainedMethod};
+pub use trained::{AnyTrainedMethod, Detection, Detector, Learner, TrainedMethod, WorstPatch};
 
 /// The describing half of a method. The driver calls it, through generics and not as `dyn`: a vtable would name the half
 /// that needs libtorch.

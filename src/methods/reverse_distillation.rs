@@ -203,7 +203,7 @@ impl TrainedMethod for ReverseDistillation {
         let (_, _, height, width) = image.size4()?;
         let maps = of_teacher(teacher, image);
         let made = student.decode(&student.embed(&maps, false), false);
-        Ok(Detection { map: self.map(&maps, &made, [height, width]), image: None })
+        Ok(Detection { map: self.map(&maps, &made, [height, width]), image: None, worst: None })
     }
 }
 

@@ -72,6 +72,19 @@ pub struct Detection {
     pub map: Tensor,
     /// The method's own score of the image; `None` for the largest value of the smoothed map.
     pub image: Option<f64>,
+    /// The most anomalous patch; `None` of a method that compares no patches.
+    pub worst: Option<WorstPatch>,
+}
+
+/// The most anomalous patch of an image.
+#[derive(Debug)]
+pub struct WorstPatch {
+    /// Its features, f32 [1, C].
+    pub features: Tensor,
+    /// Its number in the grid of patches, row after row.
+    pub number: i64,
+    /// The height and width of the grid.
+    pub grid: [i64; 2],
 }
 
 /// A [`TrainedMethod`] without its types.

@@ -78,10 +78,12 @@ pub(super) struct Links {
     pub(super) overlay: Option<String>,
     /// 255 where the map is above the threshold of pixels; null without one.
     pub(super) mask: Option<String>,
+    /// The good photograph with the nearest patch, as it was fitted on; null if none is sought.
+    pub(super) nearest: Option<String>,
 }
 
 impl Links {
-    pub(super) fn of(id: &str, has_map: bool, has_mask: bool) -> Self {
+    pub(super) fn of(id: &str, has_map: bool, has_mask: bool, has_nearest: bool) -> Self {
         let link = |file: &str| format!("/v1/images/{id}/{file}");
         Self {
             verdict: format!("/v1/images/{id}"),
@@ -89,6 +91,7 @@ impl Links {
             map: has_map.then(|| link("map.png")),
             overlay: has_map.then(|| link("overlay.png")),
             mask: (has_map && has_mask).then(|| link("mask.png")),
+            nearest: has_nearest.then(|| link("nearest.png")),
         }
     }
 }

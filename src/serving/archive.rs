@@ -217,6 +217,7 @@ mod tests {
             threshold: Some(0.05),
             model: "m".into(),
             regions: None,
+            nearest: None,
         };
         let answer = Answer {
             verdict: Word::Anomalous,
@@ -228,7 +229,7 @@ mod tests {
             width: 4,
             height: 2,
             judged_ms,
-            links: Links::of(id, true, false),
+            links: Links::of(id, true, false, false),
         };
         let media_type = "image/png".into();
         Kept { answer, inspector: "i".into(), media_type, map_size: Some((2, 1)), taken: Taken::default() }

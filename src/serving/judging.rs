@@ -114,6 +114,7 @@ fn verdicts(shared: &Shared, batch: &Jobs) -> Result<HashMap<String, Result<Judg
     })?;
     let (sizes, taken) = (judged.sizes()?, judged.taken()?);
     let mut maps = judged.maps()?;
+    let mut nearest = judged.nearest()?;
     let mut regions = match &maps {
         Some(maps) => judged.find_regions(maps, &sizes)?,
         None => HashMap::new(),
@@ -124,7 +125,7 @@ fn verdicts(shared: &Shared, batch: &Jobs) -> Result<HashMap<String, Result<Judg
         let Some(job) = batch.get(id).and_then(|jobs| jobs.first()) else { continue };
         let map = maps.as_mut().and_then(|maps| maps.of.remove(id));
         let map_size = maps.as_ref().filter(|_| map.is_some()).map(|maps| maps.size);
-        let verdict = Verdict::new(decision, shared.inspector.model(), regions.remove(id));
+        let verdict = Verdict::new(decision, shared.inspector.model(), regions.remove(id), nearest.remove(id));
         let answer = answer(shared, job, verdict, decision.pixel_threshold, sizes.get(id).copied(), map_size.is_some());
         let media_type = job.media_type.to_owned();
         let inspector = shared.inspector_digest.clone();
@@ -145,7 +146,7 @@ fn answer(
     size: Option<(u32, u32)>,
     has_map: bool,
 ) -> Answer {
-    let links = Links::of(&job.id, has_map, pixel_threshold.is_some());
+    let links = Links::of(&job.id, has_map, pixel_threshold.is_some(), judged.nearest.is_some());
     let scale = shared.scales.get(&Some(job.class.clone())).or_else(|| shared.scales.get(&None));
     let (width, height) = size.unwrap_or_default();
     Answer {

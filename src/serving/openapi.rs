@@ -93,6 +93,7 @@ pub(super) fn description(pipeline: &str, classes: &[String], has_token: bool) -
         "/v1/images/{id}/map.png": picture("The anomaly map in 16 bits of grey.", "image/png"),
         "/v1/images/{id}/overlay.png": picture("The map in colours over the photograph.", "image/png"),
         "/v1/images/{id}/mask.png": picture("255 where the map is above the threshold of pixels.", "image/png"),
+        "/v1/images/{id}/nearest.png": picture("The good photograph with the nearest patch, as it was fitted on.", "image/png"),
         "/health": health,
         "/metrics": text("Figures for Prometheus.", "text/plain"),
         "/openapi.json": text("This description.", "application/json"),

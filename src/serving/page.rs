@@ -97,7 +97,7 @@ fn percent(share: f64) -> String {
 /// Returns the card of a photograph.
 fn card(kept: &Kept) -> Value {
     let answer = &kept.answer;
-    let Links { verdict, photograph, map, overlay, mask } = &answer.links;
+    let Links { verdict, photograph, map, overlay, mask, nearest } = &answer.links;
     let small = |path: &String| format!("{path}?side={SIDE}");
     context! {
         name => answer.name.as_deref().unwrap_or(&answer.judged.image_id),
@@ -114,7 +114,9 @@ fn card(kept: &Kept) -> Value {
         width => answer.width,
         height => answer.height,
         at => report::time(answer.judged_ms),
-        links => context! { verdict, photograph, map, overlay, mask },
+        links => context! { verdict, photograph, map, overlay, mask, nearest },
+        nearest => nearest.as_ref().map(small),
+        nearest_id => answer.judged.nearest.as_ref().map(|nearest| &nearest.image_id),
         photograph => small(photograph),
         overlay => overlay.as_ref().map(small),
     }

@@ -23,6 +23,8 @@ pub(super) enum Picture {
     Overlay,
     /// Where its map is above the threshold of pixels.
     Mask,
+    /// The good photograph with the patch that is nearest to its most anomalous one.
+    Nearest,
 }
 
 impl Picture {
@@ -33,6 +35,7 @@ impl Picture {
             "map.png" => Some(Self::Map),
             "overlay.png" => Some(Self::Overlay),
             "mask.png" => Some(Self::Mask),
+            "nearest.png" => Some(Self::Nearest),
             _ => None,
         }
     }
@@ -53,6 +56,9 @@ pub(super) fn draw(
         |_: std::io::Error| Refusal::new(StatusCode::NOT_FOUND, "the server does not keep this photograph any more");
     let failed =
         |e: &dyn std::fmt::Display| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the picture: {e}"));
+    if picture == Picture::Nearest {
+        return Ok(("image/png".into(), drawing::png(&nearest(shared, kept, side)?).map_err(|e| failed(&e))?));
+    }
     let bytes = shared.archive.photograph(kept.id()).map_err(gone)?;
     if (picture, side) == (Picture::Photograph, None) {
         return Ok((kept.media_type.clone(), bytes));
@@ -75,9 +81,23 @@ pub(super) fn draw(
             let threshold = kept.answer.pixel_threshold.ok_or_else(none)?;
             drawing::png(&drawing::mask(&map, size, threshold as f32).ok_or_else(other_size)?)
         }
-        Picture::Overlay | Picture::Photograph => drawing::png(&drawing::overlay(&photograph, &map, scale)),
+        Picture::Overlay | Picture::Photograph | Picture::Nearest => {
+            drawing::png(&drawing::overlay(&photograph, &map, scale))
+        }
     };
     Ok(("image/png".into(), png.map_err(|e| failed(&e))?))
+}
+
+/// Returns the good photograph with the nearest patch.
+fn nearest(shared: &Shared, kept: &Kept, side: Option<u32>) -> Result<RgbImage, Refusal> {
+    let none = |why: &str| Refusal::new(StatusCode::NOT_FOUND, why);
+    let nearest = kept.answer.judged.nearest.as_ref();
+    let nearest =
+        nearest.ok_or_else(|| none("the pipeline seeks no nearest patch; its `detect` would read `features`"))?;
+    let found = shared.inspector.photograph(&nearest.image_id);
+    let found = found.map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let found = found.ok_or_else(|| none("the store does not have the good photograph any more"))?;
+    Ok(reduced(found, side))
 }
 
 /// Reduces a picture so that its longest side has at most `side` pixels.

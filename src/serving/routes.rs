@@ -220,7 +220,9 @@ async fn picture(
 ) -> Result<Response, Refusal> {
     let kept = found(&shared, &id)?;
     let unknown = || {
-        let why = format!("there is no picture `{file}`; there are photograph, map.png, overlay.png and mask.png");
+        let why = format!(
+            "there is no picture `{file}`; there are photograph, map.png, overlay.png, mask.png and nearest.png"
+        );
         Refusal::new(StatusCode::NOT_FOUND, why)
     };
     let picture = Picture::of(&file).ok_or_else(unknown)?;

@@ -1,18 +1,21 @@
 //! Images and what a method has kept -> anomaly maps.
 
-use std::collections::BTreeMap;
+mod neighbours;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
     array::{Array, AsArray},
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, Schema, SchemaRef},
 };
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
+use self::neighbours::{FEATURES, Neighbours};
 use super::{
-    extract::patches_of,
+    extract::{Extract, patches_of},
     finish::{Blur, Window, finish},
     fit::{Classes, FittedConfig},
     network_files::NetworkFiles,
@@ -28,13 +31,14 @@ use crate::{
         LoadedExtractor,
         embedding::{Pooling, Upsample},
     },
-    methods::{Detection, Detector, Doing, Scorer},
+    methods::{Detection, Detector, Doing, Scorer, WorstPatch},
     tables::{
         anomaly_maps,
         column::missing,
-        features::NETWORK,
+        features::{self, NETWORK, parameters_of},
         fitted,
-        images::{self, CLASS},
+        images::{self, CLASS, IMAGE_ID},
+        nearest::{self, Nearest},
         weights::{WEIGHTS, config_of},
     },
     vision::blur::Border,
@@ -97,6 +101,8 @@ impl Stage for Detect {
         Ports::Named(vec![
             Port::rows("images", [class, images::pixels_column()]),
             Port::table("fitted", fitted::columns()),
+            Port::table(FEATURES, [&[Column::new(IMAGE_ID, DataType::Utf8)], &features::columns()[..]].concat())
+                .optional(),
         ])
     }
 
@@ -110,7 +116,7 @@ impl Stage for Detect {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width, _] = images::pixels(inputs)?;
-        let FittedConfig { method, .. } = config_of(inputs, "fitted")?;
+        let FittedConfig { method, features, .. } = config_of(inputs, "fitted")?;
         method.check_size([height, width]).map_err(|why| Misfit::input("images", why))?;
         if method.is_trained() && self.upsample != Upsample::default() {
             let why = format!("`{}` makes maps of the image's size itself; leave it out", method.name());
@@ -119,7 +125,22 @@ impl Stage for Detect {
         if let ImageScore::Window(window) = self.score {
             window.check([height, width], "score.window")?;
         }
-        Ok(anomaly_maps::schema([height, width]))
+        let maps = anomaly_maps::schema([height, width]);
+        if inputs.get(FEATURES).is_none() {
+            return Ok(maps);
+        }
+        let given: Extract = parameters_of(inputs, FEATURES)?;
+        match features {
+            None => Err(Misfit::input(FEATURES, format!("`{}` compares no patches; leave it out", method.name()))),
+            Some(features) if !given.is_comparable(&features) => Err(Misfit::input(
+                FEATURES,
+                "its patches were made with other parameters than those that were fitted on",
+            )),
+            Some(_) => {
+                let fields = maps.fields().iter().cloned().chain(nearest::fields().into_iter().map(Arc::new));
+                Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
+            }
+        }
     }
 }
 
@@ -141,7 +162,9 @@ impl Open for Detect {
             fitted.insert(class.map(str::to_owned), digest);
         }
         let fitted_classes = fitted.keys().flatten().cloned().collect();
-        let files = NetworkFiles::of(column(NETWORK)?.value(0))?.local(&context.store)?;
+        let network = column(NETWORK)?.value(0);
+        let neighbours = context.tables.get(FEATURES).map(|table| Neighbours::of(table, classes, network, device));
+        let files = NetworkFiles::of(network)?.local(&context.store)?;
         let detector = match method.doing() {
             Doing::OnImages(method) => {
                 let mut trained = BTreeMap::new();
@@ -164,7 +187,7 @@ impl Open for Detect {
         };
         Ok(Box::new(Detecting {
             stage: self,
-            fitted: Fitted { detector, classes, fitted_classes },
+            fitted: Fitted { detector, classes, fitted_classes, neighbours: neighbours.transpose()? },
             images: SideBySide::new(device)?,
             device,
             batch_size: context.batch_size.unwrap_or(16),
@@ -189,7 +212,9 @@ impl Detector for ByPatches {
         let scores = scorer.score(&patches.values, patches.grid)?;
         let [h, w] = patches.grid;
         let map = self.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
-        Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image) }))
+        let number = i64::try_from(scores.patches.f_argmax(0, false)?)?;
+        let worst = WorstPatch { features: patches.values.f_narrow(0, number, 1)?, number, grid: patches.grid };
+        Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image), worst: Some(worst) }))
     }
 }
 
@@ -199,6 +224,8 @@ struct Fitted {
     classes: Classes,
     /// The classes for which something was fitted, if they are separate.
     fitted_classes: Vec<String>,
+    /// The patches of good photographs in which the nearest one is sought, if they are read.
+    neighbours: Option<Neighbours>,
 }
 
 struct Detecting {
@@ -219,12 +246,14 @@ impl Operator for Detecting {
             let ids = &batch.ids;
             let detect = |fitted: &Fitted, row: usize, pixels: &Tensor| {
                 let class = classes.is_valid(row).then(|| classes.value(row));
-                let Detection { map, image } = fitted.detect(&ids[row], class, pixels)?;
-                Ok((Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?, image))
+                let Detection { map, image, worst } = fitted.detect(&ids[row], class, pixels)?;
+                let map = Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?;
+                Ok((map, (image, fitted.nearest(class, worst)?)))
             };
             // SAFETY: nothing writes to what was fitted while it detects, and what layers keep lies in `OnceLock`s.
             let found = unsafe { self.images.each(&self.fitted, &pixels, detect) }?;
-            let (maps, own): (Vec<Vec<f64>>, Vec<Option<f64>>) = found.into_iter().unzip();
+            let (maps, told): (Vec<Vec<f64>>, Vec<(Option<f64>, Option<Nearest>)>) = found.into_iter().unzip();
+            let (own, nearest): (Vec<Option<f64>>, Vec<Option<Nearest>>) = told.into_iter().unzip();
             let size = [height as usize, width as usize];
             let blur = Blur { sigma: self.stage.sigma, border: self.stage.border };
             let score = |row: usize, map: &[f64]| match self.stage.score {
@@ -233,13 +262,24 @@ impl Operator for Detecting {
                 ImageScore::Top(share) => mean_of_largest(map, share),
                 ImageScore::Window(window) => window.score(map, size),
             };
-            out.write_rows(&batch, finish(&maps.concat(), size, blur, score)?)?;
+            let mut columns = finish(&maps.concat(), size, blur, score)?;
+            if self.fitted.neighbours.is_some() {
+                columns.extend(nearest::columns(&nearest));
+            }
+            out.write_rows(&batch, columns)?;
         }
         Ok(())
     }
 }
 
 impl Fitted {
+    /// Finds the good patch that is nearest to the worst patch of an image.
+    fn nearest(&self, class: Option<&str>, worst: Option<WorstPatch>) -> Result<Option<Nearest>> {
+        let Some((neighbours, worst)) = self.neighbours.as_ref().zip(worst) else { return Ok(None) };
+        let of = if self.classes == Classes::Unified { None } else { class };
+        Ok(neighbours.nearest(of, &worst)?)
+    }
+
     /// Detects in an image u8 [1, H, W, 3] by what was fitted for its class.
     fn detect(&self, id: &str, class: Option<&str>, pixels: &Tensor) -> Result<Detection> {
         let of = match self.classes {

@@ -81,6 +81,14 @@ impl Extract {
         Weights(self.weights.as_deref().unwrap_or_else(|| self.extractor.default_weights()))
     }
 
+    /// Returns true if patches that are made with these parameters and with others can be compared.
+    pub(super) fn is_comparable(&self, other: &Self) -> bool {
+        let made = |parameters: &Self| {
+            serde_json::to_value(Self { keep: None, weights: None, ..parameters.clone() }).unwrap_or_default()
+        };
+        made(self) == made(other)
+    }
+
     /// Returns the choice of features.
     pub(super) fn options(&self) -> FeatureOptions {
         FeatureOptions { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }

@@ -5,7 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::images::{CLASS, image_id};
+use super::{
+    column::has,
+    images::{CLASS, image_id},
+};
 use crate::engine::stage::{Column, Misfit, Schemas};
 
 /// The vectors of an image's patches, one after another: f16, `channels` numbers each.
@@ -33,6 +36,11 @@ pub fn schema(parameters: &impl Serialize) -> SchemaRef {
         Field::new(CHANNELS, DataType::UInt32, false),
         Field::new(NETWORK, DataType::Utf8, false),
     ]))
+}
+
+/// Returns true if the rows of a table are features of images.
+pub fn are_in(schema: &Schema) -> bool {
+    has(schema, PATCHES, &patches_type())
 }
 
 /// Returns the columns of features, as a stage reads them.

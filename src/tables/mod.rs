@@ -13,6 +13,7 @@ pub mod fitted;
 pub mod images;
 pub mod latents;
 pub mod metrics;
+pub mod nearest;
 pub mod reconstructions;
 pub mod regions;
 mod role;
