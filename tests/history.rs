@@ -27,6 +27,9 @@ fn runs_are_recorded_and_compared() {
     assert!(runs.stdout.lines().nth(1).unwrap().ends_with("first"), "{}", runs.stdout);
     let shown = lab.vlmdiff(&["runs", "show"]).stdout;
     assert!(shown.contains("captions") && shown.contains("(1 removed: gear/train/good/001.png)"), "{shown}");
+    let device = if std::path::Path::new("/dev/nvidiactl").exists() { "auto" } else { "cpu" };
+    assert!(shown.contains(&format!("\ndevice    {device}\n")), "{shown}");
+    assert_eq!(lab.sql(".vlmdiff", "select distinct device from runs"), [device]);
     let parameters = lab.vlmdiff(&["runs", "show", "first", "--parameters"]).stdout;
     assert!(parameters.contains("\n    query: \"select count(*) as n from captions\"\n"), "{parameters}");
     let diff = lab.vlmdiff(&["diff", "first"]);

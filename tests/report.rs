@@ -149,7 +149,7 @@ fn maps_of_a_program_are_shown_with_their_pictures_and_scores() {
     let sections = ["pictures", "scores", "metrics", "training", "run", "tables"];
     let places = sections.map(|name| html.find(&format!("<section id=\"{name}\">")).unwrap());
     assert!(places.is_sorted(), "{places:?}");
-    for said in ["last run", "machine", "vlmdiff", "digest of the pipeline", "parameters"] {
+    for said in ["last run", "machine", "device", "vlmdiff", "digest of the pipeline", "parameters"] {
         assert!(text.contains(&format!("\n{said}\n")), "{said}\n{text}");
     }
     assert!(text.contains(" of 2 anomalous images score above every normal one"), "{text}");

@@ -104,6 +104,7 @@ impl Caption {
             verify: false,
             git_commit: None,
             host: String::new(),
+            device: self.device.clone(),
         };
         // The table of photographs is a means, of which people need not hear.
         let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), self.quiet);

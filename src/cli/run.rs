@@ -77,9 +77,9 @@ pub(super) struct Run {
     quiet: bool,
 }
 
-/// Checks the name of a device, and that the machine has a driver for it.
+/// Checks the name of a device, and that the machine has a driver for it. Returns the device that it stands for.
 pub(super) fn device(name: &str) -> Result<String, DeviceError> {
-    device::check(name).map(|()| name.to_owned())
+    device::check(name).map(|()| device::on_this_machine(name).to_owned())
 }
 
 impl Run {
@@ -108,6 +108,7 @@ impl Run {
             verify: self.verify,
             git_commit: git_commit(&self.pipeline.pipeline),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
+            device: self.device.join(","),
         };
         let summary = run::run(&pipeline, &store, &sources, &options, &workers, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {

@@ -105,6 +105,7 @@ fn show(store: &Store, run: &Run, parameters: bool) -> Result<()> {
         ("run", Some(run.run.clone())),
         ("status", Some(run.status().to_owned())),
         ("started", Some(format!("{} on {}", when(run.started_ms), run.host))),
+        ("device", (!run.device.is_empty()).then(|| run.device.clone())),
         ("vlmdiff", (!run.version.is_empty()).then(|| run.version.clone())),
         ("pipeline", Some(format!("{} ({})", run.pipeline, run.pipeline_digest))),
         ("commit", run.git_commit.clone()),

@@ -137,6 +137,7 @@ impl Inspector {
         let known = photographs.as_ref().map_or(Ok(BTreeSet::new()), classes)?;
         let matter = route.reads_class || fitted.values().any(|classes| !classes.is_empty());
         let options = run::Options {
+            device: settings.device.clone(),
             settings,
             save_every: Duration::MAX,
             tables: route.computed.iter().cloned().collect(),

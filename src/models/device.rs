@@ -44,6 +44,12 @@ pub fn check(name: &str) -> Result<(), DeviceError> {
     if is_gpu && !has_driver() { Err(DeviceError::NoDriver(name.into())) } else { Ok(()) }
 }
 
+/// Returns the name of the device that a name stands for, as far as it is known before libtorch looks for a GPU: `auto` is
+/// the CPU where there is no driver.
+pub fn on_this_machine(name: &str) -> &str {
+    if name == "auto" && !has_driver() { "cpu" } else { name }
+}
+
 fn has_driver() -> bool {
     std::path::Path::new("/dev/nvidiactl").exists()
 }

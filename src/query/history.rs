@@ -64,6 +64,7 @@ fn runs(runs: &[Run]) -> Result<RecordBatch> {
         ("pipeline_digest", text(runs, |run| Some(run.pipeline_digest.clone()))),
         ("git_commit", text(runs, |run| run.git_commit.clone())),
         ("host", text(runs, |run| Some(run.host.clone()))),
+        ("device", text(runs, |run| (!run.device.is_empty()).then(|| run.device.clone()))),
         ("version", text(runs, |run| Some(run.version.clone()))),
     ])
 }

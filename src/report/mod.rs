@@ -117,6 +117,7 @@ fn run(run: &Run) -> Value {
         status => run.status(),
         version => &run.version,
         host => &run.host,
+        device => &run.device,
         commit => &run.git_commit,
         digest => &run.pipeline_digest,
     }

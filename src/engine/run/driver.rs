@@ -55,6 +55,7 @@ pub fn run(
         pipeline_digest: pipeline.digest.to_string(),
         git_commit: options.git_commit.clone(),
         host: options.host.clone(),
+        device: options.device.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     });
     log.save()?;

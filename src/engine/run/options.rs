@@ -26,6 +26,8 @@ pub struct Options {
     pub git_commit: Option<String>,
     /// The machine.
     pub host: String,
+    /// The devices of networks, for the log.
+    pub device: String,
 }
 
 /// The result of a run.

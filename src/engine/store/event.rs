@@ -23,6 +23,9 @@ pub enum Event {
         git_commit: Option<String>,
         /// The machine.
         host: String,
+        /// The devices of its networks.
+        #[serde(default)]
+        device: String,
         /// The version of vlmdiff.
         #[serde(default)]
         version: String,

@@ -25,6 +25,8 @@ pub struct Run {
     pub git_commit: Option<String>,
     /// The machine.
     pub host: String,
+    /// The devices of its networks; empty if its log does not say.
+    pub device: String,
     /// The version of vlmdiff.
     pub version: String,
     /// The time of its beginning, in milliseconds since 1970.
@@ -112,13 +114,14 @@ impl Run {
 
     fn add(&mut self, Logged { at_ms, event }: Logged) {
         match event {
-            Event::RunStarted { pipeline, pipeline_digest, git_commit, host, version, .. } => {
+            Event::RunStarted { pipeline, pipeline_digest, git_commit, host, device, version, .. } => {
                 *self = Self {
                     run: std::mem::take(&mut self.run),
                     pipeline,
                     pipeline_digest,
                     git_commit,
                     host,
+                    device,
                     version,
                     started_ms: at_ms,
                     ..Self::default()
