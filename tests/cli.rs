@@ -270,6 +270,27 @@ fn closed_pipe_ends_a_command_quietly() {
 }
 
 #[test]
+fn completions_and_manual_pages_know_every_command() {
+    let lab = Lab::empty();
+    let help = lab.vlmdiff(&["--help"]).stdout;
+    let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() > 15 && commands.contains(&"run"), "{help}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = lab.vlmdiff(&["completions", shell]);
+        assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""), "{shell}");
+        assert!(commands.iter().all(|command| script.stdout.contains(command)), "{shell}");
+        assert!(script.stdout.contains("task-rows"), "{shell}");
+    }
+    assert_eq!(lab.vlmdiff(&["man", "man1"]).code, Some(0));
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let page = fs::read_to_string(lab.path(&format!("man1/vlmdiff-{command}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    assert!(fs::read_to_string(lab.path("man1/vlmdiff.1")).unwrap().contains("vlmdiff\\-run(1)"));
+}
+
+#[test]
 fn wrong_arguments_are_refused_before_anything_runs() {
     let lab = Lab::new(LIGHT);
     for (arguments, expected) in [

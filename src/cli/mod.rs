@@ -1,12 +1,14 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod caption;
+mod completions;
 mod data;
 mod diff;
 mod export;
 mod figures;
 mod gc;
 mod graph;
+mod man;
 mod models;
 mod plan;
 mod predict;
@@ -119,6 +121,10 @@ enum Command {
     Data(data::Data),
     /// List, fetch and look into published checkpoints.
     Models(models::Models),
+    /// Print a script by which a shell completes commands and options.
+    Completions(completions::Completions),
+    /// Write a manual page for each command.
+    Man(man::Man),
 }
 
 /// A pipeline and its store.
@@ -246,6 +252,8 @@ fn command() -> ExitCode {
         Command::Synth(command) => command.run(),
         Command::Data(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
     };
     match result {
         Ok(code) => code.into(),
