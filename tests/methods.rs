@@ -304,14 +304,14 @@ fn good_patch_that_is_nearest_to_the_worst_one_is_named() {
     let own =
         count("i.split = 'train' and m.nearest = m.image_id and m.nearest_x = m.worst_x and m.nearest_y = m.worst_y");
     assert!(own >= 6, "{own} of 8");
+    let maps = "select image_id, score from anomaly_maps order by 1";
+    let scores = lab.sql(".vlmdiff", maps);
     let told = lab.vlmdiff(&["predict", "pipeline.yaml", "data/gear/train/good/000.png", "--class", "gear", "--json"]);
     let nearest = &predicted(&told.stdout)[0]["nearest"];
     assert!(nearest["image_id"].as_str().unwrap().starts_with("gear/train/good/"), "{}", told.stdout);
     assert!(nearest["at"].is_array() && nearest["worst"].is_array(), "{nearest}");
 
     // Of a choice of patches the places are not known, and the scores are those of a table without this.
-    let maps = "select image_id, score from anomaly_maps order by 1";
-    let scores = lab.sql(".vlmdiff", maps);
     lab.write("pipeline.yaml", &seeking.replace("from: [images, bank, features]", "from: [images, bank]"));
     lab.run(&[]);
     assert_eq!(lab.sql(".vlmdiff", maps), scores);

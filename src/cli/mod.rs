@@ -99,7 +99,7 @@ enum Command {
     Caption(caption::Caption),
     /// Query the published tables.
     Sql(sql::Sql),
-    /// Write an HTML page of metrics, curves and pictures.
+    /// Write an HTML page of metrics, curves and pictures, or the tables of metrics as text.
     Report(report::Report),
     /// Write anomaly maps, verdicts and regions as pictures and annotations.
     Export(export::Export),

@@ -229,7 +229,7 @@ mod tests {
             ("select sc| from maps", &["score"]),
             ("select s.| from maps as s", &["s.\"Name\"", "s.image_id", "s.score"]),
             ("select s.im| from runs r,maps s", &["s.image_id"]),
-            ("select pixel_a|", &["pixel_ap(", "pixel_auroc("]),
+            ("select pixel_a|", &["pixel_ap(", "pixel_auroc", "pixel_auroc("]),
             ("select | from maps", &["\"Name\"", "image_id", "score"]),
             ("select image_id from maps whe|", &["when", "where"]),
             ("select ä, sco| from maps", &["score"]),

@@ -7,9 +7,10 @@ use image::{
     Rgb, RgbImage,
 };
 
-use super::pictures::OUTLINE;
 use crate::vision::colormap;
 
+/// The colour of contours.
+pub(super) const OUTLINE: Rgb<u8> = Rgb([64, 255, 120]);
 /// The share of the colour in an overlay where the map is highest.
 const STRONGEST: f32 = 0.7;
 /// The longest side of a photograph whose contour is one pixel wide. That of larger ones is wider in proportion.

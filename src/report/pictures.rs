@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::{
     data::{Source, TestImage},
-    drawing::Scale,
+    drawing::{OUTLINE, Scale},
 };
 use crate::{
     engine::{Error, Result, store::Manifest},
@@ -34,8 +34,6 @@ const JPEG_QUALITY: u8 = 90;
 /// The share of a class's map values that lie below the brightest colour. With all of them, one extreme pixel would
 /// darken all others.
 const BRIGHTEST: f64 = 0.998;
-/// The colour of contours.
-pub(super) const OUTLINE: Rgb<u8> = Rgb([64, 255, 120]);
 
 /// The ground truth of an image: the places where it is anomalous.
 #[derive(Debug, PartialEq)]

@@ -94,7 +94,8 @@ impl File {
                     for (parameter, value) in parameters {
                         let path: Vec<&str> = ["with"].into_iter().chain(parameter.name.split('.')).collect();
                         if !value.is_null() {
-                            table.set(&path, value);
+                            // Errors about a parameter are at its name.
+                            table.set(&path, Node { place: parameter.place, ..value });
                         } else if !table.unset(&path) {
                             let message = format!("there is no parameter `{}` to leave out", parameter.name);
                             return Err(self.error(parameter.place, message));
