@@ -41,6 +41,7 @@ FOLDERS = {
     "methods/patchcore": [],
     "methods/knn_dinov2": [],
     "methods/rd": [],
+    "methods/diad": [],
     "reference": ["weights_i8.safetensors", "ae_loss_weights_i8.safetensors", "dino_weights_i8.safetensors",
                   "internvl_tiling.json"],
 }
@@ -52,6 +53,7 @@ TENSORS = {
     "reference/autoencoder.safetensors": ["decoded_raw"],
     "models/internvl_tiling/expected.safetensors": [
         f"img{image}.pixel_values[{tile}]" for image in range(3) for tile in (0, -1)],
+    "methods/diad/expected.safetensors": ["samples", "features_input.0", "features_sample.0", "map_before_smoothing"],
     "methods/rd/expected.safetensors": [
         "map.final", "map.level.0", "map.level.1", "map.level.2",
         *(f"train.{of}.{name}.0.weight" for of in ("grad", "param_after1")

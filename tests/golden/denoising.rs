@@ -31,10 +31,10 @@ use vlmdiff::{
 /// The tolerance of a loss, a mean of squares of numbers that are each wrong by a share of [`NETWORK`]. The errors are
 /// independent of each other over more than a hundred cells, so that a tenth of 2 · [`NETWORK`] is left; the reserve is
 /// a factor of two.
-const LOSS: f64 = 0.4 * NETWORK;
+pub(super) const LOSS: f64 = 0.4 * NETWORK;
 /// The tolerance of a loss after steps along gradients that are wrong by [`GRADIENT`]: if a loss changes by about
 /// itself, the change is wrong by as much.
-const STEPPED: f64 = GRADIENT;
+pub(super) const STEPPED: f64 = GRADIENT;
 
 /// A part of `training.json`.
 #[derive(Deserialize)]
@@ -64,7 +64,7 @@ struct Golden {
 }
 
 /// The network, the trainer of the parameters that the authors train, and one batch.
-struct Training {
+pub(super) struct Training {
     objective: DenoisingObjective,
     trainer: [Trainer; 1],
     vs: VarStore,
@@ -75,14 +75,16 @@ struct Training {
 }
 
 impl Training {
-    fn new(
+    /// Makes the training of the network of `reference`, which lies at this path from the case, from published weights.
+    pub(super) fn new(
         case: &Case,
+        reference: &str,
         published: Checkpoint,
         batch: impl Fn(&str) -> Tensor,
         only_mid_control: bool,
         adamw: &AdamDefaults,
     ) -> Self {
-        let yaml: Value = case.json("config.json");
+        let yaml: Value = case.json(&format!("{reference}config.json"));
         let config = ControlNetConfig {
             unet: unet_of_yaml(&yaml),
             form: ControlForm::SemanticGuided,
@@ -90,7 +92,7 @@ impl Training {
             only_mid_control,
             ..Default::default()
         };
-        let names = names(&case.weights("weights"), &config);
+        let names = names(&case.weights(&format!("{reference}weights")), &config);
         let vs = VarStore::new(Device::Cpu);
         let objective = DenoisingObjective {
             denoiser: Denoiser::open(&vs, &config, Published::new(published, &config).unwrap()).unwrap(),
@@ -108,7 +110,7 @@ impl Training {
     }
 
     /// Takes one step; returns the loss before it.
-    fn step(&mut self) -> f64 {
+    pub(super) fn step(&mut self) -> f64 {
         let (objective, [z, noise, t, context, hint]) = (&self.objective, &self.batch);
         let mut value = f64::NAN;
         let loss = |_, _| {
@@ -120,20 +122,20 @@ impl Training {
         value
     }
 
-    fn loss(&self) -> f64 {
+    pub(super) fn loss(&self) -> f64 {
         let [z, noise, t, context, hint] = &self.batch;
         no_grad(|| self.objective.loss(z, noise, t, context, Some(hint))).value.double_value(&[])
     }
 
     /// Returns the gradients of the trained parameters in the last step, by published name.
-    fn gradients(&self) -> BTreeMap<&str, Option<&Tensor>> {
+    pub(super) fn gradients(&self) -> BTreeMap<&str, Option<&Tensor>> {
         let ours: BTreeMap<&str, Option<&Tensor>> = self.trainer[0].optimizer.gradients().collect();
         let names = self.names.iter().map(|(published, name)| (published.as_str(), name.as_str()));
         names.filter_map(|(published, name)| Some((published, *ours.get(name)?))).collect()
     }
 
     /// Returns copies of all weights by published name.
-    fn weights(&self) -> BTreeMap<String, Tensor> {
+    pub(super) fn weights(&self) -> BTreeMap<String, Tensor> {
         let variables = self.vs.variables();
         self.names.iter().map(|(published, name)| (published.clone(), variables[name].detach().copy())).collect()
     }
@@ -161,16 +163,16 @@ fn is_in(name: &str, group: &str) -> bool {
     name.strip_prefix(group).is_some_and(|rest| rest.starts_with(|c: char| c == '.' || c.is_ascii_digit()))
 }
 
-fn square(x: &Tensor) -> f64 {
+pub(super) fn square(x: &Tensor) -> f64 {
     x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[])
 }
 
-fn by_name(tensors: &[(String, Tensor)]) -> impl Iterator<Item = (&str, &Tensor)> {
+pub(super) fn by_name(tensors: &[(String, Tensor)]) -> impl Iterator<Item = (&str, &Tensor)> {
     tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
 }
 
 /// Compares the norms of groups of tensors.
-fn groups<'t>(
+pub(super) fn groups<'t>(
     case: &Case,
     what: &str,
     tensors: impl Iterator<Item = (&'t str, &'t Tensor)>,
@@ -196,7 +198,7 @@ pub(super) fn steps(case: &Case) {
             case.absent(&name("all of it"));
             continue;
         };
-        let mut training = Training::new(case, weights.clone(), batch, only_mid_control, &golden.adamw_defaults);
+        let mut training = Training::new(case, "", weights.clone(), batch, only_mid_control, &golden.adamw_defaults);
         let start = training.weights();
         let moved = |training: &Training| -> Vec<(String, Tensor)> {
             let now = training.weights();
@@ -243,7 +245,7 @@ pub(super) fn steps(case: &Case) {
     }
 
     let Some(want) = &golden.checkpointing_check else { return case.absent("checkpointing_check") };
-    let mut training = Training::new(case, weights, batch, true, &golden.adamw_defaults);
+    let mut training = Training::new(case, "", weights, batch, true, &golden.adamw_defaults);
     training.objective.gradient_checkpointing = true;
     case.number("loss with gradient checkpointing", training.step(), want.loss, LOSS * want.loss);
     let gradients = training.gradients();
@@ -312,7 +314,7 @@ pub(super) fn zero_init(case: &Case) {
         };
         let want: Experiment = serde_json::from_value(want.clone()).unwrap();
         // Only zeros are compared, so the start weights need no seed; the generator is shared by tests that run beside.
-        let mut training = Training::new(case, unet.clone(), batch, only_mid_control, &adamw_defaults);
+        let mut training = Training::new(case, "", unet.clone(), batch, only_mid_control, &adamw_defaults);
         let zeros = |training: &Training| -> Vec<String> {
             let zero = |weight: &Tensor| weight.any().int64_value(&[]) == 0;
             training.weights().into_iter().filter(|(_, weight)| zero(weight)).map(|(name, _)| name).collect()

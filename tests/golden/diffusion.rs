@@ -78,16 +78,17 @@ pub(super) fn loops(case: &Case) {
 }
 
 /// The authors' networks, filled from a file in the layout of their checkpoints.
-struct Authors {
-    unet: UNet2DConditionModel,
-    control: ControlNet,
-    vae: AutoencoderKl,
-    scaling_factor: f64,
+pub(super) struct Authors {
+    pub(super) unet: UNet2DConditionModel,
+    pub(super) control: ControlNet,
+    pub(super) vae: AutoencoderKl,
+    pub(super) scaling_factor: f64,
 }
 
 impl Authors {
-    fn new(case: &Case) -> Self {
-        let yaml: Value = case.json("config.json");
+    /// Reads the networks of `reference`, which lies at this path from the case.
+    pub(super) fn new(case: &Case, reference: &str) -> Self {
+        let yaml: Value = case.json(&format!("{reference}config.json"));
         let unet_config = unet_of_yaml(&yaml);
         let mut control_config = ControlNetConfig {
             unet: unet_config.clone(),
@@ -96,7 +97,7 @@ impl Authors {
             ..Default::default()
         };
         let vae_config = vae::of_yaml(&yaml);
-        let weights = case.weights("weights");
+        let weights = case.weights(&format!("{reference}weights"));
         let [unet, control, vae] = [
             unet_config.canonical(weights.clone()),
             control_config.canonical(weights.clone()).and_then(|control| control_config.fit_fusion(control)),
@@ -116,7 +117,7 @@ impl Authors {
 /// guidance, and with noise.
 pub(super) fn reference_sampling(case: &Case) {
     let _no_grad = tch::no_grad_guard();
-    let Authors { unet, control, vae, scaling_factor } = Authors::new(case);
+    let Authors { unet, control, vae, scaling_factor } = Authors::new(case, "");
     let settings: Value = case.json("sampling.json");
     let file = case.tensors("sampling.safetensors");
     let schedule = ScheduleConfig::default().build().unwrap();

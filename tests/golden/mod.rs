@@ -12,6 +12,7 @@ mod clip;
 mod control;
 mod deepseek_vl;
 mod denoising;
+mod diad;
 mod diffusion;
 mod images;
 mod inspect;
@@ -99,6 +100,7 @@ mod numbers {
         blip2_t5: "models/blip2_t5" => blip2::compare,
         patchcore: "methods/patchcore" => methods::patchcore,
         nearest_patches: "methods/knn_dinov2" => methods::nearest_patches,
+        diad: "methods/diad" => diad::compare,
         reverse_distillation: "methods/rd" => methods::reverse_distillation,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
         metrics: "models/metrics" => metrics::metrics,

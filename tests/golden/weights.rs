@@ -55,6 +55,22 @@ pub(super) fn read(case: &Case, name: &str) -> Checkpoint {
     Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
 }
 
+/// Returns the tensors of `NAME.safetensors` at their values, with the exponents in `NAME_scale.json`.
+pub(super) fn stored(case: &Case, name: &str) -> Checkpoint {
+    #[derive(Deserialize)]
+    struct Exponents {
+        exponent: BTreeMap<String, i32>,
+    }
+    let Exponents { exponent } = case.json(&format!("{name}_scale.json"));
+    let file = case.tensors(&format!("{name}.safetensors"));
+    let value = |key: &str| match exponent.get(key) {
+        Some(exponent) => file.get(key).to_kind(Kind::Float) * 2f64.powi(*exponent),
+        None => file.get(key),
+    };
+    let tensors: Vec<(String, Tensor)> = file.names().map(|key| (key.to_owned(), value(key))).collect();
+    Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap()
+}
+
 /// Returns the integers of a tensor. Weights of normalisations and variances lie about one, and those of LPIPS are not
 /// negative.
 fn formula(key: &str, set_seed: u64, exponent: i32, shape: &[i64]) -> Tensor {
