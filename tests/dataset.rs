@@ -33,7 +33,7 @@ pub(crate) fn picture(path: &Path, width: u32, height: u32) {
 }
 
 /// Writes a mask with a square of this side in its middle.
-fn mask(path: &Path, width: u32, height: u32, side: u32) {
+pub(crate) fn mask(path: &Path, width: u32, height: u32, side: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let inside = |at: u32, of: u32| at.abs_diff(of / 2) < side.div_ceil(2);
     GrayImage::from_fn(width, height, |x, y| Luma([if inside(x, width) && inside(y, height) { 255 } else { 0 }]))

@@ -37,7 +37,7 @@ fn tokenizer(folder: &Path, image: u32) {
 }
 
 /// Copies a tiny published model of the golden set into the lab, with a tokenizer.
-fn weights(lab: &Lab, case: &str) {
+pub(crate) fn weights(lab: &Lab, case: &str) {
     let (from, to) = (project().join("data/golden/models").join(case), lab.path("weights"));
     fs::create_dir_all(&to).unwrap();
     for file in fs::read_dir(&from).unwrap().map(|file| file.unwrap().path()) {

@@ -5,10 +5,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tch::{Device, nn::VarStore};
+use vlmdiff::{
+    engine::store::Event,
+    models::{
+        clip::{ClipTextConfig, ClipTextModel},
+        tokenizer::ClipTokenizer,
+        unet::UNet2DConditionModel,
+        vae::AutoencoderKl,
+    },
+};
+
 use crate::{
-    dataset::picture,
-    lab::{Lab, project},
+    dataset::{mask, picture},
+    describing,
+    lab::{Lab, computed, project},
     published::{coco, real_iad, visa},
+    training::{perceptual, save},
 };
 
 /// Returns all pipelines below a folder.
@@ -37,11 +50,16 @@ fn write_data(lab: &Lab, pipeline: &Path) -> bool {
         name if name.ends_with("coco_ad") => {
             let last = (1, 79, square);
             coco(lab, "train2017", &[1, 2, 3], &[last, (2, 0, square), (3, 25, square)]);
-            coco(lab, "val2017", &[5, 6, 7], &[(5, 19, square), (6, 30, square), (7, 70, square)]);
+            // One photograph for each split in which it is anomalous.
+            let tested = [(5, 19, square), (6, 30, square), (7, 70, square), (8, 45, square)];
+            coco(lab, "val2017", &[5, 6, 7, 8], &tested);
         }
         _ => {
-            for image in ["train/good/0", "train/good/1", "test/good/0", "test/bent/0"] {
-                picture(&lab.path(&format!("data/screw/{image}.png")), 40, 40);
+            for class in ["bottle", "screw"] {
+                for image in ["train/good/0", "train/good/1", "test/good/0", "test/bent/0"] {
+                    picture(&lab.path(&format!("data/{class}/{image}.png")), 40, 40);
+                }
+                mask(&lab.path(&format!("data/{class}/ground_truth/bent/0_mask.png")), 40, 40, 20);
             }
         }
     }
@@ -73,4 +91,162 @@ fn every_pipeline_is_planned_before_weights_are_here() {
             pipeline.display()
         );
     }
+}
+
+/// The sizes of the small networks that stand for the published ones.
+const AUTOENCODER: &str = r#"{ "block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4 }"#;
+const UNET: &str = r#"{ "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+          "layers_per_block": 1, "attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4 }"#;
+
+/// Makes a lab with small networks in the place of published ones, and the data set of a shipped pipeline.
+fn small_lab(shipped: &str) -> Lab {
+    let lab = Lab::empty();
+    write_data(&lab, Path::new(shipped));
+    perceptual(&lab);
+    let vs = VarStore::new(Device::Cpu);
+    let _ = AutoencoderKl::new(vs.root(), &serde_json::from_str(AUTOENCODER).unwrap()).unwrap();
+    save(&lab, "autoencoder.safetensors", vs.variables().into_iter());
+    let vs = VarStore::new(Device::Cpu);
+    let _ = UNet2DConditionModel::new(vs.root(), &serde_json::from_str(UNET).unwrap()).unwrap();
+    save(&lab, "unet.safetensors", vs.variables().into_iter());
+
+    let tokenizer = ClipTokenizer::train(&["a photo of a screw".to_owned()], 300).unwrap();
+    let config = serde_json::json!({
+        "vocab_size": tokenizer.vocab_size(), "eos_token_id": tokenizer.end(), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24, "projection_dim": 8,
+    });
+    let vs = VarStore::new(Device::Cpu);
+    let _ = ClipTextModel::new(vs.root(), &ClipTextConfig::from_json(&config.to_string()).unwrap()).unwrap();
+    fs::create_dir(lab.path("text")).unwrap();
+    save(&lab, "text/model.safetensors", vs.variables().into_iter());
+    lab.write("text/config.json", &config.to_string());
+    lab.write("text/tokenizer.json", &tokenizer.to_json().unwrap());
+    lab
+}
+
+/// Returns the tables of vlmdiff.yaml that differ where its networks are small: all but those with captions and features.
+fn small_tables() -> String {
+    format!(
+        "  images: {{ with: {{ root: data, size: 64 }} }}
+  text_encoder: {{ with: {{ weights: text }} }}
+  autoencoder:
+    with:
+      init: autoencoder.safetensors
+      config: {AUTOENCODER}
+      perceptual: [perceptual.safetensors]
+      discriminator.config: {{ ndf: 4, n_layers: 1 }}
+      training.epochs: 2
+  denoiser:
+    with:
+      init: unet.safetensors
+      config: {UNET}
+      control: {{ conditioning_embedding_out_channels: [4, 4, 8, 8] }}
+      training.epochs: 2
+"
+    )
+}
+
+/// Tables that differ in most pipelines: a text for each class, and the features of a network that is here.
+const CAPTIONS: &str = "  captions: { with: { model: template, prompt: null, text: 'a photo of a {class}' } }\n";
+const MAPS: &str = "  anomaly_maps: { with: { extractor: efficientnet-lite0 } }\n";
+
+/// Runs a shipped pipeline with tables that differ. Returns the run's events and the metrics as Markdown.
+fn ran(lab: &Lab, shipped: &str, tables: &str) -> (Vec<Event>, String) {
+    let path = project().join("pipelines").join(shipped);
+    let name = path.file_stem().unwrap().to_str().unwrap();
+    lab.write("pipeline.yaml", &format!("name: {name}\nextends: {path:?}\ntables:\n{tables}"));
+    let events = lab.run(&[]);
+    let report = lab.vlmdiff(&["report", "--format", "md"]);
+    assert_eq!(report.code, Some(0), "{shipped}: {}", report.stderr);
+    (events, report.stdout)
+}
+
+/// Returns the rows in which a report has the paper's metrics beside ours.
+fn beside_the_paper<'r>(report: &'r str, dataset: &str) -> Vec<&'r str> {
+    let title = format!("`metrics` by the protocol `reference` beside the paper on {dataset}, in percent\n\n");
+    let (_, table) = report.split_once(&title).unwrap_or_else(|| panic!("no {title}{report}"));
+    let mut lines = table.lines();
+    let head = lines.next().unwrap_or_default();
+    assert!(head.contains("| image AUROC: ours | paper | difference |"), "{head}");
+    lines.skip(1).take_while(|line| line.starts_with('|')).collect()
+}
+
+/// The classes for which all metrics that the paper prints are there.
+const JUDGED: &str = "select class from metrics where protocol = 'exact' and image_auroc is not null \
+                      and pixel_auroc is not null and aupro is not null order by class";
+
+#[test]
+fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
+    let lab = small_lab("mvtec.yaml");
+    let tables = small_tables();
+    let (_, report) = ran(&lab, "mvtec.yaml", &[&tables, CAPTIONS, MAPS].concat());
+    let classes = ["bottle", "mean", "screw"];
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), classes);
+    let rows = beside_the_paper(&report, "MVTec-AD");
+    assert!(rows.len() == 2 && rows[0].contains("| 86.9 |") && rows[1].contains("| 90.6 |"), "{report}");
+
+    // Maps of three levels are summed, as in diad.yaml; they are those of another network.
+    let levels = "  anomaly_maps: { with: { extractor: efficientnet-lite0, layers: [4, 8, 16] } }\n";
+    let (events, report) = ran(&lab, "diad.yaml", &[&tables, levels].concat());
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), classes);
+    assert_eq!(beside_the_paper(&report, "MVTec-AD").len(), 2);
+    let rows = computed(&events);
+    assert!(rows.contains(&("autoencoder", 0)) && rows.contains(&("latents", 0)), "{rows:?}");
+    assert!(rows.iter().any(|(table, rows)| *table == "denoiser" && *rows > 0), "{rows:?}");
+
+    let described = CAPTIONS.replace("captions:", "test_captions:");
+    let both = [&tables, CAPTIONS, &described, MAPS].concat();
+    let (events, report) = ran(&lab, "ablations/caption_at_test_mvtec.yaml", &both);
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), classes.map(|class| [class; 2]).concat());
+    assert_eq!(beside_the_paper(&report, "MVTec-AD").len(), 2 * 2);
+    let rows = computed(&events);
+    assert!(rows.contains(&("denoiser", 0)), "{rows:?}");
+    // Without a caption, the maps are those of mvtec.yaml.
+    let maps: Vec<u64> = rows.iter().filter(|(table, _)| table.starts_with("anomaly_maps[")).map(|row| row.1).collect();
+    assert_eq!(maps, [4, 0], "{rows:?}");
+}
+
+#[test]
+fn pipelines_on_visa_and_real_iad_run_to_their_metrics() {
+    for (shipped, dataset, classes, paper) in [
+        ("visa.yaml", "VisA", ["candle", "mean"], "| 80.9 |"),
+        ("real_iad.yaml", "Real-IAD", ["mean", "usb"], "| 78.0 |"),
+    ] {
+        let lab = small_lab(shipped);
+        let (_, report) = ran(&lab, shipped, &[&small_tables(), CAPTIONS, MAPS].concat());
+        assert_eq!(lab.sql(".vlmdiff", JUDGED), classes, "{shipped}");
+        // Of VisA two lengths of training are printed, and of Real-IAD its classes.
+        let rows = beside_the_paper(&report, dataset);
+        assert!(rows.len() == 2 && rows.iter().any(|row| row.contains(paper)), "{report}");
+    }
+}
+
+#[test]
+fn pipeline_on_coco_ad_runs_to_the_metrics_of_four_splits() {
+    let lab = small_lab("coco_ad.yaml");
+    let (events, report) = ran(&lab, "coco_ad.yaml", &[&small_tables(), CAPTIONS, MAPS].concat());
+    let rows = computed(&events);
+    for declared in ["images", "autoencoder", "denoiser", "anomaly_maps", "metrics"] {
+        let instances = rows.iter().filter(|(table, _)| table.starts_with(&format!("{declared}[")));
+        assert_eq!(instances.count(), 4, "{declared}: {rows:?}");
+    }
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), [["coco"; 4], ["mean"; 4]].concat());
+    let rows = beside_the_paper(&report, "COCO-AD");
+    assert!(rows.len() == 4 && rows.iter().all(|row| row.contains("| 59.1 |")), "{report}");
+}
+
+#[test]
+fn pipeline_of_a_model_alone_runs_to_metrics_of_images() {
+    let shipped = "ablations/vlm_only_real_iad.yaml";
+    let lab = Lab::empty();
+    write_data(&lab, Path::new(shipped));
+    describing::weights(&lab, "internvl2_qwen2");
+    let tables = "  images: { with: { root: data, size: 64 } }
+  answers: { with: { model: internvl2-1b, weights: weights, precision: f32, max_new_tokens: 2, max_tiles: 1 } }
+";
+    let (_, report) = ran(&lab, shipped, tables);
+    let judged = "select class, pixel_auroc is null from metrics where protocol = 'exact' and image_auroc is not null \
+                  order by class";
+    assert_eq!(lab.sql(".vlmdiff", judged), [["mean,true"; 2], ["usb,true"; 2]].concat());
+    assert_eq!(beside_the_paper(&report, "Real-IAD").len(), 2 * 2);
 }

@@ -39,14 +39,19 @@ fn replaced(part: &str, by: &str) -> String {
 
 fn lab() -> Lab {
     let lab = Lab::new(&pipeline());
-    let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
-    tch::manual_seed(1);
-    let _ = Lpips::new(&vgg.root(), &lin.root(), [2, 2, 2, 2, 2]);
-    save(&lab, "perceptual.safetensors", vgg.variables().into_iter().chain(lin.variables()));
+    perceptual(&lab);
     lab
 }
 
-fn save(lab: &Lab, file: &str, tensors: impl Iterator<Item = (String, Tensor)>) {
+/// Writes narrow networks of a perceptual loss, `perceptual.safetensors`.
+pub(crate) fn perceptual(lab: &Lab) {
+    let [vgg, lin] = [(); 2].map(|()| VarStore::new(Device::Cpu));
+    tch::manual_seed(1);
+    let _ = Lpips::new(&vgg.root(), &lin.root(), [2, 2, 2, 2, 2]);
+    save(lab, "perceptual.safetensors", vgg.variables().into_iter().chain(lin.variables()));
+}
+
+pub(crate) fn save(lab: &Lab, file: &str, tensors: impl Iterator<Item = (String, Tensor)>) {
     let bytes = to_safetensors(tensors.collect::<Vec<_>>(), HashMap::new()).unwrap();
     std::fs::write(lab.path(file), bytes).unwrap();
 }
