@@ -170,11 +170,11 @@ fn masks_of_coco_ad_are_drawn_from_annotations() {
     lab.run(&[]);
     let rows = "select image_id, class, split, label, caption from images order by image_id";
     let expected = [
-        "train2017/000000000001.jpg,coco,train,false,A dog. Two.",
-        "val2017/000000000005.jpg,coco,test,true,",
-        "val2017/000000000006.jpg,coco,test,true,",
-        "val2017/000000000007.jpg,coco,test,true,",
-        "val2017/000000000008.jpg,coco,test,false,",
+        "train2017/000000000001.jpg,split0,train,false,A dog. Two.",
+        "val2017/000000000005.jpg,split0,test,true,",
+        "val2017/000000000006.jpg,split0,test,true,",
+        "val2017/000000000007.jpg,split0,test,true,",
+        "val2017/000000000008.jpg,split0,test,false,",
     ];
     assert_eq!(lab.sql(".vlmdiff", rows), expected);
     // A pixel (x, y) is number 16 y + x + 1. Truncated, the polygon has the corners (2, 1), (5, 1), (5, 3) and (2, 3), which

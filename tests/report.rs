@@ -74,18 +74,18 @@ fn metrics_are_written_beside_published_ones_in_every_format() {
     let markdown = written(&["--format", "md", "--dataset", "MVTec-AD"]);
     for said in [
         "## `metrics` by the protocol `exact`, in percent\n\n| class | images | anomalous | image AUROC |",
-        "## `metrics` by the protocol `reference` beside the paper on MVTec-AD, in percent\n",
+        "## `metrics` by the protocol `reference` beside VLMDiff in the paper on MVTec-AD, in percent\n",
         "\n| DiAD | 300 epochs | the paper, table 9 | 92.0 | 89.3 | 64.4 |\n",
         "\n| INP-Former | multi-class, 2025 | a reader's table of arXiv 2506.03660 (unverified) | 99.7 | 98.5 | 94.9 |\n",
     ] {
         assert!(markdown.contains(said), "{said}\n{markdown}");
     }
-    assert!(!written(&["--format", "md"]).contains("beside the paper"));
+    assert!(!written(&["--format", "md"]).contains("in the paper on"));
     let latex = written(&["--format", "latex", "-o", "metrics.tex"]);
     assert_eq!(latex, "");
     assert!(fs::read_to_string(lab.path("metrics.tex")).unwrap().contains("\\begin{tabular}{lrr"));
     let (html, text) = page(&lab, &["--dataset", "visa"]);
-    assert!(text.contains("\nPublished results\n") && text.contains("beside the paper on VisA"), "{text}");
+    assert!(text.contains("\nPublished results\n") && text.contains("beside VLMDiff in the paper on VisA"), "{text}");
     // A chart of curves for each class, with its three curves.
     for class in ["gear", "tile"] {
         assert_eq!(html.matches(&format!("aria-label=\"curves of {class}\"")).count(), 1);

@@ -161,9 +161,10 @@ fn ran(lab: &Lab, shipped: &str, tables: &str) -> (Vec<Event>, String) {
     (events, report.stdout)
 }
 
-/// Returns the rows in which a report has the paper's metrics beside ours.
-fn beside_the_paper<'r>(report: &'r str, dataset: &str) -> Vec<&'r str> {
-    let title = format!("`metrics` by the protocol `reference` beside the paper on {dataset}, in percent\n\n");
+/// Returns the rows in which a report has the metrics of a method in the paper beside ours.
+fn beside<'r>(report: &'r str, method: &str, dataset: &str) -> Vec<&'r str> {
+    let title =
+        format!("`metrics` by the protocol `reference` beside {method} in the paper on {dataset}, in percent\n\n");
     let (_, table) = report.split_once(&title).unwrap_or_else(|| panic!("no {title}{report}"));
     let mut lines = table.lines();
     let head = lines.next().unwrap_or_default();
@@ -182,14 +183,15 @@ fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
     let (_, report) = ran(&lab, "mvtec.yaml", &[&tables, CAPTIONS, MAPS].concat());
     let classes = ["bottle", "mean", "screw"];
     assert_eq!(lab.sql(".vlmdiff", JUDGED), classes);
-    let rows = beside_the_paper(&report, "MVTec-AD");
+    let rows = beside(&report, "VLMDiff", "MVTec-AD");
     assert!(rows.len() == 2 && rows[0].contains("| 86.9 |") && rows[1].contains("| 90.6 |"), "{report}");
 
     // Maps of three levels are summed, as in diad.yaml; they are those of another network.
     let levels = "  anomaly_maps: { with: { extractor: efficientnet-lite0, layers: [4, 8, 16] } }\n";
     let (events, report) = ran(&lab, "diad.yaml", &[&tables, levels].concat());
     assert_eq!(lab.sql(".vlmdiff", JUDGED), classes);
-    assert_eq!(beside_the_paper(&report, "MVTec-AD").len(), 2);
+    let rows = beside(&report, "DiAD", "MVTec-AD");
+    assert!(rows.len() == 2 && rows[0].contains("| 88.9 |") && rows[1].contains("| 92.0 |"), "{report}");
     let rows = computed(&events);
     assert!(rows.contains(&("autoencoder", 0)) && rows.contains(&("latents", 0)), "{rows:?}");
     assert!(rows.iter().any(|(table, rows)| *table == "denoiser" && *rows > 0), "{rows:?}");
@@ -198,7 +200,7 @@ fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
     let both = [&tables, CAPTIONS, &described, MAPS].concat();
     let (events, report) = ran(&lab, "ablations/caption_at_test_mvtec.yaml", &both);
     assert_eq!(lab.sql(".vlmdiff", JUDGED), classes.map(|class| [class; 2]).concat());
-    assert_eq!(beside_the_paper(&report, "MVTec-AD").len(), 2 * 2);
+    assert_eq!(beside(&report, "VLMDiff", "MVTec-AD").len(), 2 * 2);
     let rows = computed(&events);
     assert!(rows.contains(&("denoiser", 0)), "{rows:?}");
     // Without a caption, the maps are those of mvtec.yaml.
@@ -208,16 +210,19 @@ fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
 
 #[test]
 fn pipelines_on_visa_and_real_iad_run_to_their_metrics() {
+    // Of VisA the means of two lengths of training are printed, and of Real-IAD its classes.
     for (shipped, dataset, classes, paper) in [
-        ("visa.yaml", "VisA", ["candle", "mean"], "| 80.9 |"),
-        ("real_iad.yaml", "Real-IAD", ["mean", "usb"], "| 78.0 |"),
+        ("visa.yaml", "VisA", ["candle", "mean"], &["| 79.0 |", "| 80.9 |"][..]),
+        ("real_iad.yaml", "Real-IAD", ["mean", "usb"], &["| 88.7 |"]),
     ] {
         let lab = small_lab(shipped);
         let (_, report) = ran(&lab, shipped, &[&small_tables(), CAPTIONS, MAPS].concat());
         assert_eq!(lab.sql(".vlmdiff", JUDGED), classes, "{shipped}");
-        // Of VisA two lengths of training are printed, and of Real-IAD its classes.
-        let rows = beside_the_paper(&report, dataset);
-        assert!(rows.len() == 2 && rows.iter().any(|row| row.contains(paper)), "{report}");
+        let rows = beside(&report, "VLMDiff", dataset);
+        assert!(
+            rows.len() == paper.len() && rows.iter().zip(paper).all(|(row, paper)| row.contains(paper)),
+            "{report}"
+        );
     }
 }
 
@@ -230,9 +235,11 @@ fn pipeline_on_coco_ad_runs_to_the_metrics_of_four_splits() {
         let instances = rows.iter().filter(|(table, _)| table.starts_with(&format!("{declared}[")));
         assert_eq!(instances.count(), 4, "{declared}: {rows:?}");
     }
-    assert_eq!(lab.sql(".vlmdiff", JUDGED), [["coco"; 4], ["mean"; 4]].concat());
-    let rows = beside_the_paper(&report, "COCO-AD");
-    assert!(rows.len() == 4 && rows.iter().all(|row| row.contains("| 59.1 |")), "{report}");
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), [&["mean"; 4][..], &["split0", "split1", "split2", "split3"]].concat());
+    // Each split stands beside its row of the paper's table 14, and the mean of one split beside none.
+    let rows = beside(&report, "VLMDiff", "COCO-AD");
+    let paper = ["| 62.6 |", "| 52.7 |", "| 62.9 |", "| 58.2 |"];
+    assert!(rows.len() == 4 && rows.iter().zip(paper).all(|(row, paper)| row.contains(paper)), "{report}");
 }
 
 #[test]
@@ -248,5 +255,5 @@ fn pipeline_of_a_model_alone_runs_to_metrics_of_images() {
     let judged = "select class, pixel_auroc is null from metrics where protocol = 'exact' and image_auroc is not null \
                   order by class";
     assert_eq!(lab.sql(".vlmdiff", judged), [["mean,true"; 2], ["usb,true"; 2]].concat());
-    assert_eq!(beside_the_paper(&report, "Real-IAD").len(), 2 * 2);
+    assert_eq!(beside(&report, "VLMDiff", "Real-IAD").len(), 2);
 }

@@ -30,8 +30,8 @@ use crate::vision::drawing::Drawing;
 /// The number of splits.
 const SPLITS: u8 = 4;
 
-/// The class of all images, so that a split is judged as one.
-const CLASS: &str = "coco";
+/// The class of all images of a split, which is judged as one; called as in the paper's table 14.
+const CLASSES: [&str; SPLITS as usize] = ["split0", "split1", "split2", "split3"];
 
 /// The images of COCO-AD that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
@@ -102,6 +102,7 @@ pub struct Described<'d> {
 /// Lists the images of a split, sorted by `image_id`.
 pub fn list<'a>(files: &Files<'a>, CocoAd { split }: CocoAd, train: Described<'_>, test: Described<'_>) -> Listing<'a> {
     let mut listing = Listing { records: Vec::new(), left_out: Vec::new(), faults: Vec::new() };
+    let class = CLASSES[usize::from(split) % CLASSES.len()];
     for (half, described) in [(Half::Train, train), (Half::Val, test)] {
         for annotated in described.images {
             let is_anomalous = annotated.is_anomalous(split);
@@ -117,7 +118,7 @@ pub fn list<'a>(files: &Files<'a>, CocoAd { split }: CocoAd, train: Described<'_
             listing.records.push(Record {
                 image_id: image,
                 image: PicturePlace::file(image),
-                class: CLASS,
+                class,
                 split: if half == Half::Train { "train" } else { "test" },
                 label: Some(is_anomalous),
                 defect: Some(if is_anomalous { "anomalous" } else { "good" }),

@@ -44,7 +44,11 @@ fn grids(table: &Table<'_>) -> Vec<Grid> {
     if table.axes.is_empty() {
         return vec![grid(table, title, &[classes, means].concat())];
     }
-    let mut grids = vec![grid(table, format!("{title}: means over classes"), &means)];
+    let mut grids = vec![grid(
+        table,
+        format!("{title}: means over classes; the best of them is chosen on these test images"),
+        &means,
+    )];
     grids.extend(seeds(table));
     grids.push(grid(table, format!("{title}: classes"), &classes));
     grids

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Source, charts, grid::Grid, metrics::Table};
+use super::{
+    Source, charts,
+    grid::Grid,
+    metrics::{Row, Table},
+};
 use crate::{
     engine::{Error, Result, or_none},
     metrics::Protocol,
@@ -19,8 +23,12 @@ const DATASETS: [(&str, &str); 4] =
 /// The metrics of the paper with the columns that hold ours.
 const METRICS: [(&str, &str); 3] = [("ROC_I", "image_auroc"), ("ROC_P", "pixel_auroc"), ("PRO", "aupro")];
 
-/// The numbers of the paper for its method on one data set.
+/// The method whose numbers in the paper stand beside ours, if the pipeline is not called as another one of the paper.
+const METHOD: &str = "VLMDiff";
+
+/// The numbers of the paper for a method on one data set.
 pub(super) struct Published {
+    method: String,
     /// The data set as pipelines name it, and as the paper does.
     dataset: (&'static str, &'static str),
     /// The epochs of training with the metric, by class and column; the mean over classes is the class [`MEAN`].
@@ -44,9 +52,13 @@ impl Published {
             None => of_images.and_then(known),
         };
         let Some(dataset) = found else { return Ok(None) };
+        let methods = source.query("select distinct method from paper_results")?;
+        let methods = text(&methods, "method")?;
+        let method = methods.iter().flatten().find(|method| method.eq_ignore_ascii_case(&source.pipeline));
+        let method = method.unwrap_or(METHOD).to_owned();
         let rows = source.query(&format!(
             "select split_or_class, metric, cast(epochs as double) as epochs, value from paper_results \
-             where dataset = '{}' and method = 'VLMDiff' and coalesce(variant, '') in ('', 'multi-class') and value is not null",
+             where dataset = '{}' and method = '{method}' and coalesce(variant, '') in ('', 'multi-class') and value is not null",
             dataset.1
         ))?;
         let (classes, metrics) = (text(&rows, "split_or_class")?, text(&rows, "metric")?);
@@ -65,7 +77,7 @@ impl Published {
                     .insert(epochs as u32, (value * 1e4).round() / 1e6);
             }
         }
-        Ok(Some(Self { dataset, paper }))
+        Ok(Some(Self { method, dataset, paper }))
     }
 
     /// Returns the paper's values of a metric, by epochs.
@@ -81,6 +93,13 @@ impl Published {
         let by_paper = |other: &&Table<'_>| other.protocol == Protocol::Reference.name();
         let first = same.clone().find(by_paper).or_else(|| same.next());
         first.is_some_and(|first| first.protocol == table.protocol)
+    }
+
+    /// Returns true for the mean of one class that stands beside the paper itself: the mean of the paper is of more.
+    fn is_one_class(&self, mean: &Row<'_>, table: &Table<'_>) -> bool {
+        let classes = || table.rows.iter().filter(|row| !row.is_mean() && row.variant == mean.variant);
+        let is_known = |row: &Row<'_>| self.paper.keys().any(|(class, _)| *class == row.class);
+        mean.is_mean() && classes().count() == 1 && classes().all(is_known)
     }
 
     /// Returns our metrics, the paper's and the difference, class by class.
@@ -99,7 +118,7 @@ impl Published {
             columns.extend([format!("{name}: ours"), "paper".into(), "difference".into()]);
         }
         let mut rows = Vec::new();
-        for row in &table.rows {
+        for row in table.rows.iter().filter(|row| !self.is_one_class(row, table)) {
             let of = |column: &str| self.of(&row.class, column).collect::<BTreeMap<u32, f64>>();
             let all_epochs: BTreeSet<u32> = shown.iter().flat_map(|(_, column)| of(column).into_keys()).collect();
             for epochs in all_epochs {
@@ -115,8 +134,8 @@ impl Published {
             }
         }
         let title = format!(
-            "`{}` by the protocol `{}` beside the paper on {}, in percent",
-            table.name, table.protocol, self.dataset.1
+            "`{}` by the protocol `{}` beside {} in the paper on {}, in percent",
+            table.name, table.protocol, self.method, self.dataset.1
         );
         Grid { title, columns, rows, texts }
     }

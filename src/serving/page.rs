@@ -107,6 +107,7 @@ fn card(kept: &Kept) -> Value {
             word => word.name(),
         },
         is_bad => answer.verdict == Word::Anomalous,
+        is_open => answer.verdict == Word::None,
         score => answer.judged.score.map(short),
         threshold => answer.judged.threshold.map(short),
         p_value => answer.judged.p_value.map(short),
