@@ -11,7 +11,9 @@ pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, rep
     let means = if kernel == 1 {
         map.to_vec()
     } else if map.iter().all(|value| value.is_finite()) {
-        running_means(&running_means(map, width, kernel, repeats), height, kernel, repeats)
+        // The second one goes along the rows of the transpose, which has lost columns and not rows.
+        let means = running_means(map.to_vec(), width, kernel, repeats);
+        running_means(means, height - less * repeats, kernel, repeats)
     } else {
         // Running sums cannot leave an infinity behind.
         (0..repeats)
@@ -20,32 +22,39 @@ pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, rep
     means.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
 }
 
-/// Averages the windows of each row of a `[_, width]` map, `repeats` times over, and returns the transpose, `[width -
-/// (kernel - 1) repeats, _]`.
+/// Averages the windows of `kernel` rows of a `[_, width]` map, `repeats` times over, and returns the transpose, `[width, _ -
+/// (kernel - 1) repeats]`.
 ///
-/// All repetitions are made in one sweep along the row: each adds the value that the one before has made to its sum, and
-/// takes away the one that it added `kernel` values ago. The sums are divided once, in the end.
-fn running_means(map: &[f64], width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
-    let (height, lost) = (map.len() / width, (kernel - 1) * repeats);
-    let weight = (kernel as f64).powi(repeats as i32);
-    let mut means = vec![0.; (width - lost) * height];
-    let (mut sums, mut added) = (vec![0.; repeats], vec![0.; repeats * kernel]);
-    for (y, row) in map.chunks_exact(width).enumerate() {
+/// Each repetition goes down the map with the sums of a window of all columns, which gain the row below the window and lose
+/// its first one, and leaves them in the place of that row. The sums are divided once, in the end.
+fn running_means(mut map: Vec<f64>, width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
+    let mut height = map.len() / width;
+    let mut sums = vec![0.; width];
+    for _ in 0..repeats {
         sums.fill(0.);
-        added.fill(0.);
-        let mut place = 0;
-        for (x, value) in row.iter().enumerate() {
-            let mut value = *value;
-            for (sum, added) in sums.iter_mut().zip(added.chunks_exact_mut(kernel)) {
-                *sum += value - added[place];
-                added[place] = value;
-                value = *sum;
+        for row in map.chunks_exact(width).take(kernel) {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        height -= kernel - 1;
+        for y in 0..height {
+            let (upper, lower) = map.split_at_mut((y + kernel) * width);
+            let first = &mut upper[y * width..][..width];
+            if lower.is_empty() {
+                first.copy_from_slice(&sums);
+                break;
             }
-            place = if place + 1 == kernel { 0 } else { place + 1 };
-            // The sums before this lack values.
-            if x >= lost {
-                means[(x - lost) * height + y] = value / weight;
+            for ((first, sum), next) in first.iter_mut().zip(&mut sums).zip(lower) {
+                let leaving = std::mem::replace(first, *sum);
+                *sum += *next - leaving;
             }
+        }
+        map.truncate(height * width);
+    }
+    let weight = (kernel as f64).powi(repeats as i32);
+    let mut means = vec![0.; map.len()];
+    for (y, row) in map.chunks_exact(width).enumerate() {
+        for (x, sum) in row.iter().enumerate() {
+            means[x * height + y] = sum / weight;
         }
     }
     means
