@@ -27,7 +27,7 @@ pub(super) struct Report {
     /// The file to write. Default: `report.html`; the other formats are printed.
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// What to write.
+    /// The form of the report.
     #[arg(long, value_enum, default_value_t = Format::Html)]
     format: Format,
     /// The data set whose published results stand beside the metrics: mvtec, visa, real_iad or coco_ad; by default that of

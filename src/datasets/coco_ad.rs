@@ -90,7 +90,7 @@ pub fn check(files: &Files<'_>) -> Result<(), DatasetError> {
     Ok(())
 }
 
-/// What the annotations say about a half.
+/// A half of COCO as its annotations describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct Described<'d> {
     /// The annotated images.

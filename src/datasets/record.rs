@@ -142,7 +142,7 @@ impl<'a> Listing<'a> {
 pub struct Fault {
     /// The path of the file below the root.
     pub path: String,
-    /// What is wrong with it.
+    /// The reason why the file is a fault, such as that it is listed and missing.
     pub what: String,
 }
 

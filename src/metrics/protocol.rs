@@ -45,7 +45,7 @@ pub enum Protocol {
     Adeval,
 }
 
-/// What metrics of pixels are computed from beside the counts of pixels.
+/// Inputs of pixel metrics beside the counts of pixels: limits, a threshold and the scores of regions.
 #[derive(Debug)]
 pub struct Given<'a, S> {
     /// The limit of [`PixelMetrics::aupro`], for a protocol without one of its own.
@@ -352,7 +352,7 @@ mod tests {
                 }
             }
         }
-        // Of seven cases one has no defect, and one no normal image, where programs disagree about metrics of images.
+        // Programs disagree about metrics of images where a case has no defect or no normal image: two of the seven.
         assert_eq!(compared, 6 * (4 + 4 + 3 + 1) + 5 * (3 + 3 + 2 + 1) + 7);
     }
 

@@ -123,7 +123,7 @@ pub(super) struct Health {
 /// An error.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Problem {
-    /// What is wrong, and what would work.
+    /// The reason why there is no answer, with what would work.
     pub(super) error: String,
 }
 

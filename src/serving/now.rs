@@ -1,4 +1,4 @@
-//! What the server does now, and the last batches that it judged.
+//! The batch that the server judges now, and the last ones that it judged.
 
 use std::{
     collections::VecDeque,
@@ -35,7 +35,7 @@ impl Batch {
     }
 }
 
-/// What the server does now.
+/// The present state of the server, shared by its threads.
 #[derive(Default)]
 pub(super) struct Now(Mutex<State>);
 

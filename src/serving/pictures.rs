@@ -21,7 +21,7 @@ pub(super) enum Picture {
     Map,
     /// Its map over the photograph.
     Overlay,
-    /// Where its map is above the threshold of pixels.
+    /// A mask, white where its map is above the threshold of pixels.
     Mask,
     /// The good photograph with the patch that is nearest to its most anomalous one.
     Nearest,

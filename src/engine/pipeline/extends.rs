@@ -146,7 +146,7 @@ sweep: { plus: [3, null] }";
         let parameters: Vec<_> = pipeline.tables.iter().map(|table| table.stage.params()).collect();
         assert_eq!(parameters.len(), 3);
         assert_eq!(parameters[0]["rows"], serde_json::json!({ "a": 1, "b": 7, "d": 4 }));
-        // Of a sweep, `null` is the default of a parameter.
+        // A swept value `null` stands for the default of its parameter.
         assert_eq!([&parameters[1]["plus"], &parameters[2]["plus"]], [3, 0]);
     }
 

@@ -1,7 +1,7 @@
 //! Archives, whose members are read in place: `photographs.zip/nut/train/good/000.png` is the address of a member.
 //!
-//! Of a ZIP file the central directory is read, and of a TAR file the headers, once for as long as the file does not
-//! change. A TAR file that is compressed as a whole has no places at which members can be read.
+//! The members of a ZIP file are known from its central directory, those of a TAR file from the headers before them; both are
+//! read once for as long as the file does not change. A TAR file that is compressed as a whole has no places at which members can be read.
 
 use std::{
     collections::HashMap,

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 
 use super::*;
 use crate::engine::{
