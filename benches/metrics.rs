@@ -11,7 +11,7 @@ use std::{
 
 use half::f16;
 use safetensors::SafeTensors;
-use vlmdiff::metrics::{Given, Kind, PixelMetrics, Protocol};
+use vlmdiff_metrics::{Given, Kind, PixelMetrics, Protocol};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -15,7 +15,7 @@
 //!
 //! | folder | content |
 //! |---|---|
-//! | [`metrics`], [`vision`], [`datasets`] | metrics by several protocols; pictures; dataset layouts and the generator. No tensors |
+//! | [`vlmdiff_metrics`], [`vision`], [`datasets`] | metrics by several protocols, in a crate of their own; pictures; dataset layouts and the generator. No tensors |
 //! | [`models`], [`diffusion`] | networks under their published names; schedules, samplers, losses. No engine |
 //! | [`features`] | extractors, which map images to feature maps; the features of patches; the anomaly map between two images |
 //! | [`training`] | the training loop, optimisers, and what a training keeps. No engine |
@@ -37,7 +37,6 @@ pub mod engine;
 pub mod features;
 pub mod inspect;
 pub mod methods;
-pub mod metrics;
 pub mod models;
 mod published;
 pub mod query;

@@ -12,7 +12,6 @@ use crate::lab::project;
 /// The folders of `src/` that each folder may import.
 const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &[]),
-    ("metrics", &[]),
     ("vision", &[]),
     ("models", &["vision"]),
     ("features", &["models"]),
@@ -23,8 +22,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tables", &["engine", "vision"]),
     ("published", &["engine", "models"]),
     ("captioners", &["engine", "tables", "datasets", "vision", "models", "published"]),
-    ("query", &["engine", "tables", "metrics"]),
-    ("report", &["engine", "tables", "query", "vision", "metrics"]),
+    ("query", &["engine", "tables"]),
+    ("report", &["engine", "tables", "query", "vision"]),
     (
         "stages",
         &[
@@ -40,18 +39,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "methods",
             "diffusion",
             "training",
-            "metrics",
         ],
     ),
     ("inspect", &["engine", "tables", "datasets", "vision", "stages"]),
     ("serving", &["engine", "tables", "vision", "report", "inspect"]),
-    (
-        "cli",
-        &[
-            "engine", "tables", "query", "datasets", "vision", "models", "metrics", "stages", "report", "inspect",
-            "serving",
-        ],
-    ),
+    ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report", "inspect", "serving"]),
 ];
 
 /// The folders of the engine; each may import those after it.
@@ -63,6 +55,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("datafusion", &["engine", "query"]),
     ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect"]),
     ("axum", &["serving"]),
+    ("vlmdiff_metrics", &["query", "stages", "report", "cli"]),
     ("anyhow", &["cli"]),
 ];
 

@@ -12,6 +12,7 @@ use rustyline::{
     CompletionType, Config, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
     hint::Hinter, history::FileHistory, validate::Validator,
 };
+use vlmdiff_metrics::{METRICS, Metric};
 
 use super::{
     EXIT_DONE, StoreArgs,
@@ -19,7 +20,6 @@ use super::{
 };
 use crate::{
     engine::Error,
-    metrics::{METRICS, Metric},
     query::{
         Session, is_ended,
         output::{Format, Writer},

@@ -23,12 +23,10 @@ use datafusion::{
     physical_expr::expressions::Literal,
     prelude::SessionContext,
 };
+use vlmdiff_metrics::{Given, ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State};
 
 use super::wrong::type_in_words;
-use crate::{
-    engine::store::tensor_shape,
-    metrics::{Given, ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State},
-};
+use crate::engine::store::tensor_shape;
 
 /// Registers the functions with a session.
 pub(super) fn register(context: &SessionContext) {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use arrow::datatypes::{DataType, Float16Type, UInt8Type};
 use minijinja::{Value, context};
+use vlmdiff_metrics::{ImageMetrics, PixelMetrics};
 
 use super::{Source, charts, charts::Line, data::TestImage};
 use crate::{
     engine::{Error, Result, store::Manifest},
-    metrics::{ImageMetrics, PixelMetrics},
     tables::{
         anomaly_maps::MAP,
         images::MASK,

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use minijinja::{Value, context};
+use vlmdiff_metrics::{Judged, Kind, Metric, Protocol};
 
 use super::{Source, charts};
 use crate::{
     engine::{Result, Variant, store::Manifest, value_text},
-    metrics::{Judged, Kind, Metric, Protocol},
     tables::{
         Role,
         column::{numbers, text},

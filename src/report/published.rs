@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use vlmdiff_metrics::Protocol;
+
 use super::{
     Source, charts,
     grid::Grid,
@@ -9,7 +11,6 @@ use super::{
 };
 use crate::{
     engine::{Error, Result, or_none},
-    metrics::Protocol,
     tables::{
         Role,
         column::{numbers, text},

@@ -1,8 +1,10 @@
+use vlmdiff_metrics::METRICS;
+
 use super::{
     metrics::{Cell, Measure},
     *,
 };
-use crate::{engine::store::Store, metrics::METRICS};
+use crate::engine::store::Store;
 
 #[test]
 fn shares_and_times_are_formatted() {

@@ -12,6 +12,11 @@ use arrow::{
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vlmdiff_metrics::{
+    MetricError,
+    conformal::{self, Shares},
+    costs::{self, Cost},
+};
 
 use crate::{
     engine::{
@@ -19,11 +24,6 @@ use crate::{
         stage::{
             Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
         },
-    },
-    metrics::{
-        MetricError,
-        conformal::{self, Shares},
-        costs::{self, Cost},
     },
     tables::{
         anomaly_maps::{self, MAP, SCORE},

@@ -12,6 +12,7 @@ use arrow::{
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vlmdiff_metrics::{conformal, two_samples::kolmogorov_smirnov};
 
 use crate::{
     engine::{
@@ -22,7 +23,6 @@ use crate::{
         },
         store::Note,
     },
-    metrics::{conformal, two_samples::kolmogorov_smirnov},
     tables::{
         anomaly_maps::SCORE,
         column::{column, missing},

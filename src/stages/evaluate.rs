@@ -7,6 +7,7 @@ use arrow::{
     array::{Array, AsArray},
     datatypes::{DataType, SchemaRef, UInt8Type},
 };
+use vlmdiff_metrics::{METRICS, Protocol};
 
 use crate::{
     engine::{
@@ -15,7 +16,6 @@ use crate::{
             Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
         },
     },
-    metrics::{METRICS, Protocol},
     tables::{
         anomaly_maps::{self, MAP, SCORE},
         column::missing,

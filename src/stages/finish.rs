@@ -10,14 +10,12 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
+use vlmdiff_metrics::windows;
 
 use crate::{
     engine::{Result, stage::Misfit},
     tables::tensor::tensor_column,
-    vision::{
-        blur::{self, Border},
-        pool,
-    },
+    vision::blur::{self, Border},
 };
 
 /// The largest mean over a square window that moves by one pixel. The averaging is done `repeats` times.
@@ -59,7 +57,7 @@ impl Window {
 
     /// Returns the score of a map.
     pub(super) fn score(self, map: &[f64], [height, width]: [usize; 2]) -> f64 {
-        pool::largest_mean(map, width, height, self.kernel_size, self.repeats)
+        windows::largest_mean(map, width, height, self.kernel_size, self.repeats)
     }
 }
 

@@ -10,6 +10,7 @@ use garde::Validate;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vlmdiff_metrics::Components;
 
 use crate::{
     engine::{
@@ -18,7 +19,6 @@ use crate::{
             Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
         },
     },
-    metrics::Components,
     tables::{
         anomaly_maps::{self, MAP},
         column::missing,

@@ -11,7 +11,6 @@ pub mod drawing;
 pub mod imagenet;
 pub mod mosaic;
 pub mod placement;
-pub mod pool;
 pub mod resize;
 pub mod tiling;
 

@@ -7,10 +7,8 @@ use super::{
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
-use vlmdiff::{
-    metrics::{self, Components, Given, ImageMetrics, PixelMetrics, Protocol, Score},
-    vision::{blur, pool},
-};
+use vlmdiff::vision::blur;
+use vlmdiff_metrics::{self as metrics, Components, Given, ImageMetrics, PixelMetrics, Protocol, Score, windows};
 
 /// The largest number of pixels in a set, which are the terms of a sum.
 const PIXELS: f64 = 1e5;
@@ -138,7 +136,7 @@ pub(super) fn reference(case: &Case) {
         let measured: Maps<f64> = Maps::new(&class_maps, &of(&masks));
         let labels = measured.labels();
         let (side, repeats) = Protocol::Reference.windows().unwrap();
-        let score = |map: &Vec<f64>| pool::largest_mean(map, measured.width, height, side, repeats);
+        let score = |map: &Vec<f64>| windows::largest_mean(map, measured.width, height, side, repeats);
         let scores: Vec<f64> = measured.maps.iter().map(score).collect();
         let (images, pixels) = (images(&scores, &labels), measured.pixels());
         case.near(&format!("image_score.{class}"), &Tensor::from_slice(&scores), REFERENCE);

@@ -3,8 +3,7 @@
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::metrics::Protocol;
+use vlmdiff_metrics::Protocol;
 
 /// Computes detection and localisation metrics per class and their mean over classes, by the rules of one or several
 /// programs.

@@ -8,22 +8,23 @@ use arrow::{
 };
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
+use vlmdiff_metrics::{
+    Given, Guess, ImageMetrics, Judged, Kind, METRICS, Metric, MetricError, PixelCounts, PixelMetrics,
+    Protocol, RegionScores,
+    count,
+    bootstrap::{ImageResamples, PixelResamples, RANKED, Weights, interval},
+    windows,
+};
 
 use super::parameters::{Bootstrap, Evaluate};
 use crate::{
     engine::{Error, Result, stage::Batch},
-    metrics::{
-        Components, Given, Guess, ImageMetrics, Judged, Kind, METRICS, Metric, MetricError, PixelCounts, PixelMetrics,
-        Protocol, RegionScores,
-        bootstrap::{ImageResamples, PixelResamples, RANKED, Weights, interval},
-    },
     tables::{
         anomaly_maps::{MAP, SCORE},
         images::{self, CALIBRATION, CLASS, LABEL, MASK, MASK_GREY, SPLIT},
         metrics::MEAN,
         tensor::tensor_row,
     },
-    vision::pool,
 };
 
 /// The maximum number of classes that a note names.
@@ -120,29 +121,6 @@ pub(super) fn maps(batch: &Batch) -> Option<&ArrayRef> {
     batch.port("anomaly_maps")?.column_by_name(MAP)
 }
 
-/// Counts the pixels of a map and its mask, of which `roi` tells those that are judged; `None` for all. The others are left
-/// out, whatever their mask is.
-fn counted<T>(
-    map: &[f16],
-    mask: &[bool],
-    roi: Option<&[bool]>,
-    width: usize,
-    count: impl FnOnce(&[f16], &Components, usize) -> Result<T, MetricError>,
-) -> Result<T, MetricError> {
-    let Some(roi) = roi else { return count(map, &Components::label(mask, width)?, width) };
-    if roi.len() != map.len() {
-        return Err(MetricError::Sizes { map: map.len(), mask: roi.len() });
-    }
-    if let Some(i) = map.iter().position(|score| score.is_nan()) {
-        return Err(MetricError::NanPixel { x: i % width, y: i / width });
-    }
-    let mask: Vec<bool> = mask.iter().zip(roi).map(|(is_anomalous, is_judged)| *is_anomalous && *is_judged).collect();
-    let Components { labels, areas } = Components::label(&mask, width)?;
-    let labels = labels.into_iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(label, _)| label).collect();
-    let map: Vec<f16> = map.iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(score, _)| *score).collect();
-    count(&map, &Components { labels, areas }, width)
-}
-
 /// Returns each value once, in the order of its first occurrence.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut once = Vec::new();
@@ -169,8 +147,8 @@ impl Tally {
             let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
             let roi = images::roi_of(batch, row)?;
             let good = &mut self.class(names.value(row)).good;
-            let counts = counted(map, &vec![false; map.len()], roi.as_deref(), width, PixelCounts::new);
-            good.add(&counts.map_err(|e| wrong(batch, row, &e))?);
+            let counts = count(map, &vec![false; map.len()], roi.as_deref(), width, false);
+            good.add(&counts.map_err(|e| wrong(batch, row, &e))?.0);
         }
         let judged: Vec<(usize, bool)> =
             labels.iter().enumerate().filter_map(|(row, label)| Some((row, label?))).collect();
@@ -221,12 +199,9 @@ impl Tally {
                 continue;
             }
             let needed = self.stage.protocol.contains(&Protocol::Anomalib1) && self.masks[i] == Mask::Exact;
-            let counts = counted(map, mask, roi.as_deref(), self.size[1], |map, regions, width| {
-                let counts = PixelCounts::new(map, regions, width)?;
-                let scores = if needed { RegionScores::new(map, regions) } else { RegionScores::default() };
-                Ok((Arc::new(counts), scores))
-            });
-            masked.push(Some(counts.map_err(|e| wrong(batch, row, &e))?));
+            let counts = count(map, mask, roi.as_deref(), self.size[1], needed);
+            let (counts, scores) = counts.map_err(|e| wrong(batch, row, &e))?;
+            masked.push(Some((Arc::new(counts), scores)));
         }
         let is_averaged = self.rules.iter().any(|rules| rules.windows.is_some());
         let map = maps(batch).filter(|_| is_averaged).map(|maps| tensor_row::<Float16Type>(maps, row)).transpose()?;
@@ -254,7 +229,7 @@ impl Tally {
         };
         let [height, width] = self.size;
         let fits = (side - 1) * repeats < height.min(width);
-        Ok(fits.then(|| pool::largest_mean(map, width, height, side, repeats)))
+        Ok(fits.then(|| windows::largest_mean(map, width, height, side, repeats)))
     }
 
     /// Returns the classes with images that are judged.
@@ -499,28 +474,4 @@ fn mask_of(batch: &Batch, row: usize, mask: Mask) -> Result<Option<Vec<bool>>> {
 
 fn wrong(batch: &Batch, row: usize, error: &MetricError) -> Error {
     Error::Stage(format!("{}: {error}", batch.ids[row]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pixels_outside_of_the_judged_ones_are_not_counted() {
-        let maps = |values: &[f32]| values.iter().map(|value| f16::from_f32(*value)).collect::<Vec<_>>();
-        let state = |map: &[f32], mask: &[bool], roi: Option<&[bool]>| {
-            let mut state = PixelMetrics::new();
-            state.add(&counted(&maps(map), mask, roi, mask.len(), PixelCounts::new)?);
-            Ok::<_, MetricError>(state)
-        };
-        let (map, mask) = ([0.9, 0.8, 0.5, 0.1, 0.2, 0.7], [true, true, false, false, true, false]);
-        let within = state(&map, &mask, Some(&[true, false, true, true, false, false])).unwrap();
-        assert!(within == state(&[0.9, 0.5, 0.1], &[true, false, false], None).unwrap());
-        assert_eq!(within.regions(), 1);
-        let nothing = state(&map, &mask, Some(&[false; 6])).unwrap();
-        assert!(nothing == PixelMetrics::new());
-        assert_eq!(state(&map, &mask, Some(&[true])).unwrap_err(), MetricError::Sizes { map: 6, mask: 1 });
-        let broken = state(&[0.5, f32::NAN], &[false; 2], Some(&[true, false]));
-        assert_eq!(broken.unwrap_err(), MetricError::NanPixel { x: 1, y: 0 });
-    }
 }

@@ -1,13 +1,11 @@
 //! Masks of pictures: turned like the picture, and checked for regions that resizing or cutting loses.
 
 use image::{GrayImage, RgbImage, metadata::Orientation};
+use vlmdiff_metrics::Components;
 
-use crate::{
-    metrics::Components,
-    vision::{
-        decode::{Mask, NoteText},
-        placement::Placement,
-    },
+use crate::vision::{
+    decode::{Mask, NoteText},
+    placement::Placement,
 };
 
 const TURNED: NoteText =

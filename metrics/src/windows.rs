@@ -1,4 +1,9 @@
-//! Means over windows of a map.
+//! Means over windows of a map, by whose largest several programs score an image.
+
+/// The side of the squares in which a map is transposed, so that what is read and written of one stays in the first cache.
+const SQUARE: usize = 16;
+/// The number of running maxima, which do not wait for each other.
+const LANES: usize = 8;
 
 /// Replaces each `kernel`×`kernel` window inside a `[height, width]` map by its mean, `repeats` times over, and returns
 /// the largest value. NaN if one value is NaN or an infinity less another.
@@ -8,26 +13,26 @@ pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, rep
     assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
     let less = kernel - 1;
     assert!(less * repeats < width.min(height), "{repeats} windows of {kernel} leave nothing of {width}x{height}");
-    let means = if kernel == 1 {
-        map.to_vec()
+    if kernel == 1 {
+        largest(map)
     } else if map.iter().all(|value| value.is_finite()) {
-        // The second one goes along the rows of the transpose, which has lost columns and not rows.
-        let means = running_means(map.to_vec(), width, kernel, repeats);
-        running_means(means, height - less * repeats, kernel, repeats)
+        // The second sums go along the rows of the transpose, which has lost columns and not rows.
+        let sums = running_sums(map.to_vec(), width, kernel, repeats);
+        let sums = running_sums(transposed(&sums, width), height - less * repeats, kernel, repeats);
+        largest(&sums) / ((kernel * kernel) as f64).powi(repeats as i32)
     } else {
         // Running sums cannot leave an infinity behind.
-        (0..repeats)
-            .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel))
-    };
-    means.into_iter().fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
+        let means = (0..repeats)
+            .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel));
+        largest(&means)
+    }
 }
 
-/// Averages the windows of `kernel` rows of a `[_, width]` map, `repeats` times over, and returns the transpose, `[width, _ -
-/// (kernel - 1) repeats]`.
+/// Sums the windows of `kernel` rows of a `[_, width]` map, `repeats` times over; `(kernel - 1) repeats` rows fewer are left.
 ///
 /// Each repetition goes down the map with the sums of a window of all columns, which gain the row below the window and lose
-/// its first one, and leaves them in the place of that row. The sums are divided once, in the end.
-fn running_means(mut map: Vec<f64>, width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
+/// its first one, and leaves them in the place of that row.
+fn running_sums(mut map: Vec<f64>, width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
     let mut height = map.len() / width;
     let mut sums = vec![0.; width];
     for _ in 0..repeats {
@@ -50,14 +55,34 @@ fn running_means(mut map: Vec<f64>, width: usize, kernel: usize, repeats: usize)
         }
         map.truncate(height * width);
     }
-    let weight = (kernel as f64).powi(repeats as i32);
-    let mut means = vec![0.; map.len()];
-    for (y, row) in map.chunks_exact(width).enumerate() {
-        for (x, sum) in row.iter().enumerate() {
-            means[x * height + y] = sum / weight;
+    map
+}
+
+/// Transposes a `[_, width]` map, square by square.
+fn transposed(map: &[f64], width: usize) -> Vec<f64> {
+    let height = map.len() / width;
+    let mut columns = vec![0.; map.len()];
+    for top in (0..height).step_by(SQUARE) {
+        for left in (0..width).step_by(SQUARE) {
+            for x in left..width.min(left + SQUARE) {
+                for y in top..height.min(top + SQUARE) {
+                    columns[x * height + y] = map[y * width + x];
+                }
+            }
         }
     }
-    means
+    columns
+}
+
+/// Returns the largest value; NaN if one is NaN, negative infinity without values.
+fn largest(values: &[f64]) -> f64 {
+    let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+    let (lanes, rest) = values.as_chunks::<LANES>();
+    let mut largest = [f64::NEG_INFINITY; LANES];
+    for lane in lanes {
+        largest.iter_mut().zip(lane).for_each(|(largest, value)| *largest = larger(*largest, *value));
+    }
+    largest.iter().chain(rest).fold(f64::NEG_INFINITY, |a, b| larger(a, *b))
 }
 
 /// Averages `[height, width]` to `[height - kernel + 1, width - kernel + 1]`, with a sum for each window.

@@ -40,7 +40,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::metrics::ImageMetrics;
+    use crate::ImageMetrics;
 
     /// Returns mean and standard deviation of a metric over many draws of `of`.
     fn drawn(mut of: impl FnMut(&mut rand_chacha::ChaCha8Rng) -> f64) -> Guess {

@@ -105,7 +105,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     /// Labels by flood fill, which follows the definition.
-    pub(in crate::metrics) fn flood_fill(mask: &[bool], width: usize) -> Components {
+    pub(crate) fn flood_fill(mask: &[bool], width: usize) -> Components {
         let mut labels = vec![0u32; mask.len()];
         let mut areas = Vec::new();
         for start in 0..mask.len() {

@@ -286,7 +286,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::metrics::{Components, METRICS};
+    use crate::{Components, METRICS};
 
     /// Maps and what the programs compute of them, made by `setup/golden_protocols.py`.
     const GOLDEN: &str = include_str!("../../data/golden/protocols/expected.json");

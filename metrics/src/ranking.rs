@@ -115,7 +115,7 @@ impl Add for Level {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::ImageMetrics;
+    use crate::ImageMetrics;
     use proptest::prelude::*;
 
     fn ranked(scores: &[f64], labels: &[u8]) -> Ranking {

@@ -250,7 +250,7 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::metrics::{Components, ImageMetrics, PixelMetrics};
+    use crate::{Components, ImageMetrics, PixelMetrics};
 
     const RESAMPLES: usize = 200;
     const WIDTH: usize = 6;

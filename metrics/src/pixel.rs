@@ -120,8 +120,7 @@ impl<S: Score> PixelMetrics<S> {
     /// Adds the counts of one image.
     pub fn add(&mut self, image: &PixelCounts<S>) {
         self.regions += image.regions;
-        self.normal.add(image.normal.iter().copied());
-        self.anomalous.add(image.anomalous.iter().copied());
+        add_all(&mut self.normal, &mut self.anomalous, (&image.normal, &image.anomalous));
     }
 
     /// Returns the number of regions seen: 8-connected components of each image's mask.
@@ -224,6 +223,13 @@ impl<S: Score> PixelMetrics<S> {
     }
 }
 
+/// Adds the counts of an image, whatever the type of their scores. A function without type parameters is compiled with the
+/// optimisation of this crate, and not with that of the crate that calls it.
+fn add_all(normal: &mut Levels<u64>, anomalous: &mut Levels<Found>, image: (&[(u64, u64)], &[(u64, Found)])) {
+    normal.add(image.0.iter().copied());
+    anomalous.add(image.1.iter().copied());
+}
+
 /// Returns the area of trapezoids below a curve of false positive rates, ascending up to 1, and overlaps, from (0, 0) up
 /// to a rate of `limit`, divided by it. None if the limit is not in (0, 1].
 pub(super) fn overlap_area(curve: impl Iterator<Item = (f64, f64)>, limit: f64) -> Option<f64> {
@@ -296,7 +302,7 @@ impl Record for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{ImageMetrics, components::tests::flood_fill};
+    use crate::{ImageMetrics, components::tests::flood_fill};
     use proptest::prelude::*;
 
     fn maps(values: &[f32]) -> Vec<f16> {
