@@ -1,37 +1,30 @@
 //! Latents, captions and images -> the denoiser.
 
+mod config;
+mod objective;
+
 use std::collections::HashMap;
 
 use arrow::datatypes::{Float32Type, SchemaRef, ToByteSlice};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{
-    Device, Kind, Tensor,
-    nn::{self, VarStore},
-    no_grad,
-};
+use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 use super::{
     journal::{READ_ROWS, train, training_rows},
     tensors::{device, first_embedding, load_weights, normalise, save_weights, tensor},
 };
 use crate::{
-    diffusion::{
-        loss::denoising_loss,
-        schedule::{Schedule, ScheduleConfig},
-    },
+    diffusion::schedule::ScheduleConfig,
     engine::{
         Digest, Error, Result,
         source::Sources,
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
-        control::{ControlForm, ControlNetConfig},
         denoiser::{Denoiser, Published, Standardisation},
         initialisation::skip_init,
-        nn::ConfigError,
-        recompute::{Pass, Recompute},
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
     },
@@ -42,10 +35,13 @@ use crate::{
         latents::{self, LOGVAR, MEAN},
         tensor::tensor_row,
         training_log,
-        weights::{config_of, weights_column},
+        weights::weights_column,
     },
     training::{self, Judge, LoggedLoss, MicroBatch, Training, TrainingRows, TrainingRun, optim::train_only},
 };
+use config::Config;
+pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
+pub use objective::DenoisingObjective;
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
 /// receives the image itself. On latents that are features, without an `autoencoder` in `from:`, it trains a U-Net
@@ -137,234 +133,6 @@ pub enum Dtype {
     F32,
     /// 16 bits with the range of 32: half the memory for computed values.
     Bf16,
-}
-
-/// The control branch, a trainable copy of the U-Net's encoder half that receives the image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
-#[serde(deny_unknown_fields, default)]
-pub struct Control {
-    /// Widths of the hint encoder, which halves the image between two of them. The number of halvings must be that of
-    /// the autoencoder.
-    #[garde(length(min = 1))]
-    pub conditioning_embedding_out_channels: Vec<i64>,
-    /// The way in which the branch's maps are added to the U-Net: as they are, or those of the deepest level through
-    /// a SiLU.
-    #[garde(skip)]
-    pub form: ControlForm,
-    /// If true, a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it
-    /// starts, without effect: it multiplies maps and weights that are both zero at first, so that neither ever
-    /// receives a gradient.
-    #[garde(skip)]
-    pub fusion: bool,
-    /// If true, only the middle reaches the U-Net and, in a semantic-guided branch, the deepest level; else all
-    /// levels.
-    #[garde(skip)]
-    pub only_mid_control: bool,
-}
-
-impl Default for Control {
-    fn default() -> Self {
-        Self {
-            conditioning_embedding_out_channels: vec![16, 32, 96, 256],
-            form: ControlForm::SemanticGuided,
-            fusion: false,
-            only_mid_control: true,
-        }
-    }
-}
-
-impl Control {
-    /// Returns the configuration of the branch of a U-Net.
-    pub(super) fn of(self, unet: UNet2DConditionConfig) -> ControlNetConfig {
-        let Self { conditioning_embedding_out_channels, form, fusion, only_mid_control } = self;
-        ControlNetConfig {
-            unet,
-            conditioning_channels: 3,
-            conditioning_embedding_out_channels,
-            form,
-            fusion,
-            only_mid_control,
-        }
-    }
-}
-
-/// The configuration from which the weights of a denoiser are built.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct DenoiserConfig {
-    /// The control branch, with the U-Net.
-    pub control: ControlNetConfig,
-    /// The noise schedule and the kind of value that the network predicts.
-    pub schedule: ScheduleConfig,
-    /// The factor by which latents are multiplied before noise is added.
-    pub scaling_factor: f64,
-}
-
-impl DenoiserConfig {
-    /// Returns the authors' configuration, from Stable Diffusion 1.5, with the fusion that their files contain.
-    pub(super) fn published() -> Self {
-        Self {
-            control: Control { fusion: true, ..Control::default() }.of(UNet2DConditionConfig::default()),
-            schedule: ScheduleConfig::default(),
-            scaling_factor: AutoencoderKlConfig::default().scaling_factor,
-        }
-    }
-
-    /// Checks that the network fits a stage's images, latents, autoencoder and captions, those at the port
-    /// `captions`. The misfit is reported at the configuration: `own` names the parameters of the U-Net's and of the
-    /// control branch's; without it, the configuration is that of the table at the port `denoiser`.
-    pub(super) fn fits(&self, inputs: &Schemas, captions: &str, own: Option<[&str; 2]>) -> Result<(), Misfit> {
-        let vae: AutoencoderKlConfig = config_of(inputs, "autoencoder")?;
-        let [height, width, _] = images::pixels(inputs)?;
-        let [channels, h, w] = latents::shape(inputs)?;
-        let [_, text] = embeddings::shape(inputs, captions)?;
-        let (factor, config) = (vae.factor(), &self.control.unet);
-        let misfit = |parameter: usize, message: String| match own {
-            Some(own) => Err(Misfit::parameter(own[parameter], message)),
-            None => Err(Misfit::input("denoiser", message)),
-        };
-        let (unet, control) = (0, 1);
-        if self.control.factor() != factor {
-            let message = format!(
-                "the hint encoder shrinks images by {} and the autoencoder by {factor}; conditioning_embedding_out_channels needs {} widths",
-                self.control.factor(),
-                factor.ilog2() + 1
-            );
-            return misfit(control, message);
-        }
-        if vae.latent_channels != channels as i64 || [height, width] != [h, w].map(|side| side * factor as usize) {
-            let message = format!(
-                "`latents` are {channels}x{h}x{w}, not what the autoencoder makes of images of {height}x{width}: {} channels, \
-                 smaller by {factor}",
-                vae.latent_channels
-            );
-            return Err(Misfit::input("latents", message));
-        }
-        fits(config, channels, text).or_else(|why| misfit(unet, why))
-    }
-
-    /// Checks that the network fits a stage's images, latents and captions, those at the port `captions`, where nothing is
-    /// decoded and no autoencoder is named.
-    pub(super) fn fits_latents(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
-        let [height, width, _] = images::pixels(inputs)?;
-        let [channels, h, w] = latents::shape(inputs)?;
-        let [_, text] = embeddings::shape(inputs, captions)?;
-        let factor = self.control.factor();
-        if [height, width] != [h, w].map(|side| side * factor as usize) {
-            let message = format!(
-                "its hint encoder shrinks images by {factor}, and `latents` are {h}x{w} for images of {height}x{width}"
-            );
-            return Err(Misfit::input("denoiser", message));
-        }
-        fits(&self.control.unet, channels, text).map_err(|why| Misfit::input("denoiser", why))
-    }
-}
-
-/// The configuration from which the weights of a denoiser of features are built.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FeatureDenoiserConfig {
-    /// The U-Net.
-    pub unet: UNet2DConditionConfig,
-    /// The noise schedule and the kind of value that the network predicts.
-    pub schedule: ScheduleConfig,
-}
-
-impl FeatureDenoiserConfig {
-    /// Declares the network and the standardisation of its latents.
-    pub(super) fn build(vs: nn::Path<'_>, config: &Self) -> Result<(Denoiser, Standardisation), ConfigError> {
-        let standardisation = Standardisation::new(&vs, config.unet.in_channels);
-        Ok((Denoiser::without_control(vs, &config.unet)?, standardisation))
-    }
-
-    /// Checks that the network fits a stage's latents and captions, those at the port `captions`.
-    pub(super) fn fits(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
-        let [channels, ..] = latents::shape(inputs)?;
-        let [_, text] = embeddings::shape(inputs, captions)?;
-        fits(&self.unet, channels, text).map_err(|why| Misfit::parameter("config", why))
-    }
-}
-
-/// Checks that a U-Net takes latents of so many channels and captions so wide. The error is the reason.
-fn fits(config: &UNet2DConditionConfig, channels: usize, text: usize) -> Result<(), String> {
-    if config.in_channels != channels as i64 || config.out_channels != channels as i64 {
-        return Err(format!("in_channels and out_channels are {channels} with these latents"));
-    }
-    if config.cross_attention_dim != text as i64 {
-        let width = config.cross_attention_dim;
-        return Err(format!("cross_attention_dim is {width} and the captions are {text} wide"));
-    }
-    Ok(())
-}
-
-/// The configuration of what is trained.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-enum Config {
-    /// The U-Net with a control branch, over latents of an autoencoder.
-    Images(DenoiserConfig),
-    /// The U-Net alone, over features.
-    Features(FeatureDenoiserConfig),
-}
-
-impl Config {
-    /// Declares the parameters of the network, without weights to start from.
-    fn build(&self, vs: nn::Path<'_>) -> Result<Denoiser, ConfigError> {
-        match self {
-            Self::Images(config) => Denoiser::new(vs, &config.control),
-            Self::Features(config) => Denoiser::without_control(vs, &config.unet),
-        }
-    }
-}
-
-/// A denoiser in training, with the parameters of its loss.
-#[derive(Debug)]
-pub struct DenoisingObjective {
-    /// The network.
-    pub denoiser: Denoiser,
-    /// The noise schedule and the kind of value that the network predicts.
-    pub schedule: Schedule,
-    /// See [`TrainDenoiser::min_snr_gamma`].
-    pub min_snr_gamma: Option<f64>,
-    /// The type in which the network computes.
-    pub kind: Kind,
-    /// True if maps are computed again for the gradients.
-    pub gradient_checkpointing: bool,
-}
-
-impl DenoisingObjective {
-    /// The network's prediction for the latents `z` [B, 4, h, w] under `noise` [B, 4, h, w] at timesteps `t` `[B]`,
-    /// with the captions `context` [B, 77, D] and, for the control branch, the images [B, 3, H, W] -> [B, 4, h, w].
-    pub fn predict<'a>(
-        &'a self,
-        pass: Pass<'_, 'a>,
-        z: &Tensor,
-        noise: &Tensor,
-        t: &Tensor,
-        context: &Tensor,
-        images: Option<&Tensor>,
-    ) -> Tensor {
-        let [x, context] = [&self.schedule.q_sample(z, noise, t), context].map(|tensor| tensor.to_kind(self.kind));
-        let images = images.map(|images| images.to_kind(self.kind));
-        self.denoiser.forward_with(pass, &x, t, &context, images.as_ref())
-    }
-
-    /// Returns the loss of that prediction, in f32.
-    pub fn loss(
-        &self,
-        z: &Tensor,
-        noise: &Tensor,
-        t: &Tensor,
-        context: &Tensor,
-        images: Option<&Tensor>,
-    ) -> training::Loss<'_> {
-        let pass = self.gradient_checkpointing.then(Recompute::new);
-        let prediction = self.predict(pass.as_ref(), z, noise, t, context, images);
-        let value = denoising_loss(&self.schedule, &prediction, z, noise, t, self.min_snr_gamma);
-        let gradients: Option<training::Gradients<'_>> = match pass {
-            Some(pass) => Some(Box::new(move |loss, parameters| pass.gradients(loss, parameters))),
-            None => None,
-        };
-        training::Loss { value, gradients }
-    }
 }
 
 impl TrainDenoiser {

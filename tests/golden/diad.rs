@@ -9,11 +9,9 @@ use vlmdiff::{
     diffusion::{guidance::Guidance, sampler::DdimConfig, schedule::ScheduleConfig},
     features::distance::{Combine, MapOrder, anomaly_map},
     models::resnet::{ResNet, ResNetConfig, torchvision_names},
-    vision::{
-        blur::{self, Border},
-        pool,
-    },
+    vision::blur::{self, Border},
 };
+use vlmdiff_metrics::windows;
 
 use super::{
     Case,
@@ -124,7 +122,7 @@ fn reconstruction(case: &Case) {
     let values = Vec::<f64>::try_from(map.flatten(0, -1)).unwrap();
     let smooth = blur::gaussian(&values, width, height, sigma, Border::Symmetric);
     case.close("map_smoothed", &Tensor::from_slice(&smooth).view(size), CHAIN);
-    let score = pool::largest_mean(&smooth, width, height, 8, 8);
+    let score = windows::largest_mean(&smooth, width, height, 8, 8);
     case.number("image_score", score, image_score, CHAIN * NETWORK * image_score);
 }
 

@@ -9,11 +9,10 @@ use arrow::{
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use vlmdiff_metrics::{
-    Given, Guess, ImageMetrics, Judged, Kind, METRICS, Metric, MetricError, PixelCounts, PixelMetrics,
-    Protocol, RegionScores,
-    count,
+    Given, Guess, ImageMetrics, Judged, Kind, METRICS, Metric, MetricError, PixelCounts, PixelMetrics, Protocol,
+    RegionScores,
     bootstrap::{ImageResamples, PixelResamples, RANKED, Weights, interval},
-    windows,
+    count, windows,
 };
 
 use super::parameters::{Bootstrap, Evaluate};
