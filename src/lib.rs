@@ -26,11 +26,14 @@
 //! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
+//! | `cluster` | tasks on other machines, by Ballista |
 //! | [`inspect`], [`serving`] | new photographs through the tables of a pipeline that has run; the same over HTTP |
 //! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
 
 pub mod captioners;
 pub mod cli;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod datasets;
 pub mod diffusion;
 pub mod engine;

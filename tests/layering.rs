@@ -41,9 +41,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "training",
         ],
     ),
+    ("cluster", &["engine"]),
     ("inspect", &["engine", "tables", "datasets", "vision", "stages"]),
     ("serving", &["engine", "tables", "vision", "report", "inspect"]),
-    ("cli", &["engine", "tables", "query", "datasets", "vision", "models", "stages", "report", "inspect", "serving"]),
+    (
+        "cli",
+        &[
+            "engine", "tables", "query", "datasets", "vision", "models", "stages", "report", "cluster", "inspect",
+            "serving",
+        ],
+    ),
 ];
 
 /// The folders of the engine; each may import those after it.
@@ -52,8 +59,8 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["models", "captioners", "features", "methods", "diffusion", "training", "stages"]),
-    ("datafusion", &["engine", "query"]),
-    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect"]),
+    ("datafusion", &["engine", "query", "cluster"]),
+    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect", "cluster"]),
     ("axum", &["serving"]),
     ("vlmdiff_metrics", &["query", "stages", "report", "cli"]),
     ("anyhow", &["cli"]),

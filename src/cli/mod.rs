@@ -1,6 +1,8 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod caption;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod completions;
 mod data;
 mod diff;
@@ -95,6 +97,9 @@ enum Command {
     Predict(predict::Predict),
     /// Judge photographs over HTTP by a pipeline that has run, and show them on a page.
     Serve(serve::Serve),
+    /// Start the programs of a cluster, on which `run --cluster` computes.
+    #[cfg(feature = "cluster")]
+    Cluster(cluster::Cluster),
     /// Describe photographs by a vision-language model.
     Caption(caption::Caption),
     /// Query the published tables.
@@ -237,6 +242,8 @@ fn command() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Predict(command) => command.run(),
         Command::Serve(command) => command.run(),
+        #[cfg(feature = "cluster")]
+        Command::Cluster(command) => command.run(),
         Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
