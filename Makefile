@@ -16,11 +16,9 @@ test: build weights tools
 	PYTHON=$(PYTHON) $(CARGO) test
 
 ## Runs a hundred long random sequences of edits and accidents, and two thousand damages to a store, and compares each with a
-## model; kills the programs of a cluster at random for some minutes (SOAK_SECONDS); then lets banks of features grow by 300 random steps. It
-## takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
+## model; then lets banks of features grow by 300 random steps. It takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
 soak: build
 	$(CARGO) test --test integration -- --ignored --nocapture checker::
-	$(CARGO) test --test integration -- --ignored --nocapture cluster::
 	VLMDIFF_SEQUENCES=75 $(CARGO) test --test integration -- --nocapture methods::bank_that_grew
 
 build: setup

@@ -3,8 +3,6 @@
 mod captions;
 mod checker;
 mod cli;
-#[cfg(feature = "cluster")]
-mod cluster;
 mod command;
 mod concurrent;
 mod damage;
@@ -14,6 +12,7 @@ mod describing;
 mod executors;
 mod figures;
 mod fits;
+mod flight;
 mod golden;
 mod gradients;
 mod history;

@@ -41,32 +41,19 @@ pub(crate) fn python() -> Command {
     command
 }
 
-/// Returns the variables by which a program reaches a server.
-pub(crate) fn environment(server: SocketAddr) -> Vec<(String, String)> {
-    let variables = [
-        ("AWS_ENDPOINT", format!("http://{server}")),
-        ("AWS_ALLOW_HTTP", "true".into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_TIMEOUT", format!("{} seconds", TIMEOUT.as_secs())),
-    ];
-    variables.map(|(name, value)| (name.to_owned(), value)).into()
-}
-
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// An S3 server with one empty bucket.
-pub(crate) struct Server {
+struct Server {
     process: Child,
-    pub(crate) address: SocketAddr,
+    address: SocketAddr,
 }
 
 impl Server {
-    pub(crate) fn start() -> Self {
+    fn start() -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let process = python()
             .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &free.port().to_string()])
@@ -105,7 +92,7 @@ impl Server {
     }
 
     /// Uploads the files below a folder under the same names.
-    pub(crate) fn upload(&self, folder: &Path) {
+    fn upload(&self, folder: &Path) {
         let parent = folder.parent().unwrap();
         self.with_bucket(async |bucket| {
             for file in files(folder) {
@@ -116,7 +103,7 @@ impl Server {
     }
 
     /// Returns the objects below a folder of the store.
-    pub(crate) fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+    fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
         self.with_bucket(async |objects| {
             let below = format!("some/prefix/{folder}").into();
             let mut found = Vec::new();
@@ -130,7 +117,7 @@ impl Server {
     }
 
     /// Returns the versions of each published table.
-    pub(crate) fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
+    fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
         let mut versions = BTreeMap::<_, Vec<Manifest>>::new();
         let manifests = self.objects("published").into_iter().filter(|(name, _)| name.ends_with(".json"));
         for (name, bytes) in manifests {
@@ -151,25 +138,30 @@ impl Drop for Server {
 }
 
 /// A lab whose programs reach the server only through a proxy.
-struct Remote {
+pub(crate) struct Remote {
     lab: Lab,
     server: Server,
     proxy: Proxy,
 }
 
 impl Remote {
-    fn new(schedule: impl Fn(u64, &Seen) -> Option<Fault> + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(schedule: impl Fn(u64, &Seen) -> Option<Fault> + Send + Sync + 'static) -> Self {
         let server = Server::start();
         let proxy = Proxy::start(server.address, HANG, Box::new(schedule));
         Self { lab: Lab::new(LIGHT), server, proxy }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.lab.command(arguments);
         command
             .env("VLMDIFF_STORE", STORE)
             .env("VLMDIFF_CACHE", self.lab.path("cache"))
-            .envs(environment(self.proxy.address))
+            .env("AWS_ENDPOINT", format!("http://{}", self.proxy.address))
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_TIMEOUT", format!("{} seconds", TIMEOUT.as_secs()))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
@@ -183,7 +175,7 @@ impl Remote {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         self.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--task-rows", "4"]);
     }
 

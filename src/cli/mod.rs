@@ -1,13 +1,12 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod caption;
-#[cfg(feature = "cluster")]
-mod cluster;
 mod completions;
 mod data;
 mod diff;
 mod export;
 mod figures;
+mod flight;
 mod gc;
 mod graph;
 mod man;
@@ -97,13 +96,12 @@ enum Command {
     Predict(predict::Predict),
     /// Judge photographs over HTTP by a pipeline that has run, and show them on a page.
     Serve(serve::Serve),
-    /// Start the programs of a cluster, on which `run --cluster` computes.
-    #[cfg(feature = "cluster")]
-    Cluster(cluster::Cluster),
     /// Describe photographs by a vision-language model.
     Caption(caption::Caption),
     /// Query the published tables.
     Sql(sql::Sql),
+    /// Answer SQL of other programs over the published tables, by Arrow Flight SQL.
+    Flight(flight::Flight),
     /// Write an HTML page of metrics, curves and pictures, or the tables of metrics as text.
     Report(report::Report),
     /// Write anomaly maps, verdicts and regions as pictures and annotations.
@@ -242,12 +240,11 @@ fn command() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Predict(command) => command.run(),
         Command::Serve(command) => command.run(),
-        #[cfg(feature = "cluster")]
-        Command::Cluster(command) => command.run(),
         Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Sql(command) => command.run(),
+        Command::Flight(command) => command.run(),
         Command::Runs(command) => command.run(),
         Command::Diff(command) => command.run(),
         Command::Gc(command) => command.run(),

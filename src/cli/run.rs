@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         Stop, run,
-        run::{Executor, Settings, Workers},
+        run::{Settings, Workers},
         signals::ignores_hangup,
         source::Sources,
         store::{Store, history},
@@ -29,8 +29,7 @@ use crate::{
 #[command(after_help = "\
 Examples:
   vlmdiff run pipelines/folder.yaml --set images.root=photos --tag baseline
-  vlmdiff run pipelines/quickstart.yaml --target latents --dry-run
-  vlmdiff run pipelines/quickstart.yaml --store s3://bucket/store --cluster http://HOST:50050")]
+  vlmdiff run pipelines/quickstart.yaml --target latents --dry-run")]
 pub(super) struct Run {
     #[command(flatten)]
     pipeline: PipelineArgs,
@@ -44,13 +43,6 @@ pub(super) struct Run {
     /// one for each device.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Compute on the executors of this scheduler in place of workers on this machine, which plans and publishes.
-    #[cfg(feature = "cluster")]
-    #[arg(long, value_name = "URL", conflicts_with_all = ["workers", "device"])]
-    cluster: Option<String>,
-    #[cfg(feature = "cluster")]
-    #[command(flatten)]
-    security: super::cluster::SecurityArgs,
     /// The number of threads, which the workers share and which stages without a worker use. Default: OMP_NUM_THREADS if
     /// it is set, else as many as the machine has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -103,7 +95,7 @@ impl Run {
         // This fails if a thread pool already exists, which is then used.
         _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let settings = self.settings();
-        let executor = self.executor(&store, &settings, threads, &stop)?;
+        let workers = Workers::new(&store, worker_program()?, settings.clone(), threads, &stop);
         let mut progress = Progress::new(&tables, self.quiet);
         stop_at_signals(&store, &stop, &progress)?;
         let options = run::Options {
@@ -116,9 +108,9 @@ impl Run {
             verify: self.verify,
             git_commit: git_commit(&self.pipeline.pipeline),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
-            device: self.where_to(),
+            device: self.device.join(","),
         };
-        let summary = run::run(&pipeline, &store, &sources, &options, &*executor, &mut |event| progress.show(event))?;
+        let summary = run::run(&pipeline, &store, &sources, &options, &workers, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
             let before = history::tag(&store, tag, &summary.run)?.filter(|before| *before != summary.run);
             if let Some(before) = before.filter(|_| !self.quiet) {
@@ -128,27 +120,6 @@ impl Run {
             }
         }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
-    }
-
-    /// Returns what runs the tasks: workers on this machine, or a cluster.
-    fn executor(&self, store: &Store, settings: &[Settings], threads: usize, stop: &Stop) -> Result<Box<dyn Executor>> {
-        #[cfg(feature = "cluster")]
-        if let Some(url) = &self.cluster {
-            let settings = settings.first().cloned().unwrap_or_default();
-            let security = self.security.read()?;
-            let cluster = crate::cluster::Cluster::connect(store, url, &security, &worker_program()?, settings, stop)?;
-            return Ok(Box::new(cluster));
-        }
-        Ok(Box::new(Workers::new(store, worker_program()?, settings.to_vec(), threads, stop)))
-    }
-
-    /// Returns the place of the tasks, for the log: the devices, or the cluster.
-    fn where_to(&self) -> String {
-        #[cfg(feature = "cluster")]
-        if let Some(url) = &self.cluster {
-            return url.clone();
-        }
-        self.device.join(",")
     }
 
     /// Returns the settings of each worker, taking the devices in turn.

@@ -1,6 +1,9 @@
 //! `vlmdiff serve`
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -68,7 +71,7 @@ const TOKEN: &str = "VLMDIFF_TOKEN";
 
 impl Serve {
     pub(super) fn run(self) -> Result<u8> {
-        let token = self.token()?;
+        let token = token(self.token_file.as_deref())?;
         let (pipeline, store) = self.pipeline.open()?;
         let name = self.name.clone().unwrap_or_else(|| format!("{}_serve", pipeline.name));
         let folder = self.folder.clone().unwrap_or_else(|| served_folder(&store.url, &name));
@@ -104,11 +107,12 @@ impl Serve {
         })?;
         Ok(EXIT_DONE)
     }
+}
 
-    fn token(&self) -> Result<Option<Token>> {
-        Ok(match &self.token_file {
-            Some(file) => Some(Token::read(file)?),
-            None => std::env::var(TOKEN).ok().map(|text| Token::new(&text, TOKEN)).transpose()?,
-        })
-    }
+/// Returns the token that requests have to carry: that in a file, else that in the variable.
+pub(super) fn token(file: Option<&Path>) -> Result<Option<Token>> {
+    Ok(match file {
+        Some(file) => Some(Token::read(file)?),
+        None => std::env::var(TOKEN).ok().map(|text| Token::new(&text, TOKEN)).transpose()?,
+    })
 }

@@ -27,7 +27,7 @@ pub(super) const CATALOG: &str = "vlmdiff";
 
 /// A pipeline's published tables, and the tables that the session itself has made.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(super) struct OfPipeline {
     published: Arc<Names>,
     made: RwLock<BTreeMap<String, Arc<dyn TableProvider>>>,
 }
@@ -48,7 +48,7 @@ struct Names {
 /// The parts of the tables that queries of a session have read.
 pub(super) type PartsRead = Arc<Mutex<BTreeSet<Digest>>>;
 
-impl Tables {
+impl OfPipeline {
     /// Makes the schema of a pipeline; `slots` and `unfinished` are the store's published tables and those that runs
     /// are making.
     pub(super) fn new(
@@ -138,7 +138,7 @@ impl Names {
 }
 
 #[async_trait::async_trait]
-impl SchemaProvider for Tables {
+impl SchemaProvider for OfPipeline {
     fn table_names(&self) -> Vec<String> {
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
         self.published.slots.keys().chain(made.keys()).cloned().collect()
@@ -177,7 +177,7 @@ impl SchemaProvider for Tables {
 
 /// Runs work of the store on a thread of its own. The store blocks on its requests, which a thread that serves
 /// queries must not do.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
     let external = |e: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(e);
     let done = tokio::task::spawn_blocking(work).await.map_err(|e| external(Box::new(e)))?;
     done.map_err(|e| external(Box::new(e)))

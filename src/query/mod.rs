@@ -8,10 +8,13 @@
 //! sources). The metrics are aggregate functions.
 
 mod aggregate;
+mod batches;
 mod catalog;
 mod complete;
 mod history;
 pub mod output;
+mod parameters;
+mod planned;
 mod split;
 pub mod statement;
 mod table;
@@ -19,23 +22,38 @@ mod wrong;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, PoisonError},
+    sync::{Arc, LazyLock, PoisonError},
 };
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
-    catalog::{CatalogProvider, SchemaProvider, memory::MemoryCatalogProvider},
+    catalog::{
+        CatalogProvider, SchemaProvider,
+        memory::{MemoryCatalogProvider, MemoryCatalogProviderList},
+    },
     error::DataFusionError,
-    execution::{SendableRecordBatchStream, context::SQLOptions, object_store::ObjectStoreUrl},
+    execution::{
+        SendableRecordBatchStream, SessionStateBuilder, TaskContext,
+        context::SQLOptions,
+        memory_pool::FairSpillPool,
+        object_store::ObjectStoreUrl,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    logical_expr::LogicalPlan,
+    physical_plan::{ExecutionPlan, execute_stream},
     prelude::{SessionConfig, SessionContext},
 };
 use futures::StreamExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub use self::split::{is_ended, statements};
+pub use self::{
+    planned::{Planned, Rows, Tables},
+    split::{is_ended, statements},
+};
 
 use self::{
-    catalog::{CATALOG, Lazy, PartsRead, Tables},
+    batches::rows_at_a_time,
+    catalog::{CATALOG, Lazy, OfPipeline, PartsRead},
     complete::Names,
     wrong::{query_error, statement_error},
 };
@@ -56,6 +74,27 @@ const PAPER_RESULTS: &str = include_str!("../../data/paper_results.csv");
 const PAPER_DATASETS: &str = include_str!("../../data/paper_datasets.csv");
 const FIELD_RESULTS: &str = include_str!("../../data/field_results.csv");
 
+/// A context with the functions of SQL and the metrics, from which every session begins, because making functions is the
+/// main cost of a session.
+static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(|| {
+    let context = SessionContext::new();
+    aggregate::register(&context);
+    context
+});
+
+/// The greatest share of its memory that a sort keeps free for the merging of what it has written to disk.
+const SHARE_OF_MERGES: usize = 16;
+
+/// The bounds of a statement. Beyond its memory a sort or an aggregation continues on disk, and a join ends with an error.
+/// Rows on their way are not counted: they are few, since [`batches`] bounds their bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of memory for sorting, grouping and joining.
+    pub memory: usize,
+    /// Bytes of temporary files.
+    pub disk: u64,
+}
+
 /// A session over everything that a store has published.
 pub struct Session {
     context: SessionContext,
@@ -64,6 +103,7 @@ pub struct Session {
     pipeline: String,
     read: PartsRead,
     writes: bool,
+    bounds: Option<Bounds>,
     ends_at_interrupt: bool,
 }
 
@@ -76,6 +116,12 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that ran last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
+        Self::open_within(store, pipeline, None)
+    }
+
+    /// Opens a session whose statements have bounds, if some are given. Such statements change no settings, which could
+    /// lift the bounds.
+    fn open_within(store: &Store, pipeline: Option<&str>, bounds: Option<Bounds>) -> Result<Self> {
         let (slots, unfinished) = (store.tables()?, store.unfinished_tables()?);
         let pipelines: BTreeSet<&str> = slots.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
         let default = match pipeline {
@@ -90,23 +136,21 @@ impl Session {
             Some(name) => name.to_owned(),
             None => latest(store, &pipelines)?.unwrap_or_else(|| "public".to_owned()),
         };
-        let config =
-            SessionConfig::new().with_default_catalog_and_schema(CATALOG, &default).with_information_schema(true);
-        let context = SessionContext::new_with_config(config);
-        aggregate::register(&context);
+        let context = context(&default, bounds).map_err(query_error)?;
         let objects = ObjectStoreUrl::parse(table::OBJECTS).map_err(query_error)?;
         context.register_object_store(objects.as_ref(), store.objects.clone());
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog(CATALOG, catalog.clone());
         let read = PartsRead::default();
         for name in pipelines.into_iter().chain([default.as_str()]) {
-            let tables = Tables::new(store, name, &slots, &unfinished, &read)?;
+            let tables = OfPipeline::new(store, name, &slots, &unfinished, &read)?;
             if name == default {
                 common(store, &tables)?;
             }
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
-        Ok(Self { context, store: store.clone(), pipeline: default, read, writes: false, ends_at_interrupt: false })
+        let store = store.clone();
+        Ok(Self { context, store, pipeline: default, read, writes: false, bounds, ends_at_interrupt: false })
     }
 
     /// Permits statements that make tables of this session and write files. Published tables stay as they are.
@@ -132,19 +176,38 @@ impl Session {
     /// Starts one statement, whose rows are read as they are computed.
     pub fn answer(&self, sql: &str) -> Result<Answer<'_>> {
         check_length(sql).map_err(Error::Input)?;
-        let options = SQLOptions::new().with_allow_ddl(self.writes).with_allow_dml(self.writes);
-        let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
-        let statement = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
         let _in_runtime = self.store.runtime().enter();
         let mut interrupt = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
         let begin = async {
-            let frame = self.context.sql_with_options(statement, options).await?;
-            let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
-            Ok((schema, frame.execute_stream().await?))
+            let plan = self.plan(sql).await?;
+            let schema: SchemaRef = Arc::new(plan.schema().as_arrow().clone());
+            Ok((schema, self.executable(&plan).await?.start()?))
         };
         let begun = self.store.runtime().block_on(unless(&mut interrupt, begin)).ok_or(Error::Interrupted)?;
         let (schema, rows) = begun.map_err(|error| self.wrong(error, sql))?;
         Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
+    }
+
+    /// Plans a statement. One that makes something in the session is executed.
+    async fn plan(&self, sql: &str) -> Result<LogicalPlan, DataFusionError> {
+        let words = || sql.trim_end_matches(';').split_whitespace().map(str::to_lowercase);
+        let statement = if words().eq(["show", "tables"]) { SHOW_TABLES } else { sql };
+        let options = SQLOptions::new()
+            .with_allow_ddl(self.writes)
+            .with_allow_dml(self.writes)
+            .with_allow_statements(self.bounds.is_none());
+        Ok(self.context.sql_with_options(statement, options).await?.into_unoptimized_plan())
+    }
+
+    /// Makes a planned statement ready to be executed, in batches of bounded bytes.
+    async fn executable(&self, plan: &LogicalPlan) -> Result<Executable, DataFusionError> {
+        let mut state = self.context.state();
+        let plan = state.optimize(plan)?;
+        let config = state.config().clone();
+        let rows = rows_at_a_time(&plan, config.batch_size())?;
+        *state.config_mut() = config.with_batch_size(rows);
+        let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
+        Ok(Executable { plan, context: state.task_ctx() })
     }
 
     /// Returns the names that can stand at a place of a statement, and where the name that is begun there starts.
@@ -156,9 +219,13 @@ impl Session {
     /// Makes the error about a statement, or about a damaged part of a table that it reads.
     fn wrong(&self, error: DataFusionError, sql: &str) -> Error {
         use DataFusionError::{External, IoError, ObjectStore, ParquetError};
+        if let (Some(bounds), DataFusionError::ResourcesExhausted(_)) = (self.bounds, error.find_root()) {
+            return Error::Memory(bounds.exceeded());
+        }
         let is_of_storage = |error: &_| matches!(error, ParquetError(_) | ObjectStore(_) | IoError(_) | External(_));
         let damage = if is_of_storage(&error) || is_of_storage(error.find_root()) { self.damage() } else { None };
-        damage.unwrap_or_else(|| statement_error(error, sql, &self.context, ONLY_READS))
+        let reads = if self.bounds.is_some() { ALWAYS_READS } else { ONLY_READS };
+        damage.unwrap_or_else(|| statement_error(error, sql, &self.context, reads))
     }
 
     /// Returns the error about the first part that is damaged or missing, among the tables that were read. DataFusion
@@ -176,6 +243,57 @@ impl Session {
 }
 
 const ONLY_READS: &str = "statements only read, unless the session is opened with --allow-write";
+const ALWAYS_READS: &str = "the tables are only read here: by `select`, `show`, `describe` and `explain`";
+
+impl Bounds {
+    /// Returns the message about a statement that would take more.
+    fn exceeded(self) -> String {
+        let size = |bytes: u64| match bytes {
+            bytes if bytes >= 1 << 20 => format!("{} MiB", bytes >> 20),
+            bytes => format!("{bytes} bytes"),
+        };
+        format!(
+            "the statement takes more than its {} of memory, or than {} of temporary files; fewer columns, rows or groups \
+             take less, and who runs the server can raise the limits",
+            size(self.memory as u64),
+            size(self.disk)
+        )
+    }
+}
+
+/// Makes a context without tables. `pipeline` is the schema of bare names.
+fn context(pipeline: &str, bounds: Option<Bounds>) -> Result<SessionContext, DataFusionError> {
+    let mut config =
+        SessionConfig::new().with_default_catalog_and_schema(CATALOG, pipeline).with_information_schema(true);
+    let mut runtime = RuntimeEnvBuilder::new();
+    if let Some(Bounds { memory, disk }) = bounds {
+        runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(memory))).with_max_temp_directory_size(disk);
+        let options = config.options_mut();
+        let merges = &mut options.execution.sort_spill_reservation_bytes;
+        *merges = (*merges).min(memory / SHARE_OF_MERGES);
+        // Not all clients know the type of texts that functions return.
+        options.optimizer.expand_views_at_output = true;
+    }
+    let runtime: Arc<RuntimeEnv> = runtime.build_arc()?;
+    let state = SessionStateBuilder::new_from_existing(FUNCTIONS.state())
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
+        .build();
+    Ok(SessionContext::new_with_state(state))
+}
+
+/// A statement that is ready to be executed.
+struct Executable {
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+}
+
+impl Executable {
+    fn start(self) -> Result<SendableRecordBatchStream, DataFusionError> {
+        execute_stream(self.plan, self.context)
+    }
+}
 
 /// The rows of a statement, read as they are computed.
 pub struct Answer<'a> {
@@ -243,7 +361,7 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
 }
 
 /// Registers the tables that every store has. A table that a pipeline published under such a name takes precedence.
-fn common(store: &Store, tables: &Tables) -> Result<()> {
+fn common(store: &Store, tables: &OfPipeline) -> Result<()> {
     let published = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?, csv(FIELD_RESULTS)?];
     for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(published)) {
         if !tables.table_exist(name) {

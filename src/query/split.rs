@@ -29,12 +29,12 @@ pub fn is_ended(text: &str) -> bool {
     last.is_some_and(|token| token.token == Token::SemiColon)
 }
 
-fn tokens(text: &str) -> std::result::Result<Vec<TokenWithSpan>, TokenizerError> {
+pub(super) fn tokens(text: &str) -> std::result::Result<Vec<TokenWithSpan>, TokenizerError> {
     Tokenizer::new(&GenericDialect {}, text).tokenize_with_location()
 }
 
 /// Returns the byte offset of a line and a column in a text.
-fn offset(text: &str, at: Location) -> usize {
+pub(super) fn offset(text: &str, at: Location) -> usize {
     let line_start: usize = text.split_inclusive('\n').take(at.line as usize - 1).map(str::len).sum();
     let line = text.get(line_start..).unwrap_or_default();
     line_start + line.char_indices().nth(at.column as usize - 1).map_or(line.len(), |(at, _)| at)

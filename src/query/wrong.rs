@@ -11,6 +11,9 @@ use datafusion::{
 use super::{catalog::CATALOG, complete::quoted};
 use crate::engine::{Error, suggestion};
 
+/// The beginnings of DataFusion's messages about statements that a session does not allow.
+const REFUSED: [&str; 3] = ["DDL not supported", "DML not supported", "Statement not supported"];
+
 /// Returns errors of the engine unchanged, and all others as errors in the user's input.
 pub(super) fn query_error(error: DataFusionError) -> Error {
     match error {
@@ -29,9 +32,7 @@ pub(super) fn statement_error(error: DataFusionError, sql: &str, context: &Sessi
         Error::Input(message) => {
             let message = match unknown_table(&message) {
                 Some(reference) => no_table(reference, context),
-                None if message.starts_with("DDL not supported") || message.starts_with("DML not supported") => {
-                    format!("{message}; {reads}")
-                }
+                None if REFUSED.iter().any(|refused| message.starts_with(refused)) => format!("{message}; {reads}"),
                 None => message,
             };
             Error::Input(message + &unquoted(sql, context).unwrap_or_default())

@@ -7,7 +7,7 @@ mod answer;
 mod archive;
 mod figures;
 mod judging;
-mod memory;
+pub(crate) mod memory;
 mod now;
 mod openapi;
 mod page;
@@ -24,7 +24,10 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Builder, sync::Semaphore};
 
 use self::{archive::Archive, figures::Figures, now::Now, queue::Queue, shared::Shared};
-pub use self::{token::Token, upload::Limits};
+pub use self::{
+    token::{Token, password},
+    upload::Limits,
+};
 use crate::{
     engine::{
         Error, Result, now_ms,

@@ -37,16 +37,21 @@ impl Token {
 
     /// Returns true for a header `Authorization` that carries the token: as `Bearer TOKEN`, or as the password of `Basic`,
     /// which browsers ask for.
-    pub(super) fn is_in(self, header: &str) -> bool {
-        let Some((scheme, value)) = header.trim().split_once(' ') else { return false };
-        let is_own = |text: &[u8]| Digest::of(text) == self.0;
-        if scheme.eq_ignore_ascii_case("bearer") {
-            return is_own(value.trim().as_bytes());
-        }
-        let decoded = STANDARD.decode(value.trim()).unwrap_or_default();
-        let password = decoded.iter().position(|byte| *byte == b':').map(|colon| &decoded[colon + 1..]);
-        scheme.eq_ignore_ascii_case("basic") && password.is_some_and(is_own)
+    pub fn is_in(self, header: &str) -> bool {
+        let carried = match header.trim().split_once(' ') {
+            Some((scheme, value)) if scheme.eq_ignore_ascii_case("bearer") => Some(value.trim().as_bytes().to_vec()),
+            _ => password(header),
+        };
+        carried.is_some_and(|text| Digest::of(&text) == self.0)
     }
+}
+
+/// Returns the password in a header `Authorization` of the scheme `Basic`.
+pub fn password(header: &str) -> Option<Vec<u8>> {
+    let (scheme, value) = header.trim().split_once(' ')?;
+    let decoded = STANDARD.decode(value.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some(decoded[colon + 1..].to_vec())
 }
 
 #[cfg(test)]

@@ -217,10 +217,6 @@ impl Stage for Command {
         &["files"]
     }
 
-    fn is_bound(&self) -> bool {
-        true
-    }
-
     fn makes(&self) -> Output {
         self.makes
     }
