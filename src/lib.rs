@@ -26,14 +26,20 @@
 //! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
+//! | `cluster` | tasks on other machines, by Ballista |
 //! | [`inspect`], [`serving`] | new photographs through the tables of a pipeline that has run; the same over HTTP |
 //! | [`flight`] | SQL for other programs, over Arrow Flight |
-//! | [`report`], [`cli`] | the HTML page; commands, progress, exit codes |
+//! | [`report`] | the HTML page |
+//! | [`driver`] | what the command line and the Python package do alike: opening, running, judging, progress |
+//! | [`cli`] | commands, exit codes |
 
 pub mod captioners;
 pub mod cli;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod datasets;
 pub mod diffusion;
+pub mod driver;
 pub mod engine;
 pub mod features;
 pub mod flight;

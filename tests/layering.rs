@@ -41,14 +41,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "training",
         ],
     ),
+    ("cluster", &["engine"]),
     ("inspect", &["engine", "tables", "datasets", "vision", "stages"]),
     ("serving", &["engine", "tables", "vision", "report", "inspect"]),
     ("flight", &["engine", "query", "serving"]),
+    ("driver", &["engine", "query", "models", "stages", "inspect"]),
     (
         "cli",
         &[
-            "engine", "tables", "query", "datasets", "vision", "models", "stages", "report", "inspect", "serving",
-            "flight",
+            "engine", "tables", "query", "datasets", "vision", "models", "stages", "report", "cluster", "inspect",
+            "serving", "flight", "driver",
         ],
     ),
 ];
@@ -59,8 +61,8 @@ const ENGINE: [&str; 6] = ["run", "plan", "pipeline", "stage", "store", "source"
 /// Crates that only some folders may use.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["models", "captioners", "features", "methods", "diffusion", "training", "stages"]),
-    ("datafusion", &["engine", "query"]),
-    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect", "flight"]),
+    ("datafusion", &["engine", "query", "cluster"]),
+    ("arrow", &["engine", "tables", "captioners", "query", "stages", "report", "inspect", "cluster", "flight"]),
     ("axum", &["serving"]),
     ("vlmdiff_metrics", &["query", "stages", "report", "cli"]),
     ("arrow_flight", &["flight"]),

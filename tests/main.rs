@@ -3,6 +3,8 @@
 mod captions;
 mod checker;
 mod cli;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod command;
 mod concurrent;
 mod damage;
@@ -48,3 +50,4 @@ mod training;
 mod verdicts;
 mod warnings;
 mod watch;
+mod wheel;

@@ -41,19 +41,32 @@ pub(crate) fn python() -> Command {
     command
 }
 
+/// Returns the variables by which a program reaches a server.
+pub(crate) fn environment(server: SocketAddr) -> Vec<(String, String)> {
+    let variables = [
+        ("AWS_ENDPOINT", format!("http://{server}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_TIMEOUT", format!("{} seconds", TIMEOUT.as_secs())),
+    ];
+    variables.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// An S3 server with one empty bucket.
-struct Server {
+pub(crate) struct Server {
     process: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let process = python()
             .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &free.port().to_string()])
@@ -92,7 +105,7 @@ impl Server {
     }
 
     /// Uploads the files below a folder under the same names.
-    fn upload(&self, folder: &Path) {
+    pub(crate) fn upload(&self, folder: &Path) {
         let parent = folder.parent().unwrap();
         self.with_bucket(async |bucket| {
             for file in files(folder) {
@@ -103,7 +116,7 @@ impl Server {
     }
 
     /// Returns the objects below a folder of the store.
-    fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
         self.with_bucket(async |objects| {
             let below = format!("some/prefix/{folder}").into();
             let mut found = Vec::new();
@@ -117,7 +130,7 @@ impl Server {
     }
 
     /// Returns the versions of each published table.
-    fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
+    pub(crate) fn versions(&self) -> BTreeMap<String, Vec<Manifest>> {
         let mut versions = BTreeMap::<_, Vec<Manifest>>::new();
         let manifests = self.objects("published").into_iter().filter(|(name, _)| name.ends_with(".json"));
         for (name, bytes) in manifests {
@@ -156,12 +169,7 @@ impl Remote {
         command
             .env("VLMDIFF_STORE", STORE)
             .env("VLMDIFF_CACHE", self.lab.path("cache"))
-            .env("AWS_ENDPOINT", format!("http://{}", self.proxy.address))
-            .env("AWS_ALLOW_HTTP", "true")
-            .env("AWS_ACCESS_KEY_ID", "test")
-            .env("AWS_SECRET_ACCESS_KEY", "test")
-            .env("AWS_REGION", "us-east-1")
-            .env("AWS_TIMEOUT", format!("{} seconds", TIMEOUT.as_secs()))
+            .envs(environment(self.proxy.address))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::{
     EXIT_DONE, EXIT_SKIPPED,
-    progress::Progress,
-    run::{default_threads, device, stop_at_signals, worker_program},
-    text::print,
+    run::{stop_at_signals, worker_program},
+    text::{lines, print},
 };
 use crate::{
+    driver::{Progress, default_threads, device},
     engine::{
         Digest, Error, Stop,
         pipeline::{self, Selection},
@@ -107,7 +107,7 @@ impl Caption {
             device: self.device.clone(),
         };
         // The table of photographs is a means, of which people need not hear.
-        let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), self.quiet);
+        let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), lines(self.quiet));
         stop_at_signals(&store, &stop, &progress)?;
         let summary = run::run(&pipeline, &store, &Sources::default(), &options, &workers, &mut |event| {
             if event.table() == Some("captions") {

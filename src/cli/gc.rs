@@ -28,7 +28,7 @@ impl Gc {
     pub(super) fn run(self) -> Result<u8> {
         let store = self.store.open()?;
         let garbage = collect(&store, self.keep, self.dry_run)?;
-        let Garbage { versions, records, parts, blobs, states, half_written, in_use, young } = garbage;
+        let Garbage { versions, records, parts, blobs, states, half_written, jobs, in_use, young } = garbage;
         let heaps = [
             (versions, "version"),
             (records, "record"),
@@ -36,6 +36,7 @@ impl Gc {
             (blobs, "blob"),
             (states, "saved state"),
             (half_written, "half-written file"),
+            (jobs, "object of old jobs"),
         ];
         let bytes: u64 = heaps.iter().map(|(Heap { bytes, .. }, _)| bytes).sum();
         let what: Vec<String> =

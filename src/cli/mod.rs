@@ -1,6 +1,8 @@
 //! The command line: arguments, dispatch and exit code. No other module prints.
 
 mod caption;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod completions;
 mod data;
 mod diff;
@@ -13,7 +15,6 @@ mod man;
 mod models;
 mod plan;
 mod predict;
-mod progress;
 mod report;
 mod run;
 mod runs;
@@ -30,14 +31,14 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    driver::{self, DEFAULT_STORE, NamedPipeline},
     engine::{
-        self, Error, expand_home, is_url, local_path,
-        pipeline::{self, Pipeline, Selection},
+        Error,
+        pipeline::{Pipeline, Selection},
         plan::Overrides,
         signals,
         store::Store,
     },
-    query, stages,
 };
 
 /// Exit code if everything is done.
@@ -57,8 +58,6 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 const PANICKED: u8 = 101;
 /// Bytes of the stack that commands run on. Unused parts take no memory.
 const STACK: usize = 256 << 20;
-
-const DEFAULT_STORE: &str = ".vlmdiff";
 
 /// A dataflow engine for visual anomaly detection.
 #[derive(Parser)]
@@ -96,6 +95,9 @@ enum Command {
     Predict(predict::Predict),
     /// Judge photographs over HTTP by a pipeline that has run, and show them on a page.
     Serve(serve::Serve),
+    /// Start the programs of a cluster, on which `run --cluster` computes.
+    #[cfg(feature = "cluster")]
+    Cluster(cluster::Cluster),
     /// Describe photographs by a vision-language model.
     Caption(caption::Caption),
     /// Query the published tables.
@@ -148,28 +150,17 @@ struct PipelineArgs {
 }
 
 impl PipelineArgs {
-    fn load(&self) -> Result<Pipeline> {
-        Ok(self.load_with(&[])?)
+    fn named(&self) -> NamedPipeline {
+        let Self { pipeline, sets, only, store } = self;
+        NamedPipeline { file: pipeline.clone(), sets: sets.clone(), only: only.clone(), store: store.clone() }
     }
 
-    /// Loads the pipeline with values in place of parameters, TABLE.PARAMETER, that the file or `--set` may give.
-    fn load_with(&self, values: &[(String, String)]) -> engine::Result<Pipeline> {
-        let is_kept = |set: &&String| {
-            let name = set.split('=').next().unwrap_or_default().trim();
-            !values.iter().any(|(value, _)| value == name)
-        };
-        let mut sets: Vec<String> = self.sets.iter().filter(is_kept).cloned().collect();
-        sets.extend(values.iter().map(|(name, value)| format!("{name}={value}")));
-        let mut pipeline = pipeline::load(&self.pipeline, stages::KINDS, &query::TABLES_OF_SQL, &sets)?;
-        pipeline.only(&self.only)?;
-        Ok(pipeline)
+    fn load(&self) -> Result<Pipeline> {
+        Ok(self.named().load()?)
     }
 
     fn open(&self) -> Result<(Pipeline, Store)> {
-        let pipeline = self.load()?;
-        let address = self.store.as_deref().or(pipeline.store.as_deref()).unwrap_or(DEFAULT_STORE);
-        let store = Store::open(&expand_home(address))?;
-        Ok((pipeline, store))
+        Ok(self.named().open()?)
     }
 }
 
@@ -193,9 +184,7 @@ struct SelectionArgs {
 impl SelectionArgs {
     fn resolve(&self, pipeline: &Pipeline) -> Result<(BTreeSet<String>, Overrides)> {
         let selection = Selection { targets: self.targets.clone(), until: self.until.iter().cloned().collect() };
-        pipeline::check(pipeline, self.force.iter())?;
-        let overrides = Overrides { force: self.force.clone(), retry_errors: self.retry_errors, lost: BTreeSet::new() };
-        Ok((selection.of(pipeline)?, overrides))
+        Ok(driver::select(pipeline, &selection, &self.force, self.retry_errors)?)
     }
 }
 
@@ -209,14 +198,7 @@ struct StoreArgs {
 
 impl StoreArgs {
     fn open(&self) -> Result<Store> {
-        let address = expand_home(&self.store);
-        if !is_url(&address) && !local_path(&address).is_dir() {
-            return Err(Error::Input(format!(
-                "there is no store at {address}; run a pipeline here first, or name one with --store"
-            ))
-            .into());
-        }
-        Ok(Store::open(&address)?)
+        Ok(driver::open_store(&self.store, "with --store")?)
     }
 }
 
@@ -240,6 +222,8 @@ fn command() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Predict(command) => command.run(),
         Command::Serve(command) => command.run(),
+        #[cfg(feature = "cluster")]
+        Command::Cluster(command) => command.run(),
         Command::Caption(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),

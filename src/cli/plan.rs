@@ -7,14 +7,11 @@ use clap::Args;
 
 use super::{
     EXIT_DONE, PipelineArgs, SelectionArgs,
-    text::{count, print, print_exactly, width},
+    text::{print, print_exactly, width},
 };
-use crate::engine::{
-    Error,
-    pipeline::Pipeline,
-    plan::{Cause, Overrides, Planner, State, plan},
-    source::Sources,
-    store::{Inventory, Store},
+use crate::{
+    driver::{self, describe},
+    engine::{pipeline::Pipeline, plan::Overrides, source::Sources, store::Store},
 };
 
 /// Say what a run would compute, and why.
@@ -51,13 +48,8 @@ pub(super) fn show(
     overrides: &Overrides,
     json: bool,
 ) -> Result<u8> {
-    let planner = Planner { store, sources, overrides, inventory: &Inventory::default() };
     let width = width(tables);
-    let plans = plan(&planner, pipeline, tables).map_err(|error| match error {
-        Error::Lost { digest, message } => Error::lost(digest, format!("{message}; `vlmdiff run` computes it again")),
-        other => other,
-    });
-    for table in plans? {
+    for table in driver::plan(pipeline, store, sources, (tables, overrides))? {
         if json {
             print_exactly(serde_json::to_string(&table)?)?;
         } else {
@@ -66,18 +58,4 @@ pub(super) fn show(
         }
     }
     Ok(EXIT_DONE)
-}
-
-fn describe(state: &State) -> String {
-    let why = |causes: &[Cause]| causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    match state {
-        State::Fresh { rows } => format!("fresh, {}", count(*rows, "row")),
-        State::Blocked { on } => format!("waits for {on}"),
-        State::Stale { stale: 0, causes, .. } => format!("to publish: {}", why(causes)),
-        State::Stale { rows: 0, causes, .. } => format!("to compute: {}", why(causes)),
-        State::Stale { stale, rows, at_most, causes } => {
-            let at_most = if *at_most { "at most " } else { "" };
-            format!("{at_most}{stale} of {} to compute: {}", count(*rows, "row"), why(causes))
-        }
-    }
 }

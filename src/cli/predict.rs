@@ -9,23 +9,16 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
 
 use super::{
     EXIT_ANOMALOUS, EXIT_DONE, EXIT_SKIPPED, PipelineArgs,
-    progress::Progress,
-    run::{default_threads, device, stop_at_signals, worker_program},
-    text::{print, say},
+    run::{stop_at_signals, worker_program},
+    text::{lines, print, print_exactly, say},
 };
 use crate::{
-    engine::{
-        Error, Stop,
-        pipeline::Pipeline,
-        run::{Settings, Workers},
-        source::Sources,
-        store::{Event, Store},
-    },
-    inspect::{Inspector, Named, Photograph, Surroundings, Verdict, named, pictures},
+    driver::{Predicted, Progress, device, inspector, judge, predict},
+    engine::{Error, Stop, store::Event},
+    inspect::{Photograph, Verdict, pictures},
 };
 
 /// Judge new photographs by a pipeline that has run.
@@ -86,12 +79,12 @@ impl Predict {
         let (pipeline, store) = self.pipeline.open()?;
         let stop = Stop::default();
         let name = format!("{}_predict", pipeline.name);
-        let inspector = inspector(&self.pipeline, &store, &pipeline, name, &self.device, &stop)?;
-        stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), true))?;
-        let folder = tempfile::tempdir()?;
+        let (arguments, program) = (self.pipeline.named(), worker_program()?);
+        let inspector = inspector(&arguments, (&pipeline, &store), name, &self.device, program, &stop)?;
+        stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), lines(true)))?;
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
-        let named = named(&self.photographs, &class, folder.path(), &Sources::default())?;
-        let mut worst = self.judge(&inspector, &named)?;
+        let predicted = predict(&inspector, &self.photographs, &class, &mut say_note)?;
+        let mut worst = self.show(&predicted, inspector.model())?;
         // A file that is still being copied is judged again when it has changed.
         let mut judged: HashMap<PathBuf, FileState> = HashMap::new();
         while let Some(watched) = &self.watch {
@@ -102,8 +95,9 @@ impl Predict {
             });
             let photograph =
                 |file: PathBuf| Ok(Photograph { id: file.to_string_lossy().into_owned(), class: class(None)?, file });
-            let photographs = new.into_iter().map(photograph).collect::<Result<_>>()?;
-            worst = worst.max(self.judge(&inspector, &Named { photographs, failed: Vec::new() })?);
+            let photographs = new.into_iter().map(photograph).collect::<Result<Vec<_>>>()?;
+            let predicted = judge(&inspector, &photographs, &mut say_note)?;
+            worst = worst.max(self.show(&predicted, inspector.model())?);
             if stop.is_requested() {
                 return Err(Error::Interrupted.into());
             }
@@ -112,54 +106,28 @@ impl Predict {
         Ok(worst)
     }
 
-    /// Judges photographs, and prints the verdicts and those that failed. Returns the exit code.
-    fn judge(&self, inspector: &Inspector, named: &Named) -> Result<u8> {
-        let mut worst = EXIT_DONE;
-        let mut failed = named.failed.clone();
-        if !named.photographs.is_empty() {
-            let judged = inspector.judge(&named.photographs, &mut |event| {
-                if let Event::Note { table, message } = event {
-                    say(format!("{table}: {message}"));
-                }
-            })?;
-            let mut regions = judged.regions()?;
-            let mut nearest = judged.nearest()?;
-            for decision in &judged.decisions {
-                if decision.anomalous == Some(true) {
-                    worst = EXIT_ANOMALOUS;
-                }
-                let regions = regions.as_mut().map(|found| found.remove(&decision.image_id).unwrap_or_default());
-                let nearest = nearest.remove(&decision.image_id);
-                let verdict = Verdict::new(decision, inspector.model(), regions, nearest);
-                print(if self.json { serde_json::to_string(&verdict)? } else { line(&verdict) })?;
-            }
-            failed.extend(judged.failed.iter().map(|error| (error.id.clone(), error.about_id())));
+    /// Prints the verdicts, and the photographs that failed. Returns the exit code.
+    fn show(&self, predicted: &Predicted, model: &str) -> Result<u8> {
+        if self.json {
+            predicted.json(model)?.iter().try_for_each(print_exactly)?;
+        } else {
+            predicted.verdicts.iter().try_for_each(|verdict| print(line(verdict)))?;
+            predicted.failed.iter().for_each(|(id, message)| say(format!("{id}: {message}")));
         }
-        for (id, message) in failed {
-            worst = worst.max(EXIT_SKIPPED);
-            if self.json {
-                print(json!({ "image_id": id, "error": message, "model": inspector.model() }))?;
-            } else {
-                say(format!("{id}: {message}"));
-            }
-        }
-        Ok(worst)
+        let is_anomalous = predicted.verdicts.iter().any(|verdict| verdict.anomalous == Some(true));
+        Ok(match (is_anomalous, predicted.failed.is_empty()) {
+            (true, _) => EXIT_ANOMALOUS,
+            (false, false) => EXIT_SKIPPED,
+            (false, true) => EXIT_DONE,
+        })
     }
 }
 
-/// Prepares a pipeline to judge new photographs, whose tables are published under a name.
-pub(super) fn inspector(
-    arguments: &PipelineArgs,
-    store: &Store,
-    pipeline: &Pipeline,
-    name: String,
-    device: &str,
-    stop: &Stop,
-) -> Result<Inspector> {
-    let settings = Settings { device: device.to_owned(), ..Settings::default() };
-    let workers = Workers::new(store, worker_program()?, vec![settings.clone()], default_threads(), stop);
-    let surroundings = Surroundings { name, workers, settings, stop: stop.clone() };
-    Ok(Inspector::open(store, pipeline, |values| arguments.load_with(values), surroundings)?)
+/// Prints what a run notes on a table.
+fn say_note(event: &Event) {
+    if let Event::Note { table, message } = event {
+        say(format!("{table}: {message}"));
+    }
 }
 
 /// Returns a verdict in words.

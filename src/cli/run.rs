@@ -1,9 +1,6 @@
 //! `vlmdiff run`
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
@@ -11,17 +8,18 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
-    EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan, progress::Progress, text::say,
+    EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan,
+    text::{lines, say},
 };
 use crate::{
+    driver::{Execution, Progress, device},
     engine::{
         Stop, run,
-        run::{Settings, Workers},
+        run::Executor,
         signals::ignores_hangup,
         source::Sources,
         store::{Store, history},
     },
-    models::device::{self, DeviceError},
 };
 
 /// Compute what is stale, table by table.
@@ -29,7 +27,8 @@ use crate::{
 #[command(after_help = "\
 Examples:
   vlmdiff run pipelines/folder.yaml --set images.root=photos --tag baseline
-  vlmdiff run pipelines/quickstart.yaml --target latents --dry-run")]
+  vlmdiff run pipelines/quickstart.yaml --target latents --dry-run
+  vlmdiff run pipelines/quickstart.yaml --store s3://bucket/store --cluster http://HOST:50050")]
 pub(super) struct Run {
     #[command(flatten)]
     pipeline: PipelineArgs,
@@ -43,6 +42,13 @@ pub(super) struct Run {
     /// one for each device.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
+    /// Compute on the executors of this scheduler in place of workers on this machine, which plans and publishes.
+    #[cfg(feature = "cluster")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["workers", "device"])]
+    cluster: Option<String>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    security: super::cluster::SecurityArgs,
     /// The number of threads, which the workers share and which stages without a worker use. Default: OMP_NUM_THREADS if
     /// it is set, else as many as the machine has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -77,11 +83,6 @@ pub(super) struct Run {
     quiet: bool,
 }
 
-/// Checks the name of a device, and that the machine has a driver for it. Returns the device that it stands for.
-pub(super) fn device(name: &str) -> Result<String, DeviceError> {
-    device::check(name).map(|()| device::on_this_machine(name).to_owned())
-}
-
 impl Run {
     pub(super) fn run(self) -> Result<u8> {
         let (pipeline, store) = self.pipeline.open()?;
@@ -91,26 +92,14 @@ impl Run {
             return plan::show(&pipeline, &store, &sources, &tables, &overrides, self.json);
         }
         let stop = Stop::default();
-        let threads = self.threads.map_or_else(default_threads, usize::from);
-        // This fails if a thread pool already exists, which is then used.
-        _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        let settings = self.settings();
-        let workers = Workers::new(&store, worker_program()?, settings.clone(), threads, &stop);
-        let mut progress = Progress::new(&tables, self.quiet);
+        let execution = self.execution();
+        execution.make_pool();
+        let executor = self.executor(&store, &execution, &stop)?;
+        let mut progress = Progress::new(&tables, lines(self.quiet));
         stop_at_signals(&store, &stop, &progress)?;
-        let options = run::Options {
-            settings: settings.into_iter().next().unwrap_or_default(),
-            task_rows: self.task_rows.map(|rows| rows as usize),
-            save_every: Duration::from_secs(self.save_every),
-            tables,
-            overrides,
-            stop,
-            verify: self.verify,
-            git_commit: git_commit(&self.pipeline.pipeline),
-            host: gethostname::gethostname().to_string_lossy().into_owned(),
-            device: self.device.join(","),
-        };
-        let summary = run::run(&pipeline, &store, &sources, &options, &workers, &mut |event| progress.show(event))?;
+        let options = execution.options(&self.pipeline.pipeline, tables, overrides, stop);
+        let options = run::Options { device: self.where_to(), ..options };
+        let summary = run::run(&pipeline, &store, &sources, &options, &*executor, &mut |event| progress.show(event))?;
         if let Some(tag) = &self.tag {
             let before = history::tag(&store, tag, &summary.run)?.filter(|before| *before != summary.run);
             if let Some(before) = before.filter(|_| !self.quiet) {
@@ -122,12 +111,37 @@ impl Run {
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
     }
 
-    /// Returns the settings of each worker, taking the devices in turn.
-    fn settings(&self) -> Vec<Settings> {
-        let count = self.workers.map_or(self.device.len(), usize::from);
-        let batch_size = self.batch_size.map(|rows| rows as usize);
-        let of = |device: &String| Settings { device: device.clone(), batch_size, verify: self.verify };
-        self.device.iter().cycle().take(count).map(of).collect()
+    fn execution(&self) -> Execution {
+        Execution {
+            devices: self.device.clone(),
+            workers: self.workers,
+            threads: self.threads,
+            batch_size: self.batch_size,
+            task_rows: self.task_rows,
+            save_every: Duration::from_secs(self.save_every),
+            verify: self.verify,
+        }
+    }
+
+    /// Returns what runs the tasks: workers on this machine, or a cluster.
+    fn executor(&self, store: &Store, execution: &Execution, stop: &Stop) -> Result<Box<dyn Executor>> {
+        #[cfg(feature = "cluster")]
+        if let Some(url) = &self.cluster {
+            let settings = execution.settings().into_iter().next().unwrap_or_default();
+            let security = self.security.read()?;
+            let cluster = crate::cluster::Cluster::connect(store, url, &security, &worker_program()?, settings, stop)?;
+            return Ok(Box::new(cluster));
+        }
+        Ok(Box::new(execution.workers(store, worker_program()?, stop)))
+    }
+
+    /// Returns the place of the tasks, for the log: the devices, or the cluster.
+    fn where_to(&self) -> String {
+        #[cfg(feature = "cluster")]
+        if let Some(url) = &self.cluster {
+            return url.clone();
+        }
+        self.device.join(",")
     }
 }
 
@@ -160,25 +174,7 @@ pub(super) async fn next(signals: &mut [Signal]) {
     futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
-/// Returns the number of threads that libraries of numbers are told to use, or else that of the machine.
-pub(super) fn default_threads() -> usize {
-    let told = std::env::var("OMP_NUM_THREADS").ok();
-    // The variable may hold a number for each level of nested loops.
-    let outermost = told.as_deref().and_then(|told| told.split(',').next()).and_then(|told| told.trim().parse().ok());
-    outermost
-        .filter(|threads| *threads > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
 /// Returns the path of the worker, which is built beside the driver.
 pub(super) fn worker_program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(format!("vlmdiff-worker{}", std::env::consts::EXE_SUFFIX)))
-}
-
-/// Returns the commit of the checkout with the pipeline file; `None` if there is none or git is not installed.
-fn git_commit(pipeline: &Path) -> Option<String> {
-    let folder = pipeline.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let output = std::process::Command::new("git").arg("-C").arg(folder).args(["rev-parse", "HEAD"]).output().ok()?;
-    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-    (output.status.success() && !commit.is_empty()).then_some(commit)
 }

@@ -10,11 +10,11 @@ use clap::Args;
 
 use super::{
     EXIT_DONE, EXIT_INTERRUPTED, PipelineArgs,
-    predict::inspector,
-    run::{device, next, signals},
+    run::{next, signals, worker_program},
     text::{print, say},
 };
 use crate::{
+    driver::{device, inspector},
     engine::{Stop, source::served_folder},
     serving::{Limits, Options, Server, Token},
     stages::KINDS,
@@ -75,7 +75,8 @@ impl Serve {
         let (pipeline, store) = self.pipeline.open()?;
         let name = self.name.clone().unwrap_or_else(|| format!("{}_serve", pipeline.name));
         let folder = self.folder.clone().unwrap_or_else(|| served_folder(&store.url, &name));
-        let inspector = inspector(&self.pipeline, &store, &pipeline, name, &self.device, &Stop::default())?;
+        let (named, program, stop) = (self.pipeline.named(), worker_program()?, Stop::default());
+        let inspector = inspector(&named, (&pipeline, &store), name, &self.device, program, &stop)?;
         let options = Options {
             listen: self.listen,
             queue: self.queue as usize,
@@ -93,7 +94,7 @@ impl Serve {
         }
         let _in_runtime = store.runtime().enter();
         let mut signals = signals()?;
-        let stop = async move {
+        let asked = async move {
             next(&mut signals).await;
             say("stopping: what was accepted is judged; a second signal ends the server at once");
             tokio::spawn(async move {
@@ -101,7 +102,7 @@ impl Serve {
                 std::process::exit(EXIT_INTERRUPTED.into());
             });
         };
-        server.run(stop, |address| {
+        server.run(asked, |address| {
             // A closed output does not end the server.
             let _ = print(format!("listening on http://{address}"));
         })?;

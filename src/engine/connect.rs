@@ -234,6 +234,15 @@ impl ObjectStore for Steady {
         stream::once(list).try_flatten().boxed()
     }
 
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Answer<ObjectMeta>> {
+        let (this, prefix, offset) = (self.clone(), prefix.cloned(), offset.clone());
+        let list = async move {
+            let list = || this.objects.list_with_offset(prefix.as_ref(), &offset).try_collect::<Vec<_>>();
+            this.steadily(list).await.map(|found| stream::iter(found.into_iter().map(Ok)))
+        };
+        stream::once(list).try_flatten().boxed()
+    }
+
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Answer<ListResult> {
         self.steadily(|| self.objects.list_with_delimiter(prefix)).await
     }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::engine::{
-    Digest, Error,
+    Digest, Error, Hasher,
     address::{expand_home, local_path},
 };
 
@@ -68,8 +68,42 @@ impl Secrets {
         pieces.into_iter().map(|(piece, _)| piece).collect()
     }
 
+    /// Returns the name of each variable with a digest of its value.
+    pub fn digests(&self) -> Vec<(String, Digest)> {
+        self.0.iter().map(|(name, value)| (name.clone(), digest_of_secret(value))).collect()
+    }
+
+    /// Takes values from the environment of this process in place of those with these names and digests.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the variables that are not set here, or have other values: rows that are computed with another
+    /// value would be recorded as those of the first.
+    pub fn from_environment(digests: &[(String, Digest)]) -> Result<Self, Error> {
+        let (mut found, mut wrong) = (Vec::new(), Vec::new());
+        for (name, digest) in digests {
+            match std::env::var(name).ok().filter(|value| digest_of_secret(value) == *digest) {
+                Some(value) => found.push((name.clone(), value)),
+                None => wrong.push(name.as_str()),
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(Self(found));
+        }
+        Err(Error::Input(format!(
+            "the environment lacks the value that the driver has for {}; secrets do not travel, so set the variable there too",
+            wrong.join(", ")
+        )))
+    }
+
+    /// Fills the values in where [`Secrets::hide_in`] left the names.
+    pub fn fill_in(&self, value: Value) -> Value {
+        let fill =
+            |text: String| self.0.iter().fold(text, |text, (name, value)| text.replace(&format!("${{{name}}}"), value));
+        self.in_value(value, &fill)
+    }
+
     /// Applies [`Secrets::hide`] to every text in a value.
-    pub(in crate::engine) fn hide_in(&self, value: Value) -> Value {
+    pub fn hide_in(&self, value: Value) -> Value {
         self.in_value(value, &|text| self.hide(text))
     }
 
@@ -89,6 +123,11 @@ impl Secrets {
             other => other,
         }
     }
+}
+
+/// Returns the digest by which two processes compare a secret without telling it.
+fn digest_of_secret(value: &str) -> Digest {
+    Hasher::new("secret").field(value.as_bytes()).finish()
 }
 
 impl Error {
@@ -133,6 +172,19 @@ mod tests {
         assert_eq!(identify("sk-1234"), identify("sk-1234"));
         assert_ne!(identify("sk-1234"), identify("sk-1235"));
         assert!(identify("sk-1234").starts_with("key=${TOKEN}(") && !identify("sk-1234").contains("1234"));
+    }
+
+    #[test]
+    fn hidden_values_are_filled_in_from_an_environment_with_the_same_ones() {
+        let path = std::env::var("PATH").unwrap();
+        let here = secrets(&[("PATH", &path)]);
+        let value = serde_json::json!({ "run": ["curl", format!("-H {path}")], "n": 1 });
+        let hidden = here.hide_in(value.clone());
+        assert!(!hidden.to_string().contains(&path));
+        let there = Secrets::from_environment(&here.digests()).unwrap();
+        assert_eq!((there.fill_in(hidden), &there), (value, &here));
+        let told = Secrets::from_environment(&secrets(&[("PATH", "another")]).digests()).unwrap_err().to_string();
+        assert!(told.contains("for PATH;") && !told.contains("another"), "{told}");
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! A request to stop. Running work is finished or saved, and the next run continues from there.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
+
+/// The interval at which waiting work asks for a request.
+const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// A request to stop, which clones share.
 #[derive(Clone, Default)]
@@ -30,6 +36,13 @@ impl Stop {
     /// Returns true if a stop was requested.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a stop is requested.
+    pub async fn requested(&self) {
+        while !self.is_requested() {
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     /// Calls `tell` at the request, for threads that wait for something else.

@@ -11,6 +11,7 @@ mod aggregate;
 mod batches;
 mod catalog;
 mod complete;
+mod foreign;
 mod history;
 pub mod output;
 mod parameters;
@@ -28,7 +29,7 @@ use std::{
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{
-        CatalogProvider, SchemaProvider,
+        CatalogProvider, SchemaProvider, TableProvider,
         memory::{MemoryCatalogProvider, MemoryCatalogProviderList},
     },
     error::DataFusionError,
@@ -55,10 +56,11 @@ use self::{
     batches::rows_at_a_time,
     catalog::{CATALOG, Lazy, OfPipeline, PartsRead},
     complete::Names,
+    foreign::Foreign,
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
-    Error, Result, or_none,
+    Error, Result, Stop, or_none,
     pipeline::check_length,
     store::{Manifest, Store, last_pipeline},
 };
@@ -105,6 +107,7 @@ pub struct Session {
     writes: bool,
     bounds: Option<Bounds>,
     ends_at_interrupt: bool,
+    stop: Option<Stop>,
 }
 
 impl std::fmt::Debug for Session {
@@ -150,7 +153,8 @@ impl Session {
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
         let store = store.clone();
-        Ok(Self { context, store, pipeline: default, read, writes: false, bounds, ends_at_interrupt: false })
+        let (writes, ends_at_interrupt, stop) = (false, false, None);
+        Ok(Self { context, store, pipeline: default, read, writes, bounds, ends_at_interrupt, stop })
     }
 
     /// Permits statements that make tables of this session and write files. Published tables stay as they are.
@@ -161,6 +165,32 @@ impl Session {
     /// Makes an interrupt signal end a statement with [`Error::Interrupted`] instead of ending the process.
     pub fn end_at_interrupt(self) -> Self {
         Self { ends_at_interrupt: true, ..self }
+    }
+
+    /// Makes a request to stop end a statement with [`Error::Interrupted`].
+    pub fn end_at(self, stop: &Stop) -> Self {
+        Self { stop: Some(stop.clone()), ..self }
+    }
+
+    /// Returns the pipeline to which bare table names refer.
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    /// Returns the names of the tables that bare names can mean.
+    pub fn tables(&self) -> Vec<String> {
+        let schema = self.context.catalog(CATALOG).and_then(|catalog| catalog.schema(&self.pipeline));
+        schema.map(|schema| schema.table_names()).unwrap_or_default()
+    }
+
+    /// Returns the rows of a query as a table for sessions of other programs that have DataFusion, such as Python's. This
+    /// session computes them.
+    pub fn table(&self, query: &str) -> Result<Arc<dyn TableProvider>> {
+        check_length(query).map_err(Error::Input)?;
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = self.store.runtime().block_on(self.context.sql_with_options(query, options));
+        let view = frame.map_err(|error| self.wrong(error, query))?.into_view();
+        Ok(Arc::new(Foreign::new(view, &self.context, &self.store)))
     }
 
     /// Runs one statement to its end.
@@ -177,15 +207,16 @@ impl Session {
     pub fn answer(&self, sql: &str) -> Result<Answer<'_>> {
         check_length(sql).map_err(Error::Input)?;
         let _in_runtime = self.store.runtime().enter();
-        let mut interrupt = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
+        let signal = self.ends_at_interrupt.then(|| signal(SignalKind::interrupt())).transpose()?;
+        let mut ends = Ends { signal, stop: self.stop.clone() };
         let begin = async {
             let plan = self.plan(sql).await?;
             let schema: SchemaRef = Arc::new(plan.schema().as_arrow().clone());
             Ok((schema, self.executable(&plan).await?.start()?))
         };
-        let begun = self.store.runtime().block_on(unless(&mut interrupt, begin)).ok_or(Error::Interrupted)?;
+        let begun = self.store.runtime().block_on(unless(&mut ends, begin)).ok_or(Error::Interrupted)?;
         let (schema, rows) = begun.map_err(|error| self.wrong(error, sql))?;
-        Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, interrupt })
+        Ok(Answer { session: self, sql: sql.to_owned(), schema, rows, ends })
     }
 
     /// Plans a statement. One that makes something in the session is executed.
@@ -302,7 +333,13 @@ pub struct Answer<'a> {
     /// Their schema.
     pub schema: SchemaRef,
     rows: SendableRecordBatchStream,
-    interrupt: Option<Signal>,
+    ends: Ends,
+}
+
+/// What ends a statement before its last row.
+struct Ends {
+    signal: Option<Signal>,
+    stop: Option<Stop>,
 }
 
 impl std::fmt::Debug for Answer<'_> {
@@ -314,20 +351,19 @@ impl std::fmt::Debug for Answer<'_> {
 impl Answer<'_> {
     /// Returns the next rows, or `None` at the end.
     pub fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let Self { session, sql, rows, interrupt, .. } = self;
-        let next = session.store.runtime().block_on(unless(interrupt, rows.next())).ok_or(Error::Interrupted)?;
+        let Self { session, sql, rows, ends, .. } = self;
+        let next = session.store.runtime().block_on(unless(ends, rows.next())).ok_or(Error::Interrupted)?;
         next.transpose().map_err(|error| session.wrong(error, sql))
     }
 }
 
-/// Does some work; `None` if a signal arrives before it is done.
-async fn unless<T>(signal: &mut Option<Signal>, work: impl Future<Output = T>) -> Option<T> {
-    match signal {
-        None => Some(work.await),
-        Some(signal) => tokio::select! {
-            done = work => Some(done),
-            _ = signal.recv() => None,
-        },
+/// Does some work; `None` if it is ended before it is done.
+async fn unless<T>(ends: &mut Ends, work: impl Future<Output = T>) -> Option<T> {
+    let Ends { signal, stop } = ends;
+    tokio::select! {
+        done = work => Some(done),
+        Some(_) = async { signal.as_mut()?.recv().await } => None,
+        Some(()) = async { Some(stop.as_ref()?.requested().await) } => None,
     }
 }
 

@@ -217,6 +217,10 @@ impl Stage for Command {
         &["files"]
     }
 
+    fn is_bound(&self) -> bool {
+        true
+    }
+
     fn makes(&self) -> Output {
         self.makes
     }

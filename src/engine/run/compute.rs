@@ -40,7 +40,8 @@ impl Computation<'_, '_> {
     ) -> Result<Vec<Entry>> {
         let table = work.table;
         let in_driver;
-        let executor: &dyn Executor = match table.kind.opened_here(&*table.stage) {
+        let open = table.kind.opened_here(&*table.stage).filter(|_| !self.workers.takes(work));
+        let executor: &dyn Executor = match open {
             Some(open) => {
                 let settings = self.options.settings.clone();
                 in_driver = InProcess::new(self.store.clone(), self.options.stop.clone(), settings, open);
@@ -66,7 +67,9 @@ impl Computation<'_, '_> {
                     Ok(())
                 }
                 Update::Lost { death: how, .. } => {
-                    self.log.say(&table.name, format!("the worker died ({}); its rows go to another", how.status));
+                    if death.as_ref().is_none_or(|before: &Death| before.status != how.status) {
+                        self.log.say(&table.name, format!("the worker died ({}); its rows go to another", how.status));
+                    }
                     death = Some(how);
                     Ok(())
                 }

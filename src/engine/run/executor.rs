@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{
     Result,
+    plan::TableWork,
     stage::{Report, Task},
     store::Entry,
 };
@@ -71,6 +72,12 @@ pub struct Death {
 pub trait Executor: Sync {
     /// Returns the number of tasks that run at once.
     fn slots(&self) -> usize;
+
+    /// Returns true if the executor takes this work although the driver could do it too. By default the driver does what it
+    /// can.
+    fn takes(&self, _work: &TableWork<'_>) -> bool {
+        false
+    }
 
     /// Runs tasks to their ends.
     fn run(

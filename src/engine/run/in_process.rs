@@ -48,6 +48,11 @@ impl Runner {
         sink.finish()
     }
 
+    /// Drops the operator.
+    pub(super) fn close(&mut self) {
+        self.opened = None;
+    }
+
     fn context(&self, job: &Job) -> Result<Context> {
         let all = job.input_schemas.iter().map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
         let all: BTreeMap<String, SchemaRef> = all.collect::<Result<_>>()?;

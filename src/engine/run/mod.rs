@@ -8,6 +8,7 @@ mod log;
 mod message;
 mod options;
 mod serve;
+mod single;
 mod tasks;
 #[cfg(test)]
 pub(in crate::engine) mod toys;
@@ -19,4 +20,5 @@ pub use executor::{Death, Executor, Settings, Update};
 pub use in_process::InProcess;
 pub use options::{Options, Summary};
 pub use serve::serve;
+pub use single::Single;
 pub use workers::Workers;

@@ -72,7 +72,10 @@ impl Worker {
         command.envs(variables.filter(|(name, _)| std::env::var_os(name).is_none()));
         let mut child = command.spawn().map_err(|e| {
             let program = self.program.display();
-            Error::Worker(format!("cannot start {program}: {e}; it is built beside vlmdiff by `cargo build`"))
+            Error::Worker(format!(
+                "cannot start {program}: {e}; `cargo build` builds it beside vlmdiff, and Python finds one elsewhere by \
+                 VLMDIFF_WORKER"
+            ))
         })?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(stdin), Some(stdout)) => {

@@ -76,6 +76,12 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         false
     }
 
+    /// Returns true if the stage depends on more of a machine than the files that it names, such as the programs there. The
+    /// driver then runs it if it can.
+    fn is_bound(&self) -> bool {
+        false
+    }
+
     /// Returns advice for the case that memory runs out.
     fn memory_advice(&self) -> &'static str {
         "lower --batch-size or --task-rows"

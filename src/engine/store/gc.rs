@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     history::{self, Run},
+    jobs::JobFolder,
     manifest::{Entry, Manifest, RowError},
     objects::{Object, Store},
     published::{parse_version, version_name},
@@ -37,6 +38,8 @@ pub struct Garbage {
     pub states: Heap,
     /// Files of a local store that a killed process was writing.
     pub half_written: Heap,
+    /// Objects of jobs whose drivers were killed.
+    pub jobs: Heap,
     /// Stages whose results were kept because a run works on them.
     pub in_use: usize,
     /// Objects that nothing reaches, kept because they are young: a failed, killed or running run may go on from them.
@@ -82,6 +85,7 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
     collector.states()?;
     collector.contents()?;
     collector.half_written(began)?;
+    collector.jobs(began)?;
     Ok(collector.garbage)
 }
 
@@ -335,6 +339,21 @@ impl Collector<'_> {
                 self.garbage.half_written.bytes += object.bytes;
                 if !self.dry_run {
                     self.store.remove_half_written(&object)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of jobs. A driver removes its own, and writes to it as long as it runs. Whether one on another
+    /// machine runs is not known, so a job is kept for a day after the last write.
+    fn jobs(&mut self, began: u64) -> Result<()> {
+        for (job, (count, bytes, youngest)) in self.store.jobs()? {
+            if youngest < began.saturating_sub(REMOTE_MARGIN) {
+                self.garbage.jobs.count += count;
+                self.garbage.jobs.bytes += bytes;
+                if !self.dry_run {
+                    JobFolder::new(self.store, &job).remove()?;
                 }
             }
         }

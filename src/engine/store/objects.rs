@@ -12,6 +12,7 @@
 //! unfinished/PIPELINE/TABLE.json    the rows so far of a table that a run is making
 //! runs/RUN.jsonl                    the events of a run
 //! tags/TAG.json                     a name for a run
+//! jobs/JOB/…                        work that executors on other machines take, and their answers, while it runs
 //! locks/KEY                         held by the process that works on a stage's results; local stores only
 //! ```
 //!

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::IsTerminal,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
-use super::text::{count, say, width};
+use super::words::{count, width};
 use crate::{engine::store::Event, query::output::printable};
 
 /// The interval at which the progress of a long table is printed if there are no bars.
@@ -17,16 +17,36 @@ const SAY_EVERY: Duration = Duration::from_secs(15);
 const BAR: std::ops::RangeInclusive<usize> = 8..=32;
 const WORDS: std::ops::RangeInclusive<usize> = 20..=48;
 
-/// Shows the events of a run on standard error.
-pub(super) struct Progress {
-    quiet: bool,
+/// The way in which lines about a run are shown.
+#[derive(Clone)]
+pub struct Lines {
+    /// Shows a line; `None` if nothing is shown.
+    say: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    /// True if standard error is a terminal, on which bars are drawn.
+    terminal: bool,
+}
+
+impl Lines {
+    /// Shows lines by `say`, which may be called from any thread; with `terminal` there are bars on standard error too.
+    pub fn new(terminal: bool, say: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { say: Some(Arc::new(say)), terminal }
+    }
+
+    /// Shows nothing.
+    pub fn none() -> Self {
+        Self { say: None, terminal: false }
+    }
+}
+
+/// Shows the events of a run.
+pub struct Progress {
+    lines: Lines,
     /// The width of the column of table names.
     width: usize,
     /// The number of tables of the run.
     total: usize,
     /// The tables that the run has reached.
     reached: BTreeSet<String>,
-    terminal: bool,
     bars: MultiProgress,
     /// The tables that are being made.
     tables: BTreeMap<String, Making>,
@@ -93,30 +113,29 @@ impl Making {
 
 impl Progress {
     /// Makes the display of a run of these tables.
-    pub(super) fn new(tables: &BTreeSet<String>, quiet: bool) -> Self {
+    pub fn new(tables: &BTreeSet<String>, lines: Lines) -> Self {
         Self {
-            quiet,
+            lines,
             width: width(tables),
             total: tables.len(),
             reached: BTreeSet::new(),
-            terminal: std::io::stderr().is_terminal(),
             bars: MultiProgress::new(),
             tables: BTreeMap::new(),
         }
     }
 
     /// Returns a function that prints a line above the bars, from any thread.
-    pub(super) fn speaker(&self) -> impl Fn(&str) + Send + 'static {
-        let (bars, quiet) = (self.bars.clone(), self.quiet);
+    pub fn speaker(&self) -> impl Fn(&str) + Send + 'static {
+        let (bars, say) = (self.bars.clone(), self.lines.say.clone());
         move |line| {
-            if !quiet {
+            if let Some(say) = &say {
                 bars.suspend(|| say(line));
             }
         }
     }
 
     fn line(&self, table: &str, text: &str) {
-        self.bars.suspend(|| say(format!("{table:<width$}  {text}", width = self.width)));
+        self.speaker()(&format!("{table:<width$}  {text}", width = self.width));
     }
 
     /// Returns the place of a table among those of the run: `2/10`.
@@ -125,8 +144,9 @@ impl Progress {
         format!("{}/{}", self.reached.len(), self.total)
     }
 
-    pub(super) fn show(&mut self, event: &Event) {
-        if self.quiet {
+    /// Shows an event.
+    pub fn show(&mut self, event: &Event) {
+        if self.lines.say.is_none() {
             return;
         }
         match event {
@@ -152,7 +172,7 @@ impl Progress {
                     "to compute".to_owned()
                 };
                 self.line(table, &format!("{what}{why}"));
-                let bar = (self.terminal && *stale > 0).then(|| self.bar(table, &place, *stale));
+                let bar = (self.lines.terminal && *stale > 0).then(|| self.bar(table, &place, *stale));
                 let making = Making { bar, bytes: 0, work: None, figure: String::new(), said: Instant::now() };
                 self.tables.insert(table.clone(), making);
             }
@@ -203,7 +223,7 @@ impl Progress {
                 } else {
                     HumanDuration(Duration::from_secs_f64(*seconds)).to_string()
                 };
-                say(format!("done in {time}"));
+                self.speaker()(&format!("done in {time}"));
             }
         }
     }

@@ -1,0 +1,93 @@
+//! Verdicts on new photographs, by a pipeline that has run.
+
+use std::{io, path::PathBuf};
+
+use serde_json::json;
+
+use super::{NamedPipeline, default_threads};
+use crate::{
+    engine::{
+        Result, Stop,
+        pipeline::Pipeline,
+        run::{Settings, Workers},
+        source::Sources,
+        store::{Event, Store},
+    },
+    inspect::{Inspector, Named, Photograph, Surroundings, Verdict, named},
+};
+
+/// What was found of photographs.
+#[derive(Debug, Default)]
+pub struct Predicted {
+    /// The verdicts, by photograph.
+    pub verdicts: Vec<Verdict>,
+    /// The photographs that could not be fetched, read or judged, with the reasons.
+    pub failed: Vec<(String, String)>,
+}
+
+impl Predicted {
+    /// Returns a JSON object for each photograph; `model` is the digest of that by which they were judged.
+    pub fn json(&self, model: &str) -> Result<Vec<String>> {
+        let mut rows = Vec::new();
+        for verdict in &self.verdicts {
+            rows.push(serde_json::to_string(verdict).map_err(io::Error::from)?);
+        }
+        for (id, message) in &self.failed {
+            rows.push(json!({ "image_id": id, "error": message, "model": model }).to_string());
+        }
+        Ok(rows)
+    }
+}
+
+/// Prepares a pipeline of a store to judge new photographs. Their tables are published under `name`; `program` is the path
+/// of `vlmdiff-worker`.
+pub fn inspector(
+    named: &NamedPipeline,
+    (pipeline, store): (&Pipeline, &Store),
+    name: String,
+    device: &str,
+    program: PathBuf,
+    stop: &Stop,
+) -> Result<Inspector> {
+    let settings = Settings { device: device.to_owned(), ..Settings::default() };
+    let workers = Workers::new(store, program, vec![settings.clone()], default_threads(), stop);
+    let surroundings = Surroundings { name, workers, settings, stop: stop.clone() };
+    Inspector::open(store, pipeline, |values| named.load_with(values), surroundings)
+}
+
+/// Judges the photographs that paths and URLs name: files, all pictures of folders, and those that manifests list. `class`
+/// gives the class of a photograph from that in its manifest, which may be absent; `listen` is called with each event of the
+/// run.
+pub fn predict(
+    inspector: &Inspector,
+    names: &[PathBuf],
+    class: &dyn Fn(Option<&str>) -> Result<String>,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Predicted> {
+    let folder = tempfile::tempdir()?;
+    let Named { photographs, failed } = named(names, class, folder.path(), &Sources::default())?;
+    let mut predicted = judge(inspector, &photographs, listen)?;
+    predicted.failed.splice(..0, failed);
+    Ok(predicted)
+}
+
+/// Judges photographs. `listen` is called with each event of the run.
+pub fn judge(
+    inspector: &Inspector,
+    photographs: &[Photograph],
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Predicted> {
+    let mut predicted = Predicted::default();
+    if photographs.is_empty() {
+        return Ok(predicted);
+    }
+    let judged = inspector.judge(photographs, listen)?;
+    let (mut regions, mut nearest) = (judged.regions()?, judged.nearest()?);
+    for decision in &judged.decisions {
+        let regions = regions.as_mut().map(|found| found.remove(&decision.image_id).unwrap_or_default());
+        let nearest = nearest.remove(&decision.image_id);
+        predicted.verdicts.push(Verdict::new(decision, inspector.model(), regions, nearest));
+    }
+    predicted.failed.extend(judged.failed.iter().map(|error| (error.id.clone(), error.about_id())));
+    Ok(predicted)
+}
