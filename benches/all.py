@@ -44,6 +44,7 @@ def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
         "flight": ("SQL to other programs", script("flight", *small("--rows", "20000", "-n", "1", "--clients", "8", "--seconds", "6"))),
         "cluster": ("Workers and a cluster", script("cluster", *small("--quick", "--rounds", "1"))),
         "ingest": ("Photographs into tensors", script("ingest", *small("-n", "1", "--images", "40"))),
+        "scale": ("Up to 1,000 workers and 10⁸ rows, simulated", script("scale", *small("--rows", "100000"))),
         "listing": ("The listing of a large data set", script("listing", *small("-n", "1", "--images", "3000"))),
     }
 

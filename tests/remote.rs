@@ -275,6 +275,49 @@ fn parts_are_fetched_once() {
 }
 
 #[test]
+fn light_columns_of_large_parts_are_read_without_pictures() {
+    const LARGE: u64 = 1 << 20;
+    let remote = Remote::new(|_, _| None);
+    let run = |caption: &str| {
+        let captions = format!("captions.default={caption}");
+        let sets = ["--set", "images.size=768", "--set", &captions];
+        remote.vlmdiff(&[&["run", "pipeline.yaml", "--quiet"][..], &sets].concat());
+    };
+    run("nothing");
+    let pictures: Vec<_> =
+        remote.server.objects("parts").into_iter().filter(|(_, part)| part.len() as u64 > LARGE).collect();
+    assert!(!pictures.is_empty(), "no part is large");
+    let large: u64 = pictures.iter().map(|(_, part)| part.len() as u64).sum();
+    let fetched = || -> u64 { remote.copies().iter().map(|copy| copy.metadata().unwrap().len()).sum() };
+    let forget = || fs::remove_dir_all(remote.lab.path("cache")).unwrap();
+    let labels = || remote.vlmdiff(&["sql", "select image_id, label from images order by 1", "--format", "csv"]);
+    let expected = labels();
+
+    forget();
+    run("something");
+    assert!(fetched() < large / 4, "a run that reads captions fetched {} of {large} bytes", fetched());
+    forget();
+    assert_eq!(labels(), expected);
+    assert!(fetched() < large / 4, "a query of labels fetched {} of {large} bytes", fetched());
+
+    // A changed byte is noticed by whoever reads it, here in the footer.
+    let (name, mut part) = pictures.into_iter().next().unwrap();
+    let near_end = part.len() - 9;
+    part[near_end] ^= 1;
+    remote.server.with_bucket(async |bucket| _ = bucket.put(&name.into(), part.into()).await.unwrap());
+    forget();
+    run("nothing more");
+    assert_eq!(labels(), expected);
+    let captions = remote.vlmdiff(&[
+        "sql",
+        "select distinct caption from captions where caption like 'nothing%'",
+        "--format",
+        "csv",
+    ]);
+    assert_eq!(captions, "caption\nnothing more\n");
+}
+
+#[test]
 fn two_concurrent_runs_lose_no_publication() {
     let remote = Remote::new(seeded(3, 8));
     let runs = [1, 2].map(|_| remote.command(&["run", "pipeline.yaml", "--quiet"]).spawn().unwrap());

@@ -2,7 +2,10 @@
 //! their bytes.
 //!
 //! An object is fetched once, whole, and checked against its name. From then on it is served from a folder of this
-//! machine, to every process and for every store. The folder may be deleted at any time.
+//! machine, to every process and for every store. The folder may be deleted at any time. Of a large part of which only a
+//! few columns are read, the bytes around these are fetched (`ranges`).
+
+mod ranges;
 
 use std::{
     collections::HashMap,
@@ -19,13 +22,18 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, memory::InMemory,
     path::Path,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
+pub(in crate::engine) use self::ranges::SMALL;
 use super::checked::digest_in;
 use crate::engine::{
     Digest, Mismatch,
     source::{cache_folder, make_private},
 };
+
+/// The number of parts that are fetched whole at a time for readers of ranges. Of ranges many more are read at a time, and
+/// a part is in memory until it is written to the folder.
+const WHOLE: usize = 8;
 
 /// A remote store with its immutable objects kept in a local folder.
 #[derive(Debug)]
@@ -35,6 +43,10 @@ pub(in crate::engine) struct Cached {
     local: LocalFileSystem,
     /// The sizes of the copies that this process has fetched or checked.
     sizes: Mutex<HashMap<Path, Arc<OnceCell<u64>>>>,
+    /// The parts of which the beginning was fetched, for a reader of a range.
+    begun: Mutex<HashMap<Path, Arc<OnceCell<()>>>>,
+    /// The turns of readers of ranges at parts that are fetched whole.
+    turns: Semaphore,
 }
 
 /// An immutable object: its place in the store, its place in the folder of copies, and the digest of its bytes.
@@ -65,7 +77,8 @@ impl Cached {
         };
         make_private(&folder).map_err(|e| named(&e))?;
         let local = LocalFileSystem::new_with_prefix(&folder).map_err(|e| named(&e))?;
-        Ok(Self { remote, prefix, local, sizes: Mutex::default() })
+        let (sizes, begun, turns) = (Mutex::default(), Mutex::default(), Semaphore::new(WHOLE));
+        Ok(Self { remote, prefix, local, sizes, begun, turns })
     }
 
     fn immutable<'a>(&self, location: &'a Path) -> Option<Immutable<'a>> {
@@ -76,6 +89,10 @@ impl Cached {
 
     fn checked(&self) -> MutexGuard<'_, HashMap<Path, Arc<OnceCell<u64>>>> {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begun(&self) -> MutexGuard<'_, HashMap<Path, Arc<OnceCell<()>>>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that there is a copy, which is checked at its first use in this process. If the disk is full, the
@@ -140,7 +157,15 @@ impl ObjectStore for Cached {
         let Some(object) = self.immutable(location).filter(|_| !options.head) else {
             return self.remote.get_opts(location, options).await;
         };
+        let mut turn = None;
+        if let Some(range) = &options.range {
+            if let Some(found) = self.range(&object, range).await {
+                return Ok(found);
+            }
+            turn = self.turns.acquire().await.ok();
+        }
         let fetched = self.fetch(&object).await?;
+        drop(turn);
         if let Ok(found) = self.read(&object, fetched, options.clone()).await {
             return Ok(found);
         }

@@ -41,6 +41,11 @@ pub(in crate::engine) const IMMUTABLE: [&str; 3] = ["parts", "blobs", "computed"
 /// The extension of the file with the groups of an object, which lies beside it.
 pub(in crate::engine) const GROUPS: &str = "groups";
 
+/// Returns the name of the groups beside a part.
+pub(in crate::engine) fn groups_name(part: Digest) -> String {
+    format!("parts/{part}.{GROUPS}")
+}
+
 /// Returns the digest that names an immutable object, below the store's prefix.
 pub(in crate::engine) fn digest_in(folder: &str, file: &str) -> Option<Digest> {
     let (name, ending) = file.split_once('.').unwrap_or((file, ""));

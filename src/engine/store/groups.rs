@@ -71,17 +71,20 @@ impl Groups {
         self.size.to_le_bytes().into_iter().chain(self.values.iter().flatten().copied()).collect()
     }
 
-    /// Reads the groups from the content of such a file; `None` if they are not those of an object of this size and
-    /// digest.
-    pub(in crate::engine) fn from_bytes(bytes: &[u8], size: u64, digest: Digest) -> Option<Self> {
-        let (stated, values) = bytes.split_first_chunk::<8>()?;
+    /// Reads the groups from the content of such a file; `None` if they are not those of an object of this digest. The
+    /// digest does not cover the number of bytes in the last group: if the size is wrong, that group fits no bytes.
+    pub(in crate::engine) fn read(bytes: &[u8], digest: Digest) -> Option<Self> {
+        let (size, values) = bytes.split_first_chunk::<8>()?;
+        let size = u64::from_le_bytes(*size);
         let (values, rest) = values.as_chunks::<32>();
         let groups = Self { size, values: values.to_vec() };
-        let is_whole = u64::from_le_bytes(*stated) == size
-            && size > GROUP
-            && rest.is_empty()
-            && groups.values.len() as u64 == size.div_ceil(GROUP);
+        let is_whole = size > GROUP && rest.is_empty() && groups.values.len() as u64 == size.div_ceil(GROUP);
         (is_whole && groups.digest() == digest).then_some(groups)
+    }
+
+    /// Does as [`Groups::read`]; `None` also for an object of another size.
+    pub(in crate::engine) fn from_bytes(bytes: &[u8], size: u64, digest: Digest) -> Option<Self> {
+        Self::read(bytes, digest).filter(|groups| groups.size == size)
     }
 }
 

@@ -16,6 +16,7 @@ mod order;
 mod parquet;
 mod preview;
 mod published;
+mod remote_part;
 mod sealed;
 mod stored_columns;
 mod verify;

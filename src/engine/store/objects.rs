@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! parts/DIGEST.parquet              an immutable piece of a table
-//! parts/DIGEST.groups               hashes of a large part's groups of bytes; computed again if missing
+//! parts/DIGEST.groups               hashes of a large part's groups of bytes; computed again if missing, in a remote store
+//!                                   when the part is written again
 //! blobs/DIGEST                      bytes that a table names: weights, optimiser state
 //! computed/STAGE/ENTRY.rows         parts that a stage has computed, with the key of each row
 //! computed/STAGE/ENTRY.merged       the same for rows that were rewritten; names the records that it replaces
@@ -35,10 +36,11 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::{
-    cache::Cached,
-    checked::{Checked, GROUPS, Opened, Part},
+    cache::{Cached, SMALL},
+    checked::{Checked, GROUPS, Opened, Part, groups_name},
     groups::Groups,
     manifest::Entry,
+    remote_part::RemotePart,
 };
 use crate::engine::{
     Digest, Error, Result,
@@ -48,7 +50,7 @@ use crate::engine::{
 };
 
 /// The number of objects that are read concurrently.
-const READS: usize = 32;
+const READS: usize = 64;
 
 /// The file name extension of a record.
 const ROWS: &str = "rows";
@@ -372,10 +374,11 @@ impl Store {
     /// Stores a Parquet file under its digest, as [`Store::put_blob`] does.
     pub fn put_part(&self, bytes: Bytes) -> Result<Digest> {
         let (digest, groups) = Groups::of(&bytes);
+        // A small remote part needs no groups, because it is fetched and checked whole.
+        let has_groups = self.folder.is_some() || bytes.len() as u64 > SMALL;
         self.put(&part_name(digest), bytes)?;
-        // A remote part needs no groups, because it is fetched and checked whole.
-        if let (Some(groups), Some(_)) = (groups, &self.folder) {
-            self.put(&format!("parts/{digest}.{GROUPS}"), groups.to_bytes())?;
+        if let Some(groups) = groups.filter(|_| has_groups) {
+            self.put(&groups_name(digest), groups.to_bytes())?;
         }
         Ok(digest)
     }
@@ -398,6 +401,11 @@ impl Store {
         }
     }
 
+    /// Returns a part of a remote store, of which ranges can be read.
+    pub(in crate::engine) fn remote_part(&self, part: Digest) -> RemotePart {
+        RemotePart::new(self.objects.clone(), self.part_path(part))
+    }
+
     fn whole(&self, digest: Digest, name: &str, what: &str) -> Result<Bytes> {
         match self.get(name) {
             Ok(Some(bytes)) => Ok(bytes),
@@ -410,7 +418,7 @@ impl Store {
     /// Removes a part that no record and no manifest names any more.
     pub(in crate::engine) fn delete_part(&self, part: Digest) -> Result<()> {
         self.delete(&part_name(part))?;
-        self.delete(&format!("parts/{part}.{GROUPS}"))
+        self.delete(&groups_name(part))
     }
 
     /// Returns the size of a part or blob in bytes; `None` if it does not exist.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
@@ -16,8 +17,12 @@ use arrow::{
     datatypes::{DataType, FieldRef, Schema, SchemaRef},
 };
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use parquet::{
-    arrow::{ArrowWriter, ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::{
+        ArrowWriter, ParquetRecordBatchStreamBuilder, ProjectionMask,
+        arrow_reader::{ArrowReaderBuilder, ParquetRecordBatchReaderBuilder},
+    },
     basic::{Compression, ZstdLevel},
     errors::ParquetError,
     file::{
@@ -31,9 +36,13 @@ use rayon::prelude::*;
 use super::{
     manifest::{PartRef, runs, selection},
     objects::Store,
-    stored_columns::is_heavy,
+    remote_part::RemotePart,
+    stored_columns::{has_heavy, is_heavy},
 };
-use crate::engine::{Digest, Error, Result};
+use crate::engine::{Digest, Error, Mismatch, Result};
+
+/// The number of parts whose light columns are fetched at a time.
+const LIGHT_READS: usize = 64;
 
 /// Encodes a batch as a Parquet file with all rows in one row group.
 pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
@@ -119,7 +128,24 @@ fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
 
 /// Decodes columns of a part, in the given order. `chosen` are the runs of rows to return; `None` means all.
 fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
-    let mut builder = ParquetRecordBatchReaderBuilder::try_new(part)?;
+    let (builder, read_schema) = reading(ParquetRecordBatchReaderBuilder::try_new(part)?, columns, chosen)?;
+    let batches = builder.build()?.collect::<Result<Vec<_>, _>>()?;
+    in_order_of(columns, &read_schema, batches)
+}
+
+/// Does as [`decode`] for light columns of a part in a remote store, whose other columns are not fetched.
+async fn decode_remote(part: RemotePart, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
+    let (builder, read_schema) = reading(ParquetRecordBatchStreamBuilder::new(part).await?, columns, chosen)?;
+    let batches = builder.build()?.try_collect::<Vec<_>>().await?;
+    in_order_of(columns, &read_schema, batches)
+}
+
+/// Makes a reader return chosen rows of columns, and returns it with the schema of its batches.
+fn reading<T>(
+    mut builder: ArrowReaderBuilder<T>,
+    columns: &[String],
+    chosen: Option<&[(u64, u64)]>,
+) -> Result<(ArrowReaderBuilder<T>, SchemaRef)> {
     let schema = builder.schema().clone();
     let total = builder.metadata().file_metadata().num_rows() as usize;
     let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
@@ -132,13 +158,14 @@ fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&
         let (groups, runs, rows) = in_row_groups(sizes, runs);
         builder = builder.with_row_groups(groups).with_row_selection(selection(&runs, rows));
     }
-    let reader = builder.build()?;
-    let read_schema = Arc::new(Schema::new(reader_fields(&schema, &roots)));
-    let batches = reader.collect::<Result<Vec<_>, _>>()?;
-    let batch = concat_batches(
-        &read_schema,
-        batches.iter().map(|b| b.clone().with_schema(read_schema.clone())).collect::<Result<Vec<_>, _>>()?.iter(),
-    )?;
+    Ok((builder, Arc::new(Schema::new(reader_fields(&schema, &roots)))))
+}
+
+/// Returns batches as one, with its columns in the given order.
+fn in_order_of(columns: &[String], read_schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
+    let with_schema = |batch: RecordBatch| batch.with_schema(read_schema.clone());
+    let batches = batches.into_iter().map(with_schema).collect::<Result<Vec<_>, _>>()?;
+    let batch = concat_batches(read_schema, &batches)?;
     let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
     Ok(batch.project(&order)?)
 }
@@ -194,7 +221,7 @@ pub(in crate::engine) fn gather(
         rows.dedup();
         found.extend(rows.iter().enumerate().map(|(i, row)| ((part, *row), (batches.len(), i))));
         let part = parts[part as usize];
-        batches.push(read_part(store, part, columns, Some(&runs(&rows)))?.with_schema(schema.clone())?);
+        batches.push(read_part(store, part, columns, schema, Some(&runs(&rows)))?);
     }
     match batches.as_slice() {
         [] => Ok(RecordBatch::new_empty(schema.clone())),
@@ -209,38 +236,97 @@ pub(in crate::engine) fn gather(
 
 /// Reads all chosen rows of a table, in the order of its parts.
 pub fn read_table(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<RecordBatch> {
-    let read =
-        |part: &PartRef| Ok(read_part(store, part.part, columns, part.chosen.as_deref())?.with_schema(schema.clone())?);
-    let batches = parts.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+    let read = |part: &PartRef| read_part(store, part.part, columns, schema, part.chosen.as_deref());
+    let batches = if store.folder.is_none() && !has_heavy(schema) {
+        read_light(store, parts, columns, schema)?
+    } else {
+        parts.par_iter().map(read).collect::<Result<Vec<_>>>()?
+    };
     Ok(concat_batches(schema, &batches)?)
 }
 
-/// Reads columns of a part. The bytes of other columns are not read from this machine's disk; all bytes that are read
-/// are checked.
-fn read_part(store: &Store, part: Digest, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
-    let Some(opened) = store.local_part(part)? else {
-        return in_part(part, || decode(store.part(part)?, columns, chosen));
+/// Reads chosen rows of light columns from parts of a remote store, many parts at a time, because each of them is mostly
+/// waited for.
+fn read_light(store: &Store, parts: &[PartRef], columns: &[String], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+    let columns: Arc<[String]> = columns.into();
+    let runtime = store.runtime();
+    let read = |part: &PartRef| {
+        let (digest, remote, columns, chosen) =
+            (part.part, store.remote_part(part.part), columns.clone(), part.chosen.clone());
+        let task = runtime.spawn(async move { read_ranges(digest, remote, &columns, chosen.as_deref()).await });
+        async move {
+            let batch = task.await.unwrap_or_else(|_| Err(unreadable(digest, not_parquet())))?;
+            Ok(batch.with_schema(schema.clone())?)
+        }
     };
-    // Parquet and Arrow report a mismatched digest only as text, so the part itself is asked.
-    in_part(part, || decode(opened.clone(), columns, chosen)).map_err(|error| match opened.is_damaged() {
-        true => Error::lost(part, format!("part {part} does not match its digest")),
-        false => error,
-    })
+    // A task is started when its turn comes, since the iterator is lazy.
+    runtime.block_on(stream::iter(parts.iter().map(read)).buffered(LIGHT_READS).try_collect())
+}
+
+/// Reads columns of a part, with the types of `schema`. The bytes of other columns are not read from this machine's
+/// disk, and not fetched if all columns are light; all bytes that are read are checked.
+fn read_part(
+    store: &Store,
+    part: Digest,
+    columns: &[String],
+    schema: &SchemaRef,
+    chosen: Option<&[(u64, u64)]>,
+) -> Result<RecordBatch> {
+    let batch = match store.local_part(part)? {
+        // Parquet and Arrow report a mismatched digest only as text, so the part itself is asked.
+        Some(opened) => in_part(part, || decode(opened.clone(), columns, chosen))
+            .map_err(|error| if opened.is_damaged() { mismatch(part) } else { error })?,
+        None if has_heavy(schema) => in_part(part, || decode(store.part(part)?, columns, chosen))?,
+        None => {
+            let read = read_ranges(part, store.remote_part(part), columns, chosen);
+            in_part(part, || store.runtime().block_on(read))?
+        }
+    };
+    Ok(batch.with_schema(schema.clone())?)
+}
+
+/// Reads light columns of a part in a remote store, whose other columns are not fetched.
+async fn read_ranges(
+    part: Digest,
+    remote: RemotePart,
+    columns: &[String],
+    chosen: Option<&[(u64, u64)]>,
+) -> Result<RecordBatch> {
+    decode_remote(remote, columns, chosen).await.map_err(|error| unreadable(part, error))
 }
 
 /// Reports a part that Parquet cannot read as damaged. Parquet returns an error, or panics on bytes that it never
 /// writes.
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let panicked = |_| Err(ParquetError::General("its bytes are not a Parquet file".into()).into());
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked).map_err(|error| match error {
-        // A failure of the disk is not damage to the part.
-        Error::Parquet(ParquetError::External(e)) if e.is::<std::io::Error>() => {
-            Error::Stage(format!("part {part} cannot be read: {e}"))
-        }
-        Error::Parquet(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
-        Error::Arrow(e) => Error::lost(part, format!("part {part} cannot be read: {e}")),
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(not_parquet())).map_err(|error| unreadable(part, error))
+}
+
+/// Makes the error of a part that Parquet or Arrow cannot read. A failure of the disk or the network is not damage to
+/// the part.
+fn unreadable(part: Digest, error: Error) -> Error {
+    let damaged = |e: &dyn Display| Error::lost(part, format!("part {part} cannot be read: {e}"));
+    match error {
+        Error::Parquet(ParquetError::External(e)) => match e.downcast::<object_store::Error>() {
+            Ok(e) if Mismatch::find(&*e).is_some() => mismatch(part),
+            Ok(e) if matches!(*e, object_store::Error::NotFound { .. }) => {
+                Error::lost(part, format!("part {part} is missing"))
+            }
+            Ok(e) => Error::Store(*e),
+            Err(e) if e.is::<std::io::Error>() => Error::Stage(format!("part {part} cannot be read: {e}")),
+            Err(e) => damaged(&e),
+        },
+        Error::Parquet(e) => damaged(&e),
+        Error::Arrow(e) => damaged(&e),
         other => other,
-    })
+    }
+}
+
+fn mismatch(part: Digest) -> Error {
+    Error::lost(part, format!("part {part} does not match its digest"))
+}
+
+fn not_parquet() -> Error {
+    ParquetError::General("its bytes are not a Parquet file".into()).into()
 }
 
 /// Returns the fields of `schema` that `columns` names, in that order.
