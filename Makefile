@@ -2,8 +2,9 @@
 
 CARGO ?= cargo
 PYTHON ?= python3
+PREFIX ?= /usr/local
 
-.PHONY: quickstart test soak build setup weights tools lint deny
+.PHONY: quickstart test soak build setup weights tools release install lint deny
 
 ## Runs two methods on generated products and opens the results to SQL and to a report.
 quickstart: build weights
@@ -38,6 +39,16 @@ weights:
 ## Fetches the Python packages that the tests check against, below .tools/: an S3 server, pyarrow, polars, pandas and DataFusion.
 tools:
 	@$(PYTHON) setup/fetch.py tools
+
+## Packs the programs with libtorch, manual pages, completions, pipelines and licences for bare Debian and Ubuntu, and checks that
+## they run on a root file system without anything else. Needs `strip` and `objdump`, and root or user namespaces for the check.
+release: build
+	$(PYTHON) setup/release.py archive
+	$(PYTHON) setup/check_release.py
+
+## Installs the same files below $(DESTDIR)$(PREFIX).
+install: build
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) $(PYTHON) setup/release.py install
 
 ## Checks the format, the lints, the documentation of the code, and the dependencies.
 lint: setup

@@ -103,6 +103,14 @@ def version_of(torch):
     return ".".join(p.group(1) for p in parts) if all(parts) else None
 
 
+def keep_licence(name, read, tree):
+    """Keeps a file of a wheel if it is a licence of the libraries that are linked, for archives with them."""
+    found = re.fullmatch(r"(torch|nvidia_cuda_(?:cupti|runtime))-[^/]+\.dist-info/(?:.*/)?((?i:licen[cs]e|notice)[^/]*)", name)
+    if found:
+        (tree / "licences").mkdir(parents=True, exist_ok=True)
+        (tree / "licences" / f"{found[1]}-{found[2].removesuffix('.txt')}.txt").write_bytes(read())
+
+
 def link(torch, tree):
     """Links the CPU half of an installed libtorch: the build must not see libtorch_cuda.so, which a run loads by itself."""
     (tree / "torch/lib").mkdir(parents=True)
@@ -112,6 +120,8 @@ def link(torch, tree):
             (tree / "torch/lib" / library.name).symlink_to(library)
     if (torch.parent / "nvidia").is_dir():
         (tree / "nvidia").symlink_to(torch.parent / "nvidia")
+    for file in filter(pathlib.Path.is_file, torch.parent.glob("*.dist-info/**/*")):
+        keep_licence(file.relative_to(torch.parent).as_posix(), file.read_bytes, tree)
 
 
 def libtorch():
@@ -148,6 +158,9 @@ def libtorch():
                     unpack(wheel, tree, lambda n: n.startswith("torch/include/") or n in {f"torch/lib/{x}" for x in CPU_LIBRARIES})
                 else:
                     unpack(wheel, tree, lambda n: re.fullmatch(r"nvidia/cu13/lib/lib(cudart|cupti)\.so\.\d+", n))
+                with zipfile.ZipFile(wheel) as archive:
+                    for name in archive.namelist():
+                        keep_licence(name, lambda: archive.read(name), tree)
         (tree / "source.txt").write_text(label)
         if TREE.exists():
             shutil.rmtree(TREE)
