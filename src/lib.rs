@@ -25,6 +25,8 @@
 //! | `published` | published weights, as a pipeline names them |
 //! | [`captioners`] | sources of captions, of which the stage `caption` is made |
 //! | [`query`] | published tables as a DataFusion session |
+//! | [`exchange`] | tables in the formats of other programs, written and read |
+//! | [`telemetry`] | what runs and queries tell other programs: traces, lineage, metrics |
 //! | [`mod@stages`] | the stages: the only place where engine and networks meet |
 //! | `cluster` | tasks on other machines, by Ballista |
 //! | [`inspect`], [`serving`] | new photographs through the tables of a pipeline that has run; the same over HTTP |
@@ -41,6 +43,7 @@ pub mod datasets;
 pub mod diffusion;
 pub mod driver;
 pub mod engine;
+pub mod exchange;
 pub mod features;
 pub mod flight;
 pub mod inspect;
@@ -52,5 +55,6 @@ pub mod report;
 pub mod serving;
 pub mod stages;
 pub mod tables;
+pub mod telemetry;
 pub mod training;
 pub mod vision;

@@ -11,6 +11,7 @@ mod figures;
 mod flight;
 mod gc;
 mod graph;
+mod json_log;
 mod man;
 mod models;
 mod plan;
@@ -39,6 +40,7 @@ use crate::{
         signals,
         store::Store,
     },
+    telemetry,
 };
 
 /// Exit code if everything is done.
@@ -106,7 +108,7 @@ enum Command {
     Flight(flight::Flight),
     /// Write an HTML page of metrics, curves and pictures, or the tables of metrics as text.
     Report(report::Report),
-    /// Write anomaly maps, verdicts and regions as pictures and annotations.
+    /// Write a table for other programs, or anomaly maps, verdicts and regions as pictures and annotations.
     Export(export::Export),
     /// Write pictures of images beside their ground truth and their maps by several tables.
     Figures(figures::Figures),
@@ -218,6 +220,7 @@ pub fn main() -> ExitCode {
 
 fn command() -> ExitCode {
     let cli = Cli::parse();
+    telemetry::begin();
     let result = match cli.command {
         Command::Run(command) => command.run(),
         Command::Predict(command) => command.run(),
@@ -243,6 +246,9 @@ fn command() -> ExitCode {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };
+    if let Some(failure) = telemetry::end() {
+        text::say(failure);
+    }
     match result {
         Ok(code) => code.into(),
         Err(error) => {
@@ -252,8 +258,8 @@ fn command() -> ExitCode {
             }
             // The engine's messages include their causes; other errors are chains of causes.
             match error.downcast_ref::<Error>() {
-                Some(error) => text::say(format!("error: {error}")),
-                None => text::say(format!("error: {error:#}")),
+                Some(error) => text::say_error(error),
+                None => text::say_error(format!("{error:#}")),
             }
             match error.downcast_ref::<Error>() {
                 Some(Error::Interrupted) => EXIT_INTERRUPTED,

@@ -12,13 +12,15 @@ use clap::Args;
 
 use super::{
     EXIT_ANOMALOUS, EXIT_DONE, EXIT_SKIPPED, PipelineArgs,
+    json_log::JsonLog,
     run::{stop_at_signals, worker_program},
-    text::{lines, print, print_exactly, say},
+    text::{LogArgs, LogFormat, lines, log_format, print, print_exactly, say},
 };
 use crate::{
     driver::{Predicted, Progress, device, inspector, judge, predict},
     engine::{Error, Stop, store::Event},
     inspect::{Photograph, Verdict, pictures},
+    telemetry::{Listener, Listeners, RunTraces},
 };
 
 /// Judge new photographs by a pipeline that has run.
@@ -54,6 +56,8 @@ pub(super) struct Predict {
     /// The device to compute on: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device)]
     device: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// The interval at which a watched folder is listed.
@@ -76,6 +80,7 @@ impl FileState {
 
 impl Predict {
     pub(super) fn run(self) -> Result<u8> {
+        self.log.choose();
         let (pipeline, store) = self.pipeline.open()?;
         let stop = Stop::default();
         let name = format!("{}_predict", pipeline.name);
@@ -83,7 +88,7 @@ impl Predict {
         let inspector = inspector(&arguments, (&pipeline, &store), name, &self.device, program, &stop)?;
         stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), lines(true)))?;
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
-        let predicted = predict(&inspector, &self.photographs, &class, &mut say_note)?;
+        let predicted = predict(&inspector, &self.photographs, &class, &mut listener())?;
         let mut worst = self.show(&predicted, inspector.model())?;
         // A file that is still being copied is judged again when it has changed.
         let mut judged: HashMap<PathBuf, FileState> = HashMap::new();
@@ -96,7 +101,7 @@ impl Predict {
             let photograph =
                 |file: PathBuf| Ok(Photograph { id: file.to_string_lossy().into_owned(), class: class(None)?, file });
             let photographs = new.into_iter().map(photograph).collect::<Result<Vec<_>>>()?;
-            let predicted = judge(&inspector, &photographs, &mut say_note)?;
+            let predicted = judge(&inspector, &photographs, &mut listener())?;
             worst = worst.max(self.show(&predicted, inspector.model())?);
             if stop.is_requested() {
                 return Err(Error::Interrupted.into());
@@ -123,10 +128,25 @@ impl Predict {
     }
 }
 
+/// Returns what hears the events of a run: it traces the run, and prints its notes or, as JSON, all events.
+fn listener() -> impl FnMut(&Event) + Send {
+    let mut listeners = Listeners::default();
+    RunTraces::begin().into_iter().for_each(|traces| listeners.add(traces));
+    match log_format() {
+        LogFormat::Text => listeners.add(Notes),
+        LogFormat::Json => listeners.add(JsonLog::default()),
+    }
+    move |event| listeners.tell(event)
+}
+
 /// Prints what a run notes on a table.
-fn say_note(event: &Event) {
-    if let Event::Note { table, message } = event {
-        say(format!("{table}: {message}"));
+struct Notes;
+
+impl Listener for Notes {
+    fn hear(&mut self, _: u64, event: &Event) {
+        if let Event::Note { table, message } = event {
+            say(format!("{table}: {message}"));
+        }
     }
 }
 

@@ -8,18 +8,23 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
-    EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs, plan,
-    text::{lines, say},
+    EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, PipelineArgs, SelectionArgs,
+    json_log::JsonLog,
+    plan,
+    text::{LogArgs, LogFormat, lines, log_format, say},
 };
 use crate::{
     driver::{Execution, Progress, device},
     engine::{
-        Stop, run,
+        Stop,
+        pipeline::Pipeline,
+        run,
         run::Executor,
         signals::ignores_hangup,
         source::Sources,
         store::{Store, history},
     },
+    telemetry::{Lineage, Listeners, RunFigures, RunTraces},
 };
 
 /// Compute what is stale, table by table.
@@ -81,10 +86,19 @@ pub(super) struct Run {
     /// Print only errors.
     #[arg(short, long)]
     quiet: bool,
+    /// Write figures of the run to this file, for the textfile collector of Prometheus' node exporter.
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// Add the lineage of the tables to this file as JSON lines, or send it to this server, as OpenLineage events.
+    #[arg(long, value_name = "FILE|URL", env = "OPENLINEAGE_URL")]
+    lineage: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 impl Run {
     pub(super) fn run(self) -> Result<u8> {
+        self.log.choose();
         let (pipeline, store) = self.pipeline.open()?;
         let (tables, overrides) = self.selection.resolve(&pipeline)?;
         let sources = Sources::new(self.verify);
@@ -95,11 +109,19 @@ impl Run {
         let execution = self.execution();
         execution.make_pool();
         let executor = self.executor(&store, &execution, &stop)?;
-        let mut progress = Progress::new(&tables, lines(self.quiet));
+        let progress = Progress::new(&tables, lines(self.quiet));
         stop_at_signals(&store, &stop, &progress)?;
+        let mut listeners = self.listeners(&pipeline, &store)?;
+        match log_format() {
+            LogFormat::Text => listeners.add(progress),
+            LogFormat::Json if self.quiet => {}
+            LogFormat::Json => listeners.add(JsonLog::default()),
+        }
         let options = execution.options(&self.pipeline.pipeline, tables, overrides, stop);
         let options = run::Options { device: self.where_to(), ..options };
-        let summary = run::run(&pipeline, &store, &sources, &options, &*executor, &mut |event| progress.show(event))?;
+        let done = run::run(&pipeline, &store, &sources, &options, &*executor, &mut |event| listeners.tell(event));
+        listeners.finish().into_iter().for_each(say);
+        let summary = done?;
         if let Some(tag) = &self.tag {
             let before = history::tag(&store, tag, &summary.run)?.filter(|before| *before != summary.run);
             if let Some(before) = before.filter(|_| !self.quiet) {
@@ -109,6 +131,19 @@ impl Run {
             }
         }
         Ok(if summary.errors > 0 { EXIT_SKIPPED } else { EXIT_DONE })
+    }
+
+    /// Returns the listeners that tell other programs about the run.
+    fn listeners(&self, pipeline: &Pipeline, store: &Store) -> Result<Listeners<'static>> {
+        let mut listeners = Listeners::default();
+        RunTraces::begin().into_iter().for_each(|traces| listeners.add(traces));
+        if let Some(path) = &self.metrics {
+            listeners.add(RunFigures::create(path)?);
+        }
+        if let Some(to) = self.lineage.as_deref().filter(|to| !to.is_empty()) {
+            listeners.add(Lineage::begin(to, pipeline, &store.url)?);
+        }
+        Ok(listeners)
     }
 
     fn execution(&self) -> Execution {

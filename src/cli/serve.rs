@@ -11,7 +11,7 @@ use clap::Args;
 use super::{
     EXIT_DONE, EXIT_INTERRUPTED, PipelineArgs,
     run::{next, signals, worker_program},
-    text::{print, say},
+    text::{LogArgs, print, say},
 };
 use crate::{
     driver::{device, inspector},
@@ -64,6 +64,8 @@ pub(super) struct Serve {
     /// The device to compute on: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device)]
     device: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// The variable with the token.
@@ -71,6 +73,7 @@ const TOKEN: &str = "VLMDIFF_TOKEN";
 
 impl Serve {
     pub(super) fn run(self) -> Result<u8> {
+        self.log.choose();
         let token = token(self.token_file.as_deref())?;
         let (pipeline, store) = self.pipeline.open()?;
         let name = self.name.clone().unwrap_or_else(|| format!("{}_serve", pipeline.name));

@@ -25,6 +25,7 @@ use crate::{
         output::{Format, Writer},
         statements,
     },
+    telemetry::Span,
 };
 
 /// Query the published tables.
@@ -150,11 +151,22 @@ impl Results {
 
     /// Writes the rows of a statement as they are computed.
     fn answer(&mut self, session: &Session, statement: &str) -> Result<()> {
+        let mut span = Span::query(statement);
+        let answered = self.write_answer(session, statement);
+        match &answered {
+            Ok(rows) => span.set("db.response.returned_rows", *rows as i64),
+            Err(error) => span.failed(error),
+        }
+        answered.map(drop)
+    }
+
+    /// Writes the rows of a statement. Returns their number.
+    fn write_answer(&mut self, session: &Session, statement: &str) -> Result<usize> {
         let mut answer = session.answer(statement)?;
         let mut rows = answer.next()?;
         if answer.schema.fields().is_empty() && rows.is_none() {
             // `create table` and similar statements have no result.
-            return Ok(());
+            return Ok(0);
         }
         self.written += 1;
         if self.format == Format::Parquet && self.written > 1 {
@@ -172,11 +184,14 @@ impl Results {
         };
         let widest = if self.turns { columns() } else { None };
         let mut writer = Writer::new(out, &answer.schema, self.format)?.turned_beyond(widest);
+        let mut count = 0;
         while let Some(batch) = rows {
+            count += batch.num_rows();
             writer.write(&batch)?;
             rows = answer.next()?;
         }
-        Ok(writer.finish()?)
+        writer.finish()?;
+        Ok(count)
     }
 
     fn finish(mut self) -> Result<()> {

@@ -3,10 +3,21 @@
 use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
+    sync::OnceLock,
 };
 
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
 pub(super) use crate::driver::{count, width};
-use crate::{driver::Lines, query::output::printable};
+use crate::{
+    driver::Lines,
+    engine::{
+        now_ms,
+        store::{Event, Logged},
+    },
+    query::output::printable,
+};
 
 /// Prints a line for people. Control characters, which names and values of others may contain, are escaped. A closed
 /// output is an error, which ends the command quietly, instead of a panic.
@@ -19,9 +30,66 @@ pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
+/// The form of what a command says on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Words for people.
+    #[default]
+    Text,
+    /// A JSON object for each event and message, on a line of its own.
+    Json,
+}
+
+/// The choice of that form.
+#[derive(Args)]
+pub(super) struct LogArgs {
+    /// The form of progress, notes and messages on standard error: text, or a JSON object a line.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, env = "VLMDIFF_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// Makes the choice hold for everything that is said from now on.
+    pub(super) fn choose(&self) {
+        // A command chooses once.
+        let _ = FORMAT.set(self.log_format);
+    }
+}
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Returns the form of what is said.
+pub(super) fn log_format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
+}
+
 /// Prints a line on standard error, escaped as by [`print()`]. If standard error is closed, the work continues.
 pub(super) fn say(line: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
+    let line = line.to_string();
+    match log_format() {
+        LogFormat::Text => tell(printable(&line)),
+        LogFormat::Json => tell(json!({ "at_ms": now_ms(), "event": "message", "message": line })),
+    }
+}
+
+/// Prints the error that ends the command.
+pub(super) fn say_error(message: impl Display) {
+    let message = message.to_string();
+    match log_format() {
+        LogFormat::Text => tell(printable(&format!("error: {message}"))),
+        LogFormat::Json => tell(json!({ "at_ms": now_ms(), "event": "error", "message": message })),
+    }
+}
+
+/// Prints an event as a JSON object, with the names that logs of runs have.
+pub(super) fn say_event(event: &Event) {
+    // Events hold texts and numbers alone, which JSON has.
+    let logged = serde_json::to_string(&Logged { at_ms: now_ms(), event: event.clone() });
+    tell(logged.unwrap_or_default());
+}
+
+fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Returns the width of the terminal that standard output is, in characters; `None` if it is none.

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::words::{count, width};
-use crate::{engine::store::Event, query::output::printable};
+use crate::{engine::store::Event, query::output::printable, telemetry::Listener};
 
 /// The interval at which the progress of a long table is printed if there are no bars.
 const SAY_EVERY: Duration = Duration::from_secs(15);
@@ -195,6 +195,7 @@ impl Progress {
                     making.update();
                 }
             }
+            Event::TaskStarted { .. } | Event::TaskFinished { .. } => {}
             Event::PartCommitted { table, bytes, .. } => {
                 self.tables.get_mut(table).into_iter().for_each(|making| making.bytes += bytes);
             }
@@ -238,6 +239,12 @@ impl Progress {
         }
         bar.enable_steady_tick(Duration::from_millis(200));
         self.bars.add(bar)
+    }
+}
+
+impl Listener for Progress {
+    fn hear(&mut self, _: u64, event: &Event) {
+        self.show(event);
     }
 }
 

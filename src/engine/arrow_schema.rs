@@ -12,7 +12,7 @@ pub fn encode_schema(schema: &Schema) -> String {
 }
 
 /// Decodes a schema from the text of [`encode_schema`].
-pub(super) fn decode_schema(text: &str) -> Result<SchemaRef> {
+pub fn decode_schema(text: &str) -> Result<SchemaRef> {
     use base64::Engine;
     let bytes = base64::engine::general_purpose::STANDARD
         .decode(text)

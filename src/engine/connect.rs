@@ -20,11 +20,15 @@ use object_store::{
     ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
     Result as Answer,
     client::{HttpError, HttpErrorKind},
+    local::LocalFileSystem,
     path::Path,
 };
 use url::Url;
 
-use crate::engine::{Error, Result};
+use crate::engine::{
+    Error, Result,
+    address::{local_path, url_of},
+};
 
 /// Time after which a request is cancelled and sent again. `AWS_TIMEOUT` and its counterparts for other clouds change
 /// it.
@@ -53,6 +57,20 @@ pub(in crate::engine) fn connect(url: &Url) -> Result<(Arc<dyn ObjectStore>, Pat
     let (objects, path) = object_store::parse_url_opts(url, settings().chain(plain))
         .map_err(|e| Error::Input(format!("cannot reach {url}: {e}; {}", hint(url))))?;
     Ok((Arc::new(Steady { objects: objects.into(), url: url.as_str().into() }), path))
+}
+
+/// Connects to the place of an address: the file system of this machine, or the server of a URL. Returns it with the path
+/// of the place on it, and the URL of the place.
+pub fn objects_at(address: &str) -> Result<(Arc<dyn ObjectStore>, Path, Url)> {
+    if let Some(url) = url_of(address)? {
+        let (objects, path) = connect(&url)?;
+        return Ok((objects, path, url));
+    }
+    let wrong = |e: &dyn fmt::Display| Error::Input(format!("`{address}`: {e}; {PLACES}"));
+    let path = std::path::absolute(local_path(address)).map_err(|e| wrong(&e))?;
+    let url = Url::from_directory_path(&path).map_err(|()| wrong(&"it is no path"))?;
+    let prefix = Path::from_absolute_path(&path).map_err(|e| wrong(&e))?;
+    Ok((Arc::new(LocalFileSystem::new()), prefix, url))
 }
 
 /// Returns the settings for clouds in the environment: `AWS_*`, `GOOGLE_*` and `AZURE_*` without names that only

@@ -21,8 +21,9 @@ mod suggest;
 mod variant;
 
 pub use address::{expand_home, is_url, join, local_path};
-pub use arrow_schema::encode_schema;
+pub use arrow_schema::{decode_schema, encode_schema};
 pub use clock::now_ms;
+pub use connect::objects_at;
 pub use digest::{Digest, Hasher};
 pub(crate) use error::Mismatch;
 pub use error::{Error, Result};

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     engine::{self, store::Store},
     query::{Planned, Rows},
+    telemetry::Span,
 };
 
 /// The number of messages that are encoded before the client takes them. Each has about 2 MiB, or one row if that is larger.
@@ -115,8 +116,18 @@ impl Runner {
         })
     }
 
-    /// Executes a statement and sends its rows.
+    /// Executes a statement, sends its rows, and traces it.
     async fn send(self, statement: Statement, messages: Sender<FlightData>) -> Result<(), Status> {
+        let mut span = Span::query(&statement.sql);
+        let sent = self.execute(statement, messages).await;
+        if let Err(status) = &sent {
+            span.failed(&status.message());
+        }
+        sent
+    }
+
+    /// Executes a statement and sends its rows.
+    async fn execute(self, statement: Statement, messages: Sender<FlightData>) -> Result<(), Status> {
         let _place = self.place().await?;
         let limits = self.limits;
         let mut clock = Clock::new(limits.time);

@@ -167,6 +167,13 @@ impl Session {
         Self { ends_at_interrupt: true, ..self }
     }
 
+    /// Makes statements read one part after another, so that all rows of a table come in the order in which they are stored.
+    pub fn in_order(self) -> Self {
+        let config = self.context.copied_config().with_target_partitions(1);
+        *self.context.state_ref().write().config_mut() = config;
+        self
+    }
+
     /// Makes a request to stop end a statement with [`Error::Interrupted`].
     pub fn end_at(self, stop: &Stop) -> Self {
         Self { stop: Some(stop.clone()), ..self }

@@ -22,7 +22,7 @@ use super::{
     drawing::{self, Scale},
 };
 use crate::{
-    engine::{Digest, Error, Result, source::Sources, store::Manifest},
+    engine::{Digest, Error, Result, or_none, source::Sources, store::Manifest},
     tables::{
         Role,
         anomaly_maps::{self, MAP},
@@ -137,6 +137,54 @@ pub fn export(
     }
     let without_mask = shown.iter().filter(|image| image.pixel_threshold.is_none()).count();
     Ok(Exported { images: shown.len(), regions: count, without_mask })
+}
+
+/// The regions of a table as annotations.
+#[derive(Debug)]
+pub struct CocoExport {
+    /// The annotations, as a file of COCO's object detection.
+    pub json: Vec<u8>,
+    /// The number of images.
+    pub images: usize,
+    /// The number of regions.
+    pub regions: usize,
+}
+
+/// Returns the regions of a table as annotations of the images that were judged.
+///
+/// # Errors
+/// [`Error::Input`] if the table has no regions, or the size of an image is not known.
+pub fn coco(source: &Source, name: &str) -> Result<CocoExport> {
+    let is_meant = |table: &&Manifest| table.table == name || table.variant.name(&table.table) == name;
+    let Some(table) = source.of_role(Role::Regions).find(is_meant) else {
+        let names: Vec<String> = source.of_role(Role::Regions).map(|table| table.variant.name(&table.table)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        return Err(Error::Input(format!(
+            "`{name}` has no regions of images; tables of the pipeline `{}` with {}: {}",
+            source.pipeline,
+            Role::Regions.columns(),
+            or_none(&names)
+        )));
+    };
+    let images = source.table(Role::Images, &[Some(table)]);
+    let images = images.ok_or_else(|| {
+        Error::Input(format!("no published table of the pipeline `{}` has {}", source.pipeline, Role::Images.columns()))
+    })?;
+    let judged: Option<BTreeSet<String>> = match source.table(Role::AnomalyMaps, &[Some(table)]) {
+        Some(maps) => Some(source.by_id(maps, anomaly_maps::SCORE)?.0.into_iter().collect()),
+        None => None,
+    };
+    let listed = source.stored_images(images)?.into_iter();
+    let listed = listed.filter(|image| judged.as_ref().is_none_or(|judged| judged.contains(&image.id)));
+    let annotated = listed.map(|image| {
+        let size = image.size.ok_or_else(|| {
+            Error::Input(format!("{}: `{}` does not say how large its photograph is", image.id, images.table))
+        })?;
+        Ok(Annotated { id: image.id, uri: image.uri, verdict: None, size })
+    });
+    let annotated = annotated.collect::<Result<Vec<_>>>()?;
+    let (json, regions) = annotations::as_coco(source, table, &annotated)?;
+    Ok(CocoExport { json, images: annotated.len(), regions })
 }
 
 /// Makes a folder. One that exists must be empty, because files of an earlier export would be taken for those of this.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,6 +10,7 @@ use std::{
 };
 
 use super::answer::Word;
+use crate::telemetry::Exposition;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -87,12 +87,9 @@ impl Figures {
 
     /// Writes all figures, and the length and the limit of the queue.
     pub(super) fn text(&self, queue: usize, limit: usize) -> String {
-        let mut text = String::new();
+        let mut text = Exposition::default();
         let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, String)]| {
-            let _ = writeln!(text, "# HELP vlmdiff_{name} {help}\n# TYPE vlmdiff_{name} {kind}");
-            for (labels, value) in samples {
-                let _ = writeln!(text, "vlmdiff_{name}{labels} {value}");
-            }
+            text.family(name, kind, help, samples.iter().map(|(labels, value)| (labels, value)));
         };
         let codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let codes: Vec<_> = codes.iter().map(|(code, n)| (format!("{{code=\"{code}\"}}"), n.to_string())).collect();
@@ -127,7 +124,7 @@ impl Figures {
         );
         family("queue_length", "gauge", "Photographs that wait or are being judged.", &one(queue.to_string()));
         family("queue_limit", "gauge", "The greatest length of the queue.", &one(limit.to_string()));
-        text
+        text.text()
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
         store::{Event, forget},
     },
     inspect::{Photograph, Verdict},
+    telemetry::{Listeners, RunTraces},
 };
 
 /// The maximum number of photographs that are judged together.
@@ -106,11 +107,16 @@ fn verdicts(shared: &Shared, batch: &Jobs) -> Result<HashMap<String, Result<Judg
         .map(|job| Photograph { id: job.id.clone(), class: job.class.clone(), file: job.file.path().to_owned() })
         .collect();
     shared.now.began(photographs.len());
-    let judged = shared.inspector.judge(&photographs, &mut |event| match event {
-        Event::TableStarted { table, stale, .. } if *stale > 0 => shared.now.at(table, *stale),
-        Event::Note { table, message } => shared.now.note(format!("{table}: {message}")),
-        Event::Log { table, message } => shared.now.note(format!("{table}: {message}")),
-        _ => {}
+    let mut listeners = Listeners::default();
+    RunTraces::begin().into_iter().for_each(|traces| listeners.add(traces));
+    let judged = shared.inspector.judge(&photographs, &mut |event| {
+        listeners.tell(event);
+        match event {
+            Event::TableStarted { table, stale, .. } if *stale > 0 => shared.now.at(table, *stale),
+            Event::Note { table, message } => shared.now.note(format!("{table}: {message}")),
+            Event::Log { table, message } => shared.now.note(format!("{table}: {message}")),
+            _ => {}
+        }
     })?;
     let (sizes, taken) = (judged.sizes()?, judged.taken()?);
     let mut maps = judged.maps()?;

@@ -24,7 +24,10 @@ use super::{
     shared::Shared,
     upload,
 };
-use crate::engine::{Error, Hasher};
+use crate::{
+    engine::{Error, Hasher},
+    telemetry::Span,
+};
 
 /// The paths that are answered, for messages.
 const PATHS: &str = "POST /v1/predict, GET /, /v1/images, /v1/images/ID, /health, /metrics, /openapi.json";
@@ -141,10 +144,22 @@ async fn predict(
     Parameters(about): Parameters<About>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    let mut span = Span::request("POST /v1/predict");
+    let answer = judged(&shared, about, request).await;
+    let code = answer.as_ref().map_or_else(|refusal| refusal.status, Response::status);
+    span.set("http.response.status_code", code.as_u16().into());
+    if code.is_server_error() {
+        span.failed(&code);
+    }
+    answer
+}
+
+/// Answers with the verdict on a photograph.
+async fn judged(shared: &Shared, about: About, request: Request) -> Result<Response, Refusal> {
     let began = Instant::now();
     let Some(place) = shared.queue.place() else {
         upload::discard(request.into_body()).await;
-        return Err(full(&shared));
+        return Err(full(shared));
     };
     let cannot = |e: std::io::Error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the photograph cannot be stored: {e}"))

@@ -1,4 +1,4 @@
-//! Reads rows from a file: Parquet, CSV or JSON lines.
+//! Reads rows from a file, Parquet, CSV or JSON lines, or from a data set of another program.
 
 mod text;
 mod values;
@@ -22,23 +22,30 @@ use self::{
     values::{BATCH_ROWS, without_id},
 };
 use super::types;
-use crate::engine::{
-    Error, Result,
-    source::Sources,
-    stage::{Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
-    store::plain,
+use crate::{
+    engine::{
+        Error, Result,
+        source::Sources,
+        stage::{Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
+        store::plain,
+    },
+    exchange::Layout,
 };
 
-/// Reads rows from a file: Parquet, CSV with a header, or JSON lines, by its ending.
+/// Reads rows from a file, Parquet, CSV with a header, or JSON lines, by its ending; or from a data set of Hugging Face, a
+/// Delta table, or shards of WebDataset.
 ///
 /// All columns are kept, the one that identifies a row first. Rows are told apart by their ids and values: ten rows
-/// appended to twenty thousand are ten rows computed.
+/// appended to twenty thousand are ten rows computed. What `vlmdiff export` wrote has the columns of the table that was
+/// exported, with its tensors. Of other data sets, encoded pictures are bytes, which the stage `ingest` reads as photographs;
+/// a column `split` is added where the names of files say the split; and the samples of shards have their key as
+/// `__key__`, the fields of their JSON, and other files as columns by their endings.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "path": "rows.csv", "id": "id" }]))]
 pub struct Read {
-    /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`. Its place is not part of the
-    /// rows' identity.
+    /// The file or its URL, ending in `.parquet`, `.csv`, `.tsv`, `.jsonl`, `.ndjson` or, for samples, `.tar`. Or the folder
+    /// of a data set, or its URL: Parquet files, a Delta table, or `.tar` files. Its place is not part of the rows' identity.
     #[garde(length(min = 1))]
     pub path: String,
     /// The column that identifies a row, each value once: text as it stands in the file, or integers of a Parquet file.
@@ -53,6 +60,10 @@ pub struct Read {
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<char>,
+    /// The version of a Delta table; the newest by default. Which rows are computed again follows from the rows alone.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }
 
 impl Stage for Read {
@@ -69,7 +80,7 @@ impl Stage for Read {
     }
 
     fn locations(&self) -> &'static [&'static str] {
-        &["path"]
+        &["path", "version"]
     }
 
     fn is_quick(&self) -> bool {
@@ -77,16 +88,39 @@ impl Stage for Read {
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {
-        let path = Sources::default().local(&self.path).map_err(|e| Misfit::parameter("path", e))?;
-        self.schema(&self.open_file(&path)?.schema)
+        self.schema(&self.open_rows(&Sources::default())?.schema)
     }
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
-        self.rows(&sources.local(&self.path)?).map(Some).map_err(|misfit| Error::Input(misfit.to_string()))
+        self.rows(sources).map(Some).map_err(|misfit| Error::Input(misfit.to_string()))
     }
 }
 
 impl Read {
+    /// Opens the file or data set.
+    fn open_rows(&self, sources: &Sources) -> Result<Opened, Misfit> {
+        let wrong = |e: Error| Misfit::parameter("path", e);
+        let layout = Layout::find(&self.path, sources).map_err(wrong)?;
+        if self.version.is_some() && layout != Some(Layout::Delta) {
+            return Err(Misfit::parameter("version", format!("{} is no Delta table", self.path)));
+        }
+        let Some(layout) = layout else { return self.open_file(&sources.local(&self.path).map_err(wrong)?) };
+        if !self.types.is_empty() {
+            return Err(Misfit::parameter(
+                "types",
+                format!("the data set {} says itself what its columns are", self.path),
+            ));
+        }
+        if self.separator.is_some() {
+            return Err(Misfit::parameter("separator", format!("{} is no CSV file", self.path)));
+        }
+        let failed = |path: &str, e: &Error| Misfit::parameter("path", format!("cannot read {path}: {e}"));
+        let opened = layout.open(&self.path, self.version, sources).map_err(|e| failed(&self.path, &e))?;
+        let path = self.path.clone();
+        let rows = opened.rows.map(move |rows| rows.map_err(|e| failed(&path, &e)));
+        Ok(Opened { schema: opened.schema, rows: Box::new(rows), notes: Vec::new() })
+    }
+
     /// Opens the file. Returns its own schema, and its rows in the types of the table.
     fn open_file(&self, path: &Path) -> Result<Opened, Misfit> {
         let place = self.path.split('?').next().unwrap_or(&self.path);
@@ -105,7 +139,11 @@ impl Read {
             "tsv" => text.csv(self.separator.or(Some('\t'))),
             "jsonl" | "ndjson" => text.json(),
             _ => {
-                let message = format!("{} ends in none of .parquet, .csv, .tsv, .jsonl and .ndjson", self.path);
+                let message = format!(
+                    "{} ends in none of .parquet, .csv, .tsv, .jsonl and .ndjson, and is no data set: a folder of Parquet \
+                     files, a Delta table, or .tar files",
+                    self.path
+                );
                 Err(Misfit::parameter("path", message))
             }
         }
@@ -143,8 +181,8 @@ impl Read {
         Ok(Arc::new(Schema::new(std::iter::once(id).chain(others).collect::<Vec<_>>())))
     }
 
-    fn rows(&self, path: &Path) -> Result<Listing, Misfit> {
-        let Opened { schema: file, rows: batches, notes } = self.open_file(path)?;
+    fn rows(&self, sources: &Sources) -> Result<Listing, Misfit> {
+        let Opened { schema: file, rows: batches, notes } = self.open_rows(sources)?;
         let schema = self.schema(&file)?;
         let places: Vec<usize> = schema.fields().iter().filter_map(|field| file.index_of(field.name()).ok()).collect();
         let failed = |e: ArrowError| Misfit::parameter("path", format!("cannot read {}: {e}", self.path));

@@ -1,6 +1,9 @@
 //! Computes the stale rows of one table in tasks, and reports their progress.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashSet},
+};
 
 use super::{
     executor::{Death, Executor, Update},
@@ -54,19 +57,28 @@ impl Computation<'_, '_> {
         let mut entries = Vec::new();
         let mut rows = work.stale.clone();
         let mut deaths = 0;
+        let taken = Cell::new(0);
         loop {
             let mut death = None;
             let mut before = Rows { done: BTreeMap::new(), before: work.stale.len() - rows.len() };
             let tasks = Tasks::new(work, &rows, states, self.options, self.run)?;
-            let mut tasks = tasks.map(|task| self.unless_stopped(task));
+            let first = taken.get();
+            let mut tasks = tasks.map(|task| {
+                let task = self.unless_stopped(task)?;
+                let (table, rows) = (table.name.clone(), task.ids.len() as u64);
+                self.log.add(Event::TaskStarted { table, task: taken.replace(taken.get() + 1), rows });
+                Ok(task)
+            });
             let ended = executor.run(&mut tasks, &mut |update| match update {
                 Update::Report { task, report } => progress.report(&mut before, task, report),
-                Update::Done { entries: new, .. } => {
+                Update::Done { task, entries: new } => {
                     progress.failures(&new);
+                    self.finished(table, first + task as u64, &new, false);
                     entries.extend(new);
                     Ok(())
                 }
-                Update::Lost { death: how, .. } => {
+                Update::Lost { task, death: how } => {
+                    self.finished(table, first + task as u64, &[], true);
                     if death.as_ref().is_none_or(|before: &Death| before.status != how.status) {
                         self.log.say(&table.name, format!("the worker died ({}); its rows go to another", how.status));
                     }
@@ -89,6 +101,13 @@ impl Computation<'_, '_> {
             }
             rows = left;
         }
+    }
+
+    /// Logs the end of a task.
+    fn finished(&self, table: &Table, task: u64, entries: &[Entry], lost: bool) {
+        let rows = entries.iter().map(|entry| entry.contents.len() as u64).sum();
+        let errors = entries.iter().map(|entry| entry.errors.len() as u64).sum();
+        self.log.add(Event::TaskFinished { table: table.name.clone(), task, rows, errors, lost });
     }
 
     fn unless_stopped(&self, task: Result<Task>) -> Result<Task> {

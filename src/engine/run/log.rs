@@ -36,12 +36,12 @@ impl<'a> Log<'a> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows an event and adds it to the lines. Progress is shown but not stored: it would fill the log.
+    /// Shows an event and adds it to the lines, if it is one that is stored.
     pub(super) fn add(&self, event: Event) {
         let event = event.without(self.secrets);
         let mut written = self.written();
         (written.listener)(&event);
-        if !matches!(event, Event::Progress { .. } | Event::Figure { .. }) {
+        if !event.is_passing() {
             let line = serde_json::to_string(&Logged { at_ms: now_ms(), event }).unwrap_or_default();
             written.lines += &(line + "\n");
         }

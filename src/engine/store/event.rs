@@ -69,6 +69,28 @@ pub enum Event {
         /// The unit: `rows` or `steps`.
         unit: String,
     },
+    /// A task of a table was taken by a worker.
+    TaskStarted {
+        /// The table.
+        table: String,
+        /// The task, by its place among those of the table.
+        task: u64,
+        /// Its rows.
+        rows: u64,
+    },
+    /// A task of a table ended. One that an error of the table cut short has no such event.
+    TaskFinished {
+        /// The table.
+        table: String,
+        /// The task.
+        task: u64,
+        /// Rows that it computed.
+        rows: u64,
+        /// Rows that failed.
+        errors: u64,
+        /// True if its worker died.
+        lost: bool,
+    },
     /// A number that tells how a table's work goes, beside its progress.
     Figure {
         /// The table.
@@ -152,6 +174,8 @@ impl Event {
             Self::TableFresh { table, .. }
             | Self::TableStarted { table, .. }
             | Self::Progress { table, .. }
+            | Self::TaskStarted { table, .. }
+            | Self::TaskFinished { table, .. }
             | Self::Figure { table, .. }
             | Self::PartCommitted { table, .. }
             | Self::RowFailed { table, .. }
@@ -159,6 +183,14 @@ impl Event {
             | Self::Note { table, .. }
             | Self::TablePublished { table, .. } => Some(table),
         }
+    }
+
+    /// Returns true if the event is shown and not stored, because such events would fill the log of a run.
+    pub(in crate::engine) fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Progress { .. } | Self::Figure { .. } | Self::TaskStarted { .. } | Self::TaskFinished { .. }
+        )
     }
 
     /// Returns the event with secrets replaced by the names of their variables.

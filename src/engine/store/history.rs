@@ -160,7 +160,12 @@ impl Run {
                 self.error = error;
                 self.interrupted = interrupted;
             }
-            Event::Progress { .. } | Event::Figure { .. } | Event::Log { .. } | Event::Note { .. } => {}
+            Event::Progress { .. }
+            | Event::Figure { .. }
+            | Event::TaskStarted { .. }
+            | Event::TaskFinished { .. }
+            | Event::Log { .. }
+            | Event::Note { .. } => {}
         }
     }
 

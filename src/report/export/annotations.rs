@@ -57,6 +57,13 @@ pub(super) fn of(source: &Source, table: &Manifest, images: &[Annotated], names:
     Ok(Annotations { files, regions: images.iter().map(|image| regions.of(&image.id).len()).sum() })
 }
 
+/// Returns `regions.json` alone, with the number of regions.
+pub(super) fn as_coco(source: &Source, table: &Manifest, images: &[Annotated]) -> Result<(Vec<u8>, usize)> {
+    let regions = Regions::read(&source.rows(table)?)?;
+    let count = images.iter().map(|image| regions.of(&image.id).len()).sum();
+    Ok((pretty(&coco(images, &regions))?, count))
+}
+
 fn pretty(value: &Value) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec_pretty(value).map_err(std::io::Error::from)?)
 }
