@@ -184,6 +184,8 @@ def main():
             address = server.stdout.readline().strip().removeprefix("listening on grpc://")
             met = speed(address, options)
             many(address, server.pid, options)
+            if server.poll() is not None:
+                raise Failed(f"the server ended with {server.returncode}")
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()

@@ -92,10 +92,9 @@ def main() -> None:
             }
             first = {way: work() for way, work in ways.items()}
             rows = first["vlmdiff"].num_rows
-            order = [(column, "ascending") for column in first["vlmdiff"].column_names[:1]]
-            sorted_rows = [table.sort_by(order).to_pylist() for table in first.values()]
+            sorted_rows = [sorted(map(tuple, map(dict.values, table.to_pylist()))) for table in first.values()]
             if not sorted_rows[0] == sorted_rows[1] == sorted_rows[2]:
-                raise Failed(f"{query}: the rows differ")
+                raise Failed(f"{query}: the rows differ: {[rows[:1] for rows in sorted_rows]}")
             times = {way: [] for way in ways}
             for _ in range(options.n):
                 for way, work in ways.items():

@@ -7,6 +7,8 @@ fn main() {
     // As in the build of the driver: the extension calls no network, so the linker drops what could, but for the static
     // initialisers of libtorch's wrapper. Should the extension ever call a network, it can no longer be loaded.
     println!("cargo::rustc-link-arg-cdylib=-Wl,--remap-inputs=*libtorch_sys-*.rlib=/dev/null");
+    // The wrapper's callbacks are among the symbols that Rust lists for export, and lld refuses a list with symbols that are left out.
+    println!("cargo::rustc-link-arg-cdylib=-Wl,--undefined-version");
     // The folder of a build script's output is TARGET/PROFILE/build/NAME/out, and programs are built in TARGET/PROFILE.
     let out = std::env::var_os("OUT_DIR").unwrap_or_default();
     if let Some(programs) = Path::new(&out).ancestors().nth(3) {

@@ -38,15 +38,19 @@ tables:
   counts: { stage: sql, from: [images], with: { query: 'select count(*) as n from images' } }
 ";
 
-/// A training that takes some seconds, and saves its state all the time.
-fn training() -> String {
-    let text = TOY.replace(
-        "steps: 4, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9",
-        "steps: 300, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9",
-    );
-    assert_ne!(text, TOY);
-    text
-}
+/// A training that takes some seconds, in a worker of an executor.
+const TRAINING: &str = "
+name: training
+tables:
+  images: { stage: ingest, with: { dataset: synthetic, size: 32, synthetic: { classes: [tile], train: 12, test_good: 1, test_per_defect: 1 } } }
+  autoencoder:
+    stage: train_autoencoder
+    from: [images]
+    where: split = 'train'
+    with:
+      config: { block_out_channels: [8, 16, 16], layers_per_block: 1, norm_num_groups: 4 }
+      training: { steps: 100, batch_size: 4, lr: 1.0e-3, ema_decay: 0.9, log_every: 20 }
+";
 
 /// A program that ends with the test.
 struct Process(Child);
@@ -260,32 +264,49 @@ fn work_is_shared_and_an_executor_that_died_before_it_is_not_waited_for() {
     cluster.is_as_on_one_machine(&[]);
 }
 
-#[test]
-fn executor_killed_or_paused_in_its_task_costs_that_task_at_most() {
-    let cluster = Cluster::new(Lab::new(&training()));
-    let mut executors = cluster.executors(2);
-    let settings = ["--batch-size", "1", "--until", "autoencoder", "--save-every", "0"];
-    // A training that runs is the only task that has reported and not answered.
-    let run = cluster.run_until(&settings, |jobs| count(jobs, "said") > 0);
-    let author = authors(&cluster.jobs(), "said")[0];
+/// Starts a run of the training, and returns it with the executor that trains, when it has reported.
+fn training(cluster: &Cluster, executors: &mut Vec<Process>, more: &[&str]) -> (Process, Process) {
+    let trains = |said: &PathBuf| {
+        let job = said.ancestors().nth(2).unwrap().join("job");
+        fs::read_to_string(job).is_ok_and(|job| job.contains("train_autoencoder"))
+    };
+    let of_training = |jobs: &[PathBuf]| jobs.iter().filter(|path| trains(path)).cloned().collect::<Vec<_>>();
+    let run = cluster.run_until(more, |jobs| count(&of_training(jobs), "said") > 0);
+    let author = authors(&of_training(&cluster.jobs()), "said")[0];
     let at = executors.iter().position(|executor| executor.0.id() == author).unwrap();
-    // The process of the network is killed, too, as it is with its machine.
-    let paused = executors.remove(at);
+    (run, executors.remove(at))
+}
+
+#[test]
+fn executor_killed_in_its_task_costs_that_task_at_most() {
+    let cluster = Cluster::new(lab(TRAINING));
+    let mut executors = cluster.executors(2);
+    let (run, mut trains) = training(&cluster, &mut executors, &["--save-every", "0"]);
+    let (state, began) = (cluster.lab.path(".vlmdiff/state"), Instant::now());
+    // A name with another ending is that of a file that is being written.
+    let is_saved = |entry: fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == "bin");
+    while !fs::read_dir(&state).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(is_saved))) {
+        assert!(began.elapsed() < SOON, "the training saves nothing");
+        sleep(Duration::from_millis(2));
+    }
+    trains.kill();
+    let events = cluster.ends(run);
+    assert!(says(&events, "goes on from step"), "the other executor continues");
+    cluster.is_as_on_one_machine(&[]);
+}
+
+#[test]
+fn task_that_runs_twice_changes_nothing() {
+    let cluster = Cluster::new(lab(TRAINING));
+    let mut executors = cluster.executors(2);
+    let (run, paused) = training(&cluster, &mut executors, &["--save-every", "3600"]);
     paused.signal("-STOP");
     cluster.ends(run);
-    // It goes on with the task, which another has done meanwhile: the second answer and its rows change nothing.
+    // It goes on with the task, which the other has done meanwhile, and has nowhere to answer.
     paused.signal("-CONT");
-    sleep(Duration::from_secs(1));
-    cluster.is_as_on_one_machine(&settings);
-    assert_eq!(computed(&cluster.run(&settings)), []);
-
-    let run = cluster.run_until(&[&settings[..], &["--force", "autoencoder"]].concat(), |jobs| count(jobs, "said") > 0);
-    let author = authors(&cluster.jobs(), "said")[0];
-    let mut executors: Vec<Process> = executors.into_iter().chain([paused]).collect();
-    let at = executors.iter().position(|executor| executor.0.id() == author).unwrap();
-    executors[at].kill();
-    cluster.ends(run);
-    cluster.is_as_on_one_machine(&settings);
+    sleep(Duration::from_secs(3));
+    cluster.is_as_on_one_machine(&[]);
+    assert_eq!(computed(&cluster.run(&[])), []);
 }
 
 #[test]
@@ -303,17 +324,17 @@ fn executor_killed_after_its_tasks_does_not_take_them_along() {
 
 #[test]
 fn executor_that_is_asked_to_end_saves_what_its_task_has() {
-    let cluster = Cluster::new(Lab::new(&training()));
-    let mut executors = vec![cluster.executor()];
-    let settings = ["--batch-size", "1", "--until", "autoencoder", "--save-every", "3600"];
-    let run = cluster.run_until(&settings, |jobs| count(jobs, "said") > 0);
-    executors[0].signal("-TERM");
-    assert!(executors[0].0.wait().unwrap().success());
+    let cluster = Cluster::new(lab(TRAINING));
+    let mut executors = cluster.executors(1);
+    let (run, mut trains) = training(&cluster, &mut executors, &["--save-every", "3600"]);
+    trains.signal("-TERM");
+    assert!(trains.0.wait().unwrap().success());
     let state = fs::read_dir(cluster.lab.path(".vlmdiff/state")).unwrap().count();
     assert_eq!(state, 1, "the training is saved at the request alone");
-    executors.push(cluster.executor());
-    cluster.ends(run);
-    cluster.is_as_on_one_machine(&settings);
+    let _next = cluster.executor();
+    let events = cluster.ends(run);
+    assert!(says(&events, "goes on from step"), "the next executor continues");
+    cluster.is_as_on_one_machine(&[]);
 }
 
 #[test]
@@ -335,7 +356,7 @@ fn scheduler_that_was_killed_and_started_again_goes_on() {
 #[test]
 fn rows_of_a_driver_that_was_killed_are_not_computed_again() {
     let cluster = Cluster::new(lab(PICTURES));
-    let _executors = cluster.executors(2);
+    let executors = cluster.executors(2);
     let mut run = cluster.run_until(&["--task-rows", "1"], |jobs| count(jobs, "answers") > 20);
     run.kill();
     let events = cluster.run(&["--task-rows", "1"]);
@@ -345,6 +366,8 @@ fn rows_of_a_driver_that_was_killed_are_not_computed_again() {
     });
     let (stale, rows) = stale.unwrap();
     assert!(stale + 20 <= rows, "{stale} of {rows} rows are computed again");
+    // They still answer tasks of the killed driver.
+    drop(executors);
     let left = fs::read_dir(cluster.lab.path(".vlmdiff/jobs")).unwrap().count();
     assert_eq!(left, 1, "the job of the killed driver stays until a clean-up");
     fs::remove_dir_all(cluster.lab.path(".vlmdiff/jobs")).unwrap();
@@ -353,18 +376,16 @@ fn rows_of_a_driver_that_was_killed_are_not_computed_again() {
 
 #[test]
 fn interrupted_run_stops_its_executors_and_keeps_what_they_had() {
-    let cluster = Cluster::new(Lab::new(&training()));
-    let _executors = cluster.executors(1);
-    let settings = ["--batch-size", "1", "--until", "autoencoder", "--save-every", "3600"];
-    let mut run = cluster.run_until(&settings, |jobs| count(jobs, "said") > 0);
+    let cluster = Cluster::new(lab(TRAINING));
+    let mut executors = cluster.executors(1);
+    let (mut run, _trains) = training(&cluster, &mut executors, &["--save-every", "3600"]);
     run.signal("-INT");
     let ended = run.0.wait().unwrap();
     assert_eq!(ended.code(), Some(130), "{}", stderr(run.0.stderr.as_mut()));
     assert_eq!(fs::read_dir(cluster.lab.path(".vlmdiff/state")).unwrap().count(), 1, "the training is saved");
     assert!(cluster.jobs().is_empty(), "{:?}", cluster.jobs());
-    // The executor is free again.
-    cluster.run(&settings);
-    cluster.is_as_on_one_machine(&settings);
+    assert!(says(&cluster.run(&[]), "goes on from step"), "the executor is free, and continues");
+    cluster.is_as_on_one_machine(&[]);
 }
 
 fn refused(output: &Output) -> String {
@@ -539,19 +560,19 @@ fn scheduler_behind_a_network_that_delays_and_cuts_is_reached_again() {
     cluster.is_as_on_one_machine(&[]);
 }
 
-/// Runs the light pipeline with its source and its store on S3, behind a network with faults.
-fn light_on_s3(seed: u64, rate: u64) {
+#[test]
+fn cluster_on_s3_behind_a_failing_network_makes_the_same_tables() {
     let server = Server::start();
     let lab = Lab::new(LIGHT);
     server.upload(&lab.path("data"));
     lab.write("pipeline.yaml", &LIGHT.replace("root: data", "root: 's3://bucket/data'"));
-    let proxy = Proxy::start(server.address, Duration::from_secs(6), seeded(seed, rate));
+    let proxy = Proxy::start(server.address, Duration::from_secs(6), seeded(2, 10));
     let mut environment = environment(proxy.address);
     environment.push(("VLMDIFF_STORE".into(), "s3://bucket/some/prefix".into()));
     let cluster = Cluster::with(lab, environment, &[]);
     let executors = cluster.executors(2);
     let output = cluster.run_command(&["--task-rows", "4"]).output().unwrap();
-    assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     drop(executors);
     let digests = |(table, versions): (String, Vec<vlmdiff::engine::store::Manifest>)| {
         assert_eq!(versions.len(), 1, "{table}");
@@ -562,18 +583,8 @@ fn light_on_s3(seed: u64, rate: u64) {
     cluster.lab.run(&["--store", "alone"]);
     let mut alone = cluster.lab.contents("alone");
     alone.sort();
-    assert_eq!(of_cluster, alone, "seed {seed}");
-    assert!(server.objects("jobs").is_empty(), "seed {seed}: a job is left");
-}
-
-#[test]
-fn cluster_on_s3_makes_the_same_tables_as_one_machine() {
-    light_on_s3(1, 0);
-}
-
-#[test]
-fn cluster_on_s3_behind_a_failing_network_makes_the_same_tables() {
-    light_on_s3(2, 6);
+    assert_eq!(of_cluster, alone);
+    assert!(server.objects("jobs").is_empty(), "a job is left");
 }
 
 /// Kills executors, schedulers and drivers at random moments, for minutes.

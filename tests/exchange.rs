@@ -31,7 +31,10 @@ import datetime, sys
 import numpy, pyarrow, pyarrow.feather, pyarrow.parquet
 
 n = int(sys.argv[2])
-generator = numpy.random.default_rng(7)
+
+def values(seed, shape):
+    # A row has the same values whatever rows follow it.
+    return numpy.stack([numpy.random.default_rng([seed, i]).random(shape) for i in range(n)])
 
 def tensors(values, shape):
     of = pyarrow.fixed_shape_tensor(pyarrow.from_numpy_dtype(values.dtype), shape)
@@ -55,10 +58,10 @@ table = pyarrow.table({
     "bytes": [bytes([i, 0, 255]) if i else None for i in range(n)],
     "numbers": pyarrow.array([list(range(i % 4)) if i != 2 else None for i in range(n)], pyarrow.list_(pyarrow.uint32())),
     "record": [{"x": i, "s": str(i)} for i in range(n)],
-    "map": tensors(generator.random((n, 4, 5)).astype(numpy.float16), [4, 5]),
-    "cube": tensors(generator.random((n, 2, 4, 5)).astype(numpy.float32), [2, 4, 5]),
-    "vector": tensors(generator.random((n, 3)).astype(numpy.float64), [3]),
-    "picture": tensors(generator.integers(0, 256, (n, 6, 5, 3)).astype(numpy.uint8), [6, 5, 3]),
+    "map": tensors(values(1, (4, 5)).astype(numpy.float16), [4, 5]),
+    "cube": tensors(values(2, (2, 4, 5)).astype(numpy.float32), [2, 4, 5]),
+    "vector": tensors(values(3, (3,)), [3]),
+    "picture": tensors((values(4, (6, 5, 3)) * 256).astype(numpy.uint8), [6, 5, 3]),
 })
 pyarrow.parquet.write_table(table, sys.argv[1])
 pyarrow.feather.write_feather(table, "things.arrow", "uncompressed")
@@ -88,7 +91,8 @@ def plain(row):
 impl Lab {
     /// Runs a script of Python in the lab, offline, and returns what it prints.
     fn script(&self, text: &str, arguments: &[&str]) -> String {
-        self.write("script.py", text);
+        // Python's own clean-up is left out, because a thread of the package deltalake that still reads may abort the process in it.
+        self.write("script.py", &format!("{text}\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"));
         let mut command = python();
         command.arg("script.py").args(arguments).current_dir(self.path(""));
         command.env("HF_HOME", self.path("home")).env("HF_DATASETS_OFFLINE", "1").env("HF_HUB_OFFLINE", "1");
@@ -175,7 +179,11 @@ for number, row in enumerate(things):
         assert same(value, row[name]), (number, name, value, row[name])
     for name in TENSORS:
         want = tensor(name, number)
-        assert (row[name] is None) if want is None else (numpy.asarray(row[name]) == want).all(), (number, name)
+        if want is None:
+            # The library makes NaN of an array that is null, when it makes lists of it.
+            assert not things.data.column(name)[number].is_valid, (number, name)
+        else:
+            assert (numpy.asarray(row[name]) == want).all(), (number, name)
 "#;
     lab.script(&format!("{EXPECTED}{script}"), &[]);
     // The same rows come back.
@@ -208,13 +216,13 @@ for split, rows in [("train", range(3)), ("test", range(3, 5))]:
 "#;
     lab.script(script, &[]);
     assert_eq!(lab.again("theirs", &[]), 5);
-    let query = "select id, split, name, map[6], octet_length(image) > 60 from things order by id";
+    let query = "select id, split, name, map[6], left(encode(image, 'hex'), 8) from things order by id";
     let rows = [
-        "0,train,n0,0.0,true",
-        "1,train,n1,0.5,true",
-        "2,train,n2,1.0,true",
-        "3,test,n3,1.5,true",
-        "4,test,n4,2.0,true",
+        "0,train,n0,0.0,89504e47",
+        "1,train,n1,0.5,89504e47",
+        "2,train,n2,1.0,89504e47",
+        "3,test,n3,1.5,89504e47",
+        "4,test,n4,2.0,89504e47",
     ];
     assert_eq!(lab.sql("again", query), rows);
 }
@@ -271,10 +279,10 @@ with webdataset.ShardWriter("theirs/part-%02d.tar", maxcount=2, verbose=0) as sh
     fs::create_dir(lab.path("theirs")).unwrap();
     lab.script(script, &[]);
     assert_eq!(lab.again("theirs", &["things.id=__key__"]), 5);
-    let query = "select __key__, n, txt, cls, npy[6], octet_length(png) > 60 from things order by n";
+    let query = "select __key__, n, txt, cls, npy[6], left(encode(png, 'hex'), 8) from things order by n";
     let rows = lab.sql("again", query);
     assert_eq!(rows.len(), 5);
-    assert_eq!(rows[3..], ["a/3,3,text 3,3,3,true", "a/4,4,text 4,4,4,true"]);
+    assert_eq!(rows[3..], ["a/3,3,text 3,3,3,89504e47", "a/4,4,text 4,4,4,89504e47"]);
     // One shard alone.
     assert_eq!(lab.again("theirs/part-00.tar", &["things.id=__key__"]), 0);
     assert_eq!(lab.sql("again", "select count(*) from things"), ["2"]);
@@ -297,7 +305,9 @@ rows = table.to_pyarrow_table()
 assert rows.num_rows == ROWS.num_rows == 7
 shape = {field.name: field.metadata for field in table.schema().fields}["cube"]
 assert json.loads(shape["vlmdiff.shape"]) == [2, 4, 5], shape
-for number, row in enumerate(rows.to_pylist()):
+by_id = {row["id"]: row for row in rows.to_pylist()}
+for number in range(7):
+    row = by_id[plain(number)["id"]]
     for name, value in plain(number).items():
         found = int(row[name]) if name == "large" else row[name]
         assert same(value, found), (number, name, value, found)
@@ -307,10 +317,10 @@ for number, row in enumerate(rows.to_pylist()):
 assert deltalake.DeltaTable("lake", version=0).to_pyarrow_table().num_rows == 5
 "#;
     lab.script(&format!("{EXPECTED}{script}"), &[]);
-    // The old version, then the rows that the new one adds, then nothing: the rows decide.
+    // The old version, then the two rows that the new one adds and the one that has tensors now, then nothing: the rows decide.
     assert_eq!(lab.again("lake", &["things.version=0"]), 5);
     assert_eq!(lab.content("again", "things"), first);
-    assert_eq!(lab.again("lake", &[]), 2);
+    assert_eq!(lab.again("lake", &[]), 3);
     assert_eq!(lab.content("again", "things"), lab.content(".vlmdiff", "things"));
     assert_eq!(lab.again("lake", &["things.version=1"]), 0);
     let ended = lab.vlmdiff(&["plan", "again.yaml", "--store", "again", "--set", "things.version=9"]);

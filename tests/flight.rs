@@ -143,7 +143,10 @@ fn catalogue_has_every_pipeline_table_and_column() {
 fn token_and_certificate_decide_who_is_answered() {
     let lab = lab();
     lab.write("token", TOKEN);
-    Server::start(&lab, &["--token-file", "token"]).check("tokens", &[TOKEN]);
+    let server = Server::start(&lab, &["--token-file", "token"]);
+    server.check("tokens", &[TOKEN]);
+    server.check("superset", &[TOKEN]);
+    drop(server);
 
     let folder = lab.path(".");
     let made =

@@ -301,20 +301,17 @@ fn light_columns_of_large_parts_are_read_without_pictures() {
     assert!(fetched() < large / 4, "a query of labels fetched {} of {large} bytes", fetched());
 
     // A changed byte is noticed by whoever reads it, here in the footer.
-    let (name, mut part) = pictures.into_iter().next().unwrap();
-    let near_end = part.len() - 9;
-    part[near_end] ^= 1;
-    remote.server.with_bucket(async |bucket| _ = bucket.put(&name.into(), part.into()).await.unwrap());
+    let (name, part) = pictures.into_iter().next().unwrap();
+    let mut changed = part.clone();
+    let near_end = changed.len() - 9;
+    changed[near_end] ^= 1;
+    let path = object_store::path::Path::from(name.as_str());
+    remote.server.with_bucket(async |bucket| _ = bucket.put(&path, changed.into()).await.unwrap());
     forget();
     run("nothing more");
+    let mended = remote.server.objects("parts").into_iter().find(|(other, _)| *other == name);
+    assert!(mended.is_some_and(|(_, mended)| mended == part), "the part is computed again");
     assert_eq!(labels(), expected);
-    let captions = remote.vlmdiff(&[
-        "sql",
-        "select distinct caption from captions where caption like 'nothing%'",
-        "--format",
-        "csv",
-    ]);
-    assert_eq!(captions, "caption\nnothing more\n");
 }
 
 #[test]

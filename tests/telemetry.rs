@@ -35,7 +35,8 @@ fn server(status: &'static str) -> (SocketAddr, Receiver<Request>) {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 // A client may send several requests over a connection.
                 while let Some(request) = receive(&mut reader) {
-                    say.send(request).unwrap();
+                    // Not every test listens.
+                    _ = say.send(request);
                     write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
                 }
             });
@@ -392,7 +393,8 @@ fn log_as_json_has_the_names_of_events() {
     };
     let told: Vec<Value> = told.iter().map(without_time).collect();
     for event in kept {
-        let event = serde_json::to_value(event).unwrap();
+        let text = serde_json::to_string(&event).unwrap().replace(&*lab.path("").to_string_lossy(), "[lab]/");
+        let event: Value = serde_json::from_str(&text).unwrap();
         assert!(told.contains(&event), "{event}");
     }
     // Errors and messages are objects too.

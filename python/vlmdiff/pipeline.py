@@ -27,10 +27,11 @@ class PlannedTable:
     Attributes:
         table: The table.
         stage: The stage that makes it.
-        state: ``fresh``, ``stale``, or ``blocked``, if the rows of a table above are not known yet.
+        state: ``fresh``, ``stale`` or ``blocked``.
         stale: The number of rows to compute.
         rows: The number of rows that it will have; 0 if that is known only when it is computed.
         causes: The causes why it is not fresh.
+        waits_for: The table above whose rows are not known yet; None if it is not blocked.
         notes: Notes on the table, as far as its rows are known.
         words: The same in words.
     """
@@ -42,6 +43,7 @@ class PlannedTable:
     stale: int = 0
     rows: int = 0
     causes: list[dict[str, Any]] = field(default_factory=list)
+    waits_for: Optional[str] = None
     notes: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -311,7 +313,8 @@ def _chosen(
 
 def _planned(plan: Mapping[str, Any], words: str) -> PlannedTable:
     names = ("table", "stage", "state", "stale", "rows", "causes", "notes")
-    return PlannedTable(words=words, **{name: plan[name] for name in names if name in plan})
+    known = {name: plan[name] for name in names if name in plan}
+    return PlannedTable(words=words, waits_for=plan.get("on"), **known)
 
 
 def _summary(run: str, events: list[dict[str, Any]]) -> Summary:

@@ -23,7 +23,7 @@ use crate::{
     stages::KINDS,
 };
 
-/// Write a table for other programs, or anomaly maps, verdicts and regions as pictures and annotations.
+/// Write a table for other programs, or maps, verdicts and regions as pictures.
 #[derive(Args)]
 #[command(after_help = "\
 With --to, writes the rows of a table in the format of other programs:

@@ -59,7 +59,8 @@ pub(super) struct Flight {
     /// Bytes of temporary files of a statement.
     #[arg(long, value_name = "N", default_value_t = 16 << 30, value_parser = clap::value_parser!(u64).range(0..))]
     max_disk: u64,
-    /// The time in seconds in which a statement is computed, and for which it waits for a client that takes no rows.
+    /// The time in seconds for which a client waits for a statement, all together, and for which a statement waits for a client
+    /// that takes no rows.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     max_seconds: u32,
     /// The number of statements that run at once. More wait for their turn.

@@ -20,6 +20,8 @@ mod report;
 mod run;
 mod runs;
 mod schema;
+#[cfg(feature = "cluster")]
+mod security;
 mod serve;
 mod sql;
 mod status;
@@ -108,7 +110,7 @@ enum Command {
     Flight(flight::Flight),
     /// Write an HTML page of metrics, curves and pictures, or the tables of metrics as text.
     Report(report::Report),
-    /// Write a table for other programs, or anomaly maps, verdicts and regions as pictures and annotations.
+    /// Write a table for other programs, or maps, verdicts and regions as pictures.
     Export(export::Export),
     /// Write pictures of images beside their ground truth and their maps by several tables.
     Figures(figures::Figures),

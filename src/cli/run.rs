@@ -53,7 +53,7 @@ pub(super) struct Run {
     cluster: Option<String>,
     #[cfg(feature = "cluster")]
     #[command(flatten)]
-    security: super::cluster::SecurityArgs,
+    security: super::security::SecurityArgs,
     /// The number of threads, which the workers share and which stages without a worker use. Default: OMP_NUM_THREADS if
     /// it is set, else as many as the machine has.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]

@@ -30,13 +30,11 @@ pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-/// The form of what a command says on standard error.
+/// The form of what a command says on standard error: words for people, or a JSON object for each event and message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
-    /// Words for people.
     #[default]
     Text,
-    /// A JSON object for each event and message, on a line of its own.
     Json,
 }
 

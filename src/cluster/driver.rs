@@ -44,7 +44,7 @@ const ASK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The time after which tasks of which nothing is heard are handed out again. It doubles each time: they may wait for others.
-const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// The time in which executors notice a request to stop, and that in which they have to follow it.
 const NOTICE: Duration = Duration::from_secs(3);

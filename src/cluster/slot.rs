@@ -28,8 +28,9 @@ use crate::engine::{
     store::{JobFolder, Store},
 };
 
-/// The interval at which a running task reports and asks whether its driver still waits for it.
-const WATCH: Duration = Duration::from_secs(2);
+/// The first and the longest interval at which a running task reports and asks whether its driver still waits for it. The
+/// interval doubles each time, so that a stop is heard soon and a long task asks seldom.
+const WATCH: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 
 /// The time after which a driver without a new sign of life counts as gone. It gives one every few seconds.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -203,7 +204,7 @@ impl Thread {
             Err(error) => (Answer::Failed(self.named(error)), Said::by(&self.means.name)),
         };
         // Another executor may have been given the task meanwhile, and the driver may be done with the job.
-        if began.elapsed() > WATCH && folder.get(DRIVER).map_err(Failure::passing)?.is_none() {
+        if began.elapsed() > WATCH.0 && folder.get(DRIVER).map_err(Failure::passing)?.is_none() {
             return Ok(());
         }
         // The first answer counts, if the task ran twice.
@@ -328,8 +329,9 @@ impl Thread {
             let (over, is_over) = mpsc::channel::<()>();
             let stop = stop.clone();
             let watch = scope.spawn(move || {
-                let mut seen = seen;
-                while is_over.recv_timeout(WATCH) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let (mut seen, mut wait) = (seen, WATCH.0);
+                while is_over.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    wait = (2 * wait).min(WATCH.1);
                     // A failure to read or write is that of a network, and the next attempt may succeed.
                     match folder.open::<Sign>(DRIVER) {
                         Ok(sign) if is_given_up(sign, &mut seen) => stop.request(),

@@ -1,6 +1,6 @@
 //! Delta Lake: a table is a log of versions over Parquet files. Tensors are lists, with their shape beside the column.
 
-use std::{collections::HashMap, fs::File, sync::Arc};
+use std::{collections::HashMap, fs::File, ops::RangeInclusive, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, new_null_array},
@@ -36,8 +36,9 @@ const SCHEMA: &str = "vlmdiff.schema";
 const COLUMN_MAPPING: &str = "delta.columnMapping.mode";
 /// The metadata of a column of tensors: their shape.
 const SHAPE: &str = "vlmdiff.shape";
-/// The number of rows in a row group.
-const GROUP_ROWS: usize = 1024;
+/// The bytes of the tensors in a row group, which is in memory while it is written, and the number of its rows.
+const GROUP_BYTES: usize = 32 << 20;
+const GROUP_ROWS: RangeInclusive<usize> = 16..=10_000;
 /// The number of rows that are read at a time.
 const READ_ROWS: usize = 256;
 
@@ -97,7 +98,8 @@ pub(super) fn write(table: &Table, rows: &mut NextRows<'_>, address: &str) -> Re
     let schema = Arc::new(Schema::new(fields));
     let (runtime, place) = (runtime()?, Place::at(address)?);
     runtime.block_on(place.check(table))?;
-    let mut files = Files { place: &place, schema: &schema, adds: Vec::new(), open: None };
+    let group_rows = (GROUP_BYTES / tensor_bytes(&table.schema).max(1)).clamp(*GROUP_ROWS.start(), *GROUP_ROWS.end());
+    let mut files = Files { place: &place, schema: &schema, group_rows, adds: Vec::new(), open: None };
     let filled = fill(&runtime, &mut files, rows);
     let committed = filled.and_then(|rows| {
         let version = runtime.block_on(files.commit(table))?;
@@ -107,6 +109,15 @@ pub(super) fn write(table: &Table, rows: &mut NextRows<'_>, address: &str) -> Re
         runtime.block_on(files.discard());
     }
     committed
+}
+
+/// Returns the bytes of the tensors of a row.
+fn tensor_bytes(schema: &Schema) -> usize {
+    let bytes = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::FixedSizeList(item, size) => *size as usize * item.data_type().primitive_width().unwrap_or(1),
+        _ => 0,
+    });
+    bytes.sum()
 }
 
 /// Writes all rows to files. Returns their number.
@@ -168,6 +179,8 @@ fn stored_type(of: &DataType) -> Option<DataType> {
 struct Files<'a> {
     place: &'a Place,
     schema: &'a SchemaRef,
+    /// The number of rows in a row group.
+    group_rows: usize,
     /// The files that are done.
     adds: Vec<Add>,
     open: Option<(String, AsyncArrowWriter<BufWriter>)>,
@@ -187,7 +200,7 @@ impl Files<'_> {
                 let name = format!("part-{number:05}-{}-c000.zstd.parquet", &unique[..32]);
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-                    .set_max_row_group_row_count(Some(GROUP_ROWS))
+                    .set_max_row_group_row_count(Some(self.group_rows))
                     .set_created_by("vlmdiff".into())
                     .build();
                 let object = BufWriter::new(self.place.objects.clone(), Path::from(name.as_str()));

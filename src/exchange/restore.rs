@@ -9,7 +9,7 @@ use arrow::{
     },
     buffer::NullBuffer,
     compute::{cast, concat},
-    datatypes::{DataType, Field, SchemaRef},
+    datatypes::{DataType, Field, FieldRef, SchemaRef},
 };
 use rayon::prelude::*;
 
@@ -34,18 +34,18 @@ pub(super) fn rows(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatc
 fn restored(column: &ArrayRef, to: &Field) -> Result<ArrayRef, String> {
     match (column.data_type(), to.data_type()) {
         (from, wanted) if from == wanted => Ok(column.clone()),
-        (DataType::Struct(_), DataType::FixedSizeList(_, _)) => {
+        (DataType::Struct(_), DataType::FixedSizeList(item, _)) => {
             let shape = picture(to).ok_or("it has pictures where the table has other tensors")?;
-            pictures(&encoded(column)?, shape)
+            pictures(&encoded(column)?, item, shape)
         }
         (DataType::Struct(_), DataType::Binary) => Ok(Arc::new(encoded(column)?)),
-        (DataType::Binary, DataType::FixedSizeList(_, _)) if picture(to).is_some() => {
-            pictures(column.as_binary(), picture(to).unwrap_or_default())
+        (DataType::Binary, DataType::FixedSizeList(item, _)) if picture(to).is_some() => {
+            pictures(column.as_binary(), item, picture(to).unwrap_or_default())
         }
         (
             DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _),
             DataType::FixedSizeList(item, size),
-        ) => flat(column, item.data_type(), *size as usize),
+        ) => flat(column, item, *size as usize),
         (_, wanted) => cast(column, wanted).map_err(|e| e.to_string()),
     }
 }
@@ -60,31 +60,31 @@ fn encoded(records: &ArrayRef) -> Result<BinaryArray, String> {
     Ok(BinaryArray::new(bytes.offsets().clone(), bytes.values().clone(), nulls))
 }
 
-/// Decodes pictures to tensors.
-pub(super) fn pictures(encoded: &BinaryArray, shape: [usize; 3]) -> Result<ArrayRef, String> {
+/// Decodes pictures to tensors with these items.
+fn pictures(encoded: &BinaryArray, item: &FieldRef, shape: [usize; 3]) -> Result<ArrayRef, String> {
     let size = shape.iter().product();
     let decoded = (0..encoded.len()).into_par_iter().map(|row| match encoded.is_valid(row) {
         true => decode(encoded.value(row), shape).map_err(|e| format!("row {}: {e}", row + 1)),
         false => Ok(vec![0; size]),
     });
     let values = decoded.collect::<Result<Vec<_>, _>>()?.concat();
-    let item = Arc::new(Field::new_list_field(DataType::UInt8, true));
     let values = Arc::new(UInt8Array::from(values));
-    Ok(Arc::new(FixedSizeListArray::new(item, size as i32, values, encoded.nulls().cloned())))
+    Ok(Arc::new(FixedSizeListArray::new(item.clone(), size as i32, values, encoded.nulls().cloned())))
 }
 
-/// Returns tensors whose values lie in lists within lists.
-fn flat(lists: &ArrayRef, item: &DataType, size: usize) -> Result<ArrayRef, String> {
+/// Returns tensors with these items, whose values lie in lists within lists.
+fn flat(lists: &ArrayRef, item: &FieldRef, size: usize) -> Result<ArrayRef, String> {
     let failed = |e: arrow::error::ArrowError| e.to_string();
+    let of = item.data_type();
     let values = (0..lists.len()).map(|row| {
         if lists.is_null(row) {
-            return Ok(new_null_array(item, size));
+            return Ok(new_null_array(of, size));
         }
         let mut values = lists.slice(row, 1);
         while let Some(inner) = items(&values) {
             values = inner;
         }
-        let values = cast(&values, item).map_err(failed)?;
+        let values = cast(&values, of).map_err(failed)?;
         if values.len() == size {
             Ok(values)
         } else {
@@ -93,9 +93,8 @@ fn flat(lists: &ArrayRef, item: &DataType, size: usize) -> Result<ArrayRef, Stri
     });
     let values = values.collect::<Result<Vec<_>, _>>()?;
     let values: Vec<&dyn Array> = values.iter().map(AsRef::as_ref).collect();
-    let values = if values.is_empty() { new_null_array(item, 0) } else { concat(&values).map_err(failed)? };
-    let field = Arc::new(Field::new_list_field(item.clone(), true));
-    Ok(Arc::new(FixedSizeListArray::new(field, size as i32, values, lists.nulls().cloned())))
+    let values = if values.is_empty() { new_null_array(of, 0) } else { concat(&values).map_err(failed)? };
+    Ok(Arc::new(FixedSizeListArray::new(item.clone(), size as i32, values, lists.nulls().cloned())))
 }
 
 /// Returns the items of all lists; `None` if the values are no lists.
@@ -142,6 +141,10 @@ mod tests {
         assert_eq!(float_row(&tensors, 1).unwrap(), None);
         let none = restored(&lists.slice(0, 0), &field).unwrap();
         assert!(none.is_empty() && none.as_fixed_size_list().values().as_primitive_opt::<Float16Type>().is_some());
+        // Other programs name the items of a list otherwise.
+        let item = Arc::new(Field::new("element", DataType::Float32, true));
+        let named = Field::new("map", DataType::FixedSizeList(item, 6), true);
+        assert_eq!(restored(&tensors, &named).unwrap().data_type(), named.data_type());
         let error = restored(&lists, &tensor_field("map", DataType::Float16, &[2, 4], true)).unwrap_err();
         assert_eq!(error, "row 1: 6 values, where the table has 8");
     }

@@ -9,7 +9,8 @@ use crate::query::Bounds;
 pub struct Limits {
     /// Memory and disk of each.
     pub bounds: Bounds,
-    /// The time in which each is computed. Waiting for its client does not count, but a client may not let it wait for longer.
+    /// The time for which the client of each waits, all together. The time in which it takes no rows does not count, but may not
+    /// be longer.
     pub time: Duration,
     /// The number that may run at once. More wait for as long as `time`.
     pub at_once: usize,

@@ -14,7 +14,11 @@ mod running;
 mod schemas;
 mod service;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use tokio::{net::TcpListener, runtime::Builder};
@@ -28,7 +32,7 @@ pub use self::limits::Limits;
 use self::{schemas::WithSchemas, service::Service};
 use crate::{
     engine::{Error, Result, store::Store},
-    serving::{Token, memory},
+    serving::Token,
 };
 
 /// The number of threads that receive requests and send rows.
@@ -65,7 +69,6 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<()> {
     let Options { listen, token, identity, pipeline, limits } = options;
-    memory::give_back_large_blocks();
     let mut server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(ALIVE.0))
         .http2_keepalive_timeout(Some(ALIVE.1));
@@ -88,16 +91,16 @@ pub fn serve(
 }
 
 /// Reads certificate and key.
-fn encryption(certificate: &PathBuf, key: &PathBuf) -> Result<ServerTlsConfig> {
+fn encryption(certificate: &Path, key: &Path) -> Result<ServerTlsConfig> {
     let read =
-        |file: &PathBuf| std::fs::read(file).map_err(|e| Error::Input(format!("cannot read {}: {e}", file.display())));
+        |file: &Path| std::fs::read(file).map_err(|e| Error::Input(format!("cannot read {}: {e}", file.display())));
     let identity = Identity::from_pem(read(certificate)?, read(key)?);
     // Something else may have chosen for the process before, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Ok(ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE))
 }
 
-fn unusable(certificate: &PathBuf, key: &PathBuf, error: &dyn std::error::Error) -> Error {
+fn unusable(certificate: &Path, key: &Path, error: &dyn std::error::Error) -> Error {
     let why = std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string);
     Error::Input(format!(
         "{} and {} are no certificate and its key: {}; both are PEM files, as `openssl req -x509 -newkey rsa:2048 -nodes` makes them",

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use tokio::{
     sync::{
         OwnedSemaphorePermit, Semaphore,
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, Sender},
     },
     task::JoinSet,
     time::timeout,
@@ -57,12 +57,13 @@ impl Runner {
         T: Send + 'static,
         F: Future<Output = engine::Result<T>> + Send + 'static,
     {
-        let (work, limit) = (work(self.store.clone()), self.limits.time);
         let mut task = JoinSet::new();
-        task.spawn_on(async move { Clock::new(limit).run(work).await }, self.store.runtime().handle());
-        match task.join_next().await {
-            Some(done) => done.map_err(unexpected)?,
-            None => Err(unexpected("no work was done")),
+        task.spawn_on(work(self.store.clone()), self.store.runtime().handle());
+        match timeout(self.limits.time, task.join_next()).await {
+            Ok(Some(Ok(done))) => done.map_err(|error| status(&error)),
+            Ok(Some(Err(panicked))) => Err(unexpected(panicked)),
+            Ok(None) => Err(unexpected("no work was done")),
+            Err(_) => Err(too_long(self.limits.time)),
         }
     }
 
@@ -96,47 +97,37 @@ impl Runner {
         Ok(sent(&self.work(ready).await?.schema()))
     }
 
-    /// Returns the rows of a statement as messages. It is planned and executed while they are taken, and ends when they are
-    /// dropped.
-    pub(super) fn messages(&self, statement: Statement) -> impl Stream<Item = Result<FlightData, Status>> + use<> {
+    /// Returns the rows of a statement as messages, as soon as it may run. It is planned and executed while they are taken, and
+    /// ends when they are dropped.
+    pub(super) async fn messages(
+        &self,
+        statement: Statement,
+    ) -> Result<impl Stream<Item = Result<FlightData, Status>> + use<>, Status> {
+        let place = self.place().await?;
+        let span = Span::query(&statement.sql);
         let (sender, messages) = mpsc::channel(AHEAD);
         let mut task = JoinSet::new();
-        task.spawn_on(self.clone().send(statement, sender), self.store.runtime().handle());
-        // The task tells how it ended: without that, rows that are missing would look like the end.
-        futures::stream::unfold((messages, task), |(mut messages, mut task)| async move {
-            if let Some(message) = messages.recv().await {
-                return Some((Ok(message), (messages, task)));
-            }
-            let failure = match task.join_next().await? {
-                Ok(Ok(())) => return None,
-                Ok(Err(status)) => status,
-                Err(panicked) => unexpected(panicked),
-            };
-            Some((Err(failure), (messages, task)))
-        })
+        task.spawn_on(self.clone().send(statement, sender, place), self.store.runtime().handle());
+        let limit = self.limits.time;
+        let running = Running { messages, task, limit, left: limit, span };
+        Ok(futures::stream::unfold(running, |mut running| async move { Some((running.next().await?, running)) }))
     }
 
-    /// Executes a statement, sends its rows, and traces it.
-    async fn send(self, statement: Statement, messages: Sender<FlightData>) -> Result<(), Status> {
-        let mut span = Span::query(&statement.sql);
-        let sent = self.execute(statement, messages).await;
-        if let Err(status) = &sent {
-            span.failed(&status.message());
-        }
-        sent
-    }
-
-    /// Executes a statement and sends its rows.
-    async fn execute(self, statement: Statement, messages: Sender<FlightData>) -> Result<(), Status> {
-        let _place = self.place().await?;
+    /// Executes a statement and sends its rows. It has its place until then, also where its client has long gone and it has not
+    /// noticed yet.
+    async fn send(
+        self,
+        statement: Statement,
+        messages: Sender<FlightData>,
+        _place: OwnedSemaphorePermit,
+    ) -> Result<(), Status> {
         let limits = self.limits;
-        let mut clock = Clock::new(limits.time);
         let ready = async { Self::planned(&self.store, limits, &statement).await?.rows().await };
-        let rows = clock.run(ready).await?;
+        let rows = ready.await.map_err(|error| status(&error))?;
         let schema = rows.schema();
-        let batches = futures::stream::try_unfold((rows, clock), |(mut rows, mut clock): (Rows, Clock)| async move {
-            let batch = clock.run(rows.next()).await?;
-            Ok::<_, FlightError>(batch.map(|batch| (batch, (rows, clock))))
+        let batches = futures::stream::try_unfold(rows, |mut rows: Rows| async move {
+            let batch = rows.next().await.map_err(|error| status(&error))?;
+            Ok::<_, FlightError>(batch.map(|batch| (batch, rows)))
         });
         let mut encoded = std::pin::pin!(FlightDataEncoderBuilder::new().with_schema(schema).build(batches));
         while let Some(message) = encoded.next().await {
@@ -174,29 +165,48 @@ fn sent(schema: &SchemaRef) -> SchemaRef {
     encoder.known_schema().unwrap_or_else(|| schema.clone())
 }
 
-/// The time that a statement has left.
-struct Clock {
-    limit: Duration,
-    left: Duration,
+fn too_long(limit: Duration) -> Status {
+    Status::deadline_exceeded(format!(
+        "the statement takes more than {} s, as long as one may; fewer rows or columns take less, and who runs the server can \
+         raise the limit",
+        limit.as_secs_f64()
+    ))
 }
 
-impl Clock {
-    fn new(limit: Duration) -> Self {
-        Self { limit, left: limit }
+/// A statement that runs. The time is watched where its messages are taken, and not where it is computed: an operator that is
+/// long at a batch would notice the end of the time as late.
+struct Running {
+    messages: Receiver<FlightData>,
+    task: JoinSet<Result<(), Status>>,
+    limit: Duration,
+    /// What is left of the limit after the client has waited for messages.
+    left: Duration,
+    /// Its trace, which ends with it.
+    span: Span,
+}
+
+impl Running {
+    /// Returns the next message, or `None` at the end.
+    async fn next(&mut self) -> Option<Result<FlightData, Status>> {
+        let started = Instant::now();
+        let next = timeout(self.left, self.message()).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        let next = next.unwrap_or_else(|_| Some(Err(too_long(self.limit))));
+        if let Some(Err(status)) = &next {
+            self.span.failed(&status.message());
+        }
+        next
     }
 
-    /// Does some of its work.
-    async fn run<T>(&mut self, work: impl Future<Output = engine::Result<T>>) -> Result<T, Status> {
-        let started = Instant::now();
-        let done = timeout(self.left, work).await;
-        self.left = self.left.saturating_sub(started.elapsed());
-        match done {
-            Ok(done) => done.map_err(|error| status(&error)),
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "the statement takes more than {} s, as long as one may; fewer rows or columns take less, and who runs the \
-                 server can raise the limit",
-                self.limit.as_secs_f64()
-            ))),
+    async fn message(&mut self) -> Option<Result<FlightData, Status>> {
+        if let Some(message) = self.messages.recv().await {
+            return Some(Ok(message));
+        }
+        // The task tells how it ended: without that, rows that are missing would look like the end.
+        match self.task.join_next().await? {
+            Ok(Ok(())) => None,
+            Ok(Err(status)) => Some(Err(status)),
+            Err(panicked) => Some(Err(unexpected(panicked))),
         }
     }
 }

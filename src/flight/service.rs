@@ -164,7 +164,8 @@ impl FlightSqlService for Service {
         let pipeline = self.pipeline(&request)?;
         let sql = String::from_utf8(ticket.statement_handle.into())
             .map_err(|_| Status::invalid_argument("the ticket is none of this server"))?;
-        Ok(Response::new(Box::pin(self.runner.messages(Statement { sql, pipeline, parameters: None }))))
+        let messages = self.runner.messages(Statement { sql, pipeline, parameters: None }).await?;
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn do_action_create_prepared_statement(
@@ -187,6 +188,8 @@ impl FlightSqlService for Service {
         request: Request<PeekableFlightDataStream>,
     ) -> Result<DoPutPreparedStatementResult, Status> {
         let handle = query.prepared_statement_handle;
+        // Not every client notices that values were refused, and none may get the rows of the values before.
+        self.prepared.bind(&handle, None)?;
         self.prepared.bind(&handle, parameters(request.into_inner()).await?)?;
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
     }
@@ -207,7 +210,7 @@ impl FlightSqlService for Service {
         _: Request<Ticket>,
     ) -> Answer<Messages> {
         let statement = self.prepared.get(&query.prepared_statement_handle)?;
-        Ok(Response::new(Box::pin(self.runner.messages(statement))))
+        Ok(Response::new(Box::pin(self.runner.messages(statement).await?)))
     }
 
     async fn do_action_close_prepared_statement(

@@ -15,6 +15,7 @@ mod foreign;
 mod history;
 pub mod output;
 mod parameters;
+mod pauses;
 mod planned;
 mod split;
 pub mod statement;
@@ -57,6 +58,7 @@ use self::{
     catalog::{CATALOG, Lazy, OfPipeline, PartsRead},
     complete::Names,
     foreign::Foreign,
+    pauses::with_pauses,
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
@@ -245,7 +247,7 @@ impl Session {
         let rows = rows_at_a_time(&plan, config.batch_size())?;
         *state.config_mut() = config.with_batch_size(rows);
         let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
-        Ok(Executable { plan, context: state.task_ctx() })
+        Ok(Executable { plan: with_pauses(plan)?, context: state.task_ctx() })
     }
 
     /// Returns the names that can stand at a place of a statement, and where the name that is begun there starts.
@@ -370,7 +372,10 @@ async fn unless<T>(ends: &mut Ends, work: impl Future<Output = T>) -> Option<T> 
     tokio::select! {
         done = work => Some(done),
         Some(_) = async { signal.as_mut()?.recv().await } => None,
-        Some(()) = async { Some(stop.as_ref()?.requested().await) } => None,
+        Some(()) = async {
+            stop.as_ref()?.requested().await;
+            Some(())
+        } => None,
     }
 }
 

@@ -1,13 +1,19 @@
 //! The parameters of a statement: `?` one after another, or `$1`, `$2` and so on.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use arrow::{
     array::RecordBatch,
     datatypes::{DataType, Field, Schema},
 };
 use datafusion::{
-    common::ScalarValue, error::DataFusionError, logical_expr::LogicalPlan, sql::sqlparser::tokenizer::Token,
+    common::{ScalarValue, tree_node::TreeNodeRecursion},
+    error::DataFusionError,
+    logical_expr::{Expr, LogicalPlan},
+    sql::sqlparser::tokenizer::Token,
 };
 
 use super::{
@@ -50,7 +56,9 @@ pub(super) fn numbered(sql: &str) -> Result<Cow<'_, str>> {
 /// Returns the parameters of a plan in their order. One whose type does not follow from where it stands is text.
 pub(super) fn schema(plan: &LogicalPlan) -> Result<Schema> {
     let mut types = BTreeMap::new();
+    let counts = counts(plan).map_err(query_error)?;
     for (name, of) in plan.get_parameter_types().map_err(query_error)? {
+        let of = of.or_else(|| counts.contains(&name).then_some(DataType::Int64));
         let number = name.trim_start_matches('$').parse().ok().filter(|number| (1..=MOST).contains(number));
         let number: usize =
             number.ok_or_else(|| Error::Input(format!("`{name}` is no parameter; {FORMS}, at most {MOST}")))?;
@@ -62,6 +70,21 @@ pub(super) fn schema(plan: &LogicalPlan) -> Result<Schema> {
         Field::new(format!("${number}"), of, true)
     };
     Ok(Schema::new((1..=last).map(field).collect::<Vec<_>>()))
+}
+
+/// Returns the names of the parameters of `limit` and `offset`, whose type DataFusion does not tell.
+fn counts(plan: &LogicalPlan) -> Result<BTreeSet<String>, DataFusionError> {
+    let mut names = BTreeSet::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::Limit(limit) = node {
+            names.extend([&limit.skip, &limit.fetch].into_iter().flatten().filter_map(|count| match count.as_ref() {
+                Expr::Placeholder(parameter) => Some(parameter.id.clone()),
+                _ => None,
+            }));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(names)
 }
 
 /// Puts the values of a row in place of a plan's parameters.

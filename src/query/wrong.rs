@@ -12,7 +12,7 @@ use super::{catalog::CATALOG, complete::quoted};
 use crate::engine::{Error, suggestion};
 
 /// The beginnings of DataFusion's messages about statements that a session does not allow.
-const REFUSED: [&str; 3] = ["DDL not supported", "DML not supported", "Statement not supported"];
+const REFUSED: [&str; 3] = ["DDL not supported", "DML not supported", "statement not supported"];
 
 /// Returns errors of the engine unchanged, and all others as errors in the user's input.
 pub(super) fn query_error(error: DataFusionError) -> Error {

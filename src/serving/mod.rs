@@ -7,7 +7,7 @@ mod answer;
 mod archive;
 mod figures;
 mod judging;
-pub(crate) mod memory;
+mod memory;
 mod now;
 mod openapi;
 mod page;

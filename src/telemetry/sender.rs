@@ -76,7 +76,8 @@ fn send(url: &str, token: Option<&str>, texts: &Receiver<String>) -> Option<Stri
             Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
             None => request,
         };
-        let answer = runtime.block_on(request.send()).and_then(reqwest::Response::error_for_status);
+        // A request is made within the runtime, whose clock it uses.
+        let answer = runtime.block_on(async { request.send().await?.error_for_status() });
         match answer {
             Ok(_) => in_a_row = 0,
             Err(error) => {

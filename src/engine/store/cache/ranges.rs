@@ -91,11 +91,11 @@ impl Cached {
         let Ok(found) = self.remote.get_opts(object.location, options).await else { return };
         let size = found.meta.size;
         let Ok(beginning) = found.bytes().await else { return };
-        if size <= BEGINNING && Digest::of(&beginning) == object.digest {
-            self.keep(&object.copy, beginning).await;
-            return;
-        }
         if size <= SMALL {
+            let whole = if size <= BEGINNING { Some(beginning) } else { self.download(object).await.ok() };
+            if let Some(whole) = whole.filter(|whole| Digest::of(whole) == object.digest) {
+                self.keep(&object.copy, whole).await;
+            }
             return;
         }
         let start = end_of(size);
