@@ -313,6 +313,8 @@ fn interrupt_ends_runs_and_queries_and_other_threads_go_on() {
     lab.write("slow.py", SLOW_PROGRAM);
     let script = r#"
 import os, signal, threading, time
+# A shell lets its background processes ignore the signal, and Python then leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def interrupted(work, when):
     """Interrupts the work at an event. Returns the time from there to its end, and how often another thread ran before."""
