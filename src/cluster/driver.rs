@@ -149,7 +149,7 @@ impl Cluster {
         folder.seal(DRIVER, &Sign { beat: 0, stops: false })?;
         folder.put(JOB, common)?;
         folder.put(TASKS, texts)?;
-        let name = self.send(&order, &tickets).inspect_err(|_| _ = folder.remove())?;
+        let name = self.send(&order, &tickets).inspect_err(|_| _ = remove(&folder))?;
         Ok(Submitted::new(folder, order, tickets, name, began))
     }
 
@@ -331,8 +331,8 @@ impl Executor for Cluster {
                 // The first error is the one that counts.
                 _ = self.give_up(&mut job, taken, on);
             }
-            // What cannot be removed now is removed by a clean-up.
-            _ = job.folder.remove();
+            // Files of the job that cannot be removed now are removed by a later clean-up (`gc`).
+            _ = remove(&job.folder);
             ended?;
             taken += count;
         }
@@ -370,4 +370,11 @@ fn is_below_a_location(stage: &dyn Stage, address: &str) -> bool {
         address == place || beside || Path::new(address).starts_with(place) || !local_path(place).exists()
     };
     stage.locations().iter().filter_map(value).any(below)
+}
+
+/// Removes a job, the driver's sign of life first: an executor that writes to the job after its objects were listed finds no sign
+/// then, and deletes what it wrote.
+fn remove(folder: &JobFolder) -> Result<()> {
+    folder.delete(DRIVER)?;
+    folder.remove()
 }

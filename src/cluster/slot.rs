@@ -63,7 +63,7 @@ impl Failure {
 /// A request to the thread, and where its end is told.
 type Request = (Arc<str>, String, oneshot::Sender<Result<(), Failure>>);
 
-/// What an executor is and has.
+/// The identity of an executor and its means of running tasks.
 #[derive(Clone)]
 pub(super) struct Means {
     /// The name of the executor for messages.
@@ -203,12 +203,14 @@ impl Thread {
             Err(error @ (Error::Store(_) | Error::Io(_))) => return Err(Failure::passing(error)),
             Err(error) => (Answer::Failed(self.named(error)), Said::by(&self.means.name)),
         };
-        // Another executor may have been given the task meanwhile, and the driver may be done with the job.
-        if began.elapsed() > WATCH.0 && folder.get(DRIVER).map_err(Failure::passing)?.is_none() {
-            return Ok(());
-        }
         // The first answer counts, if the task ran twice.
         folder.seal_once(&place, &Answered { answer, said }).map_err(Failure::passing)?;
+        // Another executor may have been given the task meanwhile, so that the driver is done with the job and has removed it.
+        if began.elapsed() > WATCH.0 && folder.get(DRIVER).map_err(Failure::passing)?.is_none() {
+            for place in [place, name(SAID, ticket.number)] {
+                folder.delete(&place).map_err(Failure::passing)?;
+            }
+        }
         Ok(())
     }
 

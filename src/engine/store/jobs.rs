@@ -88,6 +88,11 @@ impl JobFolder {
         Ok(names)
     }
 
+    /// Removes an object, which may be absent.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.store.delete(&self.name(name))
+    }
+
     /// Removes the job.
     pub fn remove(&self) -> Result<()> {
         if let Some(folder) = &self.store.folder {
