@@ -2,13 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    process::{Child, Command, Stdio},
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use crate::{
-    lab::{LIGHT, Lab, project},
+    lab::{LIGHT, Lab, Process, project},
     remote::{Remote, python},
 };
 
@@ -31,7 +31,7 @@ fn second(lab: &Lab) {
 
 /// A server in a process of its own.
 struct Server {
-    process: Child,
+    process: Process,
     address: String,
 }
 
@@ -46,7 +46,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         match line.trim().strip_prefix("listening on grpc").and_then(|rest| rest.rsplit_once("//")) {
-            Some((_, address)) => Self { process, address: address.to_owned() },
+            Some((_, address)) => Self { process: Process(process), address: address.to_owned() },
             None => panic!("{line} {:?}", process.wait_with_output()),
         }
     }
@@ -66,29 +66,14 @@ impl Server {
 
     /// Returns the most memory that the server has taken, in MiB.
     fn peak(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
-    }
-
-    /// Waits for the end of the server. Returns its exit code and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (self.process.wait().unwrap().code(), said)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended where a test waited for it.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
 /// A client that goes on while the test does something else.
-struct Client(Child);
+struct Client(Process);
 
 impl Client {
     /// Starts a client and waits for its first line.
@@ -98,23 +83,15 @@ impl Client {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "{:?}", process.wait_with_output());
-        Self(process)
+        Self(Process(process))
     }
 
     /// Tells the client to go on, and waits until it has succeeded.
     fn finish(mut self) {
         // A client that has ended with an error reads nothing.
-        let _ = writeln!(self.0.stdin.take().unwrap());
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(self.0.wait().unwrap().success(), "{said}");
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = writeln!(self.0.0.stdin.take().unwrap());
+        let (code, said) = self.0.end();
+        assert_eq!(code, Some(0), "{said}");
     }
 }
 
@@ -229,11 +206,11 @@ fn clients_that_take_nothing_or_find_no_place_are_told_so() {
 #[test]
 fn server_that_is_asked_to_end_finishes_what_runs() {
     let lab = lab();
-    let server = Server::start(&lab, &[]);
+    let mut server = Server::start(&lab, &[]);
     let client = Client::start(&server, "slow");
-    vlmdiff::engine::signals::ask_to_end(&server.process);
+    vlmdiff::engine::signals::ask_to_end(&server.process.0);
     client.finish();
-    let (code, said) = server.end();
+    let (code, said) = server.process.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("stopping: the statements that run are finished"), "{said}");
 }

@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use object_store::{
 use vlmdiff::engine::store::{Event, Logged, Manifest};
 
 use crate::{
-    lab::{LIGHT, Lab, project},
+    lab::{LIGHT, Lab, Process, project},
     proxy::{Client, Fault, Proxy, Seen, seeded},
 };
 
@@ -61,7 +61,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// An S3 server with one empty bucket.
 pub(crate) struct Server {
-    process: Child,
+    _process: Process,
     pub(crate) address: SocketAddr,
 }
 
@@ -74,7 +74,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Self { process, address: free };
+        let server = Self { _process: Process(process), address: free };
         let started = Instant::now();
         let bucket = "PUT /bucket HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         loop {
@@ -140,13 +140,6 @@ impl Server {
             assert!(name.ends_with(&format!("/{:010}.json", found.len())), "{name} follows a gap");
         }
         versions
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
     }
 }
 

@@ -5,14 +5,14 @@ use std::{
     fs,
     io::{BufRead, BufReader, Cursor, Read, Write},
     net::{Shutdown, TcpStream},
-    process::{Child, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Process};
 
 /// A pipeline from photographs to regions, on two classes with a bank each.
 const PIPELINE: &str = "
@@ -36,7 +36,7 @@ fn lab() -> Lab {
 
 /// A server in a process of its own.
 struct Server {
-    process: Child,
+    process: Process,
     address: String,
 }
 
@@ -47,7 +47,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         match line.trim().strip_prefix("listening on http://") {
-            Some(address) => Self { process, address: address.to_owned() },
+            Some(address) => Self { process: Process(process), address: address.to_owned() },
             None => panic!("{line} {:?}", process.wait_with_output()),
         }
     }
@@ -82,22 +82,7 @@ impl Server {
 
     /// Asks the server to end, as `kill` does.
     fn terminate(&self) {
-        vlmdiff::engine::signals::ask_to_end(&self.process);
-    }
-
-    /// Waits for the end of the server. Returns its exit code and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (self.process.wait().unwrap().code(), said)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended where a test waited for it.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        vlmdiff::engine::signals::ask_to_end(&self.process.0);
     }
 }
 
@@ -180,7 +165,7 @@ fn served_verdicts_are_those_of_predict_for_any_number_of_clients() {
     assert!(expected.iter().any(|verdict| !verdict["regions"].as_array().unwrap().is_empty()), "{}", predicted.stdout);
     assert!(expected.iter().any(|verdict| verdict["anomalous"] == false), "{}", predicted.stdout);
 
-    let server = Server::start(&lab, &[]);
+    let mut server = Server::start(&lab, &[]);
     // Each photograph is sent by two clients at once.
     let answers: Vec<(usize, Answer)> = std::thread::scope(|scope| {
         let clients = (0..30).map(|client| {
@@ -237,7 +222,7 @@ fn served_verdicts_are_those_of_predict_for_any_number_of_clients() {
 
     // A server that is started again has the photographs and their verdicts.
     server.terminate();
-    assert_eq!(server.end().0, Some(0));
+    assert_eq!(server.process.end().0, Some(0));
     let server = Server::start(&lab, &[]);
     assert_eq!(server.judge(&photographs[answers[0].0]).json(), first);
     let metrics = server.get("/metrics").text();
@@ -333,7 +318,7 @@ fn token_is_asked_for_and_never_shown() {
         short.stderr
     );
 
-    let server = Server::start(&lab, &["--token-file", "token"]);
+    let mut server = Server::start(&lab, &["--token-file", "token"]);
     let with = |header: &str| server.ask("GET", "/v1/images", &[("authorization", header)], b"");
     let refused = server.get("/v1/images");
     assert!(refused.error(401).contains("Authorization: Bearer TOKEN"));
@@ -345,7 +330,7 @@ fn token_is_asked_for_and_never_shown() {
     assert_eq!(server.ask("GET", "/", &headers, b"").status, 200);
     assert_eq!(server.get("/health").status, 200);
     server.terminate();
-    let (code, said) = server.end();
+    let (code, said) = server.process.end();
     assert_eq!(code, Some(0));
     assert!(!said.contains(token), "{said}");
 }
@@ -365,7 +350,7 @@ fn full_queue_sends_clients_away_and_the_end_finishes_what_was_accepted() {
             std::thread::sleep(Duration::from_millis(5));
         }
     };
-    let server = Server::start(&lab, &["--queue", "1"]);
+    let mut server = Server::start(&lab, &["--queue", "1"]);
     // The first photograph waits for its network to be loaded.
     let first = send(&server, &photographs[0]);
     wait("the photograph is not in the queue", &|| server.get("/health").json()["queue"] == 1);
@@ -374,7 +359,7 @@ fn full_queue_sends_clients_away_and_the_end_finishes_what_was_accepted() {
     assert!(full.headers["retry-after"].parse::<u64>().unwrap() >= 1);
     server.terminate();
     assert_eq!(first.receive().status, 200);
-    let (code, said) = server.end();
+    let (code, said) = server.process.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("what was accepted is judged"), "{said}");
 
