@@ -25,7 +25,7 @@ NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13)}
 PIPELINE = """
 name: toy
 tables:
-  images: { stage: ingest, with: { dataset: folder, root: /work/data, size: 32 } }
+  images: { stage: ingest, with: { dataset: folder, root: /srv/data, size: 32 } }
   autoencoder:
     stage: train_autoencoder
     from: [images]
@@ -75,7 +75,7 @@ def symbols(tree):
 
 def bare(root):
     """Adds to a root file system the libraries that every Debian has, and empty folders."""
-    for name in ("proc", "dev", "tmp", "work", "lib64", "lib/x86_64-linux-gnu"):
+    for name in ("proc", "dev", "tmp", "srv", "lib64", "lib/x86_64-linux-gnu"):
         (root / name).mkdir(parents=True)
     known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     for name, file in re.findall(r"^\s+(\S+) \(libc6,x86-64[^)]*\) => (\S+)$", known, re.MULTILINE):
@@ -101,12 +101,12 @@ def main(archive):
         tree = unpack(archive, root / "opt")
         symbols(tree)
         bare(root)
-        (root / "work/toy.yaml").write_text(PIPELINE)
-        vlmdiff, store = f"/opt/{tree.name}/bin/vlmdiff", ("--store", "/work/store")
+        (root / "srv/toy.yaml").write_text(PIPELINE)
+        vlmdiff, store = f"/opt/{tree.name}/bin/vlmdiff", ("--store", "/srv/store")
         say(run(root, vlmdiff, "--version").strip())
-        synth = "synth /work/data --size 48 --classes tile --train 4 --test-good 1 --test-per-defect 1"
+        synth = "synth /srv/data --size 48 --classes tile --train 4 --test-good 1 --test-per-defect 1"
         run(root, vlmdiff, *synth.split())
-        run(root, vlmdiff, "run", "/work/toy.yaml", "--quiet", *store)
+        run(root, vlmdiff, "run", "/srv/toy.yaml", "--quiet", *store)
         answer = run(root, vlmdiff, "sql", "select count(*) as n from latents", "--format", "csv", *store).split()
         if answer[0] != "n" or int(answer[1]) < 5:
             fail(f"the latents are {answer}")

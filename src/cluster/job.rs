@@ -105,7 +105,7 @@ impl Answer {
     }
 }
 
-/// What a task has reported: each message and commit, and the newest of what only the newest counts of.
+/// The reports of a task: every message and commit, and of progress and figures the newest alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Said {
     /// The executor.
@@ -150,7 +150,7 @@ pub(super) fn name(folder: &str, number: usize) -> String {
     format!("{folder}/{number:08}")
 }
 
-/// What all tasks of a job have in common, as the store has it: without secrets, which the executor takes from its own
+/// The part that all tasks of a job share, as it lies in the store: without secrets, which the executor takes from its own
 /// environment.
 #[derive(Serialize, Deserialize)]
 struct Common {

@@ -15,7 +15,7 @@ use crate::engine::{
 /// The interval of the signs of life.
 const BEAT: Duration = Duration::from_secs(5);
 
-/// What a run is told of its tasks.
+/// The function that hears the news of tasks.
 pub(super) type Listener<'a> = dyn FnMut(Update) -> Result<()> + 'a;
 
 /// A job that was submitted.
@@ -27,7 +27,7 @@ pub(super) struct Submitted {
     pub(super) name: String,
     /// The tasks without an answer.
     pub(super) open: BTreeSet<usize>,
-    /// What was told of each task that takes long: the number of its lines, and the last beat.
+    /// Reports of long tasks that were passed on already: the number of lines, and the last beat, by task.
     told: BTreeMap<usize, (usize, u64)>,
     /// The time at which its tasks began to be gathered.
     pub(super) began: Instant,

@@ -20,7 +20,7 @@ use crate::{
 /// How the stale rows of a pipeline are computed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Execution {
-    /// The devices, as [`device`] returns them. Workers take them in turn.
+    /// The devices, as [`device()`](super::device()) returns them. Workers take them in turn.
     pub devices: Vec<String>,
     /// The number of workers; by default one for each device.
     pub workers: Option<u16>,

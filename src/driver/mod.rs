@@ -1,4 +1,4 @@
-//! What every front end does: opening pipelines and stores, choosing tables, starting workers, judging photographs. The
+//! The work that front ends share: opening pipelines and stores, choosing tables, starting workers, judging photographs. The
 //! command line and the Python package are thin layers over it; neither prints nor reads arguments here.
 
 mod execution;

@@ -1,4 +1,4 @@
-//! What a run would compute, and why.
+//! Plans: the rows that a run would compute, and why.
 
 use std::collections::BTreeSet;
 

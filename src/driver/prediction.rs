@@ -16,7 +16,7 @@ use crate::{
     inspect::{Inspector, Named, Photograph, Surroundings, Verdict, named},
 };
 
-/// What was found of photographs.
+/// Verdicts on photographs, and failures.
 #[derive(Debug, Default)]
 pub struct Predicted {
     /// The verdicts, by photograph.

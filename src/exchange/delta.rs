@@ -249,7 +249,7 @@ impl Files<'_> {
     /// Deletes the files of a version that could not be committed.
     async fn discard(&mut self) {
         for add in &self.adds {
-            // What is not deleted belongs to no version, and a clean-up of the table removes it.
+            // A file that stays belongs to no version, and a clean-up of the table removes it.
             let _ = self.place.objects.delete(&Path::from(add.path.as_str())).await;
         }
     }

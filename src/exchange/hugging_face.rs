@@ -51,7 +51,7 @@ const READ_ROWS: usize = 256;
 /// Writes a table as a data set into an empty folder.
 ///
 /// # Errors
-/// [`Error::Input`] if a column has a type that `datasets` lacks, or a file cannot be written.
+/// [`Error::Input`](crate::engine::Error::Input) if a column has a type that `datasets` lacks, or a file cannot be written.
 pub fn write(table: &Table, rows: &mut NextRows<'_>, folder: &Path) -> Result<Written> {
     let columns = Columns::of(&table.schema)?;
     let data = folder.join(DATA);

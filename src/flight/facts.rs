@@ -1,4 +1,4 @@
-//! What the server says about itself and its types.
+//! The answers to SqlInfo and type info: the facts of the server and of its types.
 
 use std::time::Duration;
 
