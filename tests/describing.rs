@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -15,15 +15,17 @@ use crate::lab::{Lab, TOY, computed, project};
 
 /// Writes a tokenizer of one word per token, with the tokens of InternVL's conversations at the ids of a golden instance.
 fn tokenizer(folder: &Path, image: u32) {
+    words_and_special(folder, &["<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"], image - 2);
+}
+
+/// Writes a tokenizer of one word per token, with special tokens from an id on.
+fn words_and_special(folder: &Path, special: &[&str], first: u32) {
     let mut vocab = serde_json::Map::new();
     vocab.insert("[UNK]".into(), json!(0));
-    for (word, id) in
-        ["yes", "no"].into_iter().map(str::to_owned).chain((3..image - 2).map(|i| format!("w{i}"))).zip(1..)
-    {
+    for (word, id) in ["yes", "no"].into_iter().map(str::to_owned).chain((3..first).map(|i| format!("w{i}"))).zip(1..) {
         vocab.insert(word, json!(id));
     }
-    let special = ["<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"];
-    let added = special.into_iter().zip(image - 2..).map(|(content, id)| {
+    let added = special.iter().zip(first..).map(|(content, id)| {
         json!({ "id": id, "content": content, "special": true, "normalized": false,
                 "single_word": false, "lstrip": false, "rstrip": false })
     });
@@ -38,6 +40,13 @@ fn tokenizer(folder: &Path, image: u32) {
 
 /// Copies a tiny published model of the golden set into the lab, with a tokenizer.
 pub(crate) fn weights(lab: &Lab, case: &str) {
+    let (from, to) = published(lab, case);
+    let meta: Value = serde_json::from_str(&fs::read_to_string(from.join("meta.json")).unwrap()).unwrap();
+    tokenizer(&to, meta["tokens"]["<IMG_CONTEXT>"].as_u64().unwrap() as u32);
+}
+
+/// Copies a tiny published model of the golden set into the lab, without a tokenizer. Returns both folders.
+fn published(lab: &Lab, case: &str) -> (PathBuf, PathBuf) {
     let (from, to) = (project().join("data/golden/models").join(case), lab.path("weights"));
     fs::create_dir_all(&to).unwrap();
     for file in fs::read_dir(&from).unwrap().map(|file| file.unwrap().path()) {
@@ -46,8 +55,7 @@ pub(crate) fn weights(lab: &Lab, case: &str) {
             fs::copy(&file, to.join(name)).unwrap();
         }
     }
-    let meta: Value = serde_json::from_str(&fs::read_to_string(from.join("meta.json")).unwrap()).unwrap();
-    tokenizer(&to, meta["tokens"]["<IMG_CONTEXT>"].as_u64().unwrap() as u32);
+    (from, to)
 }
 
 /// Makes a lab with `count` photographs of one class, of which the sizes differ, and captions with these parameters.
@@ -117,6 +125,48 @@ fn captions_do_not_depend_on_the_batch_and_equal_photographs_are_described_once(
     assert_eq!(one, lab.sql("tasks", ALL));
     assert_eq!(one[4].split_once(',').unwrap().1, one[10].split_once(',').unwrap().1);
     assert_ne!(one[4].split_once(',').unwrap().1, one[5].split_once(',').unwrap().1);
+}
+
+/// A tokenizer has the tokens that the family looks for: of OPT the line break with which it ends a caption.
+#[test]
+fn models_of_every_family_and_layout_describe_photographs() {
+    for (model, case, special, first, question) in [
+        ("blip2-opt-2.7b", "blip2_opt", &["\n"][..], 149, "a photo of"),
+        ("blip2-flan-t5-xl", "blip2_t5", &["</s>"], 149, "a photo of"),
+        ("deepseek-vl-1.3b", "deepseek_vl/hf", &["<｜end▁of▁sentence｜>", "<image_placeholder>"], 126, "What is it?"),
+        (
+            "internvl3-1b",
+            "internvl_hf",
+            &["<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"],
+            148,
+            "What is it?",
+        ),
+    ] {
+        let lab = Lab::empty();
+        let (_, folder) = published(&lab, case);
+        words_and_special(&folder, special, first);
+        for number in 0..3 {
+            picture(&lab, &format!("data/nut/train/good/{number:03}.png"), (40 + 30 * number, 60), number);
+        }
+        let with = format!("precision: f32, max_new_tokens: 4, prompt: '{question}'");
+        lab.write("pipeline.yaml", &pipeline(&with).replace("internvl2-1b", model));
+        lab.run(&["--store", "one", "--batch-size", "1"]);
+        let rows = lab.sql("one", ALL);
+        lab.run(&[]);
+        assert_eq!(rows, lab.sql(".vlmdiff", ALL), "{model}");
+        assert_eq!(rows.len(), 3, "{model}");
+        for row in &rows {
+            assert!(row.ends_with(&format!(",{question},{model}")), "{model}: {row}");
+        }
+        let written =
+            "select count(*) from captions where tokens between 1 and 4 and caption <> '' and yes_probability > 0";
+        assert_eq!(lab.sql("one", written), ["3"], "{model}: {rows:?}");
+        // A model of another family is not what is asked for.
+        let other = if model.starts_with("blip2") { "deepseek-vl-1.3b" } else { "blip2-opt-2.7b" };
+        lab.write("pipeline.yaml", &pipeline("").replace("internvl2-1b", other));
+        let said = lab.vlmdiff(&["run", "pipeline.yaml"]);
+        assert!(said.code == Some(2) && said.stderr.contains("`weights`: "), "{model}: {}", said.stderr);
+    }
 }
 
 #[test]
