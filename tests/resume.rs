@@ -4,7 +4,10 @@ use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
 use rand::{Rng, RngExt, SeedableRng};
 
-use crate::lab::{LIGHT, Lab, TOY, computed};
+use crate::{
+    captions::lab_of_several_captions,
+    lab::{LIGHT, Lab, TOY, computed},
+};
 
 /// Returns random moments spread over a run, and their seed, which a failing test prints.
 fn moments(count: usize, longest: u64) -> (u64, Vec<Duration>) {
@@ -40,27 +43,39 @@ fn runs_killed_at_many_moments_end_in_the_same_tables() {
     killed_runs_end_in_the_same_tables(LIGHT, 40, 120);
 }
 
-/// Training continues from its last saved state and makes the same weights bit for bit.
-#[test]
-fn killed_training_continues_to_the_same_weights() {
-    let pipeline = TOY.replace("training: { steps: 4,", "training: { steps: 150,");
-    let lab = Lab::new(&pipeline);
-    lab.run(&["--store", "undisturbed", "--until", "autoencoder"]);
+/// A training that is killed continues from its last saved state and makes the same weights bit for bit. The tables up to
+/// `above` are made before.
+fn killed_training_ends_in_the_same_weights(lab: &Lab, above: &str, table: &str) {
+    lab.run(&["--store", "undisturbed", "--until", table]);
+    lab.run(&["--until", above]);
     let (seed, moments) = moments(6, 1500);
     let mut resumed = 0;
     for moment in moments {
-        let mut run = lab.command(&["run", "pipeline.yaml", "--until", "autoencoder", "--save-every", "0"]);
+        let mut run = lab.command(&["run", "pipeline.yaml", "--until", table, "--save-every", "0"]);
         let mut child = run.stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(moment);
         child.kill().unwrap();
         let said = child.wait_with_output().unwrap().stderr;
         resumed += String::from_utf8_lossy(&said).matches("goes on from step").count();
     }
-    let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", "autoencoder"]);
+    let last = lab.vlmdiff(&["run", "pipeline.yaml", "--until", table]);
     assert_eq!(last.code, Some(0), "{}", last.stderr);
     resumed += last.stderr.matches("goes on from step").count();
     assert!(resumed > 0, "seed {seed}: no kill fell into a training");
     assert_eq!(lab.contents("undisturbed"), lab.contents(".vlmdiff"), "seed {seed}");
+}
+
+#[test]
+fn killed_training_continues_to_the_same_weights() {
+    let lab = Lab::new(&TOY.replace("training: { steps: 4,", "training: { steps: 150,"));
+    killed_training_ends_in_the_same_weights(&lab, "text_embeddings", "autoencoder");
+}
+
+/// Captions are drawn in 75 epochs.
+#[test]
+fn killed_training_draws_the_same_captions() {
+    let lab = lab_of_several_captions(150);
+    killed_training_ends_in_the_same_weights(&lab, "several_embeddings", "denoiser");
 }
 
 /// At most one task is computed again: 14 images in tasks of one row are computed 14 times plus once for each kill.

@@ -17,6 +17,7 @@ use vlmdiff::{
 };
 
 use crate::{
+    captions::captions_of_coco,
     dataset::{mask, picture},
     describing,
     lab::{Lab, computed, project},
@@ -53,6 +54,12 @@ fn write_data(lab: &Lab, pipeline: &Path) -> bool {
             // One photograph for each split in which it is anomalous.
             let tested = [(5, 19, square), (6, 30, square), (7, 70, square), (8, 45, square)];
             coco(lab, "val2017", &[5, 6, 7, 8], &tested);
+            for (half, pictures) in [("train2017", 1..4), ("val2017", 5..9)] {
+                lab.write(
+                    &format!("data/annotations/captions_{half}.json"),
+                    &captions_of_coco(pictures.map(|picture| (picture, 5))),
+                );
+            }
         }
         _ => {
             for class in ["bottle", "screw"] {
@@ -74,12 +81,14 @@ fn every_pipeline_is_planned_before_weights_are_here() {
         let lab = Lab::empty();
         let mut arguments = vec!["plan", pipeline.to_str().unwrap()];
         if write_data(&lab, &pipeline) {
-            let tables: &[&str] = if pipeline.ends_with("tiles.yaml") {
-                &["images.root=data", "tiles.root=data"]
-            } else {
-                &["images.root=data"]
+            let places: &[&str] = match pipeline.file_stem().unwrap().to_str().unwrap() {
+                "tiles" => &["tiles.root=data"],
+                "human_captions_drawn_coco_ad" => {
+                    &["captions.path=data/annotations", "test_captions.path=data/annotations"]
+                }
+                _ => &[],
             };
-            tables.iter().for_each(|root| arguments.extend(["--set", root]));
+            ["images.root=data"].iter().chain(places).for_each(|place| arguments.extend(["--set", place]));
         }
         let mut command = lab.command(&arguments);
         let plan = lab.ended(command.env("HF_HUB_CACHE", lab.path("hub")).env("VLMDIFF_CACHE", lab.path("cache")));
@@ -240,6 +249,22 @@ fn pipeline_on_coco_ad_runs_to_the_metrics_of_four_splits() {
     let rows = beside(&report, "VLMDiff", "COCO-AD");
     let paper = ["| 62.6 |", "| 52.7 |", "| 62.9 |", "| 58.2 |"];
     assert!(rows.len() == 4 && rows.iter().zip(paper).all(|(row, paper)| row.contains(paper)), "{report}");
+}
+
+#[test]
+fn pipeline_that_draws_among_human_captions_runs_to_metrics() {
+    let shipped = "ablations/human_captions_drawn_coco_ad.yaml";
+    let lab = small_lab(shipped);
+    let captions =
+        "  captions: { with: { path: data/annotations } }\n  test_captions: { with: { path: data/annotations } }\n";
+    let sweep = "sweep: { images.coco_ad: [{ split: 0 }] }\n";
+    ran(&lab, shipped, &[&small_tables(), captions, MAPS, sweep].concat());
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), ["mean", "split0"]);
+    // An embedding has 24 tokens of 16 numbers.
+    let numbers = |table: &str| format!("select image_id, array_length(embedding) from {table} order by image_id");
+    let trained = ["train2017/000000000001.jpg,1920", "train2017/000000000003.jpg,1920"];
+    assert_eq!(lab.sql(".vlmdiff", &numbers("text_embeddings")), trained);
+    assert_eq!(lab.sql(".vlmdiff", &numbers("test_embeddings"))[0], "val2017/000000000005.jpg,384");
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub enum Take {
     First,
     /// One, drawn from the seed and the image's id.
     Random,
+    /// All of them, each on a line of its own. `encode_text` with `lines` encodes them one by one, and `train_denoiser` draws
+    /// one of them in each epoch.
+    Each,
 }
 
 #[derive(Deserialize)]
@@ -167,6 +170,10 @@ impl OfPeople {
             Take::Joined => Some(captions.join(" ")),
             Take::First => captions.first().cloned(),
             Take::Random => captions.get(self.drawn(image, captions.len())).cloned(),
+            Take::Each => {
+                let lines: Vec<String> = captions.iter().map(|caption| caption.replace(['\r', '\n'], " ")).collect();
+                Some(lines.join("\n"))
+            }
         }
     }
 

@@ -132,7 +132,8 @@ impl Caption {
         Ok(rows)
     }
 
-    /// Prints the captions in the order of the photographs; their names too, if there are several.
+    /// Prints the captions in the order of the photographs; their names too, if there are several, from which the further
+    /// lines of a caption are set off.
     fn print(&self, store: &Store) -> Result<()> {
         let session = Session::open(store, None)?;
         let (_, batches) = session.query(&format!("select image_id, {CAPTION} from captions order by image_id"))?;
@@ -141,7 +142,8 @@ impl Caption {
             for (id, caption) in ids.iter().zip(captions.iter()) {
                 let (id, caption) = (id.unwrap_or_default(), caption.unwrap_or_default());
                 let name = id.split_once(' ').map_or(id, |(_, name)| name);
-                print(if self.images.len() == 1 { caption.to_owned() } else { format!("{name}: {caption}") })?;
+                let named = || format!("{name}: {}", caption.replace('\n', "\n  "));
+                print(if self.images.len() == 1 { caption.to_owned() } else { named() })?;
             }
         }
         Ok(())

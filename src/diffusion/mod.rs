@@ -46,11 +46,15 @@ impl Noise {
         Tensor::f_from_slice(&values[..count])?.f_reshape(shape)
     }
 
+    /// Draws a number uniform in 0..`limit`.
+    pub fn below(&mut self, limit: u32) -> u32 {
+        // the high half of the product is uniform up to one part in 2^32 / limit
+        ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as u32
+    }
+
     /// Draws `count` timesteps uniform in 0..`limit`, i64 on the CPU.
     pub fn timesteps(&mut self, count: usize, limit: u32) -> Tensor {
-        // the high half of the product is uniform up to one part in 2^32 / limit
-        let one = |_| ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as i64;
-        Tensor::from_slice(&(0..count).map(one).collect::<Vec<i64>>())
+        Tensor::from_slice(&(0..count).map(|_| i64::from(self.below(limit))).collect::<Vec<i64>>())
     }
 }
 

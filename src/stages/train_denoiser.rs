@@ -1,11 +1,10 @@
 //! Latents, captions and images -> the denoiser.
 
+mod caption_rows;
 mod config;
 mod objective;
 
-use std::collections::HashMap;
-
-use arrow::datatypes::{Float32Type, SchemaRef, ToByteSlice};
+use arrow::datatypes::SchemaRef;
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     diffusion::schedule::ScheduleConfig,
     engine::{
-        Digest, Error, Result,
+        Error, Result,
         source::Sources,
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
@@ -30,15 +29,15 @@ use crate::{
     },
     published::{self, Weights, input},
     tables::{
-        embeddings::{self, EMBEDDING, TEXT, UNCONDITIONAL},
+        embeddings::{self, TEXT, UNCONDITIONAL},
         images::{self, PIXELS},
         latents::{self, LOGVAR, MEAN},
-        tensor::tensor_row,
         training_log,
         weights::weights_column,
     },
     training::{self, Judge, LoggedLoss, MicroBatch, Training, TrainingRows, TrainingRun, optim::train_only},
 };
+use caption_rows::{CaptionRows, Captions};
 use config::Config;
 pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
 pub use objective::DenoisingObjective;
@@ -48,7 +47,8 @@ pub use objective::DenoisingObjective;
 /// without that branch, and each channel is standardised over the images of the training.
 ///
 /// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
-/// their stored moments anew in each step (method: noise prediction, t uniform). Without captions, leave
+/// their stored moments anew in each step (method: noise prediction, t uniform). Where an image has several captions, which
+/// encode_text encodes with `lines`, one of them is drawn in each epoch, by the training's seed. Without captions, leave
 /// `text_embeddings` out of `from:` and name as `unconditional` a table of encode_text whose first row is the empty
 /// caption, which is then the caption of all images.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
@@ -198,7 +198,7 @@ impl Stage for TrainDenoiser {
         Ports::Named(vec![
             Port::rows("images", [images::pixels_column()]),
             Port::rows("latents", [latents::mean_column(), latents::logvar_column().optional()]),
-            Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
+            Port::rows(TEXT, [embeddings::embeddings_column()]).optional(),
             Port::table("autoencoder", [weights_column()]).optional(),
             Port::table(UNCONDITIONAL, [embeddings::embedding_column()]).optional(),
         ])
@@ -259,13 +259,12 @@ impl Open for TrainDenoiser {
         } else {
             Config::Features(self.feature_denoiser())
         };
-        Ok(Box::new(Trainer {
-            config,
-            device: device(context)?,
-            sources: context.sources.clone(),
-            unconditional: first_embedding(context, UNCONDITIONAL)?,
-            stage: self,
-        }))
+        let captions = match first_embedding(context, UNCONDITIONAL)? {
+            Some(embedding) => Captions::Shared(embedding),
+            None => Captions::Own(embeddings::shape_of_row(&context.schemas, TEXT)?),
+        };
+        let (device, sources) = (device(context)?, context.sources.clone());
+        Ok(Box::new(Trainer { config, device, sources, captions, stage: self }))
     }
 }
 
@@ -274,8 +273,7 @@ struct Trainer {
     config: Config,
     device: Device,
     sources: Sources,
-    /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
-    unconditional: Option<Tensor>,
+    captions: Captions,
 }
 
 /// The rows to train on.
@@ -286,43 +284,25 @@ struct Data {
     mean: TrainingRows,
     /// Log-variances of the latents, [N, 4, h, w]; empty for features.
     logvar: TrainingRows,
-    /// The distinct captions, [U, T, D].
-    text: TrainingRows,
-    /// The caption of each image, as a position in `text`.
-    caption: Vec<i64>,
+    /// Embeddings of the captions.
+    captions: CaptionRows,
 }
 
 impl Trainer {
     fn read(&self, rows: &mut Rows) -> Result<Data> {
-        let (mut pixels, mut mean) = (training_rows()?, training_rows()?);
-        let (mut logvar, mut text) = (training_rows()?, training_rows()?);
-        if let Some(caption) = &self.unconditional {
-            text.push(caption)?;
-        }
-        let (mut known, mut caption) = (HashMap::new(), vec![0_i64; rows.len()]);
-        let mut row = 0;
+        let (mut pixels, mut mean, mut logvar) = (training_rows()?, training_rows()?, training_rows()?);
+        let mut captions = CaptionRows::new(&self.captions, rows.len(), training_rows()?)?;
         while let Some(batch) = rows.next(READ_ROWS)? {
             mean.push(&tensor(&batch, "latents", MEAN)?)?;
             if let Config::Images(_) = self.config {
                 pixels.push(&tensor(&batch, "images", PIXELS)?)?;
                 logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;
             }
-            if self.unconditional.is_none() {
-                let embeddings = batch.column(TEXT, EMBEDDING)?;
-                for i in 0..batch.len() {
-                    let embedding = tensor_row::<Float32Type>(embeddings, i)?.unwrap_or_default();
-                    let digest = Digest::of(embedding.to_byte_slice());
-                    let next = known.len() as i64;
-                    let is_new = !known.contains_key(&digest);
-                    caption[row + i] = *known.entry(digest).or_insert(next);
-                    if is_new {
-                        text.push(&tensor(&batch.slice(i, 1), TEXT, EMBEDDING)?)?;
-                    }
-                }
+            if let Captions::Own(shape) = self.captions {
+                captions.push(&batch, shape)?;
             }
-            row += batch.len();
         }
-        Ok(Data { pixels, mean, logvar, text, caption })
+        Ok(Data { pixels, mean, logvar, captions })
     }
 
     /// Returns the network that computes, and the trainer of the weights. The network has the trained weights
@@ -415,8 +395,7 @@ impl Operator for Trainer {
             let z = scale.apply(&latents);
             let noise = normal()?;
             let t = random.timesteps(batch.rows.len(), timesteps) + i64::from(min_timestep); // [B]
-            let captions: Vec<i64> = batch.rows.iter().map(|row| data.caption[*row as usize]).collect();
-            let context = data.text.at(&captions)?.f_to_device(self.device)?;
+            let context = data.captions.drawn(batch, training.seed)?.f_to_device(self.device)?;
             let total = objective.loss(&z, &noise, &t.to_device(self.device), &context, images.as_ref());
             Ok(LoggedLoss { total, parts: Vec::new() })
         };

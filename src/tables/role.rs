@@ -145,7 +145,7 @@ mod tests {
             (training_log::schema(&["kl_loss"], &[], &()), &[Role::TrainingLog]),
             (fitted::schema(&()), &[]),
             (fitted::trained_schema(&()), &[Role::TrainingLog]),
-            (embeddings::schema([77, 8]), &[]),
+            (embeddings::schema(None, [77, 8]), &[]),
             (latents::schema([4, 1, 1]), &[]),
         ];
         for (schema, roles) in tables {

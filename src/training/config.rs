@@ -195,6 +195,8 @@ pub struct MicroBatch {
     pub number: u64,
     /// The step to which it belongs, from 0.
     pub step: u64,
+    /// The epoch to which it belongs, from 0.
+    pub epoch: u64,
     /// Its rows.
     pub rows: Vec<i64>,
     /// True if the parts of its loss are needed for the log.
@@ -210,6 +212,13 @@ impl MicroBatch {
     /// Returns independent random numbers of this batch for another purpose.
     pub fn noise_of(&self, seed: u64, purpose: &str) -> Noise {
         Noise::new(seed, [&self.number.to_le_bytes(), purpose.as_bytes()].concat())
+    }
+
+    /// Draws for each of its rows a number below `count`. The number depends on the seed, the epoch and the row alone, so
+    /// that a training that was interrupted draws the same, and so does one with another `batch_size`.
+    pub fn choices(&self, seed: u64, count: u32) -> Vec<usize> {
+        let key = |row: &i64| [&b"choice"[..], &self.epoch.to_le_bytes(), &row.to_le_bytes()].concat();
+        self.rows.iter().map(|row| Noise::new(seed, key(row)).below(count) as usize).collect()
     }
 }
 
@@ -271,7 +280,8 @@ impl Training {
         let order = order.as_ref().map_or(&[][..], |(_, order)| order);
         let chunks = order.chunks(self.batch_size).skip(within as usize * self.accumulate).take(self.accumulate);
         let first = step * self.accumulate as u64;
-        chunks.zip(first..).map(|(rows, number)| MicroBatch { number, step, rows: rows.to_vec(), is_logged }).collect()
+        let batch = |(rows, number): (&[i64], u64)| MicroBatch { number, step, epoch, rows: rows.to_vec(), is_logged };
+        chunks.zip(first..).map(batch).collect()
     }
 }
 
@@ -315,6 +325,44 @@ mod tests {
         assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
         assert_eq!(training.batches(4, 13, &mut None, false)[1].rows, steps[4][1].rows);
         assert_ne!(steps[0][0].rows, steps[3][0].rows);
+    }
+
+    /// Returns what is drawn of five for each of 200 rows in each of 100 epochs.
+    fn choices(batch_size: usize, seed: u64) -> Vec<Vec<usize>> {
+        let training = Training { batch_size, accumulate: 3, epochs: Some(100), ..Training::default() };
+        let (mut order, mut drawn) = (None, vec![vec![usize::MAX; 200]; 100]);
+        for step in 0..training.length(200) {
+            for batch in training.batches(step, 200, &mut order, false) {
+                for (row, choice) in batch.rows.iter().zip(batch.choices(seed, 5)) {
+                    drawn[batch.epoch as usize][*row as usize] = choice;
+                }
+            }
+        }
+        drawn
+    }
+
+    #[test]
+    fn choices_are_even_and_independent_of_each_other_and_of_the_batch_size() {
+        let drawn = choices(7, 1);
+        assert_eq!(drawn, choices(64, 1));
+        // Of 20,000 draws a fifth is 4000 with a standard deviation of 57; of pairs of draws a fifth is equal. Five
+        // standard deviations are allowed.
+        let is_a_fifth = |count: usize, of: usize| {
+            let deviation = (of as f64 * 0.2 * 0.8).sqrt();
+            (count as f64 - of as f64 / 5.).abs() < 5. * deviation
+        };
+        for number in 0..5 {
+            let count = drawn.iter().flatten().filter(|choice| **choice == number).count();
+            assert!(is_a_fifth(count, 20_000), "{number}: {count}");
+        }
+        let equal = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+        let of_epochs: usize = drawn.windows(2).map(|pair| equal(&pair[0], &pair[1])).sum();
+        let of_rows: usize = drawn.iter().map(|epoch| equal(&epoch[1..], epoch)).sum();
+        let of_seeds: usize = drawn.iter().zip(choices(7, 2)).map(|(a, b)| equal(a, &b)).sum();
+        assert!(is_a_fifth(of_epochs, 99 * 200) && is_a_fifth(of_rows, 100 * 199), "{of_epochs} {of_rows}");
+        assert!(is_a_fifth(of_seeds, 20_000), "{of_seeds}");
+        // Every row meets all five of its own.
+        assert!((0..200).all(|row| (0..5).all(|number| drawn.iter().any(|epoch| epoch[row] == number))));
     }
 
     #[test]

@@ -354,7 +354,7 @@ pub(super) fn reverse_distillation(case: &Case) {
     let start: BTreeMap<String, Tensor> =
         vs.variables().into_iter().map(|(name, x)| (name, x.detach().copy())).collect();
     let mut trainers = method.trainers(&vs);
-    let batch = MicroBatch { number: 0, step: 0, rows: (0..images.size()[0]).collect(), is_logged: true };
+    let batch = MicroBatch { number: 0, step: 0, epoch: 0, rows: (0..images.size()[0]).collect(), is_logged: true };
     let loss = || method.loss(&teacher, &student, 0, &images, &batch).map(|loss| loss.total);
     let near = |what: String, got: f64, want: f64, of: f64| case.number(&what, got, want, of * want.abs());
     let largest = training.grad_norm.values().copied().fold(0., f64::max);

@@ -58,6 +58,8 @@ pub struct Column {
     pub holds: Holds,
     /// True if the table may lack it.
     pub optional: bool,
+    /// The way to make a column that fits, for messages.
+    pub advice: Option<&'static str>,
 }
 
 /// The required content of a column.
@@ -68,29 +70,38 @@ pub enum Holds {
     /// Values of this type.
     Values(DataType),
     /// Tensors of this item type. Each dimension is a name, or a number if the stage takes one length only: `[H, W,
-    /// 3]`.
+    /// 3]`. A stage may take several numbers of dimensions: `[T, D] or [N, T, D]`.
     Tensors(DataType, &'static str),
 }
 
 impl Column {
     /// Makes a column of this type.
     pub fn new(name: &'static str, of: DataType) -> Self {
-        Self { name, holds: Holds::Values(of), optional: false }
+        Self::holding(name, Holds::Values(of))
     }
 
     /// Makes a column of tensors, such as `Column::tensors("pixels", DataType::UInt8, "[H, W, 3]")`.
     pub fn tensors(name: &'static str, item: DataType, dimensions: &'static str) -> Self {
-        Self { name, holds: Holds::Tensors(item, dimensions), optional: false }
+        Self::holding(name, Holds::Tensors(item, dimensions))
     }
 
     /// Makes a column whose values the stage checks itself.
     pub fn any(name: &'static str) -> Self {
-        Self { name, holds: Holds::Anything, optional: false }
+        Self::holding(name, Holds::Anything)
+    }
+
+    fn holding(name: &'static str, holds: Holds) -> Self {
+        Self { name, holds, optional: false, advice: None }
     }
 
     /// Returns the same column as optional: the table may lack it.
     pub fn optional(self) -> Self {
         Self { optional: true, ..self }
+    }
+
+    /// Returns the same column with advice for those whose tensors have other dimensions, which ends the error.
+    pub fn advised(self, advice: &'static str) -> Self {
+        Self { advice: Some(advice), ..self }
     }
 
     /// Checks that a field has the content of this column. The error says what would fit.
@@ -113,18 +124,22 @@ impl Column {
                     return Ok(());
                 }
                 let is = shape.map_or_else(|| field.data_type().to_string(), |shape| format!("{item}{shape:?}"));
-                Err(format!("column `{}` is {is}; a {item}{dimensions} tensor is read", self.name))
+                let advice = self.advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+                Err(format!("column `{}` is {is}; a {item}{dimensions} tensor is read{advice}", self.name))
             }
         }
     }
 }
 
-/// Returns true if a shape has these dimensions. Dimensions that are numbers must be equal.
+/// Returns true if a shape has these dimensions, or one of several that are joined by `or`. Dimensions that are numbers
+/// must be equal.
 fn fits(shape: &[usize], dimensions: &str) -> bool {
-    let dimensions: Vec<&str> = dimensions.trim_matches(['[', ']']).split(", ").collect();
     let is_met =
         |(length, dimension): (&usize, &&str)| dimension.parse().map_or(true, |wanted: usize| wanted == *length);
-    shape.len() == dimensions.len() && shape.iter().zip(&dimensions).all(is_met)
+    dimensions.split(" or ").any(|dimensions| {
+        let dimensions: Vec<&str> = dimensions.trim_matches(['[', ']']).split(", ").collect();
+        shape.len() == dimensions.len() && shape.iter().zip(&dimensions).all(is_met)
+    })
 }
 
 /// Returns the name of a type in SQL.
@@ -257,5 +272,14 @@ mod tests {
         assert_eq!(of(DataType::UInt8, &[8, 9]), told("UInt8[8, 9]"));
         assert!(of(DataType::Float32, &[8, 9, 3]).is_err());
         assert!(pixels.check(&Field::new("pixels", DataType::Utf8, false)).is_err());
+    }
+
+    #[test]
+    fn tensors_of_one_of_several_ranks_fit_and_others_are_told_what_would() {
+        let maps = Column::tensors("maps", DataType::Float32, "[H, W] or [N, H, W]").advised("leave `of` out");
+        let of = |shape: &[usize]| maps.check(&tensor_field("maps", DataType::Float32, shape, false));
+        assert_eq!((of(&[8, 9]), of(&[2, 8, 9])), (Ok(()), Ok(())));
+        let told = "column `maps` is Float32[9]; a Float32[H, W] or [N, H, W] tensor is read; leave `of` out";
+        assert_eq!(of(&[9]), Err(told.into()));
     }
 }
