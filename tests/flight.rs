@@ -15,7 +15,7 @@ use crate::{
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Makes a lab in which a pipeline has run.
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     let lab = Lab::new(LIGHT);
     lab.run(&[]);
     lab
@@ -30,8 +30,8 @@ fn second(lab: &Lab) {
 }
 
 /// A server in a process of its own.
-struct Server {
-    process: Process,
+pub(crate) struct Server {
+    pub(crate) process: Process,
     address: String,
 }
 
@@ -40,7 +40,7 @@ impl Server {
         Self::of(lab.command(&["flight"]), arguments)
     }
 
-    fn of(mut command: Command, arguments: &[&str]) -> Self {
+    pub(crate) fn of(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -59,7 +59,7 @@ impl Server {
     }
 
     /// Makes a client do a case, which must succeed.
-    fn check(&self, case: &str, arguments: &[&str]) {
+    pub(crate) fn check(&self, case: &str, arguments: &[&str]) {
         let output = self.client(case, arguments).output().unwrap();
         assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
     }

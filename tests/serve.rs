@@ -28,21 +28,27 @@ tables:
 ";
 
 /// Makes a lab in which the pipeline has run.
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     let lab = Lab::new(PIPELINE);
     lab.run(&[]);
     lab
 }
 
 /// A server in a process of its own.
-struct Server {
-    process: Process,
+pub(crate) struct Server {
+    pub(crate) process: Process,
     address: String,
 }
 
 impl Server {
     fn start(lab: &Lab, arguments: &[&str]) -> Self {
+        Self::with_variables(lab, arguments, &[])
+    }
+
+    /// Starts a server with variables of the environment.
+    pub(crate) fn with_variables(lab: &Lab, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = lab.command(&[&["serve", "pipeline.yaml", "--listen", "127.0.0.1:0"], arguments].concat());
+        command.envs(variables.iter().copied());
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -62,7 +68,7 @@ impl Server {
     }
 
     /// Sends a photograph of the class `gear`.
-    fn judge(&self, photograph: &[u8]) -> Answer {
+    pub(crate) fn judge(&self, photograph: &[u8]) -> Answer {
         self.ask("POST", "/v1/predict?class=gear", &[("content-type", "image/png")], photograph)
     }
 
@@ -81,7 +87,7 @@ impl Server {
     }
 
     /// Asks the server to end, as `kill` does.
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         vlmdiff::engine::signals::ask_to_end(&self.process.0);
     }
 }
@@ -102,8 +108,8 @@ impl Sent {
     }
 }
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     headers: BTreeMap<String, String>,
     body: Vec<u8>,
 }
@@ -131,7 +137,7 @@ fn png(picture: &RgbImage) -> Vec<u8> {
 }
 
 /// Returns photographs of a gear that differ: with squares of another colour and place.
-fn photographs(lab: &Lab, count: u32) -> Vec<Vec<u8>> {
+pub(crate) fn photographs(lab: &Lab, count: u32) -> Vec<Vec<u8>> {
     let gear = image::open(lab.path("data/gear/train/good/000.png")).unwrap().into_rgb8();
     let spoilt = |n: u32| {
         let mut picture = gear.clone();

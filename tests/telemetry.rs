@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+#[cfg(feature = "telemetry")]
+use crate::{flight, serve};
 use crate::{
     lab::{Ended, LIGHT, Lab, project},
     remote::python,
@@ -88,7 +90,7 @@ mod traces {
     use opentelemetry_proto::tonic::{
         collector::trace::v1::ExportTraceServiceRequest,
         common::v1::{KeyValue, any_value::Value as AnyValue},
-        trace::v1::{Span, status::StatusCode},
+        trace::v1::{Span, span::SpanKind, status::StatusCode},
     };
     use prost::Message;
 
@@ -180,6 +182,60 @@ mod traces {
             assert_eq!(status.code() == StatusCode::Error, is_wrong, "{name}");
             assert_eq!(status.message.contains("table `broken`"), is_wrong, "{name}: {status:?}");
         }
+    }
+
+    #[test]
+    fn requests_of_the_server_and_the_runs_of_their_batches_are_traced() {
+        let lab = serve::lab();
+        let (address, heard) = server("200 OK");
+        let endpoint = format!("http://{address}");
+        let mut server =
+            serve::Server::with_variables(&lab, &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())]);
+        assert_eq!(server.judge(&serve::photographs(&lab, 1)[0]).status, 200);
+        assert_eq!(server.judge(b"no picture").status, 422);
+        server.terminate();
+        assert_eq!(server.process.end().0, Some(0));
+        let (all, _) = spans(&heard);
+        let requests: Vec<&Span> = all.iter().filter(|span| span.name == "POST /v1/predict").collect();
+        let codes = requests.iter().map(|span| attribute(&span.attributes, "http.response.status_code"));
+        assert_eq!(codes.collect::<Vec<_>>(), [AnyValue::IntValue(200), AnyValue::IntValue(422)]);
+        for span in requests {
+            assert!(span.kind() == SpanKind::Server && span.parent_span_id.is_empty(), "{span:?}");
+            assert_eq!(text(&span.attributes, "http.request.method"), "POST");
+            assert_eq!(text(&span.attributes, "http.route"), "/v1/predict");
+            // A photograph that cannot be read is the client's error, and not the server's.
+            assert_ne!(span.status.clone().unwrap_or_default().code(), StatusCode::Error);
+        }
+        let runs: Vec<&Span> = all.iter().filter(|span| span.name == "run served_serve").collect();
+        let [run] = runs[..] else { panic!("{all:?}") };
+        for table in ["images", "anomaly_maps", "decisions"] {
+            let span = all.iter().find(|span| span.name == format!("table {table}"));
+            let span = span.unwrap_or_else(|| panic!("{table}: {all:?}"));
+            assert_eq!((&span.parent_span_id, &span.trace_id), (&run.span_id, &run.trace_id));
+            assert_eq!(attribute(&span.attributes, "vlmdiff.computed_rows"), AnyValue::IntValue(1), "{table}");
+        }
+    }
+
+    #[test]
+    fn statements_of_flight_are_traced_with_their_errors() {
+        let lab = flight::lab();
+        let (address, heard) = server("200 OK");
+        let mut command = lab.command(&["flight"]);
+        command.env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{address}/v1/traces"));
+        let mut server = flight::Server::of(command, &[]);
+        server.check("traced", &[]);
+        vlmdiff::engine::signals::ask_to_end(&server.process.0);
+        assert_eq!(server.process.end().0, Some(0));
+        let (all, _) = spans(&heard);
+        let query = |part: &str| {
+            let is_it = |span: &&Span| span.name == "query" && text(&span.attributes, "db.query.text").contains(part);
+            let found: Vec<&Span> = all.iter().filter(is_it).collect();
+            let [span] = found[..] else { panic!("{part}: {all:?}") };
+            span.status.clone().unwrap_or_default()
+        };
+        assert_ne!(query("count(*) as traced").code(), StatusCode::Error);
+        let failed = query("1 / (n - n)");
+        assert!(failed.code() == StatusCode::Error && failed.message.contains("ivide by zero"), "{failed:?}");
     }
 
     #[test]

@@ -31,6 +31,8 @@ use crate::{
 
 /// The paths that are answered, for messages.
 const PATHS: &str = "POST /v1/predict, GET /, /v1/images, /v1/images/ID, /health, /metrics, /openapi.json";
+/// The path of photographs to judge.
+const PREDICT: &str = "/v1/predict";
 /// The policy for browsers: nothing from elsewhere, no script.
 const POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
@@ -45,7 +47,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(description))
-        .route("/v1/predict", post(predict))
+        .route(PREDICT, post(predict))
         .route("/v1/images", get(images))
         .route("/v1/images/{id}", get(image))
         .route("/v1/images/{id}/{file}", get(picture))
@@ -144,7 +146,7 @@ async fn predict(
     Parameters(about): Parameters<About>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let mut span = Span::request("POST /v1/predict");
+    let mut span = Span::request("POST", PREDICT);
     let answer = judged(&shared, about, request).await;
     let code = answer.as_ref().map_or_else(|refusal| refusal.status, Response::status);
     span.set("http.response.status_code", code.as_u16().into());

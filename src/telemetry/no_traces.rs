@@ -37,7 +37,7 @@ impl Span {
     }
 
     /// Traces nothing.
-    pub fn request(_: &'static str) -> Self {
+    pub fn request(_: &'static str, _: &'static str) -> Self {
         Self
     }
 

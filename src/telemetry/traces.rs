@@ -258,7 +258,7 @@ impl Listener for RunTraces {
 pub struct Span(Option<opentelemetry_sdk::trace::Span>);
 
 impl Span {
-    fn start(name: &'static str, kind: SpanKind, attributes: Vec<KeyValue>) -> Self {
+    fn start(name: String, kind: SpanKind, attributes: Vec<KeyValue>) -> Self {
         let span = |sent: &Sent| {
             let builder = sent.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
             sent.tracer.build_with_context(builder, &Context::new())
@@ -273,12 +273,13 @@ impl Span {
         }
         let text: String = sql.chars().take(QUERY).collect();
         let attributes = vec![attribute("db.system.name", "datafusion"), attribute("db.query.text", text)];
-        Self::start("query", SpanKind::Internal, attributes)
+        Self::start("query".into(), SpanKind::Internal, attributes)
     }
 
-    /// Begins a request to a server, by its method and path.
-    pub fn request(route: &'static str) -> Self {
-        Self::start(route, SpanKind::Server, vec![attribute("http.route", route)])
+    /// Begins a request to a server.
+    pub fn request(method: &'static str, path: &'static str) -> Self {
+        let attributes = vec![attribute("http.request.method", method), attribute("http.route", path)];
+        Self::start(format!("{method} {path}"), SpanKind::Server, attributes)
     }
 
     /// Adds a number to the span.

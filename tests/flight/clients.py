@@ -360,6 +360,12 @@ def slow(address):
     assert rows == 100000, rows
 
 
+def traced(address):
+    """A statement that ends well, and one that does not."""
+    assert rows(address, "select count(*) as traced from images") == [(14,)]
+    refused(lambda: rows(address, "select 1 / (n - n) from counts"), "ivide by zero")
+
+
 def one(address):
     """Runs a statement that ends at once."""
     assert rows(address, "select 1") == [(1,)]
