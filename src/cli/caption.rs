@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     EXIT_DONE, EXIT_SKIPPED,
-    run::{stop_at_signals, worker_program},
+    run::{SAVED, stop_at_signals, worker_program},
     text::{lines, print},
 };
 use crate::{
@@ -108,7 +108,7 @@ impl Caption {
         };
         // The table of photographs is a means, of which people need not hear.
         let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), lines(self.quiet));
-        stop_at_signals(&store, &stop, &progress)?;
+        stop_at_signals(&store, &stop, SAVED, progress.speaker())?;
         let summary = run::run(&pipeline, &store, &Sources::default(), &options, &workers, &mut |event| {
             if event.table() == Some("captions") {
                 progress.show(event);

@@ -11,10 +11,11 @@ use indicatif::ProgressBar;
 
 use super::{
     EXIT_DONE, StoreArgs,
+    run::stop_at_signals,
     text::{count, print, say},
 };
 use crate::{
-    engine::{Error, expand_home, is_url, source::Sources, store::Store},
+    engine::{Error, Stop, expand_home, is_url, source::Sources, store::Store},
     exchange::{
         HUGGING_FACE, NewFolder, Table, WEB_DATASET, Written, write_delta, write_hugging_face, write_web_dataset,
     },
@@ -112,7 +113,15 @@ impl Export {
         let pipeline = session.pipeline().to_owned();
         let table = Table { pipeline, table: self.what.clone(), schema: answer.schema.clone() };
         let bar = ProgressBar::new_spinner();
-        let mut rows = || answer.next().inspect(|batch| batch.iter().for_each(|rows| bar.inc(rows.num_rows() as u64)));
+        let stop = Stop::default();
+        let message = "stopping: what is written is removed; a second signal ends the export at once";
+        stop_at_signals(store, &stop, message, |message| say(message))?;
+        let mut rows = || {
+            if stop.is_requested() {
+                return Err(Error::Interrupted);
+            }
+            answer.next().inspect(|batch| batch.iter().for_each(|rows| bar.inc(rows.num_rows() as u64)))
+        };
         let written = match format {
             Format::Hf => {
                 self.into_folder(HUGGING_FACE, &table, |folder| write_hugging_face(&table, &mut rows, folder))?

@@ -13,7 +13,7 @@ use clap::Args;
 use super::{
     EXIT_ANOMALOUS, EXIT_DONE, EXIT_SKIPPED, PipelineArgs,
     json_log::JsonLog,
-    run::{stop_at_signals, worker_program},
+    run::{SAVED, stop_at_signals, worker_program},
     text::{LogArgs, LogFormat, lines, log_format, print, print_exactly, say},
 };
 use crate::{
@@ -86,7 +86,7 @@ impl Predict {
         let name = format!("{}_predict", pipeline.name);
         let (arguments, program) = (self.pipeline.named(), worker_program()?);
         let inspector = inspector(&arguments, (&pipeline, &store), name, &self.device, program, &stop)?;
-        stop_at_signals(&store, &stop, &Progress::new(&BTreeSet::new(), lines(true)))?;
+        stop_at_signals(&store, &stop, SAVED, Progress::new(&BTreeSet::new(), lines(true)).speaker())?;
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
         let predicted = predict(&inspector, &self.photographs, &class, &mut listener())?;
         let mut worst = self.show(&predicted, inspector.model())?;

@@ -110,7 +110,7 @@ impl Run {
         execution.make_pool();
         let executor = self.executor(&store, &execution, &stop)?;
         let progress = Progress::new(&tables, lines(self.quiet));
-        stop_at_signals(&store, &stop, &progress)?;
+        stop_at_signals(&store, &stop, SAVED, progress.speaker())?;
         let mut listeners = self.listeners(&pipeline, &store)?;
         match log_format() {
             LogFormat::Text => listeners.add(progress),
@@ -180,15 +180,23 @@ impl Run {
     }
 }
 
-/// Handles Ctrl-C, a request to terminate, or the end of the terminal. The first signal stops the run in a state from
-/// which the next run continues, the second ends the process at once.
-pub(super) fn stop_at_signals(store: &Store, stop: &Stop, progress: &Progress) -> Result<()> {
+/// The message at the first signal to a command that makes tables. It stops in a state from which the next run continues.
+pub(super) const SAVED: &str = "stopping: work in progress is saved; a second signal ends the run at once";
+
+/// Handles Ctrl-C, a request to terminate, or the end of the terminal. The first signal requests a stop, of which `say` is told,
+/// the second ends the process at once.
+pub(super) fn stop_at_signals(
+    store: &Store,
+    stop: &Stop,
+    message: &'static str,
+    say: impl Fn(&str) + Send + 'static,
+) -> Result<()> {
     let _in_runtime = store.runtime().enter();
     let mut signals = signals()?;
-    let (stop, say) = (stop.clone(), progress.speaker());
+    let stop = stop.clone();
     store.runtime().spawn(async move {
         next(&mut signals).await;
-        say("stopping: work in progress is saved; a second signal ends the run at once");
+        say(message);
         // Callbacks of the request may block, so it runs on a thread of its own.
         tokio::task::spawn_blocking(move || stop.request());
         next(&mut signals).await;

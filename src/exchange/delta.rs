@@ -18,7 +18,8 @@ use object_store::{ObjectStore, ObjectStoreExt, buffered::BufWriter, path::Path,
 use parquet::{
     arrow::{AsyncArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
 };
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -39,6 +40,8 @@ const SHAPE: &str = "vlmdiff.shape";
 /// The bytes of the tensors in a row group, which is in memory while it is written, and the number of its rows.
 const GROUP_BYTES: usize = 32 << 20;
 const GROUP_ROWS: RangeInclusive<usize> = 16..=10_000;
+/// The bytes of the tensors that are converted at a time. Parquet's levels take more memory than the numbers themselves.
+const CONVERTED_BYTES: usize = 8 << 20;
 /// The number of rows that are read at a time.
 const READ_ROWS: usize = 256;
 
@@ -86,7 +89,11 @@ impl Place {
             };
         }
         match self.objects.list(None).next().await.transpose()? {
-            Some(_) => Err(Error::Input(format!("{} has other files; name a new folder", self.address))),
+            Some(_) => Err(Error::Input(format!(
+                "{} has files and is no Delta table, as a first export leaves it that was killed; name a new folder, or empty \
+                 this one",
+                self.address
+            ))),
             None => Ok(()),
         }
     }
@@ -98,9 +105,11 @@ pub(super) fn write(table: &Table, rows: &mut NextRows<'_>, address: &str) -> Re
     let schema = Arc::new(Schema::new(fields));
     let (runtime, place) = (runtime()?, Place::at(address)?);
     runtime.block_on(place.check(table))?;
-    let group_rows = (GROUP_BYTES / tensor_bytes(&table.schema).max(1)).clamp(*GROUP_ROWS.start(), *GROUP_ROWS.end());
-    let mut files = Files { place: &place, schema: &schema, group_rows, adds: Vec::new(), open: None };
-    let filled = fill(&runtime, &mut files, rows);
+    let row_bytes = tensor_bytes(&table.schema).max(1);
+    let group_rows = (GROUP_BYTES / row_bytes).clamp(*GROUP_ROWS.start(), *GROUP_ROWS.end());
+    let properties = writer_properties(&table.schema, group_rows)?;
+    let mut files = Files { place: &place, schema: &schema, properties, adds: Vec::new(), open: None };
+    let filled = fill(&runtime, &mut files, rows, (CONVERTED_BYTES / row_bytes).max(1));
     let committed = filled.and_then(|rows| {
         let version = runtime.block_on(files.commit(table))?;
         Ok(Written { rows, files: files.adds.len(), version: Some(version) })
@@ -120,16 +129,37 @@ fn tensor_bytes(schema: &Schema) -> usize {
     bytes.sum()
 }
 
-/// Writes all rows to files. Returns their number.
-fn fill(runtime: &Runtime, files: &mut Files<'_>, rows: &mut NextRows<'_>) -> Result<u64> {
+/// Returns the properties of Parquet files of a table. Numbers in tensors have no statistics, by which nobody looks for them, and
+/// floating-point numbers no dictionary, since few of them are equal.
+fn writer_properties(schema: &Schema, group_rows: usize) -> Result<WriterProperties> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+        .set_max_row_group_row_count(Some(group_rows))
+        .set_created_by("vlmdiff".into());
+    for field in schema.fields() {
+        let DataType::FixedSizeList(item, _) = field.data_type() else { continue };
+        let path = ColumnPath::new(vec![field.name().clone(), "list".into(), item.name().clone()]);
+        properties = properties.set_column_statistics_enabled(path.clone(), EnabledStatistics::None);
+        if item.data_type().is_floating() {
+            properties = properties.set_column_dictionary_enabled(path, false);
+        }
+    }
+    Ok(properties.build())
+}
+
+/// Writes all rows to files, some of them at a time. Returns their number.
+fn fill(runtime: &Runtime, files: &mut Files<'_>, rows: &mut NextRows<'_>, at_a_time: usize) -> Result<u64> {
     let mut count = 0;
     while let Some(batch) = rows()? {
-        let columns = batch.columns().iter().zip(files.schema.fields());
-        let columns = columns.map(|(column, field)| Ok(cast(column, field.data_type())?)).collect::<Result<_>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(files.schema.clone(), columns, &options)?;
+        for start in (0..batch.num_rows()).step_by(at_a_time) {
+            let some = batch.slice(start, at_a_time.min(batch.num_rows() - start));
+            let columns = some.columns().iter().zip(files.schema.fields());
+            let columns = columns.map(|(column, field)| Ok(cast(column, field.data_type())?)).collect::<Result<_>>()?;
+            let options = RecordBatchOptions::new().with_row_count(Some(some.num_rows()));
+            let converted = RecordBatch::try_new_with_options(files.schema.clone(), columns, &options)?;
+            runtime.block_on(files.write(&converted))?;
+        }
         count += batch.num_rows() as u64;
-        runtime.block_on(files.write(&batch))?;
     }
     runtime.block_on(files.close())?;
     Ok(count)
@@ -179,8 +209,7 @@ fn stored_type(of: &DataType) -> Option<DataType> {
 struct Files<'a> {
     place: &'a Place,
     schema: &'a SchemaRef,
-    /// The number of rows in a row group.
-    group_rows: usize,
+    properties: WriterProperties,
     /// The files that are done.
     adds: Vec<Add>,
     open: Option<(String, AsyncArrowWriter<BufWriter>)>,
@@ -198,11 +227,7 @@ impl Files<'_> {
                     .finish()
                     .to_string();
                 let name = format!("part-{number:05}-{}-c000.zstd.parquet", &unique[..32]);
-                let properties = WriterProperties::builder()
-                    .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-                    .set_max_row_group_row_count(Some(self.group_rows))
-                    .set_created_by("vlmdiff".into())
-                    .build();
+                let properties = self.properties.clone();
                 let object = BufWriter::new(self.place.objects.clone(), Path::from(name.as_str()));
                 none.insert((name, AsyncArrowWriter::try_new(object, self.schema.clone(), Some(properties))?))
             }

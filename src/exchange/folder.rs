@@ -1,7 +1,8 @@
 //! Folders that are written as a whole.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,15 +30,21 @@ struct Marker {
     version: String,
 }
 
+/// The endings of folders that are being written, and of those that were put aside for a new one.
+const UNFINISHED: &str = "unfinished";
+const REPLACED: &str = "replaced";
+
 /// A folder that gets its name when everything in it is written. One that an earlier export wrote is then replaced.
 #[derive(Debug)]
 pub struct NewFolder {
     unfinished: TempDir,
+    /// The folder's lock, by which another export to the same place sees that it is being written. It ends with this process.
+    _lock: Option<File>,
     target: PathBuf,
 }
 
 impl NewFolder {
-    /// Begins a folder beside its later place.
+    /// Begins a folder beside its later place, and removes what exports to that place left there that were killed.
     ///
     /// # Errors
     /// [`Error::Input`] if the place has files that no export wrote.
@@ -50,8 +57,18 @@ impl NewFolder {
         };
         fs::create_dir_all(parent).map_err(cannot)?;
         let prefix = format!(".{}-", name.display());
-        let unfinished = tempfile::Builder::new().prefix(&prefix).suffix(".unfinished").tempdir_in(parent);
-        Ok(Self { unfinished: unfinished.map_err(cannot)?, target })
+        remove_abandoned(parent, &prefix, target.exists()).map_err(cannot)?;
+        let suffix = format!(".{UNFINISHED}");
+        loop {
+            let unfinished = tempfile::Builder::new().prefix(&prefix).suffix(&suffix).tempdir_in(parent);
+            let unfinished = unfinished.map_err(cannot)?;
+            // Network file systems may have no locks of folders. What is abandoned there stays.
+            let _lock = File::open(unfinished.path()).ok().filter(|folder| folder.lock().is_ok());
+            // Another export may have taken the folder for an abandoned one before it was locked.
+            if unfinished.path().is_dir() {
+                return Ok(Self { unfinished, _lock, target });
+            }
+        }
     }
 
     /// Returns the folder to write into.
@@ -61,7 +78,7 @@ impl NewFolder {
 
     /// Gives the folder its name.
     pub fn finish(self, format: &str, table: &Table) -> Result<()> {
-        let Self { unfinished, target } = self;
+        let Self { unfinished, _lock, target } = self;
         let cannot = |e: io::Error| Error::Input(format!("cannot write {}: {e}", target.display()));
         let marker = Marker {
             format: format.to_owned(),
@@ -74,7 +91,7 @@ impl NewFolder {
         open_to_others(unfinished.path()).map_err(cannot)?;
         check_replaceable(&target)?;
         // A folder cannot be renamed to one with files. The old one is put aside first, so that a failure loses nothing.
-        let aside = unfinished.path().with_extension("replaced");
+        let aside = unfinished.path().with_extension(REPLACED);
         let is_replaced = target.exists();
         if is_replaced {
             fs::rename(&target, &aside).map_err(cannot)?;
@@ -87,8 +104,36 @@ impl NewFolder {
         }
         // The folder has moved, so nothing is left to be removed.
         let _ = unfinished.keep();
-        if is_replaced { fs::remove_dir_all(&aside).map_err(cannot) } else { Ok(()) }
+        if is_replaced { remove(&aside).map_err(cannot) } else { Ok(()) }
     }
+}
+
+/// Removes a folder, which another export may remove at the same time.
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes folders whose export was killed: those that nobody has locked, and those that were put aside for one that is there.
+fn remove_abandoned(parent: &Path, prefix: &str, target_exists: bool) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let rest = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
+        // The random letters keep this place apart from one with a longer name.
+        let is_abandoned =
+            match rest.filter(|(letters, _)| letters.chars().all(|letter| letter.is_ascii_alphanumeric())) {
+                Some((_, UNFINISHED)) => File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok()),
+                Some((_, REPLACED)) => target_exists,
+                _ => false,
+            };
+        if is_abandoned {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a folder the permissions of a new one; a temporary folder is its owner's alone.
@@ -175,6 +220,34 @@ mod tests {
         fs::write(other.join("mine"), "").unwrap();
         let error = NewFolder::begin(&other).unwrap_err().to_string();
         assert!(error.contains("has files that no export wrote"), "{error}");
+    }
+
+    #[test]
+    fn folder_of_a_killed_export_is_removed_by_the_next_one() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("out");
+        for name in [".out-a1B2c3.unfinished", ".out-a1B2c3.replaced", ".out-of-a1B2c3.unfinished", ".out-x.notes"] {
+            fs::create_dir(place.path().join(name)).unwrap();
+            fs::write(place.path().join(name).join("rows"), "rows").unwrap();
+        }
+        let names = || -> Vec<String> {
+            let mut names: Vec<_> =
+                fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names.into_iter().map(|name| name.into_string().unwrap()).collect()
+        };
+        let running = NewFolder::begin(&target).unwrap();
+        let own = running.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let others = [".out-a1B2c3.replaced", ".out-of-a1B2c3.unfinished", ".out-x.notes"];
+        let left = || names().into_iter().filter(|name| *name != own).collect::<Vec<_>>();
+        assert_eq!(left(), others, "what was put aside stays as long as nothing is in its place");
+        // An export that runs keeps its folder.
+        NewFolder::begin(&target).unwrap().finish("hf", &table()).unwrap();
+        assert!(names().contains(&own));
+        drop(NewFolder::begin(&target).unwrap());
+        assert_eq!(left(), [".out-of-a1B2c3.unfinished", ".out-x.notes", "out"]);
+        running.finish("hf", &table()).unwrap();
+        assert_eq!(names(), [".out-of-a1B2c3.unfinished", ".out-x.notes", "out"]);
     }
 
     #[test]
