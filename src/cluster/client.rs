@@ -102,7 +102,7 @@ impl Client {
             ),
             _ => format!(
                 "the scheduler {url} does not answer: {why}; `vlmdiff cluster scheduler` starts one, and with TLS its URL begins \
-                 with https://"
+                 with https:// and --tls-ca names the authority of its certificate"
             ),
         })
     }
