@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 PREFIX ?= /usr/local
 
-.PHONY: quickstart test soak build setup weights tools release install lint deny
+.PHONY: quickstart test soak build setup weights tools release wheel install lint deny
 
 ## Runs two methods on generated products and opens the results to SQL and to a report.
 quickstart: build weights
@@ -17,12 +17,13 @@ test: build weights tools
 	$(CARGO) build -p vlmdiff-python
 	PYTHON=$(PYTHON) $(CARGO) test
 
-## Runs a hundred long random sequences of edits and accidents, and two thousand damages to a store, and compares each with a
-## model; kills the programs of a cluster at random for some minutes (SOAK_SECONDS); then lets banks of features grow by 300 random steps. It
-## takes most of an hour on two cores. VLMDIFF_SEED=N repeats a failure.
-soak: build
+## Runs eight pipelines at once over a failing network and kills their programs at random for SOAK_SECONDS (20 minutes); then a
+## hundred long random sequences of edits and accidents, and two thousand damages to a store, each compared with a model; then lets banks
+## of features grow by 300 random steps. It takes more than an hour on two cores. VLMDIFF_SEED=N repeats a failure.
+soak: build weights tools
+	$(CARGO) test --test integration -- --ignored --nocapture soak::
+	$(CARGO) test --test integration -- --ignored cluster::
 	$(CARGO) test --test integration -- --ignored --nocapture checker::
-	$(CARGO) test --test integration -- --ignored --nocapture cluster::
 	VLMDIFF_SEQUENCES=75 $(CARGO) test --test integration -- --nocapture methods::bank_that_grew
 
 build: setup
@@ -45,6 +46,10 @@ tools:
 release: build
 	$(PYTHON) setup/release.py archive
 	$(PYTHON) setup/check_release.py
+
+## Installs the Python package by `pip install .` into an environment of its own, and checks that it works there.
+wheel: build
+	$(PYTHON) setup/check_wheel.py
 
 ## Installs the same files below $(DESTDIR)$(PREFIX).
 install: build

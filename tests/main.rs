@@ -43,6 +43,8 @@ mod secrets;
 mod serve;
 mod shipped;
 mod sizes;
+#[cfg(feature = "cluster")]
+mod soak;
 mod sql;
 mod stitch;
 mod sweep;

@@ -26,7 +26,12 @@ pub(crate) enum Client {
     Closed,
     /// Nothing for longer than the client waits.
     Silence,
+    /// The answer, after a while.
+    Late,
 }
+
+/// The delay of an answer that is late.
+const DELAY: Duration = Duration::from_millis(300);
 
 /// A request as it arrived, with its fault.
 #[derive(Clone, Debug)]
@@ -105,6 +110,10 @@ impl Link {
             }
             Some(Client::Closed) => {}
             Some(Client::Silence) => std::thread::sleep(self.hang),
+            Some(Client::Late) => {
+                std::thread::sleep(DELAY);
+                (&client).write_all(&answer)?;
+            }
         }
         client.shutdown(Shutdown::Both)
     }

@@ -23,10 +23,10 @@ use crate::{
     proxy::{Client, Fault, Proxy, Seen, seeded},
 };
 
-const STORE: &str = "s3://bucket/some/prefix";
+pub(crate) const STORE: &str = "s3://bucket/some/prefix";
 /// The timeout of vlmdiff here. A hanging connection lasts as long.
 const TIMEOUT: Duration = Duration::from_secs(4);
-const HANG: Duration = Duration::from_secs(6);
+pub(crate) const HANG: Duration = Duration::from_secs(6);
 
 /// Returns Python with the packages that `make test` installs.
 pub(crate) fn python() -> Command {
@@ -54,10 +54,21 @@ pub(crate) fn environment(server: SocketAddr) -> Vec<(String, String)> {
     variables.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// Returns the files in a folder and below it.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
+
+/// Python's lines that start the server with a clock that is two days late.
+const TWO_DAYS_AGO: &str = "
+import datetime
+import moto.s3.models as models
+from moto.server import main
+now = models.utcnow
+models.utcnow = lambda: now() - datetime.timedelta(days=2)
+main()
+";
 
 /// An S3 server with one empty bucket.
 pub(crate) struct Server {
@@ -67,9 +78,20 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::with(&["-m", "moto.server"])
+    }
+
+    /// Starts a server whose objects are two days old when they are written, which is old enough for a clean-up.
+    pub(crate) fn of_two_days_ago() -> Self {
+        Self::with(&["-c", TWO_DAYS_AGO])
+    }
+
+    /// Starts the server by these arguments of Python.
+    fn with(program: &[&str]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let process = python()
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &free.port().to_string()])
+            .args(program)
+            .args(["-H", "127.0.0.1", "-p", &free.port().to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -115,7 +137,7 @@ impl Server {
         });
     }
 
-    /// Returns the objects below a folder of the store.
+    /// Returns the objects below a folder of the store, by their names in the bucket.
     pub(crate) fn objects(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
         self.with_bucket(async |objects| {
             let below = format!("some/prefix/{folder}").into();

@@ -36,7 +36,7 @@ impl Gc {
             (blobs, "blob"),
             (states, "saved state"),
             (half_written, "half-written file"),
-            (jobs, "object of old jobs"),
+            (jobs, "job object"),
         ];
         let bytes: u64 = heaps.iter().map(|(Heap { bytes, .. }, _)| bytes).sum();
         let what: Vec<String> =

@@ -120,7 +120,7 @@ impl Entry {
     }
 
     /// Reads the entry of a record; `None` if the bytes are not a record.
-    pub(in crate::engine) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         // A record of an earlier build is JSON throughout, on one line.
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return serde_json::from_slice(bytes).ok() };
         let mut entry: Self = serde_json::from_slice(&bytes[..end]).ok()?;
