@@ -62,7 +62,7 @@ pub(super) struct Run {
     /// makes nothing stale.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// The number of rows in a task. Tasks that a crash interrupts are computed again. Default: 256, or 4096 in `sql`
+    /// The number of rows in a task. Tasks that a crash interrupts are computed again. Default: 256, or 16384 in `sql`
     /// and `read` without images or tensors.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     task_rows: Option<u32>,

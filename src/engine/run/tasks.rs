@@ -20,7 +20,7 @@ use crate::engine::{
 const TASK_ROWS: usize = 256;
 
 /// Rows per task of a stage that is [quick](crate::engine::stage::Stage::is_quick).
-const QUICK_TASK_ROWS: usize = 4096;
+const QUICK_TASK_ROWS: usize = 16_384;
 
 /// Splits the stale rows of a table into tasks. A table that is made as a whole is one task over all rows.
 pub(in crate::engine) struct Tasks<'a> {

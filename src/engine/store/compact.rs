@@ -78,7 +78,7 @@ impl Store {
     /// The rows of parts, one after another, as the bytes of one part.
     fn rewritten(&self, parts: &[PartRef], schema: &SchemaRef) -> Result<Bytes> {
         let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-        let encoder = Encoder::in_groups(schema.clone(), Some(GROUP_ROWS));
+        let encoder = Encoder::in_groups(schema.clone(), GROUP_ROWS);
         for some in parts.chunks(AT_A_TIME) {
             encoder.write(read_table(self, some, &columns, schema)?);
         }

@@ -44,9 +44,13 @@ use crate::engine::{Digest, Error, Mismatch, Result};
 /// The number of parts whose light columns are fetched at a time.
 const LIGHT_READS: usize = 64;
 
-/// Encodes a batch as a Parquet file with all rows in one row group.
+/// Rows of a row group. Several threads read a part by its row groups, and whoever looks for a few rows leaves groups out by their
+/// statistics.
+const GROUP_ROWS: usize = 32_768;
+
+/// Encodes a batch as a Parquet file.
 pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
-    let mut writer = writer(batch.schema_ref(), None)?;
+    let mut writer = writer(batch.schema_ref(), GROUP_ROWS)?;
     write(&mut writer, batch)?;
     Ok(writer.into_inner()?.into())
 }
@@ -59,12 +63,12 @@ pub(in crate::engine) struct Encoder {
 
 impl Encoder {
     pub(in crate::engine) fn start(schema: SchemaRef) -> Self {
-        Self::in_groups(schema, None)
+        Self::in_groups(schema, GROUP_ROWS)
     }
 
     /// Starts an encoder whose row groups have at most `rows` rows. A reader of few rows decodes only the groups with
     /// these rows.
-    pub(in crate::engine) fn in_groups(schema: SchemaRef, rows: Option<usize>) -> Self {
+    pub(in crate::engine) fn in_groups(schema: SchemaRef, rows: usize) -> Self {
         let (batches, received) = mpsc::sync_channel(1);
         let encode = move || {
             let mut writer = writer(&schema, rows)?;
@@ -85,10 +89,10 @@ impl Encoder {
     }
 }
 
-fn writer(schema: &SchemaRef, rows: Option<usize>) -> Result<ArrowWriter<Vec<u8>>> {
+fn writer(schema: &SchemaRef, rows: usize) -> Result<ArrowWriter<Vec<u8>>> {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(rows)
+        .set_max_row_group_row_count(Some(rows))
         .set_created_by("vlmdiff".into());
     // Dictionaries and statistics of heavy columns, such as pixels, would cost time and are not used.
     for field in schema.fields().iter().filter(|f| is_heavy(f)) {
@@ -353,7 +357,7 @@ mod tests {
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(rows));
         let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
-        let encoder = Encoder::in_groups(batch.schema(), Some(100));
+        let encoder = Encoder::in_groups(batch.schema(), 100);
         encoder.write(batch.clone());
         let part = store.put_part(encoder.finish().unwrap()).unwrap();
         let chosen = PartRef { part, bytes: 1, rows: 1000, chosen: Some(vec![(99, 2), (350, 1), (999, 1)]) };
