@@ -176,6 +176,18 @@ fn connection_sees_what_is_published_later() {
 }
 
 #[test]
+fn texts_and_numbers_that_were_read_are_kept_up_to_a_limit() {
+    let lab = lab();
+    for limit in ["1000000", "0"] {
+        let server = Server::start(&lab, &["--max-kept", limit]);
+        server.check("read", &[]);
+        fs::rename(lab.path(".vlmdiff/parts"), lab.path("parts")).unwrap();
+        server.check("kept", &[limit]);
+        fs::rename(lab.path("parts"), lab.path(".vlmdiff/parts")).unwrap();
+    }
+}
+
+#[test]
 fn statement_ends_with_its_client() {
     let lab = lab();
     let server = Server::start(&lab, &["--max-statements", "1", "--max-seconds", "60"]);

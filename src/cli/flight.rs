@@ -59,6 +59,10 @@ pub(super) struct Flight {
     /// Bytes of temporary files of a statement.
     #[arg(long, value_name = "N", default_value_t = 16 << 30, value_parser = clap::value_parser!(u64).range(0..))]
     max_disk: u64,
+    /// Bytes of memory for columns that statements have read, all together, so that later ones need not read them. Images and
+    /// tensors are not kept.
+    #[arg(long, value_name = "N", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(0..))]
+    max_kept: u64,
     /// The time in seconds for which a client waits for a statement, all together, and for which a statement waits for a client
     /// that takes no rows.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
@@ -90,6 +94,7 @@ impl Flight {
         let limits = Limits {
             bounds: Bounds { memory: usize::try_from(self.max_memory).unwrap_or(usize::MAX), disk: self.max_disk },
             time: Duration::from_secs(self.max_seconds.into()),
+            kept: usize::try_from(self.max_kept).unwrap_or(usize::MAX),
             at_once: self.max_statements as usize,
         };
         let options = Options { listen: self.listen, token, identity, pipeline: self.pipeline, limits };

@@ -12,6 +12,8 @@ pub struct Limits {
     /// The time for which the client of each waits, all together. The time in which it takes no rows does not count, but may not
     /// be longer.
     pub time: Duration,
+    /// The bytes of light columns that were read and are kept in memory for later statements; 0 for none.
+    pub kept: usize,
     /// The number that may run at once. More wait for as long as `time`.
     pub at_once: usize,
 }

@@ -9,6 +9,7 @@ mod catalogue;
 mod facts;
 mod limits;
 mod prepared;
+mod ready;
 mod refusal;
 mod running;
 mod schemas;

@@ -9,17 +9,40 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use tonic::Status;
 
+use super::ready::{Key, new_key};
+
 /// The number of statements that are kept. Clients are expected to close theirs, and not all do.
 const KEPT: usize = 1000;
 
 /// A statement, as it is planned when it runs.
 #[derive(Clone, Debug)]
 pub(super) struct Statement {
+    /// The name of the statement with these values.
+    pub(super) key: Key,
     pub(super) sql: String,
     /// The pipeline to which bare table names refer.
     pub(super) pipeline: Option<String>,
     /// A row with the values of its parameters.
     pub(super) parameters: Option<RecordBatch>,
+}
+
+impl Statement {
+    /// Makes a statement without values.
+    pub(super) fn new(sql: String, pipeline: Option<String>) -> Self {
+        Self { key: new_key(), sql, pipeline, parameters: None }
+    }
+
+    /// Returns the bytes of a ticket for its rows.
+    pub(super) fn ticket(&self) -> Bytes {
+        [self.key.to_be_bytes().as_slice(), self.sql.as_bytes()].concat().into()
+    }
+
+    /// Reads a ticket; `None` if it is none of this server. `pipeline` is the one that the request names.
+    pub(super) fn of_ticket(ticket: &[u8], pipeline: Option<String>) -> Option<Self> {
+        let (key, sql) = ticket.split_first_chunk()?;
+        let sql = String::from_utf8(sql.to_vec()).ok()?;
+        Some(Self { key: Key::from_be_bytes(*key), sql, pipeline, parameters: None })
+    }
 }
 
 /// The statements that are prepared, by handle.
@@ -77,7 +100,9 @@ impl Prepared {
 
     /// Sets the values of a statement's parameters.
     pub(super) fn bind(&self, handle: &Bytes, parameters: Option<RecordBatch>) -> Result<(), Status> {
-        self.kept().used(handle)?.parameters = parameters;
+        let mut kept = self.kept();
+        let statement = kept.used(handle)?;
+        *statement = Statement { key: new_key(), parameters, ..statement.clone() };
         Ok(())
     }
 
@@ -94,7 +119,7 @@ mod tests {
     #[test]
     fn statement_that_was_not_used_for_longest_is_forgotten() {
         let prepared = Prepared::default();
-        let statement = |n: usize| Statement { sql: format!("select {n}"), pipeline: None, parameters: None };
+        let statement = |n: usize| Statement::new(format!("select {n}"), None);
         let handles: Vec<Bytes> = (0..KEPT).map(|n| prepared.keep(statement(n))).collect();
         prepared.get(&handles[0]).unwrap();
         let newest = prepared.keep(statement(KEPT));
@@ -103,5 +128,27 @@ mod tests {
         assert!(prepared.get(&handles[1]).unwrap_err().message().ends_with("prepare it again"));
         prepared.close(&newest);
         assert!(prepared.get(&newest).is_err());
+    }
+
+    #[test]
+    fn ticket_names_the_statement_that_it_was_made_of() {
+        let statement = Statement::new("select 'ä'".into(), None);
+        let read = Statement::of_ticket(&statement.ticket(), Some("of the request".into())).unwrap();
+        assert_eq!(
+            (read.key, read.sql, read.pipeline.as_deref()),
+            (statement.key, statement.sql, Some("of the request"))
+        );
+        assert!(Statement::of_ticket(b"select 1", None).is_none());
+        assert!(Statement::of_ticket(&[0xff; 17], None).is_none());
+    }
+
+    #[test]
+    fn statement_with_other_values_has_another_key() {
+        let prepared = Prepared::default();
+        let handle = prepared.keep(Statement::new("select $1".into(), None));
+        let before = prepared.get(&handle).unwrap().key;
+        assert_eq!(prepared.get(&handle).unwrap().key, before);
+        prepared.bind(&handle, None).unwrap();
+        assert_ne!(prepared.get(&handle).unwrap().key, before);
     }
 }

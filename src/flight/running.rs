@@ -22,11 +22,12 @@ use tonic::Status;
 use super::{
     limits::Limits,
     prepared::Statement,
+    ready::Ready,
     refusal::{status, unexpected},
 };
 use crate::{
     engine::{self, store::Store},
-    query::{Planned, Rows},
+    query::{Kept, Planned, Rows},
     telemetry::Span,
 };
 
@@ -39,11 +40,15 @@ pub(super) struct Runner {
     store: Store,
     limits: Limits,
     places: Arc<Semaphore>,
+    ready: Arc<Ready>,
+    kept: Arc<Kept>,
 }
 
 impl Runner {
     pub(super) fn new(store: &Store, limits: Limits) -> Self {
-        Self { store: store.clone(), limits, places: Arc::new(Semaphore::new(limits.at_once)) }
+        let places = Arc::new(Semaphore::new(limits.at_once));
+        let kept = Arc::new(Kept::new(limits.kept));
+        Self { store: store.clone(), limits, places, ready: Arc::default(), kept }
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -69,9 +74,9 @@ impl Runner {
 
     /// Returns a statement's parameters, and the schema of its result as far as it is known without their values.
     pub(super) async fn described(&self, statement: Statement) -> Result<(Schema, SchemaRef), Status> {
-        let limits = self.limits;
-        let described = move |store| async move {
-            let planned = Self::planned(&store, limits, &statement).await?;
+        let runner = self.clone();
+        let described = move |_| async move {
+            let planned = runner.planned(&statement).await?;
             let parameters = planned.parameters()?;
             let schema = match parameters.fields().len() {
                 0 => planned.rows().await?.schema(),
@@ -84,21 +89,25 @@ impl Runner {
     }
 
     /// Plans a statement and puts the values of its parameters in their places.
-    async fn planned(store: &Store, limits: Limits, statement: &Statement) -> engine::Result<Planned> {
-        let Statement { sql, pipeline, parameters } = statement;
-        let planned = Planned::new(store, pipeline.as_deref(), limits.bounds, sql).await?;
+    async fn planned(&self, statement: &Statement) -> engine::Result<Planned> {
+        let Statement { sql, pipeline, parameters, .. } = statement;
+        let Self { store, limits, kept, .. } = self;
+        let planned = Planned::new(store, pipeline.as_deref(), limits.bounds, kept, sql).await?;
         parameters.iter().try_fold(planned, |planned, row| planned.bind(row))
     }
 
-    /// Returns the schema of a statement's result.
+    /// Returns the schema of a statement's result. The plan is kept for [`Runner::messages`].
     pub(super) async fn schema(&self, statement: Statement) -> Result<SchemaRef, Status> {
-        let limits = self.limits;
-        let ready = move |store| async move { Self::planned(&store, limits, &statement).await?.rows().await };
-        Ok(sent(&self.work(ready).await?.schema()))
+        let (runner, key) = (self.clone(), statement.key);
+        let planned = move |_| async move { runner.planned(&statement).await?.rows().await };
+        let rows = self.work(planned).await?;
+        let schema = sent(&rows.schema());
+        self.ready.keep(key, rows);
+        Ok(schema)
     }
 
-    /// Returns the rows of a statement as messages, as soon as it may run. It is planned and executed while they are taken, and
-    /// ends when they are dropped.
+    /// Returns the rows of a statement as messages, as soon as it may run. It is planned, unless its plan was kept, and executed
+    /// while they are taken, and ends when they are dropped.
     pub(super) async fn messages(
         &self,
         statement: Statement,
@@ -122,8 +131,13 @@ impl Runner {
         _place: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
         let limits = self.limits;
-        let ready = async { Self::planned(&self.store, limits, &statement).await?.rows().await };
-        let rows = ready.await.map_err(|error| status(&error))?;
+        let rows = match self.ready.take(statement.key) {
+            Some(rows) => rows,
+            None => {
+                let planned = async { self.planned(&statement).await?.rows().await };
+                planned.await.map_err(|error| status(&error))?
+            }
+        };
         let schema = rows.schema();
         let batches = futures::stream::try_unfold(rows, |mut rows: Rows| async move {
             let batch = rows.next().await.map_err(|error| status(&error))?;

@@ -153,18 +153,16 @@ impl FlightSqlService for Service {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        let pipeline = self.pipeline(&request)?;
-        let sql = query.query;
-        let ticket = TicketStatementQuery { statement_handle: sql.clone().into() };
-        let schema = self.runner.schema(Statement { sql, pipeline, parameters: None }).await?;
+        let statement = Statement::new(query.query, self.pipeline(&request)?);
+        let ticket = TicketStatementQuery { statement_handle: statement.ticket() };
+        let schema = self.runner.schema(statement).await?;
         info(&schema, ticket.as_any(), request)
     }
 
     async fn do_get_statement(&self, ticket: TicketStatementQuery, request: Request<Ticket>) -> Answer<Messages> {
-        let pipeline = self.pipeline(&request)?;
-        let sql = String::from_utf8(ticket.statement_handle.into())
-            .map_err(|_| Status::invalid_argument("the ticket is none of this server"))?;
-        let messages = self.runner.messages(Statement { sql, pipeline, parameters: None }).await?;
+        let statement = Statement::of_ticket(&ticket.statement_handle, self.pipeline(&request)?)
+            .ok_or_else(|| Status::invalid_argument("the ticket is none of this server"))?;
+        let messages = self.runner.messages(statement).await?;
         Ok(Response::new(Box::pin(messages)))
     }
 
@@ -173,7 +171,7 @@ impl FlightSqlService for Service {
         query: ActionCreatePreparedStatementRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        let statement = Statement { sql: query.query, pipeline: self.pipeline(&request)?, parameters: None };
+        let statement = Statement::new(query.query, self.pipeline(&request)?);
         let (parameters, schema) = self.runner.described(statement.clone()).await?;
         Ok(ActionCreatePreparedStatementResult {
             dataset_schema: encoded(&schema)?,

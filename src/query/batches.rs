@@ -1,7 +1,7 @@
 //! The number of rows that are computed at a time. A row with tensors may have megabytes, of which DataFusion's 8192 rows
 //! would not fit into memory.
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema};
 use datafusion::{common::tree_node::TreeNodeRecursion, error::DataFusionError, logical_expr::LogicalPlan};
 
 /// The bytes of a batch, as far as they can be told from types. Reading a list takes up to twelve bytes about each item
@@ -16,11 +16,15 @@ const VARIABLE: usize = 16;
 pub(super) fn rows_at_a_time(plan: &LogicalPlan, most: usize) -> Result<usize, DataFusionError> {
     let mut widest = 1;
     plan.apply_with_subqueries(|node| {
-        let row = node.schema().fields().iter().map(|field| bytes(field.data_type())).sum();
-        widest = widest.max(row);
+        widest = widest.max(row_bytes(node.schema().as_arrow()));
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok((BATCH_BYTES / widest).clamp(1, most))
+}
+
+/// Returns the bytes of a row.
+pub(super) fn row_bytes(schema: &Schema) -> usize {
+    schema.fields().iter().map(|field| bytes(field.data_type())).sum()
 }
 
 /// Returns the bytes of a value.
@@ -37,7 +41,7 @@ fn bytes(of: &DataType) -> usize {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::datatypes::{Field, Schema};
+    use arrow::datatypes::Field;
     use datafusion::{datasource::MemTable, prelude::SessionContext};
 
     use super::*;

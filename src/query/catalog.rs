@@ -25,10 +25,15 @@ use crate::engine::{
 /// The name of a session's only catalogue: tables have the names `CATALOG.PIPELINE.TABLE`.
 pub(super) const CATALOG: &str = "vlmdiff";
 
-/// A pipeline's published tables, and the tables that the session itself has made.
+/// Makes a table that every store has. It is called when a query names the table, so that other queries do not pay for it.
+pub(super) type MakeTable = fn(&Store) -> Result<Lazy, Error>;
+
+/// A pipeline's published tables, the tables that every store has, and those that the session itself has made.
 #[derive(Debug)]
 pub(super) struct OfPipeline {
     published: Arc<Names>,
+    /// The tables that every store has, in the schema of bare names. A published table of such a name takes precedence.
+    common: BTreeMap<&'static str, MakeTable>,
     made: RwLock<BTreeMap<String, Arc<dyn TableProvider>>>,
 }
 
@@ -78,7 +83,13 @@ impl OfPipeline {
             unfinished,
             read: read.clone(),
         };
-        Ok(Self { published: Arc::new(names), made: RwLock::default() })
+        Ok(Self { published: Arc::new(names), common: BTreeMap::new(), made: RwLock::default() })
+    }
+
+    /// Adds tables that every store has. A table that the pipeline published under such a name takes precedence.
+    pub(super) fn with_common(mut self, tables: impl IntoIterator<Item = (&'static str, MakeTable)>) -> Self {
+        self.common = tables.into_iter().filter(|(name, _)| !self.published.slots.contains_key(*name)).collect();
+        self
     }
 }
 
@@ -141,13 +152,18 @@ impl Names {
 impl SchemaProvider for OfPipeline {
     fn table_names(&self) -> Vec<String> {
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
-        self.published.slots.keys().chain(made.keys()).cloned().collect()
+        let common = self.common.keys().map(|name| (*name).to_owned());
+        self.published.slots.keys().chain(made.keys()).cloned().chain(common).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if made.is_some() {
             return Ok(made);
+        }
+        if let Some(make) = self.common.get(name) {
+            let table = make(&self.published.store).map_err(|error| DataFusionError::External(Box::new(error)))?;
+            return Ok(Some(Arc::new(table)));
         }
         let (names, name) = (self.published.clone(), name.to_owned());
         let published = blocking(move || names.open(&name)).await?;
@@ -158,12 +174,18 @@ impl SchemaProvider for OfPipeline {
         if self.published.slots.contains_key(&name) || name.contains('@') {
             return exec_err!("`{name}` names a published table; choose another name");
         }
+        if self.common.contains_key(name.as_str()) {
+            return exec_err!("`{name}` names a table that every store has; choose another name");
+        }
         Ok(self.made.write().unwrap_or_else(PoisonError::into_inner).insert(name, table))
     }
 
     fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         match self.made.write().unwrap_or_else(PoisonError::into_inner).remove(name) {
             Some(table) => Ok(Some(table)),
+            None if self.common.contains_key(name) => {
+                exec_err!("`{name}` is a table that every store has, which SQL only reads")
+            }
             None => exec_err!("`{name}` is a published table, which SQL only reads"),
         }
     }
@@ -171,6 +193,7 @@ impl SchemaProvider for OfPipeline {
     fn table_exist(&self, name: &str) -> bool {
         let table = name.split_once('@').map_or(name, |(table, _)| table);
         self.published.slots.contains_key(table)
+            || self.common.contains_key(name)
             || self.made.read().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 }

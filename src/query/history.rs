@@ -10,9 +10,19 @@ use crate::engine::{
     store::{Run, Store, TableRun, history},
 };
 
-/// Returns the tables of the history of a store's runs, in the order of their names in `TABLES_OF_SQL`.
-pub(super) fn tables(store: &Store) -> Result<[Lazy; 3]> {
-    Ok([lazy(store, history::runs, runs)?, lazy(store, table_runs, stage_runs)?, lazy(store, failures, errors)?])
+/// Makes the table `runs`.
+pub(super) fn runs(store: &Store) -> Result<Lazy> {
+    lazy(store, history::runs, of_runs)
+}
+
+/// Makes the table `stage_runs`.
+pub(super) fn stage_runs(store: &Store) -> Result<Lazy> {
+    lazy(store, table_runs, of_tables)
+}
+
+/// Makes the table `errors`.
+pub(super) fn errors(store: &Store) -> Result<Lazy> {
+    lazy(store, failures, of_failures)
 }
 
 fn lazy<T: 'static>(
@@ -48,7 +58,7 @@ fn time<T>(rows: &[T], of: impl Fn(&T) -> u64) -> ArrayRef {
 }
 
 /// Returns the table with a row per run, oldest first.
-fn runs(runs: &[Run]) -> Result<RecordBatch> {
+fn of_runs(runs: &[Run]) -> Result<RecordBatch> {
     let sum = |of: fn(&TableRun) -> u64| move |run: &Run| run.tables.iter().map(of).sum();
     batch([
         ("run", text(runs, |run| Some(run.run.clone()))),
@@ -79,7 +89,7 @@ fn table_runs(store: &Store) -> Result<Vec<(Run, TableRun)>> {
 }
 
 /// Returns the table with a row per run and table.
-fn stage_runs(rows: &[(Run, TableRun)]) -> Result<RecordBatch> {
+fn of_tables(rows: &[(Run, TableRun)]) -> Result<RecordBatch> {
     batch([
         ("run", text(rows, |(run, _)| Some(run.run.clone()))),
         ("pipeline", text(rows, |(run, _)| Some(run.pipeline.clone()))),
@@ -134,7 +144,7 @@ fn failures(store: &Store) -> Result<Vec<Failure>> {
     Ok(failures)
 }
 
-fn errors(rows: &[Failure]) -> Result<RecordBatch> {
+fn of_failures(rows: &[Failure]) -> Result<RecordBatch> {
     // The message names the row and often repeats causes. The column has the causes that the message lacks.
     let beyond = |row: &Failure| {
         let causes: Vec<&str> =

@@ -13,6 +13,7 @@ mod catalog;
 mod complete;
 mod foreign;
 mod history;
+mod kept;
 pub mod output;
 mod parameters;
 mod pauses;
@@ -30,12 +31,16 @@ use std::{
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     catalog::{
-        CatalogProvider, SchemaProvider, TableProvider,
+        CatalogProvider, TableProvider,
         memory::{MemoryCatalogProvider, MemoryCatalogProviderList},
     },
     error::DataFusionError,
     execution::{
         SendableRecordBatchStream, SessionStateBuilder, TaskContext,
+        cache::{
+            cache_manager::{CacheManagerConfig, FileMetadataCache},
+            default_cache::DefaultCache,
+        },
         context::SQLOptions,
         memory_pool::FairSpillPool,
         object_store::ObjectStoreUrl,
@@ -49,13 +54,14 @@ use futures::StreamExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::{
+    kept::Kept,
     planned::{Planned, Rows, Tables},
     split::{is_ended, statements},
 };
 
 use self::{
     batches::rows_at_a_time,
-    catalog::{CATALOG, Lazy, OfPipeline, PartsRead},
+    catalog::{CATALOG, Lazy, MakeTable, OfPipeline, PartsRead},
     complete::Names,
     foreign::Foreign,
     pauses::with_pauses,
@@ -71,6 +77,16 @@ use crate::engine::{
 pub const TABLES_OF_SQL: [&str; 6] =
     ["runs", "stage_runs", "errors", "paper_results", "paper_datasets", "field_results"];
 
+/// The same tables, each with what makes it.
+const COMMON: [(&str, MakeTable); TABLES_OF_SQL.len()] = [
+    ("runs", history::runs),
+    ("stage_runs", history::stage_runs),
+    ("errors", history::errors),
+    ("paper_results", |_| csv(PAPER_RESULTS)),
+    ("paper_datasets", |_| csv(PAPER_DATASETS)),
+    ("field_results", |_| csv(FIELD_RESULTS)),
+];
+
 /// The query behind `show tables`. It leaves out the tables of `information_schema` itself.
 const SHOW_TABLES: &str = "select table_schema as pipeline, table_name as \"table\" from information_schema.tables \
                            where table_schema <> 'information_schema' order by 1, 2";
@@ -85,6 +101,13 @@ static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(|| {
     aggregate::register(&context);
     context
 });
+
+/// The bytes that [`FOOTERS`] takes at most.
+const BYTES_OF_FOOTERS: usize = 32 << 20;
+
+/// The footers of parts that sessions of this process have read, which say where the columns lie. A part never changes, so one
+/// that was checked when it was read serves later sessions too. The bytes of columns are read and checked by each statement.
+static FOOTERS: LazyLock<Arc<FileMetadataCache>> = LazyLock::new(|| Arc::new(DefaultCache::new(BYTES_OF_FOOTERS)));
 
 /// The greatest share of its memory that a sort keeps free for the merging of what it has written to disk.
 const SHARE_OF_MERGES: usize = 16;
@@ -121,12 +144,17 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Opens a session. `pipeline` names the schema of bare table names; by default the pipeline that ran last.
     pub fn open(store: &Store, pipeline: Option<&str>) -> Result<Self> {
-        Self::open_within(store, pipeline, None)
+        Self::open_within(store, pipeline, None, None)
     }
 
     /// Opens a session whose statements have bounds, if some are given. Such statements change no settings, which could
-    /// lift the bounds.
-    fn open_within(store: &Store, pipeline: Option<&str>, bounds: Option<Bounds>) -> Result<Self> {
+    /// lift the bounds. Rows in `kept` are not read from the store again.
+    fn open_within(
+        store: &Store,
+        pipeline: Option<&str>,
+        bounds: Option<Bounds>,
+        kept: Option<Arc<Kept>>,
+    ) -> Result<Self> {
         let (slots, unfinished) = (store.tables()?, store.unfinished_tables()?);
         let pipelines: BTreeSet<&str> = slots.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
         let default = match pipeline {
@@ -141,7 +169,7 @@ impl Session {
             Some(name) => name.to_owned(),
             None => latest(store, &pipelines)?.unwrap_or_else(|| "public".to_owned()),
         };
-        let context = context(&default, bounds).map_err(query_error)?;
+        let context = context(&default, bounds, kept).map_err(query_error)?;
         let objects = ObjectStoreUrl::parse(table::OBJECTS).map_err(query_error)?;
         context.register_object_store(objects.as_ref(), store.objects.clone());
         let catalog = Arc::new(MemoryCatalogProvider::new());
@@ -149,9 +177,7 @@ impl Session {
         let read = PartsRead::default();
         for name in pipelines.into_iter().chain([default.as_str()]) {
             let tables = OfPipeline::new(store, name, &slots, &unfinished, &read)?;
-            if name == default {
-                common(store, &tables)?;
-            }
+            let tables = if name == default { tables.with_common(COMMON) } else { tables };
             catalog.register_schema(name, Arc::new(tables)).map_err(query_error)?;
         }
         let store = store.clone();
@@ -302,10 +328,16 @@ impl Bounds {
 }
 
 /// Makes a context without tables. `pipeline` is the schema of bare names.
-fn context(pipeline: &str, bounds: Option<Bounds>) -> Result<SessionContext, DataFusionError> {
+fn context(pipeline: &str, bounds: Option<Bounds>, kept: Option<Arc<Kept>>) -> Result<SessionContext, DataFusionError> {
     let mut config =
         SessionConfig::new().with_default_catalog_and_schema(CATALOG, pipeline).with_information_schema(true);
-    let mut runtime = RuntimeEnvBuilder::new();
+    if let Some(kept) = kept {
+        config = config.with_extension(kept);
+    }
+    let caches = CacheManagerConfig::default()
+        .with_file_metadata_cache(Some(FOOTERS.clone()))
+        .with_metadata_cache_limit(BYTES_OF_FOOTERS);
+    let mut runtime = RuntimeEnvBuilder::new().with_cache_manager(caches);
     if let Some(Bounds { memory, disk }) = bounds {
         runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(memory))).with_max_temp_directory_size(disk);
         let options = config.options_mut();
@@ -408,17 +440,7 @@ pub fn manifests(store: &Store) -> Result<Vec<(String, Manifest)>> {
     Ok(manifests)
 }
 
-/// Registers the tables that every store has. A table that a pipeline published under such a name takes precedence.
-fn common(store: &Store, tables: &OfPipeline) -> Result<()> {
-    let published = [csv(PAPER_RESULTS)?, csv(PAPER_DATASETS)?, csv(FIELD_RESULTS)?];
-    for (name, table) in TABLES_OF_SQL.into_iter().zip(history::tables(store)?.into_iter().chain(published)) {
-        if !tables.table_exist(name) {
-            tables.register_table(name.into(), Arc::new(table)).map_err(query_error)?;
-        }
-    }
-    Ok(())
-}
-
+/// Makes a table of published numbers. Its types are inferred from its rows.
 fn csv(text: &'static str) -> Result<Lazy> {
     let format = arrow::csv::reader::Format::default().with_header(true);
     let schema = Arc::new(format.infer_schema(text.as_bytes(), None)?.0);

@@ -13,7 +13,7 @@ use datafusion::{
 use futures::StreamExt;
 
 use super::{
-    Bounds, Executable, Session,
+    Bounds, Executable, Kept, Session,
     catalog::{CATALOG, blocking},
     parameters,
     wrong::query_error,
@@ -35,11 +35,17 @@ impl std::fmt::Debug for Planned {
 
 impl Planned {
     /// Plans a statement, which must only read. `pipeline` names the schema of bare table names; by default the pipeline
-    /// that ran last.
-    pub async fn new(store: &Store, pipeline: Option<&str>, bounds: Bounds, sql: &str) -> Result<Self> {
+    /// that ran last. Rows in `kept` are not read from the store again.
+    pub async fn new(
+        store: &Store,
+        pipeline: Option<&str>,
+        bounds: Bounds,
+        kept: &Arc<Kept>,
+        sql: &str,
+    ) -> Result<Self> {
         check_length(sql).map_err(Error::Input)?;
         let numbered = parameters::numbered(sql)?;
-        let session = open(store, pipeline, bounds).await?;
+        let session = open(store, pipeline, bounds, Some(kept.clone())).await?;
         let plan = async {
             // The places in errors are those of the statement as it was written.
             let state = session.context.state();
@@ -160,7 +166,7 @@ impl Tables {
 
     /// Lists the tables of a store.
     pub async fn open(store: &Store, pipeline: Option<&str>, bounds: Bounds) -> Result<Self> {
-        Ok(Self(open(store, pipeline, bounds).await?))
+        Ok(Self(open(store, pipeline, bounds, None).await?))
     }
 
     fn catalog(&self) -> Option<Arc<dyn CatalogProvider>> {
@@ -194,9 +200,9 @@ impl Tables {
     }
 }
 
-async fn open(store: &Store, pipeline: Option<&str>, bounds: Bounds) -> Result<Arc<Session>> {
+async fn open(store: &Store, pipeline: Option<&str>, bounds: Bounds, kept: Option<Arc<Kept>>) -> Result<Arc<Session>> {
     let (store, pipeline) = (store.clone(), pipeline.map(str::to_owned));
-    let session = blocking(move || Session::open_within(&store, pipeline.as_deref(), Some(bounds))).await;
+    let session = blocking(move || Session::open_within(&store, pipeline.as_deref(), Some(bounds), kept)).await;
     session.map(Arc::new).map_err(query_error)
 }
 

@@ -11,31 +11,41 @@ use datafusion::{
     common::ScalarValue,
     datasource::{
         listing::PartitionedFile,
-        physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource, parquet::ParquetRowSelection},
+        physical_plan::{
+            FileGroup, FileGroupPartitioner, FileScanConfigBuilder, ParquetSource,
+            parquet::{CachedParquetFileReaderFactory, ParquetRowSelection},
+        },
         source::DataSourceExec,
         table_schema::TableSchema,
     },
     error::Result,
     execution::object_store::ObjectStoreUrl,
-    logical_expr::{Expr, TableType},
+    logical_expr::{Expr, TableProviderFilterPushDown, TableType},
     physical_plan::{ExecutionPlan, empty::EmptyExec},
 };
 use serde_json::Value;
 
+use super::{batches::row_bytes, kept::Kept};
 use crate::engine::{
-    Error,
-    store::{Manifest, PartRef, Store, declared_schema, tensor_shape},
+    Digest, Error, Hasher,
+    store::{Manifest, PartRef, Store, declared_schema, has_heavy, tensor_shape},
     value_text,
 };
 
 /// The URL under which a session finds the store's objects.
 pub(super) const OBJECTS: &str = "store://objects/";
 
+/// The bytes of a table from which several threads read it, each a range of its parts.
+const LARGE: usize = 256 << 10;
+
 /// A published table.
 #[derive(Debug)]
 pub(super) struct Published {
     schema: TableSchema,
     files: Vec<PartitionedFile>,
+    /// A digest of the parts with their chosen rows, and of the columns.
+    content: Digest,
+    rows: u64,
 }
 
 impl Published {
@@ -52,8 +62,42 @@ impl Published {
         let files = instances.iter().enumerate().flat_map(of_instance).collect();
         let fields: Vec<FieldRef> = axes.iter().map(|axis| axis.field.clone()).collect();
         let schema = TableSchema::builder(Arc::new(Schema::new(columns))).with_table_partition_cols(fields).build();
-        Ok(Self { schema, files })
+        let content = content(instances, &axes, schema.table_schema());
+        let rows = instances.iter().flat_map(|manifest| &manifest.parts).map(PartRef::len).sum();
+        Ok(Self { schema, files, content, rows })
     }
+
+    /// Returns the parts in so many groups at most, which are read side by side. A group of a large table has a range of its
+    /// bytes, and what begins in the middle of a part reads the row groups from there on.
+    fn groups(&self, most: usize) -> Vec<FileGroup> {
+        let all = vec![FileGroup::new(self.files.clone())];
+        if most < 2 {
+            return all;
+        }
+        let partitioner =
+            FileGroupPartitioner::new().with_target_partitions(most).with_repartition_file_min_size(LARGE);
+        partitioner.repartition_file_groups(&all).unwrap_or(all)
+    }
+}
+
+/// Returns a digest of all that the rows of a table follow from.
+fn content(instances: &[Manifest], axes: &[Axis], schema: &Schema) -> Digest {
+    let mut hasher = Hasher::new("rows of sql");
+    for field in schema.fields() {
+        hasher.field(field.name().as_bytes()).field(field.data_type().to_string().as_bytes());
+    }
+    for (at, manifest) in instances.iter().enumerate() {
+        for axis in axes {
+            hasher.field(axis.values[at].to_string().as_bytes());
+        }
+        for part in &manifest.parts {
+            hasher.field(part.part.as_bytes());
+            let runs = part.chosen.iter().flatten();
+            let runs: Vec<u8> = runs.flat_map(|(first, count)| [*first, *count]).flat_map(u64::to_le_bytes).collect();
+            hasher.field(&runs);
+        }
+    }
+    hasher.finish()
 }
 
 /// Returns the columns that a stage declares. Digests and keys are internal and hidden.
@@ -130,27 +174,52 @@ impl TableProvider for Published {
         TableType::Base
     }
 
+    /// Conditions are told to [`Published::scan`], and checked above it.
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
     async fn scan(
         &self,
         state: &dyn Session,
         projection: Option<&Vec<usize>>,
-        _: &[Expr],
+        filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let all = self.schema.table_schema();
+        let columns = projection.cloned().unwrap_or_else(|| (0..all.fields().len()).collect());
+        let schema = Arc::new(all.project(&columns)?);
         if self.files.is_empty() {
             // A source without files has no partitions, but a sort needs one.
-            let schema = self.schema.table_schema();
-            let chosen = projection.map(|columns| schema.project(columns)).transpose()?;
-            return Ok(Arc::new(EmptyExec::new(chosen.map_or_else(|| schema.clone(), Arc::new))));
+            return Ok(Arc::new(EmptyExec::new(schema)));
         }
-        let partitions = state.config().target_partitions().max(1);
-        let groups = FileGroup::new(self.files.clone()).split_files(partitions);
-        let source = Arc::new(ParquetSource::new(self.schema.clone()));
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(OBJECTS)?, source)
-            .with_file_groups(groups)
-            .with_projection_indices(projection.cloned())?
+        let partitions = state.config().target_partitions();
+        let kept = state.config().get_extension::<Kept>().filter(|_| !has_heavy(&schema));
+        if let Some(kept) = &kept
+            && let Some(scan) = kept.scan(self.content, &columns, &schema, partitions)?
+        {
+            return Ok(scan);
+        }
+        let is_whole = filters.is_empty() && limit.is_none();
+        let kept = kept.filter(|kept| is_whole && kept.has_room_for(self.rows, row_bytes(&schema)));
+        let objects = ObjectStoreUrl::parse(OBJECTS)?;
+        let runtime = state.runtime_env();
+        let readers = CachedParquetFileReaderFactory::new(
+            runtime.object_store(&objects)?,
+            runtime.cache_manager.get_file_metadata_cache(),
+        );
+        let source = ParquetSource::new(self.schema.clone()).with_parquet_file_reader_factory(Arc::new(readers));
+        let config = FileScanConfigBuilder::new(objects, Arc::new(source))
+            .with_file_groups(self.groups(partitions))
+            .with_projection_indices(Some(columns.clone()))?
             .with_limit(limit)
+            // Otherwise partitions take parts from each other, and cannot be read a second time.
+            .with_preserve_order(kept.is_some())
             .build();
-        Ok(DataSourceExec::from_data_source(config))
+        let scan = DataSourceExec::from_data_source(config);
+        match kept {
+            Some(kept) => kept.keeping(self.content, columns, scan),
+            None => Ok(scan),
+        }
     }
 }

@@ -63,6 +63,9 @@ def queries(address, exported):
     assert rows(address, count) == [("gear", 7), ("tile", 7)]
     client = peer(address)
     assert fetch(client, client.execute(count)).to_pylist() == [{"class": "gear", "n": 7}, {"class": "tile", "n": 7}]
+    # A ticket fetches the same rows again: the first time by the plan that told the schema, then by one of its own.
+    info = client.execute(count)
+    assert fetch(client, info) == fetch(client, info)
     assert rows(address, "select n from light.counts") == [(8,)]
     assert rows(address, "show tables")[:1] == [("light", "captions")]
 
@@ -366,6 +369,22 @@ def traced(address):
     """A statement that ends well, and one that does not."""
     assert rows(address, "select count(*) as traced from images") == [(14,)]
     refused(lambda: rows(address, "select 1 / (n - n) from counts"), "ivide by zero")
+
+
+def read(address):
+    """Reads light columns and images."""
+    assert len(rows(address, "select image_id, class, width from images")) == len(rows(address, "select * from images")) == 14
+
+
+def kept(address, limit):
+    """Reads them again, without the parts of the store."""
+    light = lambda: sorted(rows(address, "select class, count(*), max(width) from images where class <> 'none' group by class"))
+    if limit == "0":
+        refused(light, "is missing")
+    else:
+        assert [row[:2] for row in light()] == [("gear", 7), ("tile", 7)]
+    refused(lambda: rows(address, "select pixels from images"), "is missing")
+    refused(lambda: rows(address, "select image_id, label from images"), "is missing")
 
 
 def one(address):
