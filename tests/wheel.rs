@@ -202,6 +202,28 @@ assert changed.plan(targets="bank", force=["bank"])[-1].causes == [{"cause": "fo
 inspector = pipeline.inspector(device="cpu")
 verdicts = inspector.predict(["data/gear/train/good/000.png", "broken.png"], class_name="gear")
 assert inspector.predict("data/gear/train/good/000.png", class_name="gear") == verdicts[:1]
+
+# Pictures in memory are judged as their files are.
+import numpy, PIL.Image
+
+def without_id(rows):
+    return [{name: value for name, value in row.items() if name != "image_id"} for row in rows]
+
+picture = PIL.Image.open("data/gear/train/good/000.png")
+pixels = numpy.asarray(picture.convert("RGB"))
+judged = inspector.predict([picture, "data/gear/train/good/000.png", pixels], class_name="gear")
+assert [row["image_id"] for row in judged] == ["data/gear/train/good/000.png", "picture-0", "picture-1"], judged
+assert without_id(judged) == without_id(verdicts[:1]) * 3, judged
+assert inspector.predict(pixels, class_name="gear") == inspector.predict(pixels[None], class_name="gear") == judged[1:2]
+many = inspector.predict([255 - pixels] + [pixels] * 10, class_name="gear")
+assert [row["image_id"] for row in many] == [f"picture-{number}" for number in range(11)], many
+assert many[0]["score"] != many[1]["score"] == judged[1]["score"], many
+grey, transparent = picture.convert("L"), picture.convert("RGBA")
+assert without_id(inspector.predict([transparent], class_name="gear")) == without_id(verdicts[:1])
+assert inspector.predict(grey, class_name="gear") == inspector.predict(numpy.asarray(grey), class_name="gear")
+for wrong, said in [(pixels / 255, "array of float64 of "), (pixels[..., :2], "numpy.uint8"), (3, "int is no photograph"), (picture.convert("I"), "mode I")]:
+    assert said in str(raised(vlmdiff.InputError, lambda: inspector.predict([wrong]))), wrong
+assert inspector.predict([]) == []
 print("\n".join(json.dumps(verdict) for verdict in verdicts))
 "#;
     lab.write("broken.png", "no picture");

@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use pyo3::prelude::*;
+use pyo3::{prelude::*, pybacked::PyBackedBytes};
 use vlmdiff::{
-    driver::{self, Execution, Lines, NamedPipeline, Progress},
+    driver::{self, Execution, Lines, NamedPipeline, Predicted, Progress},
     engine::{
         self, Error, Stop,
         pipeline::Selection,
@@ -18,7 +18,7 @@ use vlmdiff::{
         source::Sources,
         store::{Event, Store, history},
     },
-    inspect,
+    inspect::{self, Pixels},
     query::output::printable,
 };
 
@@ -188,6 +188,9 @@ fn json(value: &impl serde::Serialize) -> engine::Result<String> {
     serde_json::to_string(value).map_err(|error| Error::Io(error.into()))
 }
 
+/// How the class of photographs is given.
+const CLASS_NAME: &str = "`class_name=`";
+
 /// A pipeline that judges new photographs; its worker stays loaded.
 #[pyclass(frozen, module = "vlmdiff._vlmdiff")]
 pub(crate) struct Inspector {
@@ -199,6 +202,34 @@ pub(crate) struct Inspector {
 impl Inspector {
     /// Returns a JSON object for each photograph.
     fn predict(&self, py: Python<'_>, photographs: Vec<PathBuf>, class_name: Option<String>) -> PyResult<Vec<String>> {
+        self.judge(py, |inspector| {
+            let class = |listed: Option<&str>| inspector.class(listed.or(class_name.as_deref()), CLASS_NAME);
+            driver::predict(inspector, &photographs, &class, &mut |_| {})
+        })
+    }
+
+    /// Returns a JSON object for each picture in memory, of which width, height and bytes are given.
+    fn predict_pixels(
+        &self,
+        py: Python<'_>,
+        pictures: Vec<(u32, u32, PyBackedBytes)>,
+        class_name: Option<String>,
+    ) -> PyResult<Vec<String>> {
+        self.judge(py, |inspector| {
+            let class = inspector.class(class_name.as_deref(), CLASS_NAME)?;
+            let pixels = pictures.iter().map(|(width, height, bytes)| Pixels { width: *width, height: *height, bytes });
+            driver::predict_pixels(inspector, &pixels.collect::<Vec<_>>(), &class, &mut |_| {})
+        })
+    }
+}
+
+impl Inspector {
+    /// Returns verdicts as JSON objects.
+    fn judge(
+        &self,
+        py: Python<'_>,
+        judge: impl FnOnce(&inspect::Inspector) -> engine::Result<Predicted> + Send,
+    ) -> PyResult<Vec<String>> {
         if self.stop.is_requested() {
             return Err(InputError::new_err(
                 "this inspector was interrupted; make another one by `pipeline.inspector()`",
@@ -206,8 +237,7 @@ impl Inspector {
         }
         quietly(py, &self.stop, || {
             let inspector = self.inspector.lock().unwrap_or_else(PoisonError::into_inner);
-            let class = |listed: Option<&str>| inspector.class(listed.or(class_name.as_deref()), "`class_name=`");
-            driver::predict(&inspector, &photographs, &class, &mut |_| {})?.json(inspector.model())
+            judge(&inspector)?.json(inspector.model())
         })
     }
 }

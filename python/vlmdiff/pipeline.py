@@ -13,9 +13,8 @@ from typing import Any, Callable, Optional, Union
 
 from . import _vlmdiff
 from .errors import InputError
+from .pictures import Image, PathLike, separated
 from .result import Result, sql
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 WORKER = "vlmdiff-worker"
 
@@ -118,12 +117,14 @@ class Inspector:
     def __init__(self, inspector: _vlmdiff.Inspector) -> None:
         self._inspector = inspector
 
-    def predict(
-        self, images: Union[PathLike, Iterable[PathLike]], *, class_name: Optional[str] = None
-    ) -> list[dict[str, Any]]:
+    def predict(self, images: Union[Image, Iterable[Image]], *, class_name: Optional[str] = None) -> list[dict[str, Any]]:
         """Judges photographs; see :meth:`Pipeline.predict`."""
-        named = [images] if isinstance(images, (str, os.PathLike)) else images
-        rows = self._inspector.predict([os.fspath(image) for image in named], class_name)
+        named, pictures = separated(images)
+        rows: list[str] = []
+        if named:
+            rows += self._inspector.predict(named, class_name)
+        if pictures:
+            rows += self._inspector.predict_pixels(pictures, class_name)
         return [json.loads(row) for row in rows]
 
 
@@ -244,7 +245,7 @@ class Pipeline:
 
     def predict(
         self,
-        images: Union[PathLike, Iterable[PathLike]],
+        images: Union[Image, Iterable[Image]],
         *,
         class_name: Optional[str] = None,
         device: str = "auto",
@@ -252,14 +253,16 @@ class Pipeline:
         """Judges new photographs by the pipeline, which has run.
 
         Args:
-            images: Photographs, folders of them, their URLs, and manifests (CSV, JSON lines, Parquet); one or several.
+            images: Photographs, folders of them, their URLs, and manifests (CSV, JSON lines, Parquet); arrays of ``numpy.uint8``
+                (height x width, or height x width x 1, 3 or 4 channels), and pictures of PIL; one or several.
             class_name: The class of the photographs, where a manifest does not say.
             device: The device of networks.
 
         Returns:
             A row for each photograph, as ``vlmdiff predict --json`` prints it: ``image_id``, ``class``, ``anomalous``,
             ``score``, ``threshold``, ``p_value``, ``rate``, ``model``, and ``regions`` and ``nearest`` where the pipeline has
-            them. A photograph that could not be read has ``error`` instead.
+            them. A photograph that could not be read has ``error`` instead. Pictures in memory come after files; their ids are
+            ``picture-0``, ``picture-1`` and so on, in the order in which they are given.
         """
         return self.inspector(device=device).predict(images, class_name=class_name)
 

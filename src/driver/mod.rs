@@ -11,6 +11,6 @@ mod words;
 pub use execution::{Execution, default_threads, device, select};
 pub use opening::{DEFAULT_STORE, NamedPipeline, open_store};
 pub use planning::plan;
-pub use prediction::{Predicted, inspector, judge, predict};
+pub use prediction::{Predicted, inspector, judge, predict, predict_pixels};
 pub use progress::{Lines, Progress};
 pub use words::{count, describe, width};

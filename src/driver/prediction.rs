@@ -1,6 +1,6 @@
 //! Verdicts on new photographs, by a pipeline that has run.
 
-use std::{io, path::PathBuf};
+use std::{collections::HashMap, io, path::PathBuf};
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::{
         source::Sources,
         store::{Event, Store},
     },
-    inspect::{Inspector, Named, Photograph, Surroundings, Verdict, named},
+    inspect::{Inspector, Named, Photograph, Pixels, Surroundings, Verdict, named},
 };
 
 /// Verdicts on photographs, and failures.
@@ -68,6 +68,28 @@ pub fn predict(
     let Named { photographs, failed } = named(names, class, folder.path(), &Sources::default())?;
     let mut predicted = judge(inspector, &photographs, listen)?;
     predicted.failed.splice(..0, failed);
+    Ok(predicted)
+}
+
+/// Judges pictures in memory, as [`predict`] judges files. Their ids are `picture-0`, `picture-1` and so on, so that a picture that
+/// was judged at the same place before costs nothing. Verdicts are in this order.
+pub fn predict_pixels(
+    inspector: &Inspector,
+    pictures: &[Pixels<'_>],
+    class: &str,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Predicted> {
+    let folder = tempfile::tempdir()?;
+    let photograph = |(number, pixels): (usize, &Pixels<'_>)| {
+        let id = format!("picture-{number}");
+        let file = folder.path().join(&id);
+        pixels.write(&file)?;
+        Ok(Photograph { id, class: class.to_owned(), file })
+    };
+    let photographs = pictures.iter().enumerate().map(photograph).collect::<Result<Vec<_>>>()?;
+    let places: HashMap<&str, usize> = photographs.iter().map(|one| one.id.as_str()).zip(0..).collect();
+    let mut predicted = judge(inspector, &photographs, listen)?;
+    predicted.verdicts.sort_by_key(|verdict| places.get(verdict.image_id.as_str()).copied());
     Ok(predicted)
 }
 

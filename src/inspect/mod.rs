@@ -2,6 +2,7 @@
 //! as the last run left it.
 
 mod named;
+mod pixels;
 mod route;
 mod rows;
 mod scales;
@@ -20,6 +21,7 @@ use image::RgbImage;
 use serde_json::json;
 
 pub use named::{Named, named, pictures};
+pub use pixels::Pixels;
 pub use scales::Scales;
 pub use verdict::{Judged, Maps, Verdict};
 
