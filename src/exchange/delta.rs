@@ -40,8 +40,9 @@ const SHAPE: &str = "vlmdiff.shape";
 /// The bytes of the tensors in a row group, which is in memory while it is written, and the number of its rows.
 const GROUP_BYTES: usize = 32 << 20;
 const GROUP_ROWS: RangeInclusive<usize> = 16..=10_000;
-/// The bytes of the tensors that are converted at a time. Parquet's levels take more memory than the numbers themselves.
-const CONVERTED_BYTES: usize = 8 << 20;
+/// The bytes of the tensors that are converted at a time. While rows are written, each number takes twelve bytes more: its levels and
+/// its place.
+const CONVERTED_BYTES: usize = 1 << 20;
 /// The number of rows that are read at a time.
 const READ_ROWS: usize = 256;
 
