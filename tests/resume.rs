@@ -1,6 +1,11 @@
 //! After a run is killed at any moment, the next run makes the same tables.
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::{Duration, SystemTime},
+};
 
 use rand::{Rng, RngExt, SeedableRng};
 
@@ -43,17 +48,39 @@ fn runs_killed_at_many_moments_end_in_the_same_tables() {
     killed_runs_end_in_the_same_tables(LIGHT, 40, 120);
 }
 
-/// A training that is killed continues from its last saved state and makes the same weights bit for bit. The tables up to
-/// `above` are made before.
+/// Returns the time of the newest saved state of a training.
+fn saved(lab: &Lab) -> Option<SystemTime> {
+    let files = fs::read_dir(lab.path(".vlmdiff/state")).into_iter().flatten().flatten();
+    // A file that is being written has another ending.
+    let states = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "bin"));
+    states.filter_map(|state| state.metadata().ok()?.modified().ok()).max()
+}
+
+/// Waits until a training has saved its state again. Returns false if the run has ended before.
+fn saves_again(lab: &Lab, run: &mut Child, before: Option<SystemTime>) -> bool {
+    while run.try_wait().unwrap().is_none() {
+        if saved(lab) > before {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+/// A training that is killed at random moments after it has saved its state continues from there and makes the same weights bit for
+/// bit. The tables up to `above` are made before.
 fn killed_training_ends_in_the_same_weights(lab: &Lab, above: &str, table: &str) {
     lab.run(&["--store", "undisturbed", "--until", table]);
     lab.run(&["--until", above]);
-    let (seed, moments) = moments(6, 1500);
+    let (seed, moments) = moments(4, 150);
     let mut resumed = 0;
     for moment in moments {
+        let before = saved(lab);
         let mut run = lab.command(&["run", "pipeline.yaml", "--until", table, "--save-every", "0"]);
         let mut child = run.stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(moment);
+        if saves_again(lab, &mut child, before) {
+            std::thread::sleep(moment);
+        }
         child.kill().unwrap();
         let said = child.wait_with_output().unwrap().stderr;
         resumed += String::from_utf8_lossy(&said).matches("goes on from step").count();
