@@ -170,6 +170,29 @@ fn models_of_every_family_and_layout_describe_photographs() {
 }
 
 #[test]
+fn random_tokens_depend_on_the_seed_and_not_on_the_batch() {
+    let with = |seed: u32| format!("precision: f32, temperature: 1.5, seed: {seed}, max_new_tokens: 8, max_tiles: 1");
+    let lab = lab("internvl2_qwen2", 3, &with(1));
+    lab.run(&["--store", "one", "--batch-size", "1"]);
+    lab.run(&[]);
+    let drawn = lab.sql("one", ALL);
+    assert_eq!(drawn, lab.sql(".vlmdiff", ALL));
+    lab.write("pipeline.yaml", &pipeline(&with(2)));
+    lab.run(&[]);
+    assert_ne!(drawn, lab.sql(".vlmdiff", ALL));
+}
+
+#[test]
+fn matrices_of_eight_bits_describe_photographs_in_as_few_words_as_asked() {
+    let lab =
+        lab("internvl2_qwen2", 2, "precision: int8, max_words: 9, prompt: paper, max_new_tokens: 3, max_tiles: 1");
+    lab.run(&[]);
+    let asked = "select count(*) from captions where prompt = 'Describe the main object in detail. Use at most 9 words.' \
+                 and (tokens > 0 or finish_reason = 'stop')";
+    assert_eq!(lab.sql(".vlmdiff", asked), ["2"]);
+}
+
+#[test]
 fn a_killed_run_loses_no_caption_that_was_saved() {
     let lab = lab("internvl2_qwen2", 40, "max_new_tokens: 900, max_tiles: 1");
     let mut run = lab.command(&["run", "pipeline.yaml", "--batch-size", "2"]);
