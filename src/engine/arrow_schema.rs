@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, caught};
 
 /// Encodes an Arrow schema as the text that Parquet footers carry.
 pub fn encode_schema(schema: &Schema) -> String {
@@ -23,6 +23,38 @@ pub fn decode_schema(text: &str) -> Result<SchemaRef> {
         arrow::ipc::root_as_message(body).map_err(|e| Error::Damaged(format!("a schema is not Arrow IPC: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::Damaged("a schema holds another message".into()))?;
     // `fb_to_schema` panics on types that no writer produces, as damaged text may contain them.
-    let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema));
-    schema.map(Arc::new).map_err(|_| Error::Damaged("a schema names a type that does not exist".into()))
+    let schema = caught(|| arrow::ipc::convert::fb_to_schema(schema));
+    let schema = schema.filter(|schema| schema.fields().iter().all(|field| is_type(field.data_type())));
+    schema.map(Arc::new).ok_or_else(|| Error::Damaged("a schema names a type that does not exist".into()))
+}
+
+/// Returns false if a length in a type is negative.
+fn is_type(of: &DataType) -> bool {
+    match of {
+        DataType::FixedSizeBinary(length) => *length >= 0,
+        DataType::FixedSizeList(item, length) => *length >= 0 && is_type(item.data_type()),
+        DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => is_type(item.data_type()),
+        DataType::Struct(fields) => fields.iter().all(|field| is_type(field.data_type())),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Field;
+
+    use super::*;
+
+    #[test]
+    fn type_with_a_negative_length_is_damage() {
+        let decoded = |length| {
+            let list = DataType::new_fixed_size_list(DataType::UInt8, length, true);
+            let fields =
+                vec![Field::new("record", DataType::Struct(vec![Field::new("list", list, true)].into()), true)];
+            decode_schema(&encode_schema(&Schema::new(fields)))
+        };
+        assert_eq!(decoded(4).unwrap().fields().len(), 1);
+        let error = decoded(-4).unwrap_err().to_string();
+        assert!(error.contains("a type that does not exist"), "{error}");
+    }
 }

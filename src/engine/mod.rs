@@ -3,6 +3,7 @@
 
 mod address;
 mod arrow_schema;
+mod caught;
 mod clock;
 mod connect;
 mod digest;
@@ -22,6 +23,7 @@ mod variant;
 
 pub use address::{expand_home, is_url, join, local_path};
 pub use arrow_schema::{decode_schema, encode_schema};
+pub use caught::caught;
 pub use clock::now_ms;
 pub use connect::objects_at;
 pub use digest::{Digest, Hasher};

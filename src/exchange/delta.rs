@@ -1,6 +1,6 @@
 //! Delta Lake: a table is a log of versions over Parquet files. Tensors are lists, with their shape beside the column.
 
-use std::{collections::HashMap, fs::File, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, new_null_array},
@@ -16,7 +16,7 @@ use deltalake::{
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, buffered::BufWriter, path::Path, prefix::PrefixStore};
 use parquet::{
-    arrow::{AsyncArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::AsyncArrowWriter,
     basic::{Compression, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
@@ -26,8 +26,9 @@ use tokio::runtime::Runtime;
 
 use super::{DataSet, FILE_BYTES, NextRows, Table, Written, cannot_hold, cannot_read, folder::read_schema, restore};
 use crate::engine::{
-    Error, Hasher, Result, encode_schema, is_url, join, local_path, now_ms, objects_at, source::Sources, store::plain,
-    store::tensor_shape,
+    Error, Hasher, Result, encode_schema, is_url, join, local_path, now_ms, objects_at,
+    source::{ParquetFile, Sources},
+    store::{plain, tensor_shape},
 };
 
 /// The properties of a Delta table that name the table that was exported, and hold its schema.
@@ -366,19 +367,16 @@ fn rows_of(
     sources: &Sources,
 ) -> Box<dyn Iterator<Item = Result<RecordBatch>>> {
     let place = format!("{address}/{}", file.path);
-    let reader = (|| {
-        let local = sources.local(&join(address, &file.path)?)?;
-        let wrong = |e: &dyn std::fmt::Display| cannot_read(&place, e);
-        let opened = File::open(local).map_err(|e| wrong(&e))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
-        builder.with_batch_size(READ_ROWS).build().map_err(|e| wrong(&e))
-    })();
-    let reader = match reader {
-        Ok(reader) => reader,
+    let opened = join(address, &file.path).and_then(|file| sources.local(&file)).and_then(|local| {
+        let opened = ParquetFile::open(&local).and_then(|file| file.read(READ_ROWS));
+        opened.map_err(|e| cannot_read(&place, e))
+    });
+    let batches = match opened {
+        Ok(batches) => batches,
         Err(error) => return Box::new(std::iter::once(Err(error))),
     };
     let (stored, schema) = (stored.clone(), schema.clone());
-    Box::new(reader.map(move |batch| {
+    Box::new(batches.map(move |batch| {
         let batch = batch.map_err(|e| cannot_read(&place, e))?;
         let columns = stored.fields().iter().map(|field| whole(&batch, field, &file.partition));
         let columns = columns.collect::<Result<_>>().map_err(|e| cannot_read(&place, e))?;

@@ -14,7 +14,7 @@ use arrow::{
     datatypes::{DataType, Field, Fields, Schema, SchemaRef},
 };
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
     file::{metadata::KeyValue, properties::WriterProperties},
 };
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     engine::{
         Result, join,
-        source::Sources,
+        source::{ParquetFile, Sources},
         store::{plain, tensor_field},
     },
     tables::images::SPLIT,
@@ -246,9 +246,8 @@ pub(super) fn read(address: &str, sources: &Sources) -> Result<DataSet> {
     Ok(DataSet { schema, rows: Box::new(rows) })
 }
 
-fn open(address: &str, sources: &Sources) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    let file = File::open(sources.local(address)?).map_err(|e| cannot_read(address, e))?;
-    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| cannot_read(address, e))
+fn open(address: &str, sources: &Sources) -> Result<ParquetFile> {
+    ParquetFile::open(&sources.local(address)?).map_err(|e| cannot_read(address, e))
 }
 
 /// Returns the rows of a file in the columns `content`, with a column of splits if its split is given.
@@ -259,14 +258,13 @@ fn rows_of(
     split: Option<String>,
     sources: &Sources,
 ) -> Box<dyn Iterator<Item = Result<RecordBatch>>> {
-    let opened = open(&address, sources)
-        .and_then(|builder| builder.with_batch_size(READ_ROWS).build().map_err(|e| cannot_read(&address, e)));
-    let reader = match opened {
-        Ok(reader) => reader,
+    let opened = open(&address, sources).and_then(|file| file.read(READ_ROWS).map_err(|e| cannot_read(&address, e)));
+    let batches = match opened {
+        Ok(batches) => batches,
         Err(error) => return Box::new(std::iter::once(Err(error))),
     };
     let (content, schema) = (content.clone(), schema.clone());
-    Box::new(reader.map(move |batch| {
+    Box::new(batches.map(move |batch| {
         let batch = batch.map_err(|e| cannot_read(&address, e))?;
         let batch = restore::rows(&batch, &content).map_err(|e| cannot_read(&address, e))?;
         let Some(split) = &split else { return Ok(batch) };

@@ -3,7 +3,7 @@
 mod text;
 mod values;
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, RecordBatch},
@@ -12,7 +12,6 @@ use arrow::{
     error::ArrowError,
 };
 use garde::Validate;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -25,7 +24,7 @@ use super::types;
 use crate::{
     engine::{
         Error, Result,
-        source::Sources,
+        source::{ParquetFile, Sources},
         stage::{Context, Listing, Misfit, Open, Operator, Output, Ports, Rows, SOURCE, Schemas, Sink, Stage},
         store::plain,
     },
@@ -151,12 +150,11 @@ impl Read {
 
     fn parquet(&self, path: &Path) -> Result<Opened, Misfit> {
         let name = self.path.clone();
-        let failed = move |e: &dyn std::fmt::Display| Misfit::parameter("path", format!("cannot read {name}: {e}"));
-        let file = File::open(path).map_err(|e| failed(&e))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
-        let schema = builder.schema().clone();
-        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| failed(&e))?;
-        let rows = reader.map(move |rows| rows.map_err(|e| failed(&e)));
+        let failed = move |e: String| Misfit::parameter("path", format!("cannot read {name}: {e}"));
+        let file = ParquetFile::open(path).map_err(&failed)?;
+        let schema = file.schema().clone();
+        let batches = file.read(BATCH_ROWS).map_err(&failed)?;
+        let rows = batches.map(move |rows| rows.map_err(&failed));
         Ok(Opened { schema, rows: Box::new(rows), notes: Vec::new() })
     }
 

@@ -13,12 +13,16 @@ use arrow::{
     compute::cast,
     csv,
     datatypes::{DataType, Field, Schema},
-    error::ArrowError,
 };
-use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 use serde_json::{Map, Value};
 
-use crate::engine::{source::Sources, stage::Misfit};
+use crate::engine::{
+    source::{ParquetFile, Sources},
+    stage::Misfit,
+};
+
+/// The number of rows of Parquet that are read at a time.
+const BATCH_ROWS: usize = 1024;
 
 /// A file of rows, whose format follows from its ending. Errors are about the parameters `path` and `separator`.
 #[derive(Clone, Copy, Debug)]
@@ -70,10 +74,8 @@ impl TextRows<'_> {
                 self.rows_of_batches(reader, columns)
             }
             Format::Parquet => {
-                let builder = self.parquet(&path)?;
-                let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-                let reader = builder.with_projection(mask).build().map_err(|e| self.unreadable(e))?;
-                self.rows_of_batches(reader, columns)
+                let file = self.parquet(&path)?.columns(columns.iter().copied());
+                self.rows_of_batches(file.read(BATCH_ROWS).map_err(|e| self.unreadable(e))?, columns)
             }
         }
     }
@@ -118,9 +120,8 @@ impl TextRows<'_> {
         Ok(BufReader::new(file))
     }
 
-    fn parquet(&self, path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, Misfit> {
-        let file = File::open(path).map_err(|e| self.unreadable(e))?;
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| self.unreadable(e))
+    fn parquet(&self, path: &Path) -> Result<ParquetFile, Misfit> {
+        ParquetFile::open(path).map_err(|e| self.unreadable(e))
     }
 
     /// Returns the columns of a CSV file, all as text.
@@ -180,7 +181,7 @@ impl TextRows<'_> {
 
     fn rows_of_batches(
         &self,
-        batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+        batches: impl Iterator<Item = Result<RecordBatch, impl Display>>,
         columns: &[&str],
     ) -> Result<Vec<TextRow>, Misfit> {
         let mut rows = Vec::new();

@@ -6,6 +6,7 @@ mod facts;
 mod fetch;
 mod files;
 mod memory;
+mod parquet_file;
 mod remote;
 mod sources;
 mod temporary;
@@ -13,5 +14,6 @@ mod tree;
 
 pub(super) use cache_folder::{cache_folder, make_private};
 pub use cache_folder::{scratch_folder, served_folder};
+pub use parquet_file::{Batches, ParquetFile};
 pub use sources::Sources;
 pub use tree::Tree;

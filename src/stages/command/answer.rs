@@ -15,7 +15,7 @@ use arrow::{
 };
 
 use super::{ERROR, program::Said};
-use crate::stages::types::conform;
+use crate::{engine::caught, stages::types::conform};
 
 /// Reads an Arrow IPC stream to its end.
 pub(super) fn listen(stdout: ChildStdout, say: &mpsc::Sender<Said>) {
@@ -35,9 +35,11 @@ fn stream(stdout: &mut BufReader<ChildStdout>, say: &mpsc::Sender<Said>) -> Resu
     if !message_follows(stdout)? {
         return Ok(());
     }
-    let mut reader = StreamReader::try_new(stdout, None).map_err(damaged)?;
+    // The library panics on some damaged streams.
+    let panicked = || "wrote a damaged Arrow IPC stream".to_owned();
+    let mut reader = caught(|| StreamReader::try_new(stdout, None)).ok_or_else(panicked)?.map_err(damaged)?;
     while message_follows(reader.get_mut())? {
-        match reader.next() {
+        match caught(|| reader.next()).ok_or_else(panicked)? {
             Some(batch) => {
                 if say.send(Said::Answer(batch.map_err(damaged)?)).is_err() {
                     break;

@@ -229,7 +229,7 @@ impl Drop for Program {
     }
 }
 
-/// Sends each line of the stream. Of the states of a progress bar, which overwrite each other, only the last is sent.
+/// Sends each line of the stream. The states of a progress bar overwrite each other, so that only the last is sent.
 pub(super) fn lines(stream: impl Read, say: &mpsc::Sender<Said>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();

@@ -2,17 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::PathBuf,
     process::Stdio,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use arrow::{
-    array::{RecordBatch, RecordBatchReader},
-    datatypes::SchemaRef,
-};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 
 use super::{
     Command, OUTPUT,
@@ -21,6 +17,7 @@ use super::{
 use crate::{
     engine::{
         Error, Result, now_ms,
+        source::ParquetFile,
         stage::{Context, Operator, Rows, Sink},
         store::encode_part,
     },
@@ -63,6 +60,9 @@ impl Drop for Files {
     }
 }
 
+/// The number of rows of its file that are read at a time.
+const BATCH_ROWS: usize = 1024;
+
 /// A program that makes a whole table.
 pub(super) struct Whole {
     words: Vec<String>,
@@ -87,16 +87,14 @@ impl Operator for Whole {
         let _ = fs::remove_file(&self.result);
         let (mut program, _) = Program::start(&self.words, Stdio::null(), lines)?;
         program.finish(out)?;
-        let unreadable = |e: &dyn std::fmt::Display| format!("wrote no Parquet file to `{{{OUTPUT}}}`: {e}");
-        let batches = File::open(&self.result)
-            .map_err(|e| unreadable(&e))
-            .and_then(|file| ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(&e)))
-            .and_then(|builder| builder.build().map_err(|e| unreadable(&e)));
-        let batches = batches.map_err(|what| program.failure(&what, out))?;
+        let unreadable = |e: String| format!("wrote no Parquet file to `{{{OUTPUT}}}`: {e}");
+        let opened =
+            ParquetFile::open(&self.result).and_then(|file| Ok((file.schema().clone(), file.read(BATCH_ROWS)?)));
+        let (schema, batches) = opened.map_err(|e| program.failure(&unreadable(e), out))?;
         // An empty batch gives the file of a table without rows a schema.
-        let none = RecordBatch::new_empty(batches.schema());
+        let none = RecordBatch::new_empty(schema);
         for batch in std::iter::once(Ok(none)).chain(batches) {
-            let batch = batch.map_err(|e| unreadable(&e)).and_then(|batch| {
+            let batch = batch.map_err(unreadable).and_then(|batch| {
                 conform(&self.output, &batch).map_err(|e| format!("does not write what is declared: {e}"))
             });
             let batch = batch.map_err(|what| program.failure(&what, out))?;

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Display,
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -12,16 +11,15 @@ use arrow::{
     array::{AsArray, BinaryArray, RecordBatch},
     compute::cast,
     datatypes::{DataType, Schema, SchemaRef},
-    error::ArrowError,
 };
 use bytes::Bytes;
-use parquet::arrow::{
-    ProjectionMask,
-    arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
-};
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use serde_json::Value;
 
-use crate::engine::{Digest, Error, Result, source::Sources};
+use crate::engine::{
+    Digest, Error, Result,
+    source::{Batches, ParquetFile, Sources},
+};
 
 /// The field of the encoded pictures.
 const BYTES: &str = "bytes";
@@ -88,19 +86,17 @@ impl<'a> Embedded<'a> {
     }
 
     /// Reads the pictures of a column, of all rows or of some.
-    fn reader(&self, column: &str, rows: Option<&BTreeSet<u32>>) -> Result<ParquetRecordBatchReader> {
-        let builder = open(self.address, &self.path)?.with_batch_size(BATCH_ROWS);
-        let mask = ProjectionMask::columns(builder.parquet_schema(), [format!("{column}.{BYTES}").as_str()]);
-        let builder = builder.with_projection(mask);
-        let builder = match rows {
-            Some(rows) => builder.with_row_selection(selection(rows)),
-            None => builder,
+    fn reader(&self, column: &str, rows: Option<&BTreeSet<u32>>) -> Result<Batches> {
+        let file = open(self.address, &self.path)?.columns([format!("{column}.{BYTES}").as_str()]);
+        let file = match rows {
+            Some(rows) => file.rows(selection(rows)),
+            None => file,
         };
-        builder.build().map_err(|e| cannot_read(self.address, e))
+        file.read(BATCH_ROWS).map_err(|e| cannot_read(self.address, e))
     }
 
     /// Returns the pictures in the only column of a batch.
-    fn pictures(&self, batch: Result<RecordBatch, ArrowError>) -> Result<BinaryArray> {
+    fn pictures(&self, batch: Result<RecordBatch, String>) -> Result<BinaryArray> {
         let batch = batch.map_err(|e| cannot_read(self.address, e))?;
         let field = batch.columns().first().and_then(|column| column.as_struct_opt()?.columns().first());
         let bytes = field.ok_or_else(|| cannot_read(self.address, "it has no pictures"))?;
@@ -116,9 +112,8 @@ fn class_names(schema: &Schema) -> Option<HashMap<String, Vec<String>>> {
     Some(features.filter_map(|(column, feature)| Some((column.clone(), names(feature)?))).collect())
 }
 
-fn open(address: &str, path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    let file = File::open(path).map_err(|e| cannot_read(address, e))?;
-    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| cannot_read(address, e))
+fn open(address: &str, path: &Path) -> Result<ParquetFile> {
+    ParquetFile::open(path).map_err(|e| cannot_read(address, e))
 }
 
 fn selection(rows: &BTreeSet<u32>) -> RowSelection {
