@@ -122,14 +122,21 @@ impl Entry {
     /// Reads the entry of a record; `None` if the bytes are not a record.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         // A record of an earlier build is JSON throughout, on one line.
-        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return serde_json::from_slice(bytes).ok() };
+        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+            return serde_json::from_slice(bytes).ok().filter(Self::is_whole);
+        };
         let mut entry: Self = serde_json::from_slice(&bytes[..end]).ok()?;
         let (count, digests) = bytes[end + 1..].split_first_chunk::<8>()?;
         let count = usize::try_from(u64::from_le_bytes(*count)).ok()?;
         let (keys, contents) = digests.split_at_checked(count.checked_mul(Digest::LEN)?)?;
         entry.keys = Digest::each_of(keys)?;
         entry.contents = Digest::each_of(contents)?;
-        Some(entry)
+        Some(entry).filter(Self::is_whole)
+    }
+
+    /// Returns true if all rows or none have a key.
+    fn is_whole(&self) -> bool {
+        self.keys.is_empty() || self.keys.len() == self.contents.len()
     }
 
     /// Returns the names that the record of this entry may have. A name is the digest of the record's bytes, and
@@ -416,7 +423,7 @@ mod tests {
             part: Some(Digest::of(b"part")),
             bytes: 7,
             keys: digests(3),
-            contents: digests(2),
+            contents: digests(4).split_off(1),
             errors: vec![error],
             blobs: digests(1),
             notes: Vec::new(),
@@ -431,7 +438,7 @@ mod tests {
             Some(json(&entry)),
             "an older one"
         );
-        for cut in [0, 5, bytes.len() - 1, bytes.len() - 8 - 5 * Digest::LEN] {
+        for cut in [0, 5, bytes.len() - 1, bytes.len() - Digest::LEN, bytes.len() - 8 - 6 * Digest::LEN] {
             assert!(Entry::from_bytes(&bytes[..cut]).is_none(), "{cut}");
         }
     }

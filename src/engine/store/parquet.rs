@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    panic::resume_unwind,
     sync::{
         Arc,
         mpsc::{self, SyncSender},
@@ -39,7 +39,7 @@ use super::{
     remote_part::RemotePart,
     stored_columns::{has_heavy, is_heavy},
 };
-use crate::engine::{Digest, Error, Mismatch, Result};
+use crate::engine::{Digest, Error, Mismatch, Result, caught};
 
 /// The number of parts whose light columns are fetched at a time.
 const LIGHT_READS: usize = 64;
@@ -134,14 +134,14 @@ fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
 fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let (builder, read_schema) = reading(ParquetRecordBatchReaderBuilder::try_new(part)?, columns, chosen)?;
     let batches = builder.build()?.collect::<Result<Vec<_>, _>>()?;
-    in_order_of(columns, &read_schema, batches)
+    in_order_of(columns, &read_schema, batches, chosen)
 }
 
 /// Does as [`decode`] for light columns of a part in a remote store, whose other columns are not fetched.
 async fn decode_remote(part: RemotePart, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let (builder, read_schema) = reading(ParquetRecordBatchStreamBuilder::new(part).await?, columns, chosen)?;
     let batches = builder.build()?.try_collect::<Vec<_>>().await?;
-    in_order_of(columns, &read_schema, batches)
+    in_order_of(columns, &read_schema, batches, chosen)
 }
 
 /// Makes a reader return chosen rows of columns, and returns it with the schema of its batches.
@@ -165,11 +165,20 @@ fn reading<T>(
     Ok((builder, Arc::new(Schema::new(reader_fields(&schema, &roots)))))
 }
 
-/// Returns batches as one, with its columns in the given order.
-fn in_order_of(columns: &[String], read_schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
+/// Returns batches as one, with its columns in the given order. Fails if rows of `chosen` are missing.
+fn in_order_of(
+    columns: &[String],
+    read_schema: &SchemaRef,
+    batches: Vec<RecordBatch>,
+    chosen: Option<&[(u64, u64)]>,
+) -> Result<RecordBatch> {
     let with_schema = |batch: RecordBatch| batch.with_schema(read_schema.clone());
     let batches = batches.into_iter().map(with_schema).collect::<Result<Vec<_>, _>>()?;
     let batch = concat_batches(read_schema, &batches)?;
+    let rows = chosen.map(|runs| runs.iter().fold(0_u64, |rows, (_, count)| rows.saturating_add(*count)));
+    if rows.is_some_and(|rows| rows != batch.num_rows() as u64) {
+        return Err(ParquetError::General("it lacks rows that its record names".into()).into());
+    }
     let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
     Ok(batch.project(&order)?)
 }
@@ -302,7 +311,7 @@ async fn read_ranges(
 /// Reports a part that Parquet cannot read as damaged. Parquet returns an error, or panics on bytes that it never
 /// writes.
 fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(not_parquet())).map_err(|error| unreadable(part, error))
+    caught(read).unwrap_or_else(|| Err(not_parquet())).map_err(|error| unreadable(part, error))
 }
 
 /// Makes the error of a part that Parquet or Arrow cannot read. A failure of the disk or the network is not damage to
@@ -363,6 +372,18 @@ mod tests {
         let chosen = PartRef { part, bytes: 1, rows: 1000, chosen: Some(vec![(99, 2), (350, 1), (999, 1)]) };
         let read = read_table(&store, &[chosen], &["n".into()], batch.schema_ref()).unwrap();
         assert_eq!(read.column(0).as_primitive::<Int64Type>().values(), &[1099, 1100, 1350, 1999]);
+    }
+
+    #[test]
+    fn part_that_lacks_rows_of_its_record_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let part = store.put_part(encode_part(&batch).unwrap()).unwrap();
+        let error = gather(&store, &[part], &[(0, 3), (0, 12)], &["n".into()], batch.schema_ref()).unwrap_err();
+        assert!(matches!(&error, Error::Lost { digest, .. } if *digest == part), "{error}");
+        assert!(error.to_string().contains("it lacks rows that its record names"), "{error}");
     }
 
     #[test]

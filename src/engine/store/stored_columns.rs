@@ -360,10 +360,15 @@ pub fn tensor_field(name: &str, item: DataType, shape: &[usize], nullable: bool)
     ]))
 }
 
-/// Returns the shape of a column made by [`tensor_field`], without the row dimension.
+/// Returns the shape of a column made by [`tensor_field`], without the row dimension. Tables that other programs made may
+/// name a shape that their lists do not have, or that has no values; such a column is no tensor.
 pub fn tensor_shape(field: &Field) -> Option<Vec<usize>> {
+    let DataType::FixedSizeList(_, length) = field.data_type() else { return None };
     let metadata: serde_json::Value = serde_json::from_str(field.metadata().get("ARROW:extension:metadata")?).ok()?;
-    metadata["shape"].as_array()?.iter().map(|n| n.as_u64().map(|n| n as usize)).collect()
+    let side = |side: &serde_json::Value| usize::try_from(side.as_u64()?).ok();
+    let shape: Vec<usize> = metadata["shape"].as_array()?.iter().map(side).collect::<Option<_>>()?;
+    let size = shape.iter().try_fold(1_usize, |size, side| size.checked_mul(*side))?;
+    (size > 0 && i32::try_from(size) == Ok(*length)).then_some(shape)
 }
 
 #[cfg(test)]
@@ -389,6 +394,26 @@ mod tests {
         let columns: Vec<ArrayRef> =
             vec![Arc::new(StringArray::from(ids.to_vec())), Arc::new(x), Arc::new(Int64Array::from(seconds.to_vec()))];
         RecordBatch::try_new(schema(), columns).unwrap()
+    }
+
+    #[test]
+    fn shape_that_the_lists_do_not_have_is_none() {
+        let shape = |shape: &str, size| {
+            let item = Arc::new(Field::new_list_field(DataType::Float32, true));
+            let metadata = HashMap::from([("ARROW:extension:metadata".into(), format!(r#"{{"shape": {shape}}}"#))]);
+            tensor_shape(&Field::new("x", DataType::FixedSizeList(item, size), true).with_metadata(metadata))
+        };
+        assert_eq!(shape("[2, 3]", 6), Some(vec![2, 3]));
+        for (wrong, size) in
+            [("[2, 3]", 5), ("[1099511627776, 1099511627776]", 6), ("[0, 3]", 0), ("[-2, -3]", 6), ("6", 6)]
+        {
+            assert_eq!(shape(wrong, size), None, "{wrong} {size}");
+        }
+        let text = Field::new("x", DataType::Utf8, true);
+        assert_eq!(
+            tensor_shape(&text.with_metadata(tensor_field("x", DataType::Int8, &[1], true).metadata().clone())),
+            None
+        );
     }
 
     #[test]
