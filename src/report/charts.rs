@@ -20,11 +20,16 @@ const GUESSING: RGBColor = RGBColor(0xb3, 0x37, 0x2b);
 
 /// Draws a loss over optimiser steps: each logged value faint, their moving average strong, and the loss of guessing as
 /// a line, if it is known. The loss axis is logarithmic if the losses are positive and span more than a decade.
-/// `points` are `(step, loss)`, ascending by step; `name` is what the drawing is called.
+/// `points` are `(step, loss)`, ascending by step; those that are not finite as f32 are left out. `name` is what the drawing
+/// is called.
 ///
 /// # Errors
 /// Fails if there are fewer than two points, or if plotters fails.
 pub(super) fn loss_curve(points: &[(f64, f64)], guessing: Option<f64>, name: &str) -> Result<String, String> {
+    let is_finite = |value: f64| (value as f32).is_finite();
+    let points: Vec<(f64, f64)> =
+        points.iter().copied().filter(|(step, loss)| is_finite(*step) && is_finite(*loss)).collect();
+    let (points, guessing) = (points.as_slice(), guessing.filter(|loss| is_finite(*loss)));
     let [(first, _), .., (last, _)] = points else { return Err("two logged steps are needed for a curve".into()) };
     let losses = points.iter().map(|(_, loss)| *loss).chain(guessing);
     let (lo, hi) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), y| (lo.min(y), hi.max(y)));
@@ -268,6 +273,15 @@ mod tests {
         let spike: Vec<(f64, f64)> = (0..90).map(|i| (f64::from(i), if i == 45 { 7. } else { 0. })).collect();
         assert!((smooth(&spike)[42].1 - 1.).abs() < 1e-12);
         assert_eq!(smooth(&line[..5]), line[..5]);
+    }
+
+    #[test]
+    fn losses_that_are_not_finite_are_left_out() {
+        let points = [(0., 1.), (1., f64::INFINITY), (2., f64::NAN), (3., 1e300), (4., 0.001)];
+        let whole = [points[0], points[4]];
+        let curve = |points: &[(f64, f64)], guessing| loss_curve(points, guessing, "loss").unwrap();
+        assert_eq!(curve(&points, Some(f64::INFINITY)), curve(&whole, None));
+        assert!(loss_curve(&points[..4], None, "loss").is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
         tensor::{float_row, tensor_row},
         tiles,
     },
-    vision::decode,
+    vision::{decode, placement::PlacementError},
 };
 
 /// The numbers of images and regions that an export wrote.
@@ -306,6 +306,10 @@ fn pixels(source: &Source, table: &Manifest, images: &[Shown]) -> Result<HashMap
     Ok(found)
 }
 
+fn unplaced(image: &Shown, error: PlacementError) -> Error {
+    Error::Input(format!("{}: {error}", image.id))
+}
+
 /// The surroundings of the files of an image.
 struct Files<'a> {
     folder: &'a Path,
@@ -321,7 +325,7 @@ impl Files<'_> {
     fn write(&self, image: &Shown, name: &Path, map: &[f32], stored: Option<&RgbImage>) -> Result<(u32, u32)> {
         let photograph = self.photograph(image, stored)?;
         let size = photograph.dimensions();
-        let map = self.taken.placement(size, self.size).map_to_photograph(map);
+        let map = self.taken.placement(size, self.size).map_to_photograph(map).map_err(|e| unplaced(image, e))?;
         let scale = self.scales.get(&image.class).copied().unwrap_or(Scale { lowest: 0., highest: 0. });
         self.png(name, "heat", &drawing::heat(&map, size, scale))?;
         self.png(name, "overlay", &Some(drawing::overlay(&photograph, &map, scale)))?;
@@ -339,7 +343,8 @@ impl Files<'_> {
             let stored =
                 stored.ok_or_else(|| Error::Input(format!("{}: it has neither a file nor pixels", image.id)))?;
             let size = size.unwrap_or(stored.dimensions());
-            return Ok(self.taken.placement(size, stored.dimensions()).rgb_to_photograph(stored));
+            let photograph = self.taken.placement(size, stored.dimensions()).rgb_to_photograph(stored);
+            return photograph.map_err(|e| unplaced(image, e));
         };
         let bytes = self.sources.read(uri)?;
         if digest.as_ref().is_some_and(|digest| *digest != Digest::of(&bytes).to_string()) {

@@ -109,11 +109,12 @@ fn notes(table: &Manifest) -> Vec<Value> {
 
 /// Returns the last run, as it can be repeated elsewhere.
 fn run(run: &Run) -> Value {
+    let seconds = run.seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     context! {
         id => &run.run,
         tags => run.tags.join(", "),
         started => time(run.started_ms),
-        seconds => run.seconds.map(|seconds| HumanDuration(Duration::from_secs_f64(seconds)).to_string()),
+        seconds => seconds.map(|seconds| HumanDuration(seconds).to_string()),
         status => run.status(),
         version => &run.version,
         host => &run.host,

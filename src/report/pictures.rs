@@ -129,7 +129,7 @@ pub(super) fn thumbnails<'a>(
 ) -> Result<HashMap<String, String>> {
     let [height, width] = images::size(&*table.schema()?).ok_or_else(|| sizeless(table, images::PIXELS))?;
     let (width, height) = (width as u32, height as u32);
-    let side = |side: u32| (side * THUMBNAIL / width.max(height)).max(1);
+    let side = |side: u32| reduced(side, THUMBNAIL, width.max(height));
     let mut found = HashMap::new();
     source.for_rows(table, &[images::PIXELS], ids, |id, columns, row| {
         if let Some(pixels) = tensor_row::<UInt8Type>(&columns[0], row)? {
@@ -225,10 +225,15 @@ fn missized(id: &str, name: &str) -> Error {
     Error::Damaged(format!("{id}: `{name}` does not have the size that its table declares"))
 }
 
+/// Returns a side of a picture whose longest side becomes `most` pixels long.
+fn reduced(side: u32, most: u32, longest: u32) -> u32 {
+    (u64::from(side) * u64::from(most) / u64::from(longest.max(1))).clamp(1, u64::from(most)) as u32
+}
+
 /// Returns the size of a picture on the page: as stored, or reduced so that the longest side is [`LARGEST`].
 pub(super) fn shown(width: u32, height: u32) -> (u32, u32) {
     let longest = width.max(height).max(LARGEST);
-    let side = |side: u32| (side * LARGEST / longest).max(1);
+    let side = |side: u32| reduced(side, LARGEST, longest);
     if longest == LARGEST { (width, height) } else { (side(width), side(height)) }
 }
 

@@ -71,7 +71,8 @@ pub(super) fn draw(
     }
     let no_map = || Refusal::new(StatusCode::NOT_FOUND, "the pipeline makes no anomaly maps");
     let (map_size, [lowest, highest]) = kept.map_size.zip(kept.answer.map_scale).ok_or_else(no_map)?;
-    let map = kept.taken.placement(size, map_size).map_to_photograph(&shared.archive.map(kept.id()).map_err(gone)?);
+    let map = shared.archive.map(kept.id()).map_err(gone)?;
+    let map = kept.taken.placement(size, map_size).map_to_photograph(&map).map_err(|e| failed(&e))?;
     let scale = Scale { lowest, highest };
     let other_size = || failed(&"the map has another size");
     let png = match picture {

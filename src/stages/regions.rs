@@ -133,7 +133,10 @@ impl Finder {
         let size = (self.size[1] as u32, self.size[0] as u32);
         let placement = self.taken.placement((side(WIDTH)?, side(HEIGHT)?), size);
         let map: Vec<f32> = map.iter().copied().map(f32::from).collect();
-        find(&map, placement, thresholds.value(row), self.tolerance)
+        find(&map, placement, thresholds.value(row), self.tolerance).map_err(|e| match e {
+            Error::Input(message) => Error::Input(format!("{}: {message}", batch.ids[row])),
+            other => other,
+        })
     }
 }
 
@@ -143,7 +146,7 @@ pub(crate) fn find(map: &[f32], placement: Placement, threshold: f32, tolerance:
     if !map.iter().any(|value| *value > threshold) {
         return Ok(Vec::new());
     }
-    let values = placement.map_to_photograph(map);
+    let values = placement.map_to_photograph(map).map_err(|e| Error::Input(e.to_string()))?;
     let mask: Vec<bool> = values.iter().map(|value| *value > threshold).collect();
     let width = placement.photograph().0 as usize;
     let components = Components::label(&mask, width).map_err(|e| Error::Stage(e.to_string()))?;

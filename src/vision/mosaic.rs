@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
+    decode::MAX_PIXELS,
     placement::Axis,
     resize::{self, Filter},
 };
@@ -36,11 +37,11 @@ struct Tiled {
     map: Axis,
     /// The places at which they begin, ascending.
     starts: Vec<i32>,
-    /// What each of them gives to pixels of the map.
+    /// The shares of each tile in pixels of the map.
     shares: Vec<Vec<Share>>,
 }
 
-/// What a tile gives to a pixel of the map.
+/// The share of a tile in a pixel of the map.
 struct Share {
     /// The pixel of the map.
     to: usize,
@@ -62,6 +63,15 @@ impl Mosaic {
             return None;
         }
         let [x, y] = map;
+        // Tables that other programs made may have any places and sizes. Those of photographs that can be read stay below the
+        // limit, and sums of two of them below that of `i32`.
+        let sizes = [picture, (x.scaled, y.scaled), (x.picture, y.picture), tile];
+        let has_pixels =
+            |(width, height): (u32, u32)| (1..=MAX_PIXELS).contains(&(u64::from(width) * u64::from(height)));
+        let is_near = |start: &i32| u64::from(start.unsigned_abs()) <= MAX_PIXELS;
+        if !sizes.into_iter().all(has_pixels) || !xs.iter().chain(&ys).all(is_near) {
+            return None;
+        }
         let columns = Tiled::new(picture.0, x, tile.0, xs.into_iter().collect())?;
         let rows = Tiled::new(picture.1, y, tile.1, ys.into_iter().collect())?;
         let sums = vec![0.; x.picture as usize * y.picture as usize];
@@ -93,7 +103,7 @@ impl Mosaic {
         }
     }
 
-    /// Returns the map after all tiles are added. What lies beside the picture has the lowest value.
+    /// Returns the map after all tiles are added. Pixels beside the picture have the lowest value.
     pub fn finish(mut self) -> Vec<f64> {
         let (columns, rows) = (self.columns.inside(), self.rows.inside());
         let is_inside: Vec<bool> =
@@ -278,5 +288,16 @@ mod tests {
         let map = Placement::stretched((100, 40), (100, 40)).axes();
         let places = [(0, 0), (40, 0), (0, 20)];
         assert!(Mosaic::new((100, 40), map, (60, 20), &places).is_none(), "a corner is missing");
+    }
+
+    #[test]
+    fn tiles_of_no_photograph_are_refused() {
+        let map = Placement::stretched((100, 20), (100, 20)).axes();
+        let is_whole = |picture, tile, places: &[(i32, i32)]| Mosaic::new(picture, map, tile, places).is_some();
+        assert!(!is_whole((100, 20), (60, 20), &[(i32::MIN, 0), (0, 0), (40, 0), (i32::MAX, 0)]));
+        assert!(!is_whole((u32::MAX, u32::MAX), (60, 20), &[(0, 0)]));
+        assert!(!is_whole((u32::MAX, 0), (60, 20), &[(0, 0)]));
+        let huge = Placement::cropped((1, 30_000), (100, 20), 1 << 20).axes();
+        assert!(Mosaic::new((100, 20), huge, (100, 20), &[(0, 0)]).is_none());
     }
 }

@@ -2,7 +2,33 @@
 
 use image::{GrayImage, ImageBuffer, Luma, Pixel, RgbImage};
 
-use super::resize::{self, Filter};
+use super::{
+    decode::MAX_PIXELS,
+    resize::{self, Filter},
+};
+
+/// The reason why a map or a picture has no place in a photograph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// The map has another size than the picture.
+    #[error("a map of {values} values is not one of {}x{} pixels", picture.0, picture.1)]
+    MapSize {
+        /// The number of values.
+        values: usize,
+        /// Width and height of the picture.
+        picture: (u32, u32),
+    },
+    /// No such photograph can be read.
+    #[error("a photograph of {}x{} pixels is larger than the {MAX_PIXELS} that are read", size.0, size.1)]
+    TooLarge {
+        /// Width and height.
+        size: (u32, u32),
+    },
+}
+
+fn area((width, height): (u32, u32)) -> u64 {
+    u64::from(width) * u64::from(height)
+}
 
 /// A photograph that is resized and lies in a picture, which may have a border around it, or show a part of it alone.
 /// Sizes and places are (width, height) and (x, y).
@@ -149,7 +175,20 @@ impl Placement {
 
     /// Resizes a map of the picture's size to the photograph's own size. Both are row after row. Places of the
     /// photograph that the picture does not show are NaN.
-    pub fn map_to_photograph(&self, map: &[f32]) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`PlacementError`], as tables that other programs made may name any sizes.
+    pub fn map_to_photograph(&self, map: &[f32]) -> Result<Vec<f32>, PlacementError> {
+        let picture = (self.x.picture, self.y.picture);
+        if map.len() as u64 != area(picture) {
+            return Err(PlacementError::MapSize { values: map.len(), picture });
+        }
+        if let Some(size) = [self.photograph(), self.scaled()].into_iter().find(|size| area(*size) > MAX_PIXELS) {
+            return Err(PlacementError::TooLarge { size });
+        }
+        if [picture, self.photograph(), self.scaled()].into_iter().any(|size| area(size) == 0) {
+            return Ok(vec![f32::NAN; area(self.photograph()) as usize]);
+        }
         let [columns, rows] = self.axes().map(|axis| {
             // The place in the picture of each pixel of the resized photograph, or the nearest place.
             let last = i64::from(axis.picture) - 1;
@@ -173,21 +212,25 @@ impl Placement {
                 }
             }
         }
-        values
+        Ok(values)
     }
 
     /// Resizes the picture to the photograph's own size. Places that it does not show are black.
-    pub fn rgb_to_photograph(&self, picture: &RgbImage) -> RgbImage {
-        let channels = [0, 1, 2].map(|c| {
+    ///
+    /// # Errors
+    /// As [`Placement::map_to_photograph`].
+    pub fn rgb_to_photograph(&self, picture: &RgbImage) -> Result<RgbImage, PlacementError> {
+        let mut channels = Vec::new();
+        for c in 0..3 {
             let channel: Vec<f32> = picture.pixels().map(|pixel| f32::from(pixel.0[c])).collect();
-            self.map_to_photograph(&channel)
-        });
+            channels.push(self.map_to_photograph(&channel)?);
+        }
         let (width, height) = self.photograph();
-        RgbImage::from_fn(width, height, |x, y| {
+        Ok(RgbImage::from_fn(width, height, |x, y| {
             let at = y as usize * width as usize + x as usize;
             // A value that is not a number becomes 0.
             image::Rgb([0, 1, 2].map(|c: usize| channels[c][at].round() as u8))
-        })
+        }))
     }
 
     /// Returns the place in the photograph of a place in the picture, and so of one in a map of the picture's size. The
@@ -224,8 +267,21 @@ mod tests {
         // A photograph of 4x2 in a picture of 4x4: its rows are the two in the middle.
         let map: Vec<f32> = (0..16).map(|at| at as f32).collect();
         let placement = Placement::padded((4, 2), (4, 4));
-        assert_eq!(placement.map_to_photograph(&map), (4..12).map(|at| at as f32).collect::<Vec<_>>());
-        assert_eq!(Placement::stretched((4, 4), (4, 4)).map_to_photograph(&map), map);
+        assert_eq!(placement.map_to_photograph(&map).unwrap(), (4..12).map(|at| at as f32).collect::<Vec<_>>());
+        assert_eq!(Placement::stretched((4, 4), (4, 4)).map_to_photograph(&map).unwrap(), map);
+    }
+
+    #[test]
+    fn map_of_another_size_and_a_photograph_that_none_can_read_are_errors() {
+        let placement = Placement::stretched((40, 30), (4, 4));
+        let error = placement.map_to_photograph(&[0.; 15]).unwrap_err();
+        assert_eq!(error.to_string(), "a map of 15 values is not one of 4x4 pixels");
+        for placement in [Placement::stretched((u32::MAX, 4), (4, 4)), Placement::cropped((1, 30_000), (4, 4), 1 << 20)]
+        {
+            let error = placement.map_to_photograph(&[0.; 16]).unwrap_err();
+            assert!(matches!(error, PlacementError::TooLarge { .. }), "{error}");
+        }
+        assert_eq!(Placement::stretched((0, 30), (4, 4)).map_to_photograph(&[0.; 16]), Ok(vec![]));
     }
 
     #[test]
@@ -345,7 +401,7 @@ mod tests {
         for placement in all((90, 60), (30, 30)) {
             let mut map = vec![0.; 900];
             map[30 * 12 + 17] = 1.;
-            let values = placement.map_to_photograph(&map);
+            let values = placement.map_to_photograph(&map).unwrap();
             let highest = values.iter().copied().fold(0., f32::max);
             let at = values.iter().position(|value| *value == highest).unwrap();
             let (x, y) = placement.to_picture(((at % 90) as f64 + 0.5, (at / 90) as f64 + 0.5));
@@ -357,14 +413,14 @@ mod tests {
     #[test]
     fn what_a_picture_does_not_show_is_not_a_number() {
         let placement = Placement::cropped((40, 20), (8, 8), 10);
-        let values = placement.map_to_photograph(&[1.; 64]);
+        let values = placement.map_to_photograph(&[1.; 64]).unwrap();
         // 20x10 pixels, of which those from 6 to 13 and from 1 to 8 are shown, at half the photograph's size.
         let known = |x: usize, y: usize| (12..28).contains(&x) && (2..18).contains(&y);
         for (at, value) in values.iter().enumerate() {
             assert_eq!(*value == 1., known(at % 40, at / 40), "{at}");
             assert_eq!(value.is_nan(), !known(at % 40, at / 40), "{at}");
         }
-        let picture = placement.rgb_to_photograph(&RgbImage::from_pixel(8, 8, Rgb([200, 3, 4])));
+        let picture = placement.rgb_to_photograph(&RgbImage::from_pixel(8, 8, Rgb([200, 3, 4]))).unwrap();
         assert_eq!((picture.get_pixel(20, 10).0, picture.get_pixel(0, 0).0), ([200, 3, 4], [0; 3]));
     }
 }
