@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
 use tch::{Kind, Tensor};
 
+/// The largest number of timesteps that is taken; each takes memory.
+const MAX_TIMESTEPS: u32 = 1_000_000;
+
 /// The growth of beta with the timestep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -78,12 +81,19 @@ impl ScheduleConfig {
         (0..count).map(beta).collect()
     }
 
-    /// Builds the schedule; fails if there is no timestep or a beta is not between 0 and 1.
+    /// Builds the schedule; fails if there is no timestep, if there are too many, or if a beta is not between 0 and 1.
     pub fn build(&self) -> Result<Schedule, ScheduleError> {
+        let wrong = || {
+            ScheduleError(format!(
+                "num_train_timesteps has to be from 1 to {MAX_TIMESTEPS}, beta_start and beta_end between 0 and 1"
+            ))
+        };
+        if !(1..=MAX_TIMESTEPS).contains(&self.num_train_timesteps) {
+            return Err(wrong());
+        }
         let betas = self.betas();
-        if betas.is_empty() || !betas.iter().all(|beta| *beta > 0. && *beta < 1.) {
-            let message = "num_train_timesteps has to be at least 1, beta_start and beta_end between 0 and 1";
-            return Err(ScheduleError(message.into()));
+        if !betas.iter().all(|beta| *beta > 0. && *beta < 1.) {
+            return Err(wrong());
         }
         let left = |alpha: &mut f64, beta: &f64| {
             *alpha *= 1. - beta;
@@ -195,6 +205,14 @@ mod tests {
         for (t, alpha) in known {
             // The values are given to six digits; half of the last digit is 5e-7.
             assert!((schedule.alpha_cumprod(t) - alpha).abs() < 6e-7, "{t}: {}", schedule.alpha_cumprod(t));
+        }
+    }
+
+    #[test]
+    fn schedule_without_timesteps_or_with_more_than_memory_holds_is_refused() {
+        for num_train_timesteps in [0, u32::MAX] {
+            let error = ScheduleConfig { num_train_timesteps, ..Default::default() }.build().unwrap_err().to_string();
+            assert!(error.contains("from 1 to 1000000"), "{error}");
         }
     }
 

@@ -4,7 +4,9 @@ use super::{
     checkpoint::Checkpoint,
     initialisation::init,
     latent_diffusion::TEXT_ENCODER,
-    nn::{ConfigError, attention, layer_norm, linear, linear_no_bias, require, show},
+    nn::{
+        ConfigError, MAX_LAYERS, MAX_SIZE, attention, layer_norm, linear, linear_no_bias, require, require_sizes, show,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -102,9 +104,16 @@ impl ClipTextConfig {
 
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let counts = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers];
-        let more = [self.num_attention_heads, self.max_position_embeddings, self.projection_dim];
-        require(counts.iter().chain(&more).all(|count| *count > 0), NAME, || "every size has to be at least 1".into())?;
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("projection_dim", self.projection_dim),
+        ];
+        require_sizes(NAME, MAX_SIZE, &sizes)?;
+        require_sizes(NAME, MAX_LAYERS, &[("num_hidden_layers", self.num_hidden_layers)])?;
         require(self.hidden_size % self.num_attention_heads == 0, NAME, || {
             format!("num_attention_heads {} has to divide hidden_size {}", self.num_attention_heads, self.hidden_size)
         })

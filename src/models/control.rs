@@ -11,7 +11,7 @@ use super::{
         CONTROL,
         names::{self, Names},
     },
-    nn::{ConfigError, channels_last, instance_norm, require, show, silu},
+    nn::{ConfigError, MAX_LEVELS, MAX_SIZE, channels_last, instance_norm, require, require_sizes, show, silu},
     recompute::{Pass, segment},
     residuals::ControlResiduals,
     unet::{Encoder, UNet2DConditionConfig},
@@ -85,10 +85,16 @@ impl ControlNetConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.unet.validate()?;
         let widths = &self.conditioning_embedding_out_channels;
-        require(!widths.is_empty() && widths.iter().all(|width| *width > 0), NAME, || {
-            "conditioning_embedding_out_channels needs one positive width per resolution of the condition".into()
+        require((1..=MAX_LEVELS).contains(&widths.len()), NAME, || {
+            format!(
+                "conditioning_embedding_out_channels has {} widths, give one per resolution of the condition, 1 to {MAX_LEVELS}",
+                widths.len()
+            )
         })?;
-        require(self.conditioning_channels > 0, NAME, || "conditioning_channels has to be at least 1".into())?;
+        for width in widths {
+            require_sizes(NAME, MAX_SIZE, &[("a width in conditioning_embedding_out_channels", *width)])?;
+        }
+        require_sizes(NAME, MAX_SIZE, &[("conditioning_channels", self.conditioning_channels)])?;
         require(!self.fusion || self.form == ControlForm::SemanticGuided, NAME, || {
             "fusion is a part of form semantic_guided; a controlnet has none".into()
         })?;

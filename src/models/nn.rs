@@ -49,10 +49,32 @@ pub(crate) fn require(right: bool, network: &'static str, problem: impl FnOnce()
     if right { Ok(()) } else { Err(ConfigError { network, problem: problem() }) }
 }
 
-/// Checks the widths of the levels: at least one, each positive and divisible into `groups`.
+/// The largest size of a network that is taken: a width, or a number of channels, tokens or pixels. Published networks stay
+/// below a third of it, and products of three such numbers do not overflow.
+pub(crate) const MAX_SIZE: i64 = 1 << 20;
+/// The largest number of layers that is taken, and of levels, between two of which a map shrinks by 2.
+pub(crate) const MAX_LAYERS: i64 = 1000;
+pub(crate) const MAX_LEVELS: usize = 16;
+
+/// Checks that sizes, with their names, are from 1 to a highest value.
+pub(crate) fn require_sizes(network: &'static str, highest: i64, sizes: &[(&str, i64)]) -> Result<(), ConfigError> {
+    match sizes.iter().find(|(_, size)| !(1..=highest).contains(size)) {
+        None => Ok(()),
+        Some((name, size)) => {
+            Err(ConfigError { network, problem: format!("{name} {size} has to be from 1 to {highest}") })
+        }
+    }
+}
+
+/// Checks the widths of the levels: at least one, each from 1 to [`MAX_SIZE`] and divisible into `groups`.
 pub(crate) fn require_widths(network: &'static str, widths: &[i64], groups: i64) -> Result<(), ConfigError> {
-    require(!widths.is_empty(), network, || "block_out_channels is empty, give one width per level".into())?;
-    require(groups > 0 && widths.iter().all(|width| *width > 0 && width % groups == 0), network, || {
+    require((1..=MAX_LEVELS).contains(&widths.len()), network, || {
+        format!("block_out_channels has {} widths, give one per level, of 1 to {MAX_LEVELS} levels", widths.len())
+    })?;
+    widths
+        .iter()
+        .try_for_each(|width| require_sizes(network, MAX_SIZE, &[("a width in block_out_channels", *width)]))?;
+    require(groups > 0 && widths.iter().all(|width| width % groups == 0), network, || {
         format!(
             "every width in block_out_channels {widths:?} has to be a positive multiple of norm_num_groups {groups}"
         )

@@ -3,7 +3,7 @@
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::{ConfigError, require},
+    nn::{ConfigError, MAX_SIZE, require_sizes},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,9 +40,8 @@ impl PatchGanConfig {
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self { input_nc, ndf, n_layers } = *self;
-        require([input_nc, ndf, n_layers].iter().all(|count| *count > 0) && n_layers < 16, NAME, || {
-            "input_nc and ndf have to be at least 1, and n_layers 1 to 15".into()
-        })
+        require_sizes(NAME, MAX_SIZE, &[("input_nc", input_nc), ("ndf", ndf)])?;
+        require_sizes(NAME, 15, &[("n_layers", n_layers)])
     }
 
     /// Returns the smallest side of an image that has a patch.

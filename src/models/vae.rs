@@ -8,8 +8,8 @@ use super::{
         names::{self, Names},
     },
     nn::{
-        ConfigError, GroupNorm, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm, linear, require,
-        require_widths, show, silu, to_image, to_tokens,
+        ConfigError, GroupNorm, MAX_LAYERS, MAX_SIZE, ResnetBlock2D, Upsample2D, attention, channels_last, group_norm,
+        linear, require, require_sizes, require_widths, show, silu, to_image, to_tokens,
     },
 };
 use schemars::JsonSchema;
@@ -75,10 +75,13 @@ impl AutoencoderKlConfig {
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require_widths(NAME, &self.block_out_channels, self.norm_num_groups)?;
-        let counts = [self.in_channels, self.out_channels, self.layers_per_block, self.latent_channels];
-        require(counts.iter().all(|count| *count > 0), NAME, || {
-            "in_channels, out_channels, layers_per_block and latent_channels have to be at least 1".into()
-        })?;
+        let channels = [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+        ];
+        require_sizes(NAME, MAX_SIZE, &channels)?;
+        require_sizes(NAME, MAX_LAYERS, &[("layers_per_block", self.layers_per_block)])?;
         require(self.scaling_factor > 0., NAME, || {
             format!(
                 "scaling_factor {} has to be positive, 1 / (standard deviation of the latents)",
@@ -410,7 +413,9 @@ mod tests {
         };
         assert!(refusal(|c| c.block_out_channels = vec![8, 10]).contains("multiple of norm_num_groups 4"));
         assert!(refusal(|c| c.block_out_channels.clear()).contains("one width per level"));
-        assert!(refusal(|c| c.layers_per_block = 0).contains("at least 1"));
+        assert!(refusal(|c| c.layers_per_block = 0).contains("layers_per_block 0 has to be from 1 to 1000"));
+        assert!(refusal(|c| c.latent_channels = i64::MAX).contains("latent_channels"));
+        assert!(refusal(|c| c.block_out_channels = vec![32; 70]).contains("has 70 widths"));
         assert!(refusal(|c| c.scaling_factor = 0.).contains("scaling_factor 0"));
     }
 }

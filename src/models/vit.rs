@@ -343,6 +343,18 @@ mod tests {
     }
 
     #[test]
+    fn sizes_that_no_network_has_are_refused() {
+        let refused = |config: VitConfig| config.check().unwrap_err().to_string();
+        assert!(giant_like().check().is_ok());
+        let wide = VitConfig { hidden_size: i64::MAX, num_attention_heads: 1, ..Default::default() };
+        assert!(refused(wide).contains("hidden_size 9223372036854775807 has to be from 1 to 1048576"));
+        let deep = VitConfig { num_hidden_layers: i64::MAX, ..Default::default() };
+        assert!(refused(deep).contains("num_hidden_layers 9223372036854775807 has to be from 1 to 1000"));
+        let registers = VitConfig { num_register_tokens: -1, ..Default::default() };
+        assert!(refused(registers).contains("num_register_tokens -1 has to be from 0 to 1048576"));
+    }
+
+    #[test]
     fn registers_are_not_returned_but_change_the_features() {
         let mut vs = nn::VarStore::new(Device::Cpu);
         let model = VisionTransformer::new(&vs.root(), &giant_like(), Interpolation::Antialias);

@@ -239,7 +239,7 @@ impl Training {
 
     /// Returns the number of steps of the training on `rows` rows.
     pub fn length(&self, rows: usize) -> u64 {
-        self.steps.unwrap_or(self.epochs.unwrap_or(EPOCHS) * self.per_epoch(rows))
+        self.steps.unwrap_or_else(|| self.epochs.unwrap_or(EPOCHS).saturating_mul(self.per_epoch(rows)))
     }
 
     /// Returns the learning rate of step `step` of `steps`.
@@ -303,6 +303,11 @@ mod tests {
         assert!(training(Some(3), None).validate().is_ok());
         let told = training(Some(3), Some(2)).validate().unwrap_err().to_string();
         assert!(told.contains("steps: `steps` and `epochs` both say how long to train"), "{told}");
+    }
+
+    #[test]
+    fn length_of_countless_epochs_does_not_overflow() {
+        assert_eq!(Training { epochs: Some(u64::MAX), ..Default::default() }.length(1_000_000), u64::MAX);
     }
 
     #[test]

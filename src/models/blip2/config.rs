@@ -1,7 +1,7 @@
 //! The configuration of BLIP-2. The defaults are those of transformers, whose configs leave such values out: the tower
 //! ViT-g and a Q-Former of twelve layers.
 
-use super::super::nn::{ConfigError, require};
+use super::super::nn::{ConfigError, MAX_LAYERS, MAX_SIZE, require, require_sizes};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -169,6 +169,40 @@ pub enum TextConfig {
     T5(T5Config),
 }
 
+impl TextConfig {
+    fn check_sizes(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Opt(opt) => {
+                let sizes = [
+                    ("vocab_size of text_config", opt.vocab_size),
+                    ("hidden_size of text_config", opt.hidden_size),
+                    ("ffn_dim of text_config", opt.ffn_dim),
+                    ("max_position_embeddings of text_config", opt.max_position_embeddings),
+                ];
+                require_sizes(NAME, MAX_SIZE, &sizes)?;
+                require_sizes(NAME, MAX_LAYERS, &[("num_hidden_layers of text_config", opt.num_hidden_layers)])
+            }
+            Self::T5(t5) => {
+                let sizes = [
+                    ("vocab_size of text_config", t5.vocab_size),
+                    ("d_model of text_config", t5.d_model),
+                    ("d_kv of text_config", t5.d_kv),
+                    ("d_ff of text_config", t5.d_ff),
+                    ("num_heads of text_config", t5.num_heads),
+                    ("relative_attention_num_buckets of text_config", t5.relative_attention_num_buckets),
+                    ("relative_attention_max_distance of text_config", t5.relative_attention_max_distance),
+                ];
+                require_sizes(NAME, MAX_SIZE, &sizes)?;
+                let layers = [
+                    ("num_layers of text_config", t5.num_layers),
+                    ("num_decoder_layers of text_config", t5.num_decoder_layers.unwrap_or(t5.num_layers)),
+                ];
+                require_sizes(NAME, MAX_LAYERS, &layers)
+            }
+        }
+    }
+}
+
 /// The whole network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blip2Config {
@@ -219,6 +253,23 @@ impl Blip2Config {
                 format!("num_attention_heads {heads} of {part} has to divide hidden_size {width}")
             })
         };
+        let Self { vision, qformer, .. } = self;
+        let sizes = [
+            ("hidden_size of vision_config", vision.hidden_size),
+            ("intermediate_size of vision_config", vision.intermediate_size),
+            ("image_size of vision_config", vision.image_size),
+            ("patch_size of vision_config", vision.patch_size),
+            ("hidden_size of qformer_config", qformer.hidden_size),
+            ("intermediate_size of qformer_config", qformer.intermediate_size),
+            ("num_query_tokens", self.queries),
+        ];
+        require_sizes(NAME, MAX_SIZE, &sizes)?;
+        let layers = [
+            ("num_hidden_layers of vision_config", vision.num_hidden_layers),
+            ("num_hidden_layers of qformer_config", qformer.num_hidden_layers),
+        ];
+        require_sizes(NAME, MAX_LAYERS, &layers)?;
+        self.text.check_sizes()?;
         divides(self.vision.num_attention_heads, self.vision.hidden_size, "vision_config")?;
         divides(self.qformer.num_attention_heads, self.qformer.hidden_size, "qformer_config")?;
         require(self.qformer.cross_attention_frequency > 0, NAME, || {

@@ -32,9 +32,9 @@ pub struct T5 {
 /// The keys and values [rows, heads, tokens, d_kv] that a block of the decoder keeps from one token to the next.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Those of the answer so far.
+    /// The keys and values of the answer so far.
     answer: Option<[Tensor; 2]>,
-    /// Those of the prompt.
+    /// The keys and values of the prompt.
     prompt: Option<[Tensor; 2]>,
 }
 

@@ -1,8 +1,16 @@
 //! The configuration of InternVL in both layouts in which it is published.
 
-use super::super::language::{config::DecoderConfig, family, norm::NormKind};
+use super::super::{
+    language::{config::DecoderConfig, family, norm::NormKind},
+    nn::{MAX_LAYERS, MAX_SIZE, require_sizes},
+};
 use serde::Deserialize;
 use serde_json::Value;
+
+/// The network, in messages.
+const NAME: &str = "InternVLChatModel";
+/// The largest number of visual tokens of a tile that is taken; published networks have 256.
+const MAX_TOKENS: i64 = 1 << 16;
 
 /// The vision tower, InternViT.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,11 +126,19 @@ impl Vision {
             "rms_norm" => NormKind::Rms,
             other => return Err(format!("norm_type is {other}, and only layer_norm and rms_norm are known")),
         };
+        let sizes = [
+            ("hidden_size of vision_config", self.hidden_size),
+            ("intermediate_size of vision_config", self.intermediate_size),
+            ("num_attention_heads of vision_config", self.num_attention_heads),
+        ];
+        let layers = [("num_hidden_layers of vision_config", self.num_hidden_layers)];
+        let right = require_sizes(NAME, MAX_SIZE, &sizes).and_then(|()| require_sizes(NAME, MAX_LAYERS, &layers));
+        right.map_err(|error| error.problem)?;
         let layers = if select < 0 { self.num_hidden_layers + 1 + select } else { select };
         if !(0..=self.num_hidden_layers).contains(&layers) {
             return Err(format!("layer {select} is asked for, and there are {}", self.num_hidden_layers));
         }
-        if self.num_attention_heads < 1 || self.hidden_size % self.num_attention_heads != 0 {
+        if self.hidden_size % self.num_attention_heads != 0 {
             let (heads, width) = (self.num_attention_heads, self.hidden_size);
             return Err(format!("num_attention_heads {heads} of vision_config has to divide hidden_size {width}"));
         }
@@ -170,10 +186,19 @@ impl InternVlConfig {
 
     fn check(&self) -> Result<(), String> {
         let VisionConfig { image_size, patch_size, .. } = self.vision;
-        if patch_size < 1 || self.shuffle < 1 || (image_size / patch_size) % self.shuffle != 0 {
+        if patch_size < 1
+            || !(1..=MAX_SIZE).contains(&image_size)
+            || self.shuffle < 1
+            || (image_size / patch_size) % self.shuffle != 0
+        {
             return Err(format!(
                 "a tile of {image_size} pixels in patches of {patch_size} cannot be joined by {} along a side",
                 self.shuffle
+            ));
+        }
+        if self.tokens_per_tile() > MAX_TOKENS {
+            return Err(format!(
+                "a tile of {image_size} pixels in patches of {patch_size} is more than {MAX_TOKENS} tokens"
             ));
         }
         Ok(())

@@ -13,7 +13,7 @@ pub trait Beams {
     fn step(&mut self, tokens: &[i64], parents: &[usize]) -> Tensor;
 }
 
-/// How a text is searched.
+/// The settings of searching a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BeamSearch {
     /// Number of texts that are followed; 1 takes the likeliest token at each step.

@@ -1,7 +1,11 @@
 //! The sizes of a decoder-only transformer, and the names of its parameters.
 
+use super::super::nn::{MAX_LAYERS, MAX_SIZE, require_sizes};
 use serde::Deserialize;
 use serde_json::Value;
+
+/// The network, in messages.
+const NAME: &str = "a decoder-only transformer";
 
 /// Rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -169,10 +173,17 @@ impl DecoderConfig {
     /// # Errors
     /// Names the value that is wrong.
     pub fn check(&self) -> Result<(), String> {
-        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads];
-        if sizes.iter().any(|size| *size < 1) {
-            return Err("every size has to be at least 1".to_owned());
-        }
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.heads),
+            ("num_key_value_heads", self.kv_heads),
+            ("the width of a head", self.head_dim),
+        ];
+        let layers = [("num_hidden_layers", self.layers)];
+        let right = require_sizes(NAME, MAX_SIZE, &sizes).and_then(|()| require_sizes(NAME, MAX_LAYERS, &layers));
+        right.map_err(|error| error.problem)?;
         if self.heads % self.kv_heads != 0 {
             let (heads, kv_heads) = (self.heads, self.kv_heads);
             return Err(format!("num_key_value_heads {kv_heads} has to divide num_attention_heads {heads}"));
@@ -185,7 +196,9 @@ impl DecoderConfig {
 
     /// Returns the bytes of the keys and values of `rows` texts of `tokens` tokens, for elements of `kind`.
     pub fn cache_bytes(&self, rows: usize, tokens: i64, kind: tch::Kind) -> u64 {
-        let elements = 2 * self.layers * self.kv_heads * self.head_dim * tokens;
-        rows as u64 * elements as u64 * kind.elt_size_in_bytes() as u64
+        // `check` keeps this below 2⁵¹.
+        let elements = 2 * self.layers * self.kv_heads * self.head_dim;
+        let factors = [rows as u64, tokens.unsigned_abs(), kind.elt_size_in_bytes() as u64];
+        factors.into_iter().fold(elements.unsigned_abs(), u64::saturating_mul)
     }
 }

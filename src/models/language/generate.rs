@@ -65,7 +65,7 @@ pub struct PromptTooLong {
     pub places: i64,
 }
 
-/// How texts are generated.
+/// The settings of generating texts.
 #[derive(Debug)]
 pub struct Generation {
     /// The most tokens of an answer.

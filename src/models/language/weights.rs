@@ -33,7 +33,7 @@ impl Computing {
     }
 }
 
-/// How a network computes.
+/// The types of numbers in which a network computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Arithmetic {
     /// The type of activations, and of weights that are not int8.

@@ -6,7 +6,7 @@ use super::super::{
         UNET,
         names::{self, Names},
     },
-    nn::{ConfigError, require, require_widths},
+    nn::{ConfigError, MAX_LAYERS, MAX_SIZE, require, require_sizes, require_widths},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -176,13 +176,17 @@ impl UNet2DConditionConfig {
                 format!("attention_head_dim {heads} is the number of heads and has to divide the width {width}")
             })?;
         }
-        let counts = [self.in_channels, self.out_channels, self.layers_per_block];
-        let more = [self.transformer_layers_per_block, self.cross_attention_dim];
-        require(counts.iter().chain(&more).all(|count| *count > 0), NAME, || {
-            "in_channels, out_channels, layers_per_block, transformer_layers_per_block and cross_attention_dim have to be \
-             at least 1"
-                .into()
-        })
+        let sizes = [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("cross_attention_dim", self.cross_attention_dim),
+        ];
+        require_sizes(NAME, MAX_SIZE, &sizes)?;
+        let layers = [
+            ("layers_per_block", self.layers_per_block),
+            ("transformer_layers_per_block", self.transformer_layers_per_block),
+        ];
+        require_sizes(NAME, MAX_LAYERS, &layers)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::names;
 use crate::models::{
     checkpoint::{Checkpoint, CheckpointError},
-    nn::{ConfigError, require},
+    nn::{ConfigError, MAX_LAYERS, MAX_SIZE, require, require_sizes},
 };
 
 /// The published `config.json` of Hugging Face's `ViTModel`, `Dinov2Model` and `Dinov2WithRegistersModel`; keys that do
@@ -126,9 +126,19 @@ impl VitConfig {
     /// Checks that the values describe a network.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
-        let positive = [width, heads, self.num_hidden_layers, self.patch_size, self.num_channels, self.hidden()];
-        let right = positive.iter().all(|&size| size > 0) && self.num_register_tokens >= 0;
-        require(right, NETWORK, || "a size is not positive".into())?;
+        let sizes = [
+            ("hidden_size", width),
+            ("num_attention_heads", heads),
+            ("patch_size", self.patch_size),
+            ("image_size", self.image_size),
+            ("num_channels", self.num_channels),
+            ("the width of the hidden layer of a block", self.hidden()),
+        ];
+        require_sizes(NETWORK, MAX_SIZE, &sizes)?;
+        require_sizes(NETWORK, MAX_LAYERS, &[("num_hidden_layers", self.num_hidden_layers)])?;
+        require((0..=MAX_SIZE).contains(&self.num_register_tokens), NETWORK, || {
+            format!("num_register_tokens {} has to be from 0 to {MAX_SIZE}", self.num_register_tokens)
+        })?;
         require(width % heads == 0, NETWORK, || {
             format!("hidden_size {width} is no multiple of num_attention_heads {heads}")
         })?;
@@ -151,7 +161,7 @@ impl VitConfig {
         match self.intermediate_size {
             Some(size) => size,
             // Two thirds, because the first layer has two matrices, rounded up to a multiple of 8.
-            None if self.use_swiglu_ffn => ((hidden as f64 * 2. / 3.) as i64 + 7) / 8 * 8,
+            None if self.use_swiglu_ffn => ((hidden as f64 * 2. / 3.) as i64).saturating_add(7) / 8 * 8,
             None => hidden,
         }
     }
