@@ -69,7 +69,7 @@ fn pictures(encoded: &BinaryArray, item: &FieldRef, shape: [usize; 3]) -> Result
     });
     let values = decoded.collect::<Result<Vec<_>, _>>()?.concat();
     let values = Arc::new(UInt8Array::from(values));
-    Ok(Arc::new(FixedSizeListArray::new(item.clone(), size as i32, values, encoded.nulls().cloned())))
+    tensors(item, size, values, encoded.nulls())
 }
 
 /// Returns tensors with these items, whose values lie in lists within lists.
@@ -94,7 +94,14 @@ fn flat(lists: &ArrayRef, item: &FieldRef, size: usize) -> Result<ArrayRef, Stri
     let values = values.collect::<Result<Vec<_>, _>>()?;
     let values: Vec<&dyn Array> = values.iter().map(AsRef::as_ref).collect();
     let values = if values.is_empty() { new_null_array(of, 0) } else { concat(&values).map_err(failed)? };
-    Ok(Arc::new(FixedSizeListArray::new(item.clone(), size as i32, values, lists.nulls().cloned())))
+    tensors(item, size, values, lists.nulls())
+}
+
+/// Returns a column of tensors of this size, if their values fit the items.
+fn tensors(item: &FieldRef, size: usize, values: ArrayRef, nulls: Option<&NullBuffer>) -> Result<ArrayRef, String> {
+    let size = i32::try_from(size).map_err(|_| format!("a tensor of {size} values is too large"))?;
+    let tensors = FixedSizeListArray::try_new(item.clone(), size, values, nulls.cloned());
+    tensors.map(|tensors| Arc::new(tensors) as ArrayRef).map_err(|e| e.to_string())
 }
 
 /// Returns the items of all lists; `None` if the values are no lists.
@@ -121,7 +128,11 @@ fn items(values: &ArrayRef) -> Option<ArrayRef> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::{Float16Type, Float32Type};
+    use arrow::{
+        array::ListArray,
+        buffer::OffsetBuffer,
+        datatypes::{Float16Type, Float32Type},
+    };
 
     use super::*;
     use crate::{
@@ -141,6 +152,15 @@ mod tests {
         assert_eq!(float_row(&tensors, 1).unwrap(), None);
         let none = restored(&lists.slice(0, 0), &field).unwrap();
         assert!(none.is_empty() && none.as_fixed_size_list().values().as_primitive_opt::<Float16Type>().is_some());
+        let item = Arc::new(Field::new_list_field(DataType::Float32, false));
+        let without_nulls = Field::new("map", DataType::FixedSizeList(item, 6), true);
+        let gaps = ListArray::new(
+            Arc::new(Field::new_list_field(DataType::Float16, true)),
+            OffsetBuffer::from_lengths([6]),
+            new_null_array(&DataType::Float16, 6),
+            None,
+        );
+        assert!(restored(&(Arc::new(gaps) as ArrayRef), &without_nulls).unwrap_err().contains("null"));
         // Other programs name the items of a list otherwise.
         let item = Arc::new(Field::new("element", DataType::Float32, true));
         let named = Field::new("map", DataType::FixedSizeList(item, 6), true);

@@ -270,6 +270,7 @@ impl Shard {
     fn open(address: &str, sources: &Sources) -> Result<Self> {
         let wrong = |e: std::io::Error| cannot_read(address, e);
         let file = File::open(sources.local(address)?).map_err(wrong)?;
+        let length = file.metadata().map_err(wrong)?.len();
         let mut archive = Archive::new(BufReader::new(file.try_clone().map_err(wrong)?));
         let mut samples: Vec<Sample> = Vec::new();
         for entry in archive.entries_with_seek().map_err(wrong)? {
@@ -281,6 +282,9 @@ impl Shard {
             let Some(dot) = dot else { continue };
             let (key, ending) = (&path[..name + dot], path[name + dot + 1..].to_lowercase());
             let member = Member { ending, begin: entry.raw_file_position(), size: entry.size() };
+            if member.begin.checked_add(member.size).is_none_or(|end| end > length) {
+                return Err(cannot_read(address, format!("{path} is cut off; write it again, or download it again")));
+            }
             match samples.last_mut().filter(|sample| sample.key == key) {
                 Some(sample) => sample.files.push(member),
                 None => samples.push(Sample { key: key.to_owned(), files: vec![member] }),
@@ -455,6 +459,19 @@ mod tests {
     use arrow::array::Int64Array;
 
     use super::*;
+
+    #[test]
+    fn file_that_is_longer_than_its_shard_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar");
+        let mut header = Header::new_ustar();
+        header.set_path("1.txt").unwrap();
+        header.set_size(7 << 30);
+        header.set_cksum();
+        fs::write(&path, [&header.as_bytes()[..], &[0; 512]].concat()).unwrap();
+        let error = read(&path.to_string_lossy(), &Sources::default()).err().unwrap().to_string();
+        assert!(error.ends_with("1.txt is cut off; write it again, or download it again"), "{error}");
+    }
 
     #[test]
     fn columns_of_another_program_follow_from_its_samples() {

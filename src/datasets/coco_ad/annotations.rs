@@ -111,9 +111,9 @@ fn read<S: DeserializeOwned>(
     if categories.len() != CATEGORIES {
         return Err(format!("it has {} categories and not the {CATEGORIES} of COCO", categories.len()));
     }
-    let too_large = |image: &&Image| u64::from(image.width) * u64::from(image.height) > MAX_PIXELS;
-    if let Some(Image { id, width, height, .. }) = images.iter().find(too_large) {
-        return Err(format!("image {id} has {width}x{height} pixels, more than the {MAX_PIXELS} that are read"));
+    let cannot_be = |image: &&Image| !(1..=MAX_PIXELS).contains(&(u64::from(image.width) * u64::from(image.height)));
+    if let Some(Image { id, width, height, .. }) = images.iter().find(cannot_be) {
+        return Err(format!("image {id} has {width}x{height} pixels, and images of 1 to {MAX_PIXELS} are read"));
     }
     let split = |category: usize| (category / (CATEGORIES / usize::from(SPLITS))) as u8;
     let splits: HashMap<u32, u8> = categories.iter().enumerate().map(|(at, of)| (of.id, split(at))).collect();
@@ -264,6 +264,11 @@ mod tests {
         assert!(
             told(2, "7").starts_with("a segmentation is a list of polygons, or run lengths with their size at line")
         );
+        for size in [r#""width": 0, "height": 2"#, r#""width": 4294967295, "height": 4294967295"#] {
+            let file = file(&annotation(2, "[[-1, 0, 5, 1, 1, 1]]")).replacen(r#""width": 4, "height": 2"#, size, 1);
+            let error = read_test(file.as_bytes()).unwrap_err();
+            assert!(error.starts_with("image 7 has") && error.ends_with("are read"), "{error}");
+        }
         let few = r#"{"images": [], "annotations": [], "categories": [{"id": 1}]}"#;
         assert_eq!(read_train(few.as_bytes()).unwrap_err(), "it has 1 categories and not the 80 of COCO");
     }
