@@ -82,6 +82,7 @@ fn diff_names_the_runs_that_it_compares() {
     assert_eq!(compared(&["first", &closest(three)]), compared(&["first", "last"]));
     refused(&["1", "last"], "the ids of 3 runs begin with `1`");
     refused(&["last~3", "last"], "no run `last~3`");
+    refused(&["last~18446744073709551615", "last"], "no run `last~18446744073709551615`");
     lab.write("other.yaml", &LIGHT.replace("name: light", "name: other"));
     assert_eq!(lab.vlmdiff(&["run", "other.yaml"]).code, Some(0));
     refused(&["first", "last"], "diff compares runs of one pipeline");

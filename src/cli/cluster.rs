@@ -46,7 +46,7 @@ struct Scheduler {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
     bind: SocketAddr,
     /// The seconds of silence after which an executor counts as lost, and its tasks go to others.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(6..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(6..=86_400))]
     lost_after: u64,
     #[command(flatten)]
     security: SecurityArgs,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 
 use super::{
     EXIT_DONE,
@@ -26,17 +26,21 @@ pub(super) struct Synth {
     #[arg(long, value_delimiter = ',')]
     classes: Vec<String>,
     /// Normal training pictures per class.
-    #[arg(long, default_value_t = Synthetic::default().train)]
+    #[arg(long, default_value_t = Synthetic::default().train, value_parser = pictures())]
     train: u32,
     /// Normal test pictures per class.
-    #[arg(long, default_value_t = Synthetic::default().test_good)]
+    #[arg(long, default_value_t = Synthetic::default().test_good, value_parser = pictures())]
     test_good: u32,
     /// Test pictures per class and kind of defect.
-    #[arg(long, default_value_t = Synthetic::default().test_per_defect)]
+    #[arg(long, default_value_t = Synthetic::default().test_per_defect, value_parser = pictures())]
     test_per_defect: u32,
     /// The seed of the dataset. Another seed makes other pictures.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+fn pictures() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(..=u64::from(synthetic::MOST))
 }
 
 impl Synth {

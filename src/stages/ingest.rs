@@ -113,7 +113,7 @@ pub struct Ingest {
     pub keep_aspect: Option<KeepAspect>,
     /// The number of pixels to which the shorter side of a photograph is resized; its aspect ratio is kept, and the middle
     /// `size` pixels are stored, as torchvision's `Resize` and `CenterCrop` do it (PatchCore's authors: 256 and 224).
-    /// What is cut off is not judged.
+    /// Pixels that are cut off are not judged.
     #[garde(inner(range(min = 16, max = 16_384)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_side: Option<u32>,
@@ -276,13 +276,13 @@ pub struct Synthetic {
     #[garde(length(min = 1))]
     pub classes: Vec<String>,
     /// Normal training images per class.
-    #[garde(range(min = 1, max = 100_000))]
+    #[garde(range(min = 1, max = synthetic::MOST))]
     pub train: u32,
     /// Normal test images per class.
-    #[garde(range(max = 100_000))]
+    #[garde(range(max = synthetic::MOST))]
     pub test_good: u32,
     /// Test images per class and kind of defect.
-    #[garde(range(max = 100_000))]
+    #[garde(range(max = synthetic::MOST))]
     pub test_per_defect: u32,
     /// The seed. A different seed makes a different dataset.
     #[garde(skip)]

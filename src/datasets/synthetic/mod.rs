@@ -144,6 +144,9 @@ pub struct Sample {
     pub caption: String,
 }
 
+/// The largest number of pictures of a class and kind.
+pub const MOST: u32 = 100_000;
+
 /// Returns the pictures of a data set, class by class: `train` flawless ones to learn from, then `test_good` flawless
 /// ones and `test_per_defect` of each [`Defect`] to test with.
 ///

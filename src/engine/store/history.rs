@@ -281,7 +281,7 @@ pub fn find(store: &Store, name: &str) -> Result<Run> {
     let mut runs = runs(store)?;
     let named = |run: &Run| run.run == name || run.tags.iter().any(|tag| tag == name);
     let at = match back(name) {
-        Some(back) => runs.len().checked_sub(back + 1),
+        Some(back) => back.checked_add(1).and_then(|back| runs.len().checked_sub(back)),
         None => runs.iter().position(named).map_or_else(|| begins_with(&runs, name), |at| Ok(Some(at)))?,
     };
     match at {
