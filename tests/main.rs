@@ -54,4 +54,5 @@ mod training;
 mod verdicts;
 mod warnings;
 mod watch;
+mod web;
 mod wheel;

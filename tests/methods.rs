@@ -4,8 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    io::{BufRead, BufReader},
     process::Stdio,
     time::Duration,
 };
@@ -20,6 +19,7 @@ use vlmdiff::models::{
 use crate::{
     dataset::hub_parquet,
     lab::{Lab, computed},
+    web::serve,
 };
 
 /// A pipeline that fits a bank on each class and on all, and scores the test images by both.
@@ -311,7 +311,7 @@ fn good_patch_that_is_nearest_to_the_worst_one_is_named() {
     assert!(nearest["image_id"].as_str().unwrap().starts_with("gear/train/good/"), "{}", told.stdout);
     assert!(nearest["at"].is_array() && nearest["worst"].is_array(), "{nearest}");
 
-    // Of a choice of patches the places are not known, and the scores are those of a table without this.
+    // The places of a choice of patches are not known, and the scores are those of a table without this.
     lab.write("pipeline.yaml", &seeking.replace("from: [images, bank, features]", "from: [images, bank]"));
     lab.run(&[]);
     assert_eq!(lab.sql(".vlmdiff", maps), scores);
@@ -353,29 +353,13 @@ fn class_is_not_asked_for_where_it_changes_no_verdict() {
     assert!(verdicts[0]["anomalous"].is_boolean());
 }
 
-/// Serves files over HTTP, by their names. Its thread ends with the tests.
+/// Serves files over HTTP, by their names.
 fn file_server(files: Vec<(&'static str, Vec<u8>)>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-            let mut words = head.first().map_or("", String::as_str).split(' ');
-            let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-            let file = files.iter().find(|(name, _)| path.trim_start_matches('/') == *name);
-            let (status, body) = file.map_or(("404 Not Found", &[][..]), |(_, content)| ("200 OK", content));
-            let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"1\"\r\nLast-Modified: Sun, 01 Jan 2023 00:00:00 GMT\r\n\
-                 Connection: close\r\n\r\n",
-                body.len()
-            );
-            let bytes = if method == "HEAD" { head.into_bytes() } else { [head.as_bytes(), body].concat() };
-            // An error means that the client has closed the connection.
-            stream.write_all(&bytes).unwrap_or(());
-        }
-    });
-    format!("http://{address}")
+    let unchanged = "ETag: \"1\"\r\nLast-Modified: Sun, 01 Jan 2023 00:00:00 GMT\r\n";
+    serve(move |request| match files.iter().find(|(name, _)| *name == request.path) {
+        Some((_, content)) => ("200 OK", unchanged.to_owned(), content.clone()),
+        None => ("404 Not Found", String::new(), Vec::new()),
+    })
 }
 
 #[test]
@@ -475,7 +459,7 @@ fn methods_of_both_kinds_are_one_axis_of_a_sweep_and_one_table_of_metrics() {
         "select method like '%rd%', count(*), count(image_auroc), count(aupro) from metrics group by 1 order by 1",
     );
     assert_eq!(metrics, ["false,3,3,3", "true,3,3,3"], "two classes and their mean");
-    // What was fitted says on what, whichever kind the method is of, and a training has its log beside it.
+    // A fitted model names what it was fitted on, whichever kind the method is of, and a training has its log beside it.
     let fitted =
         rows("select distinct method like '%rd%', images, network like '%safetensors%' from fitted order by 1");
     assert_eq!(fitted, ["false,8,false", "true,8,true"]);

@@ -1,11 +1,6 @@
 //! Tests `vlmdiff models` with a hub on this machine.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
-};
+use std::{collections::HashMap, fs};
 
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, nn::VarStore};
@@ -14,53 +9,37 @@ use vlmdiff::models::{
     vae::{AutoencoderKl, AutoencoderKlConfig},
 };
 
-use crate::lab::{Ended, Lab};
+use crate::{
+    lab::{Ended, Lab},
+    web::{Request, serve},
+};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// Serves repositories as the Hugging Face hub does: every file at one commit, weights with their SHA-256, other
-/// files with git's SHA-1. Its thread ends with the tests.
+/// files with git's SHA-1.
 fn hub(files: Vec<(&'static str, Vec<u8>)>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-            let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
-            let path = path.trim_start_matches('/');
-            let answer = |status: &str, headers: &str, body: &[u8]| {
-                let length = format!("Content-Length: {}\r\nConnection: close\r\n", body.len());
-                [format!("HTTP/1.1 {status}\r\n{length}{headers}\r\n").as_bytes(), body].concat()
-            };
-            let range =
-                head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
-            let file = files.iter().find(|(file, _)| path.replace("/resolve/main/", "/") == *file);
-            let bytes = match (file, range) {
-                (Some((name, content)), Some(range)) => {
-                    let (start, end) = range.split_once('-').unwrap();
-                    let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
-                    let part = &content[start..(end + 1).min(content.len())];
-                    let etag = if name.ends_with(".safetensors") { sha256(content) } else { git(content) };
-                    let range = format!("Content-Range: bytes {start}-{end}/{}", content.len());
-                    let headers = format!("{range}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
-                    answer("206 Partial Content", &headers, part)
-                }
-                _ if path.starts_with("api/models/org/") => {
-                    let repo = path.trim_start_matches("api/models/").split("/revision").next().unwrap();
-                    let below = files.iter().filter_map(|(file, _)| file.strip_prefix(repo)?.strip_prefix('/'));
-                    let siblings: Vec<_> = below.map(|file| serde_json::json!({ "rfilename": file })).collect();
-                    let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
-                    answer("200 OK", "Content-Type: application/json\r\n", info.as_bytes())
-                }
-                _ if path.starts_with("closed/") => answer("401 Unauthorized", "", b""),
-                _ => answer("404 Not Found", "", b""),
-            };
-            // An error means that the client has closed the connection.
-            stream.write_all(&bytes).unwrap_or(());
+    serve(move |Request { path, range }| {
+        let file = files.iter().find(|(file, _)| path.replace("/resolve/main/", "/") == *file);
+        match (file, range) {
+            (Some((name, content)), Some((start, end))) => {
+                let part = &content[*start..(end + 1).min(content.len())];
+                let etag = if name.ends_with(".safetensors") { sha256(content) } else { git(content) };
+                let range = format!("Content-Range: bytes {start}-{end}/{}", content.len());
+                let head = format!("{range}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
+                ("206 Partial Content", head, part.to_vec())
+            }
+            _ if path.starts_with("api/models/org/") => {
+                let repo = path.trim_start_matches("api/models/").split("/revision").next().unwrap();
+                let below = files.iter().filter_map(|(file, _)| file.strip_prefix(repo)?.strip_prefix('/'));
+                let siblings: Vec<_> = below.map(|file| serde_json::json!({ "rfilename": file })).collect();
+                let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+                ("200 OK", "Content-Type: application/json\r\n".to_owned(), info.into_bytes())
+            }
+            _ if path.starts_with("closed/") => ("401 Unauthorized", String::new(), Vec::new()),
+            _ => ("404 Not Found", String::new(), Vec::new()),
         }
-    });
-    format!("http://{address}")
+    })
 }
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {

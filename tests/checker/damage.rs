@@ -88,28 +88,21 @@ impl Kind {
 
 /// Returns a pipeline with all kinds of tables.
 pub(super) fn pipeline() -> Pipeline {
-    let table = |name: &str, stage: Stage, from: &[&str]| Table {
-        name: name.into(),
-        stage,
-        from: from.iter().map(|name| (*name).to_owned()).collect(),
-        is_turned: false,
-        filter: None,
-        skips: name == "images",
-    };
-    let mut captions = table("captions", Stage::Caption { default: "nothing".into() }, &["images"]);
+    let images = Table { skips: true, ..Table::new("images", Stage::Ingest { size: 16 }, &[]) };
+    let mut captions = Table::new("captions", Stage::Caption { default: "nothing".into() }, &["images"]);
     captions.filter = Some(Filter::Train);
     Pipeline {
         name: "one".into(),
         tables: vec![
-            table("a", Stage::Read(File::Csv), &[]),
-            table("c", Stage::Read(File::Parquet), &[]),
-            table("images", Stage::Ingest { size: 16 }, &[]),
+            Table::new("a", Stage::Read(File::Csv), &[]),
+            Table::new("c", Stage::Read(File::Parquet), &[]),
+            images,
             captions,
-            table("parts", Stage::Parts, &["c"]),
-            table("kept", Stage::Keep { above: 0, makes: Makes::Rows }, &["a"]),
-            table("left", Stage::Left, &["a", "kept"]),
-            table("total", Stage::Total, &["a"]),
-            table("against", Stage::Against, &["a", "total"]),
+            Table::new("parts", Stage::Parts, &["c"]),
+            Table::new("kept", Stage::Keep { above: 0, makes: Makes::Rows }, &["a"]),
+            Table::new("left", Stage::Left, &["a", "kept"]),
+            Table::new("total", Stage::Total, &["a"]),
+            Table::new("against", Stage::Against, &["a", "total"]),
         ],
         sweep: vec![Axis {
             table: "captions".into(),

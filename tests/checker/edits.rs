@@ -309,25 +309,17 @@ fn list_once(rows: &mut Vec<Row>) {
 
 /// Returns the initial pipeline.
 pub(super) fn pipeline(name: &str, random: &mut ChaCha8Rng) -> Pipeline {
-    let table = |name: &str, stage: Stage, from: &[&str]| Table {
-        name: name.into(),
-        stage,
-        from: from.iter().map(|name| (*name).to_owned()).collect(),
-        is_turned: false,
-        filter: None,
-        skips: false,
-    };
     let mut pipeline = Pipeline {
         name: name.into(),
         tables: vec![
-            table("a", Stage::Read(File::Csv), &[]),
-            table("c", Stage::Read(File::Parquet), &[]),
-            table("images", Stage::Ingest { size: 16 }, &[]),
-            table("captions", Stage::Caption { default: "nothing".into() }, &["images"]),
-            table("parts", Stage::Parts, &["c"]),
-            table("scaled", Stage::Scale { by: 2 }, &["a"]),
-            table("kept", Stage::Keep { above: 1, makes: Makes::Rows }, &["a"]),
-            table("left", Stage::Left, &["a", "kept"]),
+            Table::new("a", Stage::Read(File::Csv), &[]),
+            Table::new("c", Stage::Read(File::Parquet), &[]),
+            Table::new("images", Stage::Ingest { size: 16 }, &[]),
+            Table::new("captions", Stage::Caption { default: "nothing".into() }, &["images"]),
+            Table::new("parts", Stage::Parts, &["c"]),
+            Table::new("scaled", Stage::Scale { by: 2 }, &["a"]),
+            Table::new("kept", Stage::Keep { above: 1, makes: Makes::Rows }, &["a"]),
+            Table::new("left", Stage::Left, &["a", "kept"]),
         ],
         sweep: Vec::new(),
     };

@@ -217,6 +217,14 @@ pub(super) struct Table {
     pub(super) skips: bool,
 }
 
+impl Table {
+    /// Makes a table of all rows of its inputs.
+    pub(super) fn new(name: &str, stage: Stage, from: &[&str]) -> Self {
+        let from = from.iter().map(|name| (*name).to_owned()).collect();
+        Self { name: name.to_owned(), stage, from, is_turned: false, filter: None, skips: false }
+    }
+}
+
 /// An axis of a sweep: several stages of one kind in place of a table's own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
