@@ -3,5 +3,14 @@
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let variable = |name: &str| Some(format!("{name}: [x]"));
-    let _ = vlmdiff::engine::pipeline::parse("fuzz.yaml", "fuzz", text, vlmdiff::stages::KINDS, &[], &variable);
+    let tables_of_sql = &["runs"];
+    let _ = vlmdiff::engine::pipeline::parse(
+        "fuzz.yaml",
+        "fuzz",
+        text,
+        vlmdiff::stages::KINDS,
+        tables_of_sql,
+        &[],
+        &variable,
+    );
 });
