@@ -6,7 +6,7 @@
 
 The pipeline is that of a method with features: photographs, their features, anomaly maps, and a verdict from each map's score. Every
 table is simulated task by task: the driver hands out one task at a time, a worker reads the rows' parts, computes, and writes a part, its
-hashes and a record; the latency of each request is drawn from a distribution with a fixed seed. What the driver does alone (plans,
+hashes and a record; the latency of each request is drawn from a distribution with a fixed seed. The driver's own work (plans,
 publications) is computed from the costs. docs/scale.md says what follows.
 """
 import argparse

@@ -274,7 +274,7 @@ fn completions_and_manual_pages_know_every_command() {
     let lab = Lab::empty();
     let help = lab.vlmdiff(&["--help"]).stdout;
     let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    // What is said of a command may go on in further lines, which are indented more.
+    // The description of a command may go on in further lines, which are indented more.
     let lines = listed.lines().filter(|line| !line.starts_with("   "));
     let commands: Vec<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
     assert!(commands.len() > 15 && commands.contains(&"run"), "{help}");

@@ -67,7 +67,7 @@ pyarrow.parquet.write_table(table, sys.argv[1])
 pyarrow.feather.write_feather(table, "things.arrow", "uncompressed")
 "#;
 
-/// What the scripts below begin with: `ROWS`, the rows of `things` as Arrow, and how values of them are compared.
+/// The beginning of the scripts below: `ROWS`, the rows of `things` as Arrow, and how values of them are compared.
 const EXPECTED: &str = r#"
 import json, math, pathlib, sys
 import numpy, pyarrow, pyarrow.feather

@@ -184,7 +184,7 @@ fn masks_of_coco_ad_are_drawn_from_annotations() {
     // Three pixels down the first column.
     let crowd = "select mask[1], mask[17], mask[33], mask[49], mask[2], mask[19] from images where image_id like '%6.jpg' or image_id like '%7.jpg'";
     assert_eq!(lab.sql(".vlmdiff", crowd), ["255,255,255,0,0,0"; 2]);
-    // What was read of the annotations is remembered, and an image whose mask differs is computed again.
+    // The masks that annotations describe are remembered, and an image whose mask differs is computed again.
     assert_eq!(computed(&lab.run(&[])), [("images", 0); 0]);
     let other = lab.run(&["--set", "images.coco_ad={ split: 1 }"]);
     assert_eq!(computed(&other), [("images", 4)]);

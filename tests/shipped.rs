@@ -219,7 +219,7 @@ fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
 
 #[test]
 fn pipelines_on_visa_and_real_iad_run_to_their_metrics() {
-    // Of VisA the means of two lengths of training are printed, and of Real-IAD its classes.
+    // The means of two lengths of training are printed of VisA, and the classes of Real-IAD.
     for (shipped, dataset, classes, paper) in [
         ("visa.yaml", "VisA", ["candle", "mean"], &["| 79.0 |", "| 80.9 |"][..]),
         ("real_iad.yaml", "Real-IAD", ["mean", "usb"], &["| 88.7 |"]),

@@ -144,7 +144,7 @@ fn region_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
     };
     assert_eq!(of_pixels("roi"), [["bolt,1536"; 3], ["nut,3072"; 3]].concat());
     assert_eq!(of_pixels("mask"), ["bolt,64", "nut,64"]);
-    // Of 255, a mark has a saturation of 210, and all else at most that of the colour outside.
+    // A mark has a saturation of 210 of 255, and all else at most that of the colour outside.
     let scores = "select image_id, score > 0.5 from anomaly_maps where image_id like '%test%' order by 1";
     let found = |class: &str| [format!("{class}/test/dent/0.png,true"), format!("{class}/test/good/0.png,false")];
     assert_eq!(rows(scores), [found("bolt"), found("nut")].concat());
@@ -291,7 +291,7 @@ fn tiles_follow_the_label_and_the_turn_of_their_photograph() {
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     let rows = "select image_id, label, defect, mask is null, width, height from tiles order by 1";
-    // Where the dent of a photograph lies is not known without a mask.
+    // The place of the dent in a photograph is not known without a mask.
     let expected = [
         "nok/0.png@0,-6,,,true,40,20",
         "nok/0.png@8,-6,,,true,40,20",

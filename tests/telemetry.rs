@@ -1,4 +1,4 @@
-//! What runs and queries tell other programs, heard by small servers and checked against published schemas.
+//! The reports of runs and queries to other programs, heard by small servers and checked against published schemas.
 
 use std::{
     collections::BTreeMap,

@@ -29,7 +29,7 @@ fn site() -> &'static Path {
         let package = folder.path().join("vlmdiff");
         fs::create_dir(&package).unwrap();
         for file in fs::read_dir(project().join("python/vlmdiff")).unwrap().map(|entry| entry.unwrap().path()) {
-            // Not what an editable installation has built there, and not what Python has compiled.
+            // An editable installation has built files there, and Python has compiled some, which are left out.
             if file.is_file() && file.extension().is_none_or(|extension| extension != "so") {
                 symlink(&file, package.join(file.file_name().unwrap())).unwrap();
             }

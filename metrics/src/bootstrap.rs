@@ -24,7 +24,7 @@ const TAIL: f64 = 0.025;
 /// The number of resamples for which weights of images are in memory at once.
 const BLOCK: usize = 64;
 
-/// How often an image counts in each resample.
+/// The number of times that an image counts in each resample.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
     key: [u8; 8],

@@ -65,7 +65,7 @@ impl<S> Given<'_, S> {
 
 /// The false positive rate up to which PRO is integrated.
 const FPR_LIMIT: f64 = 0.3;
-/// That of MVTec AD 2.
+/// The same rate in MVTec AD 2.
 const FPR_LIMIT_AD_2: f64 = 0.05;
 /// The number of thresholds of PRO.
 const STEPS: u32 = 200;

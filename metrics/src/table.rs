@@ -36,7 +36,7 @@ pub struct Metric {
     pub function: &'static str,
     /// The subject of the metric: images or pixels.
     pub judged: Judged,
-    /// How it is measured.
+    /// The quantity that is measured.
     pub kind: Kind,
 }
 

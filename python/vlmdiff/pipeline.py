@@ -75,7 +75,7 @@ class Summary:
     Attributes:
         run: The id of the run; ``select * from metrics@ID`` reads its tables.
         tables: The tables, in the order in which they were done.
-        notes: What was left out, cut, emptied or guessed, as pairs of a table and a note.
+        notes: Pairs of a table and a note, on what was left out, cut, emptied or guessed.
         seconds: The time that it took.
     """
 
@@ -239,7 +239,7 @@ class Pipeline:
     def inspector(self, *, device: str = "auto") -> Inspector:
         """Prepares the pipeline, which has run, to judge new photographs, many times.
 
-        What was fitted, trained or calibrated is taken as the last run left it.
+        Models, banks and thresholds are taken as the last run left them.
         """
         return Inspector(self._pipeline.inspector(device, os.fspath(worker())))
 

@@ -56,11 +56,11 @@ pub(super) struct Figures {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Scale {
-    /// Those of a table, with all instances of a swept one.
+    /// The maps of a table, with all instances of a swept one.
     Table,
-    /// All.
+    /// All maps.
     Figure,
-    /// Those of a column.
+    /// The maps of a column.
     Column,
 }
 

@@ -25,8 +25,8 @@ use crate::{
 
 /// Judge new photographs by a pipeline that has run.
 ///
-/// The photographs go through the tables of the pipeline, from its photographs down to its decisions. What was fitted,
-/// trained or calibrated is taken as the last run left it. A photograph that was judged before costs nothing.
+/// The photographs go through the tables of the pipeline, from its photographs down to its decisions. Models,
+/// banks and thresholds are taken as the last run left them. A photograph that was judged before costs nothing.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

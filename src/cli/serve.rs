@@ -22,7 +22,7 @@ use crate::{
 
 /// Judge photographs over HTTP by a pipeline that has run, and show them on a page.
 ///
-/// Photographs that wait are judged together. What was fitted, trained or calibrated is taken as the last run left it when
+/// Photographs that wait are judged together. Models, banks and thresholds are taken as the last run left them when
 /// the server started; the server is started again after another run. The last photographs are kept with their verdicts
 /// and maps; one of them that comes again costs nothing.
 #[derive(Args)]

@@ -232,7 +232,7 @@ enum Shortcut {
     Statement(String),
     Help,
     Quit,
-    /// How results are drawn; `None` for the other way than now.
+    /// The way in which results are drawn; `None` for the other than now.
     Turn(Option<&'static str>),
     Unknown(String),
 }

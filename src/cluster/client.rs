@@ -40,11 +40,11 @@ pub(super) type Grpc = SchedulerGrpcClient<InterceptedService<Channel, Sender>>;
 /// The state of a job.
 #[derive(Debug, PartialEq)]
 pub(super) enum JobState {
-    /// It waits or runs.
+    /// The job waits or runs.
     Open,
     /// All of its tasks have ended well.
     Done,
-    /// It was given up, for this reason.
+    /// The job was given up, for this reason.
     Failed(String),
     /// The scheduler does not know it, because it was started again.
     Unknown,

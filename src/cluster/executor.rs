@@ -52,8 +52,8 @@ pub struct ExecutorOptions {
     pub security: Security,
 }
 
-/// Takes tasks until `stop` ends. What a task has then is saved, and its rest goes to another executor. `say` is told about the
-/// connection to the scheduler.
+/// Takes tasks until `stop` ends. The finished rows of a task are then saved, and the others go to another executor.
+/// `say` is told about the connection to the scheduler.
 pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>, say: impl Fn(&str)) -> Result<()> {
     let ExecutorOptions { scheduler, device, threads, worker, kinds, host, security } = options;
     let client = Client::new(&scheduler, &security)?;

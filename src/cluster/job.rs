@@ -82,9 +82,9 @@ pub(super) struct Answered {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// It is done.
+    /// The task is done, with these records.
     Done(Vec<Entry>),
-    /// It failed.
+    /// The task failed.
     Failed(TaskError),
     /// The worker process died.
     Died {

@@ -215,9 +215,9 @@ pub enum DatasetError {
     AmbiguousMask {
         /// The mask.
         mask: String,
-        /// One image.
+        /// The first image.
         first: String,
-        /// The other.
+        /// The second image.
         second: String,
     },
     /// No picture lies in any of the folders that the parameters name.

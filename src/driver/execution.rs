@@ -1,4 +1,4 @@
-//! How a pipeline is run: its tables, devices, workers and threads.
+//! The settings of running a pipeline: its tables, devices, workers and threads.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use crate::{
     models::device::{self, DeviceError},
 };
 
-/// How the stale rows of a pipeline are computed.
+/// The settings of computing the stale rows of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Execution {
     /// The devices, as [`device()`](super::device()) returns them. Workers take them in turn.

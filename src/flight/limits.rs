@@ -1,4 +1,4 @@
-//! What statements may take.
+//! The limits of statements: time, memory, and how many run at once.
 
 use std::time::Duration;
 

@@ -54,7 +54,7 @@ pub struct Options {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The pipeline to which bare table names refer; `None` for the one that ran last when a statement comes.
     pub pipeline: Option<String>,
-    /// What statements may take.
+    /// The limits of statements.
     pub limits: Limits,
 }
 

@@ -8,7 +8,7 @@ use crate::engine::Error;
 /// headers of 8 KiB.
 const LONGEST: usize = 2000;
 
-/// What is said to whoever asks to write.
+/// The answer to a request to write.
 const ONLY_READS: &str = "published tables are only read here; a run of their pipeline writes them";
 
 /// Makes the answer about an error.

@@ -1,5 +1,5 @@
-//! Sends new photographs through the tables of a pipeline that has run. What was fitted, trained or calibrated is taken
-//! as the last run left it.
+//! Sends new photographs through the tables of a pipeline that has run. Models, banks and thresholds are taken
+//! as the last run left them.
 
 mod named;
 mod pixels;

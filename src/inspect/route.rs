@@ -53,7 +53,7 @@ impl Route {
         let has_role = |table: &&Table, role: Role| Role::of(&table.output).contains(&role);
         let decides = |table: &&Table| has_role(table, Role::Decisions);
         let decisions = one("decisions", pipeline.tables.iter().filter(decides).collect())?;
-        // Tables stand below those that they read. What is read as a whole, such as a bank, is taken as it is.
+        // Tables stand below those that they read. A table that is read as a whole, such as a bank, is taken as it is.
         let by_row = |table: &Table| -> Vec<String> {
             table.inputs.iter().filter(|input| input.reads != Reads::Table).map(|input| input.table.clone()).collect()
         };

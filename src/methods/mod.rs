@@ -69,9 +69,9 @@ pub struct FrozenNetwork<'a> {
 
 /// The doing half of a method.
 pub enum Doing<'a> {
-    /// Of a method that is fitted on features.
+    /// The half of a method that is fitted on features.
     OnFeatures(&'a dyn PatchMethod),
-    /// Of a method that is trained on images.
+    /// The half of a method that is trained on images.
     OnImages(&'a dyn AnyTrainedMethod),
 }
 

@@ -377,7 +377,7 @@ pub struct Answer<'a> {
     ends: Ends,
 }
 
-/// What ends a statement before its last row.
+/// The requests that end a statement before its last row.
 struct Ends {
     signal: Option<Signal>,
     stop: Option<Stop>,

@@ -15,7 +15,7 @@ use crate::inspect::Verdict;
 pub(super) enum Word {
     /// The score is above the threshold.
     Anomalous,
-    /// It is not.
+    /// The score is not above the threshold.
     Good,
     /// No threshold is known.
     None,

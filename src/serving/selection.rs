@@ -25,7 +25,7 @@ pub(super) struct Selection {
 
 /// Photographs of a list.
 pub(super) struct Selected {
-    /// Those of the page.
+    /// The photographs of the page.
     pub(super) shown: Vec<Arc<Kept>>,
     /// The number of all that were chosen.
     pub(super) total: usize,

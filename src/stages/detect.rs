@@ -218,7 +218,7 @@ impl Detector for ByPatches {
     }
 }
 
-/// What was fitted, of all classes.
+/// The fitted models of all classes, each with a detector.
 struct Fitted {
     detector: Box<dyn Detector>,
     classes: Classes,

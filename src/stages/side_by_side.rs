@@ -8,7 +8,7 @@ use crate::engine::Result;
 /// Computes the images of a batch, each on its own.
 ///
 /// On the CPU each image is computed by one thread, and as many images at a time as libtorch has threads. Most operators on
-/// a single image are too small to be shared among threads, which would wait for each other. What is computed of an image
+/// a single image are too small to be shared among threads, which would wait for each other. The result of an image
 /// is therefore the same bit for bit, however many threads there are. On other devices one image follows another.
 pub(super) struct SideBySide {
     threads: Option<ThreadPool>,

@@ -39,7 +39,7 @@ pub fn schema(config: &impl Serialize) -> SchemaRef {
 /// Returns the schema of what a method has learned: what it was trained on, and the log of its training. The steps of
 /// separate classes are counted on, from one class to the next.
 ///
-/// Of the rows of a class, or of all classes, the last that names `weights` counts.
+/// The last row of a class, or of all classes, that names `weights` counts.
 pub fn trained_schema(config: &impl Serialize) -> SchemaRef {
     let mut fields = vec![
         Field::new(CLASS, DataType::Utf8, true),

@@ -1,7 +1,7 @@
-//! What runs and queries tell other programs: traces (OpenTelemetry), lineage (OpenLineage) and figures (Prometheus).
+//! The reports of runs and queries to other programs: traces (OpenTelemetry), lineage (OpenLineage) and figures (Prometheus).
 //!
 //! Whatever hears the events of a run is a [`Listener`]; a run has any number of them. None of them may slow or fail a
-//! run: what cannot be told is said once, at the end.
+//! run: a report that cannot be sent is named once, at the end.
 
 mod figures;
 mod lineage;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Drawing {
     /// Width and height of the mask.
     pub size: (u32, u32),
-    /// What is anomalous.
+    /// The anomalous regions.
     pub shapes: Vec<Shape>,
 }
 
@@ -16,7 +16,7 @@ pub struct Drawing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// The corners (x, y) of a polygon, whose outline belongs to it. What it covers twice is outside.
+    /// The corners (x, y) of a polygon, whose outline belongs to it. Pixels that it covers twice are outside.
     Polygon(Vec<(i32, i32)>),
     /// Lengths of runs of pixels that go down one column after the other, the first of which is outside.
     Runs(Vec<u32>),

@@ -26,7 +26,7 @@ impl Default for Tiling {
 
 impl Tiling {
     /// Returns the columns and rows of the grid for a photograph of this width and height: those whose ratio is nearest to
-    /// the photograph's. Of two equally near grids the larger is taken if the photograph has more than half of its pixels.
+    /// the photograph's. The larger of two equally near grids is taken if the photograph has more than half of its pixels.
     pub fn grid(&self, width: u32, height: u32) -> (u32, u32) {
         let aspect = f64::from(width) / f64::from(height.max(1));
         let area = f64::from(width) * f64::from(height);

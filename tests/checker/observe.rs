@@ -96,7 +96,7 @@ pub(super) fn content(rows: &[Row]) -> Content {
     content
 }
 
-/// Returns a picture's row in the form in which it is compared. Of pixels and mask the first and last are kept, as
+/// Returns a picture's row in the form in which it is compared. The first and last value of pixels and mask are kept, as
 /// each half of a picture has one value; the path is removed.
 fn without_pixels(mut row: Row) -> Row {
     let Some(pixels) = row.remove("pixels") else { return row };

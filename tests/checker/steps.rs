@@ -188,7 +188,7 @@ fn plan(world: &World, attempt: &Attempt) -> Result<Vec<Value>, String> {
     }
 }
 
-/// Compares a table's plan with the run. A fresh table stays as it is. Of a stale table as many rows are computed as
+/// Compares a table's plan with the run. A fresh table stays as it is. A stale table has as many rows computed as
 /// the plan says, or fewer if it says "at most".
 fn keeps_promise(planned: &Value, attempt: &Attempt, computed: &Computed) -> Result<(), String> {
     let at = attempt.tables.iter().position(|(instance, _)| planned["table"] == instance.name().as_str());

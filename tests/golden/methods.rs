@@ -371,7 +371,7 @@ pub(super) fn reverse_distillation(case: &Case) {
         let of_norm = 5. * DISTILLED + before * CHANGE;
         near(format!("norm {at}"), norm, training.grad_total_norm_before_clip[at - 1], of_norm);
         if at == 1 {
-            // What the optimiser keeps is clipped.
+            // The numbers that the optimiser keeps are clipped.
             let clipped = (norm / clip).max(1.);
             let gradients: BTreeMap<&str, Option<&Tensor>> = trainers[0].optimizer.gradients().collect();
             case.equal("parameters", &gradients.len(), &training.grad_norm.len());

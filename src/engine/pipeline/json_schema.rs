@@ -103,7 +103,7 @@ fn columns(table: &Table) -> Vec<Value> {
 
 /// The name of the definition of a table in the JSON Schema of pipelines, which no definition of a stage may take.
 const TABLE: &str = "table";
-/// The same of a change to a table of the file that is extended.
+/// The name of the definition of a change to a table of the file that is extended.
 const CHANGE: &str = "change";
 
 /// The parameters of one stage.

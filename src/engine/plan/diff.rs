@@ -35,7 +35,7 @@ pub struct TableDiff {
     pub causes: Vec<Cause>,
     /// The differences of its rows, if they have ids and differ.
     pub changes: Option<RowChanges>,
-    /// The numbers, if the table is small, has no ids and differs. Of a training, those of its last row.
+    /// The numbers, if the table is small, has no ids and differs; for a training, those of its last row.
     pub values: Vec<Number>,
     /// True if the content is the same.
     pub same: bool,

@@ -52,7 +52,7 @@ pub enum State {
     },
     /// The rows of a table above are not known yet.
     Blocked {
-        /// That table.
+        /// The table above.
         on: String,
     },
 }

@@ -67,7 +67,7 @@ pub struct Death {
 /// - Each task that is taken from `tasks` ends in one [`Update::Done`], one [`Update::Lost`], or the error of the call.
 /// - `on` is called on the thread of the caller. Updates of one task come in order; those of several may come in any.
 /// - After an error, of a task, of `tasks` or of `on`, no more tasks are taken; those that run are waited for, and
-///   the first error is returned. What they committed stays in the store.
+///   the first error is returned. The rows that they committed stay in the store.
 /// - Calls from several threads share the slots.
 pub trait Executor: Sync {
     /// Returns the number of tasks that run at once.

@@ -27,7 +27,7 @@ impl Runner {
         Self { store, stop, settings, opened: None }
     }
 
-    /// Runs one task to its end. What it committed before an error stays in the store.
+    /// Runs one task to its end. The rows that it committed before an error stay in the store.
     pub(super) fn run(&mut self, task: Task, open: OpenFn, report: &mut dyn FnMut(Report)) -> Result<Vec<Entry>> {
         if self.opened.as_ref().is_none_or(|(job, _)| *job != task.job) {
             self.opened = None;

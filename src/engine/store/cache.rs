@@ -2,8 +2,8 @@
 //! their bytes.
 //!
 //! An object is fetched once, whole, and checked against its name. From then on it is served from a folder of this
-//! machine, to every process and for every store. The folder may be deleted at any time. Of a large part of which only a
-//! few columns are read, the bytes around these are fetched (`ranges`).
+//! machine, to every process and for every store. The folder may be deleted at any time. A large part of which only a
+//! few columns are read is not fetched whole, but the bytes around these (`ranges`).
 
 mod ranges;
 
@@ -31,8 +31,8 @@ use crate::engine::{
     source::{cache_folder, make_private},
 };
 
-/// The number of parts that are fetched whole at a time for readers of ranges. Of ranges many more are read at a time, and
-/// a part is in memory until it is written to the folder.
+/// The number of parts that are fetched whole at a time for readers of ranges. Many more ranges are read at a time, since
+/// a whole part is in memory until it is written to the folder.
 const WHOLE: usize = 8;
 
 /// A remote store with its immutable objects kept in a local folder.

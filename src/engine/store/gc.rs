@@ -105,7 +105,7 @@ fn kept_runs(runs: &[Run], keep: usize) -> Vec<&Run> {
 
 /// Forgets old runs of a pipeline that publishes small tables again and again, as a server does: deletes the logs of all
 /// runs but the last `keep` and the tagged ones, the versions that they alone left, and the rows that these versions alone
-/// have. What other pipelines reach stays, and so does what other runs have not published yet.
+/// have. Objects that other pipelines reach stay, and so do those that other runs have not published yet.
 pub fn forget(store: &Store, pipeline: &str, keep: usize) -> Result<()> {
     let runs: Vec<Run> = history::runs(store)?.into_iter().filter(|run| run.pipeline == pipeline).collect();
     let kept: BTreeSet<String> = kept_runs(&runs, keep).iter().map(|run| run.run.clone()).collect();
@@ -345,8 +345,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Removes what is left of jobs. A driver removes its own, and writes to it as long as it runs. Whether one on another
-    /// machine runs is not known, so a job is kept for a day after the last write.
+    /// Removes what is left of jobs. A driver removes its own, and writes to it as long as it runs. A driver on another
+    /// machine may run unseen, so a job is kept for a day after the last write.
     fn jobs(&mut self, began: u64) -> Result<()> {
         for (job, (count, bytes, youngest)) in self.store.jobs()? {
             if youngest < began.saturating_sub(REMOTE_MARGIN) {

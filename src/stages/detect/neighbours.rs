@@ -78,7 +78,7 @@ impl Neighbours {
         let photograph = ends.partition_point(|end| *end <= at);
         let start = photograph.checked_sub(1).map_or(0, |before| ends[before]);
         let [height, width] = worst.grid;
-        // Where a photograph has as many patches as the grid, all are there and lie in its order.
+        // A photograph with as many patches as the grid has kept all of them, in the order of the grid.
         let is_whole = ends[photograph] - start == height * width;
         Ok(Some(Nearest {
             image_id: ids[photograph].clone(),

@@ -31,7 +31,7 @@ const NAMED: usize = 4;
 /// The number of deviations above the mean at which MVTec AD 2 has its threshold of pixels.
 const DEVIATIONS: f64 = 3.;
 
-/// The counts of all images. What several protocols share is counted once.
+/// The counts of all images. Counts that several protocols share are made once.
 pub(super) struct Tally {
     stage: Evaluate,
     size: [usize; 2],
@@ -98,7 +98,7 @@ struct Masked {
     regions: RegionScores<f16>,
 }
 
-/// What one image adds to the counts.
+/// The share of an image in the counts.
 struct Image {
     weights: Option<Weights>,
     /// The score, if the map is large enough for it, and whether the image is anomalous; by [`Tally::rules`].
@@ -412,7 +412,7 @@ impl Tally {
 }
 
 impl Class {
-    /// Adds images. What does not depend on each other is added side by side.
+    /// Adds images. Counts that do not depend on each other are added side by side.
     fn add(&mut self, images: &[Image]) {
         let Self { n_images, scored, masked, resamples, .. } = self;
         *n_images += images.len() as i64;

@@ -28,7 +28,7 @@ const EMPTY_DRAWING: &str = "it is anomalous, and its annotations cover no pixel
 pub struct Checked {
     /// The numbers of its images.
     pub counts: Counts,
-    /// What is not read of it.
+    /// Notes on files that are left out.
     pub notes: Vec<Note>,
     /// Files that are missing or broken, and labels, masks and pictures that contradict each other.
     pub faults: Vec<Fault>,

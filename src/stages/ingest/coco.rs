@@ -42,8 +42,8 @@ struct Annotations<'a> {
 }
 
 impl Annotations<'_> {
-    /// Returns what is read of a file of each half, by the half's folder, as far as the files exist. What was read of the
-    /// same content is recalled. `kind` names what is remembered.
+    /// Returns what is read of a file of each half, by the half's folder, as far as the files exist. Facts about the
+    /// same content are recalled; `kind` names them.
     fn read<T: Serialize + DeserializeOwned>(
         &self,
         kind: &str,

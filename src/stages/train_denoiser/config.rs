@@ -1,4 +1,4 @@
-//! What the weights of a denoiser are built from, and whether it fits a stage's latents, images and captions.
+//! The configuration of a denoiser, and the check that it fits a stage's latents, images and captions.
 
 use garde::Validate;
 use schemars::JsonSchema;
