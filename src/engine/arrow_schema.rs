@@ -41,8 +41,6 @@ fn is_type(of: &DataType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::Field;
-
     use super::*;
 
     #[test]

@@ -5,6 +5,7 @@ mod coco;
 mod embedded;
 mod failure;
 mod files;
+mod generated;
 mod hold_out;
 mod listed;
 mod manifest;
@@ -18,7 +19,7 @@ mod tiles;
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, UInt32Array},
+    array::{ArrayRef, UInt32Array},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use garde::Validate;
@@ -41,7 +42,7 @@ use crate::{
         store::{Note, digest_array, volatile},
     },
     tables::{
-        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, LABEL, SPLIT, Taken},
+        images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, SPLIT, Taken},
         metrics::MEAN,
         tiles as columns,
     },
@@ -50,11 +51,12 @@ use crate::{
 use failure::input_error;
 use files::{DRAWING, IMAGES, MASKS, PictureFiles};
 use hold_out::HoldOut;
-use listed::{listing, text};
+use listed::{labels, listing, text};
 use manifest::Manifests;
 use scaled::is_too_large;
 use tiles::Sizes;
 
+pub use generated::Synthetic;
 pub use manifest::ManifestColumns;
 pub use photographs::{Listed, Picture, photographs};
 pub use roi::{Area, Roi};
@@ -268,41 +270,6 @@ impl Dataset {
 
 const NO_SPLIT: &str = "it is missing: the split of COCO-AD, such as { split: 0 }";
 
-/// The images that the generator makes. Each image depends only on the seed and its class, defect and number.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
-#[serde(deny_unknown_fields, default)]
-pub struct Synthetic {
-    /// Classes; all of them by default.
-    #[garde(length(min = 1))]
-    pub classes: Vec<String>,
-    /// Normal training images per class.
-    #[garde(range(min = 1, max = synthetic::MOST))]
-    pub train: u32,
-    /// Normal test images per class.
-    #[garde(range(max = synthetic::MOST))]
-    pub test_good: u32,
-    /// Test images per class and kind of defect.
-    #[garde(range(max = synthetic::MOST))]
-    pub test_per_defect: u32,
-    /// The seed. A different seed makes a different dataset.
-    #[garde(skip)]
-    pub seed: u64,
-}
-
-impl Default for Synthetic {
-    fn default() -> Self {
-        let classes = synthetic::CLASSES.iter().map(ToString::to_string).collect();
-        Self { classes, train: 60, test_good: 12, test_per_defect: 4, seed: 0 }
-    }
-}
-
-impl Synthetic {
-    /// Returns the images to generate, in id order.
-    pub fn items(&self) -> Result<Vec<synthetic::Item>, synthetic::Error> {
-        synthetic::items(&self.classes, self.train, self.test_good, self.test_per_defect)
-    }
-}
-
 impl Stage for Ingest {
     fn revision(&self) -> u32 {
         4
@@ -354,7 +321,7 @@ impl Stage for Ingest {
 
     fn list(&self, sources: &Sources) -> Result<Option<Listing>> {
         let listing = match self.dataset {
-            Dataset::Synthetic => list_synthetic(&self.synthetic.clone().unwrap_or_default(), self.held_out())?,
+            Dataset::Synthetic => self.synthetic.clone().unwrap_or_default().list(self.held_out())?,
             _ => self.found(sources, |found| list_photographs(found, self.held_out(), sources))?,
         };
         let listing = match &self.roi {
@@ -591,27 +558,6 @@ fn list_photographs(
     let rows = listing(columns)?;
     let mut notes: Vec<Note> = left_out.into_iter().map(|LeftOut { what, names }| Note::about(what, names)).collect();
     notes.extend(hold_out.notes(records.iter().map(|r| r.class).zip(splits)));
-    Ok(Listing { rows, notes })
-}
-
-fn labels(values: impl Iterator<Item = Option<bool>>) -> (Field, ArrayRef) {
-    (Field::new(LABEL, DataType::Boolean, true), Arc::new(values.collect::<BooleanArray>()))
-}
-
-fn list_synthetic(spec: &Synthetic, hold_out: HoldOut) -> Result<Listing> {
-    let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
-    let ids: Vec<String> = items.iter().map(synthetic::Item::image_id).collect();
-    let index = UInt32Array::from_iter_values(items.iter().map(|item| item.index));
-    let splits: Vec<&str> = items.iter().zip(&ids).map(|(item, id)| hold_out.split(item.split.name(), id)).collect();
-    let rows = listing(vec![
-        text(IMAGE_ID, ids.iter().map(|id| Some(id.as_str()))),
-        text(CLASS, items.iter().map(|item| Some(item.class.name()))),
-        text(SPLIT, splits.iter().copied().map(Some)),
-        labels(items.iter().map(|item| Some(item.defect.is_some()))),
-        text(DEFECT, items.iter().map(|item| Some(item.label()))),
-        (Field::new("index", DataType::UInt32, false), Arc::new(index)),
-    ])?;
-    let notes = hold_out.notes(items.iter().map(|item| item.class.name()).zip(splits));
     Ok(Listing { rows, notes })
 }
 

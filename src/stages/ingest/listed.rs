@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array},
+    array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, UInt32Array},
     compute::take_record_batch,
     datatypes::{DataType, Field, Schema},
 };
 
-use crate::engine::{
-    Result,
-    stage::{Batch, SOURCE},
+use crate::{
+    engine::{
+        Result,
+        stage::{Batch, SOURCE},
+    },
+    tables::images::LABEL,
 };
 
 /// Makes the rows of a listing, as they are outside the store.
@@ -31,6 +34,11 @@ pub(super) fn appended(
 /// Makes a column of text of a listing.
 pub(super) fn text<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> (Field, ArrayRef) {
     (Field::new(name, DataType::Utf8, true), Arc::new(values.collect::<StringArray>()))
+}
+
+/// Makes the column of labels: true for an anomalous image, null for an unlabelled one.
+pub(super) fn labels(values: impl Iterator<Item = Option<bool>>) -> (Field, ArrayRef) {
+    (Field::new(LABEL, DataType::Boolean, true), Arc::new(values.collect::<BooleanArray>()))
 }
 
 /// Returns some rows of a listing.
