@@ -412,7 +412,7 @@ mod tests {
             AutoencoderKl::new(VarStore::new(Device::Cpu).root(), &config).unwrap_err().to_string()
         };
         assert!(refusal(|c| c.block_out_channels = vec![8, 10]).contains("multiple of norm_num_groups 4"));
-        assert!(refusal(|c| c.block_out_channels.clear()).contains("one width per level"));
+        assert!(refusal(|c| c.block_out_channels.clear()).contains("has 0 widths, give one per level"));
         assert!(refusal(|c| c.layers_per_block = 0).contains("layers_per_block 0 has to be from 1 to 1000"));
         assert!(refusal(|c| c.latent_channels = i64::MAX).contains("latent_channels"));
         assert!(refusal(|c| c.block_out_channels = vec![32; 70]).contains("has 70 widths"));

@@ -115,11 +115,9 @@ mod tests {
         assert_eq!(count(&whole), Ok(50));
         let mut panics = 0;
         for at in 0..whole.len() {
-            for value in [0x00, 0x7f, 0xff, whole[at] ^ 0x10] {
-                let mut bytes = whole.clone();
-                bytes[at] = value;
-                panics += usize::from(count(&bytes).is_err_and(|error| error == DAMAGED));
-            }
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            panics += usize::from(count(&bytes).is_err_and(|error| error == DAMAGED));
         }
         assert!(panics > 0, "the library panics on no damaged file any more");
         assert!(count(&whole[..whole.len() / 2]).is_err());
