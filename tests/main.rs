@@ -1,5 +1,6 @@
 //! Tests of the built programs. They are one test binary, because linking libtorch is slow.
 
+mod banks;
 mod captions;
 mod checker;
 mod cli;
@@ -31,6 +32,7 @@ mod models;
 mod output;
 mod parameters;
 mod parts;
+mod prediction;
 mod properties;
 mod proxy;
 mod published;

@@ -181,6 +181,7 @@ pipeline = vlmdiff.load("pipeline.yaml", store="python")
 assert (pipeline.name, len(pipeline.tables)) == ("inspection", 6), pipeline
 plan = pipeline.plan()
 assert list(map(plain, plan)) == [told(line) for line in open("planned.jsonl")], plan
+assert [(table.table, table.memory) for table in plan if table.memory] == [("bank", {"bytes": 16384, "rows": 8})], plan
 assert str(plan[0]) == "images: 14 of 14 rows to compute: not computed yet", plan[0]
 summary = pipeline.run(progress=True, device="cpu", tag="first")
 assert summary.computed["images"] == 14 and list(summary.computed) == pipeline.tables, summary

@@ -32,7 +32,9 @@ class PlannedTable:
         causes: The causes why it is not fresh.
         waits_for: The table above whose rows are not known yet; None if it is not blocked.
         notes: Notes on the table, as far as its rows are known.
-        words: The same in words.
+        memory: The most bytes of memory that making it takes from so many rows, as ``bytes`` and ``rows``, if its stage knows
+            that beforehand. Where the table waits for another, ``rows`` is an example.
+        words: The same in words, without notes and memory.
     """
 
     table: str
@@ -44,6 +46,7 @@ class PlannedTable:
     causes: list[dict[str, Any]] = field(default_factory=list)
     waits_for: Optional[str] = None
     notes: list[Any] = field(default_factory=list)
+    memory: Optional[dict[str, int]] = None
 
     def __str__(self) -> str:
         return f"{self.table}: {self.words}"
@@ -315,7 +318,7 @@ def _chosen(
 
 
 def _planned(plan: Mapping[str, Any], words: str) -> PlannedTable:
-    names = ("table", "stage", "state", "stale", "rows", "causes", "notes")
+    names = ("table", "stage", "state", "stale", "rows", "causes", "notes", "memory")
     known = {name: plan[name] for name in names if name in plan}
     return PlannedTable(words=words, waits_for=plan.get("on"), **known)
 

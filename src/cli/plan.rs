@@ -10,7 +10,7 @@ use super::{
     text::{print, print_exactly, width},
 };
 use crate::{
-    driver::{self, describe},
+    driver::{self, describe, describe_memory},
     engine::{pipeline::Pipeline, plan::Overrides, source::Sources, store::Store},
 };
 
@@ -54,6 +54,7 @@ pub(super) fn show(
             print_exactly(serde_json::to_string(&table)?)?;
         } else {
             print(format!("{:<width$}  {}", table.table, describe(&table.state)))?;
+            describe_memory(&table).map_or(Ok(()), |memory| print(format!("{:<width$}  {memory}", "")))?;
             table.notes.iter().try_for_each(|note| print(format!("{:<width$}  note: {note}", "")))?;
         }
     }

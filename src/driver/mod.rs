@@ -13,4 +13,4 @@ pub use opening::{DEFAULT_STORE, NamedPipeline, open_store};
 pub use planning::plan;
 pub use prediction::{Predicted, inspector, judge, predict, predict_pixels};
 pub use progress::{Lines, Progress};
-pub use words::{count, describe, width};
+pub use words::{count, describe, describe_memory, width};

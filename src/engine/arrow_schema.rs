@@ -1,10 +1,38 @@
-//! Arrow schemas as text.
+//! Arrow schemas as text, and hints in them.
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::engine::{Error, Result, caught};
+
+const HINT: &str = "vlmdiff:hint";
+
+/// Gives a column a hint: what is known of its values before they are computed, for plans. A hint may depend on what is on
+/// this machine, because it is not stored and is part of no identity.
+pub fn with_hint(field: Field, hint: String) -> Field {
+    let mut metadata = field.metadata().clone();
+    metadata.insert(HINT.into(), hint);
+    field.with_metadata(metadata)
+}
+
+/// Returns the hint of a column.
+pub fn hint(field: &Field) -> Option<&str> {
+    field.metadata().get(HINT).map(String::as_str)
+}
+
+/// Returns the same schema without hints.
+pub(in crate::engine) fn without_hints(schema: &Schema) -> Schema {
+    let field = |field: &Arc<Field>| {
+        if hint(field).is_none() {
+            return field.clone();
+        }
+        let mut metadata = field.metadata().clone();
+        metadata.remove(HINT);
+        Arc::new(field.as_ref().clone().with_metadata(metadata))
+    };
+    Schema::new_with_metadata(schema.fields().iter().map(field).collect::<Vec<_>>(), schema.metadata().clone())
+}
 
 /// Encodes an Arrow schema as the text that Parquet footers carry.
 pub fn encode_schema(schema: &Schema) -> String {

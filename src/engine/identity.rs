@@ -18,7 +18,11 @@
 use arrow::datatypes::{Schema, SchemaRef};
 use serde_json::Value;
 
-use crate::engine::{Digest, Hasher, arrow_schema::encode_schema, digest::Fields};
+use crate::engine::{
+    Digest, Hasher,
+    arrow_schema::{encode_schema, without_hints},
+    digest::Fields,
+};
 
 /// Returns the digest that identifies a stage: its name in `stage:`, its revision, its parameters without places, the
 /// content of the files that they name, and the schema of its output.
@@ -35,7 +39,7 @@ pub fn fingerprint(
     files.iter().for_each(|(_, digest)| {
         hasher.field(digest.as_bytes());
     });
-    hasher.field(encode_schema(output).as_bytes());
+    hasher.field(encode_schema(&without_hints(output)).as_bytes());
     hasher.finish()
 }
 
@@ -120,6 +124,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::engine::arrow_schema::with_hint;
 
     /// Checks that all digests are different.
     fn all_differ(what: &str, digests: &[Digest]) {
@@ -165,6 +170,8 @@ mod tests {
         ];
         digests.extend(schemas()[1..].iter().map(|output| fingerprint("a", 1, &params, &files(&["x", "y"]), output)));
         all_differ("stage", &digests);
+        let hinted = Schema::new(vec![with_hint(output.field(0).clone(), "many".into())]);
+        assert_eq!(fingerprint("a", 1, &params, &files(&["x", "y"]), &Arc::new(hinted)), digests[0], "a hint");
         let moved = [("elsewhere".to_owned(), digest("x")), ("path".to_owned(), digest("y"))];
         assert_eq!(fingerprint("a", 1, &params, &moved, &output), digests[0], "the place of a file");
     }

@@ -22,7 +22,7 @@ mod suggest;
 mod variant;
 
 pub use address::{expand_home, is_url, join, local_path};
-pub use arrow_schema::{decode_schema, encode_schema};
+pub use arrow_schema::{decode_schema, encode_schema, hint, with_hint};
 pub use caught::caught;
 pub use clock::now_ms;
 pub use connect::objects_at;

@@ -35,6 +35,14 @@ pub struct PatchFeatures {
 }
 
 impl Pooling {
+    /// Returns the length of the vector of a patch; `joined` is that of the vectors of all layers side by side.
+    pub fn channels(self, joined: usize) -> usize {
+        match self {
+            Self::Average | Self::None => joined,
+            Self::Adaptive { target, .. } => target as usize,
+        }
+    }
+
     /// Brings the maps of an image's layers, [1, C, h, w] each, to the grid of the first one and joins them.
     ///
     /// Coarser maps are resized bilinearly, with half a cell between a border and the first centre.

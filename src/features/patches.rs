@@ -17,8 +17,9 @@ impl Extractor {
         matches!(self.row().family, Family::Dinov2)
     }
 
-    /// Returns the shape [C, h, w] of [`LoadedExtractor::patches`] for images of `size`, in pixels. Names and shapes of
-    /// the weights are read if the extractor [has several sizes](Self::has_several_sizes).
+    /// Returns the shape [C, h, w] of the maps of all layers on the grid of the first one, as [`LoadedExtractor::patches`]
+    /// returns them, for images of `size`, in pixels. Names and shapes of the weights are read if the extractor
+    /// [has several sizes](Self::has_several_sizes).
     ///
     /// # Errors
     /// [`ExtractorError`] if weights that have to be read cannot be.

@@ -39,13 +39,13 @@ impl MethodParameters for Knn {
     fn check(&self) -> Result<(), (String, String)> {
         if self.neighbors == 0 { Err(("neighbors".into(), "at least 1 is compared".into())) } else { Ok(()) }
     }
+
+    fn memory(&self, patches: u64, channels: u64) -> Option<u64> {
+        Some(Collector::memory(patches, channels))
+    }
 }
 
 impl PatchMethod for Knn {
-    fn memory(&self, patches: u64, channels: u64) -> u64 {
-        Collector::memory(patches, channels)
-    }
-
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Collector::default())
     }

@@ -52,6 +52,12 @@ pub trait MethodParameters: Clone {
         None
     }
 
+    /// Returns the most bytes of memory that a fit on so many patches of so many numbers takes; `None` for a method that is
+    /// trained on images.
+    fn memory(&self, _patches: u64, _channels: u64) -> Option<u64> {
+        None
+    }
+
     /// Returns the same parameters without the place of weights, which is no part of what was fitted.
     fn without_places(&self) -> Self {
         self.clone()
@@ -134,6 +140,14 @@ macro_rules! methods {
                 }
             }
 
+            /// Returns the most bytes of memory that a fit on so many patches of so many numbers takes; `None` for a
+            /// method that is trained on images.
+            pub fn memory(&self, patches: u64, channels: u64) -> Option<u64> {
+                match self {
+                    $(Self::$method(method) => method.memory(patches, channels),)*
+                }
+            }
+
             /// Returns the same method without the place of weights.
             pub fn without_places(&self) -> Self {
                 match self {
@@ -197,6 +211,7 @@ mod tests {
         for method in all() {
             let name = method.name();
             assert_eq!(method.check(), Ok(()), "{name}");
+            assert_eq!(method.memory(9, 9).is_none(), method.is_trained(), "{name} says what memory a fit takes");
             let written = serde_json::to_value(&method).unwrap();
             assert_eq!(serde_json::from_value::<Method>(written).unwrap(), method, "{name}");
             if let Some(FrozenNetwork { weights, layouts }) = method.frozen() {

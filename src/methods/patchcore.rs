@@ -78,10 +78,8 @@ impl MethodParameters for Patchcore {
         }
         Ok(())
     }
-}
 
-impl PatchMethod for Patchcore {
-    fn memory(&self, patches: u64, channels: u64) -> u64 {
+    fn memory(&self, patches: u64, channels: u64) -> Option<u64> {
         let projected = match self.protocol {
             Protocol::Anomalib => johnson_lindenstrauss(patches.max(2) as i64).max(1) as u64,
             Protocol::Authors => DIMENSIONS as u64,
@@ -89,9 +87,11 @@ impl PatchMethod for Patchcore {
         // All patches in f16 and in f32, their projections, and an array of distances with its copy.
         let bytes = size_of::<f16>() as u64 + size_of::<f32>() as u64;
         let chosen = bytes * channels + size_of::<f32>() as u64 * (projected.min(channels) + 2);
-        Collector::memory(patches, channels).max(patches * chosen)
+        Some(Collector::memory(patches, channels).max(patches * chosen))
     }
+}
 
+impl PatchMethod for Patchcore {
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Thinning { method: self.clone(), patches: Collector::default() })
     }

@@ -9,9 +9,6 @@ use crate::models::checkpoint::{Checkpoint, CheckpointError};
 /// A method that compares the patches of an image with those of normal images: its doing half. A [`Fitter`] is given the
 /// patches of one image after another and returns tensors, of which a [`Scorer`] is made in any later process.
 pub trait PatchMethod {
-    /// Returns the most bytes of memory that a fit on so many patches of so many numbers takes.
-    fn memory(&self, patches: u64, channels: u64) -> u64;
-
     /// Starts a fit.
     fn fitter(&self) -> Box<dyn Fitter>;
 

@@ -53,14 +53,14 @@ impl MethodParameters for Rad {
     fn compares_places(&self) -> bool {
         true
     }
+
+    fn memory(&self, patches: u64, channels: u64) -> Option<u64> {
+        // The patches are collected image by image, and joined.
+        Some(2 * size_of::<f16>() as u64 * patches * channels)
+    }
 }
 
 impl PatchMethod for Rad {
-    fn memory(&self, patches: u64, channels: u64) -> u64 {
-        // The patches are collected image by image, and joined.
-        2 * size_of::<f16>() as u64 * patches * channels
-    }
-
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Album { layers: i64::from(self.layers), images: Vec::new(), patches: Vec::new() })
     }

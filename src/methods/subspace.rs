@@ -37,14 +37,14 @@ impl MethodParameters for Subspace {
         let why = format!("{share} is no share of the variance; it is above 0 and below 1");
         Err(("explained_variance".into(), why))
     }
+
+    fn memory(&self, _: u64, channels: u64) -> Option<u64> {
+        // Sums, covariance, its eigenvectors, and the working memory of their computation.
+        Some(6 * size_of::<f64>() as u64 * channels * channels)
+    }
 }
 
 impl PatchMethod for Subspace {
-    fn memory(&self, _: u64, channels: u64) -> u64 {
-        // Sums, covariance, its eigenvectors, and the working memory of their computation.
-        6 * size_of::<f64>() as u64 * channels * channels
-    }
-
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Covariance { share: self.explained_variance, count: 0, moments: None })
     }

@@ -1,9 +1,9 @@
 //! The memory that this process can take.
 
-/// Returns a number of bytes in words.
+/// Returns a number of bytes in words; 1 MiB for less.
 pub fn in_words(bytes: u64) -> String {
     if bytes < 1 << 30 {
-        return format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+        return format!("{:.0} MiB", (bytes as f64 / f64::from(1 << 20)).max(1.));
     }
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn bytes_are_told_in_units_that_people_read() {
-        assert_eq!([3 << 20, 1 << 30, 2684354560].map(in_words), ["3 MiB", "1.0 GiB", "2.5 GiB"]);
+        let told = ["1 MiB", "3 MiB", "1.0 GiB", "2.5 GiB"];
+        assert_eq!([9, 3 << 20, 1 << 30, 2684354560].map(in_words), told);
     }
 
     #[test]

@@ -94,6 +94,18 @@ impl Extract {
         FeatureOptions { layers: self.layers.clone(), final_norm: self.final_norm, dinov2_resize: self.dinov2_resize }
     }
 
+    /// Returns the number of patches that are kept of an image of this size and the length of their vectors; `None` if that
+    /// depends on weights that are not on this machine.
+    fn shape(&self, size: [usize; 2]) -> Option<[usize; 2]> {
+        let weights = match self.extractor.has_several_sizes() {
+            true => Some(self.weights().path().ok()?),
+            false => None,
+        };
+        let [channels, height, width] = self.extractor.patches_shape(weights.as_deref(), &self.options(), size).ok()?;
+        let patches = self.keep.map_or(height * width, |most| (height * width).min(most as usize));
+        Some([patches, self.pooling.channels(channels)])
+    }
+
     /// Extracts the vectors of an image u8 [1, H, W, 3], one after another. Returns them and the length of each.
     fn of(&self, network: &LoadedExtractor, image: &Tensor) -> Result<(Vec<f16>, u32)> {
         let all = patches_of(network, self.pooling, &normalise(image)).values;
@@ -129,10 +141,10 @@ impl Stage for Extract {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        images::pixels(inputs)?;
+        let [height, width, _] = images::pixels(inputs)?;
         self.extractor.check(&self.options()).map_err(|(option, why)| Misfit::parameter(option, why))?;
         // The place of the weights is no part of the rows' identity, and their content goes with the rows.
-        Ok(features::schema(&Self { weights: None, ..self.clone() }))
+        Ok(features::schema(&Self { weights: None, ..self.clone() }, self.shape([height, width])))
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {

@@ -9,7 +9,11 @@ use super::{
     column::has,
     images::{CLASS, image_id},
 };
-use crate::engine::stage::{Column, Misfit, Schemas};
+use crate::engine::{
+    hint,
+    stage::{Column, Misfit, Schemas},
+    with_hint,
+};
 
 /// The vectors of an image's patches, one after another: f16, `channels` numbers each.
 pub const PATCHES: &str = "patches";
@@ -25,14 +29,20 @@ fn patches_type() -> DataType {
     DataType::List(Arc::new(Field::new_list_field(DataType::Float16, false)))
 }
 
-/// Returns the schema of features that are made with these parameters.
-pub fn schema(parameters: &impl Serialize) -> SchemaRef {
+/// Returns the schema of features that are made with these parameters. `shape` is the number of an image's patches and the
+/// length of a vector, if they are known.
+pub fn schema(parameters: &impl Serialize, shape: Option<[usize; 2]>) -> SchemaRef {
     let parameters = serde_json::to_string(parameters).unwrap_or_default();
     let metadata = HashMap::from([(PARAMETERS.to_owned(), parameters)]);
+    let patches = Field::new(PATCHES, patches_type(), false).with_metadata(metadata);
+    let patches = match shape {
+        Some([count, channels]) => with_hint(patches, format!("{count}x{channels}")),
+        None => patches,
+    };
     Arc::new(Schema::new(vec![
         image_id(),
         Field::new(CLASS, DataType::Utf8, true),
-        Field::new(PATCHES, patches_type(), false).with_metadata(metadata),
+        patches,
         Field::new(CHANNELS, DataType::UInt32, false),
         Field::new(NETWORK, DataType::Utf8, false),
     ]))
@@ -51,6 +61,14 @@ pub fn columns() -> [Column; 4] {
         Column::new(CHANNELS, DataType::UInt32),
         Column::new(NETWORK, DataType::Utf8),
     ]
+}
+
+/// Returns the number of patches of an image at a port and the length of their vectors; `None` if they are not known, and
+/// without such a table.
+pub fn shape_of(inputs: &Schemas, port: &str) -> Option<[u64; 2]> {
+    let field = inputs.get(port)?.field_with_name(PATCHES).ok()?;
+    let (patches, channels) = hint(field)?.split_once('x')?;
+    Some([patches.parse().ok()?, channels.parse().ok()?])
 }
 
 /// Returns the parameters with which the features at a port were made.

@@ -15,13 +15,13 @@ use super::{
     filter::Filter,
     inputs::{from_entries, inputs},
     sweep::Sweep,
-    table::{Input, OnError, Pipeline, Table, digest},
+    table::{Input, OnError, Pipeline, Table, digest, schemas},
     yaml::{Key, Kind, Node, Place},
 };
 use crate::engine::{
     Error, Result, Secrets, Variant,
     address::expand_home,
-    stage::{At, Misfit, ParamError, Ports, Reads, Schemas, Stage, StageKind, parameter},
+    stage::{At, Misfit, ParamError, Ports, Reads, Stage, StageKind, parameter},
     store::{KEY, digest_name, is_heavy, is_storable, stored_schema},
     suggest::{or_none, suggestion},
 };
@@ -199,10 +199,7 @@ impl Loader<'_> {
         let stage = self.parameters(key, &name, node, &kind)?;
         let (entries, mut inputs): (Vec<Place>, Vec<Input>) =
             inputs(&self.file, key, node, kind.name, &*stage, above, all)?.into_iter().unzip();
-        let output_of = |input: &Input| above.iter().find(|t| t.name == input.table).map(|t| t.output.clone());
-        let schemas = inputs.iter().filter_map(|input| Some((input.port.clone(), output_of(input)?))).collect();
-        let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone()).collect();
-        let schemas = Schemas { all: schemas, by_row };
+        let schemas = schemas(&inputs, above);
         let misfit = |misfit: Misfit| {
             let input = match &misfit.at {
                 At::Input(port) => inputs.iter().position(|input| input.port == *port),

@@ -1,7 +1,7 @@
 //! The result of reading YAML: a [`Pipeline`] whose names are resolved, parameters checked and schemas matched before
 //! anything runs. Errors have line and column.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{filter::Filter, sweep};
 use crate::engine::{
     Digest, Result, Secrets, Variant,
-    stage::{Output, Reads, Stage, StageKind},
+    stage::{Output, Reads, Schemas, Stage, StageKind},
 };
 
 /// A checked pipeline: tables from top to bottom, each made from tables above it.
@@ -41,6 +41,11 @@ impl Pipeline {
         let chosen = sweep::choose(&self.combinations, choices)?;
         self.tables.retain(|table| chosen.iter().any(|combination| table.variant.is_part_of(combination)));
         Ok(())
+    }
+
+    /// Returns the declared schemas that a table of the pipeline is made from.
+    pub fn schemas(&self, table: &Table) -> Schemas {
+        schemas(&table.inputs, &self.tables)
     }
 
     /// Returns true if the file declares the table kept in this slot, even if it was not chosen to run.
@@ -123,6 +128,14 @@ pub struct Input {
     pub columns: Vec<String>,
     /// The way it is read: row by row, by the pieces of rows, or whole.
     pub reads: Reads,
+}
+
+/// Returns the declared schemas that a stage reads from inputs, of which each is one of the tables.
+pub(super) fn schemas<T: Borrow<Table>>(inputs: &[Input], tables: &[T]) -> Schemas {
+    let named = |input: &Input| tables.iter().map(T::borrow).find(|table| table.name == input.table);
+    let schema = |input: &Input| Some((input.port.clone(), named(input)?.output.clone()));
+    let by_row = inputs.iter().filter(|input| input.reads == Reads::Rows).map(|input| input.port.clone());
+    Schemas { all: inputs.iter().filter_map(schema).collect(), by_row: by_row.collect() }
 }
 
 /// The handling of rows that fail.

@@ -14,5 +14,5 @@ pub use diff::{Number, TableDiff, diff};
 pub use explain::explain;
 pub use rows::{JoinedPieces, RowAddresses};
 pub use state::{Found, Pending, TableState, TableStates, published};
-pub use tables::{State, TablePlan, plan};
+pub use tables::{Memory, State, TablePlan, plan};
 pub use work::{Overrides, Planner, TableWork};

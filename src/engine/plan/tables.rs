@@ -28,7 +28,22 @@ pub struct TablePlan {
     /// Notes on the table, as far as its rows are known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
+    /// The memory that making it takes, if it must be made and its stage knows that beforehand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
 }
+
+/// The most memory that making a table takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// The number of bytes.
+    pub bytes: u64,
+    /// The number of rows that it is made from: of a blocked table, whose number is not known yet, [`SOME_ROWS`].
+    pub rows: u64,
+}
+
+/// The number of rows for which the memory of a table is stated whose rows are not known.
+const SOME_ROWS: u64 = 1000;
 
 /// The state of a table: usable as it is, to be made, or unknown.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -67,8 +82,10 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
             Some(view) => input.reads != Reads::Table && view.pending == Pending::Everything,
             None => true,
         };
+        let mut read_rows = None;
         let state = if let Some(input) = table.inputs.iter().find(reads_rows_of) {
             views.remove(&table.name);
+            read_rows = Some(SOME_ROWS);
             State::Blocked { on: input.table.clone() }
         } else {
             let (identified, absent) = match planner.identify_absent(table, &views)? {
@@ -83,6 +100,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
                     causes.extend(absent.map(|message| Cause::Absent { message }));
                     causes.extend(explain(&work, planner, &views)?);
                     let pending = work.pending();
+                    read_rows = Some(work.read_rows()).filter(|_| pending != Pending::Nothing);
                     let state = State::Stale {
                         stale: work.stale.len() as u64,
                         rows: work.total(),
@@ -99,13 +117,18 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
         };
         let known = views.get(&table.name).filter(|_| !matches!(state, State::Blocked { .. }));
         let notes = known.map(|view| view.manifest.notes.clone()).unwrap_or_default();
-        plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state, notes });
+        let memory = read_rows.and_then(|rows| {
+            let bytes = table.stage.memory(&pipeline.schemas(table), rows)?;
+            Some(Memory { bytes, rows })
+        });
+        plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state, notes, memory });
     }
     Ok(plans)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::SOME_ROWS;
     use crate::engine::{
         plan::Overrides,
         run::toys::{CHAIN, World, edited},
@@ -287,6 +310,19 @@ mod tests {
         let planned = World::new().plan(&blocked);
         assert_eq!(planned[1..3], ["sorted: at most 1 of 0: not computed yet", "more: blocked on sorted"]);
         assert_eq!(World::after(&blocked).plan(&blocked)[1..3], ["sorted: fresh 3", "more: fresh 3"]);
+    }
+
+    #[test]
+    fn memory_is_stated_for_the_rows_that_a_table_is_made_from() {
+        let memory = |world: &World, text: &str| world.memory(text, "total").map(|found| (found.rows, found.bytes));
+        assert_eq!(memory(&World::new(), CHAIN), Some((3, 24)));
+        let world = World::after(CHAIN);
+        assert_eq!(memory(&world, CHAIN), None, "nothing is made");
+        assert_eq!(memory(&world, &edited(CHAIN, "c: 3", "c: 3, d: 4")), Some((4, 32)));
+        let blocked = edited(CHAIN, "  total:", "  sorted: { stage: sorted, from: [more] }\n  total:");
+        let blocked = edited(&blocked, "sum, from: [more]", "sum, from: [sorted]");
+        assert_eq!(memory(&World::new(), &blocked), Some((SOME_ROWS, 8 * SOME_ROWS)));
+        assert_eq!(World::new().memory(CHAIN, "more"), None, "its stage does not say");
     }
 
     #[test]

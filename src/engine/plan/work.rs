@@ -4,7 +4,7 @@
 use std::{borrow::Cow, collections::BTreeSet};
 
 use arrow::{
-    array::{RecordBatch, UInt32Array},
+    array::{Array, RecordBatch, UInt32Array},
     compute::take_record_batch,
 };
 
@@ -351,6 +351,11 @@ impl TableWork<'_> {
         } else {
             self.known.whole().parts.iter().map(PartRef::len).sum()
         }
+    }
+
+    /// Returns the number of rows that the table is made from.
+    pub fn read_rows(&self) -> u64 {
+        self.kept.as_ref().map_or(0, |kept| kept.rows) + self.joined.ids.len() as u64
     }
 
     /// Returns the part of the table that is still to be computed.

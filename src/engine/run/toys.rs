@@ -17,7 +17,7 @@ use super::{Executor, Options, Update, run};
 use crate::engine::{
     Error, Result,
     pipeline::{Pipeline, Selection, Table, parse},
-    plan::{Overrides, Planner, State, TableStates, TableWork, plan, published},
+    plan::{Memory, Overrides, Planner, State, TablePlan, TableStates, TableWork, plan, published},
     source::Sources,
     stage::{
         Column, Context, Listing, Misfit, Open, Operator, Output, Port, Ports, Rows, SOURCE, Schemas, Sink, Stage,
@@ -112,10 +112,6 @@ impl World {
     }
 
     pub(in crate::engine) fn plan_with(&self, text: &str, overrides: &Overrides) -> Vec<String> {
-        let pipeline = read(text, &[]).unwrap();
-        let all: BTreeSet<String> = pipeline.tables.iter().map(|table| table.name.clone()).collect();
-        let (sources, inventory) = (Sources::default(), Inventory::default());
-        let planner = Planner { store: &self.store, sources: &sources, overrides, inventory: &inventory };
         let state = |state: &State| match state {
             State::Fresh { rows } => format!("fresh {rows}"),
             State::Blocked { on } => format!("blocked on {on}"),
@@ -124,8 +120,21 @@ impl World {
                 format!("{}{stale} of {rows}: {}", if *at_most { "at most " } else { "" }, causes.join("; "))
             }
         };
-        let plans = plan(&planner, &pipeline, &all).unwrap();
-        plans.iter().map(|plan| format!("{}: {}", plan.table, state(&plan.state))).collect()
+        self.plans(text, overrides).iter().map(|plan| format!("{}: {}", plan.table, state(&plan.state))).collect()
+    }
+
+    /// Returns the memory that the plan states for a table.
+    pub(in crate::engine) fn memory(&self, text: &str, table: &str) -> Option<Memory> {
+        let plans = self.plans(text, &Overrides::default());
+        plans.into_iter().find(|plan| plan.table == table).unwrap().memory
+    }
+
+    fn plans(&self, text: &str, overrides: &Overrides) -> Vec<TablePlan> {
+        let pipeline = read(text, &[]).unwrap();
+        let all: BTreeSet<String> = pipeline.tables.iter().map(|table| table.name.clone()).collect();
+        let (sources, inventory) = (Sources::default(), Inventory::default());
+        let planner = Planner { store: &self.store, sources: &sources, overrides, inventory: &inventory };
+        plan(&planner, &pipeline, &all).unwrap()
     }
 
     /// Calls `look` with the work on a table whose inputs are published.
@@ -318,6 +327,10 @@ impl Stage for Sum {
 
     fn makes(&self) -> Output {
         Output::Table
+    }
+
+    fn memory(&self, _: &Schemas, rows: u64) -> Option<u64> {
+        Some(rows * size_of::<i64>() as u64)
     }
 
     fn output(&self, _: &Schemas) -> Result<SchemaRef, Misfit> {

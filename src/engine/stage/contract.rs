@@ -87,6 +87,12 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         "lower --batch-size or --task-rows"
     }
 
+    /// Returns the most bytes of memory that making the table from so many rows takes beyond what any stage takes; `None` if
+    /// that is not known before it is made. Plans state it.
+    fn memory(&self, _inputs: &Schemas, _rows: u64) -> Option<u64> {
+        None
+    }
+
     /// Returns true if a table that is made as a whole needs at least one row, as a training does.
     fn needs_rows(&self) -> bool {
         false

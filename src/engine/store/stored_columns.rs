@@ -12,7 +12,7 @@ use arrow::{
 };
 use rayon::prelude::*;
 
-use crate::engine::{Digest, Error, Hasher, Result};
+use crate::engine::{Digest, Error, Hasher, Result, arrow_schema::without_hints};
 
 /// The column with the row key: the digest of everything that a row of a row-wise table was computed from.
 pub const KEY: &str = "_key";
@@ -65,8 +65,10 @@ fn digest_field(name: &str) -> FieldRef {
     Arc::new(Field::new(name, DataType::FixedSizeBinary(Digest::LEN as i32), true))
 }
 
-/// Returns the schema on disk: the declared columns, a digest column per heavy one, and `_key` if rows have keys.
+/// Returns the schema on disk: the declared columns without hints, a digest column per heavy one, and `_key` if rows have
+/// keys.
 pub fn stored_schema(declared: &Schema, keyed: bool) -> SchemaRef {
+    let declared = without_hints(declared);
     let mut fields: Vec<FieldRef> = declared.fields().to_vec();
     fields.extend(declared.fields().iter().filter(|f| is_heavy(f)).map(|f| digest_field(&digest_name(f.name()))));
     if keyed {

@@ -56,7 +56,7 @@ impl Fitting {
                     )));
                 }
                 if groups.is_empty() {
-                    self.announce(method, total * patches.size()[0] as u64, width as u64, out)?;
+                    self.announce(total * patches.size()[0] as u64, width as u64, out)?;
                 }
                 let group =
                     groups.entry(class).or_insert_with(|| Group { fitter: method.fitter(), images: 0, ids: ids() });
@@ -91,8 +91,8 @@ impl Fitting {
 impl Fitting {
     /// Says how much memory a fit takes on so many patches of so many numbers, and refuses what does not fit into that of
     /// the machine. Where classes are separate, each takes less, and how much is not known before all are read.
-    fn announce(&self, method: &dyn PatchMethod, patches: u64, channels: u64, out: &mut Sink<'_>) -> Result<()> {
-        let needed = method.memory(patches, channels).max(1 << 20);
+    fn announce(&self, patches: u64, channels: u64, out: &mut Sink<'_>) -> Result<()> {
+        let Some(needed) = self.stage.method.memory(patches, channels) else { return Ok(()) };
         let of = format!("a fit on {patches} patches of {channels} numbers takes up to {}", in_words(needed));
         match memory::free() {
             Some(free) if free < needed && self.stage.classes == Classes::Unified => {

@@ -23,7 +23,7 @@ use crate::{
     published::Weights,
     tables::{
         column::missing,
-        features::{columns, parameters_of},
+        features::{columns, parameters_of, shape_of},
         fitted,
         images::{CLASS, pixels, pixels_column},
     },
@@ -117,6 +117,11 @@ impl Stage for Fit {
 
     fn memory_advice(&self) -> &'static str {
         if self.method.is_trained() { training::MEMORY } else { "lower `keep` of the features, or fit on fewer images" }
+    }
+
+    fn memory(&self, inputs: &Schemas, rows: u64) -> Option<u64> {
+        let [patches, channels] = shape_of(inputs, FEATURES)?;
+        self.method.memory(rows * patches, channels)
     }
 
     fn needs_rows(&self) -> bool {
