@@ -167,6 +167,62 @@ fn region_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
     assert!(few.contains("a polygon has at least 3 corners"), "{few}");
 }
 
+/// The areas below the curves of pixels in a report.
+fn areas(report: &str) -> Vec<f64> {
+    let lines = report.split("class=\"pixels\" points=\"").skip(1).map(|line| line.split('"').next().unwrap());
+    let points = |line: &str| -> Vec<(f64, f64)> {
+        let point = |point: &str| {
+            let (x, y) = point.split_once(',').unwrap();
+            ((x.parse::<f64>().unwrap() - 34.) / 200., 1. - (y.parse::<f64>().unwrap() - 8.) / 200.)
+        };
+        line.split(' ').map(point).collect()
+    };
+    lines.map(|line| points(line).windows(2).map(|of| (of[1].0 - of[0].0) * (of[0].1 + of[1].1) / 2.).sum()).collect()
+}
+
+/// Maps are the red of the pixels, which is that of the mean colour outside of a region.
+#[test]
+fn sql_and_the_report_count_the_pixels_that_evaluate_counts() {
+    let lab = Lab::empty();
+    let corners = "[[0, 0], [70, 0], [96, 128], [0, 128]]";
+    let ingest = REGIONS.split("roi: {").nth(1).unwrap().split('\n').next().unwrap();
+    lab.write("pipeline.yaml", &REGIONS.replace(&format!("roi: {{{ingest}"), &format!("roi: {{ nut: {corners} }}")));
+    let saturation = "max(p[i:i + 3]) - min(p[i:i + 3])";
+    assert!(metrics::MAPS.contains(saturation));
+    lab.write("maps.py", &metrics::MAPS.replace(saturation, "p[i]"));
+    for class in ["nut", "bolt"] {
+        for split in ["train", "test"] {
+            photograph(&lab.path(&format!("data/{class}/{split}/good/0.png")), (128, 128), 1, &[]);
+        }
+        photograph(&lab.path(&format!("data/{class}/test/dent/0.png")), (128, 128), 3, &[[60, 40, 30, 16]]);
+        mask(&lab.path(&format!("data/{class}/ground_truth/dent/0_mask.png")), (128, 128), &[[52, 30, 40, 36]]);
+    }
+    lab.run(&[]);
+    let columns = "pixel_auroc, pixel_ap, pixel_f1_max, aupro";
+    let by_stage =
+        lab.sql(".vlmdiff", &format!("select class, {columns} from metrics where class <> 'mean' order by 1"));
+    let by_sql = |roi: &str| {
+        let of = ["pixel_auroc(map, mask", "pixel_ap(map, mask", "pixel_f1_max(map, mask", "aupro(map, mask, 0.3"];
+        let metrics = of.map(|call| format!("{call}{roi})")).join(", ");
+        let from = "from images join anomaly_maps using (image_id) where split = 'test'";
+        lab.sql(".vlmdiff", &format!("select class, {metrics} {from} group by class order by 1"))
+    };
+    assert_eq!(by_sql(", roi"), by_stage);
+    let whole = by_sql("");
+    assert_eq!(whole[0], by_stage[0], "the photographs of `bolt` are judged as a whole");
+    let numbers = |row: &str| row.split(',').skip(1).map(|number| number.parse().unwrap()).collect::<Vec<f64>>();
+    let [without, within] = [numbers(&whole[1])[0], numbers(&by_stage[1])[0]];
+    assert!((without - within).abs() > 1e-3, "{without} {within}");
+    let ended = lab.vlmdiff(&["report", "-o", "report.html"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let drawn = areas(&fs::read_to_string(lab.path("report.html")).unwrap());
+    assert_eq!(drawn.len(), 2);
+    // A point is drawn to a two-thousandth of a side, and points within half a pixel of 200 are left out.
+    for (area, row) in drawn.into_iter().zip(&by_stage) {
+        assert!((area - numbers(row)[0]).abs() < 0.01, "{area} {row}");
+    }
+}
+
 /// From tiles to decisions on photographs.
 const TILES: &str = r#"
 name: tiled

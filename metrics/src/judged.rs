@@ -1,24 +1,22 @@
 //! The counts of one image within the part of it that is judged.
 
-use half::f16;
-
-use super::{Components, MetricError, PixelCounts, RegionScores};
+use super::{Components, MetricError, PixelCounts, RegionScores, Score};
 
 /// Counts the pixels of an anomaly map, row-major `[H, width]`, and its mask (true is anomalous); with `regions` also the scores of
 /// each region, which are empty otherwise. `roi` tells the pixels that are judged; `None` for all. The others are left out,
 /// whatever their mask is.
 ///
 /// Fails if sizes differ or a pixel is NaN, judged or not.
-pub fn count(
-    map: &[f16],
+pub fn count<S: Score>(
+    map: &[S],
     mask: &[bool],
     roi: Option<&[bool]>,
     width: usize,
     regions: bool,
-) -> Result<(PixelCounts, RegionScores<f16>), MetricError> {
+) -> Result<(PixelCounts<S>, RegionScores<S>), MetricError> {
     let Some(roi) = roi else { return of(map, &Components::label(mask, width)?, width, regions) };
-    if roi.len() != map.len() {
-        return Err(MetricError::Sizes { map: map.len(), mask: roi.len() });
+    if let Some(other) = [mask.len(), roi.len()].into_iter().find(|pixels| *pixels != map.len()) {
+        return Err(MetricError::Sizes { map: map.len(), mask: other });
     }
     if let Some(i) = map.iter().position(|score| score.is_nan()) {
         return Err(MetricError::NanPixel { x: i % width, y: i / width });
@@ -26,16 +24,16 @@ pub fn count(
     let mask: Vec<bool> = mask.iter().zip(roi).map(|(is_anomalous, is_judged)| *is_anomalous && *is_judged).collect();
     let Components { labels, areas } = Components::label(&mask, width)?;
     let labels = labels.into_iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(label, _)| label).collect();
-    let map: Vec<f16> = map.iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(score, _)| *score).collect();
+    let map: Vec<S> = map.iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(score, _)| *score).collect();
     of(&map, &Components { labels, areas }, width, regions)
 }
 
-fn of(
-    map: &[f16],
+fn of<S: Score>(
+    map: &[S],
     found: &Components,
     width: usize,
     regions: bool,
-) -> Result<(PixelCounts, RegionScores<f16>), MetricError> {
+) -> Result<(PixelCounts<S>, RegionScores<S>), MetricError> {
     let counts = PixelCounts::new(map, found, width)?;
     let scores = if regions { RegionScores::new(map, found) } else { RegionScores::default() };
     Ok((counts, scores))
@@ -43,6 +41,8 @@ fn of(
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::PixelMetrics;
 
@@ -61,6 +61,7 @@ mod tests {
         let nothing = state(&map, &mask, Some(&[false; 6])).unwrap();
         assert!(nothing == PixelMetrics::new());
         assert_eq!(state(&map, &mask, Some(&[true])).unwrap_err(), MetricError::Sizes { map: 6, mask: 1 });
+        assert_eq!(state(&map, &[true; 7], Some(&[true; 6])).unwrap_err(), MetricError::Sizes { map: 6, mask: 7 });
         let broken = state(&[0.5, f32::NAN], &[false; 2], Some(&[true, false]));
         assert_eq!(broken.unwrap_err(), MetricError::NanPixel { x: 1, y: 0 });
     }

@@ -105,6 +105,11 @@ impl Metric {
         }
     }
 
+    /// Returns true if its function takes, after these arguments, the pixels that are judged: `roi`.
+    pub fn takes_roi(self) -> bool {
+        self.judged == Judged::Pixels
+    }
+
     /// Returns a call of its function: `auroc(score, label)`.
     pub fn call(self) -> String {
         format!("{}({})", self.function, self.arguments().join(", "))

@@ -96,7 +96,8 @@ Examples:
   vlmdiff sql \"show tables\"
 
 The metrics are aggregate functions, with `group by` or without: {}. They are those \
-of the protocol `exact`; a row in which an argument is null is left out:
+of the protocol `exact`; a row in which an argument is null is left out. Those of pixels take `roi` as a last argument, and \
+then count no pixel outside of it:
   vlmdiff sql \"select defect, aupro(map, mask, 0.3) from images join anomaly_maps using (image_id) group by defect\"
 
 The instances of a swept table are one table with a column per swept parameter. A column whose type or shape differs among \

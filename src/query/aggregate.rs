@@ -1,7 +1,8 @@
 //! The metrics as aggregate functions of SQL: `select class, aupro(map, mask, 0.3) from … group by class`.
 //!
 //! They follow the protocol `exact`. A row with a null argument is left out. Without rows, and for rows of one kind
-//! alone, a metric is null.
+//! alone, a metric is null. Those of pixels take a last argument `roi`, the pixels that are counted; where it is null, all
+//! are.
 
 use std::{
     fmt::{self, Debug, Display},
@@ -23,10 +24,13 @@ use datafusion::{
     physical_expr::expressions::Literal,
     prelude::SessionContext,
 };
-use vlmdiff_metrics::{Given, ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State};
+use vlmdiff_metrics::{Given, ImageMetrics, Kind, METRICS, Metric, PixelMetrics, Protocol, Score, State, count};
 
 use super::wrong::type_in_words;
 use crate::engine::store::tensor_shape;
+
+/// The argument after the others that tells the pixels that are counted.
+const ROI: &str = "roi";
 
 /// Registers the functions with a session.
 pub(super) fn register(context: &SessionContext) {
@@ -58,12 +62,16 @@ impl AggregateUDFImpl for Function {
     }
 
     fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
-        if given.len() != self.metric.arguments().len() {
+        let needed = self.metric.arguments();
+        let most = needed.len() + usize::from(self.metric.takes_roi());
+        if !(needed.len()..=most).contains(&given.len()) {
             let arguments = if given.len() == 1 { "argument" } else { "arguments" };
-            return Err(self.wrong(format!("it was given {} {arguments}", given.len())));
+            let roi = if self.metric.takes_roi() { "; `roi` may follow these" } else { "" };
+            return Err(self.wrong(format!("it was given {} {arguments}{roi}", given.len())));
         }
-        let types = self.metric.arguments().iter().zip(given).map(|(argument, given)| {
+        let types = needed.iter().chain([&ROI]).zip(given).map(|(argument, given)| {
             let (fits, taken, expected) = match *argument {
+                ROI if given.is_null() => (true, DataType::new_list(DataType::Boolean, true), ""),
                 "score" | "limit" | "threshold" => {
                     (given.is_numeric() || given.is_null(), DataType::Float64, "a number")
                 }
@@ -137,6 +145,7 @@ impl Function {
         arguments: &AccumulatorArgs,
     ) -> Result<Box<dyn Accumulator>> {
         let kind = self.metric.kind;
+        let roi = Some(self.metric.arguments().len()).filter(|at| arguments.exprs.len() > *at);
         let (limit, threshold) = match kind {
             Kind::Aupro => {
                 let fits = |limit: f64| limit > 0. && limit <= 1.;
@@ -156,7 +165,9 @@ impl Function {
         Ok(Box::new(Measured {
             function: self.to_string(),
             state: PixelMetrics::new(),
-            update: Box::new(move |state, values, row| update_maps::<T>(state, width, values, row)),
+            update: Box::new(move |state, values, row| {
+                update_maps::<T>(state, width, (&values[0], &values[1], roi.map(|at| &values[at])), row)
+            }),
             evaluate: Box::new(move |state| {
                 Protocol::Exact.of_pixels(kind, state, &Given { limit, threshold, regions: None })
             }),
@@ -185,6 +196,16 @@ fn list(column: &ArrayRef, row: usize) -> ArrayRef {
     }
 }
 
+/// Returns the pixels of a mask in a row. `of` is what has it, for errors.
+fn mask(column: &ArrayRef, row: usize, of: &str) -> Result<Vec<bool>, String> {
+    let mask = list(column, row);
+    if mask.null_count() > 0 {
+        return Err(format!("a pixel of {of} is null"));
+    }
+    let mask = cast(&mask, &DataType::Boolean).map_err(|e| e.to_string())?;
+    Ok(mask.as_boolean().values().iter().collect())
+}
+
 /// The length of a map's rows, in pixels.
 #[derive(Debug, Clone, Copy)]
 enum Width {
@@ -198,15 +219,15 @@ enum Width {
 fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
     state: &mut PixelMetrics<T::Native>,
     width: Width,
-    values: &[ArrayRef],
+    (maps, masks, rois): (&ArrayRef, &ArrayRef, Option<&ArrayRef>),
     row: usize,
 ) -> Result<(), String> {
-    let (map, mask) = (list(&values[0], row), list(&values[1], row));
-    if map.null_count() + mask.null_count() > 0 {
-        return Err("a pixel of a map or of a mask is null".into());
+    let map = list(maps, row);
+    if map.null_count() > 0 {
+        return Err("a pixel of a map is null".into());
     }
-    let mask = cast(&mask, &DataType::Boolean).map_err(|e| e.to_string())?;
-    let mask: Vec<bool> = mask.as_boolean().values().iter().collect();
+    let found = mask(masks, row, "a mask")?;
+    let roi = rois.filter(|rois| rois.is_valid(row)).map(|rois| mask(rois, row, "`roi`")).transpose()?;
     let side = map.len().isqrt();
     let width = match width {
         Width::Known(width) => width,
@@ -219,7 +240,9 @@ fn update_maps<T: ArrowPrimitiveType<Native: Score>>(
             ));
         }
     };
-    state.update(map.as_primitive::<T>().values(), &mask, width).map_err(|e| e.to_string())
+    let counts = count(map.as_primitive::<T>().values(), &found, roi.as_deref(), width, false);
+    state.add(&counts.map_err(|e| e.to_string())?.0);
+    Ok(())
 }
 
 /// Adds a row of the arguments to a state.
@@ -249,7 +272,7 @@ impl<S> Measured<S> {
 impl<S: State> Accumulator for Measured<S> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         for row in 0..values[0].len() {
-            // The third argument, a limit or a threshold, is the same in all rows.
+            // The third argument, a limit or a threshold, is the same in all rows, and `roi` may be null.
             if values[..2].iter().all(|column| column.is_valid(row)) {
                 (self.update)(&mut self.state, values, row).map_err(|why| self.failed(why))?;
             }
@@ -355,6 +378,48 @@ mod tests {
                 assert_eq!(numbers(&found, column + 1), [*a, *b], "{parts} partitions, column {column}");
             }
         }
+    }
+
+    #[test]
+    fn pixels_outside_of_the_region_are_not_counted() {
+        let rows = rows();
+        // The mask of the next row is taken for the region, so that a null is among them.
+        let region = |row: usize| rows[(row + 1) % rows.len()].2.as_ref();
+        let mut state = PixelMetrics::new();
+        for (row, (_, map, mask)) in rows.iter().enumerate() {
+            let Some(mask) = mask else { continue };
+            let flags = |pixels: &Vec<u8>| pixels.iter().map(|pixel| *pixel > 0).collect::<Vec<_>>();
+            let roi = region(row).map(flags);
+            state.add(&count(map, &flags(mask), roi.as_deref(), SHAPE[1], false).unwrap().0);
+        }
+        let moved: Vec<_> =
+            (0..rows.len()).map(|row| (rows[row].0, rows[row].1.clone(), region(row).cloned())).collect();
+        let (table, regions) = (batch(&rows), batch(&moved));
+        let mut fields = table.schema().fields().to_vec();
+        fields.push(Arc::new(regions.schema().field(2).clone().with_name("roi")));
+        let columns = table.columns().iter().chain([regions.column(2)]).cloned().collect();
+        let table = vec![vec![RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()]];
+        let ask = |select: &str| query(&format!("select {select} from t"), table.clone());
+        let sql = "pixel_auroc(map, mask, roi), pixel_ap(map, mask, roi), aupro(map, mask, 0.3, roi), pixel_f1(map, mask, 1, roi)";
+        let found = ask(sql).unwrap();
+        let f1 = Protocol::Exact.of_pixels(Kind::F1, &state, &Given { limit: 1., threshold: Some(1.), regions: None });
+        let expected = [state.auroc(), state.average_precision(), state.aupro(0.3), f1];
+        for (column, expected) in expected.into_iter().enumerate() {
+            assert!(expected.is_some());
+            assert_eq!(numbers(&found, column), [expected], "column {column}");
+        }
+        // Without a region, and where it is null, the whole map is counted.
+        let whole = numbers(&ask("pixel_auroc(map, mask)").unwrap(), 0);
+        assert_ne!(whole, [state.auroc()]);
+        assert_eq!(numbers(&ask("pixel_auroc(map, mask, null)").unwrap(), 0), whole);
+        let wrong = |select: &str| ask(select).unwrap_err().to_string();
+        let message = wrong("pixel_auroc(map, mask, map)");
+        assert!(
+            message.contains("pixel_auroc(map, mask): `roi` is a list of float16, not a list of whole numbers"),
+            "{message}"
+        );
+        let message = wrong("pixel_auroc(map, mask, roi, roi)");
+        assert!(message.contains("it was given 4 arguments; `roi` may follow these"), "{message}");
     }
 
     #[test]

@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use arrow::datatypes::{DataType, Float16Type, UInt8Type};
+use arrow::{
+    array::ArrayRef,
+    datatypes::{DataType, Float16Type, UInt8Type},
+};
 use minijinja::{Value, context};
-use vlmdiff_metrics::{ImageMetrics, PixelMetrics};
+use vlmdiff_metrics::{ImageMetrics, PixelMetrics, count};
 
 use super::{Source, charts, charts::Line, data::TestImage};
 use crate::{
     engine::{Error, Result, store::Manifest},
     tables::{
         anomaly_maps::MAP,
-        images::MASK,
+        images::{MASK, ROI},
         tensor::{find_shape, tensor_row},
     },
 };
@@ -60,7 +63,7 @@ fn has(table: &Manifest, name: &str, item: &DataType) -> bool {
     table.schema().is_ok_and(|schema| find_shape::<2>(&schema, name, std::slice::from_ref(item)).is_some())
 }
 
-/// Adds the pixels of the images that have a map and a mask of one size.
+/// Adds the pixels of the images that have a map and a mask of one size; those outside of an image's `roi` are left out.
 fn count_pixels<'a>(
     source: &Source,
     images: &Manifest,
@@ -68,23 +71,29 @@ fn count_pixels<'a>(
     tested: &'a [TestImage],
     by_class: &mut BTreeMap<&'a str, (ImageMetrics, PixelMetrics)>,
 ) -> Result<()> {
+    let columns: &[&str] = if has(images, ROI, &DataType::UInt8) { &[MASK, ROI] } else { &[MASK] };
     let [_, width] = find_shape::<2>(&*maps.schema()?, MAP, &[DataType::Float16]).unwrap_or_default();
     for chunk in tested.chunks(CHUNK) {
         let ids = || chunk.iter().map(|image| image.id.as_str());
         let class: HashMap<&str, &str> = chunk.iter().map(|image| (image.id.as_str(), image.class.as_str())).collect();
-        let mut masks: HashMap<String, Vec<bool>> = HashMap::new();
-        source.for_rows(images, &[MASK], ids(), |id, columns, row| {
-            let mask = tensor_row::<UInt8Type>(&columns[0], row)?;
-            masks.extend(mask.map(|mask| (id.to_owned(), mask.iter().map(|pixel| *pixel > 0).collect())));
+        let mut masks: HashMap<String, (Vec<bool>, Option<Vec<bool>>)> = HashMap::new();
+        source.for_rows(images, columns, ids(), |id, columns, row| {
+            let flags = |column: &ArrayRef| -> Result<Option<Vec<bool>>> {
+                let pixels = tensor_row::<UInt8Type>(column, row)?;
+                Ok(pixels.map(|pixels| pixels.iter().map(|pixel| *pixel > 0).collect()))
+            };
+            let roi = columns.get(1).map(flags).transpose()?.flatten();
+            masks.extend(flags(&columns[0])?.map(|mask| (id.to_owned(), (mask, roi))));
             Ok(())
         })?;
         source.for_rows(maps, &[MAP], ids(), |id, columns, row| {
             let map = tensor_row::<Float16Type>(&columns[0], row)?;
             let state = class.get(id).and_then(|class| by_class.get_mut(class));
-            if let (Some(map), Some(mask), Some((_, pixels))) = (map, masks.get(id), state)
+            if let (Some(map), Some((mask, roi)), Some((_, pixels))) = (map, masks.get(id), state)
                 && map.len() == mask.len()
             {
-                pixels.update(map, mask, width).map_err(|e| Error::Stage(format!("{id}: {e}")))?;
+                let counts = count(map, mask, roi.as_deref(), width, false);
+                pixels.add(&counts.map_err(|e| Error::Stage(format!("{id}: {e}")))?.0);
             }
             Ok(())
         })?;
