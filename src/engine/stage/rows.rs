@@ -8,7 +8,7 @@ use std::{
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
-    datatypes::SchemaRef,
+    datatypes::{DataType, Schema, SchemaRef},
 };
 
 use super::{
@@ -27,11 +27,18 @@ const HEAVY_ROWS: usize = 256;
 /// The number of rows without them that are read at a time.
 const LIGHT_ROWS: usize = 4096;
 
+/// The number of threads that read lists, such as the features of patches: decoding them takes longer than what a fit does
+/// with them.
+const LIST_READERS: usize = 2;
+
 /// A task's input rows, read ahead of the operator.
 pub struct Rows {
     total: usize,
     given: usize,
-    chunks: mpsc::Receiver<Result<Batch>>,
+    /// What the reading threads send, in turns.
+    chunks: Vec<mpsc::Receiver<Result<Batch>>>,
+    /// The thread whose turn it is.
+    turn: usize,
     current: Option<Batch>,
 }
 
@@ -144,37 +151,68 @@ impl Inputs {
     }
 }
 
+/// Reads rows of a task.
+fn read(inputs: &Arc<Inputs>, listed: Option<&RecordBatch>, range: Range<usize>) -> Result<Batch> {
+    let Task { ids, rows, pieces, .. } = &*inputs.task;
+    let mut ports = Vec::new();
+    for rows in rows {
+        ports.push((rows.port.clone(), inputs.gather(rows, range.clone())?));
+    }
+    ports.extend(listed.map(|batch| (SOURCE.to_owned(), batch.slice(range.start, range.len()))));
+    let pieces = pieces.as_ref().map(|_| (inputs.clone(), range.start));
+    Ok(Batch { ids: ids[range].to_vec(), ports, pieces })
+}
+
+/// Returns true if a table has lists of any length. Tensors are lists of one length.
+fn has_lists(schema: &Schema) -> bool {
+    schema.fields().iter().any(|field| matches!(field.data_type(), DataType::List(_) | DataType::LargeList(_)))
+}
+
+/// Parts rows into ranges of about `rows`. Each ends where the rows of a part do, if there is such a place near, because a
+/// part is decoded again for each range that has rows of it. `places` are the addresses `(part, row)` of the rows.
+fn ranges(total: usize, rows: usize, places: &[(u32, u64)]) -> Vec<Range<usize>> {
+    let ends_a_part = |end: &usize| matches!(places.get(end - 1..=*end), Some([last, next]) if last.0 != next.0);
+    let (mut ranges, mut start) = (Vec::new(), 0);
+    while start < total {
+        let last = (start + rows + rows / 8).min(total);
+        let near = || (start + rows / 2..=last).rev().find(ends_a_part);
+        let end = if last == total { total } else { near().unwrap_or(start + rows) };
+        ranges.push(start..end);
+        start = end;
+    }
+    ranges
+}
+
 impl Rows {
     pub(in crate::engine) fn start(task: Arc<Task>, store: Store) -> Result<Self> {
         let schemas = task.job.row_schemas.iter();
         let schemas = schemas.map(|(port, schema)| Ok((port.clone(), decode_schema(schema)?)));
         let inputs = Arc::new(Inputs { schemas: schemas.collect::<Result<_>>()?, task, store });
         let listed = inputs.task.listed.as_ref().map(Listed::unpack).transpose()?;
-        // One chunk waits to be received while the operator works on the one before it.
-        let (send, chunks) = mpsc::sync_channel(0);
         let total = inputs.task.ids.len();
-        let is_heavy = |rows: &PortRows| inputs.schemas.get(&rows.port).is_some_and(|schema| has_heavy(schema));
-        let at_a_time = if inputs.task.rows.iter().any(is_heavy) { HEAVY_ROWS } else { LIGHT_ROWS };
-        std::thread::spawn(move || {
-            for start in (0..total).step_by(at_a_time) {
-                let end = (start + at_a_time).min(total);
-                let read = || -> Result<Batch> {
-                    let Task { ids, rows, pieces, .. } = &*inputs.task;
-                    let mut ports = Vec::new();
-                    for rows in rows {
-                        ports.push((rows.port.clone(), inputs.gather(rows, start..end)?));
+        let any = |has: fn(&Schema) -> bool| {
+            inputs.task.rows.iter().any(|rows| inputs.schemas.get(&rows.port).is_some_and(|schema| has(schema)))
+        };
+        let at_a_time = if any(has_heavy) { HEAVY_ROWS } else { LIGHT_ROWS };
+        let readers = if any(has_lists) { LIST_READERS } else { 1 };
+        let places = inputs.task.rows.first().map_or(&[][..], |rows| &rows.places[..]);
+        let ranges = ranges(total, at_a_time, places);
+        let reader = |number: usize| {
+            // One chunk of each thread waits to be received while the operator works on the one before it.
+            let (send, chunks) = mpsc::sync_channel(0);
+            let (inputs, listed) = (inputs.clone(), listed.clone());
+            let own: Vec<Range<usize>> = ranges.iter().skip(number).step_by(readers).cloned().collect();
+            std::thread::spawn(move || {
+                for range in own {
+                    // The operator stopped early, so no further rows are read.
+                    if send.send(read(&inputs, listed.as_ref(), range)).is_err() {
+                        break;
                     }
-                    ports.extend(listed.iter().map(|batch| (SOURCE.to_owned(), batch.slice(start, end - start))));
-                    let pieces = pieces.as_ref().map(|_| (inputs.clone(), start));
-                    Ok(Batch { ids: ids[start..end].to_vec(), ports, pieces })
-                };
-                // The operator stopped early, so no further rows are read.
-                if send.send(read()).is_err() {
-                    break;
                 }
-            }
-        });
-        Ok(Self { total, given: 0, chunks, current: None })
+            });
+            chunks
+        };
+        Ok(Self { total, given: 0, chunks: (0..readers).map(reader).collect(), turn: 0, current: None })
     }
 
     /// Returns the number of rows in the task.
@@ -191,8 +229,11 @@ impl Rows {
     pub fn next(&mut self, max: usize) -> Result<Option<Batch>> {
         let batch = match self.current.take() {
             Some(batch) => batch,
-            None => match self.chunks.recv() {
-                Ok(batch) => batch?,
+            None => match self.chunks[self.turn].recv() {
+                Ok(batch) => {
+                    self.turn = (self.turn + 1) % self.chunks.len();
+                    batch?
+                }
                 Err(mpsc::RecvError) if self.given == self.total => return Ok(None),
                 // If the reader thread panicked, the channel closes early. That is an error: the missing rows would
                 // otherwise count as done.
@@ -205,5 +246,24 @@ impl Rows {
         }
         self.given += take;
         Ok(Some(batch.slice(0, take)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_end_where_parts_do() {
+        let place = |part: u32, rows: Range<u64>| rows.map(move |row| (part, row)).collect::<Vec<_>>();
+        let whole = [place(0, 0..8), place(1, 0..8), place(2, 0..8)].concat();
+        assert_eq!(ranges(24, 8, &whole), [0..8, 8..16, 16..24]);
+        // A row of another part has come among those of the first one.
+        let grown = [place(0, 0..3), place(3, 0..1), place(0, 3..8), place(1, 0..8), place(2, 0..8)].concat();
+        assert_eq!(ranges(25, 8, &grown), [0..9, 9..17, 17..25]);
+        // Parts that are larger, and rows without any.
+        assert_eq!(ranges(20, 8, &place(0, 0..20)), [0..8, 8..16, 16..20]);
+        assert_eq!(ranges(9, 8, &[]), [0..9]);
+        assert!(ranges(0, 8, &[]).is_empty());
     }
 }
