@@ -18,13 +18,15 @@ test: build weights tools
 	PYTHON=$(PYTHON) $(CARGO) test
 
 ## Runs eight pipelines at once over a failing network and kills their programs at random for SOAK_SECONDS (20 minutes); then a
-## hundred long random sequences of edits and accidents, and two thousand damages to a store, each compared with a model; then lets banks
-## of features grow by 300 random steps. It takes more than an hour on two cores. VLMDIFF_SEED=N repeats a failure.
+## hundred long random sequences of edits and accidents, and two thousand damages to a store, each compared with a model; judges a
+## thousand photographs in pieces and through kills; then lets banks of features grow by 300 random sequences. It takes more than an hour
+## on two cores. VLMDIFF_SEED=N repeats a failure.
 soak: build weights tools
 	$(CARGO) test --test integration -- --ignored --nocapture soak::
 	$(CARGO) test --test integration -- --ignored cluster::
 	$(CARGO) test --test integration -- --ignored --nocapture checker::
-	VLMDIFF_SEQUENCES=75 $(CARGO) test --test integration -- --nocapture methods::bank_that_grew
+	$(CARGO) test --test integration -- --ignored --nocapture prediction::
+	VLMDIFF_SEQUENCES=300 $(CARGO) test --test integration -- --nocapture banks::bank_that_grew
 
 build: setup
 	$(CARGO) build

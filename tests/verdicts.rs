@@ -1,8 +1,13 @@
 //! Thresholds, verdicts and regions, and their files, through the program.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::Value;
+use vlmdiff_metrics::conformal;
 
 use crate::{
     lab::{Lab, computed},
@@ -138,6 +143,78 @@ fn report_shows_promised_and_realised_rates() {
         assert!(row.contains(&format!("<td class=\"n\">{alarms}</td><td class=\"n\">60 %</td>")), "{row}");
         assert!(row.contains(&format!("<td class=\"n\">{false_alarms} of 1 (")), "{row}");
         assert!(row.contains(&format!("<td class=\"n\">{found} of 2 (")), "{row}");
+    }
+}
+
+/// Good photographs, of which few are fitted on, and their scores.
+const GOOD: &str = "
+name: good
+tables:
+  images: { stage: ingest, with: { size: 32, hold_out: 0.9, PHOTOGRAPHS } }
+  features: { stage: extract, from: [images], where: split = 'train', with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 } }
+  bank: { stage: fit, from: [features], with: { method: { knn: {} } } }
+  maps: { stage: detect, from: [images, bank], where: split <> 'train' and not label, with: { sigma: 1 } }
+";
+
+/// Of `calibration + rest` photographs whose scores differ, `calibration` are drawn at random. Returns the probability that at most
+/// `alarms` of the rest are above the k-th highest score of these: the sum over x of C(x + k - 1, x) C(N - k - x, rest - x) / C(N, rest).
+fn probability(calibration: usize, rest: usize, k: usize, alarms: usize) -> f64 {
+    // The logarithm of C(n, r).
+    let choices = |n: usize, r: usize| (1..=r).map(|i| ((n - r + i) as f64 / i as f64).ln()).sum::<f64>();
+    let total = calibration + rest;
+    let exactly = |x: usize| (choices(x + k - 1, x) + choices(total - k - x, rest - x) - choices(total, rest)).exp();
+    (0..=alarms.min(rest)).map(exactly).sum()
+}
+
+/// The good photographs of each class are parted at random a thousand times: thresholds of some are kept by the others as often as
+/// scores do that are exchangeable, and more often where scores are equal. `VLMDIFF_PHOTOGRAPHS` names a folder of photographs
+/// that is taken in place of generated ones.
+#[test]
+fn realised_rates_of_products_keep_the_stated_confidence() {
+    const SPLITS: usize = 1_000;
+    let generated =
+        "dataset: synthetic, synthetic: { classes: [gear, capsule], train: 300, test_good: 0, test_per_defect: 0 }";
+    let given = std::env::var("VLMDIFF_PHOTOGRAPHS").map(|root| format!("dataset: folder, root: {root}"));
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", &GOOD.replace("PHOTOGRAPHS", &given.unwrap_or(generated.to_owned())));
+    lab.run(&[]);
+    let rows = lab.sql(".vlmdiff", "select class, score from maps join images using (image_id) order by 1");
+    let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+    for (class, score) in rows.iter().map(|row| row.split_once(',').unwrap()) {
+        by_class.entry(class).or_default().push(score.parse().unwrap());
+    }
+    assert!(by_class.len() > 1);
+    let mut random = StdRng::seed_from_u64(5);
+    for (class, scores) in &mut by_class {
+        for (share, confidence) in [(0.5, 0.9), (0.95, 0.9), (0.3, 0.5)] {
+            let calibration = (scores.len() as f64 * share) as usize;
+            let rest = scores.len() - calibration;
+            let promised = [0.01, 0.05, 0.1].map(|rate| (rate, conformal::rank(calibration, rate, confidence)));
+            let mut counts = [0_u32; 3];
+            for _ in 0..SPLITS {
+                let (chosen, others) = scores.partial_shuffle(&mut random, calibration);
+                chosen.sort_by(f32::total_cmp);
+                for ((rate, k), count) in promised.iter().zip(&mut counts) {
+                    let threshold = conformal::threshold(chosen, *rate, confidence);
+                    assert_eq!(threshold.is_some(), k.is_some(), "{calibration} photographs of {class}, {rate}");
+                    let Some(threshold) = threshold else { continue };
+                    let alarms = others.iter().filter(|score| **score > threshold).count();
+                    *count += u32::from(alarms as f64 <= rate * rest as f64);
+                }
+            }
+            for ((rate, k), count) in promised.into_iter().zip(counts) {
+                let Some(k) = k else {
+                    assert!(conformal::least_rate(calibration, confidence) > rate, "{calibration} photographs, {rate}");
+                    continue;
+                };
+                let expected = probability(calibration, rest, k, (rate * rest as f64) as usize);
+                let deviation = (expected * (1. - expected) / SPLITS as f64).sqrt();
+                let kept = f64::from(count) / SPLITS as f64;
+                let told =
+                    format!("{class}: {calibration} and {rest}, rate {rate}: kept in {kept}, expected {expected}");
+                assert!(kept >= expected - 4. * deviation, "{told}");
+            }
+        }
     }
 }
 
