@@ -237,10 +237,71 @@ pub(super) fn nearest_patches(case: &Case) {
             }
         }
     }
-    // Neither the rotated pictures and the background mask of the authors nor anomalib's model are here.
-    for prefix in ["cosine_rotated.", "rotated.", "mask.", "anomalib."] {
+    // anomalib's model on the same network.
+    let features = |x: &Tensor| model.features(x, &[depth], true);
+    let of_anomalib = no_grad(|| embedded(&features, Pooling::None, &inputs.get("anomalib.train")));
+    case.close("anomalib.bank", &unit(&of_anomalib), 1.);
+    for (input, name) in [("anomalib.test", "anomalib"), ("anomalib.uneven", "anomalib.uneven")] {
+        middle_by_anomalib(case, name, &features, (&of_anomalib, k), &inputs.get(input), i64::from(patch));
+    }
+    // The rotated pictures and the background mask of the authors are not here.
+    for prefix in ["cosine_rotated.", "rotated.", "mask."] {
         expected.skip(prefix);
         inputs.skip(prefix);
+    }
+}
+
+/// Scales vectors [N, C] to length 1.
+fn unit(vectors: &Tensor) -> Tensor {
+    vectors / vectors.norm_scalaropt_dim(2., [1].as_slice(), true)
+}
+
+/// Compares `NAME.score` and `NAME.map` of images [N, 3, H, W] with anomalib's AnomalyDINO. It cuts images to whole patches in
+/// the middle, and repeats the edge of the map where they were cut.
+fn middle_by_anomalib(
+    case: &Case,
+    name: &str,
+    features: &dyn Fn(&Tensor) -> Vec<Tensor>,
+    (bank, neighbors): (&Tensor, u32),
+    images: &Tensor,
+    patch: i64,
+) {
+    let distance = |name: &str, got: &Tensor| case.expect(name, got, |want| share(want, DISTANCE));
+    let (count, _, height, width) = images.size4().unwrap();
+    let ([rows, columns], [h, w]) = ([height % patch, width % patch], [height / patch, width / patch]);
+    let [above, left] = [rows / 2, columns / 2];
+    let middle = images.narrow(2, above, h * patch).narrow(3, left, w * patch);
+    let queries = no_grad(|| embedded(features, Pooling::None, &middle));
+    let method = Knn { neighbors, distance: Distance::Cosine };
+    let (scores, of_images) = scored(&method, bank, &queries, count);
+    distance(&format!("{name}.score"), &Tensor::from_slice(&of_images).unsqueeze(1));
+    let map = Upsample::Nearest.to_size(&scores.view([count, 1, h, w]), [h * patch, w * patch]);
+    let map = blurred(&map.squeeze_dim(1), 4., Border::Reflect).unsqueeze(1);
+    distance(&format!("{name}.map"), &map.replication_pad2d([left, columns - left, above, rows - above]));
+}
+
+/// anomalib's AnomalyDINO on a transformer of timm, which resizes the table of positions to the exact size.
+pub(super) fn anomaly_dino(case: &Case) {
+    #[derive(Deserialize)]
+    struct Config {
+        depth: usize,
+        heads: i64,
+        patch: i64,
+        neighbors: Vec<u32>,
+    }
+    let Config { depth, heads, patch, neighbors } = case.config();
+    let weights = names::original(case.checkpoint("model.safetensors")).unwrap();
+    let sizes = VitConfig { num_attention_heads: heads, ..VitConfig::of(&weights).unwrap() };
+    let model = VisionTransformer::load(&weights, &sizes, Interpolation::Exact, Device::Cpu).unwrap();
+    let features = |x: &Tensor| model.features(x, &[depth], true);
+    let normalised = |name: &str| (case.input(name).to_kind(Kind::Float) / 255. - 0.5) * 4.;
+    let bank = no_grad(|| embedded(&features, Pooling::None, &normalised("train")));
+    case.close("bank", &unit(&bank), 1.);
+    for neighbors in neighbors {
+        for input in ["test", "uneven"] {
+            let name = format!("k{neighbors}.{input}");
+            middle_by_anomalib(case, &name, &features, (&bank, neighbors), &normalised(input), patch);
+        }
     }
 }
 

@@ -100,6 +100,7 @@ mod numbers {
         blip2_t5: "models/blip2_t5" => blip2::compare,
         patchcore: "methods/patchcore" => methods::patchcore,
         nearest_patches: "methods/knn_dinov2" => methods::nearest_patches,
+        anomaly_dino: "methods/anomalib_dino" => methods::anomaly_dino,
         diad: "methods/diad" => diad::compare,
         reverse_distillation: "methods/rd" => methods::reverse_distillation,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
