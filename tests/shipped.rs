@@ -45,7 +45,7 @@ fn write_data(lab: &Lab, pipeline: &Path) -> bool {
     let name = pipeline.file_stem().unwrap().to_str().unwrap();
     let square = "[[2, 1, 9, 1, 9, 9, 2, 9]]";
     match name {
-        "quickstart" | "pixels" | "samplers" | "captions" => return false,
+        "quickstart" | "pixels" | "samplers" | "captions" | "products_captions" => return false,
         name if name.ends_with("visa") => visa(lab, [1, 2]),
         name if name.ends_with("real_iad") => drop(real_iad(lab)),
         name if name.ends_with("coco_ad") => {
