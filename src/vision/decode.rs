@@ -16,6 +16,8 @@ use super::container::{guess, has_end_of_image, has_more_pictures, is_lossy};
 const MAX_SIDE: u32 = 32_768;
 /// The largest size of a decoded image, in bytes: about 179 million RGB pixels, the limit of Pillow too.
 const MAX_BYTES: u64 = 512 << 20;
+/// The bytes that a message shows of a file that is no picture.
+const SHOWN: usize = 16;
 /// The largest number of RGB pixels of a decoded image.
 pub const MAX_PIXELS: u64 = MAX_BYTES / 3;
 
@@ -339,9 +341,17 @@ fn format(bytes: &[u8]) -> Result<ImageFormat, VisionError> {
         Some(format) if format.reading_enabled() => return Ok(format),
         Some(other) => format!("a {} file", name(other)),
         None if bytes.is_empty() => "the file is empty".into(),
-        None => format!("it begins with {:02x?}", &bytes[..bytes.len().min(8)]),
+        None => begins_with(&bytes[..bytes.len().min(SHOWN)]),
     };
     Err(VisionError::UnknownFormat { found })
+}
+
+/// Describes the first bytes of a file: as text, as an error page or a manifest has it, or as numbers.
+fn begins_with(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => format!("it begins with the text {text:?}"),
+        _ => format!("it begins with the bytes {:02x?}", &bytes[..bytes.len().min(SHOWN / 2)]),
+    }
 }
 
 fn name(format: ImageFormat) -> &'static str {

@@ -242,7 +242,8 @@ fn errors_describe_the_bytes_that_were_found() {
     let message = |bytes: &[u8]| rgb(bytes).unwrap_err().to_string();
     assert_eq!(message(b""), "not an image: the file is empty; png, jpeg, bmp, tiff and webp are read");
     assert!(message(b"GIF89a.......").contains("a gif file"));
-    assert!(message(b"<html>").contains("it begins with [3c, 68"));
+    assert!(message(b"<html>").contains("it begins with the text \"<html>\""));
+    assert!(message(b"\0\x01abcdefghij").contains("it begins with the bytes [00, 01, 61, 62, 63, 64, 65, 66];"));
     let cut = encode(&photo(), ImageFormat::Bmp);
     assert!(message(&cut[..cut.len() / 2]).starts_with("truncated or broken bmp image: "));
 }
