@@ -245,7 +245,7 @@ fn what_cannot_be_judged_is_refused_with_what_would_work() {
     let predict = "/v1/predict?class=gear";
     assert_eq!(
         of("image/png", predict, b"no picture").error(422),
-        "not an image: it begins with [6e, 6f, 20, 70, 69, 63, 74, 75]; png, jpeg, bmp, tiff and webp are read"
+        "not an image: it begins with the text \"no picture\"; png, jpeg, bmp, tiff and webp are read"
     );
     // The header is whole, and the pixels are not.
     let broken = of("image/png", predict, &photograph[..photograph.len() / 2]).error(422);
@@ -265,11 +265,19 @@ fn what_cannot_be_judged_is_refused_with_what_would_work() {
     assert_eq!(class, "nothing was fitted for the class `screw`; there are gear, tile");
     assert!(server.get("/nothing").error(404).contains("POST /v1/predict"));
     assert!(server.get("/v1/predict").error(405).contains("POST /v1/predict"));
-    assert!(server.get("/v1/images?page=none").error(400).contains("page"));
+    assert!(server.get("/v1/images?page=none").error(400).starts_with("after the `?`: page: "));
+    assert!(server.get("/v1/images?sort=newest").error(400).contains("`newest`, expected `score` or `time`"));
+    let misspelt = of("image/png", "/v1/predict?clas=gear", photograph).error(400);
+    assert!(misspelt.contains("unknown field `clas`, expected `class` or `name`"), "{misspelt}");
     assert!(server.get("/v1/images/0/map.png").error(404).contains("GET /v1/images"));
     assert!(server.ask("GET", "/", &[("host", "evil.example")], b"").error(403).contains("--token-file"));
     let foreign = [("content-type", "image/png"), ("sec-fetch-site", "cross-site")];
     assert!(server.ask("POST", predict, &foreign, photograph).error(403).contains("another server"));
+    let older = [("content-type", "image/png"), ("origin", "http://evil.example")];
+    assert!(server.ask("POST", predict, &older, photograph).error(403).contains("another server"));
+    let own = format!("http://{}", server.address);
+    let own = [("content-type", "image/png"), ("origin", &*own), ("host", &*server.address)];
+    assert_eq!(server.ask("POST", predict, &own, &png(&RgbImage::new(20, 20))).status, 200);
 
     // A form, whose file has a hostile name that the page escapes.
     let form = [
@@ -280,6 +288,9 @@ fn what_cannot_be_judged_is_refused_with_what_would_work() {
         b"\r\n--b--\r\n",
     ]
     .concat();
+    let twice = [b"--b\r\ncontent-disposition: form-data; name=\"class\"\r\n\r\ntile\r\n", &*form].concat();
+    let twice = of("multipart/form-data; boundary=b", "/v1/predict", &twice).error(400);
+    assert_eq!(twice, "the form has two fields `class`; one would work");
     let answer = of("multipart/form-data; boundary=b", "/v1/predict", &form);
     assert_eq!((answer.status, answer.json()["name"].as_str()), (200, Some("script>.png")), "{}", answer.text());
     let named = of("image/png", "/v1/predict?class=tile&name=%3Cimg+src=x+onerror=alert(1)%3E", photograph);

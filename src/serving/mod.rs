@@ -5,6 +5,7 @@
 
 mod answer;
 mod archive;
+mod connections;
 mod figures;
 mod judging;
 mod memory;
@@ -23,7 +24,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, runtime::Builder, sync::Semaphore};
 
-use self::{archive::Archive, figures::Figures, now::Now, queue::Queue, shared::Shared};
+use self::{archive::Archive, connections::is_true, figures::Figures, now::Now, queue::Queue, shared::Shared};
 pub use self::{
     token::{Token, password},
     upload::Limits,
@@ -43,6 +44,8 @@ use crate::{
 const STACK: usize = 8 << 20;
 /// The number of pictures that are drawn at once. Each has a decoded photograph in memory.
 const DRAWN_AT_ONCE: usize = 2;
+/// The time within which the head of a request has to be received.
+const HEAD: Duration = Duration::from_secs(30);
 /// The time that clients have to take their answers, after the last photograph was judged and the server ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -137,29 +140,24 @@ impl Server {
             stop.await;
             let _ = say.send(true);
         });
-        let stopped = |mut heard: tokio::sync::watch::Receiver<bool>| async move {
-            let _ = heard.wait_for(|stopped| *stopped).await;
-        };
-        let serve =
-            axum::serve(listener, routes::router(shared.clone())).with_graceful_shutdown(stopped(heard.clone()));
+        let serve = connections::serve(listener, routes::router(shared.clone()), heard.clone(), HEAD);
         let waiting = shared.clone();
-        let served = runtime.block_on(async move {
+        runtime.block_on(async move {
             tokio::select! {
-                served = async { serve.await } => served,
+                () = serve => {}
                 // Clients that do not take their answers are not waited for without end.
                 () = async {
-                    stopped(heard).await;
+                    is_true(heard).await;
                     while waiting.queue.length() > 0 {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     tokio::time::sleep(PATIENCE).await;
-                } => Ok(()),
+                } => {}
             }
         });
         shared.queue.close();
         let judged = judge.join();
         runtime.shutdown_timeout(PATIENCE);
-        served?;
         judged.map_err(|_| Error::Stage("the thread that judges photographs ended unexpectedly".into()))
     }
 }

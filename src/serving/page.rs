@@ -9,7 +9,7 @@ use super::{
     answer::{Links, Word},
     archive::Kept,
     now::Batch,
-    selection::{Selected, Selection},
+    selection::{Selected, Selection, Show, Sort},
     shared::Shared,
 };
 use crate::{
@@ -165,13 +165,14 @@ fn alarms_by_class(all: &[Arc<Kept>]) -> Vec<Value> {
 fn links(selection: &Selection, selected: &Selected) -> Value {
     let link = |name: &str, other: Selection, is_shown: bool| context! { name, href => href(&other), is_shown };
     let first = |selection: Selection| Selection { page: None, ..selection };
-    let by = |sort: Option<&str>, name: &str| {
-        let other = first(Selection { sort: sort.map(str::to_owned), ..selection.clone() });
-        link(name, other, (selection.sort.as_deref() == Some("time")) == sort.is_some())
+    let by = |sort: Option<Sort>, name: &str| {
+        let other = first(Selection { sort, ..selection.clone() });
+        link(name, other, (selection.sort == Some(Sort::Time)) == sort.is_some())
     };
-    let show = |show: Option<&str>, name: &str| {
-        let other = first(Selection { show: show.map(str::to_owned), ..selection.clone() });
-        link(name, other, selection.show.as_deref() == show)
+    let shown = selection.show.filter(|show| *show != Show::All);
+    let show = |show: Option<Show>, name: &str| {
+        let other = first(Selection { show, ..selection.clone() });
+        link(name, other, shown == show)
     };
     let class = |class: Option<&str>, name: &str| {
         let other = first(Selection { class: class.map(str::to_owned), ..selection.clone() });
@@ -189,8 +190,8 @@ fn links(selection: &Selection, selected: &Selected) -> Value {
     let classes =
         std::iter::once(class(None, "all")).chain(selected.classes.iter().map(|name| class(Some(name), name)));
     context! {
-        sort => vec![by(None, "highest score"), by(Some("time"), "newest")],
-        show => vec![show(None, "all"), show(Some("anomalous"), "anomalous"), show(Some("good"), "good")],
+        sort => vec![by(None, "highest score"), by(Some(Sort::Time), "newest")],
+        show => vec![show(None, "all"), show(Some(Show::Anomalous), "anomalous"), show(Some(Show::Good), "good")],
         class => classes.filter(|_| several).collect::<Vec<_>>(),
         refresh,
         page => selected.page,
@@ -204,7 +205,8 @@ fn links(selection: &Selection, selected: &Selected) -> Value {
 fn href(selection: &Selection) -> String {
     let Selection { sort, show, class, page, refresh } = selection;
     let mut query = Serializer::new(String::new());
-    for (name, value) in [("sort", sort), ("show", show), ("class", class)] {
+    let (sort, show) = (sort.map(Sort::word), show.map(Show::word));
+    for (name, value) in [("sort", sort), ("show", show), ("class", class.as_deref())] {
         if let Some(value) = value {
             query.append_pair(name, value);
         }

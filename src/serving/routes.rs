@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::{Next, from_fn_with_state},
     response::{Html, IntoResponse, Response},
@@ -106,11 +106,21 @@ fn refusal(shared: &Shared, request: &Request) -> Option<Refusal> {
             }
         }
     }
-    let site = request.headers().get("sec-fetch-site").and_then(|value| value.to_str().ok());
-    if *request.method() == Method::POST && site.is_some_and(|site| !["same-origin", "none"].contains(&site)) {
+    let is_foreign = match text(header::HeaderName::from_static("sec-fetch-site")) {
+        Some(site) => !["same-origin", "none"].contains(&site),
+        // Older browsers say only from where a page comes.
+        None => text(header::ORIGIN).is_some_and(|origin| !is_own(origin, text(header::HOST))),
+    };
+    if *request.method() == Method::POST && is_foreign {
         return refused("a page of another server may not send photographs here");
     }
     None
+}
+
+/// Returns true if a page of this origin, such as `http://127.0.0.1:8080`, is one of the host that a request is sent to.
+fn is_own(origin: &str, host: Option<&str>) -> bool {
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    authority.zip(host).is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host))
 }
 
 /// Returns true for the address of a machine, or `localhost`, with or without a port.
@@ -130,11 +140,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let read = Query::from_request_parts(parts, state).await;
-        read.map(|Query(value)| Self(value)).map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, e.body_text()))
+        let wrong = |e: QueryRejection| {
+            let why = e.body_text();
+            let why = why.strip_prefix("Failed to deserialize query string: ").unwrap_or(&why);
+            Refusal::new(StatusCode::BAD_REQUEST, format!("after the `?`: {why}"))
+        };
+        read.map(|Query(value)| Self(value)).map_err(wrong)
     }
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct About {
     class: Option<String>,
     name: Option<String>,
@@ -225,6 +241,7 @@ async fn image(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Size {
     side: Option<u32>,
 }
@@ -308,5 +325,15 @@ mod tests {
         for host in ["evil.example:8080", "localhost.evil.example", "", "[evil]", "127.0.0.1.evil.example"] {
             assert!(!is_address(host), "{host}");
         }
+    }
+
+    #[test]
+    fn page_of_the_server_is_told_from_others() {
+        let host = Some("127.0.0.1:8080");
+        assert!(is_own("http://127.0.0.1:8080", host) && is_own("http://LOCALHOST:1", Some("localhost:1")));
+        for origin in ["null", "", "http://127.0.0.1:8081", "http://evil.example", "127.0.0.1:8080"] {
+            assert!(!is_own(origin, host), "{origin}");
+        }
+        assert!(!is_own("http://127.0.0.1:8080", None));
     }
 }

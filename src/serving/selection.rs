@@ -9,13 +9,54 @@ use super::{answer::Word, archive::Kept, shared::Shared};
 /// Photographs on a page.
 const PAGE: usize = 24;
 
+/// The order of photographs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Sort {
+    /// The highest score first.
+    Score,
+    /// The newest first.
+    Time,
+}
+
+impl Sort {
+    /// Returns the word that a request has for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Score => "score",
+            Self::Time => "time",
+        }
+    }
+}
+
+/// The verdicts of the photographs that are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Show {
+    All,
+    Anomalous,
+    Good,
+}
+
+impl Show {
+    /// Returns the word that a request has for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Anomalous => "anomalous",
+            Self::Good => "good",
+        }
+    }
+}
+
 /// The photographs that a list shows.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Selection {
-    /// `time` for the newest first; else the highest score first.
-    pub(super) sort: Option<String>,
-    /// `anomalous` or `good`; else all.
-    pub(super) show: Option<String>,
+    /// The order; by default the highest score first.
+    pub(super) sort: Option<Sort>,
+    /// The verdict; by default any.
+    pub(super) show: Option<Show>,
     pub(super) class: Option<String>,
     /// From 1.
     pub(super) page: Option<usize>,
@@ -40,15 +81,14 @@ impl Selection {
     pub(super) fn of(&self, shared: &Shared) -> Selected {
         let mut all = shared.archive.all();
         let classes = all.iter().map(|kept| kept.answer.judged.class.clone()).collect();
-        let word = self.show.as_deref();
-        all.retain(|kept| match word {
-            Some("anomalous") => kept.answer.verdict == Word::Anomalous,
-            Some("good") => kept.answer.verdict == Word::Good,
-            _ => true,
+        all.retain(|kept| match self.show {
+            Some(Show::Anomalous) => kept.answer.verdict == Word::Anomalous,
+            Some(Show::Good) => kept.answer.verdict == Word::Good,
+            Some(Show::All) | None => true,
         });
         let class = self.class.as_deref().filter(|class| !class.is_empty());
         all.retain(|kept| class.is_none_or(|class| kept.answer.judged.class == class));
-        if self.sort.as_deref() != Some("time") {
+        if self.sort != Some(Sort::Time) {
             let score = |kept: &Arc<Kept>| kept.answer.judged.score.unwrap_or(f64::NEG_INFINITY);
             all.sort_by(|a, b| score(b).total_cmp(&score(a)));
         }

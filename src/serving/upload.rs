@@ -3,7 +3,7 @@
 use std::{io::Write, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::{
         FromRequest, Multipart, Request,
         multipart::{Field, MultipartError},
@@ -78,6 +78,10 @@ type Received = (NamedTempFile, Option<String>, Option<String>);
 async fn receive_all(request: Request, mut file: NamedTempFile, limits: Limits) -> Result<Received, Refusal> {
     match kind(request.headers())? {
         Kind::Body => {
+            if request.body().size_hint().lower() > limits.bytes {
+                discard(request.into_body()).await;
+                return Err(too_large(limits));
+            }
             let mut chunks = request.into_body().into_data_stream();
             let written = write(&mut chunks, &mut file, limits).await;
             if written.is_err() {
@@ -132,27 +136,37 @@ async fn fields(
     file: &mut NamedTempFile,
     limits: Limits,
 ) -> Result<(Option<String>, Option<String>), Refusal> {
-    let (mut name, mut class, mut has_file) = (None, None, false);
+    let (mut given_name, mut file_name, mut class, mut has_file) = (None, None, None, false);
     while let Some(field) = form.next_field().await.map_err(wrong_form)? {
         match field.name().unwrap_or_default() {
-            "class" => class = Some(short_text(field).await?),
-            "name" => name = Some(short_text(field).await?),
+            "class" => set_once(&mut class, "class", short_text(field).await?)?,
+            "name" => set_once(&mut given_name, "name", short_text(field).await?)?,
             _ if has_file => {
                 let why = "the form has two photographs; send each in a request of its own";
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
             }
             _ => {
-                name = name.or_else(|| field.file_name().map(str::to_owned));
+                file_name = field.file_name().map(str::to_owned);
                 write(&mut field.map_err(wrong_form), file, limits).await?;
                 has_file = true;
             }
         }
     }
     if has_file {
-        return Ok((name, class));
+        return Ok((given_name.or(file_name), class));
     }
     let why = "the form has no photograph; a field such as `image` with a file would work";
     Err(Refusal::new(StatusCode::BAD_REQUEST, why))
+}
+
+/// Sets what a field of a form says, which may say it once.
+fn set_once(place: &mut Option<String>, name: &str, text: String) -> Result<(), Refusal> {
+    match place.replace(text) {
+        None => Ok(()),
+        Some(_) => {
+            Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the form has two fields `{name}`; one would work")))
+        }
+    }
 }
 
 fn wrong_form(error: MultipartError) -> Refusal {
@@ -183,14 +197,18 @@ async fn write<E: Problem>(
         let chunk = chunk.map_err(Problem::refusal)?;
         bytes += chunk.len() as u64;
         if bytes > limits.bytes {
-            let why = format!("the photograph has more than {} bytes, which `--max-bytes` permits", limits.bytes);
-            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+            return Err(too_large(limits));
         }
         let cannot =
             |e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the photograph cannot be stored: {e}"));
         file.write_all(&chunk).map_err(cannot)?;
     }
     Ok(())
+}
+
+fn too_large(limits: Limits) -> Refusal {
+    let why = format!("the photograph has more than {} bytes, which `--max-bytes` permits", limits.bytes);
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why)
 }
 
 /// The error of a body.
