@@ -306,3 +306,74 @@ fn wrong_arguments_are_refused_before_anything_runs() {
     }
     assert!(!lab.path(".vlmdiff").exists());
 }
+
+#[test]
+fn yaml_that_means_something_else_than_it_seems_is_explained() {
+    let lab = Lab::new(LIGHT);
+    for (from, to, expected) in [
+        ("name: light", "name: n", "wrong.yaml:2:7: name is text; without quotes `y`, `n`, `yes`"),
+        ("name: light", "name: 7", "wrong.yaml:2:7: name is text; without quotes this is a number"),
+        ("tables:", "---\ntables:", "wrong.yaml:4:1: a second document begins here"),
+        ("size: 32", "size: .nan", "`.nan` is no number that a pipeline takes"),
+        (
+            "with: { model: dataset, default: nothing }",
+            "with: [dataset]",
+            "`captions`: with is a mapping of parameters",
+        ),
+        ("split = 'train'", "split = train", "text stands in single quotes: 'train' (columns of `images`)"),
+        ("split = 'train'", "count(*) > 1", "`count()` is about many rows"),
+        ("as n from captions", "as n from captions; select 1", "a `;` ends the first of several statements"),
+    ] {
+        assert!(LIGHT.contains(from), "{from}");
+        lab.write("wrong.yaml", &LIGHT.replace(from, to));
+        let ended = lab.vlmdiff(&["plan", "wrong.yaml"]);
+        assert_eq!(ended.code, Some(2), "{to}");
+        assert!(ended.stderr.contains(expected), "{to}: {}", ended.stderr);
+    }
+    lab.write("wrong.yaml", "name: light\ntables:\n  - images: { stage: ingest }\n");
+    let ended = lab.vlmdiff(&["plan", "wrong.yaml"]);
+    assert!(ended.stderr.contains("tables is a mapping: each table stands below its name"), "{}", ended.stderr);
+    let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", "images.hold_out=[1]"]);
+    assert_eq!(ended.stderr, "error: --set: table `images`: `hold_out`: expected a number, found a list\n");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_named() {
+    let lab = Lab::new(LIGHT);
+    lab.run(&[]);
+    for arguments in [
+        &["report", "-o", "data"][..],
+        &["report", "--format", "md", "-o", "data"],
+        &["sql", "select 1 as a", "-o", "nowhere/a.csv"],
+        &["schema", "-o", "pipeline.yaml"],
+        &["man", "pipeline.yaml"],
+        &["synth", "pipeline.yaml"],
+    ] {
+        let ended = lab.vlmdiff(arguments);
+        let (_, output) = (ended.stdout, arguments.iter().rfind(|argument| !argument.starts_with('-')).unwrap());
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("cannot write") && ended.stderr.contains(output), "{}", ended.stderr);
+    }
+    for arguments in
+        [&["status"][..], &["sql", "select 1"], &["sql", "select 1", "--format", "csv"], &["completions", "fish"]]
+    {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = lab.command(arguments).stdout(full).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_ne!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(told.starts_with("error: cannot write to standard output: No space left"), "{arguments:?}: {told}");
+    }
+    let listen = lab.vlmdiff(&["flight", "--listen", "8815"]);
+    assert!(listen.stderr.contains("it is no IP address with a port; 127.0.0.1:8080"), "{}", listen.stderr);
+}
+
+#[test]
+fn generated_pictures_never_replace_files() {
+    let lab = Lab::empty();
+    fs::create_dir_all(lab.path("photographs/gear/train/good")).unwrap();
+    lab.write("photographs/gear/train/good/000.png", "a photograph");
+    let ended = lab.vlmdiff(&["synth", "photographs", "--classes", "gear", "--size", "16", "--train", "1"]);
+    assert_eq!(ended.code, Some(2));
+    assert_eq!(ended.stderr, "error: photographs is not empty; name a new folder, or empty this one\n");
+    assert_eq!(fs::read_to_string(lab.path("photographs/gear/train/good/000.png")).unwrap(), "a photograph");
+}

@@ -373,3 +373,13 @@ fn the_authors_pipeline_is_planned_before_its_weights_are_here() {
     let run = ended("run");
     assert!(run.code == Some(2) && run.stderr.contains("vlmdiff models fetch internvl2-8b"), "{}", run.stderr);
 }
+
+#[test]
+fn model_that_is_none_is_named_without_a_place_in_a_file() {
+    let lab = Lab::empty();
+    lab.write("nut.png", "a picture");
+    let ended = lab.vlmdiff(&["caption", "nut.png", "--model", "nothing"]);
+    assert_eq!(ended.code, Some(2));
+    let expected = "error: table `captions`: `model`: there is no captioner `nothing`; there are";
+    assert!(ended.stderr.starts_with(expected), "{}", ended.stderr);
+}

@@ -84,8 +84,12 @@ impl Caption {
         let sets: Vec<String> = self.sets.iter().map(|set| format!("captions.{set}")).collect();
         let document = pipeline.to_string();
         let tables = &query::TABLES_OF_SQL;
-        let pipeline =
-            pipeline::parse("the command line", "caption", &document, stages::KINDS, tables, &sets, &|_| None)?;
+        let parsed = pipeline::parse("the command line", "caption", &document, stages::KINDS, tables, &sets, &|_| None);
+        let pipeline = parsed.map_err(|error| match error {
+            // The document has lines that nobody has written.
+            Error::Pipeline { message, .. } => Error::Input(message),
+            other => other,
+        })?;
         let store = Store::open(&folder.path().join("store").to_string_lossy())?;
         let stop = Stop::default();
         let settings = Settings {
@@ -105,6 +109,7 @@ impl Caption {
             git_commit: None,
             host: String::new(),
             device: self.device.clone(),
+            judges_by: None,
         };
         // The table of photographs is a means, of which people need not hear.
         let mut progress = Progress::new(&BTreeSet::from(["captions".to_owned()]), lines(self.quiet));

@@ -5,8 +5,7 @@ use datafusion::sql::sqlparser::{
     tokenizer::{Location, Token, TokenWithSpan, Tokenizer, TokenizerError},
 };
 
-use super::wrong::syntax;
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, pipeline::syntax};
 
 /// Returns the statements of a text without empty ones. Each is padded to its line and column, so that errors have
 /// the right place.

@@ -26,6 +26,7 @@ use datafusion::{
 
 use super::{
     aggregate,
+    split::statements,
     wrong::{query_error, statement_error},
 };
 use crate::engine::{
@@ -54,6 +55,9 @@ impl Statement {
     /// Plans a query, which must only read.
     pub fn new(sql: &str, schemas: &BTreeMap<String, SchemaRef>) -> Result<Self, String> {
         check_length(sql)?;
+        if statements(sql).is_ok_and(|all| all.len() > 1) {
+            return Err("a `;` ends the first of several statements, and a table is made by one".into());
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
         // A single partition makes equal inputs give equal rows in equal order.
         let context = session().map_err(message)?;
@@ -435,7 +439,10 @@ mod tests {
             ("selct x from a", "line 1, column 1: expected an SQL statement, found `selct`"),
             ("select x from aa", "there is no table `aa`; did you mean `a`? There are a, b, c"),
             ("select x from light.a", "there is no table `light.a`; there are a, b, c"),
-            ("select nothing from a", "there is no column `nothing`; there are id, x, y, pixels"),
+            (
+                "select nothing from a",
+                "there is no column `nothing`; there are id, x, y, pixels; text stands in single quotes: 'nothing'",
+            ),
             ("select auroc(id, true) from a", "auroc(score, label): `score` is utf8, not a number"),
         ] {
             assert_eq!(wrong(sql), expected, "{sql}");
@@ -445,6 +452,7 @@ mod tests {
     #[test]
     fn query_that_writes_or_is_unrepeatable_is_refused() {
         assert!(wrong("create table c as select 1").ends_with("a query only reads"));
+        assert!(wrong("select id from a; select id from b").starts_with("a `;` ends the first of several statements"));
         for clock in ["now()", "random()"] {
             let refused = Statement::new(&format!("select id from a where x > (select {clock})"), &schemas());
             assert!(refused.err().unwrap().contains("gives a different result each time"), "{clock}");

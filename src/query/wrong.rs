@@ -9,7 +9,11 @@ use datafusion::{
 };
 
 use super::{catalog::CATALOG, complete::quoted};
-use crate::engine::{Error, suggestion};
+use crate::engine::{
+    Error,
+    pipeline::{lower_case, syntax},
+    suggestion,
+};
 
 /// The beginnings of DataFusion's messages about statements that a session does not allow.
 const REFUSED: [&str; 3] = ["DDL not supported", "DML not supported", "statement not supported"];
@@ -110,31 +114,6 @@ fn arguments(message: &str) -> Option<String> {
     Some(format!("there is no `{call}`; there are {}", known.join(", ")))
 }
 
-/// Rewrites `Expected: X, found: Y at Line: 1, Column: 7` so that the place comes first.
-pub(super) fn syntax(text: &str) -> String {
-    let (what, place) = text.split_once(" at Line: ").unwrap_or((text, ""));
-    let what = match what.strip_prefix("Expected: ").and_then(|what| what.split_once(", found: ")) {
-        Some((expected, "EOF")) => format!("expected {expected}, found the end of the statement"),
-        Some((expected, found)) => format!("expected {expected}, found `{found}`"),
-        None => lower_case(what),
-    };
-    match place.split_once(", Column: ") {
-        Some((line, column)) => format!("line {line}, column {column}: {what}"),
-        None => what,
-    }
-}
-
-/// Makes the first letter lower case, as messages begin here. Abbreviations stay.
-fn lower_case(text: &str) -> String {
-    let mut rest = text.chars();
-    match rest.next() {
-        Some(first) if rest.clone().next().is_some_and(char::is_lowercase) => {
-            first.to_lowercase().chain(rest).collect()
-        }
-        _ => text.to_owned(),
-    }
-}
-
 /// Makes the message about a missing column. Columns are listed with their tables where several tables have them, or
 /// if the statement names a table that is none of theirs.
 fn no_column(field: &Column, known: &[Column]) -> String {
@@ -147,7 +126,13 @@ fn no_column(field: &Column, known: &[Column]) -> String {
     };
     let name = |column: &Column| if is_bare(column) { column.name.clone() } else { column.flat_name() };
     let known: Vec<String> = known.iter().map(name).collect();
-    listed("column", &name(field), &known.iter().map(String::as_str).collect::<Vec<_>>())
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let told = listed("column", &name(field), &known);
+    let is_like = known.iter().any(|known| known.eq_ignore_ascii_case(&field.name));
+    if field.relation.is_some() || is_like || !suggestion(&field.name, &known).is_empty() {
+        return told;
+    }
+    format!("{told}; text stands in single quotes: '{}'", field.name)
 }
 
 /// Returns the name of the table that DataFusion did not find: `CATALOG.PIPELINE.TABLE`.
@@ -206,23 +191,5 @@ fn listed(what: &str, name: &str, known: &[&str]) -> String {
         (_, true) => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
         ([_], false) => format!("there is no {what} `{name}`{meant}"),
         (_, false) => format!("there is no {what} `{name}`{meant} There are {}", known.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::syntax;
-
-    #[test]
-    fn syntax_error_begins_with_its_place() {
-        assert_eq!(
-            syntax("Expected: an SQL statement, found: selct at Line: 1, Column: 1"),
-            "line 1, column 1: expected an SQL statement, found `selct`"
-        );
-        assert_eq!(syntax("Expected: identifier, found: EOF"), "expected identifier, found the end of the statement");
-        assert_eq!(
-            syntax("Unterminated string literal at Line: 1, Column: 8"),
-            "line 1, column 8: unterminated string literal"
-        );
     }
 }

@@ -63,6 +63,10 @@ impl Loader<'_> {
         let name = self.file.text(root.get("name"), "name")?.unwrap_or(stem).to_owned();
         check_name(&name).map_err(|message| self.file.error(root.place_of("name"), message))?;
         let store = self.file.text(root.get("store"), "store")?.map(str::to_owned);
+        if let Some(Node { kind: Kind::List(_), place, .. }) = root.get("tables") {
+            let message = "tables is a mapping: each table stands below its name, as in `images: { stage: ingest }`";
+            return Err(self.file.error(*place, message));
+        }
         let declared = root.get("tables").filter(|tables| !tables.entries().is_empty());
         let declared = declared.map(Node::entries).ok_or_else(|| {
             self.file.error(root.place_of("tables"), "a pipeline declares at least one table under `tables:`")
@@ -267,7 +271,11 @@ impl Loader<'_> {
     }
 
     fn parameters(&self, key: &Key, name: &str, node: &Node, kind: &StageKind) -> Result<Box<dyn Stage>> {
-        let with = node.get("with").filter(|with| !matches!(with.kind, Kind::Scalar(Value::Null)));
+        let with = node.get("with").filter(|with| !with.is_null());
+        if let Some(Node { kind: Kind::List(_) | Kind::Scalar(_), place, otherwise: None }) = with {
+            let message = "with is a mapping of parameters, such as `with: { size: 256 }`";
+            return Err(self.file.error(*place, format!("table `{name}`: {message}")));
+        }
         read_parameters(with.cloned(), kind).map_err(|error| {
             let place = with.map_or(key.place, |with| with.place_of(&error.path));
             let of = error.path.rsplit_once('.').map_or(kind.name, |(parent, _)| parent);
@@ -367,7 +375,7 @@ fn check_name(name: &str) -> Result<(), String> {
 /// Rewrites Serde's message in terms of YAML.
 fn explain(of: &str, message: &str) -> String {
     let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    let Some(rest) = message.strip_prefix("unknown field ") else { return message.to_owned() };
+    let Some(rest) = message.strip_prefix("unknown field ") else { return mismatch_in_words(message) };
     let mut names = quoted(rest);
     if names.is_empty() {
         return message.to_owned();
@@ -375,6 +383,40 @@ fn explain(of: &str, message: &str) -> String {
     let unknown = names.remove(0);
     let known: Vec<&str> = names.iter().map(String::as_str).collect();
     format!("unknown parameter `{unknown}`{}; `{of}` takes {}", suggestion(&unknown, &known), or_none(&known))
+}
+
+/// Rewrites `invalid type: string "x", expected u32` without the types of Rust. Any other message stays as it is.
+fn mismatch_in_words(message: &str) -> String {
+    let mismatch = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a string" | "string" => "text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a mapping",
+        "map with a single key" => "a mapping with a single name",
+        "string or map" => "a word, or a mapping with a single name",
+        other if other.starts_with("struct ") => "a mapping",
+        other => other,
+    };
+    let found = match found.split_once(' ') {
+        Some(("integer" | "boolean" | "string", value)) => value.trim_matches('`').trim_matches('"'),
+        Some(("floating", value)) => value.trim_start_matches("point ").trim_matches('`'),
+        _ => match found {
+            "null" | "unit value" => "nothing",
+            "sequence" => "a list",
+            "map" => "another mapping",
+            other => other,
+        },
+    };
+    let is_value = !["nothing", "a list", "another mapping"].contains(&found);
+    let found = if is_value { format!("`{found}`") } else { found.to_owned() };
+    format!("expected {expected}, found {found}")
 }
 
 /// Reads a pipeline file and applies `table.parameter=value` assignments. `tables_of_sql` are names that no table may
@@ -441,7 +483,9 @@ mod tests {
         refused("more.plus", "there is no `=`");
         refused("more=1", "there is no parameter");
         refused("mor.plus=1", "there is no table `mor`; did you mean `more`?");
-        refused("more.plus=much", "expected i64");
+        refused("more.plus=much", "`plus`: expected a whole number, found `much`");
+        refused("more.plus=[1]", "`plus`: expected a whole number, found a list");
+        refused("more.plus=1.5", "`plus`: expected a whole number, found `1.5`");
         refused("more.pluss=1", "unknown parameter `pluss`; did you mean `plus`?");
     }
 

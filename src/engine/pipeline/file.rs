@@ -52,7 +52,16 @@ impl File {
         match node.map(|node| (node.place, &node.kind)) {
             None | Some((_, Kind::Scalar(Value::Null))) => Ok(None),
             Some((_, Kind::Scalar(Value::String(text)))) => Ok(Some(text)),
-            Some((place, _)) => Err(self.error(place, format!("{what} is text"))),
+            Some((place, kind)) => {
+                let read = match kind {
+                    Kind::Scalar(Value::Bool(_)) => {
+                        "; without quotes `y`, `n`, `yes`, `no`, `on`, `off`, `true` and `false` are true or false"
+                    }
+                    Kind::Scalar(_) => "; without quotes this is a number",
+                    Kind::List(_) | Kind::Map(_) => "",
+                };
+                Err(self.error(place, format!("{what} is text{read}")))
+            }
         }
     }
 }

@@ -21,13 +21,15 @@ use datafusion::{
     sql::sqlparser::{
         dialect::GenericDialect,
         keywords::Keyword,
+        parser::ParserError,
         tokenizer::{Token, Tokenizer},
     },
 };
 
 use crate::engine::{
     Error, Result,
-    store::{is_volatile, light_schema, volatile_misuse},
+    store::{KEY, digest_name, is_heavy, is_volatile, light_schema, volatile_misuse},
+    suggestion,
 };
 
 /// SQL's functions, which all sessions share, because making them is the main cost of a session.
@@ -85,6 +87,45 @@ pub fn unrepeatable(expression: &Expr) -> Result<Option<String>, DataFusionError
     Ok(found)
 }
 
+/// Finds a function in an expression whose result depends on several rows.
+fn of_many_rows(expression: &Expr) -> Result<Option<String>, DataFusionError> {
+    let mut found = None;
+    expression.apply(|expression| {
+        found = match expression {
+            Expr::AggregateFunction(call) => Some(call.func.name().to_owned()),
+            Expr::WindowFunction(call) => Some(call.fun.name().to_owned()),
+            _ => return Ok(TreeNodeRecursion::Continue),
+        };
+        Ok(TreeNodeRecursion::Stop)
+    })?;
+    Ok(found)
+}
+
+/// Rewrites a parser's message `Expected: X, found: Y at Line: 1, Column: 7` so that the place comes first.
+pub fn syntax(text: &str) -> String {
+    let (what, place) = text.split_once(" at Line: ").unwrap_or((text, ""));
+    let what = match what.strip_prefix("Expected: ").and_then(|what| what.split_once(", found: ")) {
+        Some((expected, "EOF")) => format!("expected {expected}, found the end of the statement"),
+        Some((expected, found)) => format!("expected {expected}, found `{found}`"),
+        None => lower_case(what),
+    };
+    match place.split_once(", Column: ") {
+        Some((line, column)) => format!("line {line}, column {column}: {what}"),
+        None => what,
+    }
+}
+
+/// Makes the first letter lower case, as messages begin here. Abbreviations stay.
+pub fn lower_case(text: &str) -> String {
+    let mut rest = text.chars();
+    match rest.next() {
+        Some(first) if rest.clone().next().is_some_and(char::is_lowercase) => {
+            first.to_lowercase().chain(rest).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// A checked predicate.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -103,11 +144,13 @@ impl Filter {
         let fields: Vec<_> = stored.fields().iter().filter(|f| light.contains(f.name())).cloned().collect();
         let schema = DFSchema::try_from(Schema::new(fields)).map_err(|e| e.to_string())?;
         let session = &*FUNCTIONS;
-        let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
-        let first_line = |e: DataFusionError| message(&e, &names);
+        let first_line = |e: DataFusionError| message(&e, stored);
         let logical = session.parse_sql_expr(text, &schema).map_err(first_line)?;
         if let Some(name) = unrepeatable(&logical).map_err(first_line)? {
             return Err(format!("`{name}()` gives a different result each time, and rows are chosen once and kept"));
+        }
+        if let Some(name) = of_many_rows(&logical).map_err(first_line)? {
+            return Err(format!("`{name}()` is about many rows, and a row is chosen by its own columns alone"));
         }
         let is_volatile = |name: &str| stored.field_with_name(name).is_ok_and(is_volatile);
         if let Some(column) = logical.column_refs().iter().find(|column| is_volatile(&column.name)) {
@@ -144,18 +187,43 @@ impl Filter {
     }
 }
 
-/// Returns the message about an invalid predicate over columns of these names.
-fn message(error: &DataFusionError, names: &[&String]) -> String {
-    if let DataFusionError::SchemaError(schema, _) = error.find_root()
-        && let SchemaError::FieldNotFound { field, .. } = schema.as_ref()
-        && let Some(capital) = names.iter().find(|name| name.eq_ignore_ascii_case(&field.name))
-    {
-        let name = &field.name;
+/// Returns the message about an invalid predicate over the light columns of a stored table.
+fn message(error: &DataFusionError, stored: &Schema) -> String {
+    match error.find_root() {
+        DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
+            SchemaError::FieldNotFound { field, .. } => no_column(&field.name, stored),
+            other => other.to_string(),
+        },
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => syntax(text),
+            ParserError::RecursionLimitExceeded => "the predicate is nested too deeply".into(),
+        },
+        _ => error.strip_backtrace().lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Returns the message about a name that is none of the light columns of a stored table.
+fn no_column(name: &str, stored: &Schema) -> String {
+    let heavy: Vec<&String> = stored.fields().iter().filter(|f| is_heavy(f)).map(|field| field.name()).collect();
+    let is_own = |column: &&str| *column == KEY || heavy.iter().any(|heavy| digest_name(heavy) == **column);
+    let names = stored.fields().iter().map(|field| field.name().as_str());
+    let known: Vec<&str> =
+        names.filter(|column| !heavy.iter().any(|heavy| heavy == column) && !is_own(column)).collect();
+    if let Some(capital) = known.iter().find(|known| known.eq_ignore_ascii_case(name)) {
         return format!(
             "there is no column `{name}`; write \"{capital}\": names without double quotes are read in small letters"
         );
     }
-    error.strip_backtrace().lines().next().unwrap_or_default().to_owned()
+    let listed = known.join(", ");
+    if heavy.iter().any(|heavy| *heavy == name) {
+        return format!("`{name}` is too large to choose rows by; there are {listed}");
+    }
+    match suggestion(name, &known) {
+        meant if meant.is_empty() => {
+            format!("there is no column `{name}`; there are {listed}; text stands in single quotes: '{name}'")
+        }
+        meant => format!("there is no column `{name}`{meant}"),
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +234,19 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn syntax_error_begins_with_its_place() {
+        assert_eq!(
+            syntax("Expected: an SQL statement, found: selct at Line: 1, Column: 1"),
+            "line 1, column 1: expected an SQL statement, found `selct`"
+        );
+        assert_eq!(syntax("Expected: identifier, found: EOF"), "expected identifier, found the end of the statement");
+        assert_eq!(
+            syntax("Unterminated string literal at Line: 1, Column: 8"),
+            "line 1, column 8: unterminated string literal"
+        );
+    }
 
     #[test]
     fn predicate_finds_its_columns_by_name() {
@@ -199,9 +280,14 @@ mod tests {
         let split: ArrayRef = Arc::new(StringArray::from(vec![Some("train"), Some("test"), None]));
         let chosen = filter.evaluate(&RecordBatch::try_from_iter([("split", split)]).unwrap()).unwrap();
         assert_eq!(chosen.iter().map(|v| v == Some(true)).collect::<Vec<_>>(), [true, false, false]);
-        assert!(Filter::new("pixels = 1", &schema).is_err());
+        let wrong = |text: &str| Filter::new(text, &schema).unwrap_err();
+        assert_eq!(wrong("pixels = 1"), "`pixels` is too large to choose rows by; there are id, split, uri");
+        let unquoted = "there is no column `train`; there are id, split, uri; text stands in single quotes: 'train'";
+        assert_eq!(wrong("split = train"), unquoted);
+        assert_eq!(wrong("spilt = 'train'"), "there is no column `spilt`; did you mean `split`?");
+        assert_eq!(wrong(""), "expected an expression, found the end of the statement");
+        assert_eq!(wrong("count(*) > 3"), "`count()` is about many rows, and a row is chosen by its own columns alone");
         assert!(Filter::new("uri like 'a/%'", &schema).unwrap_err().starts_with("`uri` says where a row lies"));
-        assert!(Filter::new("splitt = 'train'", &schema).is_err());
         assert!(Filter::new("split ||", &schema).is_err());
         let many = vec!["split = 'x'"; MOST_OPERATORS + 2].join(" or ");
         assert!(Filter::new(&many, &schema).unwrap_err().contains("`x in (1, 2, 3)` takes any number of values"));

@@ -12,7 +12,7 @@ mod table;
 mod yaml;
 
 pub use document::{load, parse};
-pub use filter::{Filter, check_length, session, unrepeatable};
+pub use filter::{Filter, check_length, lower_case, session, syntax, unrepeatable};
 pub use json_schema::{Example, files};
 pub use selection::{Selection, check, is_called};
 pub use table::{Input, OnError, Pipeline, Table};

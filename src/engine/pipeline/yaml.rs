@@ -67,6 +67,9 @@ impl Node {
         serde_saphyr::from_str(text).map_err(|error| {
             let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
             let place = Place { file: 0, line, column };
+            if let Some(message) = in_words(&error) {
+                return (place, message);
+            }
             // The parser's message continues with an excerpt of the file, which is cut off because the place already
             // points there.
             let message = error.to_string();
@@ -77,6 +80,15 @@ impl Node {
             let twice = first.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.rsplit_once(", set "));
             (place, twice.map_or_else(|| first.to_owned(), |(key, _)| format!("`{key}` occurs twice here")))
         })
+    }
+
+    /// Says that the whole tree stands at one place, as a value of a command line does.
+    fn stands_at(&mut self, place: Place) {
+        self.place = place;
+        if let Kind::Map(entries) = &mut self.kind {
+            entries.iter_mut().for_each(|(key, _)| key.place = place);
+        }
+        self.children().for_each(|node| node.stands_at(place));
     }
 
     /// Says in which file the tree stands.
@@ -103,7 +115,9 @@ impl Node {
             Some(Kind::List(items)) if items.is_empty() => (Kind::List(items), None),
             Some(other) => (other, Some(as_text)),
         };
-        Self { place, kind, otherwise }
+        let mut given = Self { place, kind, otherwise };
+        given.stands_at(place);
+        given
     }
 
     /// Switches the value at a path, or all values below it, to the other reading. Returns `None` if there is no
@@ -228,7 +242,9 @@ impl Node {
         if let Kind::Scalar(Value::String(text)) = &mut self.kind {
             let filled = fill(text)?;
             if is_one_variable(text) {
-                self.otherwise = Self::parse(&filled).ok().map(|node| node.kind).filter(|kind| !kind.is_text());
+                let mut read = Self::parse(&filled).ok();
+                read.iter_mut().for_each(|node| node.stands_at(self.place));
+                self.otherwise = read.map(|node| node.kind).filter(|kind| !kind.is_text());
             }
             *text = filled;
         }
@@ -329,6 +345,23 @@ fn has_comment(text: &str) -> bool {
     false
 }
 
+/// Returns the message about text that is YAML but no pipeline; `None` if the parser's own message says it.
+fn in_words(error: &serde_saphyr::Error) -> Option<String> {
+    match error.without_snippet() {
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            Some("a second document begins here; a pipeline is one, without `---` in it".into())
+        }
+        serde_saphyr::Error::NonFiniteFloat { value, .. } => {
+            Some(format!("`{value}` is no number that a pipeline takes; as text it stands in quotes"))
+        }
+        serde_saphyr::Error::Budget { .. } => {
+            Some("here the text is nested more deeply, or refers to itself more often, than a pipeline may".into())
+        }
+        serde_saphyr::Error::AliasError { error, .. } => in_words(error),
+        _ => None,
+    }
+}
+
 struct Raw(Kind);
 
 impl<'de> Deserialize<'de> for Raw {
@@ -405,6 +438,23 @@ mod tests {
         assert!(place.line >= 2, "{place:?} {message}");
         let (place, message) = Node::parse("a: 1\na: 2\n").unwrap_err();
         assert_eq!((place.line, message.as_str()), (2, "`a` occurs twice here"));
+        let told = |text: &str| Node::parse(text).unwrap_err().1;
+        assert!(told("a: 1\n---\nb: 1\n").starts_with("a second document begins here"));
+        assert!(told("a: .nan\n").starts_with("`.nan` is no number that a pipeline takes"));
+        let deep = format!("{}1{}", "{a: ".repeat(100), "}".repeat(100));
+        assert!(told(&deep).starts_with("here the text is nested more deeply"));
+        let nine = |of: &str| format!("[{}]", [of; 9].join(", "));
+        let level = |(name, below): (&str, &str)| format!("{name}: &{name} {}\n", nine(below));
+        let levels = [("a", "x"), ("b", "*a"), ("c", "*b"), ("d", "*c"), ("e", "*d"), ("f", "*e"), ("g", "*f")];
+        let grows = told(&levels.map(level).concat());
+        assert!(grows.contains("refers to itself more often"), "{grows}");
+    }
+
+    #[test]
+    fn whole_value_of_a_command_line_stands_there() {
+        let given = Place::default();
+        let value = Node::given("{a: [1, {b: 2}]}", given);
+        assert_eq!((value.place_of("a[1].b"), value.place_of("a[0]")), (given, given));
     }
 
     #[test]
