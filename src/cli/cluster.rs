@@ -9,7 +9,7 @@ use super::{
     EXIT_DONE, EXIT_INTERRUPTED,
     run::{next, signals, worker_program},
     security::SecurityArgs,
-    text::{print, say},
+    text::{listen_address, print, say},
 };
 use crate::{
     cluster::{ExecutorOptions, SchedulerOptions, execute, schedule},
@@ -43,7 +43,7 @@ enum Command {
 #[derive(Args)]
 struct Scheduler {
     /// The address and port to listen on; port 0 stands for any free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address, default_value = "127.0.0.1:50050")]
     bind: SocketAddr,
     /// The seconds of silence after which an executor counts as lost, and its tasks go to others.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(6..=86_400))]

@@ -1,12 +1,12 @@
 //! `vlmdiff completions`
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
-use super::{Cli, EXIT_DONE};
+use super::{Cli, EXIT_DONE, text::StandardOutput};
 
 /// Print a script by which a shell completes commands and options.
 #[derive(Args)]
@@ -24,7 +24,7 @@ impl Completions {
     pub(super) fn run(self) -> Result<u8> {
         let mut script = Vec::new();
         generate(self.shell, &mut Cli::command(), "vlmdiff", &mut script);
-        io::stdout().lock().write_all(&script)?;
+        StandardOutput::lock().write_all(&script)?;
         Ok(EXIT_DONE)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     EXIT_DONE, EXIT_INTERRUPTED, StoreArgs,
     run::{next, signals},
     serve::token,
-    text::{print, say},
+    text::{listen_address, print, say},
 };
 use crate::{
     engine::Error,
@@ -34,7 +34,7 @@ jdbc:arrow-flight-sql://127.0.0.1:8815?useEncryption=false (JDBC, DBeaver).
 The first Ctrl-C or SIGTERM ends the server when the statements that run have ended, the second ends it at once.")]
 pub(super) struct Flight {
     /// The address and port to listen on; port 0 stands for any free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8815")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address, default_value = "127.0.0.1:8815")]
     listen: SocketAddr,
     /// A file with a token that requests have to carry, as a bearer token or as the password of any user. Default: the
     /// variable VLMDIFF_TOKEN if it is set.

@@ -2,10 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, CommandFactory};
 
-use super::{Cli, EXIT_DONE};
+use super::{Cli, EXIT_DONE, text::cannot_write};
 
 /// Write a manual page for each command.
 #[derive(Args)]
@@ -17,9 +17,8 @@ pub(super) struct Man {
 
 impl Man {
     pub(super) fn run(self) -> Result<u8> {
-        let cannot = || format!("cannot write manual pages into {}", self.dir.display());
-        fs::create_dir_all(&self.dir).with_context(cannot)?;
-        clap_mangen::generate_to(Cli::command(), &self.dir).with_context(cannot)?;
+        fs::create_dir_all(&self.dir).map_err(cannot_write(&self.dir))?;
+        clap_mangen::generate_to(Cli::command(), &self.dir).map_err(cannot_write(&self.dir))?;
         Ok(EXIT_DONE)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use super::EXIT_DONE;
+use super::{EXIT_DONE, text::cannot_write};
 use crate::{
     engine::pipeline::{self, Example},
     stages,
@@ -28,10 +28,10 @@ pub(super) struct SchemaCommand {
 
 impl SchemaCommand {
     pub(super) fn run(self) -> Result<u8> {
-        fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
+        fs::create_dir_all(&self.output).map_err(cannot_write(&self.output))?;
         for (name, text) in pipeline::files(stages::KINDS, EXAMPLE)? {
             let path = self.output.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::write(&path, text).map_err(cannot_write(&path))?;
         }
         Ok(EXIT_DONE)
     }

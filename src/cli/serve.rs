@@ -11,7 +11,7 @@ use clap::Args;
 use super::{
     EXIT_DONE, EXIT_INTERRUPTED, PipelineArgs,
     run::{next, signals, worker_program},
-    text::{LogArgs, print, say},
+    text::{LogArgs, listen_address, print, say},
 };
 use crate::{
     driver::{device, inspector},
@@ -37,7 +37,7 @@ pub(super) struct Serve {
     #[command(flatten)]
     pipeline: PipelineArgs,
     /// The address and port to listen on; port 0 stands for any free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// A file with a token that requests have to carry (`Authorization: Bearer TOKEN`). Default: the variable
     /// VLMDIFF_TOKEN if it is set.

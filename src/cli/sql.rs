@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use rustyline::{
     CompletionType, Config, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
@@ -16,7 +16,7 @@ use vlmdiff_metrics::{METRICS, Metric};
 
 use super::{
     EXIT_DONE, StoreArgs,
-    text::{columns, print, say},
+    text::{Named, StandardOutput, cannot_write, columns, print, say},
 };
 use crate::{
     engine::Error,
@@ -119,12 +119,12 @@ enum Output {
     Standard,
     /// A file that gets its name when everything is written, so that a failure leaves an older file as it was.
     File {
-        file: BufWriter<File>,
+        file: BufWriter<Named<File>>,
         unfinished: PathBuf,
         path: PathBuf,
     },
     /// Something that exists and is not a file: a device, a pipe.
-    Device(BufWriter<File>),
+    Device(BufWriter<Named<File>>),
 }
 
 impl Results {
@@ -132,18 +132,19 @@ impl Results {
         let out = match path {
             None => Output::Standard,
             Some(path) => {
-                let failed = || format!("cannot write {}", path.display());
                 // `/dev/stdout` may be a file, but it has no name to which another file could be renamed.
                 if path.starts_with("/dev") || path.metadata().is_ok_and(|there| !there.is_file()) {
-                    let device = File::options().append(true).open(path).with_context(failed)?;
-                    return Ok(Self { format, turns, written: 0, out: Output::Device(BufWriter::new(device)) });
+                    let device = File::options().append(true).open(path).map_err(cannot_write(path))?;
+                    let device = BufWriter::new(Named::new(device, path));
+                    return Ok(Self { format, turns, written: 0, out: Output::Device(device) });
                 }
                 // The target of a link is replaced, so that the link stays.
                 let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 let mut name = path.file_name().unwrap_or_default().to_owned();
                 name.push(format!(".{}.unfinished", std::process::id()));
                 let unfinished = path.with_file_name(name);
-                let file = BufWriter::new(File::create(&unfinished).with_context(failed)?);
+                let file = File::create(&unfinished).map_err(cannot_write(&path))?;
+                let file = BufWriter::new(Named::new(file, &path));
                 Output::File { file, unfinished, path }
             }
         };
@@ -178,7 +179,7 @@ impl Results {
         let mut standard;
         let out: &mut dyn Write = match &mut self.out {
             Output::Standard => {
-                standard = std::io::stdout().lock();
+                standard = StandardOutput::lock();
                 &mut standard
             }
             Output::File { file, .. } | Output::Device(file) => file,
@@ -200,8 +201,8 @@ impl Results {
             Output::Standard => {}
             Output::Device(file) => file.flush()?,
             Output::File { file, unfinished, path } => {
-                let done = file.flush().and_then(|()| std::fs::rename(unfinished, &path));
-                done.with_context(|| format!("cannot write {}", path.display()))?;
+                file.flush()?;
+                std::fs::rename(unfinished, &path).map_err(cannot_write(path))?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::{
     EXIT_DONE,
     text::{count, say},
 };
-use crate::{datasets::synthetic, engine::Error, stages::ingest::Synthetic};
+use crate::{datasets::synthetic, engine::Error, report::make_empty, stages::ingest::Synthetic};
 
 /// Generate a dataset of pictures in MVTec layout.
 #[derive(Args)]
@@ -17,7 +17,7 @@ use crate::{datasets::synthetic, engine::Error, stages::ingest::Synthetic};
     after_help = "Examples:\n  vlmdiff synth products --size 256 --train 100\n  vlmdiff run pipelines/folder.yaml --set images.root=products"
 )]
 pub(super) struct Synth {
-    /// The folder to write.
+    /// The folder to write: a new or an empty one.
     dir: PathBuf,
     /// Height and width of the pictures.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=2048))]
@@ -56,6 +56,7 @@ impl Synth {
             spec.classes = self.classes;
         }
         let items = spec.items().map_err(|e| Error::Input(e.to_string()))?;
+        make_empty(&self.dir)?;
         synthetic::write_mvtec(&self.dir, &items, self.seed, self.size).map_err(|e| Error::Input(e.to_string()))?;
         say(format!("{} in {}", count(items.len() as u64, "picture"), self.dir.display()));
         Ok(EXIT_DONE)

@@ -2,7 +2,10 @@
 
 use std::{
     fmt::Display,
+    fs::File,
     io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    path::Path,
     sync::OnceLock,
 };
 
@@ -13,21 +16,80 @@ pub(super) use crate::driver::{count, width};
 use crate::{
     driver::Lines,
     engine::{
-        now_ms,
+        Error, now_ms,
         store::{Event, Logged},
     },
     query::output::printable,
 };
 
+/// Reads an address to listen on.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let numbers = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    numbers.parse().map_err(|_| {
+        "it is no IP address with a port; 127.0.0.1:8080 or, for other machines, 0.0.0.0:8080 would work".into()
+    })
+}
+
+/// Makes the error about a file that an argument names and that cannot be written.
+pub(super) fn cannot_write(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
+    move |error| Error::Input(format!("cannot write {}: {error}", path.display()))
+}
+
+/// An output that its errors name.
+pub(super) struct Named<W> {
+    output: W,
+    name: String,
+}
+
+/// Standard output.
+pub(super) type StandardOutput = Named<io::StdoutLock<'static>>;
+
+impl StandardOutput {
+    /// Keeps other threads from writing meanwhile.
+    pub(super) fn lock() -> Self {
+        Self { output: io::stdout().lock(), name: "to standard output".to_owned() }
+    }
+}
+
+impl Named<File> {
+    /// Names a file by its path.
+    pub(super) fn new(output: File, path: &Path) -> Self {
+        Self { output, name: path.display().to_string() }
+    }
+}
+
+impl<W> Named<W> {
+    /// Names the output in an error about it. A closed pipe stays what it is, since it ends a command quietly.
+    fn named(&self, error: io::Error) -> io::Error {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::Interrupted => error,
+            kind => io::Error::new(kind, format!("cannot write {}: {error}", self.name)),
+        }
+    }
+}
+
+impl<W: Write> Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.write(bytes).map_err(|error| self.named(error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush().map_err(|error| self.named(error))
+    }
+}
+
 /// Prints a line for people. Control characters, which names and values of others may contain, are escaped. A closed
 /// output is an error, which ends the command quietly, instead of a panic.
 pub(super) fn print(line: impl Display) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{}", printable(&line.to_string()))
+    writeln!(StandardOutput::lock(), "{}", printable(&line.to_string()))
 }
 
 /// Prints a line for programs, such as JSON, without changes.
 pub(super) fn print_exactly(line: impl Display) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{line}")
+    writeln!(StandardOutput::lock(), "{line}")
 }
 
 /// The form of what a command says on standard error: words for people, or a JSON object for each event and message.

@@ -67,7 +67,7 @@ pub enum Error {
         message: String,
     },
     /// The store cannot be read or written.
-    #[error("store: {0}")]
+    #[error("the store cannot be read or written: {}", of_store(.0))]
     Store(#[source] object_store::Error),
     /// Arrow returned an error.
     #[error("arrow: {0}")]
@@ -76,7 +76,7 @@ pub enum Error {
     #[error("parquet: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),
     /// An operation on a file or process failed.
-    #[error("{0}")]
+    #[error("{}{}", .0, advice(.0))]
     Io(#[from] std::io::Error),
 }
 
@@ -136,6 +136,33 @@ impl Error {
     }
 }
 
+/// Returns the message of a store without the name of the library's part that reports it, and what would work.
+fn of_store(error: &object_store::Error) -> String {
+    let object_store::Error::Generic { source, .. } = error else { return error.to_string() };
+    let mut cause: &(dyn std::error::Error + 'static) = &**source;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let advice = match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull) => "; once there is space, the next run continues from what is kept",
+        Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+            "; `sql`, `status` and `report` only read a store, and --store names another one"
+        }
+        _ => "",
+    };
+    format!("{source}{advice}")
+}
+
+/// Returns advice about an error of the operating system that does not say where it happened.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull if error.raw_os_error().is_some() => {
+            "; the disk of the store, of temporary files (TMPDIR) or of the cache (VLMDIFF_CACHE) is full"
+        }
+        _ => "",
+    }
+}
+
 fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String {
     let mut text = format!("table `{table}`: {total} row{} failed", if total == 1 { "" } else { "s" });
     errors.iter().for_each(|(id, message)| text += &format!("\n  {id}: {message}"));
@@ -148,6 +175,24 @@ fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn full_disk_is_an_error_with_advice() {
+        let full = || io::Error::from_raw_os_error(28);
+        let of_store = Error::from(object_store::Error::Generic { store: "LocalFileSystem", source: full().into() });
+        assert_eq!(
+            of_store.to_string(),
+            format!(
+                "the store cannot be read or written: {}; once there is space, the next run continues from what is kept",
+                full()
+            )
+        );
+        assert!(Error::from(full()).to_string().ends_with("or of the cache (VLMDIFF_CACHE) is full"));
+        assert_eq!(
+            Error::from(io::Error::new(io::ErrorKind::StorageFull, "cannot write x")).to_string(),
+            "cannot write x"
+        );
+    }
 
     #[test]
     fn memory_error_contains_advice() {
