@@ -11,7 +11,7 @@ use vlmdiff_metrics::conformal;
 
 use crate::{
     lab::{Lab, computed},
-    metrics,
+    methods, metrics,
 };
 
 /// A pipeline that calibrates by the training images, which its maps are not trained on.
@@ -333,4 +333,33 @@ fn export_without_thresholds_says_what_is_missing() {
         "{}",
         alarms.stderr
     );
+}
+
+#[test]
+fn new_photographs_leave_bare_names_alone_and_are_exported() {
+    let lab = Lab::new(methods::INSPECTION);
+    lab.run(&[]);
+    let own = lab.sql(".vlmdiff", "select image_id from images order by 1");
+    fs::create_dir(lab.path("new")).unwrap();
+    fs::copy(lab.path("data/gear/train/good/000.png"), lab.path("new/a.png")).unwrap();
+    // A folder that a link inside it leads back to has the same pictures.
+    std::os::unix::fs::symlink(".", lab.path("new/again")).unwrap();
+    let judged = lab.vlmdiff(&["predict", "pipeline.yaml", "new", "--class", "gear"]);
+    assert_eq!((judged.code, judged.stdout.lines().count()), (Some(0), 1), "{} {}", judged.stdout, judged.stderr);
+    assert_eq!(lab.sql(".vlmdiff", "select image_id from images order by 1"), own);
+    assert_eq!(lab.sql(".vlmdiff", "select image_id from inspection_predict.decisions"), ["new/a.png"]);
+
+    let export = |arguments: &[&str]| lab.vlmdiff(&[&["export"], arguments].concat());
+    let ended = export(&["own"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(lab.path("own/heat").join(&own[0]).is_file(), "{own:?}");
+    let new = ["--pipeline", "inspection_predict"];
+    let ended = export(&[&["found"][..], &new].concat());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(lab.path("found/overlay/new/a.png").is_file());
+    // Another photograph in the place of the one that was judged is not drawn on.
+    fs::copy(lab.path("data/tile/train/good/000.png"), lab.path("new/a.png")).unwrap();
+    let ended = export(&[&["changed"][..], &new].concat());
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("the photograph of `new/a.png` has been moved or deleted"), "{}", ended.stderr);
 }

@@ -57,7 +57,7 @@ pub(super) struct Export {
     /// Default: one with the name of the table, here.
     #[arg(short, long, value_name = "FOLDER", requires = "to")]
     output: Option<String>,
-    /// The pipeline whose tables are exported; by default the one that published last.
+    /// The pipeline whose tables are exported; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
     /// Export only images whose verdict is anomalous.
@@ -146,8 +146,12 @@ impl Export {
         table: &Table,
         write: impl FnOnce(&Path) -> crate::engine::Result<T>,
     ) -> Result<T> {
-        let folder = NewFolder::begin(&self.folder()?)?;
-        let written = write(folder.path())?;
+        let output = self.folder()?;
+        let folder = NewFolder::begin(&output)?;
+        let written = write(folder.path()).map_err(|error| match error {
+            Error::Io(_) | Error::Parquet(_) => Error::Stage(format!("cannot write {}: {error}", output.display())),
+            other => other,
+        })?;
         folder.finish(format, table)?;
         Ok(written)
     }

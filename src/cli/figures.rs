@@ -28,7 +28,7 @@ Examples:
 pub(super) struct Figures {
     /// The folder to write: a new or an empty one.
     dir: PathBuf,
-    /// The pipeline whose maps are drawn; by default the one that published last.
+    /// The pipeline whose maps are drawn; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
     /// Draw the maps of this table, with all instances of a swept one. May be given several times, in the order of the

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 
 use super::{
     EXIT_DONE, StoreArgs,
-    text::{print, print_exactly},
+    text::{cannot_write, print, print_exactly},
 };
 use crate::{
     report::{self, Source},
@@ -34,7 +34,7 @@ pub(super) struct Report {
     /// the pipeline's images.
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
-    /// The pipeline to report on; by default the one that published last.
+    /// The pipeline to report on; by default the one that ran last.
     #[arg(long)]
     pipeline: Option<String>,
     /// The number of images to show of each class and kind of defect, alternately from both ends of their scores: first
@@ -71,7 +71,7 @@ impl Report {
             Format::Csv => plain(report::Format::Csv)?,
         };
         match &self.output {
-            Some(file) => std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?,
+            Some(file) => std::fs::write(file, text).map_err(cannot_write(file))?,
             None => print_exactly(text.trim_end())?,
         }
         Ok(EXIT_DONE)
@@ -81,7 +81,7 @@ impl Report {
         let options = report::Options { per_kind: self.per_kind, images: self.images, dataset: self.dataset.clone() };
         let page = report::html(source, options)?;
         let output = self.output.clone().unwrap_or_else(|| "report.html".into());
-        std::fs::write(&output, &page).with_context(|| format!("cannot write {}", output.display()))?;
+        std::fs::write(&output, &page).map_err(cannot_write(&output))?;
         print(format!("{} ({}): open it in a browser", output.display(), HumanBytes(page.len() as u64)))?;
         Ok(EXIT_DONE)
     }

@@ -60,6 +60,7 @@ impl Execution {
             git_commit: git_commit(file),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
             device: self.devices.join(","),
+            judges_by: None,
         }
     }
 

@@ -145,6 +145,7 @@ impl Inspector {
             tables: route.computed.iter().cloned().collect(),
             stop,
             host: gethostname::gethostname().to_string_lossy().into_owned(),
+            judges_by: Some(pipeline.name.clone()),
             ..run::Options::default()
         };
         Ok(Self {

@@ -109,6 +109,8 @@ pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
                 Ok(entry) => entry,
                 // It has vanished while the folder was listed, as temporary files do.
                 Err(e) if e.depth() > 0 && e.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound) => continue,
+                // The pictures of a folder that a link inside it leads back to are listed already.
+                Err(e) if e.loop_ancestor().is_some() => continue,
                 Err(e) => return Err(cannot(path, e.into())),
             };
             if entry.file_type().is_file() && is_image(&entry.path().to_string_lossy()) {

@@ -411,8 +411,9 @@ async fn unless<T>(ends: &mut Ends, work: impl Future<Output = T>) -> Option<T> 
     }
 }
 
-/// Returns the pipeline that ran last, among those that have published tables.
-fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
+/// Returns the pipeline that bare names mean: the one that ran last, other than to judge new photographs, among those that
+/// have published tables.
+pub fn latest(store: &Store, pipelines: &BTreeSet<&str>) -> Result<Option<String>> {
     if pipelines.len() < 2 {
         return Ok(pipelines.first().map(|name| (*name).to_owned()));
     }

@@ -48,20 +48,26 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a pipeline's tables; by default those of the pipeline that published last. `kinds` gives the order of the
+    /// Opens a pipeline's tables; by default those of the pipeline that ran last, which bare names of SQL mean too. `kinds` gives the order of the
     /// tables and describes their stages.
     ///
     /// # Errors
     /// [`Error::Input`] if the store has no such pipeline, or no published table.
     pub fn open(store: &Store, pipeline: Option<&str>, kinds: &'static [StageKind]) -> Result<Self> {
         let all = query::manifests(store)?;
-        let Some((latest, _)) = all.iter().max_by_key(|(_, manifest)| manifest.published_ms) else {
-            return Err(Error::Input(format!(
+        let nothing = || {
+            Error::Input(format!(
                 "the store {} has no published table; run a pipeline first, such as `vlmdiff run pipelines/quickstart.yaml`",
                 store.url
-            )));
+            ))
         };
-        let pipeline = pipeline.unwrap_or(latest).to_owned();
+        if all.is_empty() {
+            return Err(nothing());
+        }
+        let pipeline = match pipeline {
+            Some(name) => name.to_owned(),
+            None => query::latest(store, &all.iter().map(|(name, _)| name.as_str()).collect())?.ok_or_else(nothing)?,
+        };
         let session = Session::open(store, Some(&pipeline))?;
         let mut tables: Vec<Manifest> =
             all.into_iter().filter(|(name, _)| *name == pipeline).map(|(_, manifest)| manifest).collect();

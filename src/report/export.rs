@@ -12,6 +12,7 @@ use arrow::{
     array::{Array, AsArray},
     datatypes::UInt8Type,
 };
+use bytes::Bytes;
 use image::{ImageBuffer, RgbImage};
 use rayon::prelude::*;
 
@@ -187,8 +188,8 @@ pub fn coco(source: &Source, name: &str) -> Result<CocoExport> {
     Ok(CocoExport { json, images: annotated.len(), regions })
 }
 
-/// Makes a folder. One that exists must be empty, because files of an earlier export would be taken for those of this.
-pub(super) fn make_empty(folder: &Path) -> Result<()> {
+/// Makes a folder. One that exists must be empty, because its files would be taken for those that are written, or be lost.
+pub fn make_empty(folder: &Path) -> Result<()> {
     let cannot = |e| Error::Input(format!("cannot write into {}: {e}", folder.display()));
     fs::create_dir_all(folder).map_err(cannot)?;
     match fs::read_dir(folder).map_err(cannot)?.next() {
@@ -346,10 +347,24 @@ impl Files<'_> {
             let photograph = self.taken.placement(size, stored.dimensions()).rgb_to_photograph(stored);
             return photograph.map_err(|e| unplaced(image, e));
         };
-        let bytes = self.sources.read(uri)?;
-        if digest.as_ref().is_some_and(|digest| *digest != Digest::of(&bytes).to_string()) {
-            return Err(Error::Input(format!("{uri} changed since the images were read; run the pipeline again")));
-        }
+        let is_listed = |bytes: &Bytes| digest.as_ref().is_none_or(|digest| *digest == Digest::of(bytes).to_string());
+        let bytes = match self.sources.read(uri) {
+            Ok(bytes) if is_listed(&bytes) => bytes,
+            Ok(_) => {
+                return Err(Error::Input(format!("{uri} changed since the images were read; run the pipeline again")));
+            }
+            // `predict` reads photographs through links that end with it, and names them by their own paths.
+            Err(gone) => match self.sources.read(&image.id) {
+                Ok(bytes) if digest.is_some() && is_listed(&bytes) => bytes,
+                _ => {
+                    return Err(Error::Input(format!(
+                        "{gone}; the photograph of `{}` has been moved or deleted since it was read; run the pipeline again or, \
+                         if `predict` read it, export from the folder in which that was called",
+                        image.id
+                    )));
+                }
+            },
+        };
         let photograph = decode::photograph(&bytes, !self.taken.unturned);
         photograph.map(|photograph| photograph.image).map_err(|e| Error::Input(format!("{uri}: {e}")))
     }

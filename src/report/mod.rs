@@ -24,7 +24,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig};
 
 pub use data::Source;
 pub use decisions::sections as verdicts;
-pub use export::{CocoExport, Exported, coco, export};
+pub use export::{CocoExport, Exported, coco, export, make_empty};
 pub use figures::{FigureOptions, SharedScale, figures};
 pub use plain::{Format, plain};
 use published::Published;

@@ -57,6 +57,7 @@ pub fn run(
         host: options.host.clone(),
         device: options.device.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        judges_by: options.judges_by.clone(),
     });
     log.save()?;
     let mut overrides = options.overrides.clone();

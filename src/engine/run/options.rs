@@ -28,6 +28,8 @@ pub struct Options {
     pub host: String,
     /// The devices of networks, for the log.
     pub device: String,
+    /// The pipeline by which new photographs are judged, for the log; `None` for a run of a pipeline file.
+    pub judges_by: Option<String>,
 }
 
 /// The result of a run.

@@ -29,6 +29,9 @@ pub enum Event {
         /// The version of vlmdiff.
         #[serde(default)]
         version: String,
+        /// The pipeline by which new photographs are judged; `None` for a run of a pipeline file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        judges_by: Option<String>,
     },
     /// A table is fresh.
     TableFresh {

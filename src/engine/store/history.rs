@@ -184,14 +184,15 @@ struct Tag {
     run: String,
 }
 
-/// Returns the name of the pipeline of the latest run whose log is undamaged; an error if a later log is damaged.
+/// Returns the name of the pipeline of the latest run whose log is undamaged; an error if a later log is damaged. Runs that
+/// judged new photographs do not count: after `predict`, bare names still mean the tables of the pipeline that it judged by.
 pub fn last_pipeline(store: &Store, is_meant: impl Fn(&str) -> bool) -> Result<Option<String>> {
     for run in store.list("runs")?.iter().rev() {
         let name = format!("runs/{run}");
         let Some(log) = store.get(&name)? else { continue };
         let first = sealed::open_lines(&name, &log)?.split(|byte| *byte == b'\n').next().unwrap_or_default();
         match serde_json::from_slice(first) {
-            Ok(Logged { event: Event::RunStarted { pipeline, .. }, .. }) if is_meant(&pipeline) => {
+            Ok(Logged { event: Event::RunStarted { pipeline, judges_by: None, .. }, .. }) if is_meant(&pipeline) => {
                 return Ok(Some(pipeline));
             }
             _ => {}
