@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Times `vlmdiff flight`: a million light rows to a client in Python beside the CSV of `vlmdiff sql`, and the first row of a result; then
+"""Times `vlmdiff flight`: a million light rows to clients in Python beside the CSV of `vlmdiff sql`, and the first row of a result; then
 100 clients at once for a minute, each of which checks every answer, while the memory of the server is watched.
 
     python3 benches/flight.py [-n 5] [--rows 1000000] [--clients 100] [--seconds 60]
 
-The rows have an id, a class, a split, a label, a score and a number. The client is ADBC's driver, which hands Arrow batches to
-Python; its time is that from the statement to the last batch, over a connection that exists. CSV is written to a file by a process that is
-timed from outside. Both run in turns.
+The rows have an id, a class, a split, a label, a score and a number. The clients are ADBC's driver, which is written in Go, and pyarrow's,
+which is written in C++; both hand Arrow batches to Python. Their time is that from the statement to the last batch, over a connection that
+exists. One server keeps in memory what it has read, as it does by default, another one reads the table each time. CSV is written to a file
+by a process that is timed from outside. All run in turns; the first round is not counted.
 """
 import argparse
 import json
@@ -15,6 +16,7 @@ import random
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -49,24 +51,47 @@ def generate(folder: Path, rows: int) -> None:
     call([VLMDIFF, "run", "wide.yaml", "--quiet"])
 
 
-def fetch(address: str, rounds: int) -> None:
-    """Is run as a process of its own, by a Python with the driver: fetches all rows each time that a line is read."""
-    import adbc_driver_flightsql.dbapi as adbc
+def adbc(address: str):
+    """Returns a function that runs a statement by ADBC's driver and returns a reader of its rows."""
+    import adbc_driver_flightsql.dbapi
 
-    with adbc.connect(f"grpc://{address}", autocommit=True) as connection, connection.cursor() as cursor:
-        for _ in range(rounds):
-            input()
-            started = time.monotonic()
-            cursor.execute(ALL)
-            reader, rows, first = cursor.fetch_record_batch(), 0, None
-            for batch in reader:
-                first = first or time.monotonic() - started
-                rows += len(batch)
-            every = time.monotonic() - started
-            started = time.monotonic()
-            cursor.execute("select image_id, score from scores limit 1")
-            cursor.fetchone()
-            print(json.dumps({"rows": rows, "every": every, "first": first, "one": time.monotonic() - started}), flush=True)
+    cursor = adbc_driver_flightsql.dbapi.connect(f"grpc://{address}", autocommit=True).cursor()
+
+    def run(statement: str):
+        cursor.execute(statement)
+        return cursor.fetch_record_batch()
+    return run
+
+
+def pyarrow(address: str):
+    """Returns a function that runs a statement by pyarrow's client and returns a reader of its rows."""
+    from flightsql import FlightSQLClient
+
+    host, port = address.rsplit(":", 1)
+    client = FlightSQLClient(host=host, port=int(port), insecure=True)
+
+    def run(statement: str):
+        return (chunk.data for chunk in client.do_get(client.execute(statement).endpoints[0].ticket))
+    return run
+
+
+CLIENTS = {"ADBC (Go)": adbc, "pyarrow (C++)": pyarrow}
+
+
+def fetch(address: str, name: str) -> None:
+    """Is run as a process of its own, by a Python with the clients: fetches all rows each time that a line is read."""
+    run = CLIENTS[name](address)
+    for _ in sys.stdin:
+        started, processor = time.monotonic(), time.process_time()
+        rows, first = 0, None
+        for batch in run(ALL):
+            first = first or time.monotonic() - started
+            rows += batch.num_rows
+        every, processor = time.monotonic() - started, time.process_time() - processor
+        started = time.monotonic()
+        next(iter(run("select image_id, score from scores limit 1")))
+        one = time.monotonic() - started
+        print(json.dumps({"rows": rows, "every": every, "first": first, "one": one, "processor": processor}), flush=True)
 
 
 def load(address: str, clients: int, seconds: float, rows: int) -> None:
@@ -110,32 +135,52 @@ def client(*words) -> list[str]:
     return [str(word) for word in (peers.program("flightsql"), __file__, *words)]
 
 
-def speed(address: str, options) -> bool:
+def speed(servers: dict[str, tuple[subprocess.Popen, str]], options) -> bool:
     """Prints the times of all rows and of the first. Returns True if the bars are met."""
-    fetching = subprocess.Popen(client("--fetch", address, "-n", options.n + 1), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    ours, csv = [], []
+    fetching = {}
+    for kind, (process, address) in servers.items():
+        for name in CLIENTS:
+            started = subprocess.Popen(client("--fetch", address, "--client", name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            fetching[name, kind] = started, process.pid
+    runs, csv = {key: [] for key in fetching}, []
     for _ in range(options.n + 1):
-        fetching.stdin.write("\n")
-        fetching.stdin.flush()
-        line = fetching.stdout.readline()
-        if not line:
-            raise Failed("the client ended; its message is above")
-        ours.append(json.loads(line))
+        for key, (process, pid) in fetching.items():
+            before = processor_time(pid)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                raise Failed("a client ended; its message is above")
+            runs[key].append({**json.loads(line), "server": processor_time(pid) - before})
         started = time.monotonic()
         call([VLMDIFF, "sql", ALL, "--format", "csv", "-o", "rows_again.csv"])
         csv.append(time.monotonic() - started)
-    fetching.wait()
-    # The first round is not counted.
-    ours, csv = ours[1:], csv[1:]
-    if any(one["rows"] != options.rows for one in ours):
-        raise Failed(f"the client has seen {ours[0]['rows']:,} rows of {options.rows:,}")
-    every, first, one = (statistics.median(run[what] for run in ours) for what in ("every", "first", "one"))
-    ratio = statistics.median(written / run["every"] for written, run in zip(csv, ours))
-    met = ratio >= TIMES and max(first, one) <= FIRST
-    print("| rows | to the client | as CSV | | first of all rows | one row | bar |\n|---|---|---|---|---|---|---|")
-    print(f"| {options.rows:,} | **{duration(every)}** | {duration(statistics.median(csv))} | {ratio:.1f}× | {duration(first)} | {duration(one)} "
-          f"| ≥ {TIMES}×, ≤ {FIRST * 1000:.0f} ms: {'met' if met else '**missed**'} |\n")
-    return met
+    for process, _ in fetching.values():
+        process.stdin.close()
+        process.wait()
+    print(f"{options.rows:,} rows, medians of {options.n} rounds; as CSV {duration(statistics.median(csv[1:]))}\n")
+    print("| client | the server | all rows | times as fast as CSV | first row of all | one row | processor time of client and server | bars |")
+    print("|---|---|---|---|---|---|---|---|")
+    met = []
+    for (name, kind), times in runs.items():
+        # The first round is not counted.
+        times = times[1:]
+        if any(one["rows"] != options.rows for one in times):
+            raise Failed(f"a client has seen {times[0]['rows']:,} rows of {options.rows:,}")
+        every, first, one, processor, server = (
+            statistics.median(run[what] for run in times) for what in ("every", "first", "one", "processor", "server"))
+        ratio = statistics.median(written / run["every"] for written, run in zip(csv[1:], times))
+        met.append(ratio >= TIMES and max(first, one) <= FIRST)
+        print(f"| {name} | {kind} | **{duration(every)}** | {ratio:.1f}x | {duration(first)} | {duration(one)} "
+              f"| {duration(processor)}, {duration(server)} | ≥ {TIMES}x, ≤ {FIRST * 1000:.0f} ms: {'met' if met[-1] else '**missed**'} |")
+    print()
+    return any(met)
+
+
+def processor_time(pid: int) -> float:
+    """Returns the processor time of a process in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def many(address: str, pid: int, options) -> None:
@@ -166,10 +211,11 @@ def main():
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--fetch", help=argparse.SUPPRESS)
+    parser.add_argument("--client", choices=CLIENTS, help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.fetch:
-        return fetch(options.fetch, options.n)
+        return fetch(options.fetch, options.client)
     if options.load:
         return load(options.load, options.clients, options.seconds, options.rows)
     need_vlmdiff()
@@ -178,17 +224,21 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         generate(Path(folder), options.rows)
-        command = [str(VLMDIFF), "flight", "--listen", "127.0.0.1:0"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+        servers = {}
         try:
-            address = server.stdout.readline().strip().removeprefix("listening on grpc://")
-            met = speed(address, options)
+            for kind, arguments in {"keeps what it has read": [], "reads each time": ["--max-kept", "0"]}.items():
+                command = [str(VLMDIFF), "flight", "--listen", "127.0.0.1:0", *arguments]
+                server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+                servers[kind] = server, server.stdout.readline().strip().removeprefix("listening on grpc://")
+            met = speed(servers, options)
+            server, address = next(iter(servers.values()))
             many(address, server.pid, options)
             if server.poll() is not None:
                 raise Failed(f"the server ended with {server.returncode}")
         finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
+            for server, _ in servers.values():
+                server.send_signal(signal.SIGTERM)
+                server.wait()
             os.chdir("/")
     raise SystemExit(not met and options.rows >= 1_000_000)
 

@@ -30,7 +30,8 @@ PEERS = {
     "hfdatasets": Peer("HF datasets", ("datasets==5.2.0", "pyarrow")),
     "pixeltable": Peer("Pixeltable", ("pixeltable==0.7.21",)),
     "anomalib": Peer("anomalib", ("anomalib==2.7.0", "torch==2.11.0", "torchvision==0.26.0", "timm==1.0.31", "scikit-learn")),
-    "flightsql": Peer("ADBC's Flight SQL driver", ("adbc-driver-flightsql==1.8.0", "adbc-driver-manager==1.8.0", "pyarrow==22.0.0")),
+    "flightsql": Peer("clients of Flight SQL", (
+        "adbc-driver-flightsql==1.8.0", "adbc-driver-manager==1.8.0", "flightsql-dbapi==0.2.2", "protobuf==5.29.5", "pyarrow==22.0.0")),
     "networks": Peer("PyTorch and the libraries on it", (
         "torch==2.11.0", "torchvision==0.26.0", "diffusers==0.36.0", "transformers==4.57.6", "timm==1.0.31",
         "safetensors", "scikit-learn", "scikit-image")),
