@@ -59,8 +59,8 @@ pub(super) struct Flight {
     /// Bytes of temporary files of a statement.
     #[arg(long, value_name = "N", default_value_t = 16 << 30, value_parser = clap::value_parser!(u64).range(0..))]
     max_disk: u64,
-    /// Bytes of memory for columns that statements have read, all together, so that later ones need not read them. Images and
-    /// tensors are not kept.
+    /// Bytes of memory for columns that statements have read, all together, so that later ones need not read them; as much
+    /// again is collected while statements read. Images and tensors are not kept.
     #[arg(long, value_name = "N", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(0..))]
     max_kept: u64,
     /// The time in seconds for which a client waits for a statement, all together, and for which a statement waits for a client

@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -32,6 +35,9 @@ const TABLE: usize = 4096;
 pub struct Kept {
     most: usize,
     tables: Mutex<Tables>,
+    /// The bytes of rows that statements are collecting, to be kept when all of a table are there. They are as many as are kept
+    /// at most.
+    collected: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -61,7 +67,7 @@ impl fmt::Debug for Kept {
 impl Kept {
     /// Keeps tables up to so many bytes; 0 for none.
     pub fn new(most: usize) -> Self {
-        Self { most, tables: Mutex::default() }
+        Self { most, tables: Mutex::default(), collected: AtomicUsize::new(0) }
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -133,7 +139,7 @@ impl Kept {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let partitions = scan.output_partitioning().partition_count();
         let read = Mutex::new(vec![None; partitions]);
-        let reading = Arc::new(Reading { kept: self, parts, columns, read });
+        let reading = Arc::new(Reading { kept: self, parts, columns, read, bytes: AtomicUsize::new(0) });
         let partition = |number| {
             let partition = Partition { scan: scan.clone(), schema: scan.schema(), number, reading: reading.clone() };
             Arc::new(partition) as Arc<dyn PartitionStream>
@@ -170,19 +176,48 @@ struct Reading {
     kept: Arc<Kept>,
     parts: Digest,
     columns: Vec<usize>,
-    /// The rows of each partition that was read to its end.
+    /// The rows of each partition that was read to its end; without partitions if the table is too large to be kept.
     read: Mutex<Vec<Option<Vec<RecordBatch>>>>,
+    /// The bytes of the rows that were collected.
+    bytes: AtomicUsize,
 }
 
 impl Reading {
+    fn read(&self) -> MutexGuard<'_, Vec<Option<Vec<RecordBatch>>>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts rows, and returns true if they may be collected. If those of all statements together are more than are kept, this
+    /// table is given up.
+    fn collects(&self, batch: &RecordBatch) -> bool {
+        let mut read = self.read();
+        if read.is_empty() {
+            return false;
+        }
+        let bytes = batch.get_array_memory_size();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = self.kept.collected.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.kept.most;
+        if !fits {
+            read.clear();
+        }
+        fits
+    }
+
     /// Takes the rows of a partition. With those of the last one the table is kept.
     fn take(&self, number: usize, batches: Vec<RecordBatch>) {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        read[number] = Some(batches);
+        let mut read = self.read();
+        let Some(partition) = read.get_mut(number) else { return };
+        *partition = Some(batches);
         if read.iter().all(Option::is_some) {
             let batches = read.iter_mut().filter_map(Option::take).flatten().collect();
             self.kept.put(self.parts, self.columns.clone(), batches);
         }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.kept.collected.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -214,21 +249,20 @@ impl PartitionStream for Partition {
             }
         };
         let (reading, number) = (self.reading.clone(), self.number);
-        // After an error, or beyond what is kept, no rows are collected any more.
-        let begin = (rows, Some(Vec::<RecordBatch>::new()), 0);
-        let read = futures::stream::unfold(begin, move |(mut rows, mut batches, mut bytes)| {
+        // After an error, or if there is no room for the table, no rows are collected any more.
+        let begin = (rows, Some(Vec::<RecordBatch>::new()));
+        let read = futures::stream::unfold(begin, move |(mut rows, mut batches)| {
             let reading = reading.clone();
             async move {
                 let Some(next) = rows.next().await else {
                     batches.into_iter().for_each(|batches| reading.take(number, batches));
                     return None;
                 };
-                bytes += next.as_ref().map_or(0, RecordBatch::get_array_memory_size);
-                batches = batches.filter(|_| next.is_ok() && bytes <= reading.kept.most);
+                batches = batches.filter(|_| next.as_ref().is_ok_and(|batch| reading.collects(batch)));
                 if let (Ok(batch), Some(batches)) = (&next, &mut batches) {
                     batches.push(batch.clone());
                 }
-                Some((next, (rows, batches, bytes)))
+                Some((next, (rows, batches)))
             }
         });
         Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), read))
@@ -315,5 +349,28 @@ mod tests {
         let again = kept.scan(parts("t"), &[0], &schema, 2).unwrap().unwrap();
         assert_eq!(again.output_partitioning().partition_count(), 2);
         assert_eq!(sorted(&collect(again, context).await.unwrap()), [3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn tables_that_are_read_at_once_share_the_room_in_which_rows_are_collected() {
+        let size = batch("a", 1000).get_array_memory_size();
+        let kept = Arc::new(Kept::new(TABLE + 2 * size));
+        let reading = |name| {
+            let rows = [vec![batch("a", 1000)], vec![batch("a", 1000)]];
+            let scan = MemorySourceConfig::try_new_exec(&rows, rows[0][0].schema(), None).unwrap();
+            kept.clone().keeping(parts(name), vec![0], scan).unwrap()
+        };
+        let context = Arc::new(TaskContext::default());
+        let (first, second) = (reading("first"), reading("second"));
+        let begun = second.execute(0, context.clone()).unwrap();
+        assert_eq!(begun.count().await, 1);
+        // Two partitions and that one are too many, so that the table that is read then is given up, and not its rows.
+        let rows = collect(first, context.clone()).await.unwrap();
+        assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 2000);
+        assert!(kept.get(parts("first"), &[0]).is_none());
+        drop(second);
+        assert_eq!(kept.collected.load(Ordering::Relaxed), 0);
+        collect(reading("first"), context).await.unwrap();
+        assert_eq!(kept.get(parts("first"), &[0]).unwrap().len(), 2);
     }
 }
