@@ -16,25 +16,14 @@ import sys
 import tarfile
 import tempfile
 
+import toy
 from fetch import fail, say
 from release import OF_SYSTEM, SUMS, archive_file, digest, files_in
 
 # The newest symbols of Ubuntu 22.04, which is older than Debian 12.
 NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13)}
 
-PIPELINE = """
-name: toy
-tables:
-  images: { stage: ingest, with: { dataset: folder, root: /srv/data, size: 32 } }
-  autoencoder:
-    stage: train_autoencoder
-    from: [images]
-    where: split = 'train'
-    with:
-      config: { block_out_channels: [8, 16, 16], layers_per_block: 1, norm_num_groups: 4 }
-      training: { steps: 2, batch_size: 2, lr: 1.0e-3, log_every: 1 }
-  latents: { stage: encode_latents, from: [images, autoencoder] }
-"""
+PIPELINE = toy.pipeline("dataset: folder, root: /srv/data")
 
 # Runs a program in a root file system with the kernel's /proc and /dev, as containers have them.
 ENTER = 'mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" && exec env -i /usr/sbin/chroot "$@"'

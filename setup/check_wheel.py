@@ -16,21 +16,12 @@ import tempfile
 import time
 import venv
 
+import toy
 from fetch import ROOT, fail, say
 
-PIPELINE = """
-name: installed
-tables:
-  images: { stage: ingest, with: { dataset: synthetic, size: 32, synthetic: { classes: [tile], train: 4, test_good: 1, test_per_defect: 1 } } }
-  autoencoder:
-    stage: train_autoencoder
-    from: [images]
-    where: split = 'train'
-    with:
-      config: { block_out_channels: [8, 16, 16], layers_per_block: 1, norm_num_groups: 4 }
-      training: { steps: 2, batch_size: 2, lr: 1.0e-3, log_every: 1 }
-  latents: { stage: encode_latents, from: [images, autoencoder] }
-"""
+PIPELINE = toy.pipeline(
+    "dataset: synthetic, synthetic: { classes: [tile], train: 4, test_good: 1, test_per_defect: 1 }"
+)
 
 # Prints what is installed, and what it answers.
 USE = """
