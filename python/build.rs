@@ -5,7 +5,8 @@ use std::path::Path;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     // The linker drops every network, because the extension calls none, but would keep the static initialisers of libtorch's
-    // wrapper, so that wrapper is kept out, as in the build of the driver. Should the extension ever call a network, it can no longer be loaded.
+    // wrapper, so that wrapper is kept out, as in the build of the driver. Should the extension ever call a network, it can no
+    // longer be loaded.
     println!("cargo::rustc-link-arg-cdylib=-Wl,--remap-inputs=*libtorch_sys-*.rlib=/dev/null");
     // The wrapper's callbacks are among the symbols that Rust lists for export, and lld refuses a list with symbols that are left out.
     println!("cargo::rustc-link-arg-cdylib=-Wl,--undefined-version");

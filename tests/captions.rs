@@ -178,7 +178,7 @@ fn lines_of_a_caption_are_encoded_one_by_one() {
         ended.stderr
     };
     let said = run(&[]);
-    // Of 14 images, eight have the number 0, and two each of the others.
+    // Eight of the 14 images have the number 0, and two each of the others.
     for words in [
         "the caption has more than 5 lines, and the rest is left out: 2 of 14 rows",
         "the caption has fewer than 5 lines, which are repeated in turn: 2 of 14 rows",

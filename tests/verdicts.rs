@@ -156,8 +156,8 @@ tables:
   maps: { stage: detect, from: [images, bank], where: split <> 'train' and not label, with: { sigma: 1 } }
 ";
 
-/// Of `calibration + rest` photographs whose scores differ, `calibration` are drawn at random. Returns the probability that at most
-/// `alarms` of the rest are above the k-th highest score of these: the sum over x of C(x + k - 1, x) C(N - k - x, rest - x) / C(N, rest).
+/// Returns the probability that at most `alarms` photographs of `rest` score above the k-th highest of `calibration` others, where
+/// all N scores differ and it is drawn at random which are which: the sum over x of C(x + k - 1, x) C(N - k - x, rest - x) / C(N, rest).
 fn probability(calibration: usize, rest: usize, k: usize, alarms: usize) -> f64 {
     // The logarithm of C(n, r).
     let choices = |n: usize, r: usize| (1..=r).map(|i| ((n - r + i) as f64 / i as f64).ln()).sum::<f64>();

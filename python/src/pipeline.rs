@@ -188,7 +188,7 @@ fn json(value: &impl serde::Serialize) -> engine::Result<String> {
     serde_json::to_string(value).map_err(|error| Error::Io(error.into()))
 }
 
-/// How the class of photographs is given.
+/// The argument that gives the class of photographs, for messages.
 const CLASS_NAME: &str = "`class_name=`";
 
 /// A pipeline that judges new photographs; its worker stays loaded.

@@ -48,8 +48,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a pipeline's tables; by default those of the pipeline that ran last, which bare names of SQL mean too. `kinds` gives the order of the
-    /// tables and describes their stages.
+    /// Opens a pipeline's tables; by default those of the pipeline that ran last, which bare names of SQL mean too.
+    /// `kinds` gives the order of the tables and describes their stages.
     ///
     /// # Errors
     /// [`Error::Input`] if the store has no such pipeline, or no published table.

@@ -350,8 +350,8 @@ mod tests {
     fn choices_are_even_and_independent_of_each_other_and_of_the_batch_size() {
         let drawn = choices(7, 1);
         assert_eq!(drawn, choices(64, 1));
-        // Of 20,000 draws a fifth is 4000 with a standard deviation of 57; of pairs of draws a fifth is equal. Five
-        // standard deviations are allowed.
+        // Each number is expected in a fifth of the draws, and a fifth of the pairs of draws are expected to be equal. Five
+        // standard deviations are allowed, each 57 for 20,000 draws.
         let is_a_fifth = |count: usize, of: usize| {
             let deviation = (of as f64 * 0.2 * 0.8).sqrt();
             (count as f64 - of as f64 / 5.).abs() < 5. * deviation

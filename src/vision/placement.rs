@@ -218,7 +218,7 @@ impl Placement {
     /// Resizes the picture to the photograph's own size. Places that it does not show are black.
     ///
     /// # Errors
-    /// As [`Placement::map_to_photograph`].
+    /// [`PlacementError`], for the sizes for which [`Placement::map_to_photograph`] has it.
     pub fn rgb_to_photograph(&self, picture: &RgbImage) -> Result<RgbImage, PlacementError> {
         let mut channels = Vec::new();
         for c in 0..3 {

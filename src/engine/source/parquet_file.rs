@@ -10,7 +10,7 @@ use parquet::arrow::{
 
 use crate::engine::caught;
 
-/// What is said of a file on which the library panics.
+/// The message about a file on which the library panics.
 const DAMAGED: &str = "it is damaged; write it again, or download it again";
 
 /// A Parquet file of which the footer has been read. Errors do not name the file.

@@ -35,7 +35,7 @@ const LIST_READERS: usize = 2;
 pub struct Rows {
     total: usize,
     given: usize,
-    /// What the reading threads send, in turns.
+    /// The batches of each reading thread. The threads send them in turns.
     chunks: Vec<mpsc::Receiver<Result<Batch>>>,
     /// The thread whose turn it is.
     turn: usize,
