@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 use vlmdiff::{
     features::embedding::{Pooling, Upsample},
     methods::{
-        Bank, CombinedLevels, Distance, Knn, PatchMethod, Patchcore, Protocol, ReverseDistillation, TrainedMethod,
+        Bank, CombinedLevels, Distance, Knn, PatchMethod, Patchcore, Protocol, Rad, ReverseDistillation, TrainedMethod,
         coreset::{Start, greedy, select},
         distillation_loss,
     },
@@ -30,7 +30,7 @@ use vlmdiff::{
 
 use super::{
     Case, networks,
-    tolerance::{GRADIENT, NETWORK, share},
+    tolerance::{F32, GRADIENT, NETWORK, share},
 };
 
 /// The tolerance of distances as a share of the largest: |q|² - 2 q · b + |b|² in f32, whose terms are larger than
@@ -302,6 +302,48 @@ pub(super) fn anomaly_dino(case: &Case) {
             let name = format!("k{neighbors}.{input}");
             middle_by_anomalib(case, &name, &features, (&bank, neighbors), &normalised(input), patch);
         }
+    }
+}
+
+/// The tolerance of the scores of RAD, each a mean over layers of one minus the cosine of two vectors of 8 numbers: each length and
+/// each product sums 8 terms, which the two programs do in orders of their own, so that a cosine of at most 1 is wrong by
+/// 2 · (8 + 2) + 8 roundings in each.
+const COSINE: f64 = 2. * 28. * F32;
+
+/// RAD on features, looked up by the means of the patches in the last layer.
+pub(super) fn rad(case: &Case) {
+    #[derive(Deserialize)]
+    struct Config {
+        side: i64,
+        layers: u32,
+        channels: i64,
+        runs: BTreeMap<String, Run>,
+    }
+    #[derive(Deserialize)]
+    struct Run {
+        images: u32,
+        /// Absent where all places are compared.
+        radius: Option<u32>,
+    }
+    let Config { side, layers, channels, runs } = case.config();
+    // [N, L, P, C] -> [N, P, L C], as the features of several layers lie side by side.
+    let joined =
+        |name: &str| case.input(name).permute([0, 2, 1, 3]).reshape([-1, side * side, i64::from(layers) * channels]);
+    let (good, test) = (joined("good"), joined("test"));
+    for (name, Run { images, radius }) in runs {
+        let method = Rad { images, radius: radius.unwrap_or(side as u32), layers };
+        let mut fitter = method.fitter();
+        for image in 0..good.size()[0] {
+            fitter.add(&good.get(image)).unwrap();
+        }
+        let fitted = to_safetensors(fitter.finish().unwrap().tensors, HashMap::new()).unwrap();
+        let scorer = method.scorer(&Checkpoint::from_safetensors(fitted).unwrap(), Device::Cpu).unwrap();
+        let scores: Vec<_> =
+            (0..test.size()[0]).map(|image| scorer.score(&test.get(image), [side, side]).unwrap()).collect();
+        let patches = Tensor::stack(&scores.iter().map(|scores| &scores.patches).collect::<Vec<_>>(), 0);
+        let of_images = Tensor::from_slice(&scores.iter().map(|scores| scores.image).collect::<Vec<_>>());
+        case.expect(&format!("{name}.patches"), &patches, |_| Tensor::from(COSINE));
+        case.expect(&format!("{name}.images"), &of_images, |_| Tensor::from(COSINE));
     }
 }
 

@@ -101,6 +101,7 @@ mod numbers {
         patchcore: "methods/patchcore" => methods::patchcore,
         nearest_patches: "methods/knn_dinov2" => methods::nearest_patches,
         anomaly_dino: "methods/anomalib_dino" => methods::anomaly_dino,
+        rad: "methods/rad" => methods::rad,
         diad: "methods/diad" => diad::compare,
         reverse_distillation: "methods/rd" => methods::reverse_distillation,
         anomaly_maps: "reference/anomaly" => anomaly::maps,
