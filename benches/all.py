@@ -39,6 +39,7 @@ def benches(folder: Path, quick: bool) -> dict[str, tuple[str, list]]:
         "loading": ("Weights", script("loading", *small("--megabytes", "64", "--rounds", "1"))),
         "metrics": ("Metrics", script("metrics", *small("--maps", "10"))),
         "inspection": ("From photographs to anomaly maps", script("inspection", *small("--train", "12", "--test", "12", "--more", "24", "--rounds", "1"))),
+        "growing": ("A photograph more", script("growing", *small("--photographs", "100", "--rounds", "1"))),
         "serving": ("The server", script("serving", *small("--clients", "8", "--seconds", "6"))),
         "python": ("SQL into Python", script("python", *small("-n", "3", "--rows", "10000"))),
         "flight": ("SQL to other programs", script("flight", *small("--rows", "20000", "-n", "1", "--clients", "8", "--seconds", "6"))),
