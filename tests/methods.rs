@@ -10,6 +10,7 @@ use std::{
 };
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use serde_json::Value;
 use tch::{Device, Tensor, nn::VarStore};
 use vlmdiff::models::{
     checkpoint::to_safetensors,
@@ -175,7 +176,7 @@ tables:
 ";
 
 /// Returns the objects that `predict --json` printed.
-fn predicted(text: &str) -> Vec<serde_json::Value> {
+fn predicted(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -212,6 +213,43 @@ fn new_photographs_are_judged_as_those_of_the_run() {
     assert_eq!(folder.code, Some(if verdict["anomalous"] == true { 4 } else { 3 }));
     // The pipeline's own tables are those of its run.
     assert_eq!(lab.sql(".vlmdiff", &query.replace("decisions", "inspection.decisions")), expected);
+}
+
+#[test]
+fn verdicts_state_the_model_that_made_them() {
+    let lab = Lab::new(INSPECTION);
+    lab.run(&[]);
+    let model = |pipeline: &str| {
+        let models = lab.sql(".vlmdiff", &format!("select distinct model from {pipeline}.decisions"));
+        assert_eq!(models.len(), 1, "{models:?}");
+        models[0].clone()
+    };
+    let judge = |photographs: &[&str], store: &str| -> Vec<Value> {
+        let arguments = ["predict", "pipeline.yaml", "--class", "gear", "--json", "--store", store];
+        let told = lab.vlmdiff(&[&arguments[..], photographs].concat());
+        predicted(&told.stdout).into_iter().map(|mut verdict| verdict["model"].take()).collect()
+    };
+    let first = model("inspection");
+    let (photograph, other) = ("data/gear/train/good/000.png", "data/gear/train/good/001.png");
+    lab.write("broken.png", "no picture");
+    assert_eq!(judge(&[photograph], ".vlmdiff"), [first.as_str()]);
+    assert_eq!(judge(&[other, "broken.png", photograph], ".vlmdiff"), [first.as_str(); 3]);
+    assert_eq!(model("inspection_predict"), first);
+    // Another store computes the same model.
+    lab.run(&["--store", "again"]);
+    assert_eq!(judge(&[other], "again"), [first.as_str()]);
+
+    // Other thresholds are another model of the same maps.
+    let again = lab.run(&["--set", "thresholds.confidence=0.6"]);
+    let tables: Vec<&str> =
+        computed(&again).into_iter().filter(|(_, rows)| *rows > 0).map(|(table, _)| table).collect();
+    assert_eq!(tables, ["thresholds", "decisions"]);
+    assert_ne!(model("inspection"), first);
+    // So is another bank, and what is taken back is the first one.
+    lab.run(&["--set", "bank.method={knn: {neighbors: 2}}"]);
+    assert_ne!(model("inspection"), first);
+    assert!(computed(&lab.run(&[])).iter().all(|(_, rows)| *rows == 0));
+    assert_eq!(model("inspection"), first);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::Value;
+use vlmdiff::engine::store::Event;
 use vlmdiff_metrics::conformal;
 
 use crate::{
@@ -28,6 +29,11 @@ fn pipeline() -> String {
   regions: {{ stage: regions, from: [decisions, images, anomaly_maps] }}
 "
     )
+}
+
+/// Returns the tables of which a run computed rows.
+fn changed(events: &[Event]) -> Vec<&str> {
+    computed(events).into_iter().filter(|(_, rows)| *rows > 0).map(|(table, _)| table).collect()
 }
 
 #[test]
@@ -63,12 +69,11 @@ fn verdicts_follow_from_the_scores_of_good_photographs() {
         group by 1, 2) where abs(p - p_value) < 1e-9";
     assert_eq!(lab.sql(".vlmdiff", p_values), ["6"]);
 
-    // Another rate computes verdicts again, and no map.
-    let again = lab.run(&["--set", "decisions.rate=0.5"]);
-    assert_eq!(
-        computed(&again).iter().filter(|(_, rows)| *rows > 0).map(|(table, _)| *table).collect::<Vec<_>>(),
-        ["decisions"]
-    );
+    // Another rate computes verdicts again, and no map. They are by the same model.
+    let model = "select distinct model from decisions";
+    let (before, again) = (lab.sql(".vlmdiff", model), lab.run(&["--set", "decisions.rate=0.5"]));
+    assert_eq!(changed(&again), ["decisions"]);
+    assert_eq!((before.len(), lab.sql(".vlmdiff", model)), (1, before));
     let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--set", "decisions.rate=0.05"]);
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
     assert!(ended.stderr.contains("has no threshold for the rate 0.05; it has 0.5, 0.6"), "{}", ended.stderr);
@@ -131,6 +136,8 @@ fn report_shows_promised_and_realised_rates() {
     assert_eq!(lab.vlmdiff(&["report"]).code, Some(0));
     let html = fs::read_to_string(lab.path("report.html")).unwrap();
     let section = html.split("<section id=\"verdicts\">").nth(1).unwrap().split("</section>").next().unwrap();
+    let model = lab.sql(".vlmdiff", "select distinct model from decisions").remove(0);
+    assert!(section.contains(&format!("<code>{model}</code>")), "{section}");
     for class in ["gear", "tile"] {
         let [alarms, false_alarms, found] = ["true", "not label", "label"].map(|which| {
             let count = format!(

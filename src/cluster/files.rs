@@ -201,6 +201,7 @@ mod tests {
             input_schemas: Vec::new(),
             row_schemas: Vec::new(),
             tables: Vec::new(),
+            model: None,
             files: vec![(file.to_owned(), digest)],
             save_every: std::time::Duration::ZERO,
             secrets: crate::engine::Secrets::default(),

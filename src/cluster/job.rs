@@ -247,6 +247,7 @@ mod tests {
             input_schemas: Vec::new(),
             row_schemas: Vec::new(),
             tables: Vec::new(),
+            model: None,
             files: Vec::new(),
             save_every: Duration::ZERO,
             secrets: Secrets::among([("PATH".to_owned(), path)]),

@@ -5,10 +5,12 @@
 //! | the stage | kind, revision, parameters but for places, the content of the files that they name, the schema of its output | [`fingerprint`] |
 //! | a listing | names, types and metadata of its columns | [`base`] |
 //! | an input | its port, whether it is read whole, names, types and metadata of the columns that are read | [`base`] |
+//! | a model | the contents of the tables that it consists of, by their names | [`model`] |
 //! | an input read whole | the values of these columns, in the order in which they are read | [`base`] |
 //! | a row | its id, and of each input read row by row (or the listing) the values of the columns that are read; the ids of its pieces, and of each input read by pieces these values | [`row_key`] |
 //! | a table made as a whole | the keys of its rows, in the order of their ids | [`whole_key`] |
-//! | a published table | the fingerprint, the digest of each input ([`read`]), `where:`, and notes on the listing | [`Provenance`] |
+//! | rows that state their model | as above, and the model | [`base`] |
+//! | a published table | the fingerprint, the digest of each input ([`read`]), the model if its rows state it, `where:`, and notes on the listing | [`Provenance`] |
 //!
 //! Volatile columns (times, places) are part of no digest, and so no predicate and no query may read them. Also not
 //! covered are the device, the number of threads, the versions of libraries, and the environment of programs.
@@ -54,7 +56,12 @@ pub(in crate::engine) struct InputRead<'a> {
 }
 
 /// Returns the digest of what all rows of a table have in common.
-pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inputs: &[InputRead<'_>]) -> Digest {
+pub(in crate::engine) fn base(
+    fingerprint: Digest,
+    listed: Option<&Schema>,
+    inputs: &[InputRead<'_>],
+    model: Option<Digest>,
+) -> Digest {
     let mut base = Hasher::new("key");
     base.field(fingerprint.as_bytes());
     if let Some(listed) = listed {
@@ -68,7 +75,21 @@ pub(in crate::engine) fn base(fingerprint: Digest, listed: Option<&Schema>, inpu
             base.field(content.as_bytes());
         }
     }
+    if let Some(model) = model {
+        base.field(model.as_bytes());
+    }
     base.finish()
+}
+
+/// Returns the digest of a model: of the contents of the tables that it consists of, whose order does not count. A name is
+/// the declared one, so that a model is the same in a sweep and alone.
+pub fn model(mut parts: Vec<(&str, Digest)>) -> Digest {
+    parts.sort_unstable();
+    let mut model = Hasher::new("model");
+    for (table, content) in parts {
+        model.field(table.as_bytes()).field(content.as_bytes());
+    }
+    model.finish()
 }
 
 /// Returns the identity of a row: `read` has, by input, the digest of the values that are read from it. The id is
@@ -180,7 +201,7 @@ mod tests {
     fn each_part_of_an_input_changes_the_base() {
         let schemas = schemas();
         let input = |port, schema, content: Option<&str>| InputRead { port, schema, content: content.map(digest) };
-        let of = |inputs: &[InputRead<'_>]| base(digest("stage"), None, inputs);
+        let of = |inputs: &[InputRead<'_>]| base(digest("stage"), None, inputs, None);
         let one = input("p", &*schemas[0], None);
         let two = input("q", &*schemas[0], Some("values"));
         let mut digests = vec![
@@ -191,10 +212,12 @@ mod tests {
             of(&[one.clone(), InputRead { content: None, ..two.clone() }]),
             of(&[one.clone(), input("q", &schemas[0], Some("other values"))]),
             of(&[input("q", &schemas[0], None)]),
-            base(digest("another stage"), None, &[]),
+            base(digest("another stage"), None, &[], None),
+            base(digest("stage"), None, &[], Some(digest("model"))),
+            base(digest("stage"), None, &[], Some(digest("another model"))),
         ];
         digests.extend(schemas[1..].iter().map(|schema| of(&[input("p", schema, None)])));
-        digests.extend(schemas.iter().map(|schema| base(digest("stage"), Some(schema), &[])));
+        digests.extend(schemas.iter().map(|schema| base(digest("stage"), Some(schema), &[], None)));
         all_differ("base", &digests);
         let reads = [
             read("p", false, digest("rows")),
@@ -212,6 +235,20 @@ mod tests {
             listing(&[digest("a")], &[note, note]),
         ];
         all_differ("listing", &listings);
+    }
+
+    #[test]
+    fn each_table_changes_a_model_and_their_order_does_not() {
+        let (bank, thresholds) = (("bank", digest("a")), ("thresholds", digest("b")));
+        let models = [
+            model(vec![bank, thresholds]),
+            model(vec![bank]),
+            model(vec![bank, ("thresholds", digest("c"))]),
+            model(vec![("album", digest("a")), thresholds]),
+            model(Vec::new()),
+        ];
+        all_differ("model", &models);
+        assert_eq!(model(vec![thresholds, bank]), models[0]);
     }
 
     #[test]

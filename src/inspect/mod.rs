@@ -28,8 +28,9 @@ pub use verdict::{Judged, Maps, Verdict};
 use self::{route::Route, rows::Rows};
 use crate::{
     engine::{
-        Error, Hasher, Result, Stop, or_none,
+        Error, Hasher, Result, Stop, identity, or_none,
         pipeline::{OnError, Pipeline, Table},
+        plan::TableState,
         run,
         run::{Settings, Workers},
         source::Sources,
@@ -119,13 +120,10 @@ impl Inspector {
         for table in reading.tables.iter_mut().filter(|table| route.computed.contains(&table.name)) {
             table.on_error = OnError::Skip;
         }
-        let mut model = Hasher::new("model");
-        let (mut fitted, mut thresholds) = (BTreeMap::new(), Vec::new());
+        let (mut model, mut fitted, mut thresholds) = (Vec::new(), BTreeMap::new(), Vec::new());
         for table in pipeline.tables.iter().filter(|table| route.taken.contains(&table.name)) {
             let manifest =
                 store.share(&pipeline.name, &name, &table.slot())?.ok_or_else(|| not_computed(pipeline, table))?;
-            model.field(table.name.as_bytes());
-            model.field(manifest.content.as_bytes());
             let rows = Rows::of(store, &manifest)?;
             // Features are looked at to show the nearest ones, whatever the class.
             if !features::are_in(&rows.schema) {
@@ -134,7 +132,11 @@ impl Inspector {
             if Threshold::is_table(&rows.schema) {
                 thresholds.extend(Threshold::all(&rows.all()?)?);
             }
+            if route.model.contains(&table.name) {
+                model.push(TableState::new(0, manifest));
+            }
         }
+        let model = identity::model(model.iter().map(TableState::part_of_model).collect());
         let photographs = published(store, pipeline, &route.images)?;
         let known = photographs.as_ref().map_or(Ok(BTreeSet::new()), classes)?;
         let matter = route.reads_class || fitted.values().any(|classes| !classes.is_empty());
@@ -152,7 +154,7 @@ impl Inspector {
             store: store.clone(),
             pipeline: reading,
             route,
-            model: model.finish().to_string(),
+            model: model.to_string(),
             classes: Classes { known, fitted, matter },
             photographs,
             thresholds,
@@ -173,7 +175,7 @@ impl Inspector {
         &self.pipeline.name
     }
 
-    /// Returns the digest of the model: of the contents of the tables that are taken as they are.
+    /// Returns the digest of the model, as its decisions state it.
     pub fn model(&self) -> &str {
         &self.model
     }

@@ -28,7 +28,9 @@ pub(super) struct Route {
     /// All tables that are computed for new photographs, in the order of the file.
     pub(super) computed: Vec<String>,
     /// The tables that are taken as they are.
-    pub(super) taken: Vec<String>,
+    pub(super) taken: BTreeSet<String>,
+    /// Those of them that the decisions follow from.
+    pub(super) model: BTreeSet<String>,
     /// True if a stage reads the class of photographs otherwise than to look it up in a table that is taken as it is.
     pub(super) reads_class: bool,
 }
@@ -86,12 +88,9 @@ impl Route {
         };
         let regions = pipeline.tables.iter().find(finds_regions).map(|table| table.name.clone());
         computed.extend(regions.clone());
-        let mut taken: Vec<String> = Vec::new();
-        for input in computed.iter().filter_map(named).flat_map(|table| &table.inputs) {
-            if !computed.contains(&input.table) && !taken.contains(&input.table) {
-                taken.push(input.table.clone());
-            }
-        }
+        let model = named(&decisions).map(|table| table.model.clone()).unwrap_or_default();
+        let read = computed.iter().filter_map(named).flat_map(|table| &table.inputs).map(|input| &input.table);
+        let taken: BTreeSet<String> = read.chain(&model).filter(|name| !computed.contains(name)).cloned().collect();
         let reads_class = computed.iter().filter_map(named).any(|table| {
             let is_read = |input: &Input| {
                 readers.iter().any(|table| table.name == input.table)
@@ -104,6 +103,6 @@ impl Route {
             params.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
         };
         let readers = readers.into_iter().map(|table| (table.name.clone(), given(table))).collect();
-        Ok(Self { images, readers, decisions, maps, regions, computed, taken, reads_class })
+        Ok(Self { images, readers, decisions, maps, regions, computed, taken, model, reads_class })
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     tables::{
         Role,
         column::{column, numbers, text},
-        decisions::{ANOMALOUS, CLASS, RATE, THRESHOLD},
+        decisions::{ANOMALOUS, CLASS, MODEL, RATE, THRESHOLD},
         images::{LABEL, id_column},
     },
 };
@@ -89,6 +89,9 @@ fn section(source: &Source, table: &Manifest) -> Result<Value> {
             None => {}
         }
     }
+    // All rows of a version have the same. A table that a query made may lack it.
+    let models = rows.column_by_name(MODEL).and_then(|models| models.as_string_opt::<i32>());
+    let model = models.and_then(|models| models.iter().flatten().next());
     let row = |(name, class): (&&str, &Class)| {
         context! {
             class => *name,
@@ -102,7 +105,7 @@ fn section(source: &Source, table: &Manifest) -> Result<Value> {
         }
     };
     let rows: Vec<Value> = classes.iter().map(row).collect();
-    Ok(context! { table => table.variant.name(&table.table), rows })
+    Ok(context! { table => table.variant.name(&table.table), model, rows })
 }
 
 /// Returns the labels of images that have one, by id.

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter::repeat_n,
     sync::Arc,
 };
 
 use arrow::{
-    array::{Array, AsArray, BooleanArray, Float32Array, Float64Array, RecordBatch},
+    array::{Array, AsArray, BooleanArray, Float32Array, Float64Array, RecordBatch, StringArray},
     datatypes::{DataType, Float32Type, Float64Type, SchemaRef},
 };
 use garde::Validate;
@@ -35,8 +36,9 @@ use crate::{
 /// Compares the score of each image with the threshold of its class: the verdict, and the p-value of the score among
 /// those of the calibration.
 ///
-/// An image is anomalous if its score is above the threshold. An image of a class without a threshold has no verdict. A
-/// note names the classes in which the images that are not alarms score otherwise than in the calibration.
+/// An image is anomalous if its score is above the threshold. An image of a class without a threshold has no verdict. Each
+/// row states the digest of its model: of the tables that the score and the thresholds follow from. A note names the classes
+/// in which the images that are not alarms score otherwise than in the calibration.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "rate": 0.05 }]))]
@@ -54,7 +56,7 @@ fn default_rate() -> f64 {
 
 impl Stage for Decide {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -79,6 +81,10 @@ impl Stage for Decide {
     }
 
     fn is_quick(&self) -> bool {
+        true
+    }
+
+    fn states_model(&self) -> bool {
         true
     }
 
@@ -169,11 +175,16 @@ impl Open for Decide {
     fn open(self, context: &Context) -> Result<Box<dyn Operator>> {
         let table = context.tables.get(THRESHOLDS);
         let table = table.ok_or_else(|| Error::Stage(format!("the stage was given no `{THRESHOLDS}`")))?;
-        Ok(Box::new(Decider(Thresholds::read(table, self.rate)?)))
+        let model = context.model.ok_or_else(|| Error::Stage("the stage was given no model".into()))?;
+        Ok(Box::new(Decider { thresholds: Thresholds::read(table, self.rate)?, model: model.to_string() }))
     }
 }
 
-struct Decider(Thresholds);
+struct Decider {
+    thresholds: Thresholds,
+    /// The digest of the model.
+    model: String,
+}
 
 impl Operator for Decider {
     fn run(&mut self, rows: &mut Rows, out: &mut Sink<'_>) -> Result<()> {
@@ -186,7 +197,7 @@ impl Operator for Decider {
                 }
             }
             let calibrated: Vec<Option<&Calibrated>> =
-                classes.iter().map(|class| self.0.of(class.unwrap_or_default())).collect();
+                classes.iter().map(|class| self.thresholds.of(class.unwrap_or_default())).collect();
             let threshold = |row: usize| calibrated[row].and_then(|calibrated| calibrated.threshold);
             for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| threshold(*row).is_none()) {
                 let class = classes.value(row);
@@ -211,6 +222,7 @@ impl Operator for Decider {
                     of(|calibrated| calibrated.threshold),
                     Arc::new(BooleanArray::from_iter(scores.values().iter().enumerate().map(verdict))),
                     of(|calibrated| calibrated.pixel_threshold),
+                    Arc::new(StringArray::from_iter_values(repeat_n(&self.model, batch.len()))),
                 ],
             )?;
         }
@@ -272,7 +284,7 @@ fn drift(thresholds: &Thresholds, rows: &Batch) -> Result<Option<Note>> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Float32Builder, ListBuilder, StringArray};
+    use arrow::array::{ArrayRef, Float32Builder, ListBuilder};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

@@ -26,6 +26,10 @@ pub const ANOMALOUS: &str = "anomalous";
 /// The threshold of the pixels of its map; null if none is known.
 pub const PIXEL_THRESHOLD: &str = "pixel_threshold";
 
+/// The digest of the model by which it was judged: of the tables that its score and its thresholds follow from, such as a
+/// bank, weights and the thresholds themselves.
+pub const MODEL: &str = "model";
+
 /// Returns the schema of decisions.
 pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
@@ -37,6 +41,7 @@ pub fn schema() -> SchemaRef {
         Field::new(THRESHOLD, DataType::Float32, true),
         Field::new(ANOMALOUS, DataType::Boolean, true),
         Field::new(PIXEL_THRESHOLD, DataType::Float32, true),
+        Field::new(MODEL, DataType::Utf8, false),
     ]))
 }
 

@@ -15,7 +15,7 @@ use super::{
     filter::Filter,
     inputs::{from_entries, inputs},
     sweep::Sweep,
-    table::{Input, OnError, Pipeline, Table, digest, schemas},
+    table::{Input, OnError, Pipeline, Table, digest, model, schemas},
     yaml::{Key, Kind, Node, Place},
 };
 use crate::engine::{
@@ -241,6 +241,7 @@ impl Loader<'_> {
             declared: key.name.clone(),
             variant,
             kind,
+            model: model(stage.makes(), &inputs, above),
             stage: stage.into(),
             inputs,
             output,

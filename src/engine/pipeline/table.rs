@@ -84,6 +84,9 @@ pub struct Table {
     pub stage: Arc<dyn Stage>,
     /// The inputs by port.
     pub inputs: Vec<Input>,
+    /// The names of the tables that make up its model, such as weights and thresholds: those that its stage reads whole, and
+    /// those that the stages on the way to its rows do.
+    pub model: BTreeSet<String>,
     /// The predicate that selects rows of the first input; `None` selects all.
     pub filter: Option<Filter>,
     /// The handling of rows that fail.
@@ -138,6 +141,22 @@ pub(super) fn schemas<T: Borrow<Table>>(inputs: &[Input], tables: &[T]) -> Schem
     Schemas { all: inputs.iter().filter_map(schema).collect(), by_row: by_row.collect() }
 }
 
+/// Returns the names of the tables that make up the model of a table with these inputs; see [`Table::model`].
+pub(super) fn model(makes: Output, inputs: &[Input], above: &[&Table]) -> BTreeSet<String> {
+    let mut model = BTreeSet::new();
+    for input in inputs {
+        let Some(read) = above.iter().find(|table| table.name == input.table) else { continue };
+        // A stage that makes its table as a whole, such as a query, combines the rows of the tables with ids that it reads.
+        let gives_rows = input.reads != Reads::Table || (makes != Output::RowPerRow && read.makes().has_ids());
+        if gives_rows {
+            model.extend(read.model.iter().cloned());
+        } else {
+            model.insert(read.name.clone());
+        }
+    }
+    model
+}
+
 /// The handling of rows that fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -147,4 +166,36 @@ pub enum OnError {
     Fail,
     /// The row is left out and recorded in the `errors` table.
     Skip,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::run::toys::{CHAIN, read};
+
+    /// Adds tables to [`CHAIN`]. Returns the model of the table `last`.
+    fn model(tables: &str) -> Vec<String> {
+        let pipeline = read(&format!("{CHAIN}{tables}"), &[]).unwrap();
+        let last = pipeline.tables.into_iter().find(|table| table.name == "last").unwrap();
+        last.model.into_iter().collect()
+    }
+
+    #[test]
+    fn model_has_the_tables_that_are_read_whole_on_the_way() {
+        let shifted = "  shifted: { stage: add, from: { numbers: more, total: total } }\n";
+        assert_eq!(model("  last: { stage: add, from: [more] }\n"), [""; 0]);
+        assert_eq!(model("  last: { stage: add, from: { numbers: more, total: total } }\n"), ["total"]);
+        assert_eq!(model(&format!("{shifted}  last: {{ stage: add, from: [shifted] }}\n")), ["total"]);
+        let other = "  other: { stage: sum, from: [shifted] }\n  last: { stage: add, from: { numbers: shifted, total: other } }\n";
+        assert_eq!(model(&format!("{shifted}{other}")), ["other", "total"]);
+    }
+
+    #[test]
+    fn rows_that_a_whole_table_combines_are_no_model() {
+        let tables = "
+  shifted: { stage: add, from: { numbers: more, total: total } }
+  sorted: { stage: sorted, from: [shifted] }
+  last: { stage: add, from: [sorted] }
+";
+        assert_eq!(model(tables), ["total"]);
+    }
 }

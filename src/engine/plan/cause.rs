@@ -89,6 +89,8 @@ pub enum Cause {
         /// Now.
         to: Vec<String>,
     },
+    /// The model that its rows state is another one.
+    Model,
     /// The columns that the stage writes have changed.
     Schema,
     /// Rows failed before.
@@ -154,6 +156,7 @@ impl fmt::Display for Cause {
             Self::Pending { table, rows: Some(rows) } => write!(f, "{rows} rows of {table} are computed first"),
             Self::Pending { table, rows: None } => write!(f, "{table} is computed first"),
             Self::From { from, to } => write!(f, "from: {} -> {}", from.join(", "), to.join(", ")),
+            Self::Model => f.write_str("the model has changed"),
             Self::Schema => f.write_str("the output schema has changed"),
             Self::Failed { rows: 1 } => f.write_str("1 row failed before"),
             Self::Failed { rows } => write!(f, "{rows} rows failed before"),
@@ -245,6 +248,7 @@ mod tests {
             files: files.iter().map(|(path, content)| ((*path).to_owned(), digest(content))).collect(),
             fingerprint: digest("stage"),
             inputs: Vec::new(),
+            model: None,
             filter: None,
         }
     }

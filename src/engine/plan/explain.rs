@@ -73,6 +73,7 @@ pub fn explain(work: &TableWork<'_>, planner: &Planner<'_>, views: &TableStates)
     causes.extend(pending);
     if causes.is_empty() {
         causes.push(match previous.errors.len() as u64 {
+            _ if previous.made.model != work.made.model => Cause::Model,
             0 => Cause::Schema,
             rows => Cause::Failed { rows },
         });

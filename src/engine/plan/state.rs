@@ -102,6 +102,11 @@ impl TableState {
         content_of(&self.manifest, self.pending != Pending::Nothing)
     }
 
+    /// Returns the table as a part of the [model](crate::engine::identity::model) of others: its declared name and its content.
+    pub fn part_of_model(&self) -> (&str, Digest) {
+        (&self.manifest.table, self.content())
+    }
+
     /// Returns [`TableState::content`] of the manifest that [`TableState::before`] returns.
     pub(in crate::engine) fn content_before(&self) -> Digest {
         content_of(self.before(), false)

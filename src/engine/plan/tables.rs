@@ -130,6 +130,7 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
 mod tests {
     use super::SOME_ROWS;
     use crate::engine::{
+        pipeline::Selection,
         plan::Overrides,
         run::toys::{CHAIN, World, edited},
         store::part_name,
@@ -149,6 +150,32 @@ mod tests {
     #[test]
     fn tables_that_have_run_are_fresh() {
         assert_eq!(World::after(CHAIN).plan(CHAIN), ["numbers: fresh 3", "more: fresh 3", "total: fresh 1"]);
+    }
+
+    #[test]
+    fn rows_that_state_their_model_are_stale_with_it_alone() {
+        // Another total and another constant make equal numbers in `more`, by another model.
+        let pipeline = |total: i64, plus: i64, states_model: bool| {
+            format!(
+                "
+tables:
+  numbers: {{ stage: list, with: {{ rows: {{ a: 1, b: 2, c: 3 }} }} }}
+  others: {{ stage: list, with: {{ rows: {{ x: {total} }} }} }}
+  total: {{ stage: sum, from: [others] }}
+  more: {{ stage: add, from: {{ numbers: numbers, total: total }}, with: {{ plus: {plus} }} }}
+  last: {{ stage: add, from: [more], with: {{ states_model: {states_model} }} }}
+"
+            )
+        };
+        for (states_model, last) in [(false, "last: fresh 3"), (true, "last: 3 of 3: the model has changed")] {
+            let world = World::after(&pipeline(10, 0, states_model));
+            let now = pipeline(11, -1, states_model);
+            world.run_some(&now, &Selection { targets: vec!["more".into()], until: Vec::new() }).unwrap();
+            assert_eq!(world.plan(&now).last().unwrap(), last);
+            let computed = world.run(&now).unwrap();
+            assert_eq!(computed, if states_model { vec!["last 3".to_owned()] } else { Vec::new() });
+            assert!(world.plan(&now).iter().all(|table| table.contains("fresh")), "{:?}", world.plan(&now));
+        }
     }
 
     #[test]

@@ -162,7 +162,8 @@ impl<'a> Planner<'a> {
         let filter = table.filter.as_ref().map(|filter| secrets.identify(filter.text.clone()));
         let params = secrets.identify_in(params);
         let shown = files.iter().map(|(path, digest)| (secrets.hide(path.clone()), *digest)).collect();
-        let made = Provenance { stage, revision, params, files: shown, fingerprint, inputs, filter };
+        let model = if table.stage.states_model() { Some(model(table, views)?) } else { None };
+        let made = Provenance { stage, revision, params, files: shown, fingerprint, inputs, model, filter };
         if let Some(TableState { manifest, .. }) = views.get(&table.name)
             && made.makes_the_same(manifest)
             && self.trusts(table, manifest)?
@@ -175,7 +176,7 @@ impl<'a> Planner<'a> {
             (Some(listed), Some(digests)) => Joined::listed(&listed.rows, digests).map_err(named)?,
             _ => added.map_or_else(|| join(table, self.store, views), Ok)?,
         };
-        let base = self.base(table, fingerprint, listed.as_ref(), views)?;
+        let base = self.base(table, &made, listed.as_ref(), views)?;
         let row_keys = joined.keys(base);
         let (stage_key, keys) =
             if table.is_keyed() { (fingerprint, row_keys) } else { (identity::whole_key(base, &row_keys), Vec::new()) };
@@ -203,13 +204,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the digest of what all rows of a table have in common; see [`identity::base`].
-    fn base(
-        &self,
-        table: &Table,
-        fingerprint: Digest,
-        listed: Option<&Listing>,
-        views: &TableStates,
-    ) -> Result<Digest> {
+    fn base(&self, table: &Table, made: &Provenance, listed: Option<&Listing>, views: &TableStates) -> Result<Digest> {
         let schemas = table.inputs.iter().map(|input| {
             let stored = views[&input.table].manifest.schema()?;
             project(&stored, &input.columns)
@@ -223,7 +218,8 @@ impl<'a> Planner<'a> {
             Ok(InputRead { port: &input.port, schema, content })
         });
         let read = read.collect::<Result<Vec<_>>>()?;
-        Ok(identity::base(fingerprint, listed.map(|listed| listed.rows.schema_ref().as_ref()), &read))
+        let listed = listed.map(|listed| listed.rows.schema_ref().as_ref());
+        Ok(identity::base(made.fingerprint, listed, &read, made.model))
     }
 
     /// Returns true if a published table with the right origin may be used as it is: none of its rows has to be tried
@@ -276,6 +272,15 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// Returns the digest of a table's model. `views` holds the tables that it consists of.
+fn model(table: &Table, views: &TableStates) -> Result<Digest> {
+    let part = |name: &String| {
+        let gone = || Error::Input(format!("table `{}` follows from `{name}`, which is not computed yet", table.name));
+        views.get(name).map(TableState::part_of_model).ok_or_else(gone)
+    };
+    Ok(identity::model(table.model.iter().map(part).collect::<Result<_>>()?))
+}
+
 impl Provenance {
     /// Returns true if a published table equals the one that would be made. Files are compared by content and not by
     /// path.
@@ -284,6 +289,7 @@ impl Provenance {
         !published.retired
             && old.fingerprint == self.fingerprint
             && old.inputs == self.inputs
+            && old.model == self.model
             && old.filter == self.filter
     }
 }

@@ -365,8 +365,8 @@ impl Driver<'_, '_> {
     }
 }
 
-/// Returns the states that are needed to plan a table: its own and those of its inputs.
+/// Returns the states that are needed to plan a table: its own, those of its inputs and of its model.
 fn seen_by(table: &Table, states: &TableStates) -> TableStates {
-    let names = table.inputs.iter().map(|input| &input.table).chain([&table.name]);
+    let names = table.inputs.iter().map(|input| &input.table).chain(&table.model).chain([&table.name]);
     names.filter_map(|name| Some((name.clone(), states.get(name)?.clone()))).collect()
 }

@@ -157,6 +157,7 @@ fn job(work: &TableWork<'_>, views: &TableStates, options: &Options) -> Result<J
         input_schemas,
         row_schemas,
         tables,
+        model: work.made.model,
         files: work.files.clone(),
         save_every: options.save_every,
         secrets: table.secrets.as_ref().clone(),

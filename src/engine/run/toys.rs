@@ -253,6 +253,9 @@ struct Add {
     /// The revision of the stage, which other stages have in their code.
     #[garde(skip)]
     revision: u32,
+    /// True if the rows state their model.
+    #[garde(skip)]
+    states_model: bool,
     #[garde(skip)]
     #[serde(skip)]
     total: i64,
@@ -260,7 +263,7 @@ struct Add {
 
 impl Default for Add {
     fn default() -> Self {
-        Self { plus: 0, fails: None, revision: 1, total: 0 }
+        Self { plus: 0, fails: None, revision: 1, states_model: false, total: 0 }
     }
 }
 
@@ -282,6 +285,10 @@ impl Stage for Add {
         Ok(schema(&[("id", DataType::Utf8, false), ("number", DataType::Int64, false)]))
     }
 
+    fn states_model(&self) -> bool {
+        self.states_model
+    }
+
     // A revision is no parameter, so it is kept out of their identity.
     fn locations(&self) -> &'static [&'static str] {
         &["revision"]
@@ -292,6 +299,7 @@ impl Open for Add {
     fn open(mut self, context: &Context) -> Result<Box<dyn Operator>> {
         let total = context.tables.get("total").and_then(|total| total.column_by_name("number"));
         self.total = total.map_or(0, |total| integers(total).value(0));
+        assert_eq!(context.model.is_some(), self.states_model);
         Ok(Box::new(self))
     }
 }

@@ -82,6 +82,14 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         false
     }
 
+    /// Returns true if each row states its model: the digest that [`Context::model`] has. It is then part of what identifies
+    /// the row.
+    ///
+    /// [`Context::model`]: super::Context::model
+    fn states_model(&self) -> bool {
+        false
+    }
+
     /// Returns advice for the case that memory runs out.
     fn memory_advice(&self) -> &'static str {
         "lower --batch-size or --task-rows"

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{contract::Stage, port::Schemas, rows::Rows, sink::Sink};
-use crate::engine::{Error, Result, source::Sources, store::Store};
+use crate::engine::{Digest, Error, Result, source::Sources, store::Store};
 
 /// Opens the doing half: loads weights, prepares a device.
 pub trait Open: Stage + DeserializeOwned {
@@ -53,6 +53,9 @@ pub struct Context {
     pub schemas: Schemas,
     /// Every `Table` input as a whole, by port.
     pub tables: BTreeMap<String, RecordBatch>,
+    /// The digest of the model: of the tables that are read whole by the stage and by those on the way to it. Only for a stage
+    /// that [states](super::Stage::states_model) it.
+    pub model: Option<Digest>,
     /// Blobs that tables name.
     pub store: Store,
     /// Files and URLs outside the store.

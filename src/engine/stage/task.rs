@@ -52,6 +52,9 @@ pub struct Job {
     pub row_schemas: Vec<(String, String)>,
     /// Inputs read whole.
     pub tables: Vec<TableInput>,
+    /// The digest of the model, if rows state it.
+    #[serde(default)]
+    pub model: Option<Digest>,
     /// Files that parameters name, and their digests.
     pub files: Vec<(String, Digest)>,
     /// The interval at which long work saves its state.

@@ -312,6 +312,9 @@ pub struct Provenance {
     pub fingerprint: Digest,
     /// The name of each input, or `source`, with the digest of everything that could be read of it.
     pub inputs: Vec<(String, Digest)>,
+    /// The digest of its model, if its rows state it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Digest>,
     /// The `where:` predicate.
     pub filter: Option<String>,
 }

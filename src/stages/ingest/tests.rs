@@ -31,6 +31,7 @@ fn read(stage: &Ingest, listed: &RecordBatch, store: &Path) -> Vec<Entry> {
         input_schemas: Vec::new(),
         row_schemas: Vec::new(),
         tables: Vec::new(),
+        model: None,
         files: Vec::new(),
         save_every: std::time::Duration::MAX,
         secrets: Default::default(),
