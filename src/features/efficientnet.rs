@@ -20,8 +20,9 @@ impl FeatureNetwork for EfficientNetLite0 {
     }
 
     fn features(&self, x: &Tensor, layers: &[usize], _: bool) -> Vec<Tensor> {
-        let maps = self.forward_features(x);
         let level = |stride: &usize| Self::STRIDES.iter().position(|s| *s as usize == *stride);
-        layers.iter().filter_map(level).map(|level| maps[level].shallow_clone()).collect()
+        let levels: Vec<usize> = layers.iter().filter_map(level).collect();
+        let maps = self.forward_features(x, levels.iter().copied().max().unwrap_or(0));
+        levels.into_iter().map(|level| maps[level].shallow_clone()).collect()
     }
 }

@@ -28,7 +28,12 @@ const STEM: i64 = 32;
 const HEAD: i64 = 1280;
 const CLASSES: i64 = 1000;
 
-/// A convolution as TensorFlow pads it (`SAME`), and its batch normalisation.
+/// A convolution as TensorFlow pads it (`SAME`), and its batch normalisation, of maps that are turned by half a turn.
+///
+/// `SAME` adds enough zeros for ceil(size / stride) outputs, and where their number is odd, the bottom and the right get one
+/// more. On maps that are turned, the top and the left get it. With strides up to 2 the same number of zeros on all sides
+/// then gives the same outputs, because the last ones at the bottom and the right are never reached, and the convolution
+/// adds them itself. To add them before it would take more time than the convolution.
 #[derive(Debug)]
 struct SameConv {
     layer: ConvNorm,
@@ -39,22 +44,15 @@ struct SameConv {
 impl SameConv {
     /// Declares the variables; `names` are those of the convolution and of the normalisation below `vs`.
     fn new(vs: &nn::Path, names: [&str; 2], shape: [i64; 4], stride: i64, groups: i64) -> Self {
-        Self { layer: ConvNorm::new(vs / names[0], vs / names[1], shape, 1e-3), stride, groups }
+        Self { layer: ConvNorm::new(vs / names[0], vs / names[1], shape, 1e-3).turned(), stride, groups }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let kernel = self.layer.kernel();
-        let (h, w) = (x.size()[2], x.size()[3]);
-        // Enough zeros for ceil(size / stride) outputs; if their number is odd, the bottom and right get one more.
-        let total = |size: i64| ((size - 1) / self.stride * self.stride + kernel - size).max(0);
-        let (above, left) = (total(h) / 2, total(w) / 2);
-        let (below, right) = (total(h) - above, total(w) - left);
-        if above == below && left == right {
-            self.layer.forward(x, self.stride, [above, left], self.groups)
-        } else {
-            let x = x.constant_pad_nd([left, right, above, below]);
-            self.layer.forward(&x, self.stride, [0, 0], self.groups)
-        }
+        let (kernel, stride) = (self.layer.kernel(), self.stride);
+        let zeros = |size: i64| ((size - 1) / stride * stride + kernel - size).max(0);
+        let before = |size: i64| (zeros(size) + 1) / 2;
+        let (_, _, height, width) = x.size4().expect("a map has four dimensions");
+        self.layer.forward(x, stride, [before(height), before(width)], self.groups)
     }
 }
 
@@ -82,8 +80,11 @@ impl Block {
     fn forward(&self, x: &Tensor) -> Tensor {
         let wide = self.expand.as_ref().map(|expand| expand.forward(x).clamp_(0., 6.));
         let filtered = self.depthwise.forward(wide.as_ref().unwrap_or(x)).clamp_(0., 6.);
-        let y = self.project.forward(&filtered);
-        if self.skip { y + x } else { y }
+        let mut y = self.project.forward(&filtered);
+        if self.skip {
+            y += x;
+        }
+        y
     }
 }
 
@@ -141,13 +142,18 @@ impl EfficientNetLite0 {
         Ok(model)
     }
 
-    /// Maps normalised images [B, 3, H, W] to one map per level: [B, `CHANNELS[i]`, ceil(H / `STRIDES[i]`), ceil(W /
-    /// `STRIDES[i]`)].
-    pub fn forward_features(&self, x: &Tensor) -> Vec<Tensor> {
+    /// Maps normalised images [B, 3, H, W] to one map per level up to `last`, counted from 0: [B, `CHANNELS[i]`,
+    /// ceil(H / `STRIDES[i]`), ceil(W / `STRIDES[i]`)].
+    pub fn forward_features(&self, x: &Tensor, last: usize) -> Vec<Tensor> {
+        self.turned_features(x, last).iter().map(turned).collect()
+    }
+
+    /// Returns what [`forward_features`](Self::forward_features) does, turned by half a turn.
+    fn turned_features(&self, x: &Tensor, last: usize) -> Vec<Tensor> {
         // With channels innermost in memory, convolutions are a third faster on a CPU; indices stay the same.
-        let mut x = self.stem.forward(&channels_last(x)).clamp_(0., 6.); // [B, 32, H/2, W/2]
+        let mut x = self.stem.forward(&turned(&channels_last(x))).clamp_(0., 6.); // [B, 32, H/2, W/2]
         let mut maps = vec![];
-        for (index, block) in self.blocks.iter().enumerate() {
+        for (index, block) in self.blocks.iter().enumerate().take(self.levels[last] + 1) {
             x = block.forward(&x);
             if self.levels.contains(&index) {
                 maps.push(x.shallow_clone());
@@ -158,10 +164,15 @@ impl EfficientNetLite0 {
 
     /// Maps normalised images [B, 3, H, W] to ImageNet logits [B, 1000].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let maps = self.forward_features(x);
+        let maps = self.turned_features(x, Self::STRIDES.len() - 1);
         let x = self.head.forward(&maps[maps.len() - 1]).clamp_(0., 6.); // [B, 1280, h, w]
         x.mean_dim([2i64, 3].as_slice(), false, None).apply(&self.fc) // [B, 1000]
     }
+}
+
+/// Turns maps [B, C, H, W] by half a turn.
+fn turned(x: &Tensor) -> Tensor {
+    x.flip([2, 3])
 }
 
 #[cfg(test)]
@@ -202,7 +213,7 @@ mod tests {
     fn maps_have_the_documented_shapes() {
         let vs = nn::VarStore::new(Device::Cpu);
         let model = EfficientNetLite0::new(&vs.root());
-        let maps = tch::no_grad(|| model.forward_features(&Tensor::zeros([2, 3, 40, 33], tch::kind::FLOAT_CPU)));
+        let maps = tch::no_grad(|| model.forward_features(&Tensor::zeros([2, 3, 40, 33], tch::kind::FLOAT_CPU), 4));
         let shape = |(&c, &s): (&i64, &i64)| vec![2, c, (40 + s - 1) / s, (33 + s - 1) / s];
         let want: Vec<_> = EfficientNetLite0::CHANNELS.iter().zip(&EfficientNetLite0::STRIDES).map(shape).collect();
         assert_eq!(maps.iter().map(Tensor::size).collect::<Vec<_>>(), want);
@@ -218,7 +229,7 @@ mod tests {
         for ((h, w), levels, (class, top, first)) in REFERENCE {
             let index = Tensor::arange(3 * h * w, (Kind::Double, Device::Cpu));
             let x = (index * 0.37).sin().reshape([1, 3, h, w]).to_kind(Kind::Float);
-            for (map, want) in model.forward_features(&x).iter().zip(levels) {
+            for (map, want) in model.forward_features(&x, 4).iter().zip(levels) {
                 let map = map.to_kind(Kind::Double).flatten(0, -1);
                 let got = [map.mean(None), map.abs().mean(None), map.get(0), map.get(-1)].map(|t| t.double_value(&[]));
                 // 2⁻²⁴ · √(n · L) of the largest values, about 10, for n = 1152 products and L = 50 layers: 1.4e-5.
