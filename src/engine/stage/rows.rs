@@ -18,11 +18,15 @@ use super::{
 use crate::engine::{
     Error, Result,
     arrow_schema::decode_schema,
-    store::{Store, gather, has_heavy},
+    store::{RowReader, Store, gather, has_heavy},
 };
 
 /// The number of rows that are read from the store at a time, if they have images or tensors.
-const HEAVY_ROWS: usize = 256;
+const HEAVY_ROWS: usize = 64;
+
+/// The number of such rows if a part is decoded again whenever rows of it are read, and of rows with lists, whose parts
+/// several threads decode.
+const REPEATED_ROWS: usize = 256;
 
 /// The number of rows without them that are read at a time.
 const LIGHT_ROWS: usize = 4096;
@@ -143,24 +147,64 @@ struct Inputs {
 }
 
 impl Inputs {
+    /// Returns the columns that are read of an input.
+    fn schema(&self, rows: &PortRows) -> Result<&SchemaRef> {
+        self.schemas.get(&rows.port).ok_or_else(|| Error::Worker(format!("no schema for `{}`", rows.port)))
+    }
+
     fn gather(&self, rows: &PortRows, range: Range<usize>) -> Result<RecordBatch> {
-        let missing = || Error::Worker(format!("no schema for `{}`", rows.port));
-        let schema = self.schemas.get(&rows.port).ok_or_else(missing)?;
+        let schema = self.schema(rows)?;
         let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
         gather(&self.store, &rows.parts, &rows.places[range], &columns, schema)
     }
 }
 
-/// Reads rows of a task.
-fn read(inputs: &Arc<Inputs>, listed: Option<&RecordBatch>, range: Range<usize>) -> Result<Batch> {
-    let Task { ids, rows, pieces, .. } = &*inputs.task;
-    let mut ports = Vec::new();
-    for rows in rows {
-        ports.push((rows.port.clone(), inputs.gather(rows, range.clone())?));
+/// Reads rows of a task, a range after another.
+struct Reader {
+    inputs: Arc<Inputs>,
+    listed: Option<RecordBatch>,
+    /// The inputs that are read row by row, with their ports.
+    ports: Vec<(String, RowReader)>,
+    ranges: Vec<Range<usize>>,
+}
+
+impl Reader {
+    fn new(inputs: &Arc<Inputs>, listed: Option<&RecordBatch>, ranges: Vec<Range<usize>>) -> Result<Self> {
+        let port = |rows: &PortRows| {
+            let places = ranges.iter().flat_map(|range| &rows.places[range.clone()]).copied().collect();
+            let schema = inputs.schema(rows)?.clone();
+            Ok((rows.port.clone(), RowReader::new(inputs.store.clone(), rows.parts.clone(), places, schema)))
+        };
+        let ports = inputs.task.rows.iter().map(port).collect::<Result<_>>()?;
+        Ok(Self { inputs: inputs.clone(), listed: listed.cloned(), ports, ranges })
     }
-    ports.extend(listed.map(|batch| (SOURCE.to_owned(), batch.slice(range.start, range.len()))));
-    let pieces = pieces.as_ref().map(|_| (inputs.clone(), range.start));
-    Ok(Batch { ids: ids[range].to_vec(), ports, pieces })
+
+    /// Returns true if no part is decoded several times.
+    fn decodes_once(&self) -> bool {
+        self.ports.iter().all(|(_, rows)| rows.decodes_once())
+    }
+
+    /// Sends all rows, until nothing receives them any more.
+    fn send(self, to: &mpsc::SyncSender<Result<Batch>>) {
+        let Self { inputs, listed, mut ports, ranges } = self;
+        for range in ranges {
+            let mut read = || {
+                let mut rows = Vec::new();
+                for (port, reader) in &mut ports {
+                    rows.push((port.clone(), reader.next(range.len())?));
+                }
+                rows.extend(listed.as_ref().map(|all| (SOURCE.to_owned(), all.slice(range.start, range.len()))));
+                let pieces = inputs.task.pieces.as_ref().map(|_| (inputs.clone(), range.start));
+                Ok(Batch { ids: inputs.task.ids[range.clone()].to_vec(), ports: rows, pieces })
+            };
+            let batch = read();
+            let is_last = batch.is_err();
+            // The operator stopped early, so no further rows are read.
+            if to.send(batch).is_err() || is_last {
+                break;
+            }
+        }
+    }
 }
 
 /// Returns true if a table has lists of any length. Tensors are lists of one length.
@@ -168,8 +212,8 @@ fn has_lists(schema: &Schema) -> bool {
     schema.fields().iter().any(|field| matches!(field.data_type(), DataType::List(_) | DataType::LargeList(_)))
 }
 
-/// Parts rows into ranges of about `rows`. Each ends where the rows of a part do, if there is such a place near, because a
-/// part is decoded again for each range that has rows of it. `places` are the addresses `(part, row)` of the rows.
+/// Parts rows into ranges of about `rows`. Each ends where the rows of a part do, if there is such a place near: where a part
+/// is not decoded once, it is decoded again for each range that has rows of it. `places` are the addresses `(part, row)` of the rows.
 fn ranges(total: usize, rows: usize, places: &[(u32, u64)]) -> Vec<Range<usize>> {
     let ends_a_part = |end: &usize| matches!(places.get(end - 1..=*end), Some([last, next]) if last.0 != next.0);
     let (mut ranges, mut start) = (Vec::new(), 0);
@@ -193,26 +237,30 @@ impl Rows {
         let any = |has: fn(&Schema) -> bool| {
             inputs.task.rows.iter().any(|rows| inputs.schemas.get(&rows.port).is_some_and(|schema| has(schema)))
         };
-        let at_a_time = if any(has_heavy) { HEAVY_ROWS } else { LIGHT_ROWS };
-        let readers = if any(has_lists) { LIST_READERS } else { 1 };
-        let places = inputs.task.rows.first().map_or(&[][..], |rows| &rows.places[..]);
-        let ranges = ranges(total, at_a_time, places);
-        let reader = |number: usize| {
+        let all_ranges = |at_a_time: usize| {
+            let places = inputs.task.rows.first().map_or(&[][..], |rows| &rows.places[..]);
+            ranges(total, at_a_time, places)
+        };
+        let reader = |ranges: Vec<Range<usize>>| Reader::new(&inputs, listed.as_ref(), ranges);
+        let readers = if any(has_lists) {
+            let all = all_ranges(REPEATED_ROWS);
+            let every = |first: usize| reader(all.iter().skip(first).step_by(LIST_READERS).cloned().collect());
+            (0..LIST_READERS).map(every).collect::<Result<Vec<_>>>()?
+        } else {
+            let at_a_time = match any(has_heavy) {
+                false => LIGHT_ROWS,
+                true if reader(all_ranges(HEAVY_ROWS))?.decodes_once() => HEAVY_ROWS,
+                true => REPEATED_ROWS,
+            };
+            vec![reader(all_ranges(at_a_time))?]
+        };
+        let start = |reader: Reader| {
             // One chunk of each thread waits to be received while the operator works on the one before it.
             let (send, chunks) = mpsc::sync_channel(0);
-            let (inputs, listed) = (inputs.clone(), listed.clone());
-            let own: Vec<Range<usize>> = ranges.iter().skip(number).step_by(readers).cloned().collect();
-            std::thread::spawn(move || {
-                for range in own {
-                    // The operator stopped early, so no further rows are read.
-                    if send.send(read(&inputs, listed.as_ref(), range)).is_err() {
-                        break;
-                    }
-                }
-            });
+            std::thread::spawn(move || reader.send(&send));
             chunks
         };
-        Ok(Self { total, given: 0, chunks: (0..readers).map(reader).collect(), turn: 0, current: None })
+        Ok(Self { total, given: 0, chunks: readers.into_iter().map(start).collect(), turn: 0, current: None })
     }
 
     /// Returns the number of rows in the task.

@@ -332,7 +332,7 @@ impl<'a> Sink<'a> {
     }
 
     fn pend(&mut self, stored: RecordBatch) {
-        self.pending.get_or_insert_with(|| Encoder::start(stored.schema())).write(stored);
+        self.pending.get_or_insert_with(|| Encoder::start(self.store, stored.schema())).write(stored);
     }
 
     /// Commits the rows written so far as a part.

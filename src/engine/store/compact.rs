@@ -12,9 +12,10 @@ use bytes::Bytes;
 
 use super::{
     computed::ComputedRows,
+    encoder::Encoder,
     manifest::{Entry, PartRef},
     objects::Store,
-    parquet::{Encoder, read_table},
+    parquet::read_table,
 };
 use crate::engine::{Digest, Result, clock::now_ms};
 

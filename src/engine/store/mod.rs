@@ -4,6 +4,7 @@ mod cache;
 mod checked;
 mod compact;
 mod computed;
+mod encoder;
 mod event;
 pub mod gc;
 mod groups;
@@ -17,12 +18,15 @@ mod parquet;
 mod preview;
 mod published;
 mod remote_part;
+mod row_reader;
 mod sealed;
 mod stored_columns;
 mod verify;
 
 pub use compact::Compacted;
 pub use computed::{Chosen, ComputedRows};
+pub(super) use encoder::Encoder;
+pub use encoder::encode_part;
 pub use event::{Event, Logged};
 pub use gc::{Garbage, Heap, collect, forget};
 pub(super) use history::save_log;
@@ -33,9 +37,10 @@ pub use manifest::{Entry, EntryNote, Manifest, NAMED, Note, PartRef, Provenance,
 pub use objects::{Inventory, Recorded, Store};
 pub(super) use objects::{blob_name, part_name, state_name};
 pub(super) use order::{ids_of, in_order, sort_by_id};
-pub(super) use parquet::{Encoder, gather, project};
-pub use parquet::{encode_part, read_table};
+pub use parquet::read_table;
+pub(super) use parquet::{gather, project};
 pub use published::Current;
+pub(super) use row_reader::RowReader;
 pub(super) use stored_columns::is_storable;
 pub use stored_columns::{
     KEY, declared_schema, digest_array, digest_name, has_heavy, is_heavy, is_volatile, light_names, light_schema,

@@ -1,35 +1,20 @@
-//! Rows in and out of Parquet parts.
+//! Rows out of Parquet parts.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Display,
-    panic::resume_unwind,
-    sync::{
-        Arc,
-        mpsc::{self, SyncSender},
-    },
-    thread::JoinHandle,
-};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
     compute::{concat_batches, interleave_record_batch},
     datatypes::{DataType, FieldRef, Schema, SchemaRef},
 };
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use parquet::{
     arrow::{
-        ArrowWriter, ParquetRecordBatchStreamBuilder, ProjectionMask,
+        ParquetRecordBatchStreamBuilder, ProjectionMask,
         arrow_reader::{ArrowReaderBuilder, ParquetRecordBatchReaderBuilder},
     },
-    basic::{Compression, ZstdLevel},
     errors::ParquetError,
-    file::{
-        properties::{EnabledStatistics, WriterProperties},
-        reader::ChunkReader,
-    },
-    schema::types::ColumnPath,
+    file::reader::ChunkReader,
 };
 use rayon::prelude::*;
 
@@ -37,84 +22,19 @@ use super::{
     manifest::{PartRef, runs, selection},
     objects::Store,
     remote_part::RemotePart,
-    stored_columns::{has_heavy, is_heavy},
+    stored_columns::has_heavy,
 };
 use crate::engine::{Digest, Error, Mismatch, Result, caught};
 
 /// The number of parts whose light columns are fetched at a time.
 const LIGHT_READS: usize = 64;
 
-/// Rows of a row group. Several threads read a part by its row groups, and whoever looks for a few rows leaves groups out by their
-/// statistics.
-const GROUP_ROWS: usize = 32_768;
-
-/// Encodes a batch as a Parquet file.
-pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
-    let mut writer = writer(batch.schema_ref(), GROUP_ROWS)?;
-    write(&mut writer, batch)?;
-    Ok(writer.into_inner()?.into())
-}
-
-/// Encodes batches as they come, on a thread of its own, while the next ones are made.
-pub(in crate::engine) struct Encoder {
-    batches: SyncSender<RecordBatch>,
-    thread: JoinHandle<Result<Bytes>>,
-}
-
-impl Encoder {
-    pub(in crate::engine) fn start(schema: SchemaRef) -> Self {
-        Self::in_groups(schema, GROUP_ROWS)
-    }
-
-    /// Starts an encoder whose row groups have at most `rows` rows. A reader of few rows decodes only the groups with
-    /// these rows.
-    pub(in crate::engine) fn in_groups(schema: SchemaRef, rows: usize) -> Self {
-        let (batches, received) = mpsc::sync_channel(1);
-        let encode = move || {
-            let mut writer = writer(&schema, rows)?;
-            received.iter().try_for_each(|batch| write(&mut writer, &batch))?;
-            Ok(writer.into_inner()?.into())
-        };
-        Self { batches, thread: std::thread::spawn(encode) }
-    }
-
-    pub(in crate::engine) fn write(&self, batch: RecordBatch) {
-        // An encoder that has failed takes no more batches, and `finish` returns its error.
-        let _ = self.batches.send(batch);
-    }
-
-    pub(in crate::engine) fn finish(self) -> Result<Bytes> {
-        drop(self.batches);
-        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-    }
-}
-
-fn writer(schema: &SchemaRef, rows: usize) -> Result<ArrowWriter<Vec<u8>>> {
-    let mut properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(Some(rows))
-        .set_created_by("vlmdiff".into());
-    // Dictionaries and statistics of heavy columns, such as pixels, would cost time and are not used.
-    for field in schema.fields().iter().filter(|f| is_heavy(f)) {
-        let leaf = if field.data_type().is_nested() {
-            vec![field.name().clone(), "list".into(), "item".into()]
-        } else {
-            vec![field.name().clone()]
-        };
-        let column = ColumnPath::new(leaf);
-        properties = properties
-            .set_column_dictionary_enabled(column.clone(), false)
-            .set_column_statistics_enabled(column, EnabledStatistics::None);
-    }
-    Ok(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?)
-}
-
 /// The number of list items that are encoded or decoded at a time, because writer and reader keep up to twelve bytes
 /// about each beside its value.
 const ITEMS: usize = 1 << 18;
 
 /// Returns the number of rows with at most [`ITEMS`] items in each list, at least one.
-fn rows_at_a_time<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> usize {
+pub(super) fn rows_at_a_time<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> usize {
     let widths = fields.into_iter().filter_map(|field| match field.data_type() {
         DataType::FixedSizeList(_, size) => Some(*size as usize),
         _ => None,
@@ -122,30 +42,22 @@ fn rows_at_a_time<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> usize {
     ITEMS / widths.max().unwrap_or_default().clamp(1, ITEMS)
 }
 
-fn write(writer: &mut ArrowWriter<Vec<u8>>, batch: &RecordBatch) -> Result<()> {
-    let rows = rows_at_a_time(batch.schema_ref().fields());
-    for start in (0..batch.num_rows()).step_by(rows) {
-        writer.write(&batch.slice(start, rows.min(batch.num_rows() - start)))?;
-    }
-    Ok(())
-}
-
 /// Decodes columns of a part, in the given order. `chosen` are the runs of rows to return; `None` means all.
 fn decode(part: impl ChunkReader + 'static, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let (builder, read_schema) = reading(ParquetRecordBatchReaderBuilder::try_new(part)?, columns, chosen)?;
     let batches = builder.build()?.collect::<Result<Vec<_>, _>>()?;
-    in_order_of(columns, &read_schema, batches, chosen)
+    all_of(chosen, in_order_of(columns, &read_schema, batches)?)
 }
 
 /// Does as [`decode`] for light columns of a part in a remote store, whose other columns are not fetched.
 async fn decode_remote(part: RemotePart, columns: &[String], chosen: Option<&[(u64, u64)]>) -> Result<RecordBatch> {
     let (builder, read_schema) = reading(ParquetRecordBatchStreamBuilder::new(part).await?, columns, chosen)?;
     let batches = builder.build()?.try_collect::<Vec<_>>().await?;
-    in_order_of(columns, &read_schema, batches, chosen)
+    all_of(chosen, in_order_of(columns, &read_schema, batches)?)
 }
 
 /// Makes a reader return chosen rows of columns, and returns it with the schema of its batches.
-fn reading<T>(
+pub(super) fn reading<T>(
     mut builder: ArrowReaderBuilder<T>,
     columns: &[String],
     chosen: Option<&[(u64, u64)]>,
@@ -165,22 +77,28 @@ fn reading<T>(
     Ok((builder, Arc::new(Schema::new(reader_fields(&schema, &roots)))))
 }
 
-/// Returns batches as one, with its columns in the given order. Fails if rows of `chosen` are missing.
-fn in_order_of(
+/// Returns batches as one, with its columns in the given order.
+pub(super) fn in_order_of(
     columns: &[String],
     read_schema: &SchemaRef,
     batches: Vec<RecordBatch>,
-    chosen: Option<&[(u64, u64)]>,
 ) -> Result<RecordBatch> {
     let with_schema = |batch: RecordBatch| batch.with_schema(read_schema.clone());
     let batches = batches.into_iter().map(with_schema).collect::<Result<Vec<_>, _>>()?;
     let batch = concat_batches(read_schema, &batches)?;
-    let rows = chosen.map(|runs| runs.iter().fold(0_u64, |rows, (_, count)| rows.saturating_add(*count)));
-    if rows.is_some_and(|rows| rows != batch.num_rows() as u64) {
-        return Err(ParquetError::General("it lacks rows that its record names".into()).into());
-    }
     let order: Vec<usize> = columns.iter().map(|name| batch.schema_ref().index_of(name)).collect::<Result<_, _>>()?;
     Ok(batch.project(&order)?)
+}
+
+/// Fails if rows of `chosen` are missing in a batch.
+fn all_of(chosen: Option<&[(u64, u64)]>, batch: RecordBatch) -> Result<RecordBatch> {
+    let rows = chosen.map(|runs| runs.iter().fold(0_u64, |rows, (_, count)| rows.saturating_add(*count)));
+    if rows.is_some_and(|rows| rows != batch.num_rows() as u64) { Err(lacks_rows()) } else { Ok(batch) }
+}
+
+/// Makes the error of a part in which rows are missing.
+pub(super) fn lacks_rows() -> Error {
+    ParquetError::General("it lacks rows that its record names".into()).into()
 }
 
 /// Finds the row groups with rows of these runs; `sizes` are the numbers of rows of all groups. Returns the groups, the
@@ -310,7 +228,7 @@ async fn read_ranges(
 
 /// Reports a part that Parquet cannot read as damaged. Parquet returns an error, or panics on bytes that it never
 /// writes.
-fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn in_part<T>(part: Digest, read: impl FnOnce() -> Result<T>) -> Result<T> {
     caught(read).unwrap_or_else(|| Err(not_parquet())).map_err(|error| unreadable(part, error))
 }
 
@@ -334,7 +252,7 @@ fn unreadable(part: Digest, error: Error) -> Error {
     }
 }
 
-fn mismatch(part: Digest) -> Error {
+pub(super) fn mismatch(part: Digest) -> Error {
     Error::lost(part, format!("part {part} does not match its digest"))
 }
 
@@ -354,6 +272,7 @@ mod tests {
     use arrow::datatypes::Int64Type;
 
     use super::*;
+    use crate::engine::store::{Encoder, encode_part};
 
     #[test]
     fn only_row_groups_with_chosen_rows_are_read() {
