@@ -2,11 +2,12 @@
 //!
 //! [`ImageMetrics`] and [`PixelMetrics`] are the states of images and of the pixels of anomaly maps. [`Ranking`]
 //! computes the metrics of either, [`Components`] finds the regions over which PRO is averaged, and a [`Protocol`] is
-//! the rules of one program. [`bootstrap`] computes intervals of metrics. [`conformal`] and [`costs`] compute thresholds. The module maps slices to numbers, without
-//! tables and tensors.
+//! the rules of one program. [`bootstrap`] computes intervals of metrics. [`conformal`] and [`costs`] compute thresholds. [`blur`] smooths maps before
+//! they are scored. All work on slices, without tables and tensors.
 
 pub mod adeval;
 pub mod anomalib;
+pub mod blur;
 pub mod bootstrap;
 pub mod components;
 pub mod conformal;

@@ -37,15 +37,14 @@ const HELD: i64 = 1 << 30;
 #[derive(Debug)]
 pub struct Bank {
     vectors: Vectors,
-    /// The squares of their lengths, f32 `[M]`.
-    squares: Tensor,
     distance: Distance,
+    device: Device,
 }
 
 /// The place of a bank's vectors [M, C].
 #[derive(Debug)]
 enum Vectors {
-    /// In memory, f32, of length 1 for [`Distance::Cosine`].
+    /// In memory, f32 [M, C + 1], of length 1 for [`Distance::Cosine`], each with the square of its length behind it.
     Held(Tensor),
     /// In their file, as the fit has kept them.
     InFile(Mapped),
@@ -63,8 +62,15 @@ pub struct Nearest {
 impl Bank {
     /// Makes a bank of vectors [M, C] of any float type.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
-        let vectors = scaled(&vectors.f_to_device(device)?.f_to_kind(Kind::Float)?, distance);
-        Self::of(Vectors::Held(vectors), distance, device)
+        let (rows, channels) = vectors.size2()?;
+        let held = Tensor::f_empty([rows, channels + 1], (Kind::Float, device))?;
+        let mut values = held.f_narrow(1, 0, channels)?;
+        match distance {
+            Distance::Cosine => values.f_copy_(&scaled(&vectors.f_to_kind(Kind::Float)?, distance))?,
+            _ => values.f_copy_(vectors)?,
+        }
+        held.f_narrow(1, channels, 1)?.f_copy_(&squares(&values).f_unsqueeze(1)?)?;
+        Ok(Self { vectors: Vectors::Held(held), distance, device })
     }
 
     /// Makes a bank of a tensor that a fit has kept. On the CPU, vectors that would take more than a gigabyte of memory
@@ -72,29 +78,19 @@ impl Bank {
     pub fn open(fitted: &Checkpoint, name: &str, distance: Distance, device: Device) -> Result<Self, CheckpointError> {
         let vectors = fitted.mapped(name)?;
         let bytes = vectors.size().iter().product::<i64>() * size_of::<f32>() as i64;
-        let bank = if device == Device::Cpu && bytes > HELD {
-            Self::of(Vectors::InFile(vectors), distance, device)
-        } else {
-            Self::new(&fitted.tensor(name)?, distance, device)
-        };
-        let path = fitted.path().to_owned();
-        bank.map_err(|source| CheckpointError::Torch { path, name: name.to_owned(), source })
-    }
-
-    fn of(vectors: Vectors, distance: Distance, device: Device) -> Result<Self, TchError> {
-        let mut bank = Self { vectors, squares: Tensor::f_zeros([0], (Kind::Float, device))?, distance };
-        let blocks = bank.blocks().map(|(start, length)| Ok(squares(&bank.block(start, length)?)));
-        let all = blocks.collect::<Result<Vec<_>, TchError>>()?;
-        if !all.is_empty() {
-            bank.squares = Tensor::f_cat(&all, 0)?;
+        if device == Device::Cpu && bytes > HELD {
+            return Ok(Self { vectors: Vectors::InFile(vectors), distance, device });
         }
-        Ok(bank)
+        Self::new(&fitted.tensor(name)?, distance, device).map_err(|source| {
+            let path = fitted.path().to_owned();
+            CheckpointError::Torch { path, name: name.to_owned(), source }
+        })
     }
 
     /// Returns the number of vectors.
     pub fn len(&self) -> i64 {
         match &self.vectors {
-            Vectors::Held(vectors) => vectors.size()[0],
+            Vectors::Held(held) => held.size()[0],
             Vectors::InFile(vectors) => vectors.size()[0],
         }
     }
@@ -110,12 +106,13 @@ impl Bank {
         (0..len).step_by(BLOCK as usize).map(move |start| (start, BLOCK.min(len - start)))
     }
 
-    /// Returns `length` vectors from the one at `start` on, f32 [length, C], of length 1 for [`Distance::Cosine`].
+    /// Returns `length` vectors from the one at `start` on, as [`Vectors::Held`] has them: f32 [length, C + 1].
     fn block(&self, start: i64, length: i64) -> Result<Tensor, TchError> {
         match &self.vectors {
-            Vectors::Held(vectors) => vectors.f_narrow(0, start, length),
+            Vectors::Held(held) => held.f_narrow(0, start, length),
             Vectors::InFile(vectors) => {
-                Ok(scaled(&vectors.rows(start, length, Kind::Float, Device::Cpu)?, self.distance))
+                let vectors = scaled(&vectors.rows(start, length, Kind::Float, Device::Cpu)?, self.distance);
+                Tensor::f_cat(&[&vectors, &squares(&vectors).f_unsqueeze(1)?], 1)
             }
         }
     }
@@ -123,7 +120,7 @@ impl Bank {
     /// Returns the vectors at positions `[N]`, as [N, C].
     pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
         match &self.vectors {
-            Vectors::Held(vectors) => vectors.f_index_select(0, positions),
+            Vectors::Held(held) => held.f_narrow(1, 0, held.size()[1] - 1)?.f_index_select(0, positions),
             Vectors::InFile(vectors) => Ok(scaled(&vectors.rows_at(positions, Kind::Float)?, self.distance)),
         }
     }
@@ -137,7 +134,7 @@ impl Bank {
         if self.is_empty() {
             return Err(TchError::Torch("a bank without vectors has no nearest one".to_owned()));
         }
-        let queries = scaled(&queries.f_to_device(self.squares.device())?.f_to_kind(Kind::Float)?, self.distance);
+        let queries = scaled(&queries.f_to_device(self.device)?.f_to_kind(Kind::Float)?, self.distance);
         let groups = self.nearest_groups(&queries, count)?; // [P, groups]
         let (total, count) = (queries.size()[0], count.min(self.len()));
         let (mut distances, mut indices) = (Vec::new(), Vec::new());
@@ -160,11 +157,12 @@ impl Bank {
     /// Returns the `count` groups whose nearest vectors are nearest to queries [P, C]: i64 [P, count]. The vectors of a
     /// group lie [`GROUPS`] apart in a block, so that minima over them are taken over neighbouring numbers at once.
     fn nearest_groups(&self, queries: &Tensor, count: i64) -> Result<Tensor, TchError> {
-        let doubled = queries * -2.;
+        // The square behind each vector is multiplied by 1: a product is cheaper than a product and a sum.
+        let one = Tensor::f_ones([queries.size()[0], 1], (Kind::Float, self.device))?;
+        let queries = Tensor::f_cat(&[queries * -2., one], 1)?; // [P, C + 1]
         let mut minima = Vec::new();
         for (start, length) in self.blocks() {
-            let (vectors, squares) = (self.block(start, length)?, self.squares.f_narrow(0, start, length)?);
-            let mut partial = squares.f_addmm(&doubled, &vectors.f_tr()?)?; // [P, length], less |q|²
+            let mut partial = queries.f_mm(&self.block(start, length)?.f_tr()?)?; // [P, length], less |q|²
             if length < BLOCK {
                 partial = partial.f_pad([0, BLOCK - length], "constant", f64::INFINITY)?;
             }
@@ -245,8 +243,8 @@ mod tests {
         let file = Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap();
         for (distance, count) in [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)] {
             let held = Bank::new(&vectors, distance, Device::Cpu).unwrap();
-            let in_file = Vectors::InFile(file.mapped("bank").unwrap());
-            let in_file = Bank::of(in_file, distance, Device::Cpu).unwrap();
+            let vectors = Vectors::InFile(file.mapped("bank").unwrap());
+            let in_file = Bank { vectors, distance, device: Device::Cpu };
             assert_eq!(in_file.len(), held.len());
             let [a, b] = [&held, &in_file].map(|bank| bank.nearest(&queries, count).unwrap());
             assert!(a.indices == b.indices && a.distances == b.distances, "{distance:?}");

@@ -9,14 +9,16 @@ use arrow::{
     datatypes::{DataType, Schema, SchemaRef},
 };
 use garde::Validate;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
+use vlmdiff_metrics::blur::Border;
 
 use self::neighbours::{FEATURES, Neighbours};
 use super::{
     extract::{Extract, patches_of},
-    finish::{Blur, Window, finish},
+    finish::{Blur, Finished, Window},
     fit::{Classes, FittedConfig},
     network_files::NetworkFiles,
     side_by_side::SideBySide,
@@ -41,7 +43,6 @@ use crate::{
         nearest::{self, Nearest},
         weights::{WEIGHTS, config_of},
     },
-    vision::blur::Border,
 };
 
 /// Scores images by what a method has kept of normal ones (`fit`).
@@ -248,21 +249,23 @@ impl Operator for Detecting {
                 let class = classes.is_valid(row).then(|| classes.value(row));
                 let Detection { map, image, worst } = fitted.detect(&ids[row], class, pixels)?;
                 let map = Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?;
-                Ok((map, (image, fitted.nearest(class, worst)?)))
+                Ok(((map, image), fitted.nearest(class, worst)?))
             };
             // SAFETY: nothing writes to what was fitted while it detects, and what layers keep lies in `OnceLock`s.
             let found = unsafe { self.images.each(&self.fitted, &pixels, detect) }?;
-            let (maps, told): (Vec<Vec<f64>>, Vec<(Option<f64>, Option<Nearest>)>) = found.into_iter().unzip();
-            let (own, nearest): (Vec<Option<f64>>, Vec<Option<Nearest>>) = told.into_iter().unzip();
+            let (found, nearest): (Vec<(Vec<f64>, Option<f64>)>, Vec<Option<Nearest>>) = found.into_iter().unzip();
             let size = [height as usize, width as usize];
-            let blur = Blur { sigma: self.stage.sigma, border: self.stage.border };
-            let score = |row: usize, map: &[f64]| match self.stage.score {
-                ImageScore::Method => own[row].unwrap_or_else(|| largest(map)),
-                ImageScore::Max => largest(map),
-                ImageScore::Top(share) => mean_of_largest(map, share),
-                ImageScore::Window(window) => window.score(map, size),
+            let Detect { sigma, border, score, .. } = self.stage;
+            let finished = |(map, own): &(Vec<f64>, Option<f64>)| {
+                Finished::of(map, size, Blur { sigma, border }, |map| match score {
+                    ImageScore::Method => own.unwrap_or_else(|| largest(map)),
+                    ImageScore::Max => largest(map),
+                    ImageScore::Top(share) => mean_of_largest(map, share),
+                    ImageScore::Window(window) => window.score(map, size),
+                })
             };
-            let mut columns = finish(&maps.concat(), size, blur, score)?;
+            let finished: Vec<Finished> = found.par_iter().map(finished).collect();
+            let mut columns = Finished::columns(&finished, size)?;
             if self.fitted.neighbours.is_some() {
                 columns.extend(nearest::columns(&nearest));
             }

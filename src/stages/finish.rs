@@ -10,12 +10,14 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use vlmdiff_metrics::windows;
+use vlmdiff_metrics::{
+    blur::{self, Border},
+    windows,
+};
 
 use crate::{
     engine::{Result, stage::Misfit},
     tables::tensor::tensor_column,
-    vision::blur::{self, Border},
 };
 
 /// The largest mean over a square window that moves by one pixel. The averaging is done `repeats` times.
@@ -52,7 +54,9 @@ impl Window {
     pub(super) fn columns(self, maps: &Tensor, sigma: f64) -> Result<Vec<ArrayRef>> {
         let size = [maps.size()[1], maps.size()[2]].map(|side| side as usize);
         let raw = Vec::<f64>::try_from(maps.flatten(0, -1))?;
-        finish(&raw, size, Blur { sigma, border: Border::Symmetric }, |_, map| self.score(map, size))
+        let blur = Blur { sigma, border: Border::Symmetric };
+        let finished = |map: &[f64]| Finished::of(map, size, blur, |map| self.score(map, size));
+        Finished::columns(&raw.par_chunks(size[0] * size[1]).map(finished).collect::<Vec<_>>(), size)
     }
 
     /// Returns the score of a map.
@@ -69,25 +73,33 @@ pub(super) struct Blur {
     pub(super) border: Border,
 }
 
-/// Blurs maps of one size, which lie one after another, and scores each. Returns the columns `map` and `score`.
-///
-/// `score` is given the position of an image and its map as it is stored, in f16.
-pub(super) fn finish(
-    raw: &[f64],
-    [height, width]: [usize; 2],
-    Blur { sigma, border }: Blur,
-    score: impl Fn(usize, &[f64]) -> f64 + Sync,
-) -> Result<Vec<ArrayRef>> {
-    let blurred = |(row, map): (usize, &[f64])| -> (Vec<f16>, f32) {
-        let mut values = blur::gaussian(map, width, height, sigma, border);
-        let mut stored = vec![f16::ZERO; values.len()];
+/// A map as it is stored, in f16, and the score of the image.
+pub(super) struct Finished {
+    map: Vec<f16>,
+    score: f32,
+}
+
+impl Finished {
+    /// Blurs a map and scores it by `score`, which is given the map as it is stored.
+    pub(super) fn of(
+        raw: &[f64],
+        [height, width]: [usize; 2],
+        Blur { sigma, border }: Blur,
+        score: impl FnOnce(&[f64]) -> f64,
+    ) -> Self {
+        let mut values = blur::gaussian(raw, width, height, sigma, border);
+        let mut map = vec![f16::ZERO; values.len()];
         // Slices are converted by several values at a time.
-        stored.convert_from_f64_slice(&values);
-        stored.convert_to_f64_slice(&mut values);
-        let score = score(row, &values) as f32;
-        (stored, score)
-    };
-    let (maps, scores): (Vec<_>, Vec<f32>) = raw.par_chunks(height * width).enumerate().map(blurred).unzip();
-    let maps = tensor_column::<Float16Type>(maps.concat(), height * width, None)?;
-    Ok(vec![maps, Arc::new(Float32Array::from(scores))])
+        map.convert_from_f64_slice(&values);
+        map.convert_to_f64_slice(&mut values);
+        Self { map, score: score(&values) as f32 }
+    }
+
+    /// Returns the columns `map` and `score` of images of one size.
+    pub(super) fn columns(images: &[Self], [height, width]: [usize; 2]) -> Result<Vec<ArrayRef>> {
+        let mut maps = Vec::with_capacity(images.len() * height * width);
+        images.iter().for_each(|image| maps.extend_from_slice(&image.map));
+        let scores = Float32Array::from_iter_values(images.iter().map(|image| image.score));
+        Ok(vec![tensor_column::<Float16Type>(maps, height * width, None)?, Arc::new(scores)])
+    }
 }

@@ -1,8 +1,7 @@
-//! Decoding, resampling, smoothing and colouring of pictures in memory, without tensors and tables.
+//! Decoding, resampling and colouring of pictures in memory, without tensors and tables.
 //!
 //! Images are interleaved 8-bit `[H, W, C]`, maps are row-major `[H, W]` slices.
 
-pub mod blur;
 pub mod colormap;
 mod container;
 pub mod contour;

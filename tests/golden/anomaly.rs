@@ -5,10 +5,8 @@ use super::{
     tolerance::{F32, F64, share},
 };
 use tch::{Kind, Tensor};
-use vlmdiff::{
-    features::distance::{Combine, MapOrder, anomaly_map, distance},
-    vision::blur,
-};
+use vlmdiff::features::distance::{Combine, MapOrder, anomaly_map, distance};
+use vlmdiff_metrics::blur;
 
 use super::metrics::BLURRED;
 

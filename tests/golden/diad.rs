@@ -9,9 +9,11 @@ use vlmdiff::{
     diffusion::{guidance::Guidance, sampler::DdimConfig, schedule::ScheduleConfig},
     features::distance::{Combine, MapOrder, anomaly_map},
     models::resnet::{ResNet, ResNetConfig, torchvision_names},
-    vision::blur::{self, Border},
 };
-use vlmdiff_metrics::windows;
+use vlmdiff_metrics::{
+    blur::{self, Border},
+    windows,
+};
 
 use super::{
     Case,

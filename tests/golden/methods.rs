@@ -22,11 +22,9 @@ use vlmdiff::{
         vit::{Interpolation, VisionTransformer, VitConfig, names},
     },
     training::{MicroBatch, step},
-    vision::{
-        blur::{self, Border},
-        resize::{self, Filter},
-    },
+    vision::resize::{self, Filter},
 };
+use vlmdiff_metrics::blur::{self, Border};
 
 use super::{
     Case, networks,

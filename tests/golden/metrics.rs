@@ -7,8 +7,7 @@ use super::{
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
-use vlmdiff::vision::blur;
-use vlmdiff_metrics::{self as metrics, Components, Given, ImageMetrics, PixelMetrics, Protocol, Score, windows};
+use vlmdiff_metrics::{self as metrics, Components, Given, ImageMetrics, PixelMetrics, Protocol, Score, blur, windows};
 
 /// The largest number of pixels in a set, which are the terms of a sum.
 const PIXELS: f64 = 1e5;
