@@ -35,9 +35,10 @@ use crate::engine::{
 /// SQL's functions, which all sessions share, because making them is the main cost of a session.
 static FUNCTIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
 
-/// The maximum number of operators in an expression. A chain of operators is a tree as deep as it has operators, and
-/// it is walked by recursion on the stack of the program's commands.
-const MOST_OPERATORS: usize = 5_000;
+/// The maximum number of operators in an expression. A chain of operators is a tree as deep as it has operators, of which
+/// DataFusion asks the type of every node by walking all below it: 1,000 take 0.5 s in a predicate and 1.3 s in a
+/// statement, 5,000 took 13 s and 20 s (on two cores).
+const MOST_OPERATORS: usize = 1_000;
 
 /// Refuses SQL that is too long to be planned.
 pub fn check_length(sql: &str) -> Result<(), String> {
