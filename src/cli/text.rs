@@ -18,6 +18,7 @@ use crate::{
     engine::{
         Error, now_ms,
         store::{Event, Logged},
+        without_credentials,
     },
     query::output::printable,
 };
@@ -123,18 +124,20 @@ pub(super) fn log_format() -> LogFormat {
     FORMAT.get().copied().unwrap_or_default()
 }
 
-/// Prints a line on standard error, escaped as by [`print()`]. If standard error is closed, the work continues.
+/// Prints a line on standard error without credentials in URLs, escaped as by [`print()`]. If standard error is closed, the work continues.
 pub(super) fn say(line: impl Display) {
     let line = line.to_string();
+    let line = without_credentials(&line);
     match log_format() {
         LogFormat::Text => tell(printable(&line)),
         LogFormat::Json => tell(json!({ "at_ms": now_ms(), "event": "message", "message": line })),
     }
 }
 
-/// Prints the error that ends the command.
+/// Prints the error that ends the command, without credentials in URLs.
 pub(super) fn say_error(message: impl Display) {
     let message = message.to_string();
+    let message = without_credentials(&message);
     match log_format() {
         LogFormat::Text => tell(printable(&format!("error: {message}"))),
         LogFormat::Json => tell(json!({ "at_ms": now_ms(), "event": "error", "message": message })),

@@ -166,7 +166,7 @@ fn unreadable(error: serde_json::Error) -> Error {
 pub(super) fn pack_job(job: &Job) -> Result<Vec<u8>> {
     let open = Job { secrets: Secrets::default(), ..job.clone() };
     let value = serde_json::to_value(open).map_err(unreadable)?;
-    let common = Common { job: job.secrets.hide_in(value), secrets: job.secrets.digests() };
+    let common = Common { job: job.secrets.name_in(value)?, secrets: job.secrets.digests() };
     serde_json::to_vec(&common).map_err(unreadable)
 }
 

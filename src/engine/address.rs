@@ -7,7 +7,7 @@ use std::{
 
 use url::Url;
 
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, credentials::without_credentials};
 
 /// Parses an address as a URL; `None` for a path.
 pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
@@ -15,15 +15,28 @@ pub(in crate::engine) fn url_of(address: &str) -> Result<Option<Url>> {
         return Ok(None);
     }
     let wrong = |what: &dyn fmt::Display| {
-        Error::Input(format!("`{address}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
+        let shown = without_credentials(address);
+        Error::Input(format!("`{shown}`: {what}; a path, s3://, gs://, az:// or https:// would work"))
     };
     match Url::parse(address) {
+        Ok(url) if has_credentials(&url) => Err(Error::Input(format!(
+            "`{}`: a name or password in an address is not sent; for s3://, gs:// and az:// they are set in the environment \
+             (AWS_ACCESS_KEY_ID and the like), and what a web server gives only to those with a password has to be copied \
+             to a folder first",
+            without_credentials(address)
+        ))),
         Ok(url) if url.query().or(url.fragment()).is_some() => {
             Err(wrong(&"`?` and `#` in a name are written %3F and %23"))
         }
         Ok(url) => Ok(Some(url)),
         Err(error) => Err(wrong(&error)),
     }
+}
+
+/// Returns true for a URL with a password, or with the name of a user of a web server. The container of an Azure address
+/// stands in the place of such a name.
+fn has_credentials(url: &Url) -> bool {
+    url.password().is_some() || (!url.username().is_empty() && matches!(url.scheme(), "http" | "https"))
 }
 
 /// Returns the URL of `relative` below `url`.

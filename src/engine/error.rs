@@ -2,9 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-use crate::engine::Digest;
+use crate::engine::{Digest, credentials::without_credentials};
 
-/// The errors that can occur between a YAML file and a published table.
+/// The errors that can occur between a YAML file and a published table. Their messages show no credentials in URLs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The pipeline file cannot be read.
@@ -16,7 +16,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The pipeline file is wrong at a place.
-    #[error("{file}:{line}:{column}: {message}")]
+    #[error("{file}:{line}:{column}: {}", without_credentials(message))]
     Pipeline {
         /// The file as the user named it.
         file: String,
@@ -28,7 +28,7 @@ pub enum Error {
         message: String,
     },
     /// The user's data, weights or arguments are wrong.
-    #[error("{0}")]
+    #[error("{}", without_credentials(.0))]
     Input(String),
     /// Rows of a table failed and the table does not skip failures.
     #[error("{}", rows_failed(table, errors, *total))]
@@ -41,19 +41,19 @@ pub enum Error {
         total: usize,
     },
     /// A stage failed.
-    #[error("{0}")]
+    #[error("{}", without_credentials(.0))]
     Stage(String),
     /// The run was asked to stop.
     #[error("interrupted; finished work is kept, and the next run continues from there")]
     Interrupted,
     /// A worker process ended before its task did.
-    #[error("{0}")]
+    #[error("{}", without_credentials(.0))]
     Worker(String),
     /// Memory ran out.
-    #[error("{0}")]
+    #[error("{}", without_credentials(.0))]
     Memory(String),
     /// The operating system killed a process, as it does when memory runs out.
-    #[error("{0}")]
+    #[error("{}", without_credentials(.0))]
     Killed(String),
     /// The content of the store differs from what was written.
     #[error("the store is damaged: {0}")]
@@ -67,7 +67,7 @@ pub enum Error {
         message: String,
     },
     /// The store cannot be read or written.
-    #[error("the store cannot be read or written: {}", of_store(.0))]
+    #[error("the store cannot be read or written: {}", without_credentials(&of_store(.0)))]
     Store(#[source] object_store::Error),
     /// Arrow returned an error.
     #[error("arrow: {0}")]
@@ -165,7 +165,7 @@ fn advice(error: &io::Error) -> &'static str {
 
 fn rows_failed(table: &str, errors: &[(String, String)], total: usize) -> String {
     let mut text = format!("table `{table}`: {total} row{} failed", if total == 1 { "" } else { "s" });
-    errors.iter().for_each(|(id, message)| text += &format!("\n  {id}: {message}"));
+    errors.iter().for_each(|(id, message)| text += &format!("\n  {id}: {}", without_credentials(message)));
     if total > errors.len() {
         text += &format!("\n  … and {} more", total - errors.len());
     }

@@ -1,11 +1,12 @@
 //! Values that a pipeline takes from the environment, which may be secrets. Stored and shown text has `${NAME}` in
-//! their place.
+//! their place, and `***` in the place of other credentials in URLs.
 
 use serde_json::Value;
 
 use crate::engine::{
     Digest, Error, Hasher,
     address::{expand_home, local_path},
+    credentials::{replace_credentials, without_credentials},
 };
 
 /// The minimum length of a secret in characters. Shorter values occur in other words by chance.
@@ -29,22 +30,25 @@ impl Secrets {
         Self(secrets)
     }
 
-    /// Returns true if there is nothing to hide.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Replaces each secret in a text by `${NAME}`, and other credentials in URLs by `***`.
+    pub fn hide(&self, text: String) -> String {
+        without_credentials(&self.name(text)).into_owned()
     }
 
     /// Replaces each secret in a text by `${NAME}`.
-    pub fn hide(&self, text: String) -> String {
+    fn name(&self, text: String) -> String {
         self.replace(text, |name, _| format!("${{{name}}}"))
     }
 
-    /// Replaces each secret in a text by its name and digest, so that the text differs if the secret does.
+    /// Replaces each secret in a text by its name and digest, so that the text differs if the secret does; and so other
+    /// credentials in URLs.
     pub(in crate::engine) fn identify(&self, text: String) -> String {
-        self.replace(text, |name, value| {
+        let identified = |name: &str, value: &str| {
             let digest = Digest::of(value.as_bytes()).to_string();
-            format!("${{{name}}}({})", &digest[..16])
-        })
+            format!("{name}({})", &digest[..16])
+        };
+        let named = self.replace(text, |name, value| identified(&format!("${{{name}}}"), value));
+        replace_credentials(&named, |value| identified("***", value)).into_owned()
     }
 
     fn replace(&self, text: String, with: impl Fn(&str, &str) -> String) -> String {
@@ -95,7 +99,23 @@ impl Secrets {
         )))
     }
 
-    /// Fills the values in where [`Secrets::hide_in`] left the names.
+    /// Applies [`Secrets::name`] to every text in a value, which then tells no secret to whoever reads it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a URL has credentials that have no name, since they cannot be filled in again.
+    pub fn name_in(&self, value: Value) -> Result<Value, Error> {
+        let named = self.in_value(value, &|text| self.name(text));
+        if self.hide_in(named.clone()) != named {
+            return Err(Error::Input(
+                "a parameter has an address with a password or values after `?`, which do not travel to other machines; in \
+                 their place, `${NAME}` would work, with the variable NAME set there too"
+                    .to_owned(),
+            ));
+        }
+        Ok(named)
+    }
+
+    /// Fills the values in where [`Secrets::name_in`] left the names.
     pub fn fill_in(&self, value: Value) -> Value {
         let fill =
             |text: String| self.0.iter().fold(text, |text, (name, value)| text.replace(&format!("${{{name}}}"), value));
@@ -114,7 +134,6 @@ impl Secrets {
 
     fn in_value(&self, value: Value, replace: &dyn Fn(String) -> String) -> Value {
         match value {
-            value if self.is_empty() => value,
             Value::String(text) => Value::String(replace(text)),
             Value::Array(items) => items.into_iter().map(|item| self.in_value(item, replace)).collect(),
             Value::Object(fields) => {
@@ -167,6 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn credentials_without_a_name_are_hidden_and_identified() {
+        let secrets = secrets(&[("TOKEN", "sk-1234")]);
+        let text = "https://user:sk-1234@host/a?sig=x".to_owned();
+        assert_eq!(secrets.hide(text.clone()), "https://***:${TOKEN}@host/a?sig=***");
+        let identified = secrets.identify(text.clone());
+        assert!(identified.contains(":${TOKEN}(") && identified.contains("?sig=***("), "{identified}");
+        assert_ne!(secrets.identify(text.replace("sig=x", "sig=y")), identified);
+        assert!(secrets.name_in(text.into()).is_err());
+        let named = secrets.name_in("https://host/a?sig=sk-1234".into()).unwrap();
+        assert_eq!(named, "https://host/a?sig=${TOKEN}");
+    }
+
+    #[test]
     fn different_secrets_have_different_digests_and_are_not_shown() {
         let identify = |value: &str| secrets(&[("TOKEN", value)]).identify(format!("key={value}"));
         assert_eq!(identify("sk-1234"), identify("sk-1234"));
@@ -179,7 +211,7 @@ mod tests {
         let path = std::env::var("PATH").unwrap();
         let here = secrets(&[("PATH", &path)]);
         let value = serde_json::json!({ "run": ["curl", format!("-H {path}")], "n": 1 });
-        let hidden = here.hide_in(value.clone());
+        let hidden = here.name_in(value.clone()).unwrap();
         assert!(!hidden.to_string().contains(&path));
         let there = Secrets::from_environment(&here.digests()).unwrap();
         assert_eq!((there.fill_in(hidden), &there), (value, &here));

@@ -249,15 +249,16 @@ fn namespace(store: &str) -> String {
 
 /// Returns a place outside the store as a data set; `None` for a text that names no place.
 fn place(address: &str, secrets: &Secrets) -> Option<Value> {
-    let (namespace, name) = if is_url(address) {
+    let address = secrets.hide(address.to_owned());
+    let (namespace, name) = if is_url(&address) {
         let (scheme, rest) = address.split_once("://")?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         (format!("{scheme}://{host}"), path.to_owned())
     } else {
-        let path = std::path::absolute(local_path(address)).ok().filter(|path| path.exists())?;
+        let path = std::path::absolute(local_path(&address)).ok().filter(|path| path.exists())?;
         ("file".to_owned(), path.to_string_lossy().into_owned())
     };
-    Some(json!({ "namespace": secrets.hide(namespace), "name": secrets.hide(name) }))
+    Some(json!({ "namespace": namespace, "name": name }))
 }
 
 /// Returns columns as the facet of schemas has them.

@@ -196,11 +196,8 @@ impl Event {
         )
     }
 
-    /// Returns the event with secrets replaced by the names of their variables.
+    /// Returns the event without secrets, as [`Secrets::hide`] hides them.
     pub(in crate::engine) fn without(self, secrets: &Secrets) -> Self {
-        if secrets.is_empty() {
-            return self;
-        }
         let hidden = serde_json::to_value(&self).map(|value| {
             let kind = value["event"].clone();
             let mut hidden = secrets.hide_in(value);
