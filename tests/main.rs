@@ -1,5 +1,6 @@
 //! Tests of the built programs. They are one test binary, because linking libtorch is slow.
 
+mod archives;
 mod banks;
 mod captions;
 mod checker;

@@ -288,7 +288,7 @@ fn archives_are_read_in_place() {
     assert!(checked.code == Some(0) && checked.stdout.ends_with("  no fault\n"), "{}", checked.stdout);
     fs::rename(visa_lab.path("VisA.tar"), visa_lab.path("VisA.tar.gz")).unwrap();
     let ended = visa_lab.vlmdiff(&["run", "pipeline.yaml", "--set", "images.root=VisA.tar.gz"]);
-    let words = "cannot read VisA.tar.gz: it is compressed as a whole; as .tar, or unpacked, it would be read in place";
+    let words = "cannot read VisA.tar.gz: it is compressed as a whole, so that its members have no places; `gunzip VisA.tar.gz` makes";
     assert!(ended.code == Some(2) && ended.stderr.contains(words), "{}", ended.stderr);
 
     let coco_lab = lab("dataset: coco_ad, coco_ad: { split: 0 }");

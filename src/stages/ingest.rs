@@ -432,7 +432,11 @@ impl Ingest {
             (Dataset::Visa, _) => visa::list(&files),
             _ => folder::list(&files),
         };
-        take(Found { listing: listing.map_err(input_error)?, tree: &tree, embedded: &|_, _| None })
+        let listing = listing.map_err(|error| match tree.compressed() {
+            Some((path, advice)) => Error::Input(format!("{error}; {path}: {advice}")),
+            None => input_error(error),
+        });
+        take(Found { listing: listing?, tree: &tree, embedded: &|_, _| None })
     }
 
     /// Returns the folders whose names say what their photographs are; `None` for the MVTec layout.

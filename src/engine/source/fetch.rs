@@ -1,15 +1,13 @@
 //! URLs as local files, in the user's cache folder.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use url::Url;
 
 use super::{
-    archive,
     files::{cannot_read, is_file},
     remote::name_of,
     sources::Sources,
@@ -20,18 +18,15 @@ use crate::engine::{
     address::{local_path, url_of},
 };
 
-/// The number of bytes that are copied at a time.
-const CHUNK: usize = 1 << 20;
-
 impl Sources {
     /// Returns a local path that holds the content of a file or URL. A URL is fetched once, into the user's cache
     /// folder.
     pub fn local(&self, address: &str) -> Result<PathBuf> {
+        if let Some(member) = self.member(address)? {
+            return self.unpack(&member).map_err(|e| cannot_read(address, e));
+        }
         let Some(url) = url_of(address)? else {
             let path = local_path(address);
-            if let Some((archive, member)) = archive::split(&path) {
-                return self.unpack(archive, member).map_err(|e| cannot_read(address, e));
-            }
             // A folder may contain the wanted file, and a missing path is reported by the code that reads it.
             return if path.exists() && !path.is_dir() {
                 is_file(&path).map(|()| path).map_err(|e| cannot_read(address, e))
@@ -69,27 +64,6 @@ impl Sources {
         };
         files.iter().try_for_each(link).map_err(|e| cannot_write(&folder, e))?;
         Ok(folder)
-    }
-
-    /// Writes the content of a member of an archive into the cache and returns its path.
-    fn unpack(&self, archive: &Path, member: &str) -> io::Result<PathBuf> {
-        let name = member.rsplit('/').next().unwrap_or(member);
-        let mut temporary = Temporary::beside(&self.cache.join("sources").join(name))?;
-        let digest = self.archives.read(archive, member, |content| {
-            let mut hasher = Hasher::default();
-            let mut chunk = vec![0; CHUNK];
-            loop {
-                let length = content.read(&mut chunk)?;
-                if length == 0 {
-                    return Ok(hasher.finish());
-                }
-                hasher.raw(&chunk[..length]);
-                temporary.write_all(&chunk[..length])?;
-            }
-        })?;
-        let place = self.cache.join("sources").join(digest.to_string()).join(name);
-        temporary.keep_as(&place)?;
-        Ok(place)
     }
 
     fn place(&self, digest: Digest, url: &Url) -> PathBuf {

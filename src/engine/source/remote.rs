@@ -3,19 +3,21 @@
 use std::{
     collections::HashMap,
     fmt,
-    io::Write,
+    io::{self, Write},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, path::Path};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use super::{
     files::cannot_read,
     tree::{Found, Stamp, cannot_list, remote_stamp},
+    window::Object,
 };
 use crate::engine::{Digest, Error, Hasher, Result, address::url_of, connect::connect};
 
@@ -32,6 +34,8 @@ pub(in crate::engine) fn name_of(url: &Url) -> String {
 #[derive(Default)]
 pub(in crate::engine) struct Remote {
     runtime: OnceLock<Runtime>,
+    /// Threads that wait for answers, of which there are more than the machine has cores.
+    threads: OnceLock<ThreadPool>,
     servers: Mutex<HashMap<Url, Arc<dyn ObjectStore>>>,
 }
 
@@ -48,6 +52,15 @@ impl Remote {
         }
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         Ok(self.runtime.get_or_init(|| runtime))
+    }
+
+    /// Does work on the threads that wait for answers.
+    pub(in crate::engine) fn at_once<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        if let Some(threads) = self.threads.get() {
+            return Ok(threads.install(work));
+        }
+        let threads = ThreadPoolBuilder::new().num_threads(READS).build().map_err(io::Error::other)?;
+        Ok(self.threads.get_or_init(|| threads).install(work))
     }
 
     /// Returns the connection to the server of a URL, and the path of the URL on it.
@@ -94,6 +107,20 @@ impl Remote {
         let (store, path) = self.open(url)?;
         let meta = self.runtime()?.block_on(store.head(&path)).map_err(|e| cannot_read(url.as_str(), e))?;
         Ok(remote_stamp(url.as_str(), &meta))
+    }
+
+    /// Finds the object at a URL, to read parts of it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if there is none.
+    pub(in crate::engine) fn object(&self, url: &Url) -> io::Result<Object> {
+        let (store, path) = self.open(url).map_err(io::Error::other)?;
+        let runtime = self.runtime().map_err(io::Error::other)?;
+        let meta = runtime.block_on(store.head(&path)).map_err(|error| match error {
+            object_store::Error::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, "it does not exist"),
+            other => io::Error::other(other),
+        })?;
+        Ok(Object::new(meta, store, runtime.handle().clone()))
     }
 
     pub(in crate::engine) fn read(&self, url: &Url) -> Result<Bytes> {

@@ -1,8 +1,8 @@
 //! Files and URLs outside the store: datasets, weights. They are identified by their content.
 //!
-//! An address is a path, also of a member of an archive, or a URL that `object_store` supports (`s3://`, `gs://`, `az://`, `http(s)://`). A content is
-//! hashed once and recognized later by what the file system or the server reports about the file; see [`tree`] for
-//! what that trusts.
+//! An address is a path or a URL that `object_store` supports (`s3://`, `gs://`, `az://`, `http(s)://`), also of a member of an
+//! archive. A content is hashed once and recognized later by what the file system or the server reports about the file; see
+//! [`tree`] for what that trusts.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{
-    archive::{self, Archives},
+    archive::{self, Archives, Member, Place},
     cache_folder::cache_folder,
     files::{cannot_read, hash_file, is_file, retry},
     memory::Memory,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::engine::{
     Digest, Error, Result,
-    address::{absolute, local_path, url_of},
+    address::{absolute, is_url, local_path, url_of},
 };
 
 /// Nanoseconds that must lie between the last change of a file and its reading. Within less, a second change might
@@ -57,26 +57,26 @@ impl Sources {
 
     /// Lists every file below a folder or URL, or in an archive.
     pub fn tree(&self, root: &str) -> Result<Tree> {
+        let path = local_path(root);
+        let is_file = is_url(root) || path.is_file();
+        if let Some(advice) = archive::advice(root).filter(|_| is_file) {
+            return Err(cannot_read(root, advice));
+        }
+        if is_file && archive::is_archive(root) {
+            return Ok(Tree::new(root, self.members(root, "")?, Vec::new()));
+        }
         if let Some(url) = url_of(root)? {
             let (found, hidden) = self.remote.list(&url)?;
             return Ok(Tree::new(root, found, hidden));
         }
-        let path = local_path(root);
-        if path.is_file() && archive::is_compressed(root) {
-            let advice = "it is compressed as a whole; as .tar, or unpacked, it would be read in place";
-            return Err(cannot_read(root, advice));
-        }
-        if path.is_file() && archive::is_archive(root) {
-            return Ok(Tree::new(root, self.members(root, "")?, Vec::new()));
-        }
         Ok(Tree::local(root, retry(|| tree::walk(&path)).map_err(|e| cannot_read(root, e))?))
     }
 
-    /// Does as [`tree`](Self::tree), and lists archives below a folder on this machine as if each were unpacked where it
-    /// lies. A file that is there is taken before one in an archive.
+    /// Does as [`tree`](Self::tree), and lists archives below a folder or URL as if each were unpacked where it lies. A file
+    /// that is there is taken before one in an archive.
     pub fn unpacked_tree(&self, root: &str) -> Result<Tree> {
         let tree = self.tree(root)?;
-        if url_of(root)?.is_some() || local_path(root).is_file() {
+        if archive::is_archive(root) && (is_url(root) || local_path(root).is_file()) {
             return Ok(tree);
         }
         let archives: Vec<&str> = tree.paths().filter(|path| archive::is_archive(path)).collect();
@@ -84,23 +84,10 @@ impl Sources {
         Ok(tree.with_members(members.into_iter().flatten()))
     }
 
-    /// Lists the members of an archive below a root, which is the archive itself if its path is empty.
-    fn members(&self, root: &str, path: &str) -> Result<Vec<Found>> {
-        let place = if path.is_empty() { local_path(root) } else { local_path(root).join(path) };
-        let opened = self.archives.open(&place).map_err(|e| cannot_read(&place.to_string_lossy(), e))?;
-        let folder = path.rfind('/').map_or("", |slash| &path[..=slash]);
-        let found = |name: Box<str>| {
-            let stored = (!path.is_empty()).then(|| format!("{path}/{name}").into());
-            let path: Box<str> = format!("{folder}{name}").into();
-            Found { stamp: tree::stamp(&path, &place), path, stored }
-        };
-        Ok(opened.names().into_par_iter().map(found).collect())
-    }
-
     /// Returns the digest of a local file or of a member of an archive.
     fn hash(&self, path: &Path) -> io::Result<Digest> {
         match archive::split(path) {
-            Some((archive, member)) => retry(|| self.archives.digest(archive, member)),
+            Some((archive, name)) => self.member_digest(&Member::new(Place::File(archive.to_owned()), name)),
             None => hash_file(path),
         }
     }
@@ -116,7 +103,7 @@ impl Sources {
         let hash = |missing: &[&Found]| match url_of(&tree.root)? {
             Some(_) => {
                 let addresses = missing.iter().map(|found| tree.address(&found.path)).collect::<Result<Vec<_>>>()?;
-                self.remote.digests(&addresses)
+                self.url_digests(&addresses)
             }
             None => {
                 let folder = local_path(&tree.root);
@@ -130,13 +117,16 @@ impl Sources {
 
     /// Returns the digest of the content of a file or URL.
     pub fn digest(&self, address: &str) -> Result<Digest> {
+        if let Some(member) = self.member(address)? {
+            return self.member_digest(&member).map_err(|e| cannot_read(address, e));
+        }
         let url = url_of(address)?;
         let stamp = match &url {
             Some(url) => self.remote.stamp(url)?,
             None => tree::stamp("", &local_path(address)),
         };
         let found = Found { path: "".into(), stamp, stored: None };
-        let local = || self.hash(&local_path(address)).map_err(|e| cannot_read(address, e));
+        let local = || hash_file(&local_path(address)).map_err(|e| cannot_read(address, e));
         let hash = || url.as_ref().map_or_else(local, |url| self.download(url));
         let digests = self.known_or(address, found.stamp.iter(), &[&found], |_| Ok(vec![Ok(hash()?)]))?;
         let digest = digests.into_iter().next().unwrap_or_else(|| Err("it has no content".into()));
@@ -145,14 +135,14 @@ impl Sources {
 
     /// Reads the content of a file or URL.
     pub fn read(&self, address: &str) -> Result<Bytes> {
+        if let Some(member) = self.member(address)? {
+            return self.content(&member).map(Bytes::from).map_err(|e| cannot_read(address, e));
+        }
         match url_of(address)? {
             Some(url) => self.remote.read(&url),
             None => {
                 let path = local_path(address);
-                let read = || match archive::split(&path) {
-                    Some((archive, member)) => self.archives.content(archive, member),
-                    None => is_file(&path).and_then(|()| std::fs::read(&path)),
-                };
+                let read = || is_file(&path).and_then(|()| std::fs::read(&path));
                 retry(read).map(Bytes::from).map_err(|e| cannot_read(address, e))
             }
         }
@@ -160,9 +150,9 @@ impl Sources {
 
     /// Reads the contents of several files or URLs concurrently.
     pub fn read_all(&self, addresses: &[String]) -> Vec<Result<Bytes>> {
-        match addresses.first().map(|first| url_of(first)) {
-            Some(Ok(Some(_))) => self.remote.read_all(addresses),
-            _ => addresses.par_iter().map(|address| self.read(address)).collect(),
+        match addresses.first().is_some_and(|first| is_url(first)) {
+            true => self.read_urls(addresses),
+            false => addresses.par_iter().map(|address| self.read(address)).collect(),
         }
     }
 
@@ -202,7 +192,7 @@ impl Sources {
 }
 
 /// The digest of a file's content, or the reason why it cannot be read.
-type Readable = Result<Digest, String>;
+pub(super) type Readable = Result<Digest, String>;
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)

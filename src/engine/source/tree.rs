@@ -22,6 +22,7 @@ use object_store::ObjectMeta;
 use rayon::prelude::*;
 use walkdir::{DirEntry, WalkDir};
 
+use super::archive;
 use crate::engine::{
     Digest, Error, Hasher, Result,
     address::{absolute, is_url, join, local_path},
@@ -111,6 +112,11 @@ impl Tree {
     /// Returns the paths that are links to missing files, in no order.
     pub fn dead_links(&self) -> impl ExactSizeIterator<Item = &str> {
         self.dead.iter().map(|path| &**path)
+    }
+
+    /// Returns a file that is an archive compressed as a whole, with what to do with it; `None` if there is none.
+    pub fn compressed(&self) -> Option<(&str, String)> {
+        self.paths().find_map(|path| Some((path, archive::advice(path)?)))
     }
 
     /// Returns the root's own name as the user wrote it, even if it is a link. For a path that ends in `.` or `..` it

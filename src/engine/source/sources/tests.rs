@@ -348,8 +348,52 @@ fn url_is_listed_and_read_like_a_folder() {
     assert_eq!(read, ["a", "x"]);
     objects(&sources, &[("data/a.png", "z")]);
     assert_eq!(digests_of(&sources, "memory:///data"), of(&["z", "x"]));
-    assert!(sources.tree("memory:///data?x=1").is_err_and(|e| e.to_string().contains("`memory:///data?x=1`")));
+    assert!(sources.tree("memory:///data?x=1").is_err_and(|e| e.to_string().contains("`memory:///data?x=***`")));
     assert!(sources.read("memory:///data/none").unwrap_err().to_string().contains("memory:///data/none"));
+}
+
+#[test]
+fn archive_on_a_server_counts_as_unpacked_where_it_lies() {
+    let place = Place::new(&[]);
+    let sources = place.later();
+    let tar = |content: &str| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["b/x #1.png", "b/y.png"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            archive.append_data(&mut header, name, content.as_bytes()).unwrap();
+        }
+        String::from_utf8(archive.into_inner().unwrap()).unwrap()
+    };
+    let first = tar("first");
+    objects(&sources, &[("data/a/s.tar", &first), ("data/a/b/y.png", "beside"), ("data/f.zip/z.png", "in a folder")]);
+    let tree = sources.unpacked_tree("memory:///data").unwrap();
+    let paths: Vec<&str> = tree.paths().collect();
+    assert_eq!(paths, ["a/b/x #1.png", "a/b/y.png", "a/s.tar", "f.zip/z.png"]);
+    let paths = [paths[0], paths[1], paths[3]];
+    let contents = ["first", "beside", "in a folder"];
+    assert_eq!(sources.digests(&tree, &paths).unwrap(), of(&contents));
+    let addresses = paths.map(|path| tree.address(path).unwrap());
+    assert_eq!(addresses[0], "memory:///data/a/s.tar/b/x%20%231.png");
+    let read: Vec<Bytes> = sources.read_all(&addresses).into_iter().map(Result::unwrap).collect();
+    assert_eq!(read, contents);
+    let local = sources.local(&addresses[0]).unwrap();
+    assert!(local.ends_with("x #1.png") && fs::read_to_string(local).unwrap() == "first");
+    assert_eq!(sources.digest(&addresses[0]).unwrap(), Digest::of(b"first"));
+    let missing = sources.read("memory:///data/a/s.tar/none").unwrap_err().to_string();
+    assert!(missing.contains("/s.tar/none: the archive has no such member"), "{missing}");
+
+    // A reader notices that the archive is another one, and the next one reads that.
+    objects(&sources, &[("data/a/s.tar", &tar("second"))]);
+    let changed = sources.read(&addresses[0]).unwrap_err().to_string();
+    assert!(changed.ends_with("the archive changed while it was being read; run again"), "{changed}");
+    assert_eq!(sources.read(&addresses[0]).unwrap(), "second");
+    objects(&sources, &[("data/a/s.tar", &tar("third"))]);
+    let tree = sources.tree("memory:///data/a/s.tar").unwrap();
+    assert_eq!(sources.digests(&tree, &["b/y.png"]).unwrap(), of(&["third"]));
+    objects(&sources, &[("data/a/s.tar", &first[..514])]);
+    let cut = sources.tree("memory:///data/a/s.tar").unwrap_err().to_string();
+    assert!(cut.contains("it ends within b/x #1.png"), "{cut}");
 }
 
 fn digests_of(sources: &Sources, root: &str) -> Vec<Digest> {
