@@ -47,26 +47,26 @@ impl<S: Score> RegionScores<S> {
     ///
     /// [`PixelCounts::new`]: super::PixelCounts::new
     pub fn new(map: &[S], regions: &Components) -> Self {
-        let mut taken = Self::default();
-        let mut next = 0;
-        let mut starts: Vec<usize> = Vec::with_capacity(regions.areas.len());
-        for area in &regions.areas {
-            starts.push(next);
-            next += *area as usize;
-            taken.ends.push(next);
+        let (Some(filler), false) = (map.first(), regions.areas.is_empty()) else { return Self::default() };
+        let ends: Vec<usize> = regions
+            .areas
+            .iter()
+            .scan(0, |end, area| {
+                *end += *area as usize;
+                Some(*end)
+            })
+            .collect();
+        let mut taken = Self { scores: vec![*filler; ends[ends.len() - 1]], ends };
+        let mut next: Vec<usize> = std::iter::once(0).chain(taken.ends.iter().copied()).collect();
+        for run in &regions.runs {
+            let start = &mut next[run.region as usize - 1];
+            taken.scores[*start..*start + run.pixels.len()].copy_from_slice(&map[run.pixels.clone()]);
+            *start += run.pixels.len();
         }
-        let Some(filler) = map.first() else { return taken };
-        taken.scores.resize(next, *filler);
-        for (score, label) in map.iter().zip(&regions.labels).filter(|(_, label)| **label != 0) {
-            let at = &mut starts[*label as usize - 1];
-            taken.scores[*at] = *score;
-            *at += 1;
-        }
-        let mut rest = &mut taken.scores[..];
-        for area in &regions.areas {
-            let (region, after) = rest.split_at_mut(*area as usize);
-            region.sort_unstable_by_key(|score| std::cmp::Reverse(score.key()));
-            rest = after;
+        let mut start = 0;
+        for end in &taken.ends {
+            S::sort_descending(&mut taken.scores[start..*end]);
+            start = *end;
         }
         taken
     }

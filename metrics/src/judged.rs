@@ -1,5 +1,7 @@
 //! The counts of one image within the part of it that is judged.
 
+use half::f16;
+
 use super::{Components, MetricError, PixelCounts, RegionScores, Score};
 
 /// Counts the pixels of an anomaly map, row-major `[H, width]`, and its mask (true is anomalous); with `regions` also the scores of
@@ -22,10 +24,24 @@ pub fn count<S: Score>(
         return Err(MetricError::NanPixel { x: i % width, y: i / width });
     }
     let mask: Vec<bool> = mask.iter().zip(roi).map(|(is_anomalous, is_judged)| *is_anomalous && *is_judged).collect();
-    let Components { labels, areas } = Components::label(&mask, width)?;
-    let labels = labels.into_iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(label, _)| label).collect();
+    let found = Components::label(&mask, width)?.among(roi);
     let map: Vec<S> = map.iter().zip(roi).filter(|(_, is_judged)| **is_judged).map(|(score, _)| *score).collect();
-    of(&map, &Components { labels, areas }, width, regions)
+    of(&map, &found, width, regions)
+}
+
+/// Does as [`count`] for f16 and a mask of bytes, of which those above 0 are anomalous. A function without type parameters is
+/// compiled with the optimisation of this crate, and not with that of the crate that calls it.
+pub fn count_bytes(
+    map: &[f16],
+    mask: &[u8],
+    roi: Option<&[bool]>,
+    width: usize,
+    regions: bool,
+) -> Result<(PixelCounts, RegionScores<f16>), MetricError> {
+    match roi {
+        None => of(map, &Components::of_bytes(mask, width)?, width, regions),
+        Some(_) => count(map, &mask.iter().map(|pixel| *pixel > 0).collect::<Vec<_>>(), roi, width, regions),
+    }
 }
 
 fn of<S: Score>(
@@ -41,8 +57,6 @@ fn of<S: Score>(
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
     use crate::PixelMetrics;
 

@@ -1,5 +1,9 @@
 //! Counts per distinct score, from which every metric of a ranking follows exactly.
 
+use super::{
+    Components, halves,
+    pixel::{Counted, Found},
+};
 use half::f16;
 use std::{fmt::Debug, ops::AddAssign};
 
@@ -19,6 +23,28 @@ pub trait Score: Copy + Debug + PartialOrd + Into<f64> + Send + Sync + 'static {
 
     /// Rounds the result of an operation as the arithmetic of this type does; that of f16 is done in f64.
     fn round(x: f64) -> f64;
+
+    /// Counts the pixels of a map by score, those of `regions` as anomalous; `None` if one is NaN. Both have the same size.
+    fn count(map: &[Self], regions: &Components) -> Option<Counted> {
+        if map.iter().any(|score| score.is_nan()) {
+            return None;
+        }
+        let (mut normal, mut anomalous) = (Levels::sparse(), Levels::sparse());
+        let (shares, mut seen) = (regions.shares(), 0);
+        for run in &regions.runs {
+            let found = Found { pixels: 1, covered: shares[run.region as usize - 1] };
+            normal.add(map[seen..run.pixels.start].iter().map(|score| (score.key(), 1)));
+            anomalous.add(map[run.pixels.clone()].iter().map(|score| (score.key(), found)));
+            seen = run.pixels.end;
+        }
+        normal.add(map[seen..].iter().map(|score| (score.key(), 1)));
+        Some(Counted { normal: normal.ascending(), anomalous: anomalous.ascending() })
+    }
+
+    /// Sorts scores that are no NaN, the highest first.
+    fn sort_descending(scores: &mut [Self]) {
+        scores.sort_unstable_by_key(|score| std::cmp::Reverse(score.key()));
+    }
 }
 
 impl Score for f16 {
@@ -41,6 +67,14 @@ impl Score for f16 {
 
     fn round(x: f64) -> f64 {
         x
+    }
+
+    fn count(map: &[Self], regions: &Components) -> Option<Counted> {
+        halves::count(map, regions)
+    }
+
+    fn sort_descending(scores: &mut [Self]) {
+        halves::sort_descending(scores);
     }
 }
 

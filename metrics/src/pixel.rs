@@ -49,6 +49,20 @@ pub(super) struct Pixels {
     pub(super) found: Found,
 }
 
+/// The counts of normal and anomalous pixels by the keys of their scores, ascending.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counted {
+    pub(super) normal: Vec<(u64, u64)>,
+    pub(super) anomalous: Vec<(u64, Found)>,
+}
+
+impl Components {
+    /// Returns what a pixel of each region covers of it.
+    pub(super) fn shares(&self) -> Vec<u128> {
+        self.areas.iter().map(|area| REGION / u128::from(*area)).collect()
+    }
+}
+
 /// The counts of one image's pixels by score, which any number of states can add.
 #[derive(Debug, Clone)]
 pub struct PixelCounts<S = f16> {
@@ -63,27 +77,15 @@ impl<S: Score> PixelCounts<S> {
     ///
     /// Fails if their sizes differ, or if a pixel is NaN.
     pub fn new(map: &[S], regions: &Components, width: usize) -> Result<Self, MetricError> {
-        if map.len() != regions.labels.len() {
-            return Err(MetricError::Sizes { map: map.len(), mask: regions.labels.len() });
+        if map.len() != regions.pixels {
+            return Err(MetricError::Sizes { map: map.len(), mask: regions.pixels });
         }
-        if let Some(i) = map.iter().position(|score| score.is_nan()) {
-            return Err(MetricError::NanPixel { x: i % width, y: i / width });
-        }
-        let (mut normal, mut anomalous) = (Levels::new::<S>(), Levels::sparse());
-        if regions.areas.is_empty() {
-            normal.add(map.iter().map(|score| (score.key(), 1)));
-        } else {
-            let shares: Vec<u128> = regions.areas.iter().map(|area| REGION / u128::from(*area)).collect();
-            let pixels = || map.iter().map(|score| score.key()).zip(&regions.labels);
-            normal.add(pixels().filter(|(_, label)| **label == 0).map(|(key, _)| (key, 1)));
-            anomalous.add(
-                pixels()
-                    .filter(|(_, label)| **label != 0)
-                    .map(|(key, label)| (key, Found { pixels: 1, covered: shares[*label as usize - 1] })),
-            );
-        }
+        let counted = S::count(map, regions).ok_or_else(|| {
+            let i = map.iter().position(|score| score.is_nan()).unwrap_or_default();
+            MetricError::NanPixel { x: i % width, y: i / width }
+        })?;
         let regions = regions.areas.len() as u64;
-        Ok(Self { normal: normal.ascending(), anomalous: anomalous.ascending(), regions, scores: PhantomData })
+        Ok(Self { normal: counted.normal, anomalous: counted.anomalous, regions, scores: PhantomData })
     }
 }
 
@@ -420,9 +422,9 @@ mod tests {
         let regions: Vec<Vec<f16>> = images
             .iter()
             .flat_map(|(map, mask)| {
-                let found = flood_fill(mask, WIDTH);
-                (1..=found.areas.len() as u32)
-                    .map(|n| map.iter().zip(&found.labels).filter(|(_, label)| **label == n).map(|(s, _)| *s).collect())
+                let (labels, areas) = flood_fill(mask, WIDTH);
+                (1..=areas.len() as u32)
+                    .map(|n| map.iter().zip(&labels).filter(|(_, label)| **label == n).map(|(s, _)| *s).collect())
                     .collect::<Vec<_>>()
             })
             .collect();

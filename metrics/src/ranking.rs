@@ -72,6 +72,24 @@ impl Ranking {
         Some(self.above().map(|(above, level)| f1(above + level)).fold(0.0, f64::max))
     }
 
+    /// Returns [`Ranking::auroc`], [`Ranking::average_precision`] and [`Ranking::f1_max`], of one pass over the levels.
+    pub fn ranked(&self) -> [Option<f64>; 3] {
+        let Some(total) = self.defined() else { return [None; 3] };
+        let (mut above, mut pairs, mut gains, mut f1_max) = (Level::default(), 0u128, 0., 0f64);
+        for level in &self.levels {
+            pairs += u128::from(level.negatives) * u128::from(2 * above.positives + level.positives);
+            above += *level;
+            // Without a positive, recall stays and precision falls.
+            if level.positives > 0 {
+                let (found, called) = (above.positives as f64, above.positives + above.negatives);
+                gains += level.positives as f64 * found / called as f64;
+                f1_max = f1_max.max(2.0 * found / (called + total.positives) as f64);
+            }
+        }
+        let auroc = pairs as f64 / (2.0 * total.positives as f64 * total.negatives as f64);
+        [auroc, gains / total.positives as f64, f1_max].map(Some)
+    }
+
     /// Returns the ROC curve: the false positive rate and the recall of every threshold, from (0, 0) to (1, 1).
     pub fn roc(&self) -> Option<Vec<(f64, f64)>> {
         let total = self.defined()?;
@@ -210,6 +228,7 @@ mod tests {
         #[test]
         fn metrics_equal_their_definitions(pairs in prop::collection::vec((quarters(), any::<bool>()), 0..40)) {
             let ranking = ranking(&pairs);
+            prop_assert_eq!(ranking.ranked(), [ranking.auroc(), ranking.average_precision(), ranking.f1_max()]);
             match brute_force(&pairs) {
                 None => prop_assert_eq!([ranking.auroc(), ranking.average_precision(), ranking.f1_max()], [None; 3]),
                 Some([auroc, ap, f1]) => {

@@ -1,77 +1,220 @@
 //! Means over windows of a map, by whose largest several programs score an image.
 
-/// The side of the squares in which a map is transposed, so that what is read and written of one stays in the first cache.
-const SQUARE: usize = 16;
+use std::ops::Range;
+
+use half::f16;
+
+use super::halves;
+
+/// The number of columns that are summed side by side. The rows of a strip of this width stay in the first cache, and a sum for
+/// each column in registers.
+const STRIP: usize = 16;
 /// The number of running maxima, which do not wait for each other.
 const LANES: usize = 8;
+
+/// A row of a strip; the columns beyond the map are 0.
+type Row = [f64; STRIP];
+
+/// A value of a map.
+trait Value: Copy {
+    /// Returns the largest distance of a value from 0; not finite if a value is not.
+    fn magnitude(map: &[Self]) -> f64;
+
+    /// Returns a finite value.
+    fn wide(self) -> f64;
+}
+
+impl Value for f64 {
+    fn magnitude(map: &[Self]) -> f64 {
+        // Numbers without a sign are in the order of their bits, and infinity and NaN come last.
+        map.iter().map(|value| value.abs().to_bits()).max().map_or(0., f64::from_bits)
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+impl Value for f16 {
+    fn magnitude(map: &[Self]) -> f64 {
+        halves::magnitude(map)
+    }
+
+    /// An f32 has the bits of an f16 at its upper end, and an exponent that is larger by 112. Denormal numbers follow from that
+    /// too.
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        const EXPONENT: f32 = (1u128 << 112) as f32;
+        let bits = u32::from(self.to_bits());
+        f64::from(f32::from_bits((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * EXPONENT)
+    }
+}
 
 /// Replaces each `kernel`×`kernel` window inside a `[height, width]` map by its mean, `repeats` times over, and returns
 /// the largest value. NaN if one value is NaN or an infinity less another.
 ///
 /// Panics unless `map.len() == width * height` and at least one value is left.
 pub fn largest_mean(map: &[f64], width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
-    assert_eq!(map.len(), width * height, "map of {} values is not {width}x{height}", map.len());
+    check(map.len(), width, height, kernel, repeats);
+    if kernel == 1 || repeats == 0 {
+        return largest(map);
+    }
+    of_finite(map, width, height, kernel, repeats)
+        .unwrap_or_else(|| of_any(map.to_vec(), width, height, kernel, repeats))
+}
+
+/// Does as [`largest_mean`] for f16.
+pub fn largest_mean_of_halves(map: &[f16], width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
+    check(map.len(), width, height, kernel, repeats);
+    if kernel == 1 || repeats == 0 {
+        return halves::largest(map);
+    }
+    of_finite(map, width, height, kernel, repeats).unwrap_or_else(|| {
+        let map = map.iter().map(|value| value.to_f64()).collect();
+        of_any(map, width, height, kernel, repeats)
+    })
+}
+
+fn check(values: usize, width: usize, height: usize, kernel: usize, repeats: usize) {
+    assert_eq!(values, width * height, "map of {values} values is not {width}x{height}");
     let less = kernel - 1;
     assert!(less * repeats < width.min(height), "{repeats} windows of {kernel} leave nothing of {width}x{height}");
-    if kernel == 1 {
-        largest(map)
-    } else if map.iter().all(|value| value.is_finite()) {
-        // The second sums go along the rows of the transpose, which has lost columns and not rows.
-        let sums = running_sums(map.to_vec(), width, kernel, repeats);
-        let sums = running_sums(transposed(&sums, width), height - less * repeats, kernel, repeats);
-        largest(&sums) / ((kernel * kernel) as f64).powi(repeats as i32)
-    } else {
-        // Running sums cannot leave an infinity behind.
-        let means = (0..repeats)
-            .fold(map.to_vec(), |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel));
-        largest(&means)
+}
+
+/// Averages by running sums: first down the columns, then along the rows. `None` if a value is not finite, because running
+/// sums cannot leave an infinity behind.
+fn of_finite<V: Value>(map: &[V], width: usize, height: usize, kernel: usize, repeats: usize) -> Option<f64> {
+    let magnitude = Some(V::magnitude(map)).filter(|magnitude| magnitude.is_finite())?;
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the line above makes sure that the processor has AVX2.
+        return Some(unsafe { in_strips_with_avx2(map, width, height, kernel, repeats, magnitude) });
+    }
+    Some(in_strips(map, width, height, kernel, repeats, magnitude))
+}
+
+/// Is [`in_strips`] with four numbers in a register, in place of two; the same numbers are added in the same order.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn in_strips_with_avx2<V: Value>(
+    map: &[V],
+    width: usize,
+    height: usize,
+    kernel: usize,
+    repeats: usize,
+    magnitude: f64,
+) -> f64 {
+    in_strips(map, width, height, kernel, repeats, magnitude)
+}
+
+#[inline(always)]
+fn in_strips<V: Value>(map: &[V], width: usize, height: usize, kernel: usize, repeats: usize, magnitude: f64) -> f64 {
+    let rows = height - (kernel - 1) * repeats;
+    let mut strip: Vec<Row> = Vec::with_capacity(width.max(height));
+    // The sums of columns, strip by strip, and the largest of each row in any of them.
+    let mut columns: Vec<Row> = Vec::with_capacity(width.div_ceil(STRIP) * rows);
+    let mut highest = vec![[f64::NEG_INFINITY; STRIP]; rows];
+    for left in (0..width).step_by(STRIP) {
+        cut(map, width, left, &mut strip);
+        running_sums(&mut strip, kernel, repeats);
+        highest.iter_mut().zip(&strip).for_each(|(highest, row)| raise(highest, row));
+        columns.extend_from_slice(&strip);
+    }
+    // No mean along a row is larger than the largest value of the row, so that most rows need no sums or few. Rounding adds to
+    // a mean less than a billionth: each of some thousand sums adds 2^-53 of the largest.
+    let grown = |repeats: usize| (kernel as f64).powi(repeats as i32);
+    let rounding = magnitude * grown(2 * repeats) * 1e-9;
+    let bounds = highest.chunks(STRIP).map(|rows| largest(rows.as_flattened()));
+    let mut tops: Vec<(f64, usize)> = bounds.zip((0..rows).step_by(STRIP)).collect();
+    tops.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut best = f64::NEG_INFINITY;
+    for (bound, top) in tops {
+        let count = STRIP.min(rows - top);
+        if bound * grown(repeats) + rounding < best {
+            break;
+        }
+        turn(&columns, width, rows, top..top + count, &mut strip);
+        running_sums(&mut strip, kernel, 1);
+        if largest(&highest_of(&strip)) * grown(repeats - 1) + rounding >= best {
+            running_sums(&mut strip, kernel, repeats - 1);
+            best = largest(&highest_of(&strip)[..count]).max(best);
+        }
+    }
+    best / ((kernel * kernel) as f64).powi(repeats as i32)
+}
+
+/// Copies the columns of a `[_, width]` map from `left` on.
+#[inline(always)]
+fn cut<V: Value>(map: &[V], width: usize, left: usize, strip: &mut Vec<Row>) {
+    strip.clear();
+    for row in map.chunks_exact(width) {
+        let mut wide = [0.; STRIP];
+        match row[left..].first_chunk::<STRIP>() {
+            Some(row) => wide.iter_mut().zip(row).for_each(|(wide, value)| *wide = value.wide()),
+            None => wide.iter_mut().zip(&row[left..]).for_each(|(wide, value)| *wide = value.wide()),
+        }
+        strip.push(wide);
     }
 }
 
-/// Sums the windows of `kernel` rows of a `[_, width]` map, `repeats` times over; `(kernel - 1) repeats` rows fewer are left.
+/// Copies some rows, at most [`STRIP`], of columns that lie strip by strip: a row of the strip is a column.
+#[inline(always)]
+fn turn(columns: &[Row], width: usize, rows: usize, chosen: Range<usize>, strip: &mut Vec<Row>) {
+    strip.clear();
+    for (left, of_strip) in (0..width).step_by(STRIP).zip(columns.chunks_exact(rows)) {
+        let mut turned = [[0.; STRIP]; STRIP];
+        for (y, row) in of_strip[chosen.clone()].iter().enumerate() {
+            turned.iter_mut().zip(row).for_each(|(turned, sum)| turned[y] = *sum);
+        }
+        strip.extend_from_slice(&turned[..STRIP.min(width - left)]);
+    }
+}
+
+/// Sums the windows of `kernel` rows, `repeats` times over; `(kernel - 1) repeats` rows fewer are left.
 ///
-/// Each repetition goes down the map with the sums of a window of all columns, which gain the row below the window and lose
-/// its first one, and leaves them in the place of that row.
-fn running_sums(mut map: Vec<f64>, width: usize, kernel: usize, repeats: usize) -> Vec<f64> {
-    let mut height = map.len() / width;
-    let mut sums = vec![0.; width];
+/// Each repetition goes down the strip with the sums of a window of all columns, which gain the row below the window and
+/// lose its first one, and leaves them in the place of that row.
+#[inline(always)]
+fn running_sums(strip: &mut Vec<Row>, kernel: usize, repeats: usize) {
     for _ in 0..repeats {
-        sums.fill(0.);
-        for row in map.chunks_exact(width).take(kernel) {
+        let mut sums = [0.; STRIP];
+        for row in &strip[..kernel] {
             sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
-        height -= kernel - 1;
-        for y in 0..height {
-            let (upper, lower) = map.split_at_mut((y + kernel) * width);
-            let first = &mut upper[y * width..][..width];
-            if lower.is_empty() {
-                first.copy_from_slice(&sums);
-                break;
-            }
-            for ((first, sum), next) in first.iter_mut().zip(&mut sums).zip(lower) {
-                let leaving = std::mem::replace(first, *sum);
-                *sum += *next - leaving;
+        let last = strip.len() - kernel;
+        for y in 0..last {
+            let next = strip[y + kernel];
+            let first = std::mem::replace(&mut strip[y], sums);
+            for ((sum, next), first) in sums.iter_mut().zip(next).zip(first) {
+                *sum += next - first;
             }
         }
-        map.truncate(height * width);
+        strip[last] = sums;
+        strip.truncate(last + 1);
     }
-    map
 }
 
-/// Transposes a `[_, width]` map, square by square.
-fn transposed(map: &[f64], width: usize) -> Vec<f64> {
-    let height = map.len() / width;
-    let mut columns = vec![0.; map.len()];
-    for top in (0..height).step_by(SQUARE) {
-        for left in (0..width).step_by(SQUARE) {
-            for x in left..width.min(left + SQUARE) {
-                for y in top..height.min(top + SQUARE) {
-                    columns[x * height + y] = map[y * width + x];
-                }
-            }
-        }
+/// Returns the largest value of each column.
+#[inline(always)]
+fn highest_of(strip: &[Row]) -> Row {
+    let mut highest = [f64::NEG_INFINITY; STRIP];
+    strip.iter().for_each(|row| raise(&mut highest, row));
+    highest
+}
+
+/// Replaces values by larger ones.
+#[inline(always)]
+fn raise(highest: &mut Row, row: &Row) {
+    for (highest, value) in highest.iter_mut().zip(row) {
+        *highest = if value > highest { *value } else { *highest };
     }
-    columns
+}
+
+/// Averages with a sum for each window.
+fn of_any(map: Vec<f64>, width: usize, height: usize, kernel: usize, repeats: usize) -> f64 {
+    let less = kernel - 1;
+    largest(&(0..repeats).fold(map, |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel)))
 }
 
 /// Returns the largest value; NaN if one is NaN, negative infinity without values.
@@ -119,6 +262,21 @@ mod tests {
             // Running sums of 108 numbers up to 30 in f64: 2⁻⁵³ · 108 · 30 = 4e-13.
             assert!((fast - slow).abs() < 1e-12, "{kernel} {repeats}: {fast} {slow}");
         }
+    }
+
+    #[test]
+    fn halves_have_the_means_of_their_values() {
+        let halves: Vec<f16> = (0..40 * 37).map(|i: u32| f16::from_f32((i * i % 3001) as f32 / 1e3 - 1.5)).collect();
+        let odd = [f16::from_bits(1), f16::NEG_ZERO, f16::MIN, f16::from_bits(0x83ff), f16::MIN_POSITIVE];
+        let halves: Vec<f16> = odd.into_iter().chain(halves).take(40 * 37).collect();
+        let map: Vec<f64> = halves.iter().map(|value| value.to_f64()).collect();
+        for (kernel, repeats) in [(1, 1), (3, 4), (8, 5), (16, 1)] {
+            let expected = largest_mean(&map, 40, 37, kernel, repeats);
+            assert_eq!(largest_mean_of_halves(&halves, 40, 37, kernel, repeats), expected, "{kernel} {repeats}");
+        }
+        assert!(odd.into_iter().chain(halves).all(|value| value.wide() == value.to_f64()));
+        assert_eq!(largest_mean_of_halves(&[f16::INFINITY; 16], 4, 4, 2, 1), f64::INFINITY);
+        assert!(largest_mean_of_halves(&[f16::NAN; 16], 4, 4, 1, 1).is_nan());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use arrow::{
     array::{Array, AsArray},
     datatypes::{DataType, SchemaRef, UInt8Type},
 };
-use vlmdiff_metrics::{METRICS, Protocol};
+use vlmdiff_metrics::{METRICS, Protocol, has_foreground};
 
 use crate::{
     engine::{
@@ -26,6 +26,10 @@ use crate::{
 };
 pub use parameters::{Bootstrap, Evaluate};
 use tally::{Tally, maps};
+
+/// The number of images that are counted together, as many as are read at a time: the counts of those of one class are added to each
+/// other before they leave the cache.
+const TOGETHER: usize = 256;
 
 impl Stage for Evaluate {
     fn revision(&self) -> u32 {
@@ -96,7 +100,7 @@ impl Operator for Evaluator {
         let mut tally = Tally::new(self.stage.clone(), self.size);
         let total = rows.len() as u64;
         let (mut done, mut labelled) = (0, 0);
-        while let Some(batch) = rows.next(64)? {
+        while let Some(batch) = rows.next(TOGETHER)? {
             whole(&batch)?;
             let labels = batch.column("images", LABEL)?.as_boolean();
             for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| !tally.is_calibration(&batch, *row)) {
@@ -168,7 +172,7 @@ fn note_masks(batch: &Batch, out: &mut Sink<'_>) -> Result<()> {
     for (row, (id, _)) in batch.ids.iter().zip(labels).enumerate().filter(|(_, (_, label))| *label == Some(true)) {
         match tensor_row::<UInt8Type>(masks, row)? {
             None => out.note("the image is anomalous and has no mask: it counts in image metrics alone", id),
-            Some(mask) if mask.iter().all(|pixel| *pixel == 0) => {
+            Some(mask) if !has_foreground(mask) => {
                 out.note("the image is anomalous and its `mask` is empty: its pixels count as normal, and it has no region of AUPRO", id);
             }
             Some(_) => {}

@@ -150,8 +150,9 @@ pub(crate) fn find(map: &[f32], placement: Placement, threshold: f32, tolerance:
     let mask: Vec<bool> = values.iter().map(|value| *value > threshold).collect();
     let width = placement.photograph().0 as usize;
     let components = Components::label(&mask, width).map_err(|e| Error::Stage(e.to_string()))?;
+    let labels = components.labels();
     let mut found: Vec<Growing> = Vec::new();
-    for (i, label) in components.labels.iter().enumerate().filter(|(_, label)| **label != 0) {
+    for (i, label) in labels.iter().enumerate().filter(|(_, label)| **label != 0) {
         let (x, y) = ((i % width) as u32, (i / width) as u32);
         // Regions are numbered by their first pixels.
         if *label as usize > found.len() {
@@ -172,7 +173,7 @@ pub(crate) fn find(map: &[f32], placement: Placement, threshold: f32, tolerance:
         region.place = [region.place[0] + f64::from(x) + 0.5, region.place[1] + f64::from(y) + 0.5];
     }
     let finish = |(region, area): (Growing, &u64)| Region {
-        polygon: contour::simplify(&contour::trace(&components.labels, width, region.first), tolerance),
+        polygon: contour::simplify(&contour::trace(&labels, width, region.first), tolerance),
         bounds: [region.left, region.top, region.right - region.left + 1, region.bottom - region.top + 1],
         area: *area,
         mean_score: (region.sum / *area as f64) as f32,

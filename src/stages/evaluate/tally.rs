@@ -6,13 +6,13 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, StringArray},
     datatypes::{Float16Type, Float32Type, UInt8Type},
 };
-use half::{f16, slice::HalfFloatSliceExt};
+use half::f16;
 use rayon::prelude::*;
 use vlmdiff_metrics::{
     Given, Guess, ImageMetrics, Judged, Kind, METRICS, Metric, MetricError, PixelCounts, PixelMetrics, Protocol,
     RegionScores,
     bootstrap::{ImageResamples, PixelResamples, RANKED, Weights, interval},
-    count, windows,
+    count_bytes, has_foreground, windows,
 };
 
 use super::parameters::{Bootstrap, Evaluate};
@@ -81,15 +81,16 @@ struct Class {
     masked: Vec<Masked>,
     /// The pixels of normal images that count in no metric.
     good: PixelMetrics,
+    /// By [`Tally::rules`].
+    image_resamples: ImageResamples,
     /// By the first of [`Tally::masks`].
-    resamples: Option<PixelResamples>,
+    pixel_resamples: Option<PixelResamples>,
 }
 
 #[derive(Default)]
 struct Scored {
     n_anomalous: i64,
     images: ImageMetrics,
-    resamples: ImageResamples,
 }
 
 #[derive(Default)]
@@ -140,25 +141,24 @@ impl Tally {
     pub(super) fn add(&mut self, batch: &Batch) -> Result<()> {
         let names = batch.column("images", CLASS)?.as_string::<i32>();
         let labels = batch.column("images", LABEL)?.as_boolean();
-        let width = self.size[1];
-        for row in (0..batch.len()).filter(|row| self.is_calibration(batch, *row)).collect::<Vec<_>>() {
-            let Some(maps) = maps(batch) else { continue };
-            let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
-            let roi = images::roi_of(batch, row)?;
-            let good = &mut self.class(names.value(row)).good;
-            let counts = count(map, &vec![false; map.len()], roi.as_deref(), width, false);
-            good.add(&counts.map_err(|e| wrong(batch, row, &e))?.0);
-        }
-        let judged: Vec<(usize, bool)> =
-            labels.iter().enumerate().filter_map(|(row, label)| Some((row, label?))).collect();
-        let judged = judged.into_par_iter().filter(|(row, _)| !self.is_calibration(batch, *row));
-        let images = judged.map(|(row, label)| -> Result<(usize, Image)> { Ok((row, self.image(batch, row, label)?)) });
+        let rows = (0..batch.len()).into_par_iter();
+        let good = rows.clone().filter(|row| self.is_calibration(batch, *row)).map(|row| self.good(batch, row));
+        let good = good.collect::<Result<Vec<_>>>()?;
+        let judged = rows.filter(|row| labels.is_valid(*row) && !self.is_calibration(batch, *row));
+        let images =
+            judged.map(|row| -> Result<(usize, Image)> { Ok((row, self.image(batch, row, labels.value(row))?)) });
         let images = images.collect::<Result<Vec<_>>>()?;
+        for (row, counts) in good {
+            let good = &mut self.class(names.value(row)).good;
+            counts.iter().for_each(|counts| good.add(counts));
+        }
         let mut by_class: BTreeMap<&str, Vec<Image>> = BTreeMap::new();
         images.into_iter().for_each(|(row, image)| by_class.entry(names.value(row)).or_default().push(image));
-        for (name, images) in by_class {
-            self.class(name).add(&images);
+        for name in by_class.keys() {
+            self.class(name);
         }
+        let classes = self.classes.iter_mut().filter_map(|(name, class)| Some((class, by_class.get(name.as_str())?)));
+        classes.collect::<Vec<_>>().into_par_iter().for_each(|(class, images)| class.add(images));
         Ok(())
     }
 
@@ -176,42 +176,47 @@ impl Tally {
             scored: self.rules.iter().map(|_| Scored::default()).collect(),
             masked: self.masks.iter().map(|_| Masked::default()).collect(),
             good: PixelMetrics::new(),
-            resamples: self.stage.bootstrap.map(|bootstrap| PixelResamples::new(bootstrap.resamples.into())),
+            image_resamples: ImageResamples::default(),
+            pixel_resamples: self.stage.bootstrap.map(|bootstrap| PixelResamples::new(bootstrap.resamples.into())),
         };
         self.classes.entry(name.to_owned()).or_insert_with(empty)
     }
 
-    fn image(&self, batch: &Batch, row: usize, label: bool) -> Result<Image> {
-        let of_mask = self.masks.iter().map(|mask| mask_of(batch, row, *mask)).collect::<Result<Vec<_>>>()?;
+    /// Counts the pixels of a normal image; `None` without a map.
+    fn good(&self, batch: &Batch, row: usize) -> Result<(usize, Option<PixelCounts>)> {
+        let Some(map) = map_of(batch, row)? else { return Ok((row, None)) };
         let roi = images::roi_of(batch, row)?;
+        let counts = count_bytes(map, &vec![0; map.len()], roi.as_deref(), self.size[1], false);
+        Ok((row, Some(counts.map_err(|e| wrong(batch, row, &e))?.0)))
+    }
+
+    fn image(&self, batch: &Batch, row: usize, label: bool) -> Result<Image> {
+        let masks = self.masks.iter().map(|mask| mask_of(batch, row, *mask)).collect::<Result<Vec<_>>>()?;
+        let (map, roi) = (map_of(batch, row)?, images::roi_of(batch, row)?);
         let mut masked: Vec<Option<(Arc<PixelCounts>, RegionScores<f16>)>> = Vec::new();
-        for (i, mask) in of_mask.iter().enumerate() {
-            let Some((mask, maps)) = mask.as_ref().zip(maps(batch)) else {
+        for (i, mask) in masks.iter().enumerate() {
+            let Some((mask, map)) = mask.zip(map) else {
                 masked.push(None);
                 continue;
             };
-            let map = tensor_row::<Float16Type>(maps, row)?.unwrap_or_default();
             // Both masks of a normal image have no pixel.
-            let same = of_mask[..i].iter().position(|other| other.as_ref() == Some(mask));
+            let same = masks[..i].iter().position(|other| *other == Some(mask));
             if let Some((counts, _)) = same.and_then(|same| masked[same].as_ref()) {
                 masked.push(Some((counts.clone(), RegionScores::default())));
                 continue;
             }
             let needed = self.stage.protocol.contains(&Protocol::Anomalib1) && self.masks[i] == Mask::Exact;
-            let counts = count(map, mask, roi.as_deref(), self.size[1], needed);
+            let counts = count_bytes(map, mask, roi.as_deref(), self.size[1], needed);
             let (counts, scores) = counts.map_err(|e| wrong(batch, row, &e))?;
             masked.push(Some((Arc::new(counts), scores)));
         }
-        let is_averaged = self.rules.iter().any(|rules| rules.windows.is_some());
-        let map = maps(batch).filter(|_| is_averaged).map(|maps| tensor_row::<Float16Type>(maps, row)).transpose()?;
-        let map = map.flatten().map(HalfFloatSliceExt::to_f64_vec);
+        let anomalous: Vec<Option<bool>> = masks.iter().map(|mask| mask.map(has_foreground)).collect();
         let scored = self.rules.iter().map(|rules| -> Result<(Option<f64>, bool)> {
             // For an image without a mask only the label of the dataset is available.
             let at = rules.label.and_then(|mask| self.masks.iter().position(|other| *other == mask));
-            let of_mask = at.and_then(|at| of_mask[at].as_ref()).map(|mask| mask.contains(&true));
-            match self.score(batch, row, map.as_deref().zip(rules.windows))? {
+            match self.score(batch, row, map.zip(rules.windows))? {
                 Some(score) if score.is_nan() => Err(wrong(batch, row, &MetricError::NanScore)),
-                score => Ok((score, of_mask.unwrap_or(label))),
+                score => Ok((score, at.and_then(|at| anomalous[at]).unwrap_or(label))),
             }
         });
         let scored = scored.collect::<Result<Vec<_>>>()?;
@@ -221,14 +226,14 @@ impl Tally {
 
     /// Returns the image's score by its map and the windows over which that is averaged, or else the stored one; `None` if
     /// the map is too small.
-    fn score(&self, batch: &Batch, row: usize, averaged: Option<(&[f64], (usize, usize))>) -> Result<Option<f64>> {
+    fn score(&self, batch: &Batch, row: usize, averaged: Option<(&[f16], (usize, usize))>) -> Result<Option<f64>> {
         let Some((map, (side, repeats))) = averaged else {
             let stored = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
             return Ok(Some(f64::from(stored.value(row))));
         };
         let [height, width] = self.size;
         let fits = (side - 1) * repeats < height.min(width);
-        Ok(fits.then(|| windows::largest_mean(map, width, height, side, repeats)))
+        Ok(fits.then(|| windows::largest_mean_of_halves(map, width, height, side, repeats)))
     }
 
     /// Returns the classes with images that are judged.
@@ -275,7 +280,8 @@ impl Tally {
             };
             METRICS.map(value).to_vec()
         };
-        self.judged().map(|(_, class)| metrics(class)).collect()
+        let classes: Vec<&Class> = self.judged().map(|(_, class)| class).collect();
+        classes.into_par_iter().map(metrics).collect()
     }
 
     /// Returns one note per metric that is not better than guessing, with the classes concerned.
@@ -347,8 +353,8 @@ impl Tally {
         let Bootstrap { resamples, .. } = self.stage.bootstrap?;
         let classes: Vec<&Class> = self.judged().map(|(_, class)| class).collect();
         let spread = |class: &&Class| {
-            let images = class.scored.iter().map(|scored| scored.resamples.spread(resamples.into())).collect();
-            let pixels = class.resamples.as_ref().map_or_else(Vec::new, |pixels| pixels.spread(&self.limits()));
+            let images = class.image_resamples.spread(resamples.into());
+            let pixels = class.pixel_resamples.as_ref().map_or_else(Vec::new, |pixels| pixels.spread(&self.limits()));
             Spread { images, pixels }
         };
         Some(classes.par_iter().map(spread).collect())
@@ -414,7 +420,7 @@ impl Tally {
 impl Class {
     /// Adds images. Counts that do not depend on each other are added side by side.
     fn add(&mut self, images: &[Image]) {
-        let Self { n_images, scored, masked, resamples, .. } = self;
+        let Self { n_images, scored, masked, image_resamples, pixel_resamples, .. } = self;
         *n_images += images.len() as i64;
         rayon::scope(|scope| {
             for (i, masked) in masked.iter_mut().enumerate() {
@@ -425,14 +431,17 @@ impl Class {
                     }
                 });
             }
-            if let Some(resamples) = resamples {
+            if let Some(resamples) = pixel_resamples {
                 scope.spawn(move |_| {
                     let counted = images.iter().filter_map(|image| image.weights.zip(image.masked[0].as_ref()));
-                    counted.for_each(|(weights, (counts, _))| resamples.add(counts, weights));
+                    resamples.add(&counted.map(|(weights, (counts, _))| (&**counts, weights)).collect::<Vec<_>>());
                 });
             }
-            for (i, scored) in scored.iter_mut().enumerate() {
-                images.iter().for_each(|image| scored.add(image.scored[i], image.weights));
+            for image in images {
+                scored.iter_mut().zip(&image.scored).for_each(|(scored, of_image)| scored.add(*of_image));
+                if let Some(weights) = image.weights {
+                    image_resamples.add(weights, &image.scored);
+                }
             }
         });
     }
@@ -445,14 +454,11 @@ impl Class {
 
 impl Scored {
     /// Adds an image whose score is no NaN.
-    fn add(&mut self, (score, anomalous): (Option<f64>, bool), weights: Option<Weights>) {
+    fn add(&mut self, (score, anomalous): (Option<f64>, bool)) {
         self.n_anomalous += i64::from(anomalous);
         let Some(score) = score else { return };
         let added = self.images.update(score, anomalous);
         debug_assert!(added.is_ok(), "{added:?}");
-        if let Some(weights) = weights {
-            self.resamples.add(score, anomalous, weights);
-        }
     }
 }
 
@@ -462,13 +468,17 @@ fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
 }
 
-/// Returns the mask of anomalous pixels; `None` if it is not known.
-fn mask_of(batch: &Batch, row: usize, mask: Mask) -> Result<Option<Vec<bool>>> {
+/// Returns the anomaly map; `None` for a table of scores without maps.
+fn map_of(batch: &Batch, row: usize) -> Result<Option<&[f16]>> {
+    Ok(maps(batch).map(|maps| tensor_row::<Float16Type>(maps, row)).transpose()?.flatten())
+}
+
+/// Returns the mask, whose anomalous pixels are above 0; `None` if it is not known.
+fn mask_of(batch: &Batch, row: usize, mask: Mask) -> Result<Option<&[u8]>> {
     let exact = batch.column("images", MASK)?;
     let grey = batch.port("images").and_then(|images| images.column_by_name(MASK_GREY));
     let grey = grey.filter(|grey| mask == Mask::Grey && grey.is_valid(row));
-    let mask = tensor_row::<UInt8Type>(grey.unwrap_or(exact), row)?;
-    Ok(mask.map(|mask| mask.iter().map(|pixel| *pixel > 0).collect()))
+    tensor_row::<UInt8Type>(grey.unwrap_or(exact), row)
 }
 
 fn wrong(batch: &Batch, row: usize, error: &MetricError) -> Error {

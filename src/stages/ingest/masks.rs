@@ -50,7 +50,7 @@ pub(super) fn lost(mask: &GrayImage, scaled: &GrayImage, placement: Placement) -
     let Ok(regions) = Components::label(&inside, width as usize) else { return Vec::new() };
     let (mut kept, mut shown) = (vec![false; regions.areas.len()], vec![false; regions.areas.len()]);
     let whole = Placement::stretched(mask.dimensions(), scaled.dimensions());
-    for (label, pixel) in regions.labels.iter().zip(0u32..).filter(|(label, _)| **label > 0) {
+    for (label, pixel) in regions.labels().iter().zip(0u32..).filter(|(label, _)| **label > 0) {
         let middle = |at: u32| f64::from(at) + 0.5;
         let place = (middle(left + pixel % width), middle(top + pixel / width));
         let (x, y) = whole.to_picture(place);
