@@ -48,22 +48,26 @@ impl Weights {
         let mut stream = blake3::Hasher::new().update(&self.key).finalize_xof();
         stream.set_position(resamples.start as u64 * 4);
         stream.fill(&mut draws);
-        draws.as_chunks::<4>().0.iter().map(|draw| poisson(u32::from_le_bytes(*draw))).collect()
+        let ends = *ENDS;
+        draws.as_chunks::<4>().0.iter().map(|draw| poisson(&ends, u32::from_le_bytes(*draw))).collect()
     }
 }
 
-/// Returns the number of Poisson(1) at a place of its distribution function.
-fn poisson(place: u32) -> u8 {
-    /// The places up to which a number reaches, from 0. Beyond the last lie less than 2^-32 of all.
-    static ENDS: LazyLock<[u32; 12]> = LazyLock::new(|| {
-        let (mut probability, mut below) = ((-1f64).exp(), 0.);
-        std::array::from_fn(|number| {
-            probability /= number.max(1) as f64;
-            below += probability;
-            (below * f64::from(u32::MAX)) as u32
-        })
-    });
-    ENDS.iter().take_while(|end| place > **end).count() as u8
+/// The places in the distribution function of Poisson(1) up to which a number reaches, from 0. Beyond the last lie less than
+/// 2^-32 of all.
+static ENDS: LazyLock<[u32; 12]> = LazyLock::new(|| {
+    let (mut probability, mut below) = ((-1f64).exp(), 0.);
+    std::array::from_fn(|number| {
+        probability /= number.max(1) as f64;
+        below += probability;
+        (below * f64::from(u32::MAX)) as u32
+    })
+});
+
+/// Returns the number at a place. Comparing with all ends is faster than finding the first, because it is done for several places
+/// at once.
+fn poisson(ends: &[u32; 12], place: u32) -> u8 {
+    ends.iter().map(|end| u8::from(place > *end)).sum()
 }
 
 /// The scores of images by several rules, with their weights: metrics of images are computed from them in each resample.
@@ -157,7 +161,8 @@ impl PixelResamples {
     /// the order of images.
     pub fn add(&mut self, images: &[(&PixelCounts, Weights)]) {
         let mut binned: Vec<Vec<Bin>> = images.iter().map(|(image, _)| bins(image, self.shift)).collect();
-        while self.levels_with(&binned) > MOST_LEVELS {
+        // An image with more levels of its own need not be compared with others.
+        while binned.iter().any(|bins| bins.len() > MOST_LEVELS) || self.levels_with(&binned) > MOST_LEVELS {
             binned.iter_mut().for_each(|bins| merge(bins, 1));
             self.shift += 1;
             for (level, sums) in std::mem::take(&mut self.levels) {
@@ -342,7 +347,7 @@ mod tests {
         }
         assert_eq!(weights(3).of(0..RESAMPLES)[70..90], weights(3).of(70..90));
         assert_ne!(weights(3).of(0..RESAMPLES), weights(4).of(0..RESAMPLES));
-        assert_eq!([0, u32::MAX / 2, u32::MAX].map(poisson), [0, 1, 12]);
+        assert_eq!([0, u32::MAX / 2, u32::MAX].map(|place| poisson(&ENDS, place)), [0, 1, 12]);
     }
 
     #[test]

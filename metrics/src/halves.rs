@@ -12,10 +12,6 @@ use super::{
 const INFINITIES: (i16, i16) = (place(f16::NEG_INFINITY), place(f16::INFINITY));
 /// The number of pixels whose extremes are found side by side.
 const LANES: usize = 32;
-/// The number of histograms that are filled in turns: neighbouring pixels are often equal, and a processor adds to one
-/// number only after it has stored the sum before.
-const HISTOGRAMS: usize = 2;
-
 /// Returns the place of a score in the order of all; that of -0 is one below that of 0.
 const fn place(score: f16) -> i16 {
     let bits = score.to_bits() as i16;
@@ -85,21 +81,12 @@ fn add<C: std::ops::AddAssign>(counts: &mut Vec<(u64, C)>, key: u64, count: C) {
     }
 }
 
-/// Counts scores by their distance from the lowest place.
+/// Counts scores by their distance from the lowest place. Several histograms in turns, so that equal neighbours do not wait for each
+/// other, took longer to add up than they saved.
 fn histogram(scores: &[f16], lowest: i16, highest: i16) -> Vec<u32> {
-    let length = highest.abs_diff(lowest) as usize + 1;
-    let mut histograms: [Vec<u32>; HISTOGRAMS] = std::array::from_fn(|_| vec![0; length]);
-    let (groups, rest) = scores.as_chunks::<HISTOGRAMS>();
-    let at = |score: f16| place(score).wrapping_sub(lowest) as u16 as usize;
-    for group in groups {
-        histograms.iter_mut().zip(group).for_each(|(histogram, score)| histogram[at(*score)] += 1);
-    }
-    let [mut sums, others @ ..] = histograms;
-    for other in others {
-        sums.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
-    }
-    rest.iter().for_each(|score| sums[at(*score)] += 1);
-    sums
+    let mut counts = vec![0; highest.abs_diff(lowest) as usize + 1];
+    scores.iter().for_each(|score| counts[place(*score).wrapping_sub(lowest) as u16 as usize] += 1);
+    counts
 }
 
 /// Counts the pixels of regions, and takes them away from the counts of all.

@@ -27,10 +27,6 @@ use crate::{
 pub use parameters::{Bootstrap, Evaluate};
 use tally::{Tally, maps};
 
-/// The number of images that are counted together, as many as are read at a time: the counts of those of one class are added to each
-/// other before they leave the cache.
-const TOGETHER: usize = 256;
-
 impl Stage for Evaluate {
     fn revision(&self) -> u32 {
         3
@@ -100,7 +96,7 @@ impl Operator for Evaluator {
         let mut tally = Tally::new(self.stage.clone(), self.size);
         let total = rows.len() as u64;
         let (mut done, mut labelled) = (0, 0);
-        while let Some(batch) = rows.next(TOGETHER)? {
+        while let Some(batch) = rows.next(64)? {
             whole(&batch)?;
             let labels = batch.column("images", LABEL)?.as_boolean();
             for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| !tally.is_calibration(&batch, *row)) {
