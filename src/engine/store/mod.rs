@@ -21,6 +21,7 @@ mod remote_part;
 mod row_reader;
 mod sealed;
 mod stored_columns;
+mod tensor_pages;
 mod verify;
 
 pub use compact::Compacted;

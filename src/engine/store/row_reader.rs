@@ -1,9 +1,19 @@
 //! Rows at addresses, read in their order and a few at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use arrow::{array::RecordBatch, compute::interleave_record_batch, datatypes::SchemaRef};
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use arrow::{
+    array::{Array, RecordBatch, RecordBatchOptions},
+    compute::interleave_record_batch,
+    datatypes::SchemaRef,
+};
+use parquet::{
+    arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+    file::reader::ChunkReader,
+};
 
 use super::{
     checked::Part,
@@ -11,6 +21,7 @@ use super::{
     objects::Store,
     parquet::{gather, in_order_of, in_part, lacks_rows, mismatch, reading},
     stored_columns::has_heavy,
+    tensor_pages::TensorReader,
 };
 use crate::engine::{Digest, Result};
 
@@ -43,6 +54,15 @@ struct Open {
     part: Digest,
     /// The part, if it is a local file.
     local: Option<Part>,
+    schema: SchemaRef,
+    /// The readers of tensors that are read page by page, by column.
+    tensors: Vec<Option<TensorReader>>,
+    others: Option<Others>,
+}
+
+/// The other columns of a part.
+struct Others {
+    columns: Vec<String>,
     batches: ParquetRecordBatchReader,
     /// The columns in the order of the file, as they are decoded.
     read_schema: SchemaRef,
@@ -122,9 +142,16 @@ impl Decoder {
     fn next(&mut self, store: &Store, part: Digest, columns: &[String], rows: usize) -> Result<RecordBatch> {
         let open = match &mut self.open {
             Some(open) => open,
-            none => none.insert(Open::new(store, part, columns, &self.rows)?),
+            none => none.insert(Open::new(store, part, columns, &self.rows, true)?),
         };
-        let batch = open.next(columns, rows)?;
+        let batch = match open.next(rows)? {
+            Some(batch) => batch,
+            None => {
+                let left = &self.rows[self.read..];
+                let open = self.open.insert(Open::new(store, part, columns, left, false)?);
+                open.next(rows)?.ok_or_else(lacks_rows)?
+            }
+        };
         self.read += rows;
         if self.read == self.rows.len() {
             self.open = None;
@@ -134,41 +161,80 @@ impl Decoder {
 }
 
 impl Open {
-    fn new(store: &Store, part: Digest, columns: &[String], rows: &[u64]) -> Result<Self> {
+    /// Opens a part. If `by_page` is true, tensors are read page by page, and otherwise by the general reader too.
+    fn new(store: &Store, part: Digest, columns: &[String], rows: &[u64], by_page: bool) -> Result<Self> {
         let (local, chosen) = (store.local_part(part)?, runs(rows));
-        let open = || {
-            let (batches, read_schema) = match local.clone() {
-                Some(local) => {
-                    let builder = ParquetRecordBatchReaderBuilder::try_new(local)?;
-                    let (builder, read_schema) = reading(builder, columns, Some(&chosen))?;
-                    (builder.build()?, read_schema)
-                }
-                None => {
-                    let builder = ParquetRecordBatchReaderBuilder::try_new(store.part(part)?)?;
-                    let (builder, read_schema) = reading(builder, columns, Some(&chosen))?;
-                    (builder.build()?, read_schema)
-                }
-            };
-            Ok((batches, read_schema))
+        let open = || match local.clone() {
+            Some(source) => readers(source, columns, &chosen, by_page),
+            None => readers(store.part(part)?, columns, &chosen, by_page),
         };
-        let (batches, read_schema) = checked(part, local.as_ref(), open)?;
-        Ok(Self { part, local, batches, read_schema, left: None })
+        let (schema, tensors, others) = checked(part, local.as_ref(), open)?;
+        Ok(Self { part, local, schema, tensors, others })
     }
 
-    fn next(&mut self, columns: &[String], rows: usize) -> Result<RecordBatch> {
-        let Self { part, local, batches, read_schema, left } = self;
+    /// Reads the next rows. Returns `None` if tensors are not stored as this program stores them; the part has to be opened again
+    /// then.
+    fn next(&mut self, rows: usize) -> Result<Option<RecordBatch>> {
+        let Self { part, local, schema, tensors, others } = self;
         checked(*part, local.as_ref(), || {
-            let (mut found, mut missing) = (Vec::new(), rows);
-            while missing > 0 {
-                let batch = left.take().map_or_else(|| batches.next().transpose(), |left| Ok(Some(left)))?;
-                let batch = batch.ok_or_else(lacks_rows)?;
-                let taken = missing.min(batch.num_rows());
-                *left = (taken < batch.num_rows()).then(|| batch.slice(taken, batch.num_rows() - taken));
-                found.push(batch.slice(0, taken));
-                missing -= taken;
+            let others = others.as_mut().map(|others| others.next(rows)).transpose()?;
+            let mut others = others.iter().flat_map(RecordBatch::columns);
+            let mut columns = Vec::new();
+            for tensors in tensors {
+                columns.push(match tensors {
+                    None => others.next().ok_or_else(lacks_rows)?.clone(),
+                    Some(tensors) => match tensors.next(rows)? {
+                        None => return Ok(None),
+                        Some(read) if read.len() < rows => return Err(lacks_rows()),
+                        Some(read) => read,
+                    },
+                });
             }
-            in_order_of(columns, read_schema, found)
+            let options = RecordBatchOptions::new().with_row_count(Some(rows));
+            Ok(Some(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?))
         })
+    }
+}
+
+/// Returns the schema of columns of a part, their readers of tensors, and the reader of the others.
+fn readers(
+    source: impl ChunkReader + Clone + 'static,
+    columns: &[String],
+    chosen: &[(u64, u64)],
+    by_page: bool,
+) -> Result<(SchemaRef, Vec<Option<TensorReader>>, Option<Others>)> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(source.clone())?;
+    let (schema, metadata, source) = (builder.schema().clone(), builder.metadata().clone(), Arc::new(source));
+    let roots: Vec<usize> = columns.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
+    let reader = |root: &usize| {
+        let field = schema.fields().get(*root).filter(|_| by_page)?;
+        TensorReader::new(&source, &metadata, *root, field, chosen)
+    };
+    let tensors: Vec<Option<TensorReader>> = roots.iter().map(reader).collect();
+    let others = columns.iter().zip(&tensors).filter(|(_, tensors)| tensors.is_none());
+    let columns: Vec<String> = others.map(|(name, _)| name.clone()).collect();
+    let others = match columns.is_empty() {
+        true => None,
+        false => {
+            let (builder, read_schema) = reading(builder, &columns, Some(chosen))?;
+            Some(Others { columns, batches: builder.build()?, read_schema, left: None })
+        }
+    };
+    Ok((Arc::new(schema.project(&roots)?), tensors, others))
+}
+
+impl Others {
+    fn next(&mut self, rows: usize) -> Result<RecordBatch> {
+        let (mut found, mut missing) = (Vec::new(), rows);
+        while missing > 0 {
+            let batch = self.left.take().map_or_else(|| self.batches.next().transpose(), |left| Ok(Some(left)))?;
+            let batch = batch.ok_or_else(lacks_rows)?;
+            let taken = missing.min(batch.num_rows());
+            self.left = (taken < batch.num_rows()).then(|| batch.slice(taken, batch.num_rows() - taken));
+            found.push(batch.slice(0, taken));
+            missing -= taken;
+        }
+        in_order_of(&self.columns, &self.read_schema, found)
     }
 }
 
@@ -179,8 +245,6 @@ fn checked<T>(part: Digest, local: Option<&Part>, decode: impl FnOnce() -> Resul
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::{
         array::{ArrayRef, AsArray, Int64Array},
         datatypes::{DataType, Field, Int64Type, Schema},
