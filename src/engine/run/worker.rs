@@ -29,8 +29,9 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("GOMP_SPINCOUNT", "20000"),
 ];
 
-/// The variables from which libraries take the number of their threads.
-const THREADS: [&str; 3] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"];
+/// The variables from which libraries take the number of their threads, and glibc that of its heaps: each thread that is
+/// started may otherwise take a heap of its own, up to eight for each core, none of which gives memory back.
+const THREADS: [&str; 4] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "MALLOC_ARENA_MAX"];
 
 /// A worker process. It is started at its first task, and again if it died.
 pub(super) struct Worker {
