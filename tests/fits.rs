@@ -86,8 +86,9 @@ fn features_and_their_denoiser_fit_each_other() {
     refused(encoder, "from: [images, autoencoder], with: { layers: [8] }", "`layers`: it belongs to an `extractor`");
     refused(encoder, "from: [images], with: { extractor: efficientnet-lite0, layers: [5] }", "has no layer 5");
     let training = "from: [images, feature_latents, text_embeddings]";
-    let channels = "in_channels: 64, out_channels: 64, ";
-    refused(channels, "", "in_channels and out_channels are 64 with these latents");
+    let size = "feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }";
+    refused(size, "feature_unet: { width: 18, norm_num_groups: 4 }", "and a multiple of norm_num_groups 4");
+    refused(size, "config: { in_channels: 64 }", "the latents are features; the size of their U-Net is `feature_unet`");
     refused(
         training,
         "from: [images, feature_latents, text_embeddings, autoencoder]",
@@ -112,6 +113,14 @@ fn features_and_their_denoiser_fit_each_other() {
             "{odd}\n    stage: score_latents\n    from: {{ images: odd, latents: latents, text_embeddings: text_embeddings, denoiser: denoiser }}"
         ),
         "its hint encoder shrinks images by 4, and `latents` are 8x8 for images of 64x64",
+    );
+    let coarse = "coarse: { stage: encode_latents, from: [images], with: { extractor: efficientnet-lite0, layers: [8] } }\n  latent_maps:";
+    refused(
+        "latent_maps:\n    stage: score_latents\n    from: [images, feature_latents, text_embeddings, feature_denoiser]",
+        &format!(
+            "{coarse}\n    stage: score_latents\n    from: {{ images: images, latents: coarse, text_embeddings: text_embeddings, denoiser: feature_denoiser }}"
+        ),
+        "it was trained on features of 64 channels and captions 16 wide, and these are of 40 channels and 16 wide",
     );
     refused("with: { sigma: 1, score", "with: { timesteps: [3, 2], sigma: 1, score", "[3, 2] do not ascend");
     refused(

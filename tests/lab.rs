@@ -85,7 +85,7 @@ tables:
     from: [images, feature_latents, text_embeddings]
     where: split = 'train'
     with:
-      config: { in_channels: 64, out_channels: 64, block_out_channels: [8, 16], down_block_types: [DownBlock2D, DownBlock2D], layers_per_block: 1, attention_head_dim: 2, cross_attention_dim: 16, norm_num_groups: 4 }
+      feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }
       trainable: all
       training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
   latent_maps:

@@ -1,5 +1,5 @@
-//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image. A denoiser of
-//! features has no such branch.
+//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image; or a small U-Net of
+//! features.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,12 @@ use tch::{
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
     control::{ControlNet, ControlNetConfig, copy_encoder},
+    feature_unet::{FeatureUNet, FeatureUNetConfig},
     initialisation::skip_init,
     latent_diffusion::{self, CONTROL, UNET},
     nn::ConfigError,
     recompute::Pass,
-    unet::{UNet2DConditionConfig, UNet2DConditionModel},
+    unet::UNet2DConditionModel,
 };
 
 /// The error of a denoiser that cannot be opened.
@@ -77,11 +78,18 @@ impl Published {
     }
 }
 
-/// The U-Net and its control branch, if it has one, under one root as `unet.*` and `control.*`.
+/// A denoiser of latents.
 #[derive(Debug)]
-pub struct Denoiser {
-    unet: UNet2DConditionModel,
-    control: Option<ControlNet>,
+pub enum Denoiser {
+    /// Of latents of an autoencoder: the U-Net and its control branch, under one root as `unet.*` and `control.*`.
+    Images {
+        /// The U-Net.
+        unet: Box<UNet2DConditionModel>,
+        /// The control branch.
+        control: Box<ControlNet>,
+    },
+    /// Of features: the U-Net, as `unet.*`.
+    Features(FeatureUNet),
 }
 
 impl Denoiser {
@@ -89,12 +97,12 @@ impl Denoiser {
     /// network.
     pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
-        Ok(Self { unet, control: Some(ControlNet::new(&vs / "control", config)?) })
+        Ok(Self::Images { unet: Box::new(unet), control: Box::new(ControlNet::new(&vs / "control", config)?) })
     }
 
-    /// Declares the parameters of a U-Net without a control branch; fails if `config` describes no network.
-    pub fn without_control(vs: nn::Path<'_>, config: &UNet2DConditionConfig) -> Result<Self, ConfigError> {
-        Ok(Self { unet: UNet2DConditionModel::new(&vs / "unet", config)?, control: None })
+    /// Declares the parameters of a denoiser of features; fails if `config` describes no network.
+    pub fn of_features(vs: nn::Path<'_>, config: &FeatureUNetConfig) -> Result<Self, ConfigError> {
+        Ok(Self::Features(FeatureUNet::new(&(&vs / "unet"), config)?))
     }
 
     /// Declares the parameters and fills them with published weights. If these have no control branch, it starts as in
@@ -122,15 +130,22 @@ impl Denoiser {
     /// Returns the hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
     /// Without a control branch there is none.
     pub fn hint(&self, images: &Tensor) -> Option<Tensor> {
-        self.control.as_ref().map(|control| control.hint(images))
+        match self {
+            Self::Images { control, .. } => Some(control.hint(images)),
+            Self::Features(_) => None,
+        }
     }
 
     /// Maps noisy latents [B, 4, h, w], timesteps `[B]`, captions [B, 77, D] and the hint to the prediction [B, 4, h,
     /// w]. The control branch takes part if there is a hint.
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: Option<&Tensor>) -> Tensor {
-        let branch = self.control.as_ref().zip(hint);
-        let residuals = branch.map(|(control, hint)| control.forward(x, t, context, hint));
-        self.unet.forward(x, t, context, residuals.as_ref())
+        match self {
+            Self::Images { unet, control } => {
+                let residuals = hint.map(|hint| control.forward(x, t, context, hint));
+                unet.forward(x, t, context, residuals.as_ref())
+            }
+            Self::Features(unet) => unet.forward_with(None, x, t, context),
+        }
     }
 
     /// Does as [`Denoiser::forward`], with images [B, 3, H, W] instead of their hint; with a `pass`, the maps inside
@@ -143,11 +158,16 @@ impl Denoiser {
         context: &Tensor,
         images: Option<&Tensor>,
     ) -> Tensor {
-        let residuals = self.control.as_ref().zip(images).map(|(control, images)| {
-            let hint = control.hint_with(pass, images);
-            control.forward_with(pass, x, t, context, &hint)
-        });
-        self.unet.forward_with(pass, x, t, context, residuals.as_ref())
+        match self {
+            Self::Images { unet, control } => {
+                let residuals = images.map(|images| {
+                    let hint = control.hint_with(pass, images);
+                    control.forward_with(pass, x, t, context, &hint)
+                });
+                unet.forward_with(pass, x, t, context, residuals.as_ref())
+            }
+            Self::Features(unet) => unet.forward_with(pass, x, t, context),
+        }
     }
 }
 

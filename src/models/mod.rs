@@ -12,6 +12,7 @@ pub mod deepseek_vl;
 pub mod denoiser;
 pub mod device;
 pub mod efficientnet;
+pub mod feature_unet;
 pub mod image_block;
 pub mod image_tower;
 pub mod initialisation;

@@ -122,7 +122,7 @@ fn schedule(inputs: &Schemas) -> Result<ScheduleConfig, Misfit> {
         Ok(config.schedule)
     } else {
         let config: FeatureDenoiserConfig = config_of(inputs, "denoiser")?;
-        config.fits(inputs, captions).map_err(|misfit| Misfit::input("denoiser", misfit.message))?;
+        config.fits(inputs, captions)?;
         Ok(config.schedule)
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     },
     models::{
         denoiser::{Denoiser, Published, Standardisation},
+        feature_unet::{FeatureUNetConfig, FeatureUNetSize},
         initialisation::skip_init,
         unet::{UNet2DConditionConfig, UNet2DConditionModel},
         vae::AutoencoderKlConfig,
@@ -43,8 +44,8 @@ pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
 pub use objective::DenoisingObjective;
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
-/// receives the image itself. On latents that are features, without an `autoencoder` in `from:`, it trains a U-Net
-/// without that branch, and each channel is standardised over the images of the training.
+/// receives the image itself. On latents that are features, without an `autoencoder` in `from:`, it trains a small
+/// U-Net of their own, `feature_unet`, and each channel is standardised over the images of the training.
 ///
 /// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
 /// their stored moments anew in each step (method: noise prediction, t uniform). Where an image has several captions, which
@@ -59,6 +60,10 @@ pub struct TrainDenoiser {
     #[garde(skip)]
     #[serde(default)]
     pub config: UNet2DConditionConfig,
+    /// The U-Net of features, where the latents are features. Absent: its default size.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_unet: Option<FeatureUNetSize>,
     /// The control branch. A denoiser of features has none.
     #[garde(dive)]
     #[serde(default)]
@@ -141,8 +146,13 @@ impl TrainDenoiser {
         DenoiserConfig { control, schedule: self.schedule.clone(), scaling_factor }
     }
 
-    fn feature_denoiser(&self) -> FeatureDenoiserConfig {
-        FeatureDenoiserConfig { unet: self.config.clone(), schedule: self.schedule.clone() }
+    /// Returns the configuration of a denoiser of the features and captions of `schemas`.
+    fn feature_denoiser(&self, schemas: &Schemas) -> Result<FeatureDenoiserConfig, Misfit> {
+        let [in_channels, ..] = latents::shape(schemas)?;
+        let [_, caption_dim] = embeddings::shape(schemas, captions(schemas)?)?;
+        let size = self.feature_unet.clone().unwrap_or_default();
+        let unet = FeatureUNetConfig { in_channels: in_channels as i64, caption_dim: caption_dim as i64, size };
+        Ok(FeatureDenoiserConfig { unet, schedule: self.schedule.clone() })
     }
 
     /// Returns the configuration, checked against the inputs. Latents without variance are features.
@@ -152,12 +162,32 @@ impl TrainDenoiser {
                 let config = self.denoiser(1.);
                 config.control.validate().map_err(|e| Misfit::parameter("config", e))?;
                 config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
+                if self.feature_unet.is_some() {
+                    return Err(Misfit::parameter(
+                        "feature_unet",
+                        "these latents are no features; their U-Net is `config`",
+                    ));
+                }
+                let [_, h, w] = latents::shape(inputs)?;
+                let levels = self.config.block_out_channels.len();
+                let deepest = 1 << (levels - 1);
+                if h % deepest != 0 || w % deepest != 0 {
+                    return Err(Misfit::parameter(
+                        "config",
+                        format!("latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"),
+                    ));
+                }
                 Ok(Config::Images(config))
             }
             (false, false) => {
-                let config = self.feature_denoiser();
-                config.unet.validate().map_err(|e| Misfit::parameter("config", e))?;
-                config.fits(inputs, captions(inputs)?)?;
+                let config = self.feature_denoiser(inputs)?;
+                config.unet.size.validate().map_err(|e| Misfit::parameter("feature_unet", e))?;
+                if self.config != UNet2DConditionConfig::default() {
+                    return Err(Misfit::parameter(
+                        "config",
+                        "the latents are features; the size of their U-Net is `feature_unet`",
+                    ));
+                }
                 if self.control != Control::default() {
                     return Err(Misfit::parameter("control", "a denoiser of features has no control branch"));
                 }
@@ -233,17 +263,7 @@ impl Stage for TrainDenoiser {
         if self.min_timestep >= self.schedule.num_train_timesteps {
             return Err(Misfit::parameter("min_timestep", format!("the schedule ends before {}", self.min_timestep)));
         }
-        let config = self.checked_config(inputs)?;
-        let [_, h, w] = latents::shape(inputs)?;
-        let levels = self.config.block_out_channels.len();
-        let deepest = 1 << (levels - 1);
-        if h % deepest != 0 || w % deepest != 0 {
-            return Err(Misfit::parameter(
-                "config",
-                format!("latents of {h}x{w} do not divide by {deepest}, the factor of {levels} levels"),
-            ));
-        }
-        Ok(training_log::schema(&[], &[], &config))
+        Ok(training_log::schema(&[], &[], &self.checked_config(inputs)?))
     }
 
     fn files(&self) -> Result<Vec<String>, Misfit> {
@@ -257,7 +277,7 @@ impl Open for TrainDenoiser {
             let (vae, _) = load_weights::<AutoencoderKlConfig>(context, "autoencoder")?;
             Config::Images(self.denoiser(vae.scaling_factor))
         } else {
-            Config::Features(self.feature_denoiser())
+            Config::Features(self.feature_denoiser(&context.schemas).map_err(|misfit| Error::Stage(misfit.message))?)
         };
         let captions = match first_embedding(context, UNCONDITIONAL)? {
             Some(embedding) => Captions::Shared(embedding),

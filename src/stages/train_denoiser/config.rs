@@ -11,6 +11,7 @@ use crate::{
     models::{
         control::{ControlForm, ControlNetConfig},
         denoiser::{Denoiser, Standardisation},
+        feature_unet::FeatureUNetConfig,
         nn::ConfigError,
         unet::UNet2DConditionConfig,
         vae::AutoencoderKlConfig,
@@ -147,7 +148,7 @@ impl DenoiserConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FeatureDenoiserConfig {
     /// The U-Net.
-    pub unet: UNet2DConditionConfig,
+    pub unet: FeatureUNetConfig,
     /// The noise schedule and the kind of value that the network predicts.
     pub schedule: ScheduleConfig,
 }
@@ -159,14 +160,22 @@ impl FeatureDenoiserConfig {
         config: &Self,
     ) -> Result<(Denoiser, Standardisation), ConfigError> {
         let standardisation = Standardisation::new(&vs, config.unet.in_channels);
-        Ok((Denoiser::without_control(vs, &config.unet)?, standardisation))
+        Ok((Denoiser::of_features(vs, &config.unet)?, standardisation))
     }
 
     /// Checks that the network fits a stage's latents and captions, those at the port `captions`.
     pub(in crate::stages) fn fits(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
         let [channels, ..] = latents::shape(inputs)?;
         let [_, text] = embeddings::shape(inputs, captions)?;
-        fits(&self.unet, channels, text).map_err(|why| Misfit::parameter("config", why))
+        let FeatureUNetConfig { in_channels, caption_dim, .. } = self.unet;
+        if (in_channels, caption_dim) != (channels as i64, text as i64) {
+            let message = format!(
+                "it was trained on features of {in_channels} channels and captions {caption_dim} wide, and these are of {channels} \
+                 channels and {text} wide"
+            );
+            return Err(Misfit::input("denoiser", message));
+        }
+        Ok(())
     }
 }
 
@@ -197,7 +206,7 @@ impl Config {
     pub(super) fn build(&self, vs: nn::Path<'_>) -> Result<Denoiser, ConfigError> {
         match self {
             Self::Images(config) => Denoiser::new(vs, &config.control),
-            Self::Features(config) => Denoiser::without_control(vs, &config.unet),
+            Self::Features(config) => Denoiser::of_features(vs, &config.unet),
         }
     }
 }
