@@ -233,7 +233,8 @@ impl Archive {
 impl Content {
     fn zip(window: Window) -> io::Result<Self> {
         let archive = zip::ZipArchive::new(window.clone())?;
-        // Where a member ends is not known before it is read, but the pictures of a data set have similar sizes.
+        // A request asks for a member of mean size: where a member ends is not known before it is read, and the pictures of a
+        // data set have similar sizes.
         window.expect(window.length() / archive.len().max(1) as u64 + HEADER);
         Ok(Self::Zip(archive))
     }
@@ -342,6 +343,7 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(names(), 0);
     }
+
     #[test]
     fn archive_that_was_cut_is_an_error() {
         let folder = tempfile::tempdir().unwrap();

@@ -18,6 +18,8 @@ const BLOCK: u64 = 32 << 10;
 /// The maximum number of bytes that a request asks for.
 const LONGEST: u64 = 8 << 20;
 
+const SHORTER: &str = "the archive ends before it did when it was opened; run again";
+
 /// An object on a server, as it was when it was opened.
 pub(super) struct Object {
     pub(super) meta: ObjectMeta,
@@ -118,7 +120,7 @@ impl Fetched {
         }
         let known = self.from..self.from + self.bytes.len() as u64;
         if !known.contains(&at) {
-            // Where reading goes on after what was fetched, each request is twice as long as the one before it.
+            // Requests double in length while reading goes on where the one before ended.
             let goes_on = at == known.end && !known.is_empty();
             let first = self.object.request.get().copied().unwrap_or(BLOCK);
             let length = if goes_on { 2 * (known.end - known.start) } else { first }.clamp(1, LONGEST);
@@ -143,6 +145,9 @@ impl Read for Window {
             Origin::File(file) => std::os::unix::fs::FileExt::read_at(&**file, buffer, at)?,
             Origin::Object(fetched) => fetched.read(buffer, at, self.start..self.start + self.length)?,
         };
+        if count == 0 && left > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, SHORTER));
+        }
         self.position += count as u64;
         Ok(count)
     }
@@ -177,6 +182,8 @@ pub(super) fn cause<T: Error + 'static>(error: &io::Error) -> Option<&T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
 
     use super::*;
@@ -210,6 +217,17 @@ mod tests {
         runtime.block_on(async { objects.put(&Path::from("a.tar"), vec![0; 200_000].into()).await }).unwrap();
         let changed = window.part(3, 9).read(&mut [0; 9]).unwrap_err();
         assert!(cause::<Changed>(&changed).is_some(), "{changed}");
+    }
+
+    #[test]
+    fn file_that_becomes_shorter_is_an_error() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 100]).unwrap();
+        let mut window = Window::of_file(file.try_clone().unwrap()).unwrap();
+        file.set_len(60).unwrap();
+        let mut read = Vec::new();
+        let error = window.read_to_end(&mut read).unwrap_err();
+        assert_eq!((read.len(), error.to_string().as_str()), (60, SHORTER));
     }
 
     #[test]
