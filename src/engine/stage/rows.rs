@@ -247,12 +247,9 @@ impl Rows {
             let every = |first: usize| reader(all.iter().skip(first).step_by(LIST_READERS).cloned().collect());
             (0..LIST_READERS).map(every).collect::<Result<Vec<_>>>()?
         } else {
-            let at_a_time = match any(has_heavy) {
-                false => LIGHT_ROWS,
-                true if reader(all_ranges(HEAVY_ROWS))?.decodes_once() => HEAVY_ROWS,
-                true => REPEATED_ROWS,
-            };
-            vec![reader(all_ranges(at_a_time))?]
+            let at_a_time = if any(has_heavy) { HEAVY_ROWS } else { LIGHT_ROWS };
+            let one = reader(all_ranges(at_a_time))?;
+            vec![if any(has_heavy) && !one.decodes_once() { reader(all_ranges(REPEATED_ROWS))? } else { one }]
         };
         let start = |reader: Reader| {
             // One chunk of each thread waits to be received while the operator works on the one before it.

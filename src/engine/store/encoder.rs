@@ -46,9 +46,7 @@ const WAITING: usize = 2;
 
 /// Encodes a batch as a Parquet file.
 pub fn encode_part(batch: &RecordBatch) -> Result<Bytes> {
-    let encoder = Encoder::in_groups(batch.schema(), GROUP_ROWS);
-    encoder.write(batch.clone());
-    encoder.finish()
+    encode(&batch.schema(), GROUP_ROWS, [batch.clone()])
 }
 
 /// Encodes batches as they come, on threads of its own, while the next ones are made.
@@ -101,7 +99,7 @@ fn tensor_bytes(schema: &Schema) -> usize {
 }
 
 /// Encodes batches as a file with groups of `rows` rows, several of which are encoded at a time.
-fn encode(schema: &SchemaRef, rows: usize, batches: Receiver<RecordBatch>) -> Result<Bytes> {
+fn encode(schema: &SchemaRef, rows: usize, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Bytes> {
     let (mut file, columns) = writer(schema)?.into_serialized_writer()?;
     let at_once = rayon::current_num_threads().min(AT_ONCE);
     let mut groups = VecDeque::new();
