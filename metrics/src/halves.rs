@@ -12,6 +12,7 @@ use super::{
 const INFINITIES: (i16, i16) = (place(f16::NEG_INFINITY), place(f16::INFINITY));
 /// The number of pixels whose extremes are found side by side.
 const LANES: usize = 32;
+
 /// Returns the place of a score in the order of all; that of -0 is one below that of 0.
 const fn place(score: f16) -> i16 {
     let bits = score.to_bits() as i16;

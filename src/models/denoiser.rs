@@ -81,14 +81,14 @@ impl Published {
 /// A denoiser of latents.
 #[derive(Debug)]
 pub enum Denoiser {
-    /// Of latents of an autoencoder: the U-Net and its control branch, under one root as `unet.*` and `control.*`.
+    /// A denoiser of an autoencoder's latents: the U-Net and its control branch, under one root as `unet.*` and `control.*`.
     Images {
         /// The U-Net.
         unet: Box<UNet2DConditionModel>,
         /// The control branch.
         control: Box<ControlNet>,
     },
-    /// Of features: the U-Net, as `unet.*`.
+    /// A denoiser of an extractor's features: the U-Net, as `unet.*`.
     Features(FeatureUNet),
 }
 

@@ -35,8 +35,7 @@ const TABLE: usize = 4096;
 pub struct Kept {
     most: usize,
     tables: Mutex<Tables>,
-    /// The bytes of rows that statements are collecting, to be kept when all of a table are there. They are as many as are kept
-    /// at most.
+    /// The bytes of rows that statements are collecting, to be kept once a table is complete. `most` bounds them too.
     collected: AtomicUsize,
 }
 

@@ -27,8 +27,8 @@ use crate::engine::{Digest, Result};
 
 /// Reads rows at addresses `(part, row)` in their order, a few at a time.
 ///
-/// Where the rows of each part ascend, which they do unless rows are repeated or sorted anew, a part is decoded once: each
-/// call goes on where the one before it ended.
+/// A part is decoded once if the rows of every part ascend, which they do unless rows are repeated or sorted anew: each call
+/// goes on where the one before it ended.
 pub(in crate::engine) struct RowReader {
     store: Store,
     parts: Vec<Digest>,
