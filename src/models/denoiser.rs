@@ -89,7 +89,7 @@ pub enum Denoiser {
         control: Box<ControlNet>,
     },
     /// A denoiser of an extractor's features: the U-Net, as `unet.*`.
-    Features(FeatureUNet),
+    Features(Box<FeatureUNet>),
 }
 
 impl Denoiser {
@@ -102,7 +102,7 @@ impl Denoiser {
 
     /// Declares the parameters of a denoiser of features; fails if `config` describes no network.
     pub fn of_features(vs: nn::Path<'_>, config: &FeatureUNetConfig) -> Result<Self, ConfigError> {
-        Ok(Self::Features(FeatureUNet::new(&(&vs / "unet"), config)?))
+        Ok(Self::Features(Box::new(FeatureUNet::new(&(&vs / "unet"), config)?)))
     }
 
     /// Declares the parameters and fills them with published weights. If these have no control branch, it starts as in

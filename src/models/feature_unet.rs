@@ -5,6 +5,10 @@
 //! that a sample of unusual features reaches the prediction at its own scale: samples are scored at low noise levels,
 //! where the noise that is seen in them is a small difference, many times enlarged. To add is also less work than to
 //! append, after which a convolution reads twice as many channels.
+//!
+//! The input itself, each channel times a gain, is a summand of the output. A network that predicts the noise then only has to
+//! find the features in it, which vary in few directions, where the noise varies in as many as there are channels, which a
+//! narrower map inside cannot pass on.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +21,7 @@ use super::{
     conv::{Conv2d, conv2d, conv3x3, zero_conv},
     nn::{
         ConfigError, GroupNorm, MAX_LEVELS, MAX_SIZE, channels_last, group_norm, linear, require, require_sizes, silu,
+        zero_linear,
     },
     recompute::{Pass, segment},
     unet::timestep_embedding,
@@ -29,7 +34,7 @@ const EPS: f64 = 1e-5;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FeatureUNetSize {
-    /// Channels of the maps inside, at every level. Noise of more channels than this does not pass the network whole.
+    /// Channels of the maps inside, at every level.
     pub width: i64,
     /// The number of levels; the map shrinks by 2 between two of them.
     pub levels: usize,
@@ -57,7 +62,7 @@ impl FeatureUNetSize {
     }
 }
 
-/// A denoiser of features with its surroundings.
+/// A [`FeatureUNet`]: its size, and the widths of what it reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeatureUNetConfig {
     /// Channels of the features.
@@ -151,6 +156,8 @@ pub struct FeatureUNet {
     conv_in: Conv2d,
     levels: Vec<Level>,
     conv_out: Conv2d,
+    /// The gain of each channel of the input, from timestep and caption; 0 in a new network.
+    gain: nn::Linear,
 }
 
 impl FeatureUNet {
@@ -171,6 +178,7 @@ impl FeatureUNet {
             conv_in: conv2d(vs / "conv_in", in_channels, width, 1, 1, 0),
             levels: (0..size.levels).map(level).collect(),
             conv_out: conv2d(vs / "conv_out", width, in_channels, 1, 1, 0),
+            gain: zero_linear(vs / "gain", width, in_channels),
         })
     }
 
@@ -182,6 +190,7 @@ impl FeatureUNet {
         let add = |block: &'a Block, x: &Tensor| {
             segment(pass, &[x, &emb], move |inputs| block.forward(&inputs[0], &inputs[1]))
         };
+        let input = x;
         let mut x = segment(pass, &[x], |inputs| self.conv_in.forward(&channels_last(&inputs[0])));
         let mut skips = Vec::with_capacity(self.levels.len());
         for level in &self.levels {
@@ -197,7 +206,10 @@ impl FeatureUNet {
                 x = add(up, &(x.upsample_nearest2d([h, w], None, None) + skip));
             }
         }
-        segment(pass, &[&x], |inputs| self.conv_out.forward(&inputs[0]))
+        segment(pass, &[&x, input, &emb], |inputs| {
+            let gain = self.gain.forward(&inputs[2]).unsqueeze(-1).unsqueeze(-1); // [B, in_channels, 1, 1]
+            self.conv_out.forward(&inputs[0]) + &inputs[1] * gain
+        })
     }
 }
 
@@ -253,6 +265,21 @@ mod tests {
             assert!(differ(&first, &at(1, &context.flip([0_i64]))));
             // The order of tokens is the text encoder's matter.
             assert!(!differ(&first, &at(1, &context.flip([1_i64]))));
+        });
+    }
+
+    #[test]
+    fn channels_beyond_the_width_pass_by_their_gain() {
+        let size = FeatureUNetSize { width: 4, levels: 1, norm_num_groups: 2 };
+        let vs = VarStore::new(Device::Cpu);
+        let network = FeatureUNet::new(&vs.root(), &FeatureUNetConfig { size, ..small() }).unwrap();
+        quietly(|| {
+            for (name, value) in [("conv_out.weight", 0.), ("conv_out.bias", 0.), ("gain.bias", 2.5)] {
+                let _ = vs.variables()[name].shallow_clone().fill_(value);
+            }
+            let (x, context) = (random(&[1, 6, 3, 3]), random(&[1, 4, 12]));
+            let passed = network.forward_with(None, &x, &Tensor::from_slice(&[1_i64]), &context);
+            assert_eq!(passed, x * 2.5);
         });
     }
 

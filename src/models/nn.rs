@@ -92,6 +92,12 @@ pub(crate) fn linear_no_bias(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Lin
     nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: uniform(inputs), bs_init: None, bias: false })
 }
 
+/// Declares a fully connected layer that starts at zero.
+pub(crate) fn zero_linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
+    let zero = nn::Init::Const(0.);
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: zero, bs_init: Some(zero), bias: true })
+}
+
 /// Group normalisation with an affine output.
 #[derive(Debug)]
 pub(crate) struct GroupNorm {

@@ -221,7 +221,7 @@ pub(super) fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
 
 impl Stage for TrainDenoiser {
     fn revision(&self) -> u32 {
-        3
+        4
     }
 
     fn ports(&self) -> Ports {
