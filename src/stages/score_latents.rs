@@ -21,7 +21,7 @@ use crate::{
         Error, Result,
         stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
-    features::distance::upsample,
+    features::embedding::Upsample,
     models::denoiser::Denoiser,
     tables::{
         anomaly_maps,
@@ -37,8 +37,8 @@ use crate::{
 /// The latents are features, or those of an autoencoder: their means, by a denoiser whose control branch receives the
 /// image, without guidance. A few evaluations of the network take the place of the many steps of `reconstruct`.
 ///
-/// The scores of the cells are brought to the size of the image, bilinearly, and blurred by a Gaussian. The image's
-/// score is the largest mean over a window of the map.
+/// The scores of the cells are brought to the size of the image, bilinearly and with half a cell between a border and the first
+/// centre, and blurred by a Gaussian. The image's score is the largest mean over a window of the map.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "rule": "noise" }]))]
@@ -78,7 +78,7 @@ impl ScoreLatents {
 
 impl Stage for ScoreLatents {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -176,7 +176,7 @@ impl Operator for Scorer {
         let ScoreLatents { sigma, score, .. } = self.stage;
         while let Some(batch) = rows.next(self.batch_size)? {
             let scores = no_grad(|| self.scores(&batch))?; // [B, h, w]
-            let maps = upsample(&scores.unsqueeze(1), self.size).squeeze_dim(1); // [B, H, W]
+            let maps = Upsample::Bilinear.to_size(&scores.unsqueeze(1), self.size).squeeze_dim(1); // [B, H, W]
             let maps = maps.to_device(Device::Cpu).to_kind(Kind::Double);
             out.write_rows(&batch, score.columns(&maps, sigma)?)?;
         }
