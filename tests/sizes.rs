@@ -167,6 +167,90 @@ fn region_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
     assert!(few.contains("a polygon has at least 3 corners"), "{few}");
 }
 
+/// Photographs with a region, whose pixels are stored as they are outside of it too, so that marks there can be seen.
+const UNPAINTED: &str = r#"
+name: unpainted
+tables:
+  photographs: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  regions_of:
+    stage: ingest
+    with: { dataset: folder, root: data, size: 64, roi: [[0, 0], [96, 0], [96, 128], [0, 128]] }
+  images:
+    stage: sql
+    from: [photographs, regions_of]
+    with:
+      makes: row_per_row
+      query: "select image_id, p.class, p.label, p.split, p.width, p.height, p.pixels, regions_of.roi
+        from photographs p join regions_of using (image_id)"
+  features:
+    stage: extract
+    from: [photographs]
+    where: split = 'train'
+    with: { extractor: efficientnet-lite0, layers: [4, 8] }
+  bank: { stage: fit, from: [features], with: { method: { METHOD: {} } } }
+  whole: { stage: detect, from: [photographs, bank], where: split = 'test', with: { sigma: 1 } }
+  anomaly_maps: { stage: detect, from: [images, bank, features], where: split = 'test', with: { sigma: 1 } }
+  largest: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1, score: max } }
+  thresholds:
+    stage: calibrate
+    from: [images, anomaly_maps]
+    where: not label
+    with: { rates: [0.5], confidence: 0.8, pixel_rate: 0.21 }
+  decisions: { stage: decide, from: [images, anomaly_maps, thresholds], with: { rate: 0.5 } }
+  regions: { stage: regions, from: [decisions, images, anomaly_maps] }
+"#;
+
+/// The pixels of a table of maps and of a region, by photograph.
+fn judged_pixels(maps: &str) -> String {
+    format!(
+        "(select image_id, score, unnest(roi) as r, cast(unnest(map) as double) as m from images join {maps} using (image_id))"
+    )
+}
+
+/// Returns for each photograph whether all pixels outside of its region have the lowest value in it.
+fn is_lowest_outside(lab: &Lab, maps: &str) -> Vec<String> {
+    let (outside, inside) = ("case when r = 0 then m end", "case when r > 0 then m end");
+    let is_lowest = format!("min({outside}) = min({inside}) and max({outside}) = min({inside})");
+    lab.sql(".vlmdiff", &format!("select {is_lowest} from {} group by image_id", judged_pixels(maps)))
+}
+
+#[test]
+fn no_score_and_no_region_comes_from_outside_of_what_is_judged() {
+    for method in ["knn", "patchcore", "subspace", "rad"] {
+        let lab = Lab::empty();
+        lab.write("pipeline.yaml", &UNPAINTED.replace("METHOD", method));
+        let size = (128, 128);
+        let (inside, outside) = ([40, 40, 16, 16], [104, 40, 16, 16]);
+        for i in 0..4 {
+            photograph(&lab.path(&format!("data/nut/train/good/{i}.png")), size, i, &[]);
+            photograph(&lab.path(&format!("data/nut/test/good/{i}.png")), size, 4 + i, &[outside]);
+        }
+        photograph(&lab.path("data/nut/test/dent/0.png"), size, 8, &[inside, outside]);
+        lab.run(&[]);
+        let rows = |query: &str| lab.sql(".vlmdiff", query);
+        for maps in ["anomaly_maps", "largest"] {
+            assert_eq!(is_lowest_outside(&lab, maps), ["true"; 5], "{method}");
+        }
+        // In the region the map is that of the whole photograph.
+        let pixels = ["anomaly_maps", "whole"].map(|maps| {
+            let sum = "sum(case when r > 0 then m end), max(case when r > 0 then m end)";
+            rows(&format!("select image_id, {sum} from {} group by 1 order by 1", judged_pixels(maps)))
+        });
+        assert_eq!(pixels[0], pixels[1], "{method}");
+        let of_largest = format!("select score = max(m) from {} group by image_id, score", judged_pixels("largest"));
+        assert_eq!(rows(&of_largest), ["true"; 5], "{method}");
+        let is_lower = "select count(*) from anomaly_maps a join whole w using (image_id)
+            where a.score < w.score and a.image_id like '%good%'";
+        assert_eq!(rows(is_lower), ["4"], "{method}: the mark of a good photograph lies outside");
+        assert_eq!(rows("select count(*) from anomaly_maps where worst_x > 0.75"), ["0"], "{method}");
+        assert_eq!(rows("select image_id from decisions where anomalous"), ["nut/test/dent/0.png"], "{method}");
+        // A pixel of the map is 2 pixels of the photograph, and a map fades over them where it is resized.
+        let reach = "select count(*) > 0, max(x + width) <= 98 from regions where image_id like '%dent%'";
+        assert_eq!(rows(reach), ["true,true"], "{method}");
+        assert_eq!(rows("select count(*) from regions where x + width > 98"), ["0"], "{method}");
+    }
+}
+
 /// The areas below the curves of pixels in a report.
 fn areas(report: &str) -> Vec<f64> {
     let lines = report.split("class=\"pixels\" points=\"").skip(1).map(|line| line.split('"').next().unwrap());
@@ -312,6 +396,24 @@ fn defect_in_a_large_photograph_is_found_at_its_place() {
         page.contains("steel&#x2f;test&#x2f;dent&#x2f;0.png") && !page.contains("0.png@"),
         "the pictures are photographs"
     );
+}
+
+#[test]
+fn tiles_outside_of_the_region_of_a_photograph_do_not_count() {
+    let lab = tiled();
+    // The dent lies outside.
+    let region = "roi: [[0, 0], [256, 0], [256, 160], [0, 160]]";
+    let judged = ["size: [80, 192]", "size: 64"]
+        .iter()
+        .fold(TILES.to_owned(), |judged, size| judged.replace(size, &format!("{size}, {region}")));
+    assert_eq!(judged.matches(region).count(), 2);
+    lab.write("pipeline.yaml", &judged);
+    lab.run(&[]);
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    let of_tiles = "select distinct x >= 256, score > 0 from tile_maps join tiles using (image_id) order by 1";
+    assert_eq!(rows(of_tiles), ["false,true", "true,false"]);
+    assert_eq!(is_lowest_outside(&lab, "anomaly_maps"), ["true"; 5]);
+    assert_eq!(rows("select count(*) from anomaly_maps where score > 0"), ["5"]);
 }
 
 #[test]

@@ -103,11 +103,11 @@ struct NearestPatches {
 }
 
 impl Scorer for NearestPatches {
-    fn score(&self, patches: &Tensor, _: [i64; 2]) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, _: [i64; 2], judged: Option<&Tensor>) -> Result<Scores, TchError> {
         let nearest = self.bank.nearest(patches, self.neighbors)?;
         let mean = nearest.distances.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         let patches = if self.is_root { mean.f_sqrt()? } else { mean };
-        let image = mean_of_largest(&patches, 0.01)?;
+        let image = mean_of_largest(&patches, judged, 0.01)?;
         Ok(Scores { patches, image })
     }
 }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use bank::{Bank, Distance};
 pub use knn::Knn;
 pub use patchcore::{Patchcore, Protocol};
-pub use patches::{Fitted, Fitter, PatchMethod, Scorer, Scores};
+pub use patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, most_anomalous};
 pub use rad::Rad;
 pub use reverse_distillation::{CombinedLevels, DistillationProtocol, ReverseDistillation, distillation_loss};
 pub use subspace::Subspace;

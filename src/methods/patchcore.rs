@@ -12,7 +12,7 @@ use super::{
     bank::{Bank, Distance, Nearest},
     coreset::{Start, dense_projection, greedy, johnson_lindenstrauss, select, sparse_projection},
     knn::{BANK, Collector},
-    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores},
+    patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, most_anomalous},
 };
 use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
@@ -160,11 +160,10 @@ struct Memory {
 }
 
 impl Scorer for Memory {
-    fn score(&self, patches: &Tensor, _: [i64; 2]) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, _: [i64; 2], judged: Option<&Tensor>) -> Result<Scores, TchError> {
         let Nearest { distances, indices } = self.bank.nearest(patches, self.neighbors)?;
         let scores = distances.f_mean_dim([1].as_slice(), false, Kind::Float)?; // [P]
-        let farthest = scores.f_argmax(0, false)?;
-        let at = i64::try_from(&farthest)?;
+        let at = most_anomalous(&scores, judged)?;
         let largest = f64::try_from(scores.f_get(at)?)?;
         let image = if self.reweight == 1 {
             largest

@@ -45,12 +45,28 @@ pub trait Fitter: Send {
 
 /// Scores patches by what a method has kept. Scores of an image depend on no other image.
 pub trait Scorer: Send {
-    /// Scores the patches of an image, f32 [P, C], row after row of a grid of this height and width.
-    fn score(&self, patches: &Tensor, grid: [i64; 2]) -> Result<Scores, TchError>;
+    /// Scores the patches of an image, f32 [P, C], row after row of a grid of this height and width. The image's score is
+    /// made of the patches whose numbers are `judged`, i64 `[J]` with at least one; `None` stands for all.
+    fn score(&self, patches: &Tensor, grid: [i64; 2], judged: Option<&Tensor>) -> Result<Scores, TchError>;
 }
 
-/// Returns the mean of the largest scores of `[P]`: of this share of them, and of at least one.
-pub(super) fn mean_of_largest(scores: &Tensor, share: f64) -> Result<f64, TchError> {
+/// Returns the number of the patch with the highest score of `[P]`, of those that are `judged`.
+pub fn most_anomalous(scores: &Tensor, judged: Option<&Tensor>) -> Result<i64, TchError> {
+    let at = i64::try_from(of_judged(scores, judged)?.f_argmax(0, false)?)?;
+    judged.map_or(Ok(at), |judged| i64::try_from(judged.f_get(at)?))
+}
+
+/// Returns the mean of the largest scores of `[P]`: of this share of those that are `judged`, and of at least one.
+pub(super) fn mean_of_largest(scores: &Tensor, judged: Option<&Tensor>, share: f64) -> Result<f64, TchError> {
+    let scores = of_judged(scores, judged)?;
     let count = ((scores.size()[0] as f64 * share) as i64).max(1);
     f64::try_from(scores.f_topk(count, 0, true, false)?.0.f_mean(tch::Kind::Double)?)
+}
+
+/// Returns the scores of the patches that are judged.
+fn of_judged(scores: &Tensor, judged: Option<&Tensor>) -> Result<Tensor, TchError> {
+    match judged {
+        Some(judged) => scores.f_index_select(0, &judged.f_to_device(scores.device())?),
+        None => Ok(scores.shallow_clone()),
+    }
 }

@@ -135,7 +135,7 @@ struct Retrieval {
 }
 
 impl Scorer for Retrieval {
-    fn score(&self, patches: &Tensor, grid: [i64; 2]) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, grid: [i64; 2], judged: Option<&Tensor>) -> Result<Scores, TchError> {
         let ([height, width], kept) = (grid, self.bank.size()[1]);
         if kept != height * width {
             let message = format!("an image of the fit has {kept} patches, and this one {height}x{width}");
@@ -159,7 +159,7 @@ impl Scorer for Retrieval {
         }
         let distances: Tensor = 1. - nearest;
         let scores = distances.f_mean_dim([2].as_slice(), false, Kind::Float)?.f_view(-1)?; // [P]
-        let image = mean_of_largest(&scores, 0.01)?;
+        let image = mean_of_largest(&scores, judged, 0.01)?;
         Ok(Scores { patches: scores, image })
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn scores<const N: usize>(scorer: &dyn Scorer, image: &[[f32; N]], grid: [i64; 2]) -> Vec<f32> {
-        Vec::try_from(scorer.score(&Tensor::from_slice2(image), grid).unwrap().patches).unwrap()
+        Vec::try_from(scorer.score(&Tensor::from_slice2(image), grid, None).unwrap().patches).unwrap()
     }
 
     /// Unit vectors along two axes, one of them longer: lengths do not count.
@@ -274,7 +274,7 @@ mod tests {
         let refused = Rad { layers: 3, ..Rad::default() }.fitter().add(&patches).unwrap_err().to_string();
         assert!(refused.contains("the 2 numbers of a patch do not divide into `layers` of `rad`, 3"), "{refused}");
         let scorer = fitted(&Rad::default(), [&[A, B], &[A, B]]);
-        let refused = scorer.score(&Tensor::from_slice2(&[A, B, A]), [1, 3]).unwrap_err().to_string();
+        let refused = scorer.score(&Tensor::from_slice2(&[A, B, A]), [1, 3], None).unwrap_err().to_string();
         assert!(refused.contains("an image of the fit has 2 patches, and this one 1x3"), "{refused}");
         let check = |method: Rad| method.check().unwrap_err().0;
         assert_eq!(check(Rad { images: 0, ..Rad::default() }), "images");

@@ -104,11 +104,11 @@ struct Residual {
 }
 
 impl Scorer for Residual {
-    fn score(&self, patches: &Tensor, _: [i64; 2]) -> Result<Scores, TchError> {
+    fn score(&self, patches: &Tensor, _: [i64; 2], judged: Option<&Tensor>) -> Result<Scores, TchError> {
         let x = patches.f_to_device(self.mean.device())?.f_to_kind(Kind::Float)?.f_sub(&self.mean)?; // [P, C]
         let explained = x.f_matmul(&self.components)?.f_matmul(&self.components.tr())?;
         let patches = (x - explained).f_square()?.f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?;
-        let image = mean_of_largest(&patches, 0.01)?;
+        let image = mean_of_largest(&patches, judged, 0.01)?;
         Ok(Scores { patches, image })
     }
 }
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(fitted.vectors, 2);
         let file = to_safetensors(fitted.tensors, HashMap::new()).unwrap();
         let scorer = method.scorer(&Checkpoint::from_safetensors(file).unwrap(), Device::Cpu).unwrap();
-        let scores = scorer.score(&Tensor::from_slice2(&[[0_f32, 0., 1.], [5., -2., 4.]]), [1, 2]).unwrap();
+        let scores = scorer.score(&Tensor::from_slice2(&[[0_f32, 0., 1.], [5., -2., 4.]]), [1, 2], None).unwrap();
         let found = Vec::<f32>::try_from(&scores.patches).unwrap();
         assert!(found[0].abs() < 1e-4 && (found[1] - 9.).abs() < 1e-2, "{found:?}");
         assert!((scores.image - 9.).abs() < 1e-2);

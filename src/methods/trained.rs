@@ -119,8 +119,9 @@ pub trait Learner {
 /// A method that was fitted.
 pub trait Detector: Send {
     /// Detects in an image [1, 3, H, W] of a class, by what was fitted on that class, or on all for `None`. Returns
-    /// `None` if nothing was. The result depends on no other image.
-    fn detect(&self, class: Option<&str>, image: &Tensor) -> Result<Option<Detection>, TchError>;
+    /// `None` if nothing was. The image's score and its worst patch come from the pixels that are judged, `roi`, of which
+    /// there is at least one; the map is of all. The result depends on no other image.
+    fn detect(&self, class: Option<&str>, image: &Tensor, roi: Option<&[bool]>) -> Result<Option<Detection>, TchError>;
 }
 
 impl<M: TrainedMethod> AnyTrainedMethod for M {
@@ -181,8 +182,10 @@ struct Detecting<M: TrainedMethod> {
 }
 
 impl<M: TrainedMethod> Detector for Detecting<M> {
-    fn detect(&self, class: Option<&str>, image: &Tensor) -> Result<Option<Detection>, TchError> {
-        let network = self.networks.get(&class.map(str::to_owned));
-        network.map(|network| no_grad(|| self.method.detect(&self.frozen, network, image))).transpose()
+    fn detect(&self, class: Option<&str>, image: &Tensor, roi: Option<&[bool]>) -> Result<Option<Detection>, TchError> {
+        let Some(network) = self.networks.get(&class.map(str::to_owned)) else { return Ok(None) };
+        let found = no_grad(|| self.method.detect(&self.frozen, network, image))?;
+        // The method's own score is of the whole image.
+        Ok(Some(Detection { image: found.image.filter(|_| roi.is_none()), ..found }))
     }
 }

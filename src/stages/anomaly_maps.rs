@@ -27,8 +27,8 @@ use crate::{
 /// Compares features of each image and of its reconstruction, patch by patch.
 ///
 /// The map of a layer is one minus the cosine similarity of the features, resized to the image. The maps are summed
-/// over layers and blurred by a Gaussian. The image's score is the largest mean over a window of the map. The
-/// defaults are those of the authors' code.
+/// over layers and blurred by a Gaussian. Outside of an image's `roi` the map has its lowest value. The image's score is
+/// the largest mean over a window of the map. The defaults are those of the authors' code.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "extractor": "dino-vits8" }]))]
@@ -112,7 +112,7 @@ impl Stage for AnomalyMaps {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
-            Port::rows("images", [images::pixels_column()]),
+            Port::rows("images", [images::pixels_column(), images::roi_column()]),
             Port::rows("reconstructions", reconstructions::pixel_columns()),
         ])
     }
@@ -126,7 +126,7 @@ impl Stage for AnomalyMaps {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let [height, width, _] = images::pixels(inputs)?;
+        let [height, width] = images::judged_size(inputs)?;
         let [_, h, w] = reconstructions::pixels(inputs)?;
         if (height, width) != (h, w) {
             let message = format!("images are {height}x{width} and reconstructions {h}x{w}");
@@ -181,7 +181,7 @@ impl Operator for Comparer {
         let AnomalyMaps { sigma, score, .. } = self.stage;
         while let Some(batch) = rows.next(self.batch_size)? {
             let raw = no_grad(|| self.difference(&batch))?;
-            out.write_rows(&batch, score.columns(&raw, sigma)?)?;
+            out.write_rows(&batch, score.columns(&raw, sigma, &images::rois(&batch)?)?)?;
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ use crate::{
         LoadedExtractor,
         embedding::{Pooling, Upsample},
     },
-    methods::{Detection, Detector, Doing, Scorer, WorstPatch},
+    methods::{Detection, Detector, Doing, Scorer, WorstPatch, most_anomalous},
     tables::{
         anomaly_maps,
         column::missing,
@@ -47,8 +47,9 @@ use crate::{
 
 /// Scores images by what a method has kept of normal ones (`fit`).
 ///
-/// The scores of patches are resized to the image, and maps are blurred. Each image is computed on its own, so that its
-/// map is the same bit for bit whatever else is in the table.
+/// The scores of patches are resized to the image, and maps are blurred. Outside of an image's `roi` its map has its lowest
+/// value, and its score is made of the patches that touch the `roi`. Each image is computed on its own, so that its map is the
+/// same bit for bit whatever else is in the table.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "sigma": 4 }]))]
@@ -100,7 +101,7 @@ impl Stage for Detect {
     fn ports(&self) -> Ports {
         let class = Column::new(CLASS, DataType::Utf8);
         Ports::Named(vec![
-            Port::rows("images", [class, images::pixels_column()]),
+            Port::rows("images", [class, images::pixels_column(), images::roi_column()]),
             Port::table("fitted", fitted::columns()),
             Port::table(FEATURES, [&[Column::new(IMAGE_ID, DataType::Utf8)], &features::columns()[..]].concat())
                 .optional(),
@@ -116,7 +117,7 @@ impl Stage for Detect {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let [height, width, _] = images::pixels(inputs)?;
+        let [height, width] = images::judged_size(inputs)?;
         let FittedConfig { method, features, .. } = config_of(inputs, "fitted")?;
         method.check_size([height, width]).map_err(|why| Misfit::input("images", why))?;
         if method.is_trained() && self.upsample != Upsample::default() {
@@ -206,17 +207,29 @@ struct ByPatches {
 }
 
 impl Detector for ByPatches {
-    fn detect(&self, class: Option<&str>, image: &Tensor) -> Result<Option<Detection>, TchError> {
+    fn detect(&self, class: Option<&str>, image: &Tensor, roi: Option<&[bool]>) -> Result<Option<Detection>, TchError> {
         let Some(scorer) = self.scorers.get(&class.map(str::to_owned)) else { return Ok(None) };
         let (_, _, height, width) = image.size4()?;
         let patches = patches_of(&self.network, self.pooling, image);
-        let scores = scorer.score(&patches.values, patches.grid)?;
+        let judged = roi.map(|roi| touching(roi, [height, width], patches.grid));
+        let scores = scorer.score(&patches.values, patches.grid, judged.as_ref())?;
         let [h, w] = patches.grid;
         let map = self.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
-        let number = i64::try_from(scores.patches.f_argmax(0, false)?)?;
+        let number = most_anomalous(&scores.patches, judged.as_ref())?;
         let worst = WorstPatch { features: patches.values.f_narrow(0, number, 1)?, number, grid: patches.grid };
         Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image), worst: Some(worst) }))
     }
+}
+
+/// Returns the numbers of the patches of an image's grid that touch the pixels that are judged, i64 `[J]`.
+fn touching(roi: &[bool], [height, width]: [i64; 2], [h, w]: [i64; 2]) -> Tensor {
+    let mut is_touching = vec![false; (h * w) as usize];
+    for (pixel, _) in (0..).zip(roi).filter(|(_, is_judged)| **is_judged) {
+        let (y, x) = (pixel / width, pixel % width);
+        is_touching[(y * h / height * w + x * w / width) as usize] = true;
+    }
+    let touching = (0..).zip(is_touching).filter(|(_, is_touching)| *is_touching).map(|(number, _)| number);
+    Tensor::from_slice(&touching.collect::<Vec<i64>>())
 }
 
 /// The fitted models of all classes, each with a detector.
@@ -244,10 +257,10 @@ impl Operator for Detecting {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let (_, height, width, _) = pixels.size4()?;
             let classes = batch.column("images", CLASS)?.as_string::<i32>();
-            let ids = &batch.ids;
+            let (ids, rois) = (&batch.ids, images::rois(&batch)?);
             let detect = |fitted: &Fitted, row: usize, pixels: &Tensor| {
                 let class = classes.is_valid(row).then(|| classes.value(row));
-                let Detection { map, image, worst } = fitted.detect(&ids[row], class, pixels)?;
+                let Detection { map, image, worst } = fitted.detect(&ids[row], class, pixels, rois[row].as_deref())?;
                 let map = Vec::<f64>::try_from(map.to_kind(Kind::Double).flatten(0, -1))?;
                 Ok(((map, image), fitted.nearest(class, worst)?))
             };
@@ -256,15 +269,15 @@ impl Operator for Detecting {
             let (found, nearest): (Vec<(Vec<f64>, Option<f64>)>, Vec<Option<Nearest>>) = found.into_iter().unzip();
             let size = [height as usize, width as usize];
             let Detect { sigma, border, score, .. } = self.stage;
-            let finished = |(map, own): &(Vec<f64>, Option<f64>)| {
-                Finished::of(map, size, Blur { sigma, border }, |map| match score {
+            let finished = |((map, own), roi): (&(Vec<f64>, Option<f64>), &Option<Vec<bool>>)| {
+                Finished::of(map, size, Blur { sigma, border }, roi.as_deref(), |map| match score {
                     ImageScore::Method => own.unwrap_or_else(|| largest(map)),
                     ImageScore::Max => largest(map),
                     ImageScore::Top(share) => mean_of_largest(map, share),
                     ImageScore::Window(window) => window.score(map, size),
                 })
             };
-            let finished: Vec<Finished> = found.par_iter().map(finished).collect();
+            let finished: Vec<Finished> = found.par_iter().zip(&rois).map(finished).collect();
             let mut columns = Finished::columns(&finished, size)?;
             if self.fitted.neighbours.is_some() {
                 columns.extend(nearest::columns(&nearest));
@@ -283,13 +296,19 @@ impl Fitted {
         Ok(neighbours.nearest(of, &worst)?)
     }
 
-    /// Detects in an image u8 [1, H, W, 3] by what was fitted for its class.
-    fn detect(&self, id: &str, class: Option<&str>, pixels: &Tensor) -> Result<Detection> {
+    /// Detects in an image u8 [1, H, W, 3], of which `roi` is judged, by what was fitted for its class. An image of which
+    /// nothing is judged, such as a tile, is not anomalous anywhere.
+    fn detect(&self, id: &str, class: Option<&str>, pixels: &Tensor, roi: Option<&[bool]>) -> Result<Detection> {
+        if roi.is_some_and(|roi| !roi.contains(&true)) {
+            let (_, height, width, _) = pixels.size4()?;
+            let map = Tensor::f_zeros([height, width], (Kind::Double, Device::Cpu))?;
+            return Ok(Detection { map, image: None, worst: None });
+        }
         let of = match self.classes {
             Classes::Unified => None,
             Classes::Separate => Some(class.ok_or_else(|| missing(id, "images", CLASS))?),
         };
-        self.detector.detect(of, &normalise(pixels))?.ok_or_else(|| {
+        self.detector.detect(of, &normalise(pixels), roi)?.ok_or_else(|| {
             let (class, fitted) = (class.unwrap_or_default(), self.fitted_classes.join(", "));
             Error::Input(format!("{id}: nothing was fitted for the class `{class}`; there are {fitted}"))
         })
@@ -307,4 +326,21 @@ fn mean_of_largest(map: &[f64], share: f64) -> f64 {
     let mut values = map.to_vec();
     values.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
     values[..count].iter().sum::<f64>() / count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patch_is_judged_if_it_touches_a_pixel_that_is() {
+        // Six columns and four rows of pixels in a grid of three columns and two rows.
+        let of = |pixels: &[usize]| {
+            let mut roi = vec![false; 24];
+            pixels.iter().for_each(|pixel| roi[*pixel] = true);
+            Vec::<i64>::try_from(touching(&roi, [4, 6], [2, 3])).unwrap()
+        };
+        assert_eq!(of(&[0, 11]), [0, 2]);
+        assert_eq!(of(&[14, 15, 20, 23]), [4, 5]);
+    }
 }

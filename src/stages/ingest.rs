@@ -128,7 +128,7 @@ pub struct Ingest {
     /// The region of photographs that is judged: a polygon `[[x, y], …]` in pixels of the photograph, or the path of a
     /// picture as large as the photograph that is white there, such as `regions/{class}.png` or `regions/{image}.png`; or
     /// `{ CLASS: … }` with one of these for each class. Outside of it the stored pixels have one colour, no mask is
-    /// anomalous, and `evaluate` and `calibrate` count no pixel.
+    /// anomalous, anomaly maps have their lowest value, and `evaluate` and `calibrate` count no pixel.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roi: Option<Roi>,

@@ -38,7 +38,8 @@ use crate::{
 /// image, without guidance. A few evaluations of the network take the place of the many steps of `reconstruct`.
 ///
 /// The scores of the cells are brought to the size of the image, bilinearly and with half a cell between a border and the first
-/// centre, and blurred by a Gaussian. The image's score is the largest mean over a window of the map.
+/// centre, and blurred by a Gaussian. Outside of an image's `roi` the map has its lowest value. The image's score is the
+/// largest mean over a window of the map.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "rule": "noise" }]))]
@@ -83,7 +84,7 @@ impl Stage for ScoreLatents {
 
     fn ports(&self) -> Ports {
         Ports::Named(vec![
-            Port::rows("images", [images::pixels_column()]),
+            Port::rows("images", [images::pixels_column(), images::roi_column()]),
             Port::rows("latents", [latents::mean_column(), latents::logvar_column().optional()]),
             Port::rows(TEXT, [embeddings::embedding_column()]).optional(),
             Port::table("denoiser", [weights_column()]),
@@ -96,7 +97,7 @@ impl Stage for ScoreLatents {
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
-        let [height, width, _] = images::pixels(inputs)?;
+        let [height, width] = images::judged_size(inputs)?;
         let schedule = schedule(inputs)?;
         let timesteps = self.timesteps();
         if !timesteps.is_sorted_by(|a, b| a < b) {
@@ -178,7 +179,7 @@ impl Operator for Scorer {
             let scores = no_grad(|| self.scores(&batch))?; // [B, h, w]
             let maps = Upsample::Bilinear.to_size(&scores.unsqueeze(1), self.size).squeeze_dim(1); // [B, H, W]
             let maps = maps.to_device(Device::Cpu).to_kind(Kind::Double);
-            out.write_rows(&batch, score.columns(&maps, sigma)?)?;
+            out.write_rows(&batch, score.columns(&maps, sigma, &images::rois(&batch)?)?)?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::finish::fill_outside;
 use crate::{
     engine::{
         Error, Result,
@@ -32,8 +33,8 @@ use crate::{
 ///
 /// Tiles fade into each other where they overlap. `images` are the photographs as another table of `ingest` has them; the
 /// map is resized to their pixels (bilinear, antialiased), so that their masks, and regions and pictures at the
-/// photograph's own size, fit it. Where `images` has a border beside a photograph, the map has its lowest value; tiles
-/// of which `images` shows nothing do not count. A photograph is computed from its own tiles alone.
+/// photograph's own size, fit it. Where `images` has a border beside a photograph, and outside of its `roi`, the map has
+/// its lowest value; tiles of which `images` shows nothing do not count. A photograph is computed from its own tiles alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "score": "tiles" }]))]
@@ -66,7 +67,7 @@ impl Stage for Stitch {
         let [scaled_width, scaled_height] = integers([SCALED_WIDTH, SCALED_HEIGHT], DataType::UInt32);
         let map = Column::tensors(MAP, DataType::Float16, "[H, W]");
         Ports::Named(vec![
-            Port::rows("images", integers([WIDTH, HEIGHT], DataType::UInt32)),
+            Port::rows("images", [&integers([WIDTH, HEIGHT], DataType::UInt32)[..], &[images::roi_column()]].concat()),
             Port::pieces("tiles", [x, y, scaled_width, scaled_height]),
             Port::pieces("anomaly_maps", [map, Column::new(SCORE, DataType::Float32)]),
         ])
@@ -78,7 +79,7 @@ impl Stage for Stitch {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         tiles::refuse(inputs, "images")?;
-        let [height, width, _] = images::pixels(inputs)?;
+        let [height, width] = images::judged_size(inputs)?;
         let [tile_height, tile_width, _] = inputs.shape::<3>("tiles", images::PIXELS)?;
         let [map_height, map_width] = anomaly_maps::shape(inputs)?;
         if (tile_height, tile_width) != (map_height, map_width) {
@@ -141,7 +142,8 @@ impl Operator for Stitcher {
                 }
             })?;
             let (mut ids, mut maps, mut scores) = (Vec::new(), Vec::new(), Vec::new());
-            for ((id, mosaic), highest) in batch.ids.iter().zip(mosaics).zip(highest) {
+            for (row, (mosaic, highest)) in mosaics.into_iter().zip(highest).enumerate() {
+                let id = &batch.ids[row];
                 let Some(mosaic) = mosaic else {
                     out.fail(
                         id,
@@ -149,7 +151,9 @@ impl Operator for Stitcher {
                     )?;
                     continue;
                 };
-                let map: Vec<f16> = mosaic.finish().into_iter().map(f16::from_f64).collect();
+                let mut map = mosaic.finish();
+                fill_outside(&mut map, images::roi_of(&batch, row)?.as_deref());
+                let map: Vec<f16> = map.into_iter().map(f16::from_f64).collect();
                 scores.push(match self.score {
                     PhotographScore::Tiles => highest,
                     PhotographScore::Map => map.iter().copied().map(f32::from).fold(f32::NEG_INFINITY, f32::max),

@@ -138,6 +138,24 @@ pub fn roi_column() -> Column {
     Column::tensors(ROI, DataType::UInt8, "[H, W]").optional()
 }
 
+/// Returns the height and width of the pixels at the port `images`, which must be those of its regions too, if it has some.
+pub fn judged_size(schemas: &Schemas) -> Result<[usize; 2], Misfit> {
+    let [height, width, _] = pixels(schemas)?;
+    if schemas.field("images", ROI).is_ok() {
+        let region: [usize; 2] = schemas.shape("images", ROI)?;
+        if region != [height, width] {
+            let message = format!("`roi` is {}x{} and `pixels` {height}x{width}", region[0], region[1]);
+            return Err(Misfit::input("images", message));
+        }
+    }
+    Ok([height, width])
+}
+
+/// Returns for each image of a batch the pixels that are judged; `None` if all are.
+pub fn rois(batch: &Batch) -> Result<Vec<Option<Vec<bool>>>> {
+    (0..batch.len()).map(|row| roi_of(batch, row)).collect()
+}
+
 /// Returns the pixels of the image in a row that are judged; `None` if all are.
 pub fn roi_of(batch: &Batch, row: usize) -> Result<Option<Vec<bool>>> {
     let Some(column) = batch.rows("images")?.column_by_name(ROI) else { return Ok(None) };

@@ -45,7 +45,7 @@ fn embedded(features: &dyn Fn(&Tensor) -> Vec<Tensor>, pooling: Pooling, images:
 fn scored(method: &dyn PatchMethod, bank: &Tensor, patches: &Tensor, images: i64) -> (Tensor, Vec<f64>) {
     let fitted = to_safetensors([("bank".to_owned(), bank.shallow_clone())], HashMap::new()).unwrap();
     let scorer = method.scorer(&Checkpoint::from_safetensors(fitted).unwrap(), Device::Cpu).unwrap();
-    let score = |image: &Tensor| scorer.score(image, [1, image.size()[0]]).unwrap();
+    let score = |image: &Tensor| scorer.score(image, [1, image.size()[0]], None).unwrap();
     let scores: Vec<_> = patches.chunk(images, 0).iter().map(score).collect();
     let all = Tensor::cat(&scores.iter().map(|scores| &scores.patches).collect::<Vec<_>>(), 0);
     (all, scores.iter().map(|scores| scores.image).collect())
@@ -337,7 +337,7 @@ pub(super) fn rad(case: &Case) {
         let fitted = to_safetensors(fitter.finish().unwrap().tensors, HashMap::new()).unwrap();
         let scorer = method.scorer(&Checkpoint::from_safetensors(fitted).unwrap(), Device::Cpu).unwrap();
         let scores: Vec<_> =
-            (0..test.size()[0]).map(|image| scorer.score(&test.get(image), [side, side]).unwrap()).collect();
+            (0..test.size()[0]).map(|image| scorer.score(&test.get(image), [side, side], None).unwrap()).collect();
         let patches = Tensor::stack(&scores.iter().map(|scores| &scores.patches).collect::<Vec<_>>(), 0);
         let of_images = Tensor::from_slice(&scores.iter().map(|scores| scores.image).collect::<Vec<_>>());
         case.expect(&format!("{name}.patches"), &patches, |_| Tensor::from(COSINE));
