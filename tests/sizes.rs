@@ -167,6 +167,32 @@ fn region_of_a_photograph_is_judged_and_the_rest_is_left_alone() {
     assert!(few.contains("a polygon has at least 3 corners"), "{few}");
 }
 
+#[test]
+fn region_in_which_nothing_lies_is_noted_and_one_of_an_unknown_class_is_refused() {
+    let lab = Lab::empty();
+    lab.write("pipeline.yaml", REGIONS);
+    let (size, mark) = ((128, 128), [40, 40, 16, 16]);
+    for class in ["nut", "bolt"] {
+        photograph(&lab.path(&format!("data/{class}/train/good/0.png")), size, 1, &[]);
+        photograph(&lab.path(&format!("data/{class}/test/dent/0.png")), size, 3, &[mark]);
+        mask(&lab.path(&format!("data/{class}/ground_truth/dent/0_mask.png")), size, &[mark]);
+    }
+    let ended = |set: &[&str]| lab.vlmdiff(&[&["run", "pipeline.yaml", "--until", "images", "--set"], set].concat());
+    // Shares of the photograph in place of pixels.
+    let shares = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]";
+    let empty = "no pixel lies in `roi`; the corners of a polygon are in pixels of the photograph: 4 of 4 rows";
+    let told = ended(&[&format!("images.roi={shares}")]).stderr;
+    assert!(told.contains(empty) && !told.contains("a part of the mask"), "{told}");
+    let told = ended(&[&format!("images.roi={{ bolt: {shares} }}")]).stderr;
+    assert!(told.contains(&empty.replace("4 of 4", "2 of 4")), "{told}");
+    // A tile of which nothing is judged is not unusual.
+    let told = ended(&[&format!("images.roi={shares}"), "--set", "images.tile={ overlap: 8 }"]);
+    assert!(told.code == Some(0) && !told.stderr.contains("no pixel lies"), "{}", told.stderr);
+    let refused = ended(&["images.roi={ nutt: [[0, 0], [96, 0], [96, 128]] }"]);
+    let unknown = "`roi`: there is no photograph of class `nutt`; did you mean `nut`?; classes are bolt, nut";
+    assert!(refused.code == Some(2) && refused.stderr.contains(unknown), "{}", refused.stderr);
+}
+
 /// Photographs with a region, whose pixels are stored as they are outside of it too, so that marks there can be seen.
 const UNPAINTED: &str = r#"
 name: unpainted

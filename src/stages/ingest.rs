@@ -36,10 +36,11 @@ use crate::{
         synthetic, visa,
     },
     engine::{
-        Digest, Error, Result,
+        Digest, Error, Result, or_none,
         source::{Sources, Tree},
         stage::{Listing, Misfit, Output, Ports, Schemas, Stage},
         store::{Note, digest_array, volatile},
+        suggestion,
     },
     tables::{
         images::{self, CAPTION, CLASS, DEFECT, IMAGE_ID, SPLIT, Taken},
@@ -325,7 +326,7 @@ impl Stage for Ingest {
             _ => self.found(sources, |found| list_photographs(found, self.held_out(), sources))?,
         };
         let listing = match &self.roi {
-            Some(roi) => Listing { rows: roi.list(&listing.rows, sources)?, ..listing },
+            Some(roi) => self.with_regions(roi, listing, sources)?,
             None => listing,
         };
         match &self.tile {
@@ -437,6 +438,26 @@ impl Ingest {
             None => input_error(error),
         });
         take(Found { listing: listing?, tree: &tree, embedded: &|_, _| None })
+    }
+
+    /// Adds the regions of photographs to their listing. A class that `roi` names and of which there is no photograph is
+    /// refused; in a manifest, which may have a few of the photographs, as that of new ones has, it is noted.
+    fn with_regions(&self, roi: &Roi, Listing { rows, mut notes }: Listing, sources: &Sources) -> Result<Listing> {
+        let (absent, present) = roi.absent(&rows)?;
+        match (&absent[..], self.dataset) {
+            ([], _) => {}
+            (_, Dataset::Manifest) => {
+                notes.push(Note::about("of classes that `roi` names there is no photograph", absent));
+            }
+            ([class, ..], _) => {
+                let present: Vec<&str> = present.into_iter().collect();
+                let (classes, suggestion) = (or_none(&present), suggestion(class, &present));
+                return Err(Error::Input(format!(
+                    "`roi`: there is no photograph of class `{class}`{suggestion}; classes are {classes}"
+                )));
+            }
+        }
+        Ok(Listing { rows: roi.list(&rows, sources)?, notes })
     }
 
     /// Returns the folders whose names say what their photographs are; `None` for the MVTec layout.

@@ -113,7 +113,8 @@ impl Reader {
 
     fn photograph(&self, batch: &Batch, row: usize, pictures: Pictures) -> Result<Image, Failure> {
         let scaled = self.scaled(pictures)?;
-        let mut image = self.cut(&scaled, scaled.whole, batch, row, label(batch, row, LABEL)?)?;
+        let cut = scaled.cut(scaled.whole).of_whole();
+        let mut image = self.image(&scaled, cut, batch, row, label(batch, row, LABEL)?)?;
         image.notes.splice(..0, scaled.notes);
         Ok(image)
     }
@@ -151,7 +152,7 @@ impl Reader {
         let (x, y) = (place(columns::X)?, place(columns::Y)?);
         let placement = Placement::tile(photograph, scaled.whole.scaled(), (x, y), self.stage.pixels());
         let of_photograph = label(batch, row, tiles::PHOTOGRAPH_LABEL)?;
-        let mut image = self.cut(scaled, placement, batch, row, of_photograph)?;
+        let mut image = self.image(scaled, scaled.cut(placement), batch, row, of_photograph)?;
         let label = match (of_photograph, &image.mask) {
             (Some(true), mask) => mask.as_ref().map(|mask| mask.iter().any(|pixel| *pixel > 0)),
             (other, _) => other,
@@ -167,18 +168,17 @@ impl Reader {
         Scaled::read(image, mask, region, self.stage.exif_orientation, |size| self.stage.whole(size))
     }
 
-    /// Cuts a row out of a photograph, of which `label` says whether it is anomalous.
-    fn cut(
+    /// Makes a row of pixels that were cut out of a photograph, of which `label` says whether it is anomalous.
+    fn image(
         &self,
         scaled: &Scaled,
-        placement: Placement,
+        Cut { pixels, mask, mask_grey, roi, note }: Cut,
         batch: &Batch,
         row: usize,
         label: Option<bool>,
     ) -> Result<Image, Failure> {
-        let (width, height) = placement.photograph();
+        let (width, height) = scaled.whole.photograph();
         let caption = batch.column(SOURCE, CAPTION)?.as_string::<i32>();
-        let Cut { pixels, mask, mask_grey, roi, note } = scaled.cut(placement);
         Ok(Image {
             uri: scaled.uri.clone(),
             file_digest: scaled.file_digest.clone(),
@@ -214,7 +214,7 @@ impl Reader {
         let whole = Placement::stretched((size, size), (size, size));
         let region = region.transpose()?.map(|region: ScaledRegion| region.cut(whole));
         let Cut { pixels, mask, mask_grey, roi, note } =
-            within(region, sample.image, Some([sample.mask.clone(), sample.mask]));
+            within(region, sample.image, Some([sample.mask.clone(), sample.mask])).of_whole();
         Ok(Image {
             uri: None,
             file_digest: None,

@@ -1,6 +1,9 @@
 //! The region of photographs that is judged.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StringArray},
@@ -91,6 +94,16 @@ impl Roi {
             Some(_) => Err("a polygon has at least 3 corners `[x, y]`".into()),
             None => Ok(()),
         }
+    }
+
+    /// Returns the classes that are named and of which there is no photograph, and those of the photographs.
+    pub(super) fn absent<'a>(&'a self, photographs: &'a RecordBatch) -> Result<(Vec<&'a str>, BTreeSet<&'a str>)> {
+        let present: BTreeSet<&str> = column(photographs, CLASS)?.as_string::<i32>().iter().flatten().collect();
+        let named = match self {
+            Self::Same(_) => Vec::new(),
+            Self::Classes(areas) => areas.keys().map(String::as_str).collect(),
+        };
+        Ok((named.into_iter().filter(|class| !present.contains(class)).collect(), present))
     }
 
     /// Adds the columns of regions to a listing of photographs. The content of a picture is part of it, so that a

@@ -19,6 +19,8 @@ const TURNED: &str = " (turned as its EXIF orientation says)";
 
 /// The colour of what lies outside of the region of a photograph: the mean of ImageNet, which networks see as 0.
 const OUTSIDE: Rgb<u8> = Rgb([124, 116, 104]);
+/// A photograph of which nothing is judged.
+const NOTHING_INSIDE: NoteText = "no pixel lies in `roi`; the corners of a polygon are in pixels of the photograph";
 /// A defect that is not judged.
 const OUTSIDE_MASK: NoteText = "a part of the mask lies outside of `roi`, and is not judged";
 
@@ -53,6 +55,14 @@ pub(super) struct Cut {
     pub(super) roi: Option<Vec<u8>>,
     /// A note on what was cut.
     pub(super) note: Option<NoteText>,
+}
+
+impl Cut {
+    /// Returns the same pixels as those of a whole photograph, of which a part should be judged. Of a tile there need be none.
+    pub(super) fn of_whole(self) -> Self {
+        let is_empty = self.roi.as_ref().is_some_and(|roi| roi.iter().all(|pixel| *pixel == 0));
+        Self { note: if is_empty { Some(NOTHING_INSIDE) } else { self.note }, ..self }
+    }
 }
 
 impl Scaled {

@@ -91,3 +91,22 @@ fn layouts_are_named_as_parameters_name_them() {
         assert_eq!(serde_json::to_value(dataset).unwrap(), dataset.name());
     }
 }
+
+/// A manifest may have a few of the photographs, as that of new ones has.
+#[test]
+fn class_of_a_region_without_photographs_is_noted_in_a_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    picture(&folder.path().join("a.png"), 9);
+    std::fs::write(folder.path().join("photographs.csv"), "path,class\na.png,nut\n").unwrap();
+    let corners = serde_json::json!([[0, 0], [9, 0], [9, 9]]);
+    let stage: Ingest = serde_json::from_value(serde_json::json!({
+        "dataset": "manifest",
+        "root": folder.path().join("photographs.csv"),
+        "size": 16,
+        "roi": { "nut": corners, "bolt": corners }
+    }))
+    .unwrap();
+    let notes = stage.list(&Sources::default()).unwrap().unwrap().notes;
+    let told: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["of classes that `roi` names there is no photograph: 1: bolt"]);
+}
