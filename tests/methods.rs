@@ -59,13 +59,24 @@ fn fit_says_what_it_was_fitted_on() {
     let ended = lab.vlmdiff(&["run", "pipeline.yaml"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let rows = |query: &str| lab.sql(".vlmdiff", query);
-    assert_eq!(rows("select class, images, vectors from by_class order by 1"), ["gear,4,32", "tile,4,32"]);
-    assert_eq!(rows("select class is null, images, vectors from bank"), ["true,8,32"]);
+    let classes = "array_to_string(classes, ' ')";
+    let by_class = rows(&format!("select class, {classes}, images, vectors from by_class order by 1"));
+    assert_eq!(by_class, ["gear,gear,4,32", "tile,tile,4,32"]);
+    assert_eq!(rows(&format!("select class is null, {classes}, images, vectors from bank")), ["true,gear tile,8,32"]);
     let ids = rows(
         "select count(distinct fitted_on) from (select fitted_on from bank union all select fitted_on from by_class)",
     );
     assert_eq!(ids, ["3"], "each was fitted on other images");
     assert_eq!(rows("select images from subspace"), ["8"]);
+    // A photograph that is edited under its name.
+    let fitted_on = || ["bank", "by_class"].map(|table| rows(&format!("select fitted_on from {table} order by class")));
+    let before = fitted_on();
+    let edited = rows("select min(image_id) from images where class = 'gear' and split = 'train'");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([200, 90, 10])).save(lab.path("data").join(&edited[0])).unwrap();
+    lab.run(&[]);
+    let after = fitted_on();
+    assert_ne!(before[0], after[0]);
+    assert!(before[1][0] != after[1][0] && before[1][1] == after[1][1], "{before:?} {after:?}");
     assert_eq!(
         rows("select count(*) from maps where score > 0"),
         rows("select count(*) from images where split = 'test'")
@@ -447,7 +458,8 @@ fn methods_of_both_kinds_are_one_axis_of_a_sweep_and_one_table_of_metrics() {
     let fitted =
         rows("select distinct method like '%rd%', images, network like '%safetensors%' from fitted order by 1");
     assert_eq!(fitted, ["false,8,false", "true,8,true"]);
-    assert_eq!(rows("select count(distinct fitted_on) from fitted"), ["1"], "both on the same photographs");
+    assert_eq!(rows("select distinct array_to_string(classes, ' ') from fitted"), ["gear tile"]);
+    assert_eq!(rows("select count(distinct fitted_on) from fitted"), ["2"], "one on patches, the other on pixels");
     let log = rows("select step, epoch, loss > 0, weights is null from fitted where step is not null order by 1");
     assert_eq!(log, ["2,1,true,true", "4,2,true,false"]);
     assert_eq!(rows("select vectors from fitted where vectors is not null"), ["32"]);

@@ -37,6 +37,21 @@ fn changed(events: &[Event]) -> Vec<&str> {
 }
 
 #[test]
+fn threshold_names_the_photographs_and_scores_that_it_was_calibrated_on() {
+    let lab = metrics::lab(&pipeline());
+    let rows = |query: &str| lab.sql(".vlmdiff", query);
+    // The thresholds of a class follow from the same photographs.
+    let calibrated_on = || rows("select distinct class, calibrated_on from thresholds order by 1");
+    let before = calibrated_on();
+    assert_eq!(before.len(), 2, "{before:?}");
+    let edited = rows("select min(image_id) from images where class = 'gear' and split = 'train'");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([230, 20, 20])).save(lab.path("data").join(&edited[0])).unwrap();
+    lab.run(&[]);
+    let after = calibrated_on();
+    assert!(before[0] != after[0] && before[1] == after[1], "{before:?} {after:?}");
+}
+
+#[test]
 fn verdicts_follow_from_the_scores_of_good_photographs() {
     let lab = metrics::lab(&pipeline());
     let rows = lab.sql(

@@ -20,7 +20,7 @@ use vlmdiff_metrics::{
 
 use crate::{
     engine::{
-        Error, Result,
+        Digest, Error, Hasher, Result,
         stage::{
             Batch, Column, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage, Unit,
         },
@@ -150,11 +150,19 @@ struct Calibrator {
 }
 
 /// The photographs that share a threshold.
-#[derive(Default)]
 struct Group {
     good: Vec<f32>,
     defects: Vec<f32>,
     shares: Shares,
+    /// The digest of the ids and scores of those that count.
+    photographs: Hasher,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        let (good, defects) = (Vec::new(), Vec::new());
+        Self { good, defects, shares: Shares::default(), photographs: Hasher::new("calibrated on") }
+    }
 }
 
 /// A row of the table.
@@ -165,6 +173,7 @@ struct Row<'a> {
     confidence: Option<f64>,
     threshold: Option<f32>,
     photographs: usize,
+    calibrated_on: Digest,
     least_rate: Option<f64>,
     scores: Option<&'a [f32]>,
     curve: Option<Vec<Cost>>,
@@ -212,7 +221,7 @@ impl Calibrator {
             let group = groups.entry(class).or_default();
             match labels.filter(|labels| labels.is_valid(row)).map(|labels| labels.value(row)) {
                 Some(true) if self.stage.costs.is_some() => {
-                    group.defects.push(score);
+                    group.add(id, score, true);
                     continue;
                 }
                 Some(true) => {
@@ -222,7 +231,7 @@ impl Calibrator {
                 Some(false) => {}
                 None => out.note("the photograph has no label and is taken to be good", id),
             }
-            group.good.push(score);
+            group.add(id, score, false);
             if let Some(width) = self.width {
                 let maps = batch.column("anomaly_maps", MAP)?;
                 let map = tensor_row::<Float16Type>(maps, row)?.ok_or_else(|| missing(id, "anomaly_maps", MAP))?;
@@ -243,6 +252,7 @@ impl Calibrator {
             confidence: None,
             threshold: None,
             photographs: n,
+            calibrated_on: group.photographs.finish(),
             least_rate: None,
             scores: Some(&group.good),
             curve: None,
@@ -271,6 +281,7 @@ impl Calibrator {
                 confidence: None,
                 threshold: group.shares.threshold(*pixel_rate),
                 photographs: n,
+                calibrated_on: image.calibrated_on,
                 least_rate: (n > 0).then(|| conformal::least_pixel_rate(n)),
                 scores: None,
                 curve: None,
@@ -305,6 +316,15 @@ impl Calibrator {
         .into_iter()
         .chain(pixels())
         .collect()
+    }
+}
+
+impl Group {
+    /// Adds a photograph. Photographs come in the order of their ids.
+    fn add(&mut self, id: &str, score: f32, is_defect: bool) {
+        let scores = if is_defect { &mut self.defects } else { &mut self.good };
+        scores.push(score);
+        self.photographs.field(id.as_bytes()).field(&score.to_le_bytes());
     }
 }
 
@@ -356,6 +376,7 @@ fn write(rows: &[Row<'_>], out: &mut Sink<'_>) -> Result<()> {
         Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.confidence))),
         Arc::new(Float32Array::from_iter(rows.iter().map(|row| row.threshold))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.photographs as i64))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.calibrated_on.to_string()))),
         Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.least_rate))),
         Arc::new(scores.finish()),
         Arc::new(thresholds.finish()),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use serde::Serialize;
 
 use super::{
@@ -14,12 +14,19 @@ use super::{
 };
 use crate::engine::stage::Column;
 
+/// The classes of the images.
+pub const CLASSES: &str = "classes";
 /// The number of images.
 pub const IMAGES: &str = "images";
 /// The number of vectors that an image's patches are compared with.
 pub const VECTORS: &str = "vectors";
-/// The digest of the ids of the images.
+/// The digest of the ids of the images, and of what was read of each: its patches, or its pixels.
 pub const FITTED_ON: &str = "fitted_on";
+
+/// Returns the item of the lists of classes.
+pub fn class_item() -> FieldRef {
+    Arc::new(Field::new_list_field(DataType::Utf8, false))
+}
 
 /// Returns the schema of what a method keeps. `config` is all that scoring needs to know.
 ///
@@ -28,6 +35,7 @@ pub const FITTED_ON: &str = "fitted_on";
 pub fn schema(config: &impl Serialize) -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new(CLASS, DataType::Utf8, true),
+        Field::new(CLASSES, DataType::List(class_item()), false),
         Field::new(IMAGES, DataType::Int64, false),
         Field::new(VECTORS, DataType::Int64, false),
         Field::new(FITTED_ON, DataType::Utf8, false),
@@ -43,6 +51,7 @@ pub fn schema(config: &impl Serialize) -> SchemaRef {
 pub fn trained_schema(config: &impl Serialize) -> SchemaRef {
     let mut fields = vec![
         Field::new(CLASS, DataType::Utf8, true),
+        Field::new(CLASSES, DataType::List(class_item()), false),
         Field::new(IMAGES, DataType::Int64, false),
         Field::new(FITTED_ON, DataType::Utf8, false),
         Field::new(NETWORK, DataType::Utf8, false),

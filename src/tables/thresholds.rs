@@ -26,6 +26,8 @@ pub const CONFIDENCE: &str = "confidence";
 pub const THRESHOLD: &str = "threshold";
 /// The number of good photographs that it was computed from.
 pub const PHOTOGRAPHS: &str = "photographs";
+/// The digest of the ids and scores of the photographs that were calibrated by.
+pub const CALIBRATED_ON: &str = "calibrated_on";
 /// The lowest rate that so many photographs allow.
 pub const LEAST_RATE: &str = "least_rate";
 /// The scores of the good photographs, ascending; null for pixels.
@@ -54,6 +56,7 @@ pub fn schema() -> SchemaRef {
         Field::new(CONFIDENCE, DataType::Float64, true),
         Field::new(THRESHOLD, DataType::Float32, true),
         Field::new(PHOTOGRAPHS, DataType::Int64, false),
+        Field::new(CALIBRATED_ON, DataType::Utf8, false),
         Field::new(LEAST_RATE, DataType::Float64, true),
         Field::new(SCORES, DataType::List(score_item()), true),
         Field::new(CURVE_THRESHOLDS, DataType::List(score_item()), true),

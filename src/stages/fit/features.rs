@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, StringArray},
+    buffer::Buffer,
     datatypes::{Float16Type, UInt32Type},
 };
 use tch::Tensor;
 
-use super::{Classes, FEATURES, Fitting, ids};
+use super::{Classes, FEATURES, FittedOn, Fitting};
 use crate::{
     engine::{
-        Error, Hasher, Result,
+        Error, Result,
         stage::{Batch, Rows, Sink, Unit},
     },
     methods::{Fitter, PatchMethod},
@@ -27,8 +28,7 @@ use crate::{
 /// The fit of one class, or of all.
 struct Group {
     fitter: Box<dyn Fitter>,
-    images: i64,
-    ids: Hasher,
+    on: FittedOn,
 }
 
 /// The number of rows that are read at a time.
@@ -46,7 +46,7 @@ impl Fitting {
             let networks = batch.column(FEATURES, NETWORK)?.as_string::<i32>();
             for (row, id) in batch.ids.iter().enumerate() {
                 let class = self.stage.class(id, FEATURES, classes, row)?;
-                let patches = patches(&batch, row)?;
+                let (patches, bytes) = patches(&batch, row)?;
                 let width = patches.size()[1];
                 if *channels.get_or_insert(width) != width
                     || network.get_or_insert_with(|| networks.value(row).to_owned()) != networks.value(row)
@@ -59,10 +59,9 @@ impl Fitting {
                     self.announce(total * patches.size()[0] as u64, width as u64, out)?;
                 }
                 let group =
-                    groups.entry(class).or_insert_with(|| Group { fitter: method.fitter(), images: 0, ids: ids() });
+                    groups.entry(class).or_insert_with(|| Group { fitter: method.fitter(), on: FittedOn::new() });
                 group.fitter.add(&patches)?;
-                group.images += 1;
-                group.ids.field(id.as_bytes());
+                group.on.add(id, classes, row, &bytes);
             }
             read += batch.len() as u64;
             out.progress(read, total, Unit::Images);
@@ -71,14 +70,16 @@ impl Fitting {
         NetworkFiles::of(&network)?.adopt(out)?;
         for (class, group) in groups {
             let of = class.clone().unwrap_or_else(|| "all classes".to_owned());
-            out.log(format!("fitting {of} on {} images", group.images));
+            out.log(format!("fitting {of} on {} images", group.on.images));
             let fitted = group.fitter.finish()?;
             let weights = out.put_blob(save_weights(fitted.tensors, &self.config, &[])?)?;
-            let columns: [ArrayRef; 6] = [
+            let [classes, images, fitted_on] = FittedOn::columns(&[&group.on]);
+            let columns: [ArrayRef; 7] = [
                 Arc::new(StringArray::from(vec![class])),
-                Arc::new(Int64Array::from(vec![group.images])),
+                classes,
+                images,
                 Arc::new(Int64Array::from(vec![fitted.vectors])),
-                Arc::new(StringArray::from(vec![group.ids.finish().to_string()])),
+                fitted_on,
                 Arc::new(StringArray::from(vec![&*network])),
                 Arc::new(StringArray::from(vec![weights.to_string()])),
             ];
@@ -106,8 +107,8 @@ impl Fitting {
     }
 }
 
-/// Returns the patches of a row, f16 [P, C].
-fn patches(batch: &Batch, row: usize) -> Result<Tensor> {
+/// Returns the patches of a row, f16 [P, C], and their bytes.
+fn patches(batch: &Batch, row: usize) -> Result<(Tensor, Buffer)> {
     let (lists, channels) = (batch.column(FEATURES, PATCHES)?, batch.column(FEATURES, CHANNELS)?);
     let id = &batch.ids[row];
     if lists.is_null(row) || channels.is_null(row) {
@@ -119,5 +120,5 @@ fn patches(batch: &Batch, row: usize) -> Result<Tensor> {
     if width == 0 || values.len() as i64 % width != 0 {
         return Err(Error::Input(format!("{id}: {} numbers are no vectors of {width} channels", values.len())));
     }
-    Ok(Tensor::f_from_slice(values)?.f_view([-1, width])?)
+    Ok((Tensor::f_from_slice(values)?.f_view([-1, width])?, values.inner().clone()))
 }

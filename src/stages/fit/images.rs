@@ -4,15 +4,15 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray},
-    datatypes::SchemaRef,
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
+    datatypes::{SchemaRef, UInt8Type},
 };
 use bytes::Bytes;
 
-use super::{Fitting, IMAGES, ids};
+use super::{FittedOn, Fitting, IMAGES};
 use crate::{
     engine::{
-        Error, Hasher, Result,
+        Error, Result,
         stage::{Rows, Sink, Unit},
     },
     methods::AnyTrainedMethod,
@@ -22,7 +22,11 @@ use crate::{
         network_files::NetworkFiles,
         tensors::{normalise, save_weights, tensor},
     },
-    tables::images::{CLASS, PIXELS},
+    tables::{
+        column::missing,
+        images::{CLASS, PIXELS},
+        tensor::tensor_row,
+    },
     training::{Journal, Judge, LogRow, MicroBatch, TrainingRows, TrainingRun},
 };
 
@@ -31,8 +35,7 @@ struct Group {
     class: Option<String>,
     /// Their positions among the rows that were read.
     positions: Vec<i64>,
-    /// The digest of their ids.
-    fitted_on: String,
+    on: FittedOn,
     /// The number of steps of their training.
     steps: u64,
 }
@@ -80,25 +83,22 @@ impl Fitting {
     /// Reads the pixels u8 [N, H, W, 3], and the groups of images that are trained on.
     fn read(&self, rows: &mut Rows) -> Result<(TrainingRows, Vec<Group>)> {
         let mut pixels = training_rows()?;
-        let mut groups: BTreeMap<Option<String>, (Vec<i64>, Hasher)> = BTreeMap::new();
+        let mut groups: BTreeMap<Option<String>, (Vec<i64>, FittedOn)> = BTreeMap::new();
         let mut position = 0;
         while let Some(batch) = rows.next(READ_ROWS)? {
             let classes = batch.column(IMAGES, CLASS)?.as_string::<i32>();
+            let images = batch.column(IMAGES, PIXELS)?;
             for (row, id) in batch.ids.iter().enumerate() {
                 let class = self.stage.class(id, IMAGES, classes, row)?;
-                let (positions, hasher) = groups.entry(class).or_insert_with(|| (Vec::new(), ids()));
+                let image = tensor_row::<UInt8Type>(images, row)?.ok_or_else(|| missing(id, IMAGES, PIXELS))?;
+                let (positions, on) = groups.entry(class).or_insert_with(|| (Vec::new(), FittedOn::new()));
                 positions.push(position);
-                hasher.field(id.as_bytes());
+                on.add(id, classes, row, image);
                 position += 1;
             }
             pixels.push(&tensor(&batch, IMAGES, PIXELS)?)?;
         }
-        let group = |(class, (positions, hasher)): (_, (_, Hasher))| Group {
-            class,
-            positions,
-            fitted_on: hasher.finish().to_string(),
-            steps: 0,
-        };
+        let group = |(class, (positions, on))| Group { class, positions, on, steps: 0 };
         Ok((pixels, groups.into_iter().map(group).collect()))
     }
 }
@@ -181,10 +181,12 @@ impl Logs {
             log.extend(rows.iter().map(|row| LogRow { step: before + row.step, ..row.clone() }));
             of.extend(rows.iter().map(|_| &**group));
         }
+        let [classes, images, fitted_on] = FittedOn::columns(&of.iter().map(|group| &group.on).collect::<Vec<_>>());
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from_iter(of.iter().map(|group| group.class.as_deref()))),
-            Arc::new(Int64Array::from_iter_values(of.iter().map(|group| group.positions.len() as i64))),
-            Arc::new(StringArray::from_iter_values(of.iter().map(|group| &group.fitted_on))),
+            classes,
+            images,
+            fitted_on,
             Arc::new(StringArray::from_iter_values(of.iter().map(|_| &self.network))),
         ];
         columns.extend(log_columns(&log));

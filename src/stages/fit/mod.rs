@@ -3,8 +3,10 @@
 mod features;
 mod images;
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use arrow::{
-    array::{Array, StringArray},
+    array::{Array, ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
     datatypes::{DataType, SchemaRef},
 };
 use garde::Validate;
@@ -94,7 +96,7 @@ impl Fit {
 
 impl Stage for Fit {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -175,7 +177,34 @@ impl Operator for Fitting {
     }
 }
 
-/// Starts the digest of the ids of images.
-fn ids() -> Hasher {
-    Hasher::new("fitted on")
+/// The images that a model was fitted on.
+struct FittedOn {
+    images: i64,
+    classes: BTreeSet<String>,
+    /// The digest of their ids and of what was read of each.
+    digest: Hasher,
+}
+
+impl FittedOn {
+    fn new() -> Self {
+        Self { images: 0, classes: BTreeSet::new(), digest: Hasher::new("fitted on") }
+    }
+
+    /// Adds the image in a row, of which `content` is read. Images come in the order of their ids.
+    fn add(&mut self, id: &str, classes: &StringArray, row: usize, content: &[u8]) {
+        self.images += 1;
+        self.classes.extend(classes.is_valid(row).then(|| classes.value(row).to_owned()));
+        self.digest.field(id.as_bytes()).field(content);
+    }
+
+    /// Returns the columns `classes`, `images` and `fitted_on` of rows.
+    fn columns(of: &[&Self]) -> [ArrayRef; 3] {
+        let mut classes = ListBuilder::new(StringBuilder::new()).with_field(fitted::class_item());
+        of.iter().for_each(|of| classes.append_value(of.classes.iter().map(Some)));
+        [
+            Arc::new(classes.finish()),
+            Arc::new(Int64Array::from_iter_values(of.iter().map(|of| of.images))),
+            Arc::new(StringArray::from_iter_values(of.iter().map(|of| of.digest.finish().to_string()))),
+        ]
+    }
 }
