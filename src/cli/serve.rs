@@ -55,7 +55,8 @@ pub(super) struct Serve {
     /// The number of photographs that are kept; older ones are forgotten.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     keep: u32,
-    /// The folder in which they are kept. Default: one below ~/.cache/vlmdiff (or VLMDIFF_CACHE), by store and name.
+    /// The folder in which they are kept, new or empty at first. Default: one below ~/.cache/vlmdiff (or VLMDIFF_CACHE), by
+    /// store and name.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     /// The pipeline under which the server's tables are published. Default: the name of the pipeline, and `_serve`.

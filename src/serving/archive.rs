@@ -66,12 +66,19 @@ impl Archive {
     /// parameters than `inspector` stands for.
     ///
     /// # Errors
-    /// [`Error::Input`] if the folder cannot be used, or another server uses it.
+    /// [`Error::Input`] if the folder cannot be used, has files though no server has used it, or another server uses it.
     pub(super) fn open(folder: &Path, keep: usize, inspector: &str) -> Result<Self> {
         let cannot = |e: std::io::Error| {
             Error::Input(format!("cannot keep photographs in {}: {e}; --folder names another folder", folder.display()))
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
+        if is_of_others(folder).map_err(cannot)? {
+            return Err(Error::Input(format!(
+                "{} has files that no server wrote, and a server deletes what it does not keep; --folder names a new or an \
+                 empty folder",
+                folder.display()
+            )));
+        }
         let lock = File::create(folder.join(LOCK)).map_err(cannot)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -198,6 +205,12 @@ impl Archive {
     }
 }
 
+/// Returns true if a folder has files and no server has used it: a server makes its lock before any other file.
+fn is_of_others(folder: &Path) -> std::io::Result<bool> {
+    let has_files = fs::read_dir(folder)?.next().is_some();
+    Ok(has_files && !folder.join(LOCK).try_exists()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +250,17 @@ mod tests {
 
     fn ids(archive: &Archive) -> Vec<String> {
         archive.all().iter().map(|kept| kept.id().to_owned()).collect()
+    }
+
+    #[test]
+    fn files_that_no_server_wrote_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let holiday = folder.path().join("holiday.jpg");
+        fs::write(&holiday, "dear").unwrap();
+        let told = Archive::open(folder.path(), 2, "i").err().unwrap().to_string();
+        assert!(told.contains("files that no server wrote") && told.contains("--folder names a new"), "{told}");
+        assert_eq!(fs::read_to_string(holiday).unwrap(), "dear");
+        assert!(!folder.path().join(LOCK).exists());
     }
 
     #[test]
