@@ -393,6 +393,20 @@ fn photographs_are_named_by_files_urls_and_manifests() {
     assert_eq!((embedded.len(), &embedded[0]["score"]), (1, &verdicts[0]["score"]), "{said}");
 }
 
+#[test]
+fn photograph_that_a_predicate_leaves_out_is_named() {
+    let lab = Lab::new(&INSPECTION.replace("where: split = 'test'", "where: split = 'test' and class = 'gear'"));
+    lab.run(&[]);
+    let [gear, tile] = ["gear/train/good/000.png", "tile/train/good/000.png"];
+    lab.write("data/list.csv", &format!("path,class,label\n{gear},gear,good\n{tile},tile,\n"));
+    let ended = lab.vlmdiff(&["predict", "pipeline.yaml", "--json", "data/list.csv"]);
+    let found = predicted(&ended.stdout);
+    let ids: Vec<&str> = found.iter().map(|object| object["image_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [gear, tile], "{}", ended.stderr);
+    assert!(found[1]["error"].as_str().unwrap().contains("a `where:` on the way leaves it out"), "{found:?}");
+    assert_eq!(ended.code, Some(if found[0]["anomalous"] == true { 4 } else { 3 }));
+}
+
 /// A pipeline in which methods of both kinds are one axis of a sweep.
 const COMPARISON: &str = "
 name: comparison

@@ -264,7 +264,7 @@ class Pipeline:
         Returns:
             A row for each photograph, as ``vlmdiff predict --json`` prints it: ``image_id``, ``class``, ``anomalous``,
             ``score``, ``threshold``, ``p_value``, ``rate``, ``model``, and ``regions`` and ``nearest`` where the pipeline has
-            them. A photograph that could not be read has ``error`` instead. Pictures in memory come after files; their ids are
+            them. A photograph that could not be judged has ``error`` instead. Pictures in memory come after files; their ids are
             ``picture-0``, ``picture-1`` and so on, in the order in which they are given.
         """
         return self.inspector(device=device).predict(images, class_name=class_name)

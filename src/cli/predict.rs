@@ -36,7 +36,7 @@ Examples:
   vlmdiff predict pipelines/inspect.yaml --watch incoming/
 
 Exit codes:
-  0 no photograph is anomalous, 3 a photograph could not be read, 4 a photograph is anomalous")]
+  0 no photograph is anomalous, 3 a photograph could not be judged, 4 a photograph is anomalous")]
 pub(super) struct Predict {
     #[command(flatten)]
     pipeline: PipelineArgs,

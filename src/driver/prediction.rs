@@ -110,6 +110,6 @@ pub fn judge(
         let nearest = nearest.remove(&decision.image_id);
         predicted.verdicts.push(Verdict::new(decision, inspector.model(), regions, nearest));
     }
-    predicted.failed.extend(judged.failed.iter().map(|error| (error.id.clone(), error.about_id())));
+    predicted.failed = judged.failed;
     Ok(predicted)
 }

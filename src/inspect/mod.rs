@@ -263,7 +263,7 @@ impl Inspector {
             let gone = || Error::Stage(format!("version {version} of `{table}` is gone; judge the photographs again"));
             tables.insert(table.clone(), manifest.ok_or_else(gone)?);
         }
-        Judged::new(self, tables)
+        Judged::new(self, photographs, tables)
     }
 }
 

@@ -10,14 +10,9 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Inspector, rows::Rows};
+use super::{Inspector, Photograph, rows::Rows};
 use crate::{
-    engine::{
-        Error, Result,
-        pipeline::Table,
-        stage::row_of_piece,
-        store::{Manifest, RowError},
-    },
+    engine::{Error, Result, pipeline::Table, stage::row_of_piece, store::Manifest},
     stages::regions::find,
     tables::{
         anomaly_maps::{self, MAP},
@@ -29,6 +24,9 @@ use crate::{
         tensor::float_row,
     },
 };
+
+/// The reason why a photograph that failed nowhere has no decision.
+const LEFT_OUT: &str = "the pipeline makes no decision on it: a `where:` on the way leaves it out";
 
 /// The verdict on a photograph.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -81,8 +79,9 @@ pub struct Judged<'a> {
     tables: HashMap<String, Rows>,
     /// The decisions, by image.
     pub decisions: Vec<Decision>,
-    /// The first failure of each photograph that failed on the way, by image.
-    pub failed: Vec<RowError>,
+    /// The photographs that failed on the way, themselves or one of their tiles, and those that a `where:` leaves out, by
+    /// image, with the first reason.
+    pub failed: Vec<(String, String)>,
 }
 
 /// Anomaly maps.
@@ -94,21 +93,28 @@ pub struct Maps {
 }
 
 impl<'a> Judged<'a> {
-    pub(super) fn new(inspector: &'a Inspector, manifests: HashMap<String, Manifest>) -> Result<Self> {
-        let mut failed: BTreeMap<String, RowError> = BTreeMap::new();
+    pub(super) fn new(
+        inspector: &'a Inspector,
+        photographs: &[Photograph],
+        manifests: HashMap<String, Manifest>,
+    ) -> Result<Self> {
+        let given: BTreeSet<&str> = photographs.iter().map(|photograph| photograph.id.as_str()).collect();
+        let mut failed: BTreeMap<String, String> = BTreeMap::new();
         for manifest in inspector.route.computed.iter().filter_map(|table| manifests.get(table)) {
             for error in &manifest.errors {
-                failed.entry(error.id.clone()).or_insert_with(|| error.clone());
+                failed.entry(photograph_of(&error.id, &given).to_owned()).or_insert_with(|| error.about_id());
             }
         }
-        // A photograph that failed is not told again by its tiles.
-        let whole: BTreeSet<String> = failed.keys().cloned().collect();
-        failed.retain(|id, _| row_of_piece(id).is_none_or(|photograph| !whole.contains(photograph)));
         let tables = manifests.iter().map(|(name, manifest)| Ok((name.clone(), Rows::of(&inspector.store, manifest)?)));
         let tables = tables.collect::<Result<_>>()?;
-        let mut judged = Self { inspector, tables, decisions: Vec::new(), failed: failed.into_values().collect() };
+        let mut judged = Self { inspector, tables, decisions: Vec::new(), failed: Vec::new() };
         judged.decisions = Decision::all(&judged.decided()?)?;
         judged.decisions.sort_by(|a, b| a.image_id.cmp(&b.image_id));
+        let decided: BTreeSet<&str> = judged.decisions.iter().map(|decision| decision.image_id.as_str()).collect();
+        for id in given.difference(&decided) {
+            failed.entry((*id).to_owned()).or_insert_with(|| LEFT_OUT.to_owned());
+        }
+        judged.failed = failed.into_iter().collect();
         Ok(judged)
     }
 
@@ -212,8 +218,28 @@ impl Inspector {
     }
 }
 
+/// Returns the photograph, of those that are `given`, of which a row with this id is, or is a tile.
+fn photograph_of<'i>(id: &'i str, given: &BTreeSet<&str>) -> &'i str {
+    row_of_piece(id).filter(|photograph| !given.contains(id) && given.contains(*photograph)).unwrap_or(id)
+}
+
 /// Returns the name of the column with the ids of images.
 pub(super) fn id_of(schema: &SchemaRef, table: &str) -> Result<String> {
     let id = id_column(schema).map(str::to_owned);
     id.ok_or_else(|| Error::Stage(format!("table `{table}` has no ids of images")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_of_a_tile_is_that_of_its_photograph() {
+        let given = BTreeSet::from(["a.png", "a.png@2", "b.png"]);
+        assert_eq!(photograph_of("b.png@0,224", &given), "b.png");
+        for id in ["a.png", "a.png@2", "c.png@0,224"] {
+            assert_eq!(photograph_of(id, &given), id);
+        }
+        assert_eq!(photograph_of("a.png@2@0,224", &given), "a.png@2");
+    }
 }

@@ -85,8 +85,10 @@ fn judge(shared: &Shared, mut batch: Jobs) {
             }
         }
         Err(error) => {
+            let failed = batch.len();
             shared.figures.errors.add(1);
-            shared.now.ended(Batch { error: Some(error.to_string()), ..Batch::new(batch.len(), began) });
+            shared.figures.failed.add(failed as u64);
+            shared.now.ended(Batch { failed, error: Some(error.to_string()), ..Batch::new(failed, began) });
             let status =
                 if error.is_input() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::INTERNAL_SERVER_ERROR };
             for job in batch.into_values().flatten() {
@@ -138,8 +140,8 @@ fn verdicts(shared: &Shared, batch: &Jobs) -> Result<HashMap<String, Result<Judg
         let kept = Kept { answer, inspector, media_type, map_size, taken };
         outcomes.insert(id.clone(), Ok((kept, map)));
     }
-    for error in &judged.failed {
-        outcomes.insert(error.id.clone(), Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error.about_id())));
+    for (id, why) in judged.failed {
+        outcomes.insert(id, Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, why)));
     }
     Ok(outcomes)
 }
@@ -191,10 +193,7 @@ fn finish(shared: &Shared, batch: Jobs, mut outcomes: HashMap<String, Result<Jud
                 })
             }
             (Some(Err(refusal)), _) => Err(refusal),
-            _ => {
-                let why = "the pipeline makes no decision on it: a `where:` on the way leaves it out";
-                Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, why))
-            }
+            _ => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the photograph was not judged")),
         };
         if outcome.is_err() {
             told.failed += 1;
