@@ -407,6 +407,24 @@ fn photograph_that_a_predicate_leaves_out_is_named() {
     assert_eq!(ended.code, Some(if found[0]["anomalous"] == true { 4 } else { 3 }));
 }
 
+#[test]
+fn two_photographs_with_one_id_are_refused() {
+    let lab = Lab::new(INSPECTION);
+    lab.run(&[]);
+    for (folder, class) in [("monday", "gear"), ("tuesday", "tile")] {
+        fs::create_dir(lab.path(folder)).unwrap();
+        fs::copy(lab.path(&format!("data/{class}/train/good/000.png")), lab.path(&format!("{folder}/a.png"))).unwrap();
+        lab.write(&format!("{folder}/list.csv"), &format!("path,class,label\na.png,{class},\n"));
+    }
+    let judge = |names: &[&str]| lab.vlmdiff(&[&["predict", "pipeline.yaml", "--json"], names].concat());
+    let ended = judge(&["monday/list.csv", "tuesday/list.csv"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    let says = |what: &str| assert!(ended.stderr.contains(what), "{}", ended.stderr);
+    ["the id `a.png`", "monday/a.png and", "tuesday/a.png;", "one by one"].into_iter().for_each(says);
+    // One that is named twice is judged once.
+    assert_eq!(predicted(&judge(&["monday/list.csv", "monday/list.csv"]).stdout).len(), 1);
+}
+
 /// A pipeline in which methods of both kinds are one axis of a sweep.
 const COMPARISON: &str = "
 name: comparison

@@ -1,7 +1,8 @@
 //! Photographs as people name them: files, folders, URLs and manifests.
 
 use std::{
-    collections::BTreeSet,
+    borrow::Cow,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -30,6 +31,19 @@ struct Place {
     id: String,
     class: Option<String>,
     file: PathBuf,
+    /// The manifest that holds its bytes, if one does.
+    embedded_in: Option<String>,
+}
+
+impl Place {
+    fn new(id: String, file: PathBuf) -> Self {
+        Self { id, class: None, file, embedded_in: None }
+    }
+
+    /// Returns the file or the manifest that holds the photograph.
+    fn holder(&self) -> Cow<'_, str> {
+        self.embedded_in.as_deref().map_or_else(|| self.file.to_string_lossy(), Cow::Borrowed)
+    }
 }
 
 /// Finds the photographs that paths and URLs name: files as they are, all pictures of folders, and those that manifests
@@ -37,7 +51,7 @@ struct Place {
 /// absent. Pictures in Parquet files are written into `folder`.
 ///
 /// # Errors
-/// [`Error::Input`] if a path or a manifest cannot be read.
+/// [`Error::Input`] if a path or a manifest cannot be read, or two photographs have one id.
 pub fn named(
     names: &[PathBuf],
     class: &dyn Fn(Option<&str>) -> Result<String>,
@@ -45,33 +59,33 @@ pub fn named(
     sources: &Sources,
 ) -> Result<Named> {
     let mut places = Vec::new();
-    for name in names {
+    let mut seen = BTreeSet::new();
+    for name in names.iter().filter(|name| seen.insert(*name)) {
         let text = name.to_string_lossy().into_owned();
         if is_manifest(&text) && (is_url(&text) || !name.is_dir()) {
             photographs(&text, sources, |Listed { id, class, picture }| {
-                let file = match picture {
-                    Picture::File(address) => address.into(),
+                let (file, embedded_in) = match picture {
+                    Picture::File(address) => (address.into(), None),
                     Picture::Embedded(bytes) => {
                         let file = folder.join(format!("{:06}", places.len()));
                         fs::write(&file, bytes)?;
-                        file
+                        (file, Some(text.clone()))
                     }
                 };
-                places.push(Place { id, class, file });
+                places.push(Place { id, class, file, embedded_in });
                 Ok(())
             })?;
         } else if is_url(&text) {
             for url in urls(text, sources)? {
-                places.push(Place { id: url.clone(), class: None, file: url.into() });
+                places.push(Place::new(url.clone(), url.into()));
             }
         } else {
             for path in pictures(std::slice::from_ref(name))? {
-                places.push(Place { id: path.to_string_lossy().into_owned(), class: None, file: path });
+                places.push(Place::new(path.to_string_lossy().into_owned(), path));
             }
         }
     }
-    let mut seen = BTreeSet::new();
-    places.retain(|place| seen.insert(place.id.clone()));
+    let places = different(places)?;
     let mut found = Named::default();
     let fetch = |place: &Place| match place.file.to_str().filter(|address| is_url(address)) {
         Some(url) => sources.local(url),
@@ -85,6 +99,35 @@ pub fn named(
         }
     }
     Ok(found)
+}
+
+/// Leaves out places that were named before.
+///
+/// # Errors
+/// [`Error::Input`] if two photographs have one id.
+fn different(places: Vec<Place>) -> Result<Vec<Place>> {
+    let mut by_id: HashMap<String, usize> = HashMap::new();
+    let mut different: Vec<Place> = Vec::new();
+    for place in places {
+        match by_id.entry(place.id.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(different.len());
+                different.push(place);
+            }
+            Entry::Occupied(entry) => {
+                let first = &different[*entry.get()];
+                if first.file != place.file {
+                    return Err(Error::Input(format!(
+                        "two photographs have the id `{}`: {} and {}; give them other ids, or judge the manifests one by one",
+                        place.id,
+                        first.holder(),
+                        place.holder()
+                    )));
+                }
+            }
+        }
+    }
+    Ok(different)
 }
 
 /// Returns a URL as it is, or the URLs of all pictures below it if it is not that of a picture.
