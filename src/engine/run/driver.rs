@@ -16,7 +16,6 @@ use super::{
 };
 use crate::engine::{
     Error, Result,
-    clock::now_ms,
     pipeline::{OnError, Pipeline, Table, is_called},
     plan::{Cause, Found, Overrides, Planner, TableState, TableStates, TableWork, explain, published},
     source::Sources,
@@ -45,11 +44,9 @@ pub fn run(
     workers: &dyn Executor,
     listener: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    let run = new_id(store)?;
     let started = Instant::now();
-    let log = Log::new(store, run.clone(), &pipeline.secrets, listener);
-    log.add(Event::RunStarted {
-        run: run.clone(),
+    let log = Log::begin(store, &pipeline.secrets, listener, |run| Event::RunStarted {
+        run,
         pipeline: pipeline.name.clone(),
         store: store.url.clone(),
         pipeline_digest: pipeline.digest.to_string(),
@@ -58,8 +55,7 @@ pub fn run(
         device: options.device.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         judges_by: options.judges_by.clone(),
-    });
-    log.save()?;
+    })?;
     let mut overrides = options.overrides.clone();
     // Forced tables are listed by their full names, so that each instance of a swept table is forced once.
     let forced = |table: &&Table| options.overrides.force.iter().any(|name| is_called(table, name));
@@ -72,7 +68,7 @@ pub fn run(
         overrides: Mutex::new(overrides),
         workers,
         inventory: Inventory::default(),
-        run: run.clone(),
+        run: log.run.clone(),
         log: &log,
     };
     let result = driver.retire().and_then(|()| driver.repair());
@@ -82,16 +78,7 @@ pub fn run(
         interrupted: matches!(result, Err(Error::Interrupted)),
     });
     log.save()?;
-    Ok(Summary { run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
-}
-
-/// Returns an id that sorts after all ids in the store, even if the clock was set back or another machine's clock is
-/// ahead.
-fn new_id(store: &Store) -> Result<String> {
-    let time_of = |name: &String| name.split('-').next()?.parse::<u64>().ok();
-    let last = store.list("runs")?.iter().filter_map(time_of).max();
-    let time = last.map_or_else(now_ms, |last| now_ms().max(last + 1));
-    Ok(format!("{time:013}-{}", std::process::id()))
+    Ok(Summary { run: driver.run, errors: result.map_err(|error| error.without(&pipeline.secrets))? })
 }
 
 struct Driver<'a, 'l> {

@@ -201,6 +201,11 @@ pub fn last_pipeline(store: &Store, is_meant: impl Fn(&str) -> bool) -> Result<O
     Ok(None)
 }
 
+/// Stores the first lines of the log of a run, unless another run has its id. Returns true if they were stored.
+pub(in crate::engine) fn begin_log(store: &Store, run: &str, lines: &str) -> Result<bool> {
+    store.put_if_absent(&log_name(run), sealed::seal_lines(lines))
+}
+
 /// Stores the log of a run, one event per line.
 pub(in crate::engine) fn save_log(store: &Store, run: &str, lines: &str) -> Result<()> {
     store.put(&log_name(run), sealed::seal_lines(lines))
