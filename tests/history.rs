@@ -196,7 +196,9 @@ fn rows_of_a_run_that_failed_are_kept() {
     fs::write(&image, b"broken").unwrap();
     assert_eq!(lab.vlmdiff(&["run", "pipeline.yaml"]).code, Some(2));
     let cleaned = lab.vlmdiff(&["gc"]).stdout;
-    assert!(cleaned.starts_with("nothing to delete\nkept 1 object that nothing reaches: a failed"), "{cleaned}");
+    let run = lab.sql(".vlmdiff", "select run from runs").remove(0);
+    let kept = format!("nothing to delete\nkept 1 object that nothing reaches: the run {run} is not done");
+    assert!(cleaned.starts_with(&kept) && cleaned.contains("`vlmdiff gc --keep N`"), "{cleaned}");
     // The error names its cause once.
     assert_eq!(lab.sql(".vlmdiff", "select chain is null from errors where message like '%not an image%'"), ["true"]);
     // Further lines of an error are printed below its first.

@@ -28,7 +28,8 @@ impl Gc {
     pub(super) fn run(self) -> Result<u8> {
         let store = self.store.open()?;
         let garbage = collect(&store, self.keep, self.dry_run)?;
-        let Garbage { versions, records, parts, blobs, states, half_written, jobs, in_use, young } = garbage;
+        let Garbage { versions, records, parts, blobs, states, half_written, jobs, in_use, young, unfinished } =
+            garbage;
         let heaps = [
             (versions, "version"),
             (records, "record"),
@@ -50,9 +51,18 @@ impl Gc {
             print(format!("kept the results that other runs work on ({})", count(in_use as u64, "stage")))?;
         }
         if young > 0 {
-            let why = match store.has_locks() {
-                true => "a failed, killed or running run wrote them, and may continue from them",
-                false => "a remote store does not show which runs are at work, so objects of the last day are kept",
+            let why = match (unfinished, store.has_locks()) {
+                (Some(run), _) => format!(
+                    "the run {run} is not done, and the next one may continue from them; `vlmdiff gc --keep N` with a \
+                     smaller N gives it up"
+                ),
+                (None, true) => {
+                    "other runs are at work, and what was written in the last ten minutes is kept".to_owned()
+                }
+                (None, false) => {
+                    "a remote store does not show which runs are at work, so objects of the last day are kept"
+                        .to_owned()
+                }
             };
             print(format!("kept {} that nothing reaches: {why}", count(young, "object")))?;
         }

@@ -2,7 +2,7 @@
 //!
 //! A clean-up may run beside other runs. Results that a run works on are locked and kept, and as long as there are any,
 //! objects of the last ten minutes are kept too. A remote store has no locks, so objects of the last day are kept
-//! there.
+//! there. What was written while a run went on that is not done is kept as long as that run is among the last ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -42,8 +42,11 @@ pub struct Garbage {
     pub jobs: Heap,
     /// Stages whose results were kept because a run works on them.
     pub in_use: usize,
-    /// Objects that nothing reaches, kept because they are young: a failed, killed or running run may go on from them.
+    /// Objects that nothing reaches, kept because of the time at which they were written: by a run that is not done, or
+    /// just before the clean-up.
     pub young: u64,
+    /// The id of the oldest run that is not done for which such objects are kept.
+    pub unfinished: Option<String>,
 }
 
 /// Objects of one kind.
@@ -66,18 +69,17 @@ pub fn collect(store: &Store, keep: usize, dry_run: bool) -> Result<Garbage> {
         )));
     }
     let kept = kept_runs(&runs, keep);
-    // The results of an interrupted run are not published yet, and the next run continues from them.
-    let interrupted = kept.iter().filter(|run| run.status() != "done").map(|run| run.started_ms).min();
     let in_use: HashSet<Digest> = store.locked()?.into_iter().collect();
     let margin = match (store.has_locks(), in_use.is_empty()) {
         (false, _) => REMOTE_MARGIN,
         (true, false) => MARGIN,
         (true, true) => 0,
     };
-    let keep_since = interrupted.unwrap_or(u64::MAX).min(began.saturating_sub(margin));
+    let recent = Window { from: began.saturating_sub(margin), until: u64::MAX, run: None };
+    let windows = kept.iter().rev().filter_map(|run| Window::of(run)).chain([recent]).collect();
     let garbage = Garbage { in_use: in_use.len(), ..Garbage::default() };
     let (reached, seen) = Default::default();
-    let mut collector = Collector { store, dry_run, keep_since, in_use, reached, seen, garbage };
+    let mut collector = Collector { store, dry_run, windows, in_use, reached, seen, garbage };
     let wanted = kept.iter().flat_map(|run| run.manifests()).collect();
     collector.versions(&wanted, &store.objects_in("published")?)?;
     collector.unfinished()?;
@@ -178,11 +180,33 @@ impl Reached {
     }
 }
 
+/// A time in which objects were written that are kept although nothing reaches them, in milliseconds since 1970.
+struct Window<'a> {
+    from: u64,
+    until: u64,
+    /// The run that wrote them and is not done.
+    run: Option<&'a str>,
+}
+
+impl<'a> Window<'a> {
+    /// Returns the time of a run that is not done: its results are not published yet, and the next run continues from them.
+    /// A run that was killed has no known end, and the clocks of a run and of its store differ.
+    fn of(run: &'a Run) -> Option<Self> {
+        let end = |seconds: f64| run.started_ms.saturating_add((1000. * seconds) as u64).saturating_add(MARGIN);
+        let until = run.seconds.map_or(u64::MAX, end);
+        (run.status() != "done").then_some(Self { from: run.started_ms, until, run: Some(&run.run) })
+    }
+
+    fn has(&self, object: &Object) -> bool {
+        (self.from..=self.until).contains(&object.modified_ms)
+    }
+}
+
 struct Collector<'a> {
     store: &'a Store,
     dry_run: bool,
-    /// Objects that were written at this time or later are kept, in milliseconds since 1970.
-    keep_since: u64,
+    /// The times in which objects were written that are kept, those of old runs first.
+    windows: Vec<Window<'a>>,
     in_use: HashSet<Digest>,
     /// Parts and blobs to keep, the stages of tables to keep, and the failed rows that these leave out.
     reached: Reached,
@@ -199,11 +223,13 @@ impl Collector<'_> {
         if self.dry_run { Ok(()) } else { self.store.delete(&object.name) }
     }
 
-    /// Returns true for an object that is kept because it is young, although nothing reaches it, and counts it.
+    /// Returns true for an object that is kept because of its time, although nothing reaches it, and counts it.
     fn is_young(&mut self, object: &Object) -> bool {
-        let young = object.modified_ms >= self.keep_since;
-        self.garbage.young += u64::from(young);
-        young
+        let Some(window) = self.windows.iter().find(|window| window.has(object)) else { return false };
+        self.garbage.young += 1;
+        let oldest = self.garbage.unfinished.take();
+        self.garbage.unfinished = oldest.into_iter().chain(window.run.map(str::to_owned)).min();
+        true
     }
 
     /// Keeps what current and wanted versions reach, and deletes the others. `objects` is what is published; a version
@@ -408,6 +434,24 @@ mod tests {
     }
 
     #[test]
+    fn run_that_failed_keeps_what_was_written_until_it_ended() {
+        let run = |seconds, error: Option<&str>| {
+            let mut run = Run::default();
+            (run.run, run.started_ms) = ("r".into(), 5_000);
+            (run.seconds, run.error) = (seconds, error.map(str::to_owned));
+            run
+        };
+        let keeps = |run: &Run, modified_ms| {
+            Window::of(run).is_some_and(|window| window.has(&Object { name: "o".into(), bytes: 1, modified_ms }))
+        };
+        let (failed, killed) = (run(Some(2.), Some("full disk")), run(None, None));
+        assert!(Window::of(&run(Some(2.), None)).is_none());
+        assert!([5_000, 7_000, 7_000 + MARGIN].iter().all(|time| keeps(&failed, *time)));
+        assert!([4_999, 7_001 + MARGIN].iter().all(|time| !keeps(&failed, *time)));
+        assert!(keeps(&killed, u64::MAX) && !keeps(&killed, 4_999));
+    }
+
+    #[test]
     fn tagged_version_is_kept_if_a_newer_one_is_published_during_the_clean_up() {
         let world = World::after(CHAIN);
         let objects = world.store.objects_in("published").unwrap();
@@ -417,7 +461,7 @@ mod tests {
         let (reached, seen, garbage) = Default::default();
         let in_use = HashSet::new();
         let store = &world.store;
-        let mut collector = Collector { store, dry_run: false, keep_since: 0, in_use, reached, seen, garbage };
+        let mut collector = Collector { store, dry_run: false, windows: Vec::new(), in_use, reached, seen, garbage };
         collector.versions(&wanted, &objects).unwrap();
         assert_eq!(collector.garbage.versions.count, 0);
         for (pipeline, slot, version) in versions {
