@@ -5,7 +5,6 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     },
-    thread,
     time::Duration,
 };
 
@@ -25,7 +24,7 @@ use vlmdiff::{
 use crate::{
     errors::{InputError, exception},
     stores::store,
-    threads::quietly,
+    threads::{quietly, worker},
 };
 
 /// The number of batches that a query may be ahead of its reader.
@@ -130,8 +129,11 @@ fn stream_capsule<'py>(py: Python<'py>, reader: Box<dyn RecordBatchReader + Send
 /// Reads the rows of a query that another thread computes. Dropping it ends the query.
 struct Reader {
     schema: SchemaRef,
-    batches: Receiver<Result<RecordBatch>>,
+    /// Batches; `None` after the last one.
+    batches: Receiver<Result<Option<RecordBatch>>>,
     stop: Stop,
+    /// True if the last batch or an error was read.
+    is_ended: bool,
 }
 
 impl Reader {
@@ -139,10 +141,14 @@ impl Reader {
     fn start(session: Session, sql: String, stop: Stop) -> Result<Self> {
         let (say_schema, schema) = mpsc::sync_channel(1);
         let (say, batches) = mpsc::sync_channel(AHEAD);
-        thread::Builder::new().name("vlmdiff".into()).spawn(move || compute(&session, &sql, &say_schema, &say))?;
-        let gone = || Error::Stage("the thread of the query has ended".into());
-        Ok(Self { schema: schema.recv().map_err(|_| gone())??, batches, stop })
+        worker().spawn(move || compute(&session, &sql, &say_schema, &say))?;
+        Ok(Self { schema: schema.recv().map_err(|_| died())??, batches, stop, is_ended: false })
     }
+}
+
+/// The error of a query whose thread panicked, which has printed why.
+fn died() -> Error {
+    Error::Stage("the thread of the query ended before its last row".into())
 }
 
 /// Runs a query, and hands on its schema and its rows until nobody reads them any more.
@@ -150,7 +156,7 @@ fn compute(
     session: &Session,
     sql: &str,
     schema: &SyncSender<Result<SchemaRef>>,
-    batches: &SyncSender<Result<RecordBatch>>,
+    batches: &SyncSender<Result<Option<RecordBatch>>>,
 ) {
     let mut answer = match session.answer(sql) {
         Ok(answer) => answer,
@@ -161,8 +167,9 @@ fn compute(
         }
     };
     _ = schema.send(Ok(answer.schema.clone()));
-    while let Some(batch) = answer.next().transpose() {
-        let is_last = batch.is_err();
+    loop {
+        let batch = answer.next();
+        let is_last = !matches!(batch, Ok(Some(_)));
         if batches.send(batch).is_err() || is_last {
             break;
         }
@@ -173,17 +180,22 @@ impl Iterator for Reader {
     type Item = Result<RecordBatch, ArrowError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.batches.recv_timeout(ASK_EVERY) {
-                Ok(batch) => return Some(batch.map_err(|error| ArrowError::ExternalError(Box::new(error)))),
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {}
+        while !self.is_ended {
+            let batch = match self.batches.recv_timeout(ASK_EVERY) {
+                Ok(batch) => Some(batch),
+                Err(RecvTimeoutError::Disconnected) => Some(Err(died())),
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            if let Some(batch) = batch {
+                self.is_ended = !matches!(batch, Ok(Some(_)));
+                return batch.map_err(|error| ArrowError::ExternalError(Box::new(error))).transpose();
             }
             if let Err(interrupt) = Python::attach(|py| py.check_signals()) {
                 self.stop.request();
                 return Some(Err(ArrowError::ExternalError(Box::new(interrupt))));
             }
         }
+        None
     }
 }
 

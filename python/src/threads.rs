@@ -19,6 +19,11 @@ const STACK: usize = 256 << 20;
 /// The interval at which Python is asked for signals while work goes on.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
+/// Returns the settings of a thread that works.
+pub(crate) fn worker() -> Builder {
+    Builder::new().name("vlmdiff".into()).stack_size(STACK)
+}
+
 /// Does some work while Python goes on. `hear` is called with each message of the work, on the thread that waits for it.
 ///
 /// At Ctrl-C, or if `hear` fails, `stop` is requested; when the work has ended, with what it does then saved, the exception is
@@ -31,7 +36,7 @@ pub(crate) fn work<T: Send, M: Send>(
 ) -> PyResult<T> {
     let (say, mut heard) = mpsc::channel();
     thread::scope(|scope| {
-        let worker = Builder::new().name("vlmdiff".into()).stack_size(STACK).spawn_scoped(scope, move || work(&say));
+        let worker = worker().spawn_scoped(scope, move || work(&say));
         let worker = worker.map_err(|error| exception(Error::Io(error)))?;
         let mut failure = None;
         loop {
