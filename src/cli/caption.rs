@@ -1,6 +1,11 @@
 //! `vlmdiff caption`
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -77,7 +82,7 @@ impl Caption {
         let pipeline = json!({
             "name": "caption",
             "tables": {
-                "photographs": { "stage": "read", "with": { "path": rows, "id": "image_id", "types": texts } },
+                "photographs": { "stage": "read", "with": { "path": utf8(&rows)?, "id": "image_id", "types": texts } },
                 "captions": { "stage": "caption", "from": { "images": "photographs" }, "on_error": "skip", "with": with },
             },
         });
@@ -131,7 +136,8 @@ impl Caption {
             let path = std::path::absolute(image).map_err(cannot)?;
             let digest = Digest::of(&fs::read(&path).map_err(cannot)?);
             let id = format!("{number:06} {}", image.display());
-            let row = json!({ "image_id": id, "uri": path, "file_digest": digest.to_string(), "class": self.class });
+            let row =
+                json!({ "image_id": id, "uri": utf8(&path)?, "file_digest": digest.to_string(), "class": self.class });
             rows += &format!("{row}\n");
         }
         Ok(rows)
@@ -152,5 +158,30 @@ impl Caption {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns a path as the text that tables have of it.
+///
+/// # Errors
+/// [`Error::Input`] if it is not UTF-8.
+fn utf8(path: &Path) -> Result<&str, Error> {
+    path.to_str().ok_or_else(|| {
+        Error::Input(format!("the path {} is not UTF-8; a link to it with another name would work", path.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    use super::*;
+
+    #[test]
+    fn path_that_is_not_utf8_is_named() {
+        let path = |bytes| Path::new(OsStr::from_bytes(bytes));
+        assert_eq!(utf8(path("a/nüt.png".as_bytes())).unwrap(), "a/nüt.png");
+        let told = utf8(path(b"a/n\xfct.png")).unwrap_err().to_string();
+        assert!(told.contains("a/n\u{fffd}t.png is not UTF-8"), "{told}");
     }
 }
