@@ -22,6 +22,9 @@ use crate::engine::{Error, Result, store::plain};
 /// The maximum width of texts in a drawn table. Longer texts are cut.
 const WIDEST: usize = 60;
 
+/// The number of values of a list that a drawn table shows.
+const LIST_SHOWN: usize = 4;
+
 /// A format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -247,14 +250,21 @@ fn readable(batch: &RecordBatch, drawn: bool) -> Result<RecordBatch> {
 fn lists(field: &Field, column: &ArrayRef, cut: bool) -> Result<StringArray> {
     let options = FormatOptions::default().with_null("");
     let text = (0..column.len()).map(|row| {
-        if let (true, Some(list)) = (cut, column.as_fixed_size_list_opt()) {
-            let head = list.value(row).slice(0, (list.value_length() as usize).min(4));
+        if let (true, Some(lists)) = (cut, column.as_fixed_size_list_opt()) {
+            if lists.is_null(row) {
+                return Ok(None);
+            }
+            let list = lists.value(row);
+            let head = list.slice(0, list.len().min(LIST_SHOWN));
             let shown = ArrayFormatter::try_new(&head, &options)?;
-            let head: Vec<String> = (0..head.len()).map(|i| shown.value(i).to_string()).collect();
-            let shape = crate::engine::store::tensor_shape(field).unwrap_or_else(|| vec![list.value_length() as usize]);
-            return Ok(format!("{shape:?} [{}, …]", head.join(", ")));
+            let mut values: Vec<String> = (0..head.len()).map(|i| shown.value(i).to_string()).collect();
+            if list.len() > LIST_SHOWN {
+                values.push("…".into());
+            }
+            let shape = crate::engine::store::tensor_shape(field).unwrap_or_else(|| vec![list.len()]);
+            return Ok(Some(format!("{shape:?} [{}]", values.join(", "))));
         }
-        Ok(ArrayFormatter::try_new(column, &options)?.value(row).to_string())
+        Ok(Some(ArrayFormatter::try_new(column, &options)?.value(row).to_string()))
     });
     Ok(StringArray::from(text.collect::<Result<Vec<_>>>()?))
 }
@@ -326,7 +336,10 @@ fn json<N: Copy + Into<f64> + serde::Serialize>(value: N) -> String {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Float16Array, Float64Array};
+    use arrow::{
+        array::{FixedSizeListArray, Float16Array, Float64Array},
+        datatypes::Int32Type,
+    };
 
     use super::*;
 
@@ -362,6 +375,18 @@ mod tests {
         assert!(drawn.contains(r"x\x1b[2J"), "{drawn}");
         // Formats for programs contain values without changes.
         assert!(written(&batch, Format::Csv).contains("one\u{1b}]0;title\u{7}two"));
+    }
+
+    #[test]
+    fn drawn_list_is_null_whole_or_cut() {
+        let drawn = |lists: [Option<Vec<Option<i32>>>; 2], length| {
+            let lists = FixedSizeListArray::from_iter_primitive::<Int32Type, _, _>(lists, length);
+            written(&RecordBatch::try_from_iter([("x", Arc::new(lists) as ArrayRef)]).unwrap(), Format::Table)
+        };
+        let short = drawn([Some(vec![Some(1), None]), None], 2);
+        assert!(short.contains("| [2] [1, ] |\n|           |\n"), "{short}");
+        let long = drawn([Some((1..=5).map(Some).collect()), Some(vec![Some(0); 5])], 5);
+        assert!(long.contains("| [5] [1, 2, 3, 4, …] |\n| [5] [0, 0, 0, 0, …] |\n"), "{long}");
     }
 
     #[test]
