@@ -36,7 +36,8 @@ Examples:
   vlmdiff predict pipelines/inspect.yaml --watch incoming/
 
 Exit codes:
-  0 no photograph is anomalous, 3 a photograph could not be judged, 4 a photograph is anomalous")]
+  0 no photograph is anomalous, 3 a photograph could not be judged, 4 a photograph is anomalous,
+  130 the command was interrupted, as --watch always is")]
 pub(super) struct Predict {
     #[command(flatten)]
     pipeline: PipelineArgs,
@@ -89,7 +90,7 @@ impl Predict {
         stop_at_signals(&store, &stop, SAVED, Progress::new(&BTreeSet::new(), lines(true)).speaker())?;
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
         let predicted = predict(&inspector, &self.photographs, &class, &mut listener())?;
-        let mut worst = self.show(&predicted, inspector.model())?;
+        let code = self.show(&predicted, inspector.model())?;
         // A file that is still being copied is judged again when it has changed.
         let mut judged: HashMap<PathBuf, FileState> = HashMap::new();
         while let Some(watched) = &self.watch {
@@ -102,13 +103,13 @@ impl Predict {
                 |file: PathBuf| Ok(Photograph { id: file.to_string_lossy().into_owned(), class: class(None)?, file });
             let photographs = new.into_iter().map(photograph).collect::<Result<Vec<_>>>()?;
             let predicted = judge(&inspector, &photographs, &mut listener())?;
-            worst = worst.max(self.show(&predicted, inspector.model())?);
+            self.show(&predicted, inspector.model())?;
             if stop.is_requested() {
                 return Err(Error::Interrupted.into());
             }
             std::thread::sleep(WATCH_EVERY);
         }
-        Ok(worst)
+        Ok(code)
     }
 
     /// Prints the verdicts, and the photographs that failed. Returns the exit code.
