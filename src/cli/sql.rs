@@ -132,8 +132,7 @@ impl Results {
         let out = match path {
             None => Output::Standard,
             Some(path) => {
-                // `/dev/stdout` may be a file, but it has no name to which another file could be renamed.
-                if path.starts_with("/dev") || path.metadata().is_ok_and(|there| !there.is_file()) {
+                if is_device(path) {
                     let device = File::options().append(true).open(path).map_err(cannot_write(path))?;
                     let device = BufWriter::new(Named::new(device, path));
                     return Ok(Self { format, turns, written: 0, out: Output::Device(device) });
@@ -216,6 +215,13 @@ impl Drop for Results {
             let _ = std::fs::remove_file(unfinished);
         }
     }
+}
+
+/// Returns true for what is written in place: devices, pipes, and the files that a process has open, such as `/dev/stdout`,
+/// which have no name to which another file could be renamed.
+fn is_device(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|open| path.starts_with(open))
+        || path.metadata().is_ok_and(|there| !there.is_file())
 }
 
 /// The answer to `help`.
@@ -365,6 +371,14 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_is_told_by_what_it_is_and_an_open_file_by_its_name() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let is = |path: &str| is_device(Path::new(path));
+        assert!(["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].into_iter().all(is));
+        assert!(!is("/dev/shm/answer.csv") && !is("answer.csv") && !is_device(file.path()));
+    }
 
     #[test]
     fn shortcuts_of_psql_and_sqlite_are_known() {
