@@ -306,16 +306,23 @@ fn good_patch_that_is_nearest_to_the_worst_one_is_named() {
     assert!(nearest["image_id"].as_str().unwrap().starts_with("gear/train/good/"), "{}", told.stdout);
     assert!(nearest["at"].is_array() && nearest["worst"].is_array(), "{nearest}");
 
-    // The places of a choice of patches are not known, and the scores are those of a table without this.
+    // Scores are those of a table without this.
     lab.write("pipeline.yaml", &seeking.replace("from: [images, bank, features]", "from: [images, bank]"));
     lab.run(&[]);
     assert_eq!(lab.sql(".vlmdiff", maps), scores);
+
+    // A patch that is one of few that are kept has its own place, a centre of a grid of 8x8.
     lab.write("pipeline.yaml", &INSPECTION.replace("from: [images, bank]", "from: [images, bank, features]"));
     lab.run(&[]);
     assert_eq!(
         lab.sql(".vlmdiff", "select count(nearest), count(nearest_x), count(worst_x) from anomaly_maps"),
-        ["14,0,14"]
+        ["14,14,14"]
     );
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from features where array_length(places) = 2 * 8"), ["8"]);
+    let places = "select distinct cast(p * 16 as int) % 2 from (select unnest(places) as p from features)";
+    assert_eq!(lab.sql(".vlmdiff", places), ["1"]);
+    let at = "select min(cast(nearest_x * 16 as int) % 2), min(cast(nearest_y * 16 as int) % 2) from anomaly_maps";
+    assert_eq!(lab.sql(".vlmdiff", at), ["1,1"]);
 
     let other =
         "  others: { stage: extract, from: [images], with: { extractor: efficientnet-lite0, layers: [4] } }\n  bank:";

@@ -34,6 +34,16 @@ pub struct PatchFeatures {
     pub grid: [i64; 2],
 }
 
+impl PatchFeatures {
+    /// Returns the centre of the patch in this row of [`values`](Self::values): x and y, as shares of the image's width and
+    /// height.
+    pub fn centre(&self, row: i64) -> [f32; 2] {
+        let [height, width] = self.grid;
+        let share = |cell: i64, cells: i64| ((cell as f64 + 0.5) / cells as f64) as f32;
+        [share(row % width, width), share(row / width, height)]
+    }
+}
+
 impl Pooling {
     /// Returns the length of the vector of a patch; `joined` is that of the vectors of all layers side by side.
     pub fn channels(self, joined: usize) -> usize {

@@ -60,6 +60,12 @@ pub struct Nearest {
 }
 
 impl Bank {
+    /// Returns the most bytes of memory that making a bank of so many vectors of so many numbers takes: the bank, the vectors
+    /// in f32, and the same of length 1.
+    pub const fn memory(vectors: u64, channels: u64) -> u64 {
+        size_of::<f32>() as u64 * vectors * (3 * channels + 1)
+    }
+
     /// Makes a bank of vectors [M, C] of any float type.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
         let (rows, channels) = vectors.size2()?;

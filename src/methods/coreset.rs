@@ -71,17 +71,17 @@ fn taken(anchors: &Tensor, at: i64) {
 }
 
 /// Chooses `count` of an image's patches [P, C] greedily, beginning with the one that is farthest from their mean.
-/// The choice depends on the image alone. All are kept if there are no more than `count`.
-pub fn of_image(patches: &Tensor, count: i64) -> Result<Tensor, TchError> {
+/// Returns their positions in the order of the choice, which depends on the image alone. If there are no more than `count`,
+/// all are chosen, in their own order.
+pub fn of_image(patches: &Tensor, count: i64) -> Result<Vec<i64>, TchError> {
     let total = patches.size()[0];
     if total <= count {
-        return Ok(patches.shallow_clone());
+        return Ok((0..total).collect());
     }
     let vectors = patches.f_to_kind(Kind::Float)?;
     let centre = vectors.f_mean_dim([0].as_slice(), true, Kind::Float)?;
     let first = i64::try_from(self::squares(&(&vectors - centre)).f_argmax(0, false)?)?;
-    let chosen = greedy(&vectors, count, &Start::Vector(first))?;
-    patches.f_index_select(0, &Tensor::from_slice(&chosen).to_device(patches.device()))
+    greedy(&vectors, count, &Start::Vector(first))
 }
 
 /// A random projection of vectors to fewer dimensions, in which distances are nearly kept: f32 [C, dimensions].
@@ -151,8 +151,8 @@ mod tests {
     #[test]
     fn images_patches_are_thinned_by_the_image_alone() {
         let patches = line(&[0., 0.1, 8., 0.2, 4.]);
-        assert_eq!(Vec::<f32>::try_from(of_image(&patches, 2).unwrap().flatten(0, -1)).unwrap(), [8., 0.]);
-        assert_eq!(of_image(&patches, 9).unwrap().size(), [5, 1]);
+        assert_eq!(of_image(&patches, 2).unwrap(), [2, 0]);
+        assert_eq!(of_image(&patches, 9).unwrap(), [0, 1, 2, 3, 4]);
     }
 
     /// Distances among projected vectors are those before within some 30 %, and the sparse projection is sparse.

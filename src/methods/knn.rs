@@ -50,6 +50,10 @@ impl PatchMethod for Knn {
         Box::new(Collector::default())
     }
 
+    fn distance(&self) -> Distance {
+        self.distance
+    }
+
     fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError> {
         // The mean is taken over squared distances, as AnomalyDINO does.
         let (distance, is_root) = match self.distance {

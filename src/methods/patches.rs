@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, TchError, Tensor};
 
+use super::bank::Distance;
 use crate::models::checkpoint::{Checkpoint, CheckpointError};
 
 /// A method that compares the patches of an image with those of normal images: its doing half. A [`Fitter`] is given the
@@ -11,6 +12,11 @@ use crate::models::checkpoint::{Checkpoint, CheckpointError};
 pub trait PatchMethod {
     /// Starts a fit.
     fn fitter(&self) -> Box<dyn Fitter>;
+
+    /// Returns the measure by which the good patch is found that is nearest to a patch.
+    fn distance(&self) -> Distance {
+        Distance::Euclidean
+    }
 
     /// Opens what a fit has kept, on a device.
     fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError>;

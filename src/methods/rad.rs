@@ -7,6 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
     MethodParameters,
+    bank::Distance,
     knn::BANK,
     patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, mean_of_largest},
 };
@@ -63,6 +64,10 @@ impl MethodParameters for Rad {
 impl PatchMethod for Rad {
     fn fitter(&self) -> Box<dyn Fitter> {
         Box::new(Album { layers: i64::from(self.layers), images: Vec::new(), patches: Vec::new() })
+    }
+
+    fn distance(&self) -> Distance {
+        Distance::Cosine
     }
 
     fn scorer(&self, fitted: &Checkpoint, device: Device) -> Result<Box<dyn Scorer>, CheckpointError> {

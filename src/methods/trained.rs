@@ -81,10 +81,8 @@ pub struct Detection {
 pub struct WorstPatch {
     /// Its features, f32 [1, C].
     pub features: Tensor,
-    /// Its number in the grid of patches, row after row.
-    pub number: i64,
-    /// The height and width of the grid.
-    pub grid: [i64; 2],
+    /// Its centre, x and y, as shares of the image's width and height.
+    pub centre: [f32; 2],
 }
 
 /// A [`TrainedMethod`] without its types.

@@ -71,6 +71,15 @@ pub fn contour(mut photograph: RgbImage, mut mask: GrayImage) -> RgbImage {
     photograph
 }
 
+/// Draws a square around a place, x and y in pixels. Its side is an eighth of the picture's shorter side.
+pub fn square(picture: RgbImage, (x, y): (f64, f64)) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let reach = f64::from(width.min(height)) / 16.;
+    let is_near = |pixel: u32, place: f64| (f64::from(pixel) + 0.5 - place).abs() <= reach;
+    let inside = |column, row| 255 * u8::from(is_near(column, x) && is_near(row, y));
+    contour(picture, GrayImage::from_fn(width, height, |column, row| Luma([inside(column, row)])))
+}
+
 /// Encodes a picture as PNG.
 pub fn png<P>(picture: &ImageBuffer<P, Vec<P::Subpixel>>) -> Result<Vec<u8>, ImageError>
 where
@@ -112,5 +121,18 @@ mod tests {
             contour(RgbImage::new(side, side), mask).pixels().filter(|pixel| **pixel == OUTLINE).count()
         };
         assert_eq!((marked(100), marked(1500)), (4 * 19, 4 * 19 + 4 * 17));
+    }
+
+    #[test]
+    fn square_lies_around_its_place_and_ends_at_the_border() {
+        let drawn = |place: (f64, f64)| {
+            let drawn = square(RgbImage::new(64, 32), place);
+            let marked = drawn.enumerate_pixels().filter(|(_, _, pixel)| **pixel == OUTLINE).map(|(x, y, _)| (x, y));
+            marked.collect::<Vec<_>>()
+        };
+        // A reach of 2 pixels: the border of 4x4 pixels around the corner of four.
+        let whole = drawn((40., 10.));
+        assert_eq!((whole.len(), whole[0], whole[11]), (12, (38, 8), (41, 11)));
+        assert_eq!(drawn((64., 32.)), [(62, 30), (63, 30), (62, 31), (63, 31)]);
     }
 }

@@ -74,11 +74,11 @@ pub(super) struct Links {
     pub(super) photograph: String,
     /// The anomaly map in 16 bits of grey; null without a map.
     pub(super) map: Option<String>,
-    /// The map in colours over the photograph; null without a map.
+    /// The map in colours over the photograph, a square around the most anomalous patch if that is known; null without a map.
     pub(super) overlay: Option<String>,
     /// 255 where the map is above the threshold of pixels; null without one.
     pub(super) mask: Option<String>,
-    /// The good photograph with the nearest patch, as it was fitted on; null if none is sought.
+    /// The good photograph as it was fitted on, a square around the nearest patch; null if none is sought.
     pub(super) nearest: Option<String>,
 }
 

@@ -19,11 +19,11 @@ pub(super) enum Picture {
     Photograph,
     /// Its map in 16 bits of grey.
     Map,
-    /// Its map over the photograph.
+    /// Its map over the photograph, with a square around the most anomalous patch if that is known.
     Overlay,
     /// A mask, white where its map is above the threshold of pixels.
     Mask,
-    /// The good photograph with the patch that is nearest to its most anomalous one.
+    /// The good photograph with the patch that is nearest to its most anomalous one, in a square.
     Nearest,
 }
 
@@ -72,7 +72,8 @@ pub(super) fn draw(
     let no_map = || Refusal::new(StatusCode::NOT_FOUND, "the pipeline makes no anomaly maps");
     let (map_size, [lowest, highest]) = kept.map_size.zip(kept.answer.map_scale).ok_or_else(no_map)?;
     let map = shared.archive.map(kept.id()).map_err(gone)?;
-    let map = kept.taken.placement(size, map_size).map_to_photograph(&map).map_err(|e| failed(&e))?;
+    let placement = kept.taken.placement(size, map_size);
+    let map = placement.map_to_photograph(&map).map_err(|e| failed(&e))?;
     let scale = Scale { lowest, highest };
     let other_size = || failed(&"the map has another size");
     let png = match picture {
@@ -83,13 +84,22 @@ pub(super) fn draw(
             drawing::png(&drawing::mask(&map, size, threshold as f32).ok_or_else(other_size)?)
         }
         Picture::Overlay | Picture::Photograph | Picture::Nearest => {
-            drawing::png(&drawing::overlay(&photograph, &map, scale))
+            let overlay = drawing::overlay(&photograph, &map, scale);
+            drawing::png(&match &kept.answer.judged.nearest {
+                Some(nearest) => drawing::square(overlay, placement.to_photograph(in_pixels(nearest.worst, map_size))),
+                None => overlay,
+            })
         }
     };
     Ok(("image/png".into(), png.map_err(|e| failed(&e))?))
 }
 
-/// Returns the good photograph with the nearest patch.
+/// Returns the place in a picture of this width and height that is given as shares of both.
+fn in_pixels([x, y]: [f32; 2], (width, height): (u32, u32)) -> (f64, f64) {
+    (f64::from(x) * f64::from(width), f64::from(y) * f64::from(height))
+}
+
+/// Returns the good photograph with the nearest patch in a square.
 fn nearest(shared: &Shared, kept: &Kept, side: Option<u32>) -> Result<RgbImage, Refusal> {
     let none = |why: &str| Refusal::new(StatusCode::NOT_FOUND, why);
     let nearest = kept.answer.judged.nearest.as_ref();
@@ -98,7 +108,9 @@ fn nearest(shared: &Shared, kept: &Kept, side: Option<u32>) -> Result<RgbImage, 
     let found = shared.inspector.photograph(&nearest.image_id);
     let found = found.map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let found = found.ok_or_else(|| none("the store does not have the good photograph any more"))?;
-    Ok(reduced(found, side))
+    let found = reduced(found, side);
+    let place = in_pixels(nearest.at, found.dimensions());
+    Ok(drawing::square(found, place))
 }
 
 /// Reduces a picture so that its longest side has at most `side` pixels.

@@ -37,9 +37,9 @@ use crate::{
     tables::{
         anomaly_maps,
         column::missing,
-        features::{self, NETWORK, parameters_of},
+        features::{NETWORK, parameters_of},
         fitted,
-        images::{self, CLASS, IMAGE_ID},
+        images::{self, CLASS},
         nearest::{self, Nearest},
         weights::{WEIGHTS, config_of},
     },
@@ -95,7 +95,7 @@ pub enum ImageScore {
 
 impl Stage for Detect {
     fn revision(&self) -> u32 {
-        3
+        4
     }
 
     fn ports(&self) -> Ports {
@@ -103,8 +103,7 @@ impl Stage for Detect {
         Ports::Named(vec![
             Port::rows("images", [class, images::pixels_column(), images::roi_column()]),
             Port::table("fitted", fitted::columns()),
-            Port::table(FEATURES, [&[Column::new(IMAGE_ID, DataType::Utf8)], &features::columns()[..]].concat())
-                .optional(),
+            Port::table(FEATURES, neighbours::columns()).optional(),
         ])
     }
 
@@ -165,15 +164,14 @@ impl Open for Detect {
         }
         let fitted_classes = fitted.keys().flatten().cloned().collect();
         let network = column(NETWORK)?.value(0);
-        let neighbours = context.tables.get(FEATURES).map(|table| Neighbours::of(table, classes, network, device));
         let files = NetworkFiles::of(network)?.local(&context.store)?;
-        let detector = match method.doing() {
+        let (detector, neighbours) = match method.doing() {
             Doing::OnImages(method) => {
                 let mut trained = BTreeMap::new();
                 for (class, digest) in fitted {
                     trained.insert(class, open_blob(&context.store, digest)?);
                 }
-                method.detector(files.path(), &trained, device).map_err(checkpoint)?
+                (method.detector(files.path(), &trained, device).map_err(checkpoint)?, None)
             }
             Doing::OnFeatures(method) => {
                 let unknown = || Error::Stage("what was fitted does not say of which features".into());
@@ -183,13 +181,18 @@ impl Open for Detect {
                     let kept = open_blob(&context.store, digest)?;
                     scorers.insert(class, method.scorer(&kept, device).map_err(checkpoint)?);
                 }
+                let neighbours = context.tables.get(FEATURES);
+                let neighbours =
+                    neighbours.map(|table| Neighbours::of(table, classes, network, method.distance(), device));
                 let network = features.extractor.open(files.path(), &features.options(), device)?;
-                Box::new(ByPatches { network, pooling: features.pooling, scorers, upsample: self.upsample })
+                let detector: Box<dyn Detector> =
+                    Box::new(ByPatches { network, pooling: features.pooling, scorers, upsample: self.upsample });
+                (detector, neighbours.transpose()?)
             }
         };
         Ok(Box::new(Detecting {
             stage: self,
-            fitted: Fitted { detector, classes, fitted_classes, neighbours: neighbours.transpose()? },
+            fitted: Fitted { detector, classes, fitted_classes, neighbours },
             images: SideBySide::new(device)?,
             device,
             batch_size: context.batch_size.unwrap_or(16),
@@ -215,8 +218,8 @@ impl Detector for ByPatches {
         let scores = scorer.score(&patches.values, patches.grid, judged.as_ref())?;
         let [h, w] = patches.grid;
         let map = self.upsample.to_size(&scores.patches.f_view([1, 1, h, w])?, [height, width]);
-        let number = most_anomalous(&scores.patches, judged.as_ref())?;
-        let worst = WorstPatch { features: patches.values.f_narrow(0, number, 1)?, number, grid: patches.grid };
+        let row = most_anomalous(&scores.patches, judged.as_ref())?;
+        let worst = WorstPatch { features: patches.values.f_narrow(0, row, 1)?, centre: patches.centre(row) };
         Ok(Some(Detection { map: map.f_view([height, width])?, image: Some(scores.image), worst: Some(worst) }))
     }
 }

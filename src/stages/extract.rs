@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Float16Array, ListArray, StringArray, UInt32Array},
+    array::{ArrayRef, ArrowPrimitiveType, ListArray, PrimitiveArray, StringArray, UInt32Array},
     buffer::OffsetBuffer,
-    datatypes::{DataType, Field, SchemaRef},
+    datatypes::{DataType, Field, Float16Type, Float32Type, SchemaRef},
 };
 use garde::Validate;
 use half::f16;
@@ -106,15 +106,36 @@ impl Extract {
         Some([patches, self.pooling.channels(channels)])
     }
 
-    /// Extracts the vectors of an image u8 [1, H, W, 3], one after another. Returns them and the length of each.
-    fn of(&self, network: &LoadedExtractor, image: &Tensor) -> Result<(Vec<f16>, u32)> {
-        let all = patches_of(network, self.pooling, &normalise(image)).values;
-        let kept = match self.keep {
-            Some(count) => coreset::of_image(&all, i64::from(count))?,
-            None => all,
-        };
-        Ok((halves(&kept)?, kept.size()[1] as u32))
+    /// Extracts the patches of an image u8 [1, H, W, 3].
+    fn of(&self, network: &LoadedExtractor, image: &Tensor) -> Result<Extracted> {
+        let all = patches_of(network, self.pooling, &normalise(image));
+        let kept = coreset::of_image(&all.values, self.keep.map_or(i64::MAX, i64::from))?;
+        let vectors = coreset::select(&all.values, &kept)?;
+        Ok(Extracted {
+            vectors: halves(&vectors)?,
+            channels: vectors.size()[1] as u32,
+            places: kept.into_iter().flat_map(|row| all.centre(row)).collect(),
+        })
     }
+}
+
+/// The patches that are kept of an image.
+struct Extracted {
+    /// The vectors, one after another.
+    vectors: Vec<f16>,
+    /// The length of a vector.
+    channels: u32,
+    /// The centres, x and y of one after another.
+    places: Vec<f32>,
+}
+
+/// Makes a column of lists of numbers.
+fn lists<'a, T: ArrowPrimitiveType>(rows: impl Iterator<Item = &'a [T::Native]>) -> Result<ArrayRef> {
+    let rows: Vec<&[T::Native]> = rows.collect();
+    let item = Arc::new(Field::new_list_field(T::DATA_TYPE, false));
+    let offsets = OffsetBuffer::from_lengths(rows.iter().map(|row| row.len()));
+    let values = PrimitiveArray::<T>::new(rows.concat().into(), None);
+    Ok(Arc::new(ListArray::try_new(item, offsets, Arc::new(values), None)?))
 }
 
 /// Returns the features of the patches of a normalised image [1, 3, H, W].
@@ -124,7 +145,7 @@ pub(super) fn patches_of(network: &LoadedExtractor, pooling: Pooling, image: &Te
 
 impl Stage for Extract {
     fn revision(&self) -> u32 {
-        2
+        3
     }
 
     fn ports(&self) -> Ports {
@@ -186,14 +207,11 @@ impl Operator for Extracting {
             // SAFETY: nothing writes to a network while it extracts, and what its layers keep lies in `OnceLock`s.
             let found =
                 unsafe { self.images.each(&self.network, &pixels, |network, _, image| stage.of(network, image)) }?;
-            let (values, channels): (Vec<Vec<f16>>, Vec<u32>) = found.into_iter().unzip();
-            let item = Arc::new(Field::new_list_field(DataType::Float16, false));
-            let offsets = OffsetBuffer::from_lengths(values.iter().map(Vec::len));
-            let patches = ListArray::try_new(item, offsets, Arc::new(Float16Array::from(values.concat())), None)?;
-            let columns: [ArrayRef; 4] = [
+            let columns: [ArrayRef; 5] = [
                 batch.column("images", CLASS)?.clone(),
-                Arc::new(patches),
-                Arc::new(UInt32Array::from(channels)),
+                lists::<Float16Type>(found.iter().map(|image| &*image.vectors))?,
+                lists::<Float32Type>(found.iter().map(|image| &*image.places))?,
+                Arc::new(UInt32Array::from_iter_values(found.iter().map(|image| image.channels))),
                 Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&files, batch.len()))),
             ];
             out.write_rows(&batch, columns.into())?;

@@ -17,6 +17,8 @@ use crate::engine::{
 
 /// The vectors of an image's patches, one after another: f16, `channels` numbers each.
 pub const PATCHES: &str = "patches";
+/// The centres of these patches, one after another: f32, x and y as shares of the width and the height of the image.
+pub const PLACES: &str = "places";
 /// The length of a vector.
 pub const CHANNELS: &str = "channels";
 /// The files of the network that made them: a JSON object of names and of the digests of their content.
@@ -25,8 +27,12 @@ pub const NETWORK: &str = "network";
 /// The key under which the column of patches has the parameters that they were made with.
 const PARAMETERS: &str = "parameters";
 
+fn list_of(item: DataType) -> DataType {
+    DataType::List(Arc::new(Field::new_list_field(item, false)))
+}
+
 fn patches_type() -> DataType {
-    DataType::List(Arc::new(Field::new_list_field(DataType::Float16, false)))
+    list_of(DataType::Float16)
 }
 
 /// Returns the schema of features that are made with these parameters. `shape` is the number of an image's patches and the
@@ -43,6 +49,7 @@ pub fn schema(parameters: &impl Serialize, shape: Option<[usize; 2]>) -> SchemaR
         image_id(),
         Field::new(CLASS, DataType::Utf8, true),
         patches,
+        Field::new(PLACES, list_of(DataType::Float32), false),
         Field::new(CHANNELS, DataType::UInt32, false),
         Field::new(NETWORK, DataType::Utf8, false),
     ]))
@@ -53,7 +60,7 @@ pub fn are_in(schema: &Schema) -> bool {
     has(schema, PATCHES, &patches_type())
 }
 
-/// Returns the columns of features, as a stage reads them.
+/// Returns the columns of features, as a stage reads them that compares patches wherever they are.
 pub fn columns() -> [Column; 4] {
     [
         Column::new(CLASS, DataType::Utf8),
@@ -61,6 +68,11 @@ pub fn columns() -> [Column; 4] {
         Column::new(CHANNELS, DataType::UInt32),
         Column::new(NETWORK, DataType::Utf8),
     ]
+}
+
+/// Returns the column of the patches' places, as a stage reads it.
+pub fn places_column() -> Column {
+    Column::new(PLACES, list_of(DataType::Float32))
 }
 
 /// Returns the number of patches of an image at a port and the length of their vectors; `None` if they are not known, and

@@ -17,7 +17,7 @@ use crate::engine::{Error, Result};
 
 /// The good photograph: its `image_id`.
 pub const NEAREST: &str = "nearest";
-/// The centre of its patch, as shares of width and height; null if it is not known.
+/// The centre of its patch, as shares of width and height.
 const NEAREST_PLACE: [&str; 2] = ["nearest_x", "nearest_y"];
 /// The centre of the image's most anomalous patch, as shares of width and height.
 const WORST_PLACE: [&str; 2] = ["worst_x", "worst_y"];
@@ -27,8 +27,8 @@ const WORST_PLACE: [&str; 2] = ["worst_x", "worst_y"];
 pub struct Nearest {
     /// The good photograph that it is of.
     pub image_id: String,
-    /// Its centre, x and y, as shares of the width and the height of the stored pixels; null if it is not known.
-    pub at: Option<[f32; 2]>,
+    /// Its centre, x and y, as shares of the width and the height of the stored pixels.
+    pub at: [f32; 2],
     /// The centre of the most anomalous patch of the judged photograph.
     pub worst: [f32; 2],
 }
@@ -44,12 +44,16 @@ pub fn fields() -> Vec<Field> {
 pub fn columns(found: &[Option<Nearest>]) -> Vec<ArrayRef> {
     let all = || found.iter().map(Option::as_ref);
     let ids = StringArray::from_iter(all().map(|nearest| nearest.map(|nearest| nearest.image_id.as_str())));
-    let place = |place: fn(&Nearest) -> Option<[f32; 2]>, axis: usize| -> ArrayRef {
-        Arc::new(Float32Array::from_iter(all().map(|nearest| nearest.and_then(place).map(|place| place[axis]))))
+    let share = |share: fn(&Nearest) -> f32| -> ArrayRef {
+        Arc::new(Float32Array::from_iter(all().map(|nearest| nearest.map(share))))
     };
-    let at = |axis| place(|nearest| nearest.at, axis);
-    let worst = |axis| place(|nearest| Some(nearest.worst), axis);
-    vec![Arc::new(ids), at(0), at(1), worst(0), worst(1)]
+    vec![
+        Arc::new(ids),
+        share(|nearest| nearest.at[0]),
+        share(|nearest| nearest.at[1]),
+        share(|nearest| nearest.worst[0]),
+        share(|nearest| nearest.worst[1]),
+    ]
 }
 
 /// Returns true if a table has these columns.
@@ -72,7 +76,7 @@ pub fn by_image(rows: &RecordBatch) -> Result<HashMap<String, Nearest>> {
     let place = |x: Option<f64>, y: Option<f64>| x.zip(y).map(|(x, y)| [x as f32, y as f32]);
     let row = |row: usize| {
         let image_id = nearest.is_valid(row).then(|| nearest.value(row).to_owned())?;
-        let nearest = Nearest { image_id, at: place(x[row], y[row]), worst: place(worst_x[row], worst_y[row])? };
+        let nearest = Nearest { image_id, at: place(x[row], y[row])?, worst: place(worst_x[row], worst_y[row])? };
         Some((ids.value(row).to_owned(), nearest))
     };
     Ok((0..rows.num_rows()).filter_map(row).collect())
@@ -85,14 +89,14 @@ mod tests {
 
     #[test]
     fn columns_are_read_as_they_are_written() {
-        let whole = Nearest { image_id: "good/a.png".into(), at: Some([0.25, 0.75]), worst: [0.5, 0.125] };
-        let placeless = Nearest { at: None, ..whole.clone() };
+        let first = Nearest { image_id: "good/a.png".into(), at: [0.25, 0.75], worst: [0.5, 0.125] };
+        let second = Nearest { at: [1., 0.], ..first.clone() };
         let mut all: Vec<ArrayRef> = vec![Arc::new(StringArray::from(vec!["1", "2", "3"]))];
-        all.extend(columns(&[Some(whole.clone()), None, Some(placeless.clone())]));
+        all.extend(columns(&[Some(first.clone()), None, Some(second.clone())]));
         let schema = Schema::new([vec![image_id()], fields()].concat());
         assert!(are_in(&schema) && !are_in(&Schema::new(vec![image_id()])));
         assert_eq!(fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>(), names());
         let rows = RecordBatch::try_new(Arc::new(schema), all).unwrap();
-        assert_eq!(by_image(&rows).unwrap(), [("1".to_owned(), whole), ("3".to_owned(), placeless)].into());
+        assert_eq!(by_image(&rows).unwrap(), [("1".to_owned(), first), ("3".to_owned(), second)].into());
     }
 }
