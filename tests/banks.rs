@@ -26,6 +26,13 @@ fn plan_and_fit_say_what_memory_a_fit_takes() {
         assert!(plan.contains(&format!("\"memory\":{{\"bytes\":{bytes},\"rows\":8}}")), "{plan}");
     }
     assert_eq!(planned(&[]).matches("takes up to 1 MiB of memory").count(), 3);
+    // What is read to name nearest patches: two arrays of them in f16, and what becomes their bank, three in f32 and a number each.
+    let naming = BANKS.replacen("from: [images, bank]", "from: [images, bank, features]", 1);
+    lab.write("pipeline.yaml", &naming);
+    let told = planned(&["--json"]);
+    let plan = told.lines().find(|line| line.starts_with("{\"table\":\"maps\"")).unwrap();
+    let bytes = 64 * (2 * 2 * 64 + 4 * (3 * 64 + 1));
+    assert!(plan.contains(&format!("\"memory\":{{\"bytes\":{bytes},\"rows\":6}}")), "{plan}");
     // Rows of a statement are not known before it has run.
     let query = "{ makes: rows, query: 'select image_id, class from images' }";
     let chosen = format!("  chosen: {{ stage: sql, from: [images], with: {query} }}\n  bank:");

@@ -37,7 +37,7 @@ use crate::{
     tables::{
         anomaly_maps,
         column::missing,
-        features::{NETWORK, parameters_of},
+        features::{NETWORK, parameters_of, shape_of},
         fitted,
         images::{self, CLASS},
         nearest::{self, Nearest},
@@ -113,6 +113,11 @@ impl Stage for Detect {
 
     fn memory_advice(&self) -> &'static str {
         "keep fewer vectors in the fit"
+    }
+
+    fn memory(&self, inputs: &Schemas, _: u64, whole: &BTreeMap<&str, u64>) -> Option<u64> {
+        let [patches, channels] = shape_of(inputs, FEATURES)?;
+        Some(Neighbours::memory(whole.get(FEATURES)? * patches, channels))
     }
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {

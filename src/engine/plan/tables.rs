@@ -118,7 +118,12 @@ pub fn plan(planner: &Planner<'_>, pipeline: &Pipeline, chosen: &BTreeSet<String
         let known = views.get(&table.name).filter(|_| !matches!(state, State::Blocked { .. }));
         let notes = known.map(|view| view.manifest.notes.clone()).unwrap_or_default();
         let memory = read_rows.and_then(|rows| {
-            let bytes = table.stage.memory(&pipeline.schemas(table), rows)?;
+            let whole = table.inputs.iter().filter(|input| input.reads == Reads::Table);
+            let whole = whole.filter_map(|input| {
+                let view = views.get(&input.table).filter(|view| view.pending != Pending::Everything)?;
+                Some((&*input.port, view.rows()))
+            });
+            let bytes = table.stage.memory(&pipeline.schemas(table), rows, &whole.collect())?;
             Some(Memory { bytes, rows })
         });
         plans.push(TablePlan { table: table.name.clone(), stage: table.kind.name, state, notes, memory });
@@ -350,6 +355,18 @@ tables:
         let blocked = edited(&blocked, "sum, from: [more]", "sum, from: [sorted]");
         assert_eq!(memory(&World::new(), &blocked), Some((SOME_ROWS, 8 * SOME_ROWS)));
         assert_eq!(World::new().memory(CHAIN, "more"), None, "its stage does not say");
+    }
+
+    #[test]
+    fn memory_is_stated_for_the_rows_of_a_table_that_is_read_whole() {
+        let whole = "  others: { stage: list, with: { rows: { x: 1, y: 2, z: 3, u: 4 } } }\n  more:";
+        let reads = |total: &str| format!("from: {{ numbers: numbers, total: {total} }}");
+        let known = edited(&edited(CHAIN, "  more:", whole), "from: [numbers]", &reads("others"));
+        let bytes = |world: &World, text: &str, table: &str| world.memory(text, table).map(|found| found.bytes);
+        assert_eq!(bytes(&World::new(), &known, "more"), Some(4 * 8));
+        let unknown = format!("{CHAIN}  last: {{ stage: add, {} }}\n", reads("total"));
+        assert_eq!(bytes(&World::new(), &unknown, "last"), None);
+        assert_eq!(bytes(&World::after(CHAIN), &unknown, "last"), Some(8));
     }
 
     #[test]

@@ -289,6 +289,10 @@ impl Stage for Add {
         self.states_model
     }
 
+    fn memory(&self, _: &Schemas, _: u64, whole: &BTreeMap<&str, u64>) -> Option<u64> {
+        Some(whole.get("total")? * size_of::<i64>() as u64)
+    }
+
     // A revision is no parameter, so it is kept out of their identity.
     fn locations(&self) -> &'static [&'static str] {
         &["revision"]
@@ -337,7 +341,7 @@ impl Stage for Sum {
         Output::Table
     }
 
-    fn memory(&self, _: &Schemas, rows: u64) -> Option<u64> {
+    fn memory(&self, _: &Schemas, rows: u64, _: &BTreeMap<&str, u64>) -> Option<u64> {
         Some(rows * size_of::<i64>() as u64)
     }
 

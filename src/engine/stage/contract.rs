@@ -95,9 +95,10 @@ pub trait Stage: Parameters + Debug + Send + Sync {
         "lower --batch-size or --task-rows"
     }
 
-    /// Returns the most bytes of memory that making the table from so many rows takes beyond what any stage takes; `None` if
-    /// that is not known before it is made. Plans state it.
-    fn memory(&self, _inputs: &Schemas, _rows: u64) -> Option<u64> {
+    /// Returns the most bytes of memory that making the table takes beyond what any stage takes; `None` if that is not known
+    /// before it is made. It is made from `rows` rows; `whole` has the number of rows of each table that is read as a whole,
+    /// by port, if that is known. Plans state the memory.
+    fn memory(&self, _inputs: &Schemas, _rows: u64, _whole: &BTreeMap<&str, u64>) -> Option<u64> {
         None
     }
 

@@ -3,7 +3,10 @@
 mod features;
 mod images;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
@@ -121,7 +124,7 @@ impl Stage for Fit {
         if self.method.is_trained() { training::MEMORY } else { "lower `keep` of the features, or fit on fewer images" }
     }
 
-    fn memory(&self, inputs: &Schemas, rows: u64) -> Option<u64> {
+    fn memory(&self, inputs: &Schemas, rows: u64, _: &BTreeMap<&str, u64>) -> Option<u64> {
         let [patches, channels] = shape_of(inputs, FEATURES)?;
         self.method.memory(rows * patches, channels)
     }
