@@ -37,7 +37,8 @@ pub(in crate::engine) struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Applies an assignment: `images.root=DIR` sets `tables.images.with.root`.
+    /// Applies an assignment: `images.root=DIR` sets `tables.images.with.root`, and `images.on_error=skip` the key `on_error` of
+    /// the table.
     pub(in crate::engine) fn assign(&self, root: &mut Node, set: &str) -> Result<()> {
         let wrong = |why: &str| {
             Error::Input(format!("--set {set}: {why}; write table.parameter=value, such as images.root=photos"))
@@ -53,7 +54,11 @@ impl Loader<'_> {
                 root.get("tables").map_or(&[][..], Node::entries).iter().map(|(k, _)| k.name.as_str()).collect();
             return Err(wrong(&format!("there is no table `{table}`{}", suggestion(table, &names))));
         }
-        root.set(&[&["tables", table, "with"], parameter].concat(), Node::given(value, GIVEN));
+        let path = match parameter {
+            ["on_error"] => vec!["tables", table, "on_error"],
+            _ => [&["tables", table, "with"], parameter].concat(),
+        };
+        root.set(&path, Node::given(value, GIVEN));
         Ok(())
     }
 
@@ -458,6 +463,7 @@ pub fn parse(
 
 #[cfg(test)]
 mod tests {
+    use super::OnError;
     use crate::engine::run::toys::{CHAIN, edited, read};
 
     #[test]
@@ -476,6 +482,12 @@ mod tests {
     }
 
     #[test]
+    fn assignment_decides_what_becomes_of_rows_that_fail() {
+        let of = |sets: &[&str]| read(CHAIN, sets).unwrap().tables[1].on_error;
+        assert_eq!((of(&[]), of(&["more.on_error=skip"])), (OnError::Fail, OnError::Skip));
+    }
+
+    #[test]
     fn wrong_assignment_is_named() {
         let refused = |set: &str, why: &str| {
             let error = read(CHAIN, &[set]).unwrap_err();
@@ -487,6 +499,7 @@ mod tests {
         refused("more.plus=much", "`plus`: expected a whole number, found `much`");
         refused("more.plus=[1]", "`plus`: expected a whole number, found a list");
         refused("more.plus=1.5", "`plus`: expected a whole number, found `1.5`");
+        refused("more.on_error=go", "on_error is `fail` or `skip`, not `go`");
         refused("more.pluss=1", "unknown parameter `pluss`; did you mean `plus`?");
     }
 
