@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from measure import HERE, VLMDIFF, Failed, call, environment, need_vlmdiff
@@ -42,6 +43,18 @@ def memory(pid: int) -> float:
         except (FileNotFoundError, TypeError):
             pass
     return total / 1024
+
+
+@contextmanager
+def server(folder: Path, *arguments):
+    """Runs `vlmdiff serve` in a folder; gives its process and its address, and ends it."""
+    command = [VLMDIFF, "serve", *arguments, "--listen", "127.0.0.1:0", "--folder", folder / "served"]
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        yield process, process.stdout.readline().strip().removeprefix("listening on http://")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
 
 
 class Load:
@@ -126,20 +139,15 @@ def main():
         root = f"images.root={folder / 'products'}"
         call([VLMDIFF, "run", PIPELINE, "--quiet", "--set", root])
         photographs = expected(folder)
-        command = [VLMDIFF, "serve", PIPELINE, "--set", root, "--listen", "127.0.0.1:0", "--folder", folder / "served"]
-        server = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment())
-        try:
-            address = server.stdout.readline().strip().removeprefix("listening on http://")
+        with server(folder, PIPELINE, "--set", root) as (process, address):
             # The first photographs load the network, and fill what is kept of earlier ones.
             warm = Load(address, photographs)
             warm.run(options.clients, options.seconds / 3)
-            before = memory(server.pid)
+            before = memory(process.pid)
             load = Load(address, photographs)
             took = load.run(options.clients, options.seconds)
-            after = memory(server.pid)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            code = server.wait()
+            after = memory(process.pid)
+        code = process.returncode
         judged = len(load.latencies)
         centiles = statistics.quantiles(load.latencies, n=100)
         print(f"{judged:,} photographs of {options.size}x{options.size} by {options.clients} clients in {took:.0f} s: {judged / took:.0f}/s")
