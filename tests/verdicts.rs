@@ -117,6 +117,33 @@ fn too_few_photographs_give_no_verdict_and_a_note() {
     assert!(all.stderr.contains("there is no threshold for all classes (8 allow a rate of 0.1823)"), "{}", all.stderr);
 }
 
+/// The images of the test have NaN for a score.
+const UNORDERED: &str = r#"
+name: unordered
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 64 } }
+  anomaly_maps:
+    stage: sql
+    from: [images]
+    with:
+      makes: row_per_row
+      query: "select image_id, cast(case when split = 'test' then 'NaN' else '0.5' end as real) as score from images"
+  good: { stage: calibrate, from: [images, anomaly_maps], where: split = 'train', with: { rates: [0.6], confidence: 0.8 } }
+  thresholds: { stage: calibrate, from: [images, anomaly_maps] }
+  decisions: { stage: decide, from: { images: images, anomaly_maps: anomaly_maps, thresholds: good }, with: { rate: 0.6 } }
+  metrics: { stage: evaluate, from: [images, anomaly_maps], where: split = 'test', with: { protocol: exact } }
+"#;
+
+#[test]
+fn score_that_is_nan_is_an_error_that_names_the_image() {
+    let lab = Lab::new(UNORDERED);
+    for table in ["thresholds", "decisions", "metrics"] {
+        let ended = lab.vlmdiff(&["run", "pipeline.yaml", "--quiet", "--target", table]);
+        assert_eq!(ended.code, Some(2), "{table}: {}", ended.stderr);
+        assert!(ended.stderr.contains(".png: the score is NaN"), "{table}: {}", ended.stderr);
+    }
+}
+
 #[test]
 fn known_defects_are_left_out_or_set_the_costs() {
     let lab = metrics::lab(&pipeline().replace("    where: split = 'train'\n", ""));

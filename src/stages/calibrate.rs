@@ -208,15 +208,10 @@ impl Calibrator {
         let labels = batch.rows("images")?.column_by_name(LABEL).map(|labels| labels.as_boolean());
         let scores = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
         for (row, id) in batch.ids.iter().enumerate() {
-            for (port, column, name) in [("images", classes as &dyn Array, CLASS), ("anomaly_maps", scores, SCORE)] {
-                if column.is_null(row) {
-                    return Err(missing(id, port, name));
-                }
+            if classes.is_null(row) {
+                return Err(missing(id, "images", CLASS));
             }
-            let score = scores.value(row);
-            if score.is_nan() {
-                return Err(Error::Input(format!("{id}: {}", MetricError::NanScore)));
-            }
+            let score = ordered_score(id, scores, row)?;
             let class = (self.stage.scope == Scope::Class).then(|| classes.value(row).to_owned());
             let group = groups.entry(class).or_default();
             match labels.filter(|labels| labels.is_valid(row)).map(|labels| labels.value(row)) {
@@ -326,6 +321,15 @@ impl Group {
         scores.push(score);
         self.photographs.field(id.as_bytes()).field(&score.to_le_bytes());
     }
+}
+
+/// Returns the score of an image, which has a place in the order of scores. Fails if there is none or if it is NaN.
+pub(super) fn ordered_score(id: &str, scores: &Float32Array, row: usize) -> Result<f32> {
+    if scores.is_null(row) {
+        return Err(missing(id, "anomaly_maps", SCORE));
+    }
+    let score = scores.value(row);
+    if score.is_nan() { Err(Error::Input(format!("{id}: {}", MetricError::NanScore))) } else { Ok(score) }
 }
 
 impl Costs {

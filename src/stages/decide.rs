@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vlmdiff_metrics::{conformal, two_samples::kolmogorov_smirnov};
 
+use super::calibrate::ordered_score;
 use crate::{
     engine::{
         Error, Result,
@@ -56,7 +57,7 @@ fn default_rate() -> f64 {
 
 impl Stage for Decide {
     fn revision(&self) -> u32 {
-        2
+        3
     }
 
     fn ports(&self) -> Ports {
@@ -191,10 +192,11 @@ impl Operator for Decider {
         while let Some(batch) = rows.next(1024)? {
             let classes = batch.column("images", CLASS)?.as_string::<i32>();
             let scores = batch.column("anomaly_maps", SCORE)?.as_primitive::<Float32Type>();
-            for (port, column, name) in [("images", classes as &dyn Array, CLASS), ("anomaly_maps", scores, SCORE)] {
-                if let Some(row) = (0..column.len()).find(|row| column.is_null(*row)) {
-                    return Err(missing(&batch.ids[row], port, name));
+            for (row, id) in batch.ids.iter().enumerate() {
+                if classes.is_null(row) {
+                    return Err(missing(id, "images", CLASS));
                 }
+                ordered_score(id, scores, row)?;
             }
             let calibrated: Vec<Option<&Calibrated>> =
                 classes.iter().map(|class| self.thresholds.of(class.unwrap_or_default())).collect();

@@ -482,5 +482,5 @@ fn mask_of(batch: &Batch, row: usize, mask: Mask) -> Result<Option<&[u8]>> {
 }
 
 fn wrong(batch: &Batch, row: usize, error: &MetricError) -> Error {
-    Error::Stage(format!("{}: {error}", batch.ids[row]))
+    Error::Input(format!("{}: {error}", batch.ids[row]))
 }
