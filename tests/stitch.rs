@@ -18,7 +18,7 @@ tables:
 "#;
 
 /// A program whose map of a tile is 1 at the left end of a photograph and 10 elsewhere, where the score is lower; that of a
-/// narrow photograph counts its columns from 1.
+/// narrow photograph counts its columns from 1, and the second tile of a broken one has NaN.
 const MAPS: &str = r#"
 import sys
 import pyarrow as pa
@@ -32,6 +32,8 @@ with pa.ipc.new_stream(sys.stdout.buffer, schema) as answers:
             row = list(range(1, 17)) if "narrow" in name else [1 if x == 0 else 10] * 16
             maps.append(pa.array(row * 16, pa.float32()).cast(pa.float16()).to_pylist())
             scores.append(0.5 if x == 0 else 0.25)
+            if "broken" in name and x > 0:
+                maps[-1], scores[-1] = [float("nan")] * (16 * 16), float("nan")
         answers.write_batch(pa.RecordBatch.from_pydict({"image_id": batch["image_id"], "map": maps, "score": scores}, schema))
         sys.stdout.flush()
 "#;
@@ -89,4 +91,13 @@ fn tile_of_which_the_map_shows_nothing_does_not_count() {
     let lab = lab(&middle, &[("long", 48)]);
     assert_eq!(map(&lab, "long", 16), vec![vec![10.; 16]; 16]);
     assert_eq!(scores(&lab), [0.25]);
+}
+
+#[test]
+fn score_of_a_photograph_is_nan_where_that_of_a_tile_is() {
+    let lab = lab(PIPELINE, &[("broken", 24)]);
+    for rule in ["tiles", "map"] {
+        lab.run(&["--set", &format!("anomaly_maps.score={rule}")]);
+        assert!(scores(&lab)[0].is_nan(), "{rule}");
+    }
 }

@@ -217,15 +217,20 @@ fn of_any(map: Vec<f64>, width: usize, height: usize, kernel: usize, repeats: us
     largest(&(0..repeats).fold(map, |map, repeat| means(&map, width - repeat * less, height - repeat * less, kernel)))
 }
 
+/// Returns the larger of two values; NaN if one is NaN, which [`f64::max`] drops.
+#[inline(always)]
+pub fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
 /// Returns the largest value; NaN if one is NaN, negative infinity without values.
-fn largest(values: &[f64]) -> f64 {
-    let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+pub fn largest(values: &[f64]) -> f64 {
     let (lanes, rest) = values.as_chunks::<LANES>();
     let mut largest = [f64::NEG_INFINITY; LANES];
     for lane in lanes {
         largest.iter_mut().zip(lane).for_each(|(largest, value)| *largest = larger(*largest, *value));
     }
-    largest.iter().chain(rest).fold(f64::NEG_INFINITY, |a, b| larger(a, *b))
+    largest.into_iter().chain(rest.iter().copied()).fold(f64::NEG_INFINITY, larger)
 }
 
 /// Averages `[height, width]` to `[height - kernel + 1, width - kernel + 1]`, with a sum for each window.
@@ -277,6 +282,17 @@ mod tests {
         assert!(odd.into_iter().chain(halves).all(|value| value.wide() == value.to_f64()));
         assert_eq!(largest_mean_of_halves(&[f16::INFINITY; 16], 4, 4, 2, 1), f64::INFINITY);
         assert!(largest_mean_of_halves(&[f16::NAN; 16], 4, 4, 1, 1).is_nan());
+    }
+
+    #[test]
+    fn the_largest_value_is_nan_wherever_one_is() {
+        for at in 0..LANES + 1 {
+            let mut values = [1.; LANES + 1];
+            values[at] = f64::NAN;
+            assert!(largest(&values).is_nan(), "{at}");
+        }
+        assert_eq!((largest(&[-2., -1.]), largest(&[])), (-1., f64::NEG_INFINITY));
+        assert!(larger(f64::NAN, 1.).is_nan() && larger(1., f64::NAN).is_nan());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
-use vlmdiff_metrics::blur::Border;
+use vlmdiff_metrics::{blur::Border, windows};
 
 use self::neighbours::{FEATURES, Neighbours};
 use super::{
@@ -279,8 +279,8 @@ impl Operator for Detecting {
             let Detect { sigma, border, score, .. } = self.stage;
             let finished = |((map, own), roi): (&(Vec<f64>, Option<f64>), &Option<Vec<bool>>)| {
                 Finished::of(map, size, Blur { sigma, border }, roi.as_deref(), |map| match score {
-                    ImageScore::Method => own.unwrap_or_else(|| largest(map)),
-                    ImageScore::Max => largest(map),
+                    ImageScore::Method => own.unwrap_or_else(|| windows::largest(map)),
+                    ImageScore::Max => windows::largest(map),
                     ImageScore::Top(share) => mean_of_largest(map, share),
                     ImageScore::Window(window) => window.score(map, size),
                 })
@@ -323,15 +323,11 @@ impl Fitted {
     }
 }
 
-/// Returns the largest value of a map.
-fn largest(map: &[f64]) -> f64 {
-    map.iter().copied().fold(f64::NEG_INFINITY, f64::max)
-}
-
-/// Returns the mean of a share of the largest values, and of at least one.
+/// Returns the mean of a share of the largest values, and of at least one; NaN if one is NaN.
 fn mean_of_largest(map: &[f64], share: f64) -> f64 {
     let count = ((map.len() as f64 * share) as usize).clamp(1, map.len());
-    let mut values = map.to_vec();
+    // The order of all numbers has NaN with a sign below all others, and without one above them.
+    let mut values: Vec<f64> = map.iter().map(|value| if value.is_nan() { f64::NAN } else { *value }).collect();
     values.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
     values[..count].iter().sum::<f64>() / count as f64
 }
@@ -350,5 +346,13 @@ mod tests {
         };
         assert_eq!(of(&[0, 11]), [0, 2]);
         assert_eq!(of(&[14, 15, 20, 23]), [4, 5]);
+    }
+
+    #[test]
+    fn mean_of_the_largest_values_is_nan_where_one_of_all_is() {
+        assert_eq!(mean_of_largest(&[1., 4., 2., 3.], 0.5), 3.5);
+        for nan in [f64::NAN, -f64::NAN] {
+            assert!(mean_of_largest(&[1., nan, 2., 3.], 0.25).is_nan());
+        }
     }
 }

@@ -10,6 +10,7 @@ use garde::Validate;
 use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vlmdiff_metrics::windows::larger;
 
 use super::finish::fill_outside;
 use crate::{
@@ -58,7 +59,7 @@ pub enum PhotographScore {
 
 impl Stage for Stitch {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -133,12 +134,12 @@ impl Operator for Stitcher {
             for row in 0..batch.len() {
                 mosaics.push(self.begin(&batch, row, &tiles)?);
             }
-            let mut highest = vec![f32::NEG_INFINITY; batch.len()];
+            let mut highest = vec![f64::NEG_INFINITY; batch.len()];
             tiles.for_maps(|row, tile, map, score| {
                 let place = tiles.places[tile];
                 if let Some(mosaic) = mosaics[row].as_mut().filter(|mosaic| mosaic.shows(place)) {
                     mosaic.add(place, map);
-                    highest[row] = highest[row].max(score);
+                    highest[row] = larger(highest[row], score.into());
                 }
             })?;
             let (mut ids, mut maps, mut scores) = (Vec::new(), Vec::new(), Vec::new());
@@ -154,10 +155,11 @@ impl Operator for Stitcher {
                 let mut map = mosaic.finish();
                 fill_outside(&mut map, images::roi_of(&batch, row)?.as_deref());
                 let map: Vec<f16> = map.into_iter().map(f16::from_f64).collect();
-                scores.push(match self.score {
+                let score = match self.score {
                     PhotographScore::Tiles => highest,
-                    PhotographScore::Map => map.iter().copied().map(f32::from).fold(f32::NEG_INFINITY, f32::max),
-                });
+                    PhotographScore::Map => map.iter().copied().map(f64::from).fold(f64::NEG_INFINITY, larger),
+                };
+                scores.push(score as f32);
                 maps.extend(map);
                 ids.push(id);
             }
