@@ -24,8 +24,9 @@ use crate::{
 /// Reads the answers of a vision-language model to the question whether there is a defect (`caption` with `prompt:
 /// yes-no`) as verdicts and scores, which `evaluate` takes in place of anomaly maps.
 ///
-/// An answer that begins with yes or no says so. Of any other, each word such as defect or scratch counts: yes if one
-/// stands without a negation before it, no if all stand with one, and no verdict if there is none.
+/// An answer that begins with yes or no says so. Of any other, each word such as defect or scratch counts, which is denied by a
+/// negation among the five words before it or by `-free` after it: yes if one is not denied, no if all are, and no verdict if
+/// there is none. In `not defect-free` the defect is not denied.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{}]))]
@@ -73,26 +74,33 @@ const DEFECTS: [&str; 18] = [
 ];
 /// Words that negate what follows.
 const NEGATIONS: [&str; 7] = ["no", "not", "without", "none", "never", "free", "cannot"];
-/// The number of words before a defect among which a negation counts.
+/// The number of words before a defect among which a negation counts. A word that ends in [`FREE`] is negated by the word before
+/// it alone, as other negations near it are as a rule those of other words.
 const NEAR: usize = 5;
+/// The end of a word that denies what it begins with.
+const FREE: &str = "free";
 
 /// Returns the verdict of an answer: true if there is a defect, `None` if it does not say.
 fn verdict(answer: &str) -> Option<bool> {
-    let lower = answer.to_lowercase().replace("n't", " not");
+    let lower = answer.to_lowercase().replace('’', "'").replace("n't", " not").replace("-free", FREE);
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     match words.first() {
         Some(&"yes") => return Some(true),
         Some(&"no") => return Some(false),
         _ => {}
     }
-    let named = words.iter().enumerate().filter(|(_, word)| DEFECTS.contains(word));
-    let negated = |at: usize| words[at.saturating_sub(NEAR)..at].iter().any(|word| NEGATIONS.contains(word));
-    named.map(|(at, _)| !negated(at)).reduce(|a, b| a || b)
+    let is_negated =
+        |at: usize, near: usize| words[at.saturating_sub(near)..at].iter().any(|word| NEGATIONS.contains(word));
+    let is_defect = |(at, word): (usize, &&str)| match word.strip_suffix(FREE) {
+        Some(word) => DEFECTS.contains(&word).then(|| is_negated(at, 1)),
+        None => DEFECTS.contains(word).then(|| !is_negated(at, NEAR)),
+    };
+    words.iter().enumerate().filter_map(is_defect).reduce(|a, b| a || b)
 }
 
 impl Stage for YesNo {
     fn revision(&self) -> u32 {
-        1
+        2
     }
 
     fn ports(&self) -> Ports {
@@ -160,6 +168,8 @@ mod tests {
             " YES, there is a crack",
             "There is a scratch on the lid.",
             "It is cracked, but not dented.",
+            "The part is not defect-free.",
+            "It is scratch-free, but cracked.",
         ] {
             assert_eq!(verdict(yes), Some(true), "{yes}");
         }
@@ -169,6 +179,9 @@ mod tests {
             "There are no visible defects.",
             "The nut doesn't show any damage.",
             "Free of scratches",
+            "The part appears to be defect-free.",
+            "There are no cracks, and the lid is scratch-free.",
+            "The nut isn’t damaged.",
         ] {
             assert_eq!(verdict(no), Some(false), "{no}");
         }
