@@ -235,9 +235,10 @@ impl Operator for Decider {
 /// Returns the note on classes whose images score otherwise than the calibration.
 ///
 /// The images that are not alarms are compared with the photographs of the calibration that are at most at the
-/// threshold. Given the threshold, which is one of the scores of the calibration, both are samples of one distribution,
-/// cut off there, if the images are good and nothing has drifted. So the test of Kolmogorov and Smirnov applies, at a
-/// level that is divided by the number of classes (Bonferroni). Images with a known defect are left out.
+/// threshold, but for the one whose score the threshold is: given the threshold, that score is no draw. The others are
+/// samples of one distribution, cut off there, if the images are good and nothing has drifted. So the test of Kolmogorov
+/// and Smirnov applies, at a level that is divided by the number of classes (Bonferroni). Images with a known defect are
+/// left out.
 fn drift(thresholds: &Thresholds, rows: &Batch) -> Result<Option<Note>> {
     let classes = rows.column(ITSELF, CLASS)?.as_string::<i32>();
     let scores = rows.column(ITSELF, SCORE)?.as_primitive::<Float32Type>();
@@ -264,7 +265,9 @@ fn drift(thresholds: &Thresholds, rows: &Batch) -> Result<Option<Note>> {
     for (name, (calibrated, mut scores)) in samples {
         scores.sort_by(f32::total_cmp);
         let Some(threshold) = calibrated.threshold else { continue };
-        let before = &calibrated.scores[..calibrated.scores.partition_point(|score| *score < threshold)];
+        let end = calibrated.scores.partition_point(|score| *score <= threshold);
+        let is_score = end > 0 && calibrated.scores[end - 1] == threshold;
+        let before = &calibrated.scores[..end - usize::from(is_score)];
         match kolmogorov_smirnov(before, &scores) {
             Some((distance, p)) if p < level => {
                 let middle = |sorted: &[f32]| sorted[sorted.len() / 2];
@@ -366,5 +369,15 @@ mod tests {
         }
         // At most 10 of 1000, but for four standard deviations.
         assert!(told <= 22, "{told}");
+    }
+
+    #[test]
+    fn scores_that_equal_the_threshold_are_no_drift() {
+        let scores = |zeros: usize, halves: usize| [vec![0.; zeros], vec![0.5; halves]].concat();
+        let calibration = scores(74, 39);
+        let rows = [(Some("gear"), IMAGE, Some(0.1), Some(0.5), &calibration[..])];
+        let thresholds = Thresholds::read(&table(&rows), 0.1).unwrap();
+        assert_eq!(drift(&thresholds, &judged(&scores(80, 40), 0.5, None)).unwrap(), None);
+        assert!(drift(&thresholds, &judged(&scores(40, 80), 0.5, None)).unwrap().is_some());
     }
 }
