@@ -49,6 +49,9 @@ fn captions_of_a_file_are_joined_and_the_rest_is_noted() {
     let lab = lab("model: file, path: captions.csv, id: image, default: 'a {class}'");
     let said = told(&lab, 2);
     assert!(said.contains("captions") && said.contains("`path`: cannot read captions.csv"), "{said}");
+    lab.write("captions.csv", "image;caption\n");
+    let said = told(&lab, 2);
+    assert!(said.contains("its columns seem to be separated by ';': write `separator: \";\"`"), "{said}");
     lab.write("captions.csv", "image,caption\n/photos/nut/train/good/000.png,a nut of steel\ngone.png,a cap\n");
     let said = told(&lab, 0);
     assert!(said.contains("rows of the file describe no image of this table: 1: gone.png"), "{said}");

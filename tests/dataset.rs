@@ -387,6 +387,27 @@ fn manifest_says_what_its_photographs_are() {
 }
 
 #[test]
+fn manifests_of_spreadsheets_are_read_or_their_encoding_is_named() {
+    let lab = Lab::empty();
+    picture(&lab.path("parts/a.png"), 40, 24);
+    lab.write("parts/rows.csv", "path;class;label;caption\na.png;nut;good;a nut, in steel\n");
+    lab.write("pipeline.yaml", &images("dataset: manifest, root: parts/rows.csv"));
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", RECORDS), ["a.png,nut,train,false,good,\"a nut, in steel\""]);
+    lab.write("parts/rows.csv", "Datei;label\na.png;good\n");
+    let said = told(&lab, 2);
+    let words = "parts/rows.csv has no column `path`, `file_name` or `image`, for which `columns.path` names another; it has Datei, \
+                 label";
+    assert!(said.contains(words), "{said}");
+    lab.write("pipeline.yaml", &images("dataset: manifest, root: parts/rows.csv, columns: { path: Datei }"));
+    lab.run(&[]);
+    assert_eq!(lab.sql(".vlmdiff", RECORDS), ["a.png,parts,train,false,good,"]);
+    std::fs::write(lab.path("parts/rows.csv"), b"\xff\xfep\0a\0").unwrap();
+    let said = told(&lab, 2);
+    assert!(said.contains("rows.csv: it is UTF-16; save it as UTF-8"), "{said}");
+}
+
+#[test]
 fn folder_of_hugging_face_is_read_by_its_metadata() {
     let lab = Lab::empty();
     for file in ["train/a.png", "test/a.png", "test/b.png"] {

@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{source::Sources, stage::Misfit},
-    tables::text_rows::{TextRow, TextRows},
+    tables::text_rows::{TextRow, TextRows, separator_advice},
 };
 
 /// The caption of an image, as a file has it.
@@ -31,7 +31,10 @@ impl CaptionFile<'_> {
         let names = self.text.columns(&Sources::default())?;
         [("id", self.id), ("caption", self.caption)].into_iter().try_for_each(|(parameter, column)| {
             let is_there = names.iter().any(|name| name == column);
-            let message = || format!("{} has no column `{column}`; it has {}", self.text.address, names.join(", "));
+            let message = || {
+                let advice = self.text.other_separator(&Sources::default()).map(separator_advice).unwrap_or_default();
+                format!("{} has no column `{column}`; it has {}{advice}", self.text.address, names.join(", "))
+            };
             if is_there { Ok(()) } else { Err(Misfit::parameter(parameter, message())) }
         })
     }

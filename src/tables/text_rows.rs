@@ -3,7 +3,7 @@
 use std::{
     fmt::Display,
     fs::File,
-    io::{BufRead, BufReader, Read as _, Seek, SeekFrom},
+    io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +23,34 @@ use crate::engine::{
 
 /// The number of rows of Parquet that are read at a time.
 const BATCH_ROWS: usize = 1024;
+/// Separators between the columns of CSV files.
+const SEPARATORS: [char; 4] = [',', ';', '\t', '|'];
+
+/// Opens a text file after the byte order mark with which some programs begin text. UTF-16 is an error that says so.
+pub fn open_text(path: &Path) -> io::Result<BufReader<File>> {
+    let mut file = File::open(path)?;
+    let mut begin = Vec::new();
+    file.by_ref().take(3).read_to_end(&mut begin)?;
+    if begin.starts_with(&[0xFF, 0xFE]) || begin.starts_with(&[0xFE, 0xFF]) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is UTF-16; save it as UTF-8"));
+    }
+    let mark: u64 = if begin == [0xEF, 0xBB, 0xBF] { 3 } else { 0 };
+    file.seek(SeekFrom::Start(mark))?;
+    Ok(BufReader::new(file))
+}
+
+/// Returns the separator that the header of a CSV file has more often than `between` and than all others, if there is one.
+pub fn other_separator(path: &Path, between: char) -> Option<char> {
+    let mut header = String::new();
+    open_text(path).ok()?.read_line(&mut header).ok()?;
+    let count = |separator: &char| header.matches(*separator).count();
+    SEPARATORS.into_iter().filter(|other| count(other) > count(&between)).max_by_key(count)
+}
+
+/// Returns the end of a message about a CSV file that is read by another separator than its header has.
+pub fn separator_advice(separator: char) -> String {
+    format!("; its columns seem to be separated by {separator:?}: write `separator: {:?}`", separator.to_string())
+}
 
 /// A file of rows, whose format follows from its ending. Errors are about the parameters `path` and `separator`.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +108,15 @@ impl TextRows<'_> {
         }
     }
 
+    /// Returns the separator that the header of a CSV file seems to have in place of that of its ending; `None` if a separator
+    /// is given.
+    pub fn other_separator(&self, sources: &Sources) -> Option<char> {
+        match (self.separator, self.format().ok()?) {
+            (None, Format::Csv(between)) => other_separator(&self.local(sources).ok()?, between.into()),
+            _ => None,
+        }
+    }
+
     fn local(&self, sources: &Sources) -> Result<PathBuf, Misfit> {
         sources.local(self.address).map_err(|e| Misfit::parameter("path", e))
     }
@@ -110,14 +147,8 @@ impl TextRows<'_> {
         }
     }
 
-    /// Opens a text file after the byte order mark with which some programs begin text.
     fn open(&self, path: &Path) -> Result<BufReader<File>, Misfit> {
-        let mut file = File::open(path).map_err(|e| self.unreadable(e))?;
-        let mut begin = Vec::new();
-        file.by_ref().take(3).read_to_end(&mut begin).map_err(|e| self.unreadable(e))?;
-        let mark: u64 = if begin == [0xEF, 0xBB, 0xBF] { 3 } else { 0 };
-        file.seek(SeekFrom::Start(mark)).map_err(|e| self.unreadable(e))?;
-        Ok(BufReader::new(file))
+        open_text(path).map_err(|e| self.unreadable(e))
     }
 
     fn parquet(&self, path: &Path) -> Result<ParquetFile, Misfit> {

@@ -202,8 +202,7 @@ struct Opened<'a> {
 
 impl<'a> Opened<'a> {
     fn new(address: &'a str, columns: &ManifestColumns, sources: &Sources) -> Result<Self> {
-        let text = TextRows { address, separator: None };
-        let names = text.columns(sources).map_err(input_error)?;
+        let (text, names) = with_names(address, columns, sources)?;
         let wrong = |message: String| Error::Input(format!("{address} has {message}; it has {}", names.join(", ")));
         let columns = columns.of_file(&names).map_err(wrong)?;
         if columns.path.is_none() {
@@ -245,6 +244,26 @@ impl<'a> Opened<'a> {
         let value = row.values[at].clone().filter(|value| !value.trim().is_empty())?;
         let names = self.parquet.as_ref().and_then(|file| file.class_names(column));
         Some(names.and_then(|names| names.get(value.parse::<usize>().ok()?).cloned()).unwrap_or(value))
+    }
+}
+
+/// Returns a manifest and the names of its columns. If a CSV file has no paths by the separator of its ending, the one that its
+/// header seems to have takes its place.
+fn with_names<'a>(
+    address: &'a str,
+    columns: &ManifestColumns,
+    sources: &Sources,
+) -> Result<(TextRows<'a>, Vec<String>)> {
+    let text = TextRows { address, separator: None };
+    let names = text.columns(sources).map_err(input_error)?;
+    let has_paths = columns.of_file(&names).is_ok_and(|columns| columns.path.is_some());
+    let separator = if has_paths { None } else { text.other_separator(sources) };
+    match separator {
+        None => Ok((text, names)),
+        Some(_) => {
+            let text = TextRows { separator, ..text };
+            Ok((text, text.columns(sources).map_err(input_error)?))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read as _, Seek},
+    io::{BufRead, BufReader},
     path::Path,
 };
 
@@ -16,14 +16,15 @@ use arrow::{
 use serde_json::Value;
 
 use super::values::{self, BATCH_ROWS, Column};
-use crate::engine::{stage::Misfit, store::Note};
+use crate::{
+    engine::{stage::Misfit, store::Note},
+    tables::text_rows::{open_text, other_separator, separator_advice},
+};
 
 /// The number of rows from which the types of columns are guessed.
 const GUESS_ROWS: usize = 10_000;
 /// The separator between columns if the file's extension implies none.
 const COMMA: char = ',';
-/// Separators that other programs use.
-const SEPARATORS: [char; 3] = [';', '\t', '|'];
 
 /// A text file as a table.
 pub(super) struct Text<'a> {
@@ -51,17 +52,8 @@ impl Text<'_> {
         Misfit::parameter("path", format!("cannot read {}: {error}", self.name))
     }
 
-    /// Opens the file after the byte order mark with which some programs begin text.
     fn open(&self) -> Result<BufReader<File>, Misfit> {
-        let mut file = File::open(self.path).map_err(|e| self.failed(e))?;
-        let mut begin = Vec::new();
-        file.by_ref().take(3).read_to_end(&mut begin).map_err(|e| self.failed(e))?;
-        if begin.starts_with(&[0xFF, 0xFE]) || begin.starts_with(&[0xFE, 0xFF]) {
-            return Err(self.failed("it is UTF-16; save it as UTF-8"));
-        }
-        let mark: u64 = if begin == [0xEF, 0xBB, 0xBF] { 3 } else { 0 };
-        file.seek(std::io::SeekFrom::Start(mark)).map_err(|e| self.failed(e))?;
-        Ok(BufReader::new(file))
+        open_text(self.path).map_err(|e| self.failed(e))
     }
 
     /// Opens CSV with a header; `separator` is the declared one, if any.
@@ -71,9 +63,9 @@ impl Text<'_> {
             .map_err(|_| Misfit::parameter("separator", format!("`{between}` is not in ASCII")))?;
         let format = csv::reader::Format::default().with_header(true).with_delimiter(delimiter);
         let guess = format.infer_schema(self.open()?, Some(GUESS_ROWS));
-        let hint = |error: Misfit| match separator {
-            None => Misfit { message: error.message + &self.other_separator().unwrap_or_default(), ..error },
-            Some(_) => error,
+        let hint = |error: Misfit| {
+            let other = if separator.is_none() { other_separator(self.path, between) } else { None };
+            Misfit { message: error.message + &other.map(separator_advice).unwrap_or_default(), ..error }
         };
         let (guess, _) = guess.map_err(|e| hint(self.failed(e)))?;
         if guess.fields().is_empty() {
@@ -181,16 +173,6 @@ impl Text<'_> {
 
     fn without_id(&self, guess: &Schema) -> Misfit {
         values::without_id(self.name, self.id, guess)
-    }
-
-    /// Returns advice if the header seems to use a separator other than a comma.
-    fn other_separator(&self) -> Option<String> {
-        let mut header = String::new();
-        self.open().ok()?.read_line(&mut header).ok()?;
-        let count = |separator: char| header.matches(separator).count();
-        let other =
-            SEPARATORS.into_iter().filter(|other| count(*other) > count(COMMA)).max_by_key(|other| count(*other))?;
-        Some(format!("; its columns seem to be separated by {other:?}: write `separator: {:?}`", other.to_string()))
     }
 }
 
