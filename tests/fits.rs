@@ -130,6 +130,39 @@ fn features_and_their_denoiser_fit_each_other() {
     );
 }
 
+/// The sampler of the toy pipeline asks at 501 and 1, with the spacing `trailing` at 999 and 499.
+#[test]
+fn denoiser_is_asked_at_no_timestep_below_those_of_its_training() {
+    let lab = Lab::new(TOY);
+    let plan = |settings: &str| {
+        let settings = settings.split_whitespace().flat_map(|setting| ["--set", setting]);
+        lab.vlmdiff(&["plan", "pipeline.yaml"].into_iter().chain(settings).collect::<Vec<_>>())
+    };
+    let (images, features) = ("denoiser.min_timestep=400", "feature_denoiser.min_timestep=400");
+    let trailing = "reconstructions.sampler.timestep_spacing=trailing";
+    for (settings, lowest) in [
+        (images.to_owned(), 1),
+        (format!("{images} {trailing} reconstructions.sampler.inversion=[1,301,501]"), 301),
+        (features.to_owned(), 1),
+        (format!("{features} latent_maps.rule=reconstruction"), 150),
+        (format!("{features} latent_maps.timesteps=[399]"), 399),
+        (format!("{features} latent_maps.rule=inversion latent_maps.timesteps=[450,600]"), 0),
+    ] {
+        let ended = plan(&settings);
+        assert_eq!(ended.code, Some(2), "{settings}: {}", ended.stdout);
+        let told = format!("the denoiser is asked at timestep {lowest}, and its training has none below 400: ");
+        assert!(ended.stderr.contains(&told), "{settings}: {}", ended.stderr);
+    }
+    for settings in [
+        format!("{images} {trailing}"),
+        format!("{images} {trailing} reconstructions.sampler.inversion=[1,401,501]"),
+        format!("{features} latent_maps.timesteps=[400]"),
+    ] {
+        let ended = plan(&settings);
+        assert_eq!(ended.code, Some(0), "{settings}: {}", ended.stderr);
+    }
+}
+
 #[test]
 fn unknown_device_is_refused() {
     let lab = Lab::new(TOY);

@@ -163,6 +163,12 @@ impl Ddim {
         &self.timesteps
     }
 
+    /// Returns the lowest timestep at which the network is asked. An inversion asks where its steps end, and so not at its first.
+    pub fn lowest_timestep(&self) -> i64 {
+        let inverted = self.config.inversion.iter().flatten().skip(1).map(|t| i64::from(*t));
+        self.timesteps.iter().copied().chain(inverted).min().unwrap_or_default()
+    }
+
     /// Noises the known sample `x0` to the level from which sampling starts; `noise` is standard normal of its shape.
     pub fn start(&self, x0: &Tensor, noise: &Tensor) -> Tensor {
         let t = Tensor::from_slice(&[self.noise_level]).to_device(x0.device());
@@ -309,6 +315,9 @@ mod tests {
         };
         let inverted = ddim.invert(&at(1), model).unwrap().unwrap();
         assert_eq!(asked, [21, 41]);
+        let late = DdimConfig { steps_offset: 50, num_inference_steps: 1, ..DdimConfig::default() };
+        let lowest = |inversion| DdimConfig { inversion, ..late.clone() }.build(&schedule).unwrap().lowest_timestep();
+        assert_eq!([lowest(None), lowest(Some(vec![1, 21, 41])), lowest(Some(vec![1, 61]))], [50, 21, 50]);
         // A sample up to 5 is rounded by 2⁻²⁴ of itself five times in each of two steps; √ᾱ is above 0.95.
         assert!((inverted - at(41)).abs().max().double_value(&[]) < 4e-6);
 

@@ -31,6 +31,15 @@ impl Rule {
         }
     }
 
+    /// Returns the lowest of the timesteps, which ascend, at which the network is asked. An inversion begins at 0, whatever its
+    /// timesteps are.
+    pub fn lowest_timestep(self, timesteps: &[u32]) -> u32 {
+        match self {
+            Self::Noise | Self::Reconstruction => timesteps.first().copied().unwrap_or_default(),
+            Self::Inversion => 0,
+        }
+    }
+
     /// Scores samples `x` [B, C, h, w] -> [B, h, w], means over the channels. `model` predicts for a noisy sample and a
     /// timestep what `schedule` says; `noise` returns standard normal numbers like `x` for a timestep.
     pub fn scores<E: From<TchError>>(

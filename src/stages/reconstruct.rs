@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 use super::{
     likeness,
     tensors::{context, device, first_embedding, floats, halves, network, normalise, tensor},
-    train_denoiser::DenoiserConfig,
+    train_denoiser::{DenoiserConfig, was_trained_at},
 };
 use crate::{
     diffusion::{
@@ -122,11 +122,15 @@ impl Stage for Reconstruct {
         let latent = latents::shape(inputs)?;
         let [height, width, _] = images::pixels(inputs)?;
         let denoiser: DenoiserConfig = config_of(inputs, "denoiser")?;
-        denoiser
+        let sampler = denoiser
             .schedule
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| Misfit::parameter("sampler", e))?;
+        let remedy =
+            "few steps with `timestep_spacing: trailing` and a later second timestep of `inversion` stay above";
+        was_trained_at(denoiser.min_timestep, sampler.lowest_timestep(), remedy)
+            .map_err(|why| Misfit::parameter("sampler", why))?;
         if self.sampler.inversion.is_some() && self.sampler.eta == 0. && self.draws > 1 {
             let message = "an inversion without `eta` draws no noise, and all draws are the same; leave `draws` out";
             return Err(Misfit::parameter("draws", message));

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 use super::{
     finish::Window,
     tensors::{context, device, first_embedding, network, normalise, tensor},
-    train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, captions},
+    train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, captions, was_trained_at},
 };
 use crate::{
     diffusion::{
@@ -48,7 +48,8 @@ pub struct ScoreLatents {
     #[garde(skip)]
     #[serde(default)]
     pub rule: Rule,
-    /// The timesteps at which the network is asked, ascending. Absent: those of the rule.
+    /// The timesteps at which the network is asked, ascending, none below the `min_timestep` of its training. Absent: those of the
+    /// rule.
     #[garde(inner(length(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timesteps: Option<Vec<u32>>,
@@ -98,7 +99,7 @@ impl Stage for ScoreLatents {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width] = images::judged_size(inputs)?;
-        let schedule = schedule(inputs)?;
+        let (schedule, min_timestep) = schedule(inputs)?;
         let timesteps = self.timesteps();
         if !timesteps.is_sorted_by(|a, b| a < b) {
             return Err(Misfit::parameter("timesteps", format!("{timesteps:?} do not ascend")));
@@ -108,23 +109,31 @@ impl Stage for ScoreLatents {
             let message = format!("the denoiser has no timestep {t}; its last is {}", count - 1);
             return Err(Misfit::parameter("timesteps", message));
         }
+        let (parameter, remedy) = match self.rule {
+            Rule::Inversion => ("rule", "another rule begins at its first timestep".to_owned()),
+            Rule::Noise | Rule::Reconstruction => {
+                ("timesteps", format!("write `timesteps: [{min_timestep}]` or higher ones"))
+            }
+        };
+        was_trained_at(min_timestep, self.rule.lowest_timestep(&timesteps).into(), &remedy)
+            .map_err(|why| Misfit::parameter(parameter, why))?;
         self.score.check([height, width], "score")?;
         Ok(anomaly_maps::schema([height, width]))
     }
 }
 
-/// Returns the schedule of the denoiser, which is checked against images, latents and captions. Latents without variance are
-/// features.
-fn schedule(inputs: &Schemas) -> Result<ScheduleConfig, Misfit> {
+/// Returns the schedule of the denoiser, which is checked against images, latents and captions, and the lowest timestep of its
+/// training. Latents without variance are features.
+fn schedule(inputs: &Schemas) -> Result<(ScheduleConfig, u32), Misfit> {
     let captions = captions(inputs)?;
     if latents::has_variance(inputs) {
         let config: DenoiserConfig = config_of(inputs, "denoiser")?;
         config.fits_latents(inputs, captions)?;
-        Ok(config.schedule)
+        Ok((config.schedule, config.min_timestep))
     } else {
         let config: FeatureDenoiserConfig = config_of(inputs, "denoiser")?;
         config.fits(inputs, captions)?;
-        Ok(config.schedule)
+        Ok((config.schedule, config.min_timestep))
     }
 }
 

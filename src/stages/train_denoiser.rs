@@ -40,6 +40,7 @@ use crate::{
 };
 use caption_rows::{CaptionRows, Captions};
 use config::Config;
+pub(super) use config::was_trained_at;
 pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
 pub use objective::DenoisingObjective;
 
@@ -79,8 +80,8 @@ pub struct TrainDenoiser {
     #[garde(skip)]
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// The lowest timestep that is trained. A sampler of few steps uses high noise levels alone, so others need not
-    /// be trained.
+    /// The lowest timestep that is trained, and at which the network can then be asked. A sampler of few steps uses high noise
+    /// levels alone, so others need not be trained.
     #[garde(skip)]
     #[serde(default)]
     pub min_timestep: u32,
@@ -143,7 +144,8 @@ pub enum Dtype {
 impl TrainDenoiser {
     fn denoiser(&self, scaling_factor: f64) -> DenoiserConfig {
         let control = self.control.clone().of(self.config.clone());
-        DenoiserConfig { control, schedule: self.schedule.clone(), scaling_factor }
+        let (schedule, min_timestep) = (self.schedule.clone(), self.min_timestep);
+        DenoiserConfig { control, schedule, scaling_factor, min_timestep }
     }
 
     /// Returns the configuration of a denoiser of the features and captions of `schemas`.
@@ -152,7 +154,7 @@ impl TrainDenoiser {
         let [_, caption_dim] = embeddings::shape(schemas, captions(schemas)?)?;
         let size = self.feature_unet.clone().unwrap_or_default();
         let unet = FeatureUNetConfig { in_channels: in_channels as i64, caption_dim: caption_dim as i64, size };
-        Ok(FeatureDenoiserConfig { unet, schedule: self.schedule.clone() })
+        Ok(FeatureDenoiserConfig { unet, schedule: self.schedule.clone(), min_timestep: self.min_timestep })
     }
 
     /// Returns the configuration, checked against the inputs. Latents without variance are features.

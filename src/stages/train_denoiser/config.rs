@@ -77,6 +77,9 @@ pub struct DenoiserConfig {
     pub schedule: ScheduleConfig,
     /// The factor by which latents are multiplied before noise is added.
     pub scaling_factor: f64,
+    /// The lowest timestep of the training.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_timestep: u32,
 }
 
 impl DenoiserConfig {
@@ -86,6 +89,7 @@ impl DenoiserConfig {
             control: Control { fusion: true, ..Control::default() }.of(UNet2DConditionConfig::default()),
             schedule: ScheduleConfig::default(),
             scaling_factor: AutoencoderKlConfig::default().scaling_factor,
+            min_timestep: 0,
         }
     }
 
@@ -151,6 +155,9 @@ pub struct FeatureDenoiserConfig {
     pub unet: FeatureUNetConfig,
     /// The noise schedule and the kind of value that the network predicts.
     pub schedule: ScheduleConfig,
+    /// The lowest timestep of the training.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_timestep: u32,
 }
 
 impl FeatureDenoiserConfig {
@@ -177,6 +184,22 @@ impl FeatureDenoiserConfig {
         }
         Ok(())
     }
+}
+
+/// Checks that a denoiser whose training has no timestep below `min_timestep` is asked at none, `lowest` being the lowest at which
+/// it is. The error is the reason, with `remedy`, which says what is asked from `min_timestep` on.
+pub(in crate::stages) fn was_trained_at(min_timestep: u32, lowest: i64, remedy: &str) -> Result<(), String> {
+    if lowest >= i64::from(min_timestep) {
+        return Ok(());
+    }
+    Err(format!(
+        "the denoiser is asked at timestep {lowest}, and its training has none below {min_timestep}: {remedy}, or train it with \
+         `min_timestep: {lowest}`"
+    ))
+}
+
+fn is_zero(timestep: &u32) -> bool {
+    *timestep == 0
 }
 
 /// Checks that a U-Net takes latents of so many channels and captions so wide. The error is the reason.
