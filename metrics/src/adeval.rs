@@ -1,12 +1,10 @@
 //! The rules of ADEval: curves at the edges of strips of equal width between the lowest and the highest score, without
 //! points at the ends that no edge hits.
 
-use super::{ImageMetrics, Kind, PixelMetrics, Score, pixel::Pixels};
+use super::{FPR_LIMIT, ImageMetrics, Kind, PixelMetrics, Score, pixel::Pixels};
 
 /// The number of strips, ADEval's default.
 const STRIPS: u16 = 1000;
-/// The false positive rate up to which PRO is integrated.
-const FPR_LIMIT: f64 = 0.3;
 
 /// The images or pixels with one score.
 struct Counted {

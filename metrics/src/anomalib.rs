@@ -1,9 +1,7 @@
 //! The rules of anomalib 1 that differ from the definitions. anomalib 2 (2.7) follows these.
 
-use super::{Components, PixelMetrics, Ranking, Score, pixel::Pixels, ranking::Level};
+use super::{Components, FPR_LIMIT, PixelMetrics, Ranking, Score, pixel::Pixels, ranking::Level};
 
-/// The false positive rate up to which PRO is integrated.
-const FPR_LIMIT: f64 = 0.3;
 /// The distance from the limit at which a curve counts as having reached it: that of `torch.allclose`.
 const CLOSE: f64 = 1e-8 + 1e-5 * FPR_LIMIT;
 

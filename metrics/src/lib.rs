@@ -35,6 +35,9 @@ pub use protocol::{Given, Protocol};
 pub use ranking::{Level, Ranking};
 pub use table::{Judged, Kind, METRICS, Metric};
 
+/// The false positive rate up to which PRO is integrated by most programs.
+const FPR_LIMIT: f64 = 0.3;
+
 /// A summary of some images to which summaries of others can be added.
 pub trait State: std::fmt::Debug + Send + Sync + 'static {
     /// Adds everything that `other` has seen.

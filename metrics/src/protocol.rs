@@ -1,6 +1,8 @@
 //! The rules by which programs compute metrics: papers give one name to metrics of different rules.
 
-use super::{ImageMetrics, Judged, Kind, PixelMetrics, RegionScores, Score, adeval, anomalib, pixel::Pixels};
+use super::{
+    FPR_LIMIT, ImageMetrics, Judged, Kind, PixelMetrics, RegionScores, Score, adeval, anomalib, pixel::Pixels,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,9 +65,7 @@ impl<S> Given<'_, S> {
     }
 }
 
-/// The false positive rate up to which PRO is integrated.
-const FPR_LIMIT: f64 = 0.3;
-/// The same rate in MVTec AD 2.
+/// The false positive rate up to which MVTec AD 2 integrates PRO.
 const FPR_LIMIT_AD_2: f64 = 0.05;
 /// The number of thresholds of PRO.
 const STEPS: u32 = 200;

@@ -197,10 +197,12 @@ impl Bank {
 
 /// Scales vectors to length 1 if distances are those of directions.
 fn scaled(vectors: &Tensor, distance: Distance) -> Tensor {
-    if distance != Distance::Cosine {
-        return vectors.shallow_clone();
-    }
-    vectors / vectors.norm_scalaropt_dim(2., [1].as_slice(), true).clamp_min(1e-12)
+    if distance == Distance::Cosine { unit(vectors) } else { vectors.shallow_clone() }
+}
+
+/// Scales vectors [.., C] to length 1. A vector of zeros stays one.
+pub(super) fn unit(vectors: &Tensor) -> Tensor {
+    vectors / vectors.norm_scalaropt_dim(2., [-1].as_slice(), true).clamp_min(1e-12)
 }
 
 /// Returns the squares of the lengths of vectors [N, C]: `[N]`.

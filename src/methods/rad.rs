@@ -7,7 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
     MethodParameters,
-    bank::Distance,
+    bank::{Distance, unit},
     knn::BANK,
     patches::{Fitted, Fitter, PatchMethod, Scorer, Scores, mean_of_largest},
 };
@@ -121,11 +121,6 @@ impl Fitter for Album {
 /// Returns the mean of the patches f32 [P, C] in the last of so many layers, `[C / L]`.
 fn mean_of_last_layer(patches: &Tensor, layers: i64) -> Result<Tensor, TchError> {
     patches.f_mean_dim([0].as_slice(), false, Kind::Float)?.f_view([layers, -1])?.f_get(layers - 1)
-}
-
-/// Scales vectors [.., C] to length 1.
-fn unit(vectors: &Tensor) -> Tensor {
-    vectors / vectors.norm_scalaropt_dim(2., [-1].as_slice(), true).clamp_min(1e-12)
 }
 
 struct Retrieval {

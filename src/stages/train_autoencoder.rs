@@ -166,7 +166,8 @@ pub enum ScalingFactor {
 
 /// Log-variance of the latents before the first step, if training starts from random weights.
 const FIRST_LOGVAR: f64 = -6.;
-/// The number of images on which the scaling factor is measured.
+/// The least number of images on which the scaling factor is measured, if there are as many. Every n-th is taken, which are fewer
+/// than twice as many.
 const MEASURED: usize = 128;
 /// The prefix of the discriminator's variables in a saved state.
 const DISCRIMINATOR: &str = "discriminator.";
