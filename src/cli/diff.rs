@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Error,
+        Error, distinct,
         plan::{Number, TableDiff, diff},
         store::{Run, Store, history},
         value_text,
@@ -208,12 +208,6 @@ fn grid(values: &[&Number], rows: &[&Row], width: Option<usize>) -> Result<()> {
         columns = rest;
     }
     Ok(())
-}
-
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut once = Vec::new();
-    values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
-    once
 }
 
 fn state(table: &TableDiff, [a, b]: &[Run; 2]) -> String {

@@ -7,7 +7,7 @@ use vlmdiff_metrics::{Judged, Kind, Metric, Protocol};
 
 use super::{Source, charts};
 use crate::{
-    engine::{Result, Variant, store::Manifest, value_text},
+    engine::{Result, Variant, distinct, store::Manifest, value_text},
     tables::{
         Role,
         column::{numbers, text},
@@ -211,13 +211,6 @@ fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
     shared.retain(|name| all.iter().all(|names| names.contains(name)));
     shared.sort_by_key(|name| GROUPS.iter().position(|group| *group == Measure::new(name, &[]).of));
     Ok(shared)
-}
-
-/// Returns each value once, in the order of its first occurrence.
-pub(super) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut once = Vec::new();
-    values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
-    once
 }
 
 impl Table<'_> {

@@ -2,11 +2,12 @@
 
 use super::{
     Source, charts,
+    export::quoted,
     grid::Grid,
-    metrics::{Row, Table, distinct, interval, tables},
+    metrics::{Row, Table, interval, tables},
     published::{self, Published},
 };
-use crate::engine::Result;
+use crate::engine::{Result, distinct};
 
 /// A format of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,11 +159,6 @@ fn csv(tables: &[Table<'_>], published: Option<&Published>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Quotes a text of CSV where it needs that.
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,10 +173,5 @@ mod tests {
     #[test]
     fn seeds_are_told_by_the_end_of_their_path() {
         assert_eq!(["seed", "denoiser.training.seed", "seeds", "sigma"].map(is_seed), [true, true, false, false]);
-    }
-
-    #[test]
-    fn texts_of_csv_are_quoted_where_they_must_be() {
-        assert_eq!(["a b", "a,b", "say \"a\""].map(quoted), ["a b", "\"a,b\"", "\"say \"\"a\"\"\""]);
     }
 }

@@ -186,3 +186,13 @@ pub(in crate::report) fn quoted(text: &str) -> String {
     let is_plain = !text.contains(['"', ',', '\n', '\r']);
     if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_csv_are_quoted_where_they_must_be() {
+        assert_eq!(["a b", "a,b", "say \"a\""].map(quoted), ["a b", "\"a,b\"", "\"say \"\"a\"\"\""]);
+    }
+}

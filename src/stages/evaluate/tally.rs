@@ -17,7 +17,7 @@ use vlmdiff_metrics::{
 
 use super::parameters::{Bootstrap, Evaluate};
 use crate::{
-    engine::{Error, Result, stage::Batch},
+    engine::{Error, Result, distinct, stage::Batch},
     tables::{
         anomaly_maps::{MAP, SCORE},
         images::{self, CALIBRATION, CLASS, LABEL, MASK, MASK_GREY, SPLIT},
@@ -119,13 +119,6 @@ pub(super) struct Spread {
 /// Returns the column of maps; `None` for a table of scores without maps.
 pub(super) fn maps(batch: &Batch) -> Option<&ArrayRef> {
     batch.port("anomaly_maps")?.column_by_name(MAP)
-}
-
-/// Returns each value once, in the order of its first occurrence.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut once = Vec::new();
-    values.for_each(|value| once.extend((!once.contains(&value)).then_some(value)));
-    once
 }
 
 impl Tally {
