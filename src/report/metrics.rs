@@ -80,8 +80,13 @@ impl Cell {
             None if anomalous == Some(0.) => Some("no test image is anomalous"),
             None if images.is_some() && anomalous == images => Some("no test image is normal"),
             None if of == "Others" => Some("its table has no value"),
-            None if of == "Images" => Some("the maps are too small for this protocol's score of an image"),
-            None => Some("no anomalous test image has a ground-truth mask"),
+            None if of == "Images" => {
+                Some("its maps are too small for this protocol's score of an image, or all images score the same")
+            }
+            None => Some(
+                "there are no maps, no ground-truth masks of anomalous images, or not the images that this protocol needs \
+                 beside them",
+            ),
         };
         Self { percent: charts::percent(value), bar: value.unwrap_or_default().clamp(0., 1.) * 100., why }
     }

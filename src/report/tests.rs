@@ -17,7 +17,13 @@ fn a_metric_without_a_number_says_why() {
     let why =
         |of, images: f64, anomalous: f64| Cell::new(None, of, Some(images), Some(anomalous)).why.unwrap_or_default();
     assert!(why("Images", 5., 0.).contains("anomalous") && why("Pixels", 5., 5.).contains("normal"));
-    assert!(why("Images", 5., 2.).contains("too small") && why("Pixels", 5., 2.).contains("mask"));
+    let of_images = why("Images", 5., 2.);
+    assert!(of_images.contains("too small") && of_images.contains("all images score the same"), "{of_images}");
+    let of_pixels = why("Pixels", 5., 2.);
+    assert!(
+        of_pixels.contains("no maps") && of_pixels.contains("mask") && of_pixels.contains("protocol"),
+        "{of_pixels}"
+    );
     assert_eq!(Cell::new(Some(0.5), "Images", Some(5.), None), Cell { percent: "50.0".into(), bar: 50., why: None });
     assert_eq!(Cell::new(Some(f64::NAN), "Images", Some(5.), Some(2.)).percent, "–");
 }
