@@ -39,7 +39,7 @@ use crate::{
         Role,
         column::numbers,
         reconstructions::AUTOENCODED,
-        training_log::{LOSS, STEP},
+        training_log::{EPOCH, LOSS, STEP},
     },
 };
 use data::{TestImage, UNLABELLED};
@@ -149,7 +149,10 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
         steps.into_iter().zip(losses).filter_map(|(step, loss)| Some((step?, loss?))).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let name = table.variant.name(&table.table);
-    let guessing = guessing(table);
+    let guessing = match table.made.stage.as_str() {
+        "train_text_encoder" => guessing(&table.made.params, &numbers(&batch, STEP)?, &numbers(&batch, EPOCH)?),
+        _ => None,
+    };
     let (svg, note) = match (charts::loss_curve(&points, guessing, &format!("loss of {name}")), points.last()) {
         (Ok(svg), Some((step, loss))) => {
             let guessing = guessing.map(|loss| format!("; guessing (red line) has {}", charts::short(loss)));
@@ -162,11 +165,12 @@ fn curve(source: &Source, table: &Manifest) -> Result<Value> {
     Ok(context! { table => name, about => source.about(&table.made.stage), svg, note })
 }
 
-/// Returns the loss of guessing: of the contrastive loss over a batch of n pairs it is ln n. `None` for other losses,
-/// of which it is not known.
-fn guessing(table: &Manifest) -> Option<f64> {
-    let batch = table.made.params.pointer("/training/batch_size")?.as_f64()?;
-    (table.made.stage == "train_text_encoder").then(|| batch.ln())
+/// Returns the loss of guessing of the contrastive training of a text encoder: over a batch of n pairs it is ln n, and all batches
+/// but the last of an epoch are full. `None` if every logged step ends an epoch: then a step sees all rows, which may be fewer
+/// than `batch_size`.
+fn guessing(params: &serde_json::Value, steps: &[Option<f64>], epochs: &[Option<f64>]) -> Option<f64> {
+    let batch = params.pointer("/training/batch_size")?.as_f64()?;
+    (steps != epochs).then(|| batch.ln())
 }
 
 /// Returns the pictures, and the values by which the page can select them.

@@ -90,6 +90,19 @@ fn notes_stand_above_the_numbers() {
 }
 
 #[test]
+fn loss_of_guessing_is_known_where_batches_are_full() {
+    let of = |steps: [u32; 2], epochs: [u32; 2]| {
+        let params = serde_json::json!({ "training": { "batch_size": 32 } });
+        let [steps, epochs] = [steps, epochs].map(|values| values.map(|value| Some(f64::from(value))));
+        guessing(&params, &steps, &epochs)
+    };
+    // Five steps an epoch, and a training that ends within its first epoch.
+    assert_eq!([of([10, 20], [2, 4]), of([1, 2], [0, 0])], [Some(32_f64.ln()); 2]);
+    // A step sees all rows, of which there may be two.
+    assert_eq!(of([10, 20], [10, 20]), None);
+}
+
+#[test]
 fn scores_of_a_class_are_told_in_words() {
     let image = |anomalous, score| TestImage {
         id: String::new(),
