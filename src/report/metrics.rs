@@ -1,6 +1,6 @@
 //! The tables of metrics, one for each table and protocol.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use minijinja::{Value, context};
 use vlmdiff_metrics::{Judged, Kind, Metric, Protocol};
@@ -17,6 +17,10 @@ use crate::{
 
 /// The groups of metrics, in the order of their columns.
 const GROUPS: [&str; 3] = ["Images", "Others", "Pixels"];
+/// The classes of COCO-AD, of which each split has one.
+const SPLITS: [&str; 4] = ["split0", "split1", "split2", "split3"];
+/// The class of a row with the means over [`SPLITS`].
+const MEAN_OVER_SPLITS: &str = "mean over splits";
 /// The metrics at the top of the page.
 const HEADLINES: [&str; 3] = ["image_auroc", "pixel_auroc", "aupro"];
 
@@ -95,7 +99,7 @@ impl Cell {
 /// The metrics of a class: a row of a table.
 #[derive(Clone)]
 pub(super) struct Row<'a> {
-    pub variant: &'a Variant,
+    pub variant: Cow<'a, Variant>,
     pub class: String,
     pub images: Option<f64>,
     pub anomalous: Option<f64>,
@@ -105,13 +109,14 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Returns true for the means over classes, and for those over splits.
     pub(super) fn is_mean(&self) -> bool {
-        self.class == MEAN
+        [MEAN, MEAN_OVER_SPLITS].contains(&self.class.as_str())
     }
 
-    /// Returns the class, in words for the mean.
+    /// Returns the class, in words for a mean.
     pub(super) fn class(&self) -> &str {
-        if self.is_mean() { "mean over classes" } else { &self.class }
+        if self.class == MEAN { "mean over classes" } else { &self.class }
     }
 
     /// Returns its values of some swept parameters; a dash stands for none.
@@ -126,7 +131,7 @@ pub(super) struct Table<'a> {
     /// The name of the table, of all instances of a swept one.
     pub name: String,
     pub protocol: String,
-    about: Option<String>,
+    pub about: Option<String>,
     /// The swept parameters.
     pub axes: Vec<String>,
     pub measures: Vec<Measure>,
@@ -162,13 +167,15 @@ fn by_protocol<'a>(source: &Source, instances: &[&'a Manifest]) -> Result<Vec<Ta
             ends: shown.iter().map(|i| row.ends[*i]).collect(),
             ..row
         };
+        let mut with_means: Vec<Row<'_>> = rows.into_iter().map(row).collect();
+        with_means.extend(means_over_splits(&with_means));
         Table {
             name: instances[0].table.clone(),
             protocol: protocol.clone(),
             about: source.about_word(&instances[0].made.stage, "Protocol", protocol),
             axes: axes.clone(),
             measures: shown.iter().map(|i| measures[*i].clone()).collect(),
-            rows: rows.into_iter().map(row).collect(),
+            rows: with_means,
         }
     };
     Ok(distinct(all.iter().map(|(protocol, _)| protocol)).into_iter().map(table).collect())
@@ -197,7 +204,7 @@ fn rows<'a>(source: &Source, table: &'a Manifest, names: &[String]) -> Result<Ve
     let ends: Vec<_> = low?.into_iter().zip(high?).collect();
     let row = |row: usize| {
         let measured = Row {
-            variant: &table.variant,
+            variant: Cow::Borrowed(&table.variant),
             class: classes.value(row).to_owned(),
             images: at(&images, row),
             anomalous: at(&anomalous, row),
@@ -216,6 +223,50 @@ fn shared_metrics(instances: &[&Manifest]) -> Result<Vec<String>> {
     shared.retain(|name| all.iter().all(|names| names.contains(name)));
     shared.sort_by_key(|name| GROUPS.iter().position(|group| *group == Measure::new(name, &[]).of));
     Ok(shared)
+}
+
+/// Returns the means over the splits of COCO-AD, for each combination of the other swept values that has all of them; none if
+/// the rows are of other classes.
+fn means_over_splits<'a>(rows: &[Row<'a>]) -> Vec<Row<'a>> {
+    let splits: Vec<&Row<'_>> = rows.iter().filter(|row| !row.is_mean()).collect();
+    let has_split = |row: &&Row<'_>| row.variant.0.iter().any(|(axis, _)| is_split(axis));
+    if !splits.iter().all(|row| SPLITS.contains(&row.class.as_str()) && has_split(row)) {
+        return Vec::new();
+    }
+    let others = |row: &Row<'_>| -> Variant {
+        Variant(row.variant.0.iter().filter(|(axis, _)| !is_split(axis)).cloned().collect())
+    };
+    let mean = |variant: Variant| {
+        let of: Vec<&Row<'_>> = splits.iter().copied().filter(|row| others(row) == variant).collect();
+        let has_all = SPLITS.iter().all(|split| of.iter().filter(|row| row.class == *split).count() == 1);
+        let sum = |value: &dyn Fn(&Row<'_>) -> Option<f64>| of.iter().copied().map(value).sum::<Option<f64>>();
+        let measures = of.first().map_or(0, |row| row.values.len());
+        let value = |i: usize| sum(&|row| row.values[i]).map(|sum| sum / SPLITS.len() as f64);
+        has_all.then(|| Row {
+            class: MEAN_OVER_SPLITS.into(),
+            images: sum(&|row| row.images),
+            anomalous: sum(&|row| row.anomalous),
+            values: (0..measures).map(value).collect(),
+            ends: vec![None; measures],
+            variant: Cow::Owned(variant),
+        })
+    };
+    distinct(splits.iter().map(|row| others(row))).into_iter().filter_map(mean).collect()
+}
+
+/// Returns the name of a swept parameter without the path to it.
+fn last_part(axis: &str) -> &str {
+    axis.rsplit('.').next().unwrap_or(axis)
+}
+
+/// Returns true for a swept seed.
+pub(super) fn is_seed(axis: &str) -> bool {
+    last_part(axis) == "seed"
+}
+
+/// Returns true for the swept split of COCO-AD: `images.coco_ad`, or `images.coco_ad.split`.
+fn is_split(axis: &str) -> bool {
+    ["coco_ad", "split"].contains(&last_part(axis))
 }
 
 impl Table<'_> {
@@ -238,10 +289,10 @@ impl Table<'_> {
                     context! { percent, bar, why, first => *first, interval => ends.map(interval) }
                 });
             context! {
-                class => &row.class,
+                class => row.class(),
                 mean => row.is_mean(),
                 settings => row.variant.settings().join(", "),
-                values => self.axes.iter().map(|axis| row.variant.get(axis).map(value_text)).collect::<Vec<_>>(),
+                values => row.axes(&self.axes),
                 images => row.images.map(|count| count as u64),
                 anomalous => row.anomalous.map(|count| count as u64),
                 cells => cells.collect::<Vec<_>>(),
@@ -274,4 +325,64 @@ impl Table<'_> {
 /// Formats the ends of an interval as percent.
 pub(super) fn interval([low, high]: [f64; 2]) -> String {
     format!("{} to {}", charts::percent(Some(low)), charts::percent(Some(high)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn row(class: &str, value: Option<f64>, swept: &[(&str, Value)]) -> Row<'static> {
+        let variant = Variant(swept.iter().map(|(axis, value)| ((*axis).to_owned(), value.clone())).collect());
+        Row {
+            variant: Cow::Owned(variant),
+            class: class.into(),
+            images: Some(10.),
+            anomalous: Some(5.),
+            values: vec![value],
+            ends: vec![None],
+        }
+    }
+
+    #[test]
+    fn seeds_and_splits_are_told_by_the_end_of_their_path() {
+        assert_eq!(["seed", "denoiser.training.seed", "seeds", "sigma"].map(is_seed), [true, true, false, false]);
+        assert_eq!(["coco_ad", "images.coco_ad.split", "splits"].map(is_split), [true, true, false]);
+    }
+
+    #[test]
+    fn splits_have_a_mean_for_each_combination_of_other_values() {
+        let split = |number: usize, model: &str, value: f64| {
+            let swept = [("coco_ad", json!({ "split": number })), ("model", json!(model))];
+            row(SPLITS[number], Some(value), &swept)
+        };
+        let of =
+            |model: &'static str, first: f64| (0..4).map(move |number| split(number, model, first + number as f64));
+        let mut rows: Vec<Row<'_>> = of("a", 1.).chain(of("b", 2.)).collect();
+        rows.push(Row { class: MEAN.into(), ..rows[0].clone() });
+        let means = means_over_splits(&rows);
+        let shown = means.iter().map(|row| (row.variant.settings().join(" "), row.values[0], row.images));
+        let expected = [("model=a", 2.5), ("model=b", 3.5)];
+        assert!(shown.eq(expected.map(|(model, value)| (model.to_owned(), Some(value), Some(40.)))));
+        assert!(means.iter().all(|row| row.is_mean() && row.class() == "mean over splits"));
+        let axes = ["coco_ad".to_owned(), "model".to_owned()];
+        assert_eq!(means[0].axes(&axes), ["–", "a"]);
+    }
+
+    #[test]
+    fn mean_over_splits_needs_all_of_them() {
+        let rows = |values: &[Option<f64>]| -> Vec<Row<'static>> {
+            let split =
+                |(number, value): (usize, &Option<f64>)| row(SPLITS[number], *value, &[("split", json!(number))]);
+            values.iter().enumerate().map(split).collect()
+        };
+        assert!(means_over_splits(&rows(&[Some(1.); 3])).is_empty());
+        let without_number = means_over_splits(&rows(&[Some(1.), Some(1.), None, Some(1.)]));
+        assert_eq!(without_number.iter().map(|row| row.values[0]).collect::<Vec<_>>(), [None]);
+        // Other classes, and classes of one instance, have their means over classes.
+        let other = [rows(&[Some(1.); 4]), vec![row("bottle", Some(1.), &[("split", json!(0))])]].concat();
+        let of_one = SPLITS.map(|class| row(class, Some(1.), &[]));
+        assert!(means_over_splits(&other).is_empty() && means_over_splits(&of_one).is_empty());
+    }
 }

@@ -4,7 +4,7 @@ use super::{
     Source, charts,
     export::quoted,
     grid::Grid,
-    metrics::{Row, Table, interval, tables},
+    metrics::{Row, Table, interval, is_seed, tables},
     published::{self, Published},
 };
 use crate::engine::{Result, distinct};
@@ -105,11 +105,6 @@ pub(super) fn seeds(table: &Table<'_>) -> Option<Grid> {
     Some(Grid { title, columns, rows: lines.collect(), texts })
 }
 
-/// Returns true for the name of a swept seed: `seed`, or the last part of a dotted path.
-fn is_seed(axis: &str) -> bool {
-    axis.rsplit('.').next() == Some("seed")
-}
-
 /// Formats mean and standard deviation of a sample as percent; the mean alone for one value.
 fn deviation(values: &[f64]) -> String {
     let count = values.len() as f64;
@@ -168,10 +163,5 @@ mod tests {
         // 0.1 and 0.2 lie 0.05 from their mean: sqrt(2 · 0.0025 / 1) = 0.0707.
         assert_eq!(deviation(&[0.1, 0.2]), "15.0 ± 7.1");
         assert_eq!((deviation(&[0.5]), deviation(&[])), ("50.0".into(), "–".into()));
-    }
-
-    #[test]
-    fn seeds_are_told_by_the_end_of_their_path() {
-        assert_eq!(["seed", "denoiser.training.seed", "seeds", "sigma"].map(is_seed), [true, true, false, false]);
     }
 }
