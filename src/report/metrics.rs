@@ -270,6 +270,11 @@ fn is_split(axis: &str) -> bool {
 }
 
 impl Table<'_> {
+    /// Returns true if the rows are of settings among which somebody may choose, which are no seeds and no splits.
+    pub(super) fn is_choice(&self) -> bool {
+        self.axes.iter().any(|axis| !is_seed(axis) && !is_split(axis))
+    }
+
     /// Returns the table for the page.
     pub(super) fn value(&self) -> Value {
         // A line stands before the first metric of images and before the first of pixels.
@@ -305,6 +310,7 @@ impl Table<'_> {
             protocol => &self.protocol,
             about => &self.about,
             axes => &self.axes,
+            is_choice => self.is_choice(),
             intervals => self.rows.iter().any(|row| row.ends.iter().any(Option::is_some)),
             columns,
             rows,

@@ -45,11 +45,9 @@ fn grids(table: &Table<'_>) -> Vec<Grid> {
     if table.axes.is_empty() {
         return vec![grid(table, title, &[classes, means].concat())];
     }
-    let mut grids = vec![grid(
-        table,
-        format!("{title}: means over classes; the best of them is chosen on these test images"),
-        &means,
-    )];
+    let choice =
+        if table.is_choice() { "; whoever chooses the best of them chooses on these labelled test images" } else { "" };
+    let mut grids = vec![grid(table, format!("{title}: means over classes{choice}"), &means)];
     grids.extend(seeds(table));
     grids.push(grid(table, format!("{title}: classes"), &classes));
     grids
