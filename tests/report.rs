@@ -39,6 +39,7 @@ fn numbers_are_shown_with_their_values_and_protocol() {
     let by_sweep = "sweep: { aupro_limit: [0.3, 0.05], run: [python3 -B maps.py, python3 maps.py] }";
     let (_, text) = page(&metrics::lab(&format!("{}{by_sweep}\n", metrics::PIPELINE)), &[]);
     let count = |piece: &str| text.matches(piece).count();
+    assert_eq!(count("chooses on these labelled test images"), 3, "{text}");
     // Each combination has its tiles, and each protocol a row for each class and one for the mean.
     assert_eq!(count("aupro_limit=0.05, run=python3 -B maps.py\n"), 1, "{text}");
     assert_eq!(count("image AUROC by\nexact\n, mean over classes"), 4, "{text}");
@@ -99,6 +100,37 @@ fn metrics_are_written_beside_published_ones_in_every_format() {
 }
 
 #[test]
+fn model_alone_stands_beside_the_model_alone_of_the_paper() {
+    let lab = Lab::new(
+        r#"
+name: asked
+tables:
+  images: { stage: ingest, with: { dataset: folder, root: data, size: 32 } }
+  answers:
+    stage: caption
+    from: [images]
+    where: split = 'test'
+    with: { model: template, text: "Yes, there is a scratch." }
+  scores: { stage: yes_no, from: [answers], with: { score: answer } }
+  metrics: { stage: evaluate, from: [images, scores] }
+"#,
+    );
+    lab.run(&[]);
+    let written = |format: &str| lab.vlmdiff(&["report", "--format", format, "--dataset", "real_iad"]).stdout;
+    let csv = written("csv");
+    let compared: Vec<&str> = csv.lines().filter(|line| line.contains(",0.545,,")).collect();
+    assert!(compared.len() == 1 && compared[0].starts_with("metrics,reference,,mean,6,4,image_auroc,0.5,"), "{csv}");
+    assert!(!csv.contains(",0.78,"), "{csv}");
+    let markdown = written("md");
+    let row = "\n| mean over classes | zero-shot yes/no | – | 50.0 | 54.5 | -4.5 |";
+    assert!(markdown.contains(row), "{markdown}");
+
+    // There are no maps, and the page does not blame masks alone.
+    let (_, text) = page(&lab, &[]);
+    assert!(text.contains("there are no maps, no ground-truth masks of anomalous images"), "{text}");
+}
+
+#[test]
 fn sweep_over_seeds_has_means_and_deviations() {
     let with = "with: { protocol: [exact, reference, ader] }";
     assert!(metrics::PIPELINE.contains(with));
@@ -115,6 +147,15 @@ fn sweep_over_seeds_has_means_and_deviations() {
     }
     let (_, text) = page(&lab, &[]);
     assert!(text.contains("\nSeeds\n") && text.contains("95 % interval"), "{text}");
+    // Nobody chooses among seeds.
+    let chooses = "whoever chooses the best of them chooses on these labelled test images\n";
+    assert!(markdown.contains(chooses) && text.contains("chooses on these labelled test images"), "{text}");
+    let of_seeds = metrics::lab(&format!("{pipeline}sweep: {{ metrics.bootstrap.seed: [1, 2] }}\n"));
+    let formats = [of_seeds.vlmdiff(&["report", "--format", "md"]).stdout, page(&of_seeds, &[]).1];
+    assert!(
+        formats.iter().all(|format| format.contains("over seeds") && !format.contains("chooses on")),
+        "{formats:?}"
+    );
 }
 
 #[test]

@@ -148,7 +148,7 @@ impl Source {
     }
 
     /// Returns the tables from which a table was made directly.
-    fn inputs<'a>(&'a self, table: &'a Manifest) -> impl Iterator<Item = &'a Manifest> {
+    pub(super) fn inputs<'a>(&'a self, table: &'a Manifest) -> impl Iterator<Item = &'a Manifest> {
         let is_input = |other: &&Manifest| {
             let name = other.variant.name(&other.table);
             table.made.inputs.iter().any(|(input, _)| *input == name)
@@ -156,21 +156,24 @@ impl Source {
         self.tables.iter().filter(is_input)
     }
 
+    /// Returns the tables from which a table was made, directly or not, the nearest first, each with the number of steps up to
+    /// it.
+    pub(super) fn ancestors<'a>(&'a self, table: &'a Manifest) -> Vec<(usize, &'a Manifest)> {
+        let mut seen = BTreeSet::from([slot(table)]);
+        let mut found = vec![(0, table)];
+        let mut next = 0;
+        while let Some((steps, below)) = found.get(next).copied() {
+            let inputs = self.inputs(below).filter(|input| seen.insert(slot(input)));
+            found.extend(inputs.map(|input| (steps + 1, input)));
+            next += 1;
+        }
+        found.split_off(1)
+    }
+
     /// Returns the number of steps from a table up to one from which it was made; `None` if it was not made from that.
     fn steps(&self, table: &Manifest, from: &Manifest) -> Option<usize> {
-        let mut seen = BTreeSet::from([slot(table)]);
-        let mut reached = vec![table];
-        for steps in 1.. {
-            let inputs = reached.iter().flat_map(|table| self.inputs(table));
-            reached = inputs.filter(|input| seen.insert(slot(input))).collect();
-            if reached.iter().any(|input| slot(input) == slot(from)) {
-                return Some(steps);
-            }
-            if reached.is_empty() {
-                break;
-            }
-        }
-        None
+        let is_from = |(_, above): &(usize, &Manifest)| slot(above) == slot(from);
+        self.ancestors(table).into_iter().find(is_from).map(|(steps, _)| steps)
     }
 
     /// Returns the rows of a query in one batch.
@@ -250,6 +253,15 @@ impl Source {
                 }
             })
             .collect())
+    }
+
+    /// Returns true for a table with captions of which one is not empty.
+    pub(super) fn describes(&self, table: &Manifest) -> Result<bool> {
+        if !self.has_role(table, Role::Captions) {
+            return Ok(false);
+        }
+        let found = self.query(&format!("select {CAPTION} from {} where {CAPTION} <> '' limit 1", self.name(table)))?;
+        Ok(found.num_rows() > 0)
     }
 
     /// Returns the query of the test images. A table of images may lack split, kind of defect and caption.

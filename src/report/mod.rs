@@ -1,5 +1,6 @@
 //! One HTML page about a run: metrics, training curves, pictures. It needs no network and no other file.
 
+mod ablations;
 mod captions;
 mod charts;
 mod curves;

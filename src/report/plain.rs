@@ -122,11 +122,9 @@ fn csv(tables: &[Table<'_>], published: Option<&Published>) -> String {
         let published = published.filter(|_| Published::is_compared(table, tables));
         for row in &table.rows {
             for ((measure, value), ends) in table.measures.iter().zip(&row.values).zip(&row.ends) {
-                let mut papers: Vec<Option<(u32, f64)>> = published
-                    .into_iter()
-                    .flat_map(|published| published.of(&row.class, &measure.column))
-                    .map(Some)
-                    .collect();
+                let of = |published: &Published| published.of(table, row, &measure.column);
+                let mut papers: Vec<Option<(Option<u32>, f64)>> =
+                    published.map(of).unwrap_or_default().into_iter().map(Some).collect();
                 if papers.is_empty() {
                     papers.push(None);
                 }
@@ -140,7 +138,7 @@ fn csv(tables: &[Table<'_>], published: Option<&Published>) -> String {
                         number(ends.map(|[low, _]| low)),
                         number(ends.map(|[_, high]| high)),
                         number(paper.map(|(_, paper)| paper)),
-                        number(paper.map(|(epochs, _)| epochs.into())),
+                        number(paper.and_then(|(epochs, _)| epochs).map(f64::from)),
                         number(value.zip(paper).map(|(value, (_, paper))| value - paper)),
                     ];
                     let counts = [number(row.images), number(row.anomalous), quoted(&measure.column)];

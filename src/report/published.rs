@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use vlmdiff_metrics::Protocol;
 
 use super::{
-    Source, charts,
+    Source,
+    ablations::{self, MAIN, MODEL_ALONE},
+    charts,
     grid::Grid,
     metrics::{Row, Table},
 };
 use crate::{
-    engine::{Error, Result, or_none},
+    engine::{Error, Result, Variant, or_none},
     tables::{
         Role,
         column::{numbers, text},
@@ -32,9 +34,14 @@ pub(super) struct Published {
     method: String,
     /// The data set as pipelines name it, and as the paper does.
     dataset: (&'static str, &'static str),
-    /// The epochs of training with the metric, by class and column; the mean over classes is the class [`MEAN`].
-    paper: BTreeMap<(String, String), BTreeMap<u32, f64>>,
+    /// The setting of each table of metrics, by its name and swept values; see [`ablations`].
+    settings: Vec<(String, Variant, String)>,
+    /// The metric after so many epochs, by setting, class and column; the mean over classes is the class [`MEAN`].
+    paper: BTreeMap<[String; 3], ByEpochs>,
 }
+
+/// The paper's values of a metric by the epochs of training, which a model without training lacks.
+pub(super) type ByEpochs = BTreeMap<Option<u32>, f64>;
 
 impl Published {
     /// Finds the numbers for a data set, by default that of the table of images; `None` if nobody published any.
@@ -57,34 +64,58 @@ impl Published {
         let methods = text(&methods, "method")?;
         let method = methods.iter().flatten().find(|method| method.eq_ignore_ascii_case(&source.pipeline));
         let method = method.unwrap_or(METHOD).to_owned();
+        let mut settings = Vec::new();
+        for table in source.of_role(Role::Metrics) {
+            let is_ours = method == METHOD;
+            let setting = if is_ours { ablations::of_metrics(source, table, dataset.0)? } else { MAIN.to_owned() };
+            settings.push((table.table.clone(), table.variant.clone(), setting));
+        }
+        // Table 12 prints differences from the main result.
         let rows = source.query(&format!(
-            "select split_or_class, metric, cast(epochs as double) as epochs, value from paper_results \
-             where dataset = '{}' and method = '{method}' and coalesce(variant, '') in ('', 'multi-class') and value is not null",
+            "select p.split_or_class, coalesce(p.variant, '') as variant, replace(p.metric, 'delta_', '') as metric, \
+             cast(p.epochs as double) as epochs, p.value + coalesce(base.value, 0) as value \
+             from paper_results p left join paper_results base on p.metric = 'delta_' || base.metric \
+             and base.dataset = p.dataset and base.split_or_class = p.split_or_class and base.method = p.method \
+             and base.epochs = p.epochs and base.variant = 'multi-class' \
+             where p.dataset = '{}' and (p.method = '{method}' or p.variant = '{MODEL_ALONE}') and p.value is not null",
             dataset.1
         ))?;
         let (classes, metrics) = (text(&rows, "split_or_class")?, text(&rows, "metric")?);
-        let (epochs, values) = (numbers(&rows, "epochs")?, numbers(&rows, "value")?);
-        let mut paper: BTreeMap<(String, String), BTreeMap<u32, f64>> = BTreeMap::new();
+        let (variants, epochs) = (text(&rows, "variant")?, numbers(&rows, "epochs")?);
+        let values = numbers(&rows, "value")?;
+        let mut paper: BTreeMap<[String; 3], ByEpochs> = BTreeMap::new();
         for row in 0..rows.num_rows() {
             let column = METRICS.iter().find(|(name, _)| *name == metrics.value(row));
             let class = match classes.value(row) {
                 "all" | "avg30classes" | "avg4splits" => MEAN,
                 class => class,
             };
-            if let (Some((_, column)), Some(epochs), Some(value)) = (column, epochs[row], values[row]) {
+            if let (Some((_, column)), Some(value)) = (column, values[row]) {
                 paper
-                    .entry((class.to_owned(), (*column).to_owned()))
+                    .entry([ablations::of_paper(variants.value(row)), class, *column].map(str::to_owned))
                     .or_default()
-                    .insert(epochs as u32, (value * 1e4).round() / 1e6);
+                    .insert(epochs[row].map(|epochs| epochs as u32), (value * 1e4).round() / 1e6);
             }
         }
-        Ok(Some(Self { method, dataset, paper }))
+        Ok(Some(Self { method, dataset, settings, paper }))
     }
 
-    /// Returns the paper's values of a metric, by epochs.
-    pub(super) fn of(&self, class: &str, column: &str) -> impl Iterator<Item = (u32, f64)> {
-        let found = self.paper.get(&(class.to_owned(), column.to_owned()));
-        found.into_iter().flatten().map(|(epochs, value)| (*epochs, *value))
+    /// Returns the paper's values that stand beside a metric of ours: those of its class and setting.
+    pub(super) fn of(&self, table: &Table<'_>, row: &Row<'_>, column: &str) -> ByEpochs {
+        let Some(setting) = self.setting(table, row).filter(|_| !self.is_one_class(row, table)) else {
+            return ByEpochs::new();
+        };
+        let class = if row.is_mean() { MEAN } else { &row.class };
+        self.paper.get(&[setting, class, column].map(str::to_owned)).cloned().unwrap_or_default()
+    }
+
+    /// Returns the setting of a row, which all instances of the table share that it is made from; `None` if they do not.
+    fn setting(&self, table: &Table<'_>, row: &Row<'_>) -> Option<&str> {
+        let is_of =
+            |(name, variant, _): &&(String, Variant, String)| *name == table.name && row.variant.is_part_of(variant);
+        let mut found = self.settings.iter().filter(is_of).map(|(_, _, setting)| setting.as_str());
+        let first = found.next()?;
+        found.all(|setting| setting == first).then_some(first)
     }
 
     /// Returns true for the metrics that are compared: those by the rules of the paper's code, or else by the first
@@ -99,7 +130,7 @@ impl Published {
     /// Returns true for the mean of one class that stands beside the paper itself: the mean of the paper is of more.
     fn is_one_class(&self, mean: &Row<'_>, table: &Table<'_>) -> bool {
         let classes = || table.rows.iter().filter(|row| !row.is_mean() && row.variant == mean.variant);
-        let is_known = |row: &Row<'_>| self.paper.keys().any(|(class, _)| *class == row.class);
+        let is_known = |row: &Row<'_>| self.paper.keys().any(|[_, class, _]| *class == row.class);
         mean.is_mean() && classes().count() == 1 && classes().all(is_known)
     }
 
@@ -111,7 +142,9 @@ impl Published {
                 Some((table.measures.iter().position(|measure| measure.column == column)?, column))
             })
             .collect();
+        let has_ablation = table.rows.iter().filter_map(|row| self.setting(table, row)).any(|setting| setting != MAIN);
         let mut columns: Vec<String> = ["class".to_owned()].into_iter().chain(table.axes.clone()).collect();
+        columns.extend(has_ablation.then(|| "setting of the paper".to_owned()));
         columns.push("epochs of the paper".into());
         let texts = columns.len();
         for (i, _) in &shown {
@@ -119,15 +152,17 @@ impl Published {
             columns.extend([format!("{name}: ours"), "paper".into(), "difference".into()]);
         }
         let mut rows = Vec::new();
-        for row in table.rows.iter().filter(|row| !self.is_one_class(row, table)) {
-            let of = |column: &str| self.of(&row.class, column).collect::<BTreeMap<u32, f64>>();
-            let all_epochs: BTreeSet<u32> = shown.iter().flat_map(|(_, column)| of(column).into_keys()).collect();
+        for row in &table.rows {
+            let papers: Vec<ByEpochs> = shown.iter().map(|(_, column)| self.of(table, row, column)).collect();
+            let all_epochs: BTreeSet<Option<u32>> = papers.iter().flat_map(|paper| paper.keys().copied()).collect();
             for epochs in all_epochs {
                 let mut cells = vec![row.class().to_owned()];
                 cells.extend(row.axes(&table.axes));
-                cells.push(epochs.to_string());
-                for (i, column) in &shown {
-                    let (ours, paper) = (row.values[*i], of(column).get(&epochs).copied());
+                let setting = self.setting(table, row).filter(|setting| *setting != MAIN).unwrap_or("main");
+                cells.extend(has_ablation.then(|| setting.to_owned()));
+                cells.push(epochs.map_or("–".into(), |epochs| epochs.to_string()));
+                for ((i, _), paper) in shown.iter().zip(&papers) {
+                    let (ours, paper) = (row.values[*i], paper.get(&epochs).copied());
                     let difference = ours.zip(paper).map(|(ours, paper)| format!("{:+.1}", (ours - paper) * 100.));
                     cells.extend([charts::percent(ours), charts::percent(paper), difference.unwrap_or("–".into())]);
                 }
@@ -181,4 +216,90 @@ pub(super) fn beside(source: &Source, tables: &[Table<'_>], published: Option<&P
     let compared = tables.iter().filter(|table| Published::is_compared(table, tables));
     let beside = compared.map(|table| published.beside(table)).filter(|grid| !grid.rows.is_empty());
     Ok(beside.chain([published.field(source)?]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::report::metrics::Measure;
+
+    fn variant(swept: &[(&str, Value)]) -> Variant {
+        Variant(swept.iter().map(|(axis, value)| ((*axis).to_owned(), value.clone())).collect())
+    }
+
+    fn row(class: &str, variant: &Variant) -> Row<'static> {
+        Row {
+            variant: Cow::Owned(variant.clone()),
+            class: class.into(),
+            images: None,
+            anomalous: None,
+            values: vec![Some(0.5)],
+            ends: vec![None],
+        }
+    }
+
+    /// Returns rows beside image AUROCs of the paper, given by setting, class and value.
+    fn beside(settings: &[(&Variant, &str)], paper: &[(&str, &str, f64)], rows: Vec<Row<'_>>) -> Grid {
+        let values = paper.iter().map(|(setting, class, value)| {
+            ([*setting, *class, "image_auroc"].map(str::to_owned), ByEpochs::from([(Some(100), *value)]))
+        });
+        let published = Published {
+            method: METHOD.into(),
+            dataset: DATASETS[0],
+            settings: settings.iter().map(|(of, name)| ("metrics".into(), (*of).clone(), (*name).to_owned())).collect(),
+            paper: values.collect(),
+        };
+        let table = Table {
+            name: "metrics".into(),
+            protocol: "reference".into(),
+            about: None,
+            axes: rows[0].variant.0.iter().map(|(axis, _)| axis.clone()).collect(),
+            measures: vec![Measure::new("image_auroc", &[])],
+            rows,
+        };
+        published.beside(&table)
+    }
+
+    #[test]
+    fn ablations_stand_beside_their_own_rows() {
+        let [main, blip, other] =
+            ["internvl2-8b", "blip2-flan-t5-xxl", "mine"].map(|m| variant(&[("model", json!(m))]));
+        let settings = [(&main, MAIN), (&blip, "captioner=Blip2"), (&other, "captioner=mine")];
+        let paper = [(MAIN, MEAN, 0.4), ("captioner=Blip2", MEAN, 0.6)];
+        let rows = [&main, &blip, &other].map(|of| row(MEAN, of));
+        let grid = beside(&settings, &paper, rows.into());
+        assert_eq!(grid.columns[..4], ["class", "model", "setting of the paper", "epochs of the paper"]);
+        let expected = [
+            ["mean over classes", "internvl2-8b", "main", "100", "50.0", "40.0", "+10.0"],
+            ["mean over classes", "blip2-flan-t5-xxl", "captioner=Blip2", "100", "50.0", "60.0", "-10.0"],
+        ];
+        assert_eq!(grid.rows, expected);
+    }
+
+    #[test]
+    fn mean_over_splits_stands_beside_that_of_the_paper() {
+        let splits = [0, 1, 2, 3].map(|split| variant(&[("coco_ad", json!({ "split": split }))]));
+        let settings = splits.each_ref().map(|of| (of, MAIN));
+        let paper = [(MAIN, "split0", 0.3), (MAIN, MEAN, 0.4)];
+        // The mean over the single class of a split is not the paper's, which is over four.
+        let rows = [row("split0", &splits[0]), row(MEAN, &splits[0]), row("mean over splits", &variant(&[]))];
+        let grid = beside(&settings, &paper, rows.to_vec());
+        let expected = [
+            ["split0", "{\"split\":0}", "100", "50.0", "30.0", "+20.0"],
+            ["mean over splits", "–", "100", "50.0", "40.0", "+10.0"],
+        ];
+        assert_eq!(grid.rows, expected);
+    }
+
+    #[test]
+    fn mean_over_instances_of_two_settings_stands_beside_nothing() {
+        let [one, two] = [0, 1].map(|split| variant(&[("coco_ad", json!({ "split": split }))]));
+        let settings = [(&one, MAIN), (&two, "captioner=Blip2")];
+        let grid = beside(&settings, &[(MAIN, MEAN, 0.4)], vec![row("mean over splits", &variant(&[]))]);
+        assert!(grid.rows.is_empty(), "{grid:?}");
+    }
 }
