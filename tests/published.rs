@@ -345,3 +345,26 @@ fn check_of_data_lists_every_fault() {
     let quick = lab.vlmdiff(&["data", "check", "pipeline.yaml", "--quick"]);
     assert!(quick.code == Some(2) && quick.stdout.contains("  3 faults\n"), "{}", quick.stdout);
 }
+
+#[test]
+fn check_of_data_counts_views_and_splits_beside_the_paper() {
+    let real_iad_lab = lab("dataset: real_iad");
+    real_iad(&real_iad_lab);
+    let coco_lab = lab("dataset: coco_ad, coco_ad: { split: 0 }");
+    let square = "[[2, 1, 5, 1, 5, 3, 2, 3]]";
+    coco(&coco_lab, "train2017", &[1], &[(1, 20, square)]);
+    coco(&coco_lab, "val2017", &[5, 6], &[(5, 19, square), (6, 20, square)]);
+    let swapped =
+        "the paper prints the two numbers of test images of this data set in each other's place; these are right";
+    for (lab, dataset, [classes, train, normal, anomalous], note) in [
+        (real_iad_lab, "real_iad", ["         30", "36465", "63256", "51329"], String::new()),
+        (coco_lab, "coco_ad", ["", "30438", " 1291", " 3661"], format!("  {swapped}\n")),
+    ] {
+        let expected = format!(
+            "images: {dataset}, data\n                          found  the paper\n  classes                     1{classes}\n  \
+             train, normal               1      {train}\n  test, normal                1      {normal}\n  \
+             test, anomalous             1      {anomalous}\n{note}  no fault\n"
+        );
+        assert_eq!(lab.vlmdiff(&["data", "check", "pipeline.yaml"]).stdout, expected);
+    }
+}
