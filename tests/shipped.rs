@@ -170,6 +170,14 @@ fn small_tables() -> String {
 const CAPTIONS: &str = "  captions: { with: { model: template, prompt: null, text: 'a photo of a {class}' } }\n";
 const MAPS: &str = "  anomaly_maps: { with: { extractor: efficientnet-lite0 } }\n";
 
+/// A sweep of the network that is here and of a tiny one of the golden set.
+const EXTRACTORS: &str = concat!(
+    "sweep: [{ anomaly_maps.extractor: efficientnet-lite0, anomaly_maps.weights: null }, \
+     { anomaly_maps.extractor: dinov2, anomaly_maps.weights: '",
+    env!("CARGO_MANIFEST_DIR"),
+    "/data/golden/models/dinov2/hf' }]\n"
+);
+
 /// Runs a shipped pipeline with tables that differ. Returns the run's events and the metrics as Markdown.
 fn ran(lab: &Lab, shipped: &str, tables: &str) -> (Vec<Event>, String) {
     let path = project().join("pipelines").join(shipped);
@@ -228,6 +236,15 @@ fn pipelines_on_mvtec_run_to_their_metrics_and_train_once_what_they_share() {
     // Without a caption, the maps are those of mvtec.yaml.
     let maps: Vec<u64> = rows.iter().filter(|(table, _)| table.starts_with("anomaly_maps[")).map(|row| row.1).collect();
     assert_eq!(maps, [4, 0], "{rows:?}");
+
+    // Maps and metrics of another extractor are computed, and nothing else.
+    let (events, _) = ran(&lab, "ablations/extractor_mvtec.yaml", &[&tables, CAPTIONS, EXTRACTORS].concat());
+    assert_eq!(lab.sql(".vlmdiff", JUDGED), classes.map(|class| [class; 2]).concat());
+    let rows = computed(&events);
+    let anew: Vec<&str> = rows.iter().filter(|(_, rows)| *rows > 0).map(|(table, _)| *table).collect();
+    let is_of_the_other = |table: &&str| table.contains("[extractor=dinov2,");
+    assert!(anew.len() == 2 && anew[0].starts_with("anomaly_maps[") && anew[1].starts_with("metrics["), "{rows:?}");
+    assert!(anew.iter().all(is_of_the_other), "{rows:?}");
 }
 
 #[test]
