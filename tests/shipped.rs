@@ -63,10 +63,13 @@ fn write_data(lab: &Lab, pipeline: &Path) -> bool {
         }
         _ => {
             for class in ["bottle", "screw"] {
-                for image in ["train/good/0", "train/good/1", "test/good/0", "test/bent/0"] {
+                for image in ["train/good/0", "train/good/1", "test/good/0"] {
                     picture(&lab.path(&format!("data/{class}/{image}.png")), 40, 40);
                 }
-                mask(&lab.path(&format!("data/{class}/ground_truth/bent/0_mask.png")), 40, 40, 20);
+                // A defective photograph is nothing but its mask, so that an inspector finds it.
+                for image in ["test/bent/0", "ground_truth/bent/0_mask"] {
+                    mask(&lab.path(&format!("data/{class}/{image}.png")), 40, 40, 20);
+                }
             }
         }
     }
@@ -146,16 +149,19 @@ fn small_lab(shipped: &str) -> Lab {
 
 /// Returns the tables of vlmdiff.yaml that differ where its networks are small: all but those with captions and features.
 fn small_tables() -> String {
+    small_tables_around(
+        "init: autoencoder.safetensors, perceptual: [perceptual.safetensors], discriminator.config: { ndf: 4, n_layers: 1 },
+      training.epochs: 2",
+    )
+}
+
+/// Returns these tables with an autoencoder that has these parameters and the small sizes.
+fn small_tables_around(autoencoder: &str) -> String {
     format!(
         "  images: {{ with: {{ root: data, size: 64 }} }}
   text_encoder: {{ with: {{ weights: text }} }}
   autoencoder:
-    with:
-      init: autoencoder.safetensors
-      config: {AUTOENCODER}
-      perceptual: [perceptual.safetensors]
-      discriminator.config: {{ ndf: 4, n_layers: 1 }}
-      training.epochs: 2
+    with: {{ {autoencoder}, config: {AUTOENCODER} }}
   denoiser:
     with:
       init: unet.safetensors
@@ -177,6 +183,9 @@ const EXTRACTORS: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/data/golden/models/dinov2/hf' }]\n"
 );
+
+/// A sweep of one split of COCO-AD.
+const SPLIT: &str = "sweep: { images.coco_ad: [{ split: 0 }] }\n";
 
 /// Runs a shipped pipeline with tables that differ. Returns the run's events and the metrics as Markdown.
 fn ran(lab: &Lab, shipped: &str, tables: &str) -> (Vec<Event>, String) {
@@ -291,8 +300,7 @@ fn pipeline_that_draws_among_human_captions_runs_to_metrics() {
     let lab = small_lab(shipped);
     let captions =
         "  captions: { with: { path: data/annotations } }\n  test_captions: { with: { path: data/annotations } }\n";
-    let sweep = "sweep: { images.coco_ad: [{ split: 0 }] }\n";
-    ran(&lab, shipped, &[&small_tables(), captions, MAPS, sweep].concat());
+    ran(&lab, shipped, &[&small_tables(), captions, MAPS, SPLIT].concat());
     assert_eq!(lab.sql(".vlmdiff", JUDGED), ["mean", "split0"]);
     // An embedding has 24 tokens of 16 numbers.
     let numbers = |table: &str| format!("select image_id, array_length(embedding) from {table} order by image_id");
@@ -316,4 +324,160 @@ fn pipeline_of_a_model_alone_runs_to_metrics_of_images() {
     assert_eq!(lab.sql(".vlmdiff", judged), [["mean,true"; 2], ["usb,true"; 2]].concat());
     // The mean over the single class that is here is not that over the thirty of section 4.5.
     assert!(!report.contains(BESIDE_VLMDIFF), "{report}");
+}
+
+/// The pipelines that the tests above run.
+const RUN_ABOVE: [&str; 9] = [
+    "ablations/caption_at_test_mvtec.yaml",
+    "ablations/extractor_mvtec.yaml",
+    "ablations/human_captions_drawn_coco_ad.yaml",
+    "ablations/vlm_only_real_iad.yaml",
+    "coco_ad.yaml",
+    "diad.yaml",
+    "mvtec.yaml",
+    "real_iad.yaml",
+    "visa.yaml",
+];
+
+/// A few generated products.
+const PRODUCTS: &str = "  images:
+    with: { size: 32, synthetic: { classes: [wood, tile], train: 2, test_good: 1, test_per_defect: 1 } }\n";
+
+/// Photographs that `write_data` writes.
+const PHOTOGRAPHS: &str = "  images: { with: { root: data, size: 64 } }\n";
+
+/// A small text encoder for [`FEATURES`] and [`PIXELS`].
+const TEXT: &str = "  text_encoder:
+    with:
+      config.hidden_size: 16
+      config.intermediate_size: 16
+      config.num_hidden_layers: 1
+      config.num_attention_heads: 2
+      config.projection_dim: 8
+      training.steps: 2\n";
+
+/// A small denoiser of features.
+const FEATURES: &str = "  denoiser:
+    with: { feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }, training.steps: 2 }\n";
+
+/// Small networks from pixels to pixels.
+const PIXELS: &str = "  autoencoder:
+    with:
+      config: { block_out_channels: [8, 8, 16, 16], layers_per_block: 1, norm_num_groups: 4 }
+      crop: null
+      training.steps: 2
+  denoiser:
+    with:
+      config.block_out_channels: [8, 16, 16]
+      config.cross_attention_dim: 16
+      config.norm_num_groups: 4
+      control.conditioning_embedding_out_channels: [4, 4, 8, 8]
+      training.steps: 2\n";
+
+/// One photograph of each class that is held out, and thresholds that promise what one photograph can.
+const VERDICTS: &str = "  images: { with: { root: data, size: 64, hold_out: 0.5, hold_out_seed: 6 } }
+  thresholds: { with: { rates: [0.9], confidence: 0.6, scope: all, pixel_rate: 0.4 } }
+  decisions: { with: { rate: 0.9 } }\n";
+
+/// Tiles of the same photographs.
+const TILES: &str =
+    "  tiles: { with: { root: data, size: 32, tile: { overlap: 8 }, hold_out: 0.5, hold_out_seed: 6 } }\n";
+
+/// The network that is here in place of that of PatchCore, and a tiny teacher of the golden set.
+const METHODS: &str = concat!(
+    "  features: { with: { extractor: efficientnet-lite0, layers: [4, 8], pooling: null } }
+sweep:
+  method:
+    - { patchcore: { protocol: authors } }
+    - { rd: { training: { steps: 2, batch_size: 2 }, weights: '",
+    env!("CARGO_MANIFEST_DIR"),
+    "/data/golden/models/resnet50/model.safetensors' } }\n"
+);
+
+/// Captions by the tiny InternVL of the golden set.
+const DESCRIBED: &str = "  captions:
+    with: { model: internvl2-1b, weights: weights, precision: f32, max_new_tokens: 2, max_tiles: 1 }\n";
+
+/// A sweep of two models for which that one stands.
+const MODELS: &str = "sweep: { captions.model: [internvl2-1b, internvl2-2b] }\n";
+
+/// Returns all other pipelines that are shipped: one whose data it reads, its file, and the tables and the sweep that make it
+/// small.
+fn others() -> Vec<(&'static str, &'static str, String)> {
+    let small = &small_tables();
+    let published = &small_tables_around("weights: autoencoder.safetensors");
+    let test_captions = &CAPTIONS.replace("captions:", "test_captions:");
+    let models_of_split = "sweep: { images.coco_ad: [{ split: 0 }], captions.model: [internvl2-1b, internvl2-2b] }\n";
+    let other = |data, shipped, tables: &[&str]| (data, shipped, tables.concat());
+    vec![
+        other("quickstart.yaml", "quickstart.yaml", &[PRODUCTS, TEXT, FEATURES]),
+        other("quickstart.yaml", "captions.yaml", &[PRODUCTS, TEXT, FEATURES]),
+        other("quickstart.yaml", "pixels.yaml", &[PRODUCTS, TEXT, PIXELS]),
+        other("quickstart.yaml", "samplers.yaml", &[PRODUCTS, TEXT, PIXELS]),
+        other("quickstart.yaml", "ablations/products_captions.yaml", &[PRODUCTS, TEXT, PIXELS]),
+        other("folder.yaml", "folder.yaml", &[PHOTOGRAPHS, TEXT, FEATURES]),
+        other("folder.yaml", "inspect.yaml", &[VERDICTS]),
+        other("folder.yaml", "tiles.yaml", &[VERDICTS, TILES]),
+        other("folder.yaml", "methods.yaml", &[PHOTOGRAPHS, METHODS]),
+        other("mvtec.yaml", "vlmdiff.yaml", &[small, CAPTIONS, MAPS]),
+        other("mvtec.yaml", "ablations/as_printed.yaml", &[small, DESCRIBED, MAPS]),
+        other("mvtec.yaml", "ablations/captioner_mvtec.yaml", &[small, DESCRIBED, MAPS, MODELS]),
+        other("mvtec.yaml", "ablations/no_captions.yaml", &[small, MAPS]),
+        other("visa.yaml", "ablations/caption_at_test_visa.yaml", &[small, CAPTIONS, test_captions, MAPS]),
+        other("visa.yaml", "ablations/captioner_visa.yaml", &[small, DESCRIBED, MAPS, MODELS]),
+        other("real_iad.yaml", "ablations/autoencoder_real_iad.yaml", &[published, CAPTIONS, MAPS]),
+        other("real_iad.yaml", "ablations/caption_at_test_real_iad.yaml", &[small, CAPTIONS, test_captions, MAPS]),
+        other("real_iad.yaml", "ablations/captioner_real_iad.yaml", &[small, DESCRIBED, MAPS, MODELS]),
+        other("real_iad.yaml", "ablations/extractor_real_iad.yaml", &[small, CAPTIONS, EXTRACTORS]),
+        other("coco_ad.yaml", "ablations/as_printed_coco_ad.yaml", &[small, DESCRIBED, MAPS, SPLIT]),
+        other("coco_ad.yaml", "ablations/captioner_coco_ad.yaml", &[small, DESCRIBED, MAPS, models_of_split]),
+        other("coco_ad.yaml", "ablations/human_captions_coco_ad.yaml", &[small, MAPS, SPLIT]),
+    ]
+}
+
+/// Runs all other pipelines on this data in one store. No table may be empty, and the last has to hold the metrics.
+fn run_others(data: &str) {
+    let lab = small_lab(data);
+    describing::weights(&lab, "internvl2_qwen2");
+    for (_, shipped, tables) in others().iter().filter(|(of, ..)| *of == data) {
+        let (events, _) = ran(&lab, shipped, tables);
+        for event in &events {
+            assert!(!matches!(event, Event::TablePublished { rows: 0, .. }), "{shipped}: {event:?}");
+        }
+        let judged = lab.sql(".vlmdiff", JUDGED);
+        assert!(judged.iter().any(|class| class == "mean"), "{shipped}: {judged:?}");
+    }
+}
+
+#[test]
+fn other_pipelines_on_generated_products_run_to_their_metrics() {
+    run_others("quickstart.yaml");
+}
+
+#[test]
+fn other_pipelines_on_a_folder_run_to_their_metrics() {
+    run_others("folder.yaml");
+}
+
+#[test]
+fn other_pipelines_on_mvtec_and_visa_run_to_their_metrics() {
+    run_others("mvtec.yaml");
+    run_others("visa.yaml");
+}
+
+#[test]
+fn other_pipelines_on_real_iad_and_coco_ad_run_to_their_metrics() {
+    run_others("real_iad.yaml");
+    run_others("coco_ad.yaml");
+}
+
+#[test]
+fn every_pipeline_is_run_by_a_test() {
+    let folder = project().join("pipelines");
+    let relative = |path: &PathBuf| path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
+    let shipped: Vec<String> = pipelines(&folder).iter().map(relative).collect();
+    let others = others();
+    let mut run: Vec<&str> = RUN_ABOVE.into_iter().chain(others.iter().map(|(_, shipped, _)| *shipped)).collect();
+    run.sort_unstable();
+    assert_eq!(shipped, run);
 }
