@@ -116,6 +116,21 @@ fn every_pipeline_is_planned_before_weights_are_here() {
     assert_planned(&folder.join("diad.yaml"), Path::new("coco_ad.yaml"), &split);
 }
 
+#[test]
+fn header_of_every_pipeline_has_its_command_cost_and_downloads() {
+    let folder = project().join("pipelines");
+    for pipeline in pipelines(&folder) {
+        let text = fs::read_to_string(&pipeline).unwrap();
+        let header: String =
+            text.lines().take_while(|line| line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+        let has = |words: &[&str]| words.iter().any(|word| header.contains(*word));
+        let run = format!("vlmdiff run pipelines/{}", pipeline.strip_prefix(&folder).unwrap().display());
+        assert!(has(&[&run]), "{run}: its header lacks this command");
+        assert!(has(&[" hour", " minute"]) && has(&[" GB", " MB"]), "{run}: its header lacks the time or the disk");
+        assert!(has(&["vlmdiff models fetch ", "make weights"]), "{run}: its header lacks the downloads");
+    }
+}
+
 /// The sizes of the small networks that stand for the published ones.
 const AUTOENCODER: &str = r#"{ "block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4 }"#;
 const UNET: &str = r#"{ "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
