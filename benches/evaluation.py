@@ -4,7 +4,7 @@
     python3 benches/evaluation.py [--maps 1000,10000] [--threads 2] [--alike 1] [--store FOLDER]
 
 Maps of 256x256 of 30 classes, a third of each with defects, are generated into a store first, which is not timed; 151,050, as many
-images as Real-IAD has, take 15 GB there, and an eighth of that with `--alike 8`, by which eight images that are stored one after
+images as Real-IAD has, take 15 GB there, and less with `--alike 8`, by which eight images that are stored one after
 another have the same map and mask. The time is that of a whole process that reads them and publishes the metrics. The figures show how
 cost and memory grow. pyarrow and numpy are needed.
 """
