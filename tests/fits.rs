@@ -86,8 +86,9 @@ fn features_and_their_denoiser_fit_each_other() {
     refused(encoder, "from: [images, autoencoder], with: { layers: [8] }", "`layers`: it belongs to an `extractor`");
     refused(encoder, "from: [images], with: { extractor: efficientnet-lite0, layers: [5] }", "has no layer 5");
     let training = "from: [images, feature_latents, text_embeddings]";
-    let size = "feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }";
+    let size = "feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 2 }";
     refused(size, "feature_unet: { width: 18, norm_num_groups: 4 }", "and a multiple of norm_num_groups 4");
+    refused(size, "feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 99 }", "no 99 rows and columns");
     refused(size, "config: { in_channels: 64 }", "the latents are features; the size of their U-Net is `feature_unet`");
     refused(
         training,

@@ -85,7 +85,7 @@ tables:
     from: [images, feature_latents, text_embeddings]
     where: split = 'train'
     with:
-      feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }
+      feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 2 }
       trainable: all
       training: { steps: 4, batch_size: 4, lr: 1.0e-3, log_every: 2 }
   latent_maps:

@@ -144,12 +144,13 @@ impl Denoiser {
                 let residuals = hint.map(|hint| control.forward(x, t, context, hint));
                 unet.forward(x, t, context, residuals.as_ref())
             }
-            Self::Features(unet) => unet.forward_with(None, x, t, context),
+            Self::Features(unet) => unet.forward(x, t, context),
         }
     }
 
-    /// Does as [`Denoiser::forward`], with images [B, 3, H, W] instead of their hint; with a `pass`, the maps inside
-    /// are not kept.
+    /// Does as [`Denoiser::forward`] for a step of the training, with images [B, 3, H, W] instead of their hint, and with one of
+    /// the maps that are interleaved in features instead of all, see
+    /// [`FeatureUNetSize::phase`](super::feature_unet::FeatureUNetSize::phase); with a `pass`, the maps inside are not kept.
     pub fn forward_with<'a>(
         &'a self,
         pass: Pass<'_, 'a>,
@@ -166,7 +167,7 @@ impl Denoiser {
                 });
                 unet.forward_with(pass, x, t, context, residuals.as_ref())
             }
-            Self::Features(unet) => unet.forward_with(pass, x, t, context),
+            Self::Features(unet) => unet.forward_phase(pass, x, t, context),
         }
     }
 }

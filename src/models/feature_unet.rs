@@ -9,6 +9,10 @@
 //! The input itself, each channel times a gain, is a summand of the output. A network that predicts the noise then only has to
 //! find the features in it, which vary in few directions, where the noise varies in as many as there are channels, which a
 //! narrower map inside cannot pass on.
+//!
+//! A finer map is read as several coarser ones, interleaved: with a `dilation` of 2, the even and the odd rows of the even and the odd
+//! columns. Every layer sees as much of the image as on the coarser map, and a training that draws one of the four for a step takes no
+//! longer, while every cell of the finer map is scored.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,25 +44,40 @@ pub struct FeatureUNetSize {
     pub levels: usize,
     /// Groups of each group normalisation; divides `width`.
     pub norm_num_groups: i64,
+    /// The step in rows and columns between neighbours: a map is read as `dilation`² maps, interleaved, each by itself. A step of
+    /// the training draws one of them.
+    pub dilation: i64,
 }
 
 impl Default for FeatureUNetSize {
     fn default() -> Self {
-        Self { width: 128, levels: 3, norm_num_groups: 8 }
+        Self { width: 128, levels: 3, norm_num_groups: 8, dilation: 1 }
     }
 }
 
 impl FeatureUNetSize {
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let Self { width, levels, norm_num_groups } = *self;
-        require_sizes(NAME, MAX_SIZE, &[("width", width), ("norm_num_groups", norm_num_groups)])?;
+        let Self { width, levels, norm_num_groups, dilation } = *self;
+        let sizes = [("width", width), ("norm_num_groups", norm_num_groups), ("dilation", dilation)];
+        require_sizes(NAME, MAX_SIZE, &sizes)?;
         require(width % 2 == 0 && width % norm_num_groups == 0, NAME, || {
             format!("width {width} has to be even and a multiple of norm_num_groups {norm_num_groups}")
         })?;
         require((1..=MAX_LEVELS).contains(&levels), NAME, || {
             format!("levels {levels} has to be from 1 to {MAX_LEVELS}")
         })
+    }
+
+    /// The number of maps that are interleaved in one.
+    pub fn phases(&self) -> i64 {
+        self.dilation * self.dilation
+    }
+
+    /// Returns a view of map `phase` of those that are interleaved in `x` [B, C, H, W].
+    pub fn phase(&self, x: &Tensor, phase: i64) -> Tensor {
+        let every = |x: &Tensor, dim, first| x.slice(dim, first, None, self.dilation);
+        every(&every(x, 2, phase / self.dilation), 3, phase % self.dilation)
     }
 }
 
@@ -158,6 +177,7 @@ pub struct FeatureUNet {
     conv_out: Conv2d,
     /// The gain of each channel of the input, from timestep and caption; 0 in a new network.
     gain: nn::Linear,
+    size: FeatureUNetSize,
 }
 
 impl FeatureUNet {
@@ -179,13 +199,24 @@ impl FeatureUNet {
             levels: (0..size.levels).map(level).collect(),
             conv_out: conv2d(vs / "conv_out", width, in_channels, 1, 1, 0),
             gain: zero_linear(vs / "gain", width, in_channels),
+            size: size.clone(),
         })
     }
 
     /// Maps noisy features `x` [B, in_channels, H, W], timesteps `t` `[B]` of any kind and the tokens of captions `context` [B or 1,
-    /// tokens, caption_dim] to the prediction [B, in_channels, H, W]. With a `pass`, the maps inside are not kept, see
-    /// [`Recompute`](super::recompute).
-    pub fn forward_with<'a>(&'a self, pass: Pass<'_, 'a>, x: &Tensor, t: &Tensor, context: &Tensor) -> Tensor {
+    /// tokens, caption_dim] to the prediction [B, in_channels, H, W].
+    pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor) -> Tensor {
+        let prediction = x.empty_like();
+        for phase in 0..self.size.phases() {
+            let of_phase = self.forward_phase(None, &self.size.phase(x, phase), t, context);
+            self.size.phase(&prediction, phase).copy_(&of_phase);
+        }
+        prediction
+    }
+
+    /// Does as [`FeatureUNet::forward`] for one of the interleaved maps, see [`FeatureUNetSize::phase`]. With a `pass`, the maps
+    /// inside are not kept, see [`Recompute`](super::recompute).
+    pub fn forward_phase<'a>(&'a self, pass: Pass<'_, 'a>, x: &Tensor, t: &Tensor, context: &Tensor) -> Tensor {
         let emb = segment(pass, &[t, context], |inputs| self.embedding.forward(&inputs[0], &inputs[1]));
         let add = |block: &'a Block, x: &Tensor| {
             segment(pass, &[x, &emb], move |inputs| block.forward(&inputs[0], &inputs[1]))
@@ -220,7 +251,7 @@ mod tests {
     use super::{super::nn::quietly, *};
 
     fn small() -> FeatureUNetConfig {
-        let size = FeatureUNetSize { width: 16, levels: 3, norm_num_groups: 4 };
+        let size = FeatureUNetSize { width: 16, levels: 3, norm_num_groups: 4, dilation: 1 };
         FeatureUNetConfig { in_channels: 6, caption_dim: 12, size }
     }
 
@@ -235,10 +266,10 @@ mod tests {
         quietly(|| {
             // Sides that do not divide by the factor of the levels.
             let (x, t, context) = (random(&[3, 6, 7, 5]), Tensor::from_slice(&[1_i64, 500, 999]), random(&[1, 4, 12]));
-            let predicted = network.forward_with(None, &x, &t, &context);
+            let predicted = network.forward(&x, &t, &context);
             assert_eq!(predicted.size(), x.size());
-            let twice = network.forward_with(None, &(&x * 2.), &t, &context);
-            let bias = network.forward_with(None, &x.zeros_like(), &t, &context);
+            let twice = network.forward(&(&x * 2.), &t, &context);
+            let bias = network.forward(&x.zeros_like(), &t, &context);
             // New blocks add nothing, so that the network is linear. Sums of 16 products of numbers of the order of 1,
             // through two convolutions and two strided ones: 2⁻²⁴ · √(16 · 9) · 4 = 3e-6.
             let error = (twice - &bias - (predicted - &bias) * 2.).abs().max().double_value(&[]);
@@ -258,7 +289,7 @@ mod tests {
                 .filter(|(name, _)| name.ends_with("conv2.weight"))
                 .for_each(|(_, weight)| weight.shallow_clone().copy_(&random(&weight.size())));
             let (x, context) = (random(&[2, 6, 8, 8]), random(&[2, 4, 12]));
-            let at = |t: i64, context: &Tensor| network.forward_with(None, &x, &Tensor::from_slice(&[t, t]), context);
+            let at = |t: i64, context: &Tensor| network.forward(&x, &Tensor::from_slice(&[t, t]), context);
             let differ = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) > 1e-3;
             let first = at(1, &context);
             assert!(differ(&first, &at(900, &context)));
@@ -270,7 +301,7 @@ mod tests {
 
     #[test]
     fn channels_beyond_the_width_pass_by_their_gain() {
-        let size = FeatureUNetSize { width: 4, levels: 1, norm_num_groups: 2 };
+        let size = FeatureUNetSize { width: 4, levels: 1, norm_num_groups: 2, dilation: 1 };
         let vs = VarStore::new(Device::Cpu);
         let network = FeatureUNet::new(&vs.root(), &FeatureUNetConfig { size, ..small() }).unwrap();
         quietly(|| {
@@ -278,19 +309,41 @@ mod tests {
                 let _ = vs.variables()[name].shallow_clone().fill_(value);
             }
             let (x, context) = (random(&[1, 6, 3, 3]), random(&[1, 4, 12]));
-            let passed = network.forward_with(None, &x, &Tensor::from_slice(&[1_i64]), &context);
+            let passed = network.forward(&x, &Tensor::from_slice(&[1_i64]), &context);
             assert_eq!(passed, x * 2.5);
+        });
+    }
+
+    #[test]
+    fn interleaved_maps_do_not_see_each_other() {
+        let size = FeatureUNetSize { dilation: 2, ..small().size };
+        let vs = VarStore::new(Device::Cpu);
+        let network = FeatureUNet::new(&vs.root(), &FeatureUNetConfig { size: size.clone(), ..small() }).unwrap();
+        quietly(|| {
+            // Of five rows, three are even.
+            let (x, t, context) = (random(&[2, 6, 5, 8]), Tensor::from_slice(&[1_i64, 9]), random(&[1, 4, 12]));
+            let predicted = network.forward(&x, &t, &context);
+            for phase in 0..4 {
+                let alone = network.forward_phase(None, &size.phase(&x, phase), &t, &context);
+                assert_eq!(size.phase(&predicted, phase), alone);
+            }
+            let (first, last) = (size.phase(&x, 0), size.phase(&x, 3));
+            assert_eq!((first.size(), last.size()), (vec![2, 6, 3, 4], vec![2, 6, 2, 4]));
+            assert_eq!(last.double_value(&[1, 2, 1, 3]), x.double_value(&[1, 2, 3, 7]));
         });
     }
 
     #[test]
     fn a_size_that_describes_no_network_is_refused() {
         let refusal = |width, levels, norm_num_groups| {
-            FeatureUNetSize { width, levels, norm_num_groups }.validate().unwrap_err().to_string()
+            let size = FeatureUNetSize { width, levels, norm_num_groups, dilation: 1 };
+            size.validate().unwrap_err().to_string()
         };
         assert!(refusal(20, 3, 8).contains("a multiple of norm_num_groups 8"));
         assert!(refusal(0, 3, 8).contains("width 0 has to be from 1"));
         assert!(refusal(16, 0, 8).contains("levels 0 has to be from 1"));
         assert!(refusal(16, 3, 0).contains("norm_num_groups 0 has to be from 1"));
+        let apart = FeatureUNetSize { dilation: 0, ..small().size }.validate().unwrap_err().to_string();
+        assert!(apart.contains("dilation 0 has to be from 1"), "{apart}");
     }
 }

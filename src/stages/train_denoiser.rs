@@ -183,7 +183,14 @@ impl TrainDenoiser {
             }
             (false, false) => {
                 let config = self.feature_denoiser(inputs)?;
-                config.unet.size.validate().map_err(|e| Misfit::parameter("feature_unet", e))?;
+                let size = &config.unet.size;
+                size.validate().map_err(|e| Misfit::parameter("feature_unet", e))?;
+                let [_, h, w] = latents::shape(inputs)?;
+                if size.dilation > h.min(w) as i64 {
+                    let message =
+                        format!("in latents of {h}x{w} no {} rows and columns are interleaved", size.dilation);
+                    return Err(Misfit::parameter("feature_unet", message));
+                }
                 if self.config != UNet2DConditionConfig::default() {
                     return Err(Misfit::parameter(
                         "config",
@@ -406,6 +413,14 @@ impl Operator for Trainer {
             let pick = |rows: &TrainingRows| Ok::<_, Error>(rows.at(&batch.rows)?.f_to_device(self.device)?);
             let mut random = batch.noise(training.seed);
             let mean = pick(&data.mean)?; // [B, 4, h, w]
+            let mean = match &self.config {
+                Config::Features(FeatureDenoiserConfig { unet: FeatureUNetConfig { size, .. }, .. })
+                    if size.dilation > 1 =>
+                {
+                    size.phase(&mean, random.below(size.phases() as u32).into())
+                }
+                _ => mean,
+            };
             let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
             let (latents, images) = match &self.config {
                 Config::Images(_) => {
