@@ -352,3 +352,62 @@ fn rules_score_latents_of_an_autoencoder_and_the_image_counts() {
     assert_ne!(of("noise"), of("reconstruction"));
     assert_ne!(of("noise"), of("noise_beside_others"));
 }
+
+/// The rule `ddim` takes the steps of `reconstruct`, of features and of an autoencoder's latents.
+#[test]
+fn ddim_scores_latents_and_features_by_guided_steps() {
+    let scored = |name: &str, latents: &str, denoiser: &str, more: &str, with: &str| {
+        format!(
+            "  {name}:
+    stage: score_latents
+    from: {{ images: images, latents: {latents}, text_embeddings: text_embeddings, denoiser: {denoiser}{more} }}
+    where: split = 'test'
+    with: {{ rule: {{ ddim: {with} }}, sigma: 1, score: {{ kernel_size: 3, repeats: 1 }} }}
+"
+        )
+    };
+    let of_features =
+        |name: &str, more: &str, with: &str| scored(name, "feature_latents", "feature_denoiser", more, with);
+    let (away, few) = (", unconditional: text_embeddings", "sampler: { num_inference_steps: 2 }");
+    let guided = format!("{{ {few}, guidance_scale: 9 }}");
+    let tables = [
+        of_features("plain", "", &format!("{{ {few} }}")),
+        of_features("guided", away, &guided),
+        of_features("ten", "", "{ sampler: { num_inference_steps: 10 } }"),
+        scored("of_latents", "latents", "denoiser", away, &guided),
+    ];
+    let trained = "  feature_latents: { stage: encode_latents, from: [images], with: { extractor: efficientnet-lite0, layers: [8, 4] } }
+  feature_denoiser:
+    stage: train_denoiser
+    from: [images, feature_latents, text_embeddings]
+    where: split = 'train'
+    with: { feature_unet: { width: 16, levels: 2, norm_num_groups: 4 }, trainable: all, training: { steps: 4, batch_size: 4, lr: 1.0e-3 } }
+";
+    let toy = [toy_above("reconstructions"), trained].concat();
+    let lab = Lab::new(&[&toy[..], &tables.concat()].concat());
+    lab.run(&[]);
+    for table in ["plain", "guided", "ten", "of_latents"] {
+        let query = format!("select count(*) from {table} where score > 0 and score < 1e6");
+        assert_eq!(lab.sql(".vlmdiff", &query), ["6"], "{table}");
+    }
+    let contents = lab.contents(".vlmdiff");
+    let of = |table: &str| &contents.iter().find(|(name, _)| name == table).unwrap().1;
+    assert_ne!(of("plain"), of("guided"));
+    assert_ne!(of("plain"), of("ten"));
+
+    let refused = |tables: &str, told: &str| {
+        lab.write("pipeline.yaml", &[&toy[..], tables].concat());
+        let plan = lab.vlmdiff(&["plan", "pipeline.yaml"]);
+        assert!(plan.code == Some(2) && plan.stderr.contains(told), "{told}: {}", plan.stderr);
+    };
+    refused(
+        &of_features("alone", "", &guided),
+        "table `alone`: `rule`: a `guidance_scale` of 9 leads away from the empty",
+    );
+    refused(
+        &of_features("alone", "", "{ sampler: { num_inference_steps: 0 } }"),
+        "`rule`: schedule: num_inference_steps 0 has to",
+    );
+    let both = of_features("alone", "", "{}").replace("sigma: 1", "timesteps: [3], sigma: 1");
+    refused(&both, "`timesteps`: the rule `ddim` has those of its `sampler`");
+}

@@ -1,14 +1,17 @@
-//! Anomaly scores of samples from a denoiser that was trained on normal samples alone. None of them is a generated
-//! sample; each takes a few evaluations of the network.
+//! Anomaly scores of samples from a denoiser that was trained on normal samples alone. Each takes one or a few evaluations of the
+//! network, except that by the sampler.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, TchError, Tensor};
 
-use super::schedule::Schedule;
+use super::{
+    sampler::DdimConfig,
+    schedule::{Schedule, ScheduleError},
+};
 
 /// A rule by which a denoiser scores a sample, cell by cell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// The noise that the network sees in the sample, which has none: |ε(x, t)|², by default at t = 1.
@@ -20,36 +23,72 @@ pub enum Rule {
     /// The distance between the sample and the mean of the samples that the network predicts from it with noise added:
     /// |x0 − x|², by default at t = 150, 300 and 450.
     Reconstruction,
+    /// The distance between the sample and the one to which DDIM's steps lead from it with noise added, as `reconstruct`
+    /// takes them: |x0 − x|².
+    Ddim(Steps),
+}
+
+/// How the rule `ddim` makes a sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Steps {
+    /// The sampler.
+    pub sampler: DdimConfig,
+    /// Classifier-free guidance: the factor on the change that the caption makes. 1: no guidance.
+    pub guidance_scale: f64,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self { sampler: DdimConfig::default(), guidance_scale: 1. }
+    }
 }
 
 impl Rule {
-    /// Returns the timesteps of the rule if none are chosen.
-    pub fn default_timesteps(self) -> Vec<u32> {
+    /// Returns the timesteps of the rule if none are chosen. Those of `ddim` are the sampler's.
+    pub fn default_timesteps(&self) -> Vec<u32> {
         match self {
             Self::Noise => vec![1],
             Self::Inversion | Self::Reconstruction => vec![150, 300, 450],
+            Self::Ddim(_) => vec![],
         }
     }
 
-    /// Returns the lowest of the timesteps, which ascend, at which the network is asked. An inversion begins at 0, whatever its
-    /// timesteps are.
-    pub fn lowest_timestep(self, timesteps: &[u32]) -> u32 {
+    /// Returns the lowest of the timesteps, of which `timesteps` ascend, at which the network is asked. An inversion begins at 0,
+    /// whatever its timesteps are.
+    ///
+    /// # Errors
+    /// Those of [`DdimConfig::build`].
+    pub fn lowest_timestep(&self, schedule: &Schedule, timesteps: &[u32]) -> Result<i64, ScheduleError> {
         match self {
-            Self::Noise | Self::Reconstruction => timesteps.first().copied().unwrap_or_default(),
-            Self::Inversion => 0,
+            Self::Noise | Self::Reconstruction => Ok(timesteps.first().copied().unwrap_or_default().into()),
+            Self::Inversion => Ok(0),
+            Self::Ddim(Steps { sampler, .. }) => Ok(sampler.build(schedule)?.lowest_timestep()),
+        }
+    }
+
+    /// Returns the factor on the change that the caption makes to a prediction of the network.
+    pub fn guidance_scale(&self) -> f64 {
+        match self {
+            Self::Noise | Self::Inversion | Self::Reconstruction => 1.,
+            Self::Ddim(steps) => steps.guidance_scale,
         }
     }
 
     /// Scores samples `x` [B, C, h, w] -> [B, h, w], means over the channels. `model` predicts for a noisy sample and a
-    /// timestep what `schedule` says; `noise` returns standard normal numbers like `x` for a timestep.
-    pub fn scores<E: From<TchError>>(
-        self,
+    /// timestep what `schedule` says; `noise` returns standard normal numbers like `x` for what they are drawn for.
+    ///
+    /// # Errors
+    /// The errors of `model` and `noise`, and those of [`DdimConfig::build`].
+    pub fn scores<E: From<TchError> + From<ScheduleError>>(
+        &self,
         schedule: &Schedule,
         timesteps: &[i64],
         x: &Tensor,
         model: impl Fn(&Tensor, i64) -> Result<Tensor, E>,
-        noise: impl Fn(i64) -> Result<Tensor, E>,
+        noise: impl Fn(&str) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
+        let noise_of_step = |t: i64| noise(&format!("step {t}"));
         let energy = |x: &Tensor| x.f_square()?.f_mean_dim([1_i64].as_slice(), false, Kind::Float);
         let level = |t: i64| {
             let alpha = schedule.alpha_cumprod(t);
@@ -77,10 +116,18 @@ impl Rule {
                 let mut sum = x.f_zeros_like()?;
                 for &t in timesteps {
                     let (signal, sigma) = level(t);
-                    let noisy = x * signal + noise(t)? * sigma;
+                    let noisy = x * signal + noise_of_step(t)? * sigma;
                     sum += schedule.interpret(&model(&noisy, t)?, &noisy, t).sample;
                 }
                 Ok(energy(&(sum / count - x))?)
+            }
+            Self::Ddim(Steps { sampler, .. }) => {
+                let ddim = sampler.build(schedule)?;
+                let start = match ddim.invert(x, &model)? {
+                    Some(inverted) => inverted,
+                    None => ddim.start(x, &noise("start")?),
+                };
+                Ok(energy(&(ddim.sample(start, model, noise_of_step)? - x))?)
             }
         }
     }
@@ -93,29 +140,52 @@ mod tests {
         *,
     };
 
+    /// Any of the errors that a rule may meet.
+    #[derive(Debug, thiserror::Error)]
+    enum Odd {
+        #[error(transparent)]
+        Tensor(#[from] TchError),
+        #[error(transparent)]
+        Schedule(#[from] ScheduleError),
+    }
+
     fn normal(key: &str) -> Tensor {
         Noise::new(1, key).normal(&[2, 3, 4, 4]).unwrap()
     }
 
     /// Scores a sample by a network that takes everything for noise except the part `known`.
-    fn scores(rule: Rule, timesteps: &[i64], x: &Tensor, known: &Tensor) -> Tensor {
+    fn scores(rule: &Rule, timesteps: &[i64], x: &Tensor, known: &Tensor) -> Tensor {
         let schedule = ScheduleConfig::default().build().unwrap();
         let model = |noisy: &Tensor, t: i64| {
             let alpha = schedule.alpha_cumprod(t);
-            Ok::<_, TchError>((noisy - known * alpha.sqrt()) / (1. - alpha).sqrt())
+            Ok::<_, Odd>((noisy - known * alpha.sqrt()) / (1. - alpha).sqrt())
         };
-        rule.scores(&schedule, timesteps, x, model, |t| Ok(normal(&t.to_string()))).unwrap()
+        rule.scores(&schedule, timesteps, x, model, |what| Ok(normal(what))).unwrap()
     }
 
     #[test]
     fn what_the_network_knows_has_no_reconstruction_error() {
         let (x, other) = (normal("x"), normal("other"));
         // The prediction divides a rounding of 2⁻²⁴ · 5 by √ᾱ, which is above 0.5, and the square is smaller still.
-        let error = |known: &Tensor| scores(Rule::Reconstruction, &[150, 300], &x, known);
+        let error = |known: &Tensor| scores(&Rule::Reconstruction, &[150, 300], &x, known);
         assert!(error(&x).max().double_value(&[]) < 1e-9);
         let distance = (&x - &other).square().mean_dim([1_i64].as_slice(), false, Kind::Float);
         // A mean of three squares up to 50, each rounded by some 2⁻²².
         assert!((error(&other) - distance).abs().max().double_value(&[]) < 1e-4);
+    }
+
+    #[test]
+    fn steps_lead_to_what_the_network_knows() {
+        let (x, other) = (normal("x"), normal("other"));
+        let sampler =
+            DdimConfig { first_step: Some(301), noise_level: Some(300), set_alpha_to_one: true, ..Default::default() };
+        let rule = Rule::Ddim(Steps { sampler, ..Steps::default() });
+        let error = |known: &Tensor| scores(&rule, &[], &x, known);
+        // Samples up to 5, rounded by 2⁻²⁴ of themselves a few times in each of four steps and divided by √(1 − ᾱ), which is 0.04
+        // at the last: errors below 1e-4, squared.
+        assert!(error(&x).max().double_value(&[]) < 1e-8);
+        let distance = (&x - &other).square().mean_dim([1_i64].as_slice(), false, Kind::Float);
+        assert!((error(&other) - distance).abs().max().double_value(&[]) < 1e-3);
     }
 
     #[test]
@@ -127,7 +197,7 @@ mod tests {
             let unknown = (&x - &known * alpha.sqrt()) / (1. - alpha).sqrt();
             unknown.square().mean_dim([1_i64].as_slice(), false, Kind::Float)
         };
-        let found = scores(Rule::Noise, &[10, 100], &x, &known);
+        let found = scores(&Rule::Noise, &[10, 100], &x, &known);
         let relative = (found / ((at(10) + at(100)) / 2.) - 1.).abs().max().double_value(&[]);
         // Sums of three squares, rounded a few times by 2⁻²⁴ each.
         assert!(relative < 1e-5, "{relative}");
@@ -138,7 +208,7 @@ mod tests {
         let x = normal("x");
         let schedule = ScheduleConfig::default().build().unwrap();
         // A network that sees no noise: the sample only shrinks.
-        let none = |noisy: &Tensor, _: i64| Ok::<_, TchError>(noisy.zeros_like());
+        let none = |noisy: &Tensor, _: i64| Ok::<_, Odd>(noisy.zeros_like());
         let found = Rule::Inversion.scores(&schedule, &[150, 300], &x, none, |_| Ok(x.shallow_clone())).unwrap();
         let share = schedule.alpha_cumprod(300) / schedule.alpha_cumprod(0);
         let wanted = x.square().mean_dim([1_i64].as_slice(), false, Kind::Float) * share;

@@ -87,6 +87,10 @@ fn default_guidance_scale() -> f64 {
     9.
 }
 
+/// What a sampler that asks the network below the timesteps of its training could do instead.
+pub(super) const FEW_STEPS: &str =
+    "few steps with `timestep_spacing: trailing` and a later second timestep of `inversion` stay above";
+
 /// The latent that represents an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -127,37 +131,14 @@ impl Stage for Reconstruct {
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| Misfit::parameter("sampler", e))?;
-        let remedy =
-            "few steps with `timestep_spacing: trailing` and a later second timestep of `inversion` stay above";
-        was_trained_at(denoiser.min_timestep, sampler.lowest_timestep(), remedy)
+        was_trained_at(denoiser.min_timestep, sampler.lowest_timestep(), FEW_STEPS)
             .map_err(|why| Misfit::parameter("sampler", why))?;
         if self.sampler.inversion.is_some() && self.sampler.eta == 0. && self.draws > 1 {
             let message = "an inversion without `eta` draws no noise, and all draws are the same; leave `draws` out";
             return Err(Misfit::parameter("draws", message));
         }
-        let shape = |port| embeddings::shape(inputs, port);
-        match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
-            [false, false] => {
-                return Err(Misfit::stage(format!(
-                    "captions come from `{TEXT}`, `{UNCONDITIONAL}` or both, and `from:` names neither"
-                )));
-            }
-            [true, true] if shape(TEXT)? != shape(UNCONDITIONAL)? => {
-                let (own, other) = (shape(TEXT)?, shape(UNCONDITIONAL)?);
-                let message = format!("`{TEXT}` are {own:?} and `{UNCONDITIONAL}` is {other:?}");
-                return Err(Misfit::input(UNCONDITIONAL, message));
-            }
-            [true, false] if self.guidance_scale != 1. => {
-                let message = format!(
-                    "{} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a table of encode_text whose \
-                     first row is that, or write `guidance_scale: 1`",
-                    self.guidance_scale
-                );
-                return Err(Misfit::parameter("guidance_scale", message));
-            }
-            _ => {}
-        }
-        denoiser.fits(inputs, captions(inputs), None)?;
+        let captions = guided_captions(inputs, self.guidance_scale, "guidance_scale")?;
+        denoiser.fits(inputs, captions, None)?;
         Ok(reconstructions::schema(latent, [height, width], !self.autoencoded))
     }
 
@@ -166,9 +147,32 @@ impl Stage for Reconstruct {
     }
 }
 
-/// Returns the port that the captions come from.
-fn captions(inputs: &Schemas) -> &'static str {
-    if inputs.get(TEXT).is_some() { TEXT } else { UNCONDITIONAL }
+/// Returns the port that the captions come from, if guidance by the `guidance_scale` of `parameter` finds what it needs.
+pub(super) fn guided_captions(
+    inputs: &Schemas,
+    guidance_scale: f64,
+    parameter: &'static str,
+) -> Result<&'static str, Misfit> {
+    let shape = |port| embeddings::shape(inputs, port);
+    match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
+        [false, false] => Err(Misfit::stage(format!(
+            "captions come from `{TEXT}`, `{UNCONDITIONAL}` or both, and `from:` names neither"
+        ))),
+        [true, true] if shape(TEXT)? != shape(UNCONDITIONAL)? => {
+            let (own, other) = (shape(TEXT)?, shape(UNCONDITIONAL)?);
+            let message = format!("`{TEXT}` are {own:?} and `{UNCONDITIONAL}` is {other:?}");
+            Err(Misfit::input(UNCONDITIONAL, message))
+        }
+        [true, false] if guidance_scale != 1. => {
+            let message = format!(
+                "a `guidance_scale` of {guidance_scale} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a \
+                 table of encode_text whose first row is that, or write `guidance_scale: 1`"
+            );
+            Err(Misfit::parameter(parameter, message))
+        }
+        [true, _] => Ok(TEXT),
+        [false, true] => Ok(UNCONDITIONAL),
+    }
 }
 
 impl Open for Reconstruct {

@@ -8,11 +8,13 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
     finish::Window,
+    reconstruct::{FEW_STEPS, guided_captions},
     tensors::{context, device, first_embedding, network, normalise, tensor},
-    train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, captions, was_trained_at},
+    train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, was_trained_at},
 };
 use crate::{
     diffusion::{
+        guidance::Guidance,
         noise_per_key,
         schedule::{Schedule, ScheduleConfig},
         score::Rule,
@@ -35,7 +37,9 @@ use crate::{
 /// Scores latents by the denoiser that was trained on those of normal images. Nothing is decoded.
 ///
 /// The latents are features, or those of an autoencoder: their means, by a denoiser whose control branch receives the
-/// image, without guidance. A few evaluations of the network take the place of the many steps of `reconstruct`.
+/// image. A few evaluations of the network take the place of the many steps of `reconstruct`, except by the rule `ddim`, which
+/// takes them too. Captions are read as there: with guidance the first row of the input `unconditional` is the caption to lead away
+/// from, and without `text_embeddings` it is the caption of all images.
 ///
 /// The scores of the cells are brought to the size of the image, bilinearly and with half a cell between a border and the first
 /// centre, and blurred by a Gaussian. Outside of an image's `roi` the map has its lowest value. The image's score is the
@@ -49,7 +53,7 @@ pub struct ScoreLatents {
     #[serde(default)]
     pub rule: Rule,
     /// The timesteps at which the network is asked, ascending, none below the `min_timestep` of its training. Absent: those of the
-    /// rule.
+    /// rule. Those of the rule `ddim` follow from its `sampler`.
     #[garde(inner(length(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timesteps: Option<Vec<u32>>,
@@ -61,7 +65,7 @@ pub struct ScoreLatents {
     #[garde(dive)]
     #[serde(default)]
     pub score: Window,
-    /// Seed of the noise that the rule `reconstruction` adds.
+    /// Seed of the noise that the rules `reconstruction` and `ddim` add.
     #[garde(skip)]
     #[serde(default)]
     pub seed: u64,
@@ -99,7 +103,8 @@ impl Stage for ScoreLatents {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width] = images::judged_size(inputs)?;
-        let (schedule, min_timestep) = schedule(inputs)?;
+        let captions = guided_captions(inputs, self.rule.guidance_scale(), "rule")?;
+        let (schedule, min_timestep) = schedule(inputs, captions)?;
         let timesteps = self.timesteps();
         if !timesteps.is_sorted_by(|a, b| a < b) {
             return Err(Misfit::parameter("timesteps", format!("{timesteps:?} do not ascend")));
@@ -114,18 +119,27 @@ impl Stage for ScoreLatents {
             Rule::Noise | Rule::Reconstruction => {
                 ("timesteps", format!("write `timesteps: [{min_timestep}]` or higher ones"))
             }
+            Rule::Ddim(_) if self.timesteps.is_some() => {
+                return Err(Misfit::parameter(
+                    "timesteps",
+                    "the rule `ddim` has those of its `sampler`; leave them out",
+                ));
+            }
+            Rule::Ddim(_) => ("rule", FEW_STEPS.to_owned()),
         };
-        was_trained_at(min_timestep, self.rule.lowest_timestep(&timesteps).into(), &remedy)
-            .map_err(|why| Misfit::parameter(parameter, why))?;
+        let lowest = schedule
+            .build()
+            .and_then(|schedule| self.rule.lowest_timestep(&schedule, &timesteps))
+            .map_err(|e| Misfit::parameter("rule", e))?;
+        was_trained_at(min_timestep, lowest, &remedy).map_err(|why| Misfit::parameter(parameter, why))?;
         self.score.check([height, width], "score")?;
         Ok(anomaly_maps::schema([height, width]))
     }
 }
 
 /// Returns the schedule of the denoiser, which is checked against images, latents and captions, and the lowest timestep of its
-/// training. Latents without variance are features.
-fn schedule(inputs: &Schemas) -> Result<(ScheduleConfig, u32), Misfit> {
-    let captions = captions(inputs)?;
+/// training. `captions` is the port that these come from. Latents without variance are features.
+fn schedule(inputs: &Schemas, captions: &str) -> Result<(ScheduleConfig, u32), Misfit> {
     if latents::has_variance(inputs) {
         let config: DenoiserConfig = config_of(inputs, "denoiser")?;
         config.fits_latents(inputs, captions)?;
@@ -174,7 +188,7 @@ struct Scorer {
     scale: Scale,
     schedule: Schedule,
     device: Device,
-    /// The embedding of the caption of all images, [1, 77, D], if they have none of their own.
+    /// The embedding of the caption that guidance leads away from, or of all images if they have none of their own, [1, 77, D].
     unconditional: Option<Tensor>,
     /// Height and width of the images.
     size: [i64; 2],
@@ -200,16 +214,24 @@ impl Scorer {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
         let x = self.scale.apply(&read("latents", MEAN)?); // [B, C, h, w]
         let context = context(batch, self.unconditional.as_ref(), self.device)?;
+        let guidance = match &self.unconditional {
+            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.rule.guidance_scale())?,
+            None => Guidance::none(&context),
+        };
         let hint = match self.scale {
             Scale::Factor(_) => self.denoiser.hint(&normalise(&read("images", images::PIXELS)?)),
             Scale::Channels(_) => None,
         };
+        let hint = hint.map(|hint| guidance.extend(&hint)).transpose()?;
         let model = |x: &Tensor, t: i64| {
-            let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
-            Ok::<_, Error>(self.denoiser.forward(x, &t, &context, hint.as_ref()))
+            let model = |x: &Tensor, contexts: &Tensor| {
+                let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
+                Ok(self.denoiser.forward(x, &t, contexts, hint.as_ref()))
+            };
+            Ok::<_, Error>(guidance.predict(x, model)?)
         };
-        let noise = |t: i64| {
-            let keys: Vec<String> = batch.ids.iter().map(|id| format!("step {t}/{id}")).collect();
+        let noise = |what: &str| {
+            let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();
             Ok(noise_per_key(self.stage.seed, &keys, &x.size()[1..])?.to_device(self.device))
         };
         let timesteps: Vec<i64> = self.stage.timesteps().into_iter().map(i64::from).collect();
