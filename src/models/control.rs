@@ -37,6 +37,8 @@ pub enum ControlForm {
     /// The maps of the deepest level through a SiLU, after the spatial feature fusion where there is one (DiAD,
     /// VLMDiff).
     SemanticGuided,
+    /// None: the UNet alone, which does not see the image.
+    None,
 }
 
 /// `config.json` of a ControlNet; the defaults fit Stable Diffusion 1.5.
@@ -84,6 +86,9 @@ impl ControlNetConfig {
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.unet.validate()?;
+        if self.form == ControlForm::None {
+            return require(!self.fusion, NAME, || "fusion is a part of form semantic_guided; none has none".into());
+        }
         let widths = &self.conditioning_embedding_out_channels;
         require((1..=MAX_LEVELS).contains(&widths.len()), NAME, || {
             format!(
@@ -241,6 +246,7 @@ impl ControlNet {
     /// outputs start at zero, so a new control network changes nothing.
     pub fn new(vs: nn::Path, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         config.validate()?;
+        require(config.form != ControlForm::None, NAME, || "of the form none there is no network".into())?;
         let skips = config.unet.skip_channels();
         let pointwise = |(i, width): (usize, &i64)| zero_conv(&vs / "controlnet_down_blocks" / i, *width, *width, 1);
         let width = skips[skips.len() - 1];
@@ -255,7 +261,7 @@ impl ControlNet {
             sent: match (config.only_mid_control, config.form) {
                 (false, _) => skips.len(),
                 (true, ControlForm::SemanticGuided) => config.deepest(),
-                (true, ControlForm::ControlNet) => 0,
+                (true, ControlForm::ControlNet | ControlForm::None) => 0,
             },
         })
     }

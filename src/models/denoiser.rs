@@ -1,5 +1,5 @@
-//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image; or a small U-Net of
-//! features.
+//! The denoiser of VLMDiff: Stable Diffusion's U-Net and the control branch, which reads the image; the U-Net alone; or a small
+//! U-Net of features.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use tch::{
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    control::{ControlNet, ControlNetConfig, copy_encoder},
+    control::{ControlForm, ControlNet, ControlNetConfig, copy_encoder},
     feature_unet::{FeatureUNet, FeatureUNetConfig},
     initialisation::skip_init,
     latent_diffusion::{self, CONTROL, UNET},
@@ -85,8 +85,8 @@ pub enum Denoiser {
     Images {
         /// The U-Net.
         unet: Box<UNet2DConditionModel>,
-        /// The control branch.
-        control: Box<ControlNet>,
+        /// The control branch, unless its form is none.
+        control: Option<Box<ControlNet>>,
     },
     /// A denoiser of an extractor's features: the U-Net, as `unet.*`.
     Features(Box<FeatureUNet>),
@@ -97,7 +97,13 @@ impl Denoiser {
     /// network.
     pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
-        Ok(Self::Images { unet: Box::new(unet), control: Box::new(ControlNet::new(&vs / "control", config)?) })
+        let control = match config.form {
+            ControlForm::None => None,
+            ControlForm::ControlNet | ControlForm::SemanticGuided => {
+                Some(Box::new(ControlNet::new(&vs / "control", config)?))
+            }
+        };
+        Ok(Self::Images { unet: Box::new(unet), control })
     }
 
     /// Declares the parameters of a denoiser of features; fails if `config` describes no network.
@@ -107,20 +113,23 @@ impl Denoiser {
 
     /// Declares the parameters and fills them with published weights. If these have no control branch, it starts as in
     /// the authors' `build_model.py`: as a copy of the U-Net's way down and middle, while its new layers keep their
-    /// initial values. A fusion that `config` lacks is left out if it has no effect.
+    /// initial values. A fusion that `config` lacks is left out if it has no effect. With the form none, a control branch of the
+    /// weights is left out.
     ///
     /// # Errors
     /// The errors of [`Checkpoint::fill`], and [`ConfigError`] if `config` describes no network.
     pub fn open(vs: &VarStore, config: &ControlNetConfig, published: Published) -> Result<Self, DenoiserError> {
+        let has_branch = config.form != ControlForm::None;
         // Parameters are drawn at random only if the file lacks the control branch.
         let new = || Self::new(vs.root(), config);
-        let network = if published.has_control() { skip_init(new)? } else { new()? };
+        let network = if published.has_control() || !has_branch { skip_init(new)? } else { new()? };
         let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
         let published = if config.fusion { published } else { published.fit_fusion(&mut config.clone())? };
         published.unet.fill(&unet)?;
         match published.control {
-            Some(weights) => weights.fill(&control)?,
-            None => {
+            Some(weights) if has_branch => weights.fill(&control)?,
+            // Without a branch this copies nothing.
+            _ => {
                 copy_encoder(&unet, &control);
             }
         }
@@ -131,7 +140,7 @@ impl Denoiser {
     /// Without a control branch there is none.
     pub fn hint(&self, images: &Tensor) -> Option<Tensor> {
         match self {
-            Self::Images { control, .. } => Some(control.hint(images)),
+            Self::Images { control, .. } => control.as_ref().map(|control| control.hint(images)),
             Self::Features(_) => None,
         }
     }
@@ -141,7 +150,7 @@ impl Denoiser {
     pub fn forward(&self, x: &Tensor, t: &Tensor, context: &Tensor, hint: Option<&Tensor>) -> Tensor {
         match self {
             Self::Images { unet, control } => {
-                let residuals = hint.map(|hint| control.forward(x, t, context, hint));
+                let residuals = control.as_ref().zip(hint).map(|(control, hint)| control.forward(x, t, context, hint));
                 unet.forward(x, t, context, residuals.as_ref())
             }
             Self::Features(unet) => unet.forward(x, t, context),
@@ -161,7 +170,7 @@ impl Denoiser {
     ) -> Tensor {
         match self {
             Self::Images { unet, control } => {
-                let residuals = images.map(|images| {
+                let residuals = control.as_ref().zip(images).map(|(control, images)| {
                     let hint = control.hint_with(pass, images);
                     control.forward_with(pass, x, t, context, &hint)
                 });
@@ -215,7 +224,7 @@ fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::super::checkpoint::to_safetensors;
     use super::*;
@@ -249,12 +258,35 @@ mod tests {
         };
         let theirs = || vs.variables().into_iter().map(|(name, tensor)| (renamed(&name), tensor));
         assert_eq!(open(theirs().collect()).unwrap(), vs.variables(), "with all parts of a model");
-        let unet = variables_below(&vs, "unet");
-        let started = open(variables_below(&vs, "unet")).unwrap();
+        let published = || variables_below(&vs, "unet");
+        let unet = published();
+        let started = open(published()).unwrap();
         for (name, tensor) in &unet {
             assert_eq!(&started[&format!("unet.{name}")], tensor, "{name}");
             assert!(started.get(&format!("control.{name}")).is_none_or(|copy| copy == tensor), "{name}");
         }
+
+        let alone = |weights| {
+            let (vs, config) = (VarStore::new(Device::Cpu), ControlNetConfig { form: ControlForm::None, ..small() });
+            let network = Denoiser::open(&vs, &config, Published::new(file(weights), &config)?)?;
+            Ok::<_, DenoiserError>((network, vs.variables()))
+        };
+        let (network, variables) = alone(published()).unwrap();
+        let below = |(name, tensor): (&String, &Tensor)| (format!("unet.{name}"), tensor.shallow_clone());
+        assert_eq!(variables, unet.iter().map(below).collect(), "the U-Net alone");
+        assert_eq!(alone(theirs().collect()).unwrap().1, variables, "the U-Net of a file with a branch");
+        // A branch that has just started adds nothing, and a U-Net alone has none to add.
+        let start = VarStore::new(Device::Cpu);
+        let with_branch =
+            Denoiser::open(&start, &small(), Published::new(file(published()), &small()).unwrap()).unwrap();
+        no_grad(|| {
+            let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+            let (x, t, context) = (random(&[2, 4, 8, 8]), Tensor::from_slice(&[1_i64, 901]), random(&[2, 5, 12]));
+            let images = random(&[2, 3, 16, 16]);
+            assert!(network.hint(&images).is_none());
+            let predicted = |denoiser: &Denoiser| denoiser.forward_with(None, &x, &t, &context, Some(&images));
+            assert_eq!(predicted(&network), predicted(&with_branch));
+        });
 
         let error = |weights| open(weights).unwrap_err().to_string();
         let odd = || ("odd.weight".to_owned(), Tensor::from(0_f32));

@@ -8,6 +8,7 @@ use crate::{
     engine::{Error, Result},
     models::{
         checkpoint::Checkpoint,
+        control::ControlForm,
         denoiser::{Denoiser, Published},
         nn::ConfigError,
     },
@@ -15,7 +16,7 @@ use crate::{
     stages::{tensors::save_weights, train_denoiser::DenoiserConfig},
 };
 
-/// The U-Net with its control branch.
+/// The U-Net with its control branch, or alone where its form is none.
 pub(super) struct PublishedDenoiser;
 
 impl PublishedNetwork for PublishedDenoiser {
@@ -44,10 +45,10 @@ impl PublishedNetwork for PublishedDenoiser {
         let published = Published::new(published, &config.control)
             .and_then(|weights| weights.fit_fusion(&mut config.control))
             .map_err(input)?;
-        if !published.has_control() {
+        if !published.has_control() && config.control.form != ControlForm::None {
             return Err(Error::Input(format!(
-                "{place} has no control branch (control_model.* or control.*), without which a U-Net is no denoiser; \
-                 `init:` of a training starts from a U-Net alone"
+                "{place} has no control branch (control_model.* or control.*): write `form: none` in the `control` of `config` for \
+                 a denoiser that does not see the image; `init:` of a training starts from a U-Net alone too"
             )));
         }
         Denoiser::open(vs, &config.control, published)?;
