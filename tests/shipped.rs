@@ -45,7 +45,7 @@ fn write_data(lab: &Lab, pipeline: &Path) -> bool {
     let name = pipeline.file_stem().unwrap().to_str().unwrap();
     let square = "[[2, 1, 9, 1, 9, 9, 2, 9]]";
     match name {
-        "quickstart" | "pixels" | "samplers" | "captions" | "products_captions" => return false,
+        "quickstart" | "pixels" | "samplers" | "feature_samplers" | "captions" | "products_captions" => return false,
         name if name.ends_with("visa") => visa(lab, [1, 2]),
         name if name.ends_with("real_iad") => drop(real_iad(lab)),
         name if name.ends_with("coco_ad") => {
@@ -183,6 +183,18 @@ fn small_tables_around(autoencoder: &str) -> String {
       config: {UNET}
       control: {{ conditioning_embedding_out_channels: [4, 4, 8, 8] }}
       training.epochs: 2
+"
+    )
+}
+
+/// Returns the tables of divad.yaml that differ where its networks are small.
+fn published_unet() -> String {
+    let control = UNET.replacen('{', "{ \"form\": \"none\",", 1);
+    format!(
+        "  images: {{ with: {{ root: data, size: 64 }} }}
+  text_encoder: {{ with: {{ weights: text }} }}
+  autoencoder: {{ with: {{ weights: autoencoder.safetensors, config: {AUTOENCODER} }} }}
+  denoiser: {{ with: {{ weights: unet.safetensors, config.control: {control} }} }}
 "
     )
 }
@@ -429,12 +441,14 @@ fn others() -> Vec<(&'static str, &'static str, String)> {
         other("quickstart.yaml", "captions.yaml", &[PRODUCTS, TEXT, FEATURES]),
         other("quickstart.yaml", "pixels.yaml", &[PRODUCTS, TEXT, PIXELS]),
         other("quickstart.yaml", "samplers.yaml", &[PRODUCTS, TEXT, PIXELS]),
+        other("quickstart.yaml", "feature_samplers.yaml", &[PRODUCTS, TEXT, FEATURES]),
         other("quickstart.yaml", "ablations/products_captions.yaml", &[PRODUCTS, TEXT, PIXELS]),
         other("folder.yaml", "folder.yaml", &[PHOTOGRAPHS, TEXT, FEATURES]),
         other("folder.yaml", "inspect.yaml", &[VERDICTS]),
         other("folder.yaml", "tiles.yaml", &[VERDICTS, TILES]),
         other("folder.yaml", "methods.yaml", &[PHOTOGRAPHS, METHODS]),
         other("mvtec.yaml", "vlmdiff.yaml", &[small, CAPTIONS, MAPS]),
+        other("mvtec.yaml", "divad.yaml", &[&published_unet(), MAPS]),
         other("mvtec.yaml", "ablations/as_printed.yaml", &[small, DESCRIBED, MAPS]),
         other("mvtec.yaml", "ablations/captioner_mvtec.yaml", &[small, DESCRIBED, MAPS, MODELS]),
         other("mvtec.yaml", "ablations/no_captions.yaml", &[small, MAPS]),
