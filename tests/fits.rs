@@ -88,7 +88,11 @@ fn features_and_their_denoiser_fit_each_other() {
     let training = "from: [images, feature_latents, text_embeddings]";
     let size = "feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 2 }";
     refused(size, "feature_unet: { width: 18, norm_num_groups: 4 }", "and a multiple of norm_num_groups 4");
-    refused(size, "feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 99 }", "no 99 rows and columns");
+    refused(
+        size,
+        "feature_unet: { width: 16, levels: 2, norm_num_groups: 4, dilation: 99 }",
+        "dilation 99 is larger than the grid of the latents, 4x4; write one up to 4",
+    );
     refused(size, "config: { in_channels: 64 }", "the latents are features; the size of their U-Net is `feature_unet`");
     refused(
         training,
@@ -123,7 +127,21 @@ fn features_and_their_denoiser_fit_each_other() {
         ),
         "it was trained on features of 64 channels and captions 16 wide, and these are of 40 channels and 16 wide",
     );
+    let control = "control: { conditioning_embedding_out_channels: [4, 8, 8] }";
+    let widths = "control: { form: none, conditioning_embedding_out_channels: [4, 8, 8] }";
+    refused(control, widths, "`control`: of the form none there is no control branch; leave its other parameters out");
+    let branch = "control: { form: none }\n      init: unet.safetensors\n      trainable: control";
+    refused(
+        &format!("{control}\n      trainable: all"),
+        branch,
+        "`trainable`: of the form none there is no control branch",
+    );
     refused("with: { sigma: 1, score", "with: { timesteps: [3, 2], sigma: 1, score", "[3, 2] do not ascend");
+    refused(
+        "with: { sigma: 1, score",
+        "with: { rule: { ddim: { guidance_scale: -1 } }, sigma: 1, score",
+        "guidance_scale",
+    );
     refused(
         "with: { sigma: 1, score",
         "with: { timesteps: [1000], sigma: 1, score",
@@ -148,6 +166,7 @@ fn denoiser_is_asked_at_no_timestep_below_those_of_its_training() {
         (format!("{features} latent_maps.rule=reconstruction"), 150),
         (format!("{features} latent_maps.timesteps=[399]"), 399),
         (format!("{features} latent_maps.rule=inversion latent_maps.timesteps=[450,600]"), 0),
+        (format!("{features} latent_maps.rule={{\"ddim\":{{}}}}"), 1),
     ] {
         let ended = plan(&settings);
         assert_eq!(ended.code, Some(2), "{settings}: {}", ended.stdout);
@@ -158,6 +177,9 @@ fn denoiser_is_asked_at_no_timestep_below_those_of_its_training() {
         format!("{images} {trailing}"),
         format!("{images} {trailing} reconstructions.sampler.inversion=[1,401,501]"),
         format!("{features} latent_maps.timesteps=[400]"),
+        format!(
+            "{features} latent_maps.rule={{\"ddim\":{{\"sampler\":{{\"timestep_spacing\":\"trailing\",\"num_inference_steps\":2}}}}}}"
+        ),
     ] {
         let ended = plan(&settings);
         assert_eq!(ended.code, Some(0), "{settings}: {}", ended.stderr);

@@ -112,6 +112,7 @@ fn every_pipeline_is_planned_before_weights_are_here() {
         assert_planned(&shipped, Path::new("visa.yaml"), &["images.dataset=visa"]);
         assert_planned(&shipped, Path::new("real_iad.yaml"), &["images.dataset=real_iad", hundred]);
     }
+    assert_planned(&folder.join("divad.yaml"), Path::new("visa.yaml"), &["images.dataset=visa"]);
     let split = ["images.dataset=coco_ad", hundred, "images.coco_ad={ split: 0 }"];
     assert_planned(&folder.join("diad.yaml"), Path::new("coco_ad.yaml"), &split);
 }

@@ -244,6 +244,17 @@ fn weights_of_a_trained_denoiser_are_read_like_published_ones() {
     assert_eq!(lab.sql(".vlmdiff", "select count(*) from reconstructions"), ["6"]);
 }
 
+#[test]
+fn denoiser_is_trained_without_a_control_branch() {
+    let lab = Lab::new(
+        &TOY.replace("control: { conditioning_embedding_out_channels: [4, 8, 8] }", "control: { form: none }"),
+    );
+    lab.run(&["--until", "reconstructions"]);
+    let trained = weights(&lab, "denoiser");
+    assert!(!trained.is_empty() && trained.names().all(|name| name.starts_with("unet.")));
+    assert_eq!(lab.sql(".vlmdiff", "select count(*) from reconstructions"), ["6"]);
+}
+
 /// Without captions all images have the caption of one row.
 #[test]
 fn denoiser_is_trained_without_captions() {

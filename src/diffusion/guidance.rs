@@ -22,9 +22,12 @@ impl Guidance {
 
     /// Makes guidance of `context` [B, …] away from `unconditional` [1 or B, …].
     pub fn new(context: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Self, TchError> {
+        if scale == 1. {
+            return Ok(Self::none(context));
+        }
         let rows =
             context.f_ne_tensor(unconditional)?.f_flatten(1, -1)?.f_any_dim(1, false)?.f_nonzero()?.f_flatten(0, -1)?;
-        if scale == 1. || rows.numel() == 0 {
+        if rows.numel() == 0 {
             return Ok(Self::none(context));
         }
         let unconditional = unconditional.f_expand(context.size(), false)?.f_index_select(0, &rows)?;

@@ -1,6 +1,7 @@
-//! Anomaly scores of samples from a denoiser that was trained on normal samples alone. Each takes one or a few evaluations of the
-//! network, except that by the sampler.
+//! Anomaly scores of samples from a denoiser that was trained on normal samples alone, by one or a few evaluations of the network;
+//! the rule `ddim` takes as many as its sampler has steps.
 
+use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, TchError, Tensor};
@@ -11,7 +12,7 @@ use super::{
 };
 
 /// A rule by which a denoiser scores a sample, cell by cell.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// The noise that the network sees in the sample, which has none: |ε(x, t)|², by default at t = 1.
@@ -23,29 +24,31 @@ pub enum Rule {
     /// The distance between the sample and the mean of the samples that the network predicts from it with noise added:
     /// |x0 − x|², by default at t = 150, 300 and 450.
     Reconstruction,
-    /// The distance between the sample and the one to which DDIM's steps lead from it with noise added, as `reconstruct`
-    /// takes them: |x0 − x|².
-    Ddim(Steps),
+    /// The distance between the sample and the one to which DDIM's steps lead from it with noise added, or after an inversion, as
+    /// `reconstruct` takes them: |x0 − x|².
+    Ddim(#[garde(dive)] GuidedSampling),
 }
 
-/// How the rule `ddim` makes a sample.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// The sampler and the guidance of the rule `ddim`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
-pub struct Steps {
+pub struct GuidedSampling {
     /// The sampler.
+    #[garde(skip)]
     pub sampler: DdimConfig,
     /// Classifier-free guidance: the factor on the change that the caption makes. 1: no guidance.
+    #[garde(range(min = 0., max = 100.))]
     pub guidance_scale: f64,
 }
 
-impl Default for Steps {
+impl Default for GuidedSampling {
     fn default() -> Self {
         Self { sampler: DdimConfig::default(), guidance_scale: 1. }
     }
 }
 
 impl Rule {
-    /// Returns the timesteps of the rule if none are chosen. Those of `ddim` are the sampler's.
+    /// Returns the timesteps of the rule if none are chosen, and none for `ddim`.
     pub fn default_timesteps(&self) -> Vec<u32> {
         match self {
             Self::Noise => vec![1],
@@ -54,8 +57,7 @@ impl Rule {
         }
     }
 
-    /// Returns the lowest of the timesteps, of which `timesteps` ascend, at which the network is asked. An inversion begins at 0,
-    /// whatever its timesteps are.
+    /// Returns the lowest timestep at which the network is asked; `timesteps` ascend. The rule `inversion` begins at 0.
     ///
     /// # Errors
     /// Those of [`DdimConfig::build`].
@@ -63,7 +65,7 @@ impl Rule {
         match self {
             Self::Noise | Self::Reconstruction => Ok(timesteps.first().copied().unwrap_or_default().into()),
             Self::Inversion => Ok(0),
-            Self::Ddim(Steps { sampler, .. }) => Ok(sampler.build(schedule)?.lowest_timestep()),
+            Self::Ddim(GuidedSampling { sampler, .. }) => Ok(sampler.build(schedule)?.lowest_timestep()),
         }
     }
 
@@ -71,7 +73,7 @@ impl Rule {
     pub fn guidance_scale(&self) -> f64 {
         match self {
             Self::Noise | Self::Inversion | Self::Reconstruction => 1.,
-            Self::Ddim(steps) => steps.guidance_scale,
+            Self::Ddim(sampling) => sampling.guidance_scale,
         }
     }
 
@@ -121,7 +123,7 @@ impl Rule {
                 }
                 Ok(energy(&(sum / count - x))?)
             }
-            Self::Ddim(Steps { sampler, .. }) => {
+            Self::Ddim(GuidedSampling { sampler, .. }) => {
                 let ddim = sampler.build(schedule)?;
                 let start = match ddim.invert(x, &model)? {
                     Some(inverted) => inverted,
@@ -142,7 +144,7 @@ mod tests {
 
     /// Any of the errors that a rule may meet.
     #[derive(Debug, thiserror::Error)]
-    enum Odd {
+    enum RuleError {
         #[error(transparent)]
         Tensor(#[from] TchError),
         #[error(transparent)]
@@ -158,7 +160,7 @@ mod tests {
         let schedule = ScheduleConfig::default().build().unwrap();
         let model = |noisy: &Tensor, t: i64| {
             let alpha = schedule.alpha_cumprod(t);
-            Ok::<_, Odd>((noisy - known * alpha.sqrt()) / (1. - alpha).sqrt())
+            Ok::<_, RuleError>((noisy - known * alpha.sqrt()) / (1. - alpha).sqrt())
         };
         rule.scores(&schedule, timesteps, x, model, |what| Ok(normal(what))).unwrap()
     }
@@ -179,7 +181,7 @@ mod tests {
         let (x, other) = (normal("x"), normal("other"));
         let sampler =
             DdimConfig { first_step: Some(301), noise_level: Some(300), set_alpha_to_one: true, ..Default::default() };
-        let rule = Rule::Ddim(Steps { sampler, ..Steps::default() });
+        let rule = Rule::Ddim(GuidedSampling { sampler, ..GuidedSampling::default() });
         let error = |known: &Tensor| scores(&rule, &[], &x, known);
         // Samples up to 5, rounded by 2⁻²⁴ of themselves a few times in each of four steps and divided by √(1 − ᾱ), which is 0.04
         // at the last: errors below 1e-4, squared.
@@ -208,7 +210,7 @@ mod tests {
         let x = normal("x");
         let schedule = ScheduleConfig::default().build().unwrap();
         // A network that sees no noise: the sample only shrinks.
-        let none = |noisy: &Tensor, _: i64| Ok::<_, Odd>(noisy.zeros_like());
+        let none = |noisy: &Tensor, _: i64| Ok::<_, RuleError>(noisy.zeros_like());
         let found = Rule::Inversion.scores(&schedule, &[150, 300], &x, none, |_| Ok(x.shallow_clone())).unwrap();
         let share = schedule.alpha_cumprod(300) / schedule.alpha_cumprod(0);
         let wanted = x.square().mean_dim([1_i64].as_slice(), false, Kind::Float) * share;

@@ -37,7 +37,7 @@ pub enum ControlForm {
     /// The maps of the deepest level through a SiLU, after the spatial feature fusion where there is one (DiAD,
     /// VLMDiff).
     SemanticGuided,
-    /// None: the UNet alone, which does not see the image.
+    /// None: the UNet alone, without a control branch.
     None,
 }
 
@@ -78,6 +78,11 @@ impl Default for ControlNetConfig {
 }
 
 impl ControlNetConfig {
+    /// Returns true if there is a control branch.
+    pub fn has_branch(&self) -> bool {
+        self.form != ControlForm::None
+    }
+
     /// Returns the pixels of the condition per latent cell, along each side.
     pub fn factor(&self) -> i64 {
         1 << (self.conditioning_embedding_out_channels.len() - 1)
@@ -86,9 +91,6 @@ impl ControlNetConfig {
     /// Checks that a network can be built from these values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.unet.validate()?;
-        if self.form == ControlForm::None {
-            return require(!self.fusion, NAME, || "fusion is a part of form semantic_guided; none has none".into());
-        }
         let widths = &self.conditioning_embedding_out_channels;
         require((1..=MAX_LEVELS).contains(&widths.len()), NAME, || {
             format!(
@@ -101,7 +103,7 @@ impl ControlNetConfig {
         }
         require_sizes(NAME, MAX_SIZE, &[("conditioning_channels", self.conditioning_channels)])?;
         require(!self.fusion || self.form == ControlForm::SemanticGuided, NAME, || {
-            "fusion is a part of form semantic_guided; a controlnet has none".into()
+            "fusion is a part of the form semantic_guided alone".into()
         })?;
         require(!self.fusion || self.unet.block_out_channels.len() > 1, NAME, || {
             "fusion joins two levels, and block_out_channels has one".into()
@@ -246,7 +248,7 @@ impl ControlNet {
     /// outputs start at zero, so a new control network changes nothing.
     pub fn new(vs: nn::Path, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        require(config.form != ControlForm::None, NAME, || "of the form none there is no network".into())?;
+        require(config.has_branch(), NAME, || "of the form none there is no network".into())?;
         let skips = config.unet.skip_channels();
         let pointwise = |(i, width): (usize, &i64)| zero_conv(&vs / "controlnet_down_blocks" / i, *width, *width, 1);
         let width = skips[skips.len() - 1];
@@ -462,7 +464,7 @@ mod tests {
         assert!(text.contains(r#""form":"semantic_guided""#), "{text}");
         assert_eq!(serde_json::from_str::<ControlNetConfig>(&text).unwrap(), config);
         let refused = ControlNetConfig { form: Plain, ..config.clone() }.validate().unwrap_err().to_string();
-        assert!(refused.contains("a controlnet has none"), "{refused}");
+        assert!(refused.contains("of the form semantic_guided alone"), "{refused}");
         assert!(ControlNetConfig { conditioning_embedding_out_channels: vec![], ..config }.validate().is_err());
     }
 }

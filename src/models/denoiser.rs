@@ -11,7 +11,7 @@ use tch::{
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    control::{ControlForm, ControlNet, ControlNetConfig, copy_encoder},
+    control::{ControlNet, ControlNetConfig, copy_encoder},
     feature_unet::{FeatureUNet, FeatureUNetConfig},
     initialisation::skip_init,
     latent_diffusion::{self, CONTROL, UNET},
@@ -48,8 +48,11 @@ impl Published {
     pub fn new(file: Checkpoint, config: &ControlNetConfig) -> Result<Self, CheckpointError> {
         if file.has_part("unet") {
             // Names of neither part stay with the branch, so that loading it reports them as unexpected.
-            let rest = |name: &str| name.strip_prefix("control.").unwrap_or(name).to_owned();
-            let control = file.clone().rename(|name| (!name.starts_with("unet.")).then(|| rest(name)))?;
+            let rest = |name: &str| match name.strip_prefix("control.") {
+                Some(_) if !config.has_branch() => None,
+                stripped => Some(stripped.unwrap_or(name).to_owned()),
+            };
+            let control = file.clone().rename(|name| if name.starts_with("unet.") { None } else { rest(name) })?;
             return Ok(Self {
                 unet: file.select("unet"),
                 control: Some(control).filter(|control| !control.is_empty()),
@@ -59,7 +62,7 @@ impl Published {
         if has_unet || has_control {
             latent_diffusion::check(&file, &[UNET])?;
         }
-        let control = has_control.then(|| config.canonical(file.clone())).transpose()?;
+        let control = (has_control && config.has_branch()).then(|| config.canonical(file.clone())).transpose()?;
         Ok(Self { unet: config.unet.canonical(file)?, control })
     }
 
@@ -81,7 +84,8 @@ impl Published {
 /// A denoiser of latents.
 #[derive(Debug)]
 pub enum Denoiser {
-    /// A denoiser of an autoencoder's latents: the U-Net and its control branch, under one root as `unet.*` and `control.*`.
+    /// A denoiser of an autoencoder's latents: the U-Net and, where it has one, its control branch, under one root as `unet.*` and
+    /// `control.*`.
     Images {
         /// The U-Net.
         unet: Box<UNet2DConditionModel>,
@@ -97,13 +101,8 @@ impl Denoiser {
     /// network.
     pub fn new(vs: nn::Path<'_>, config: &ControlNetConfig) -> Result<Self, ConfigError> {
         let unet = UNet2DConditionModel::new(&vs / "unet", &config.unet)?;
-        let control = match config.form {
-            ControlForm::None => None,
-            ControlForm::ControlNet | ControlForm::SemanticGuided => {
-                Some(Box::new(ControlNet::new(&vs / "control", config)?))
-            }
-        };
-        Ok(Self::Images { unet: Box::new(unet), control })
+        let control = config.has_branch().then(|| ControlNet::new(&vs / "control", config)).transpose()?;
+        Ok(Self::Images { unet: Box::new(unet), control: control.map(Box::new) })
     }
 
     /// Declares the parameters of a denoiser of features; fails if `config` describes no network.
@@ -119,21 +118,25 @@ impl Denoiser {
     /// # Errors
     /// The errors of [`Checkpoint::fill`], and [`ConfigError`] if `config` describes no network.
     pub fn open(vs: &VarStore, config: &ControlNetConfig, published: Published) -> Result<Self, DenoiserError> {
-        let has_branch = config.form != ControlForm::None;
-        // Parameters are drawn at random only if the file lacks the control branch.
+        // Parameters are drawn at random only if the file lacks a control branch that is wanted.
         let new = || Self::new(vs.root(), config);
-        let network = if published.has_control() || !has_branch { skip_init(new)? } else { new()? };
+        let network = if published.has_control() || !config.has_branch() { skip_init(new)? } else { new()? };
         let [unet, control] = ["unet", "control"].map(|part| variables_below(vs, part));
         let published = if config.fusion { published } else { published.fit_fusion(&mut config.clone())? };
         published.unet.fill(&unet)?;
         match published.control {
-            Some(weights) if has_branch => weights.fill(&control)?,
-            // Without a branch this copies nothing.
-            _ => {
+            Some(weights) => weights.fill(&control)?,
+            // Where no branch is wanted this copies nothing.
+            None => {
                 copy_encoder(&unet, &control);
             }
         }
         Ok(network)
+    }
+
+    /// Returns true if there is a control branch, which takes the hint of an image.
+    pub fn has_control(&self) -> bool {
+        matches!(self, Self::Images { control: Some(_), .. })
     }
 
     /// Returns the hint that [`Denoiser::forward`] takes, the same at all timesteps: normalised images -> [B, C, h, w].
@@ -226,7 +229,7 @@ fn variables_below(vs: &VarStore, prefix: &str) -> HashMap<String, Tensor> {
 mod tests {
     use tch::{Device, Kind};
 
-    use super::super::checkpoint::to_safetensors;
+    use super::super::{checkpoint::to_safetensors, control::ControlForm};
     use super::*;
 
     fn small() -> ControlNetConfig {
@@ -275,6 +278,7 @@ mod tests {
         let below = |(name, tensor): (&String, &Tensor)| (format!("unet.{name}"), tensor.shallow_clone());
         assert_eq!(variables, unet.iter().map(below).collect(), "the U-Net alone");
         assert_eq!(alone(theirs().collect()).unwrap().1, variables, "the U-Net of a file with a branch");
+        assert_eq!(alone(vs.variables()).unwrap().1, variables, "the U-Net of a file that this program wrote");
         // A branch that has just started adds nothing, and a U-Net alone has none to add.
         let start = VarStore::new(Device::Cpu);
         let with_branch =
@@ -290,6 +294,8 @@ mod tests {
 
         let error = |weights| open(weights).unwrap_err().to_string();
         let odd = || ("odd.weight".to_owned(), Tensor::from(0_f32));
+        let without = alone(vs.variables().into_iter().chain([odd()]).collect()).unwrap_err().to_string();
+        assert!(without.contains("1 unexpected: odd.weight"), "{without}");
         assert!(error(theirs().chain([odd()]).collect()).contains("1 unexpected: odd.weight"));
         assert!(error(vs.variables().into_iter().chain([odd()]).collect()).contains("odd.weight"));
         let control = theirs().filter(|(name, _)| name.starts_with("control_model."));

@@ -11,8 +11,8 @@
 //! narrower map inside cannot pass on.
 //!
 //! A finer map is read as several coarser ones, interleaved: with a `dilation` of 2, the even and the odd rows of the even and the odd
-//! columns. Every layer sees as much of the image as on the coarser map, and a training that draws one of the four for a step takes no
-//! longer, while every cell of the finer map is scored.
+//! columns. Every layer sees as much of the image as on the coarser map, and a training that draws one of the four for each batch takes as
+//! long as on it, while every cell of the finer map is scored.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,9 @@ pub struct FeatureUNetSize {
     pub levels: usize,
     /// Groups of each group normalisation; divides `width`.
     pub norm_num_groups: i64,
-    /// The step in rows and columns between neighbours: a map is read as `dilation`² maps, interleaved, each by itself. A step of
-    /// the training draws one of them.
+    /// The step in rows and columns between neighbours: a map is read as `dilation`² maps, interleaved, each by itself. Each batch
+    /// of the training draws one of them.
+    #[serde(skip_serializing_if = "is_one")]
     pub dilation: i64,
 }
 
@@ -53,6 +54,10 @@ impl Default for FeatureUNetSize {
     fn default() -> Self {
         Self { width: 128, levels: 3, norm_num_groups: 8, dilation: 1 }
     }
+}
+
+fn is_one(dilation: &i64) -> bool {
+    *dilation == 1
 }
 
 impl FeatureUNetSize {
@@ -67,6 +72,17 @@ impl FeatureUNetSize {
         require((1..=MAX_LEVELS).contains(&levels), NAME, || {
             format!("levels {levels} has to be from 1 to {MAX_LEVELS}")
         })
+    }
+
+    /// Checks that a grid of this height and width is as large as `dilation`.
+    pub fn check_grid(&self, [height, width]: [usize; 2]) -> Result<(), String> {
+        let (dilation, side) = (self.dilation, height.min(width));
+        if dilation <= side as i64 {
+            return Ok(());
+        }
+        Err(format!(
+            "dilation {dilation} is larger than the grid of the latents, {height}x{width}; write one up to {side}"
+        ))
     }
 
     /// The number of maps that are interleaved in one.

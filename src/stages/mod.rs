@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod extract;
 mod finish;
 pub mod fit;
+mod guided;
 pub mod ingest;
 mod journal;
 mod likeness;

@@ -7,19 +7,16 @@ use arrow::{
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn, no_grad};
+use tch::{Device, Tensor, nn, no_grad};
 
 use super::{
+    guided::{self, Guided},
     likeness,
-    tensors::{context, device, first_embedding, floats, halves, network, normalise, tensor},
+    tensors::{device, first_embedding, floats, halves, network, tensor},
     train_denoiser::{DenoiserConfig, was_trained_at},
 };
 use crate::{
-    diffusion::{
-        guidance::Guidance,
-        noise_per_key,
-        sampler::{Ddim, DdimConfig},
-    },
+    diffusion::sampler::{Ddim, DdimConfig},
     engine::{
         Error, Result,
         stage::{Batch, Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Sample, Schemas, Sink, Stage},
@@ -87,10 +84,6 @@ fn default_guidance_scale() -> f64 {
     9.
 }
 
-/// What a sampler that asks the network below the timesteps of its training could do instead.
-pub(super) const FEW_STEPS: &str =
-    "few steps with `timestep_spacing: trailing` and a later second timestep of `inversion` stay above";
-
 /// The latent that represents an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -131,47 +124,19 @@ impl Stage for Reconstruct {
             .build()
             .and_then(|schedule| self.sampler.build(&schedule))
             .map_err(|e| Misfit::parameter("sampler", e))?;
-        was_trained_at(denoiser.min_timestep, sampler.lowest_timestep(), FEW_STEPS)
+        was_trained_at(denoiser.min_timestep, sampler.lowest_timestep(), guided::FEW_STEPS)
             .map_err(|why| Misfit::parameter("sampler", why))?;
         if self.sampler.inversion.is_some() && self.sampler.eta == 0. && self.draws > 1 {
             let message = "an inversion without `eta` draws no noise, and all draws are the same; leave `draws` out";
             return Err(Misfit::parameter("draws", message));
         }
-        let captions = guided_captions(inputs, self.guidance_scale, "guidance_scale")?;
+        let captions = guided::captions(inputs, self.guidance_scale, "guidance_scale")?;
         denoiser.fits(inputs, captions, None)?;
         Ok(reconstructions::schema(latent, [height, width], !self.autoencoded))
     }
 
     fn review(&self, table: &Sample<'_>) -> Result<Vec<Note>> {
         likeness::review(table)
-    }
-}
-
-/// Returns the port that the captions come from, if guidance by the `guidance_scale` of `parameter` finds what it needs.
-pub(super) fn guided_captions(
-    inputs: &Schemas,
-    guidance_scale: f64,
-    parameter: &'static str,
-) -> Result<&'static str, Misfit> {
-    let shape = |port| embeddings::shape(inputs, port);
-    match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
-        [false, false] => Err(Misfit::stage(format!(
-            "captions come from `{TEXT}`, `{UNCONDITIONAL}` or both, and `from:` names neither"
-        ))),
-        [true, true] if shape(TEXT)? != shape(UNCONDITIONAL)? => {
-            let (own, other) = (shape(TEXT)?, shape(UNCONDITIONAL)?);
-            let message = format!("`{TEXT}` are {own:?} and `{UNCONDITIONAL}` is {other:?}");
-            Err(Misfit::input(UNCONDITIONAL, message))
-        }
-        [true, false] if guidance_scale != 1. => {
-            let message = format!(
-                "a `guidance_scale` of {guidance_scale} leads away from the empty caption: name in `from:` as `{UNCONDITIONAL}` a \
-                 table of encode_text whose first row is that, or write `guidance_scale: 1`"
-            );
-            Err(Misfit::parameter(parameter, message))
-        }
-        [true, _] => Ok(TEXT),
-        [false, true] => Ok(UNCONDITIONAL),
     }
 }
 
@@ -227,7 +192,7 @@ impl Operator for Reconstructor {
     }
 }
 
-/// The results of a batch; pictures are [B, 3, H, W] in the space of [`normalise`].
+/// The results of a batch; pictures are [B, 3, H, W] in the space of [`normalise`](super::tensors::normalise).
 struct Reconstruction {
     /// The denoised latent, [B, 4, h, w].
     latent: Tensor,
@@ -240,32 +205,18 @@ struct Reconstruction {
 impl Reconstructor {
     fn reconstruct(&self, batch: &Batch) -> Result<Reconstruction> {
         let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
-        let image = normalise(&read("images", images::PIXELS)?);
         let posterior = Posterior { mean: read("latents", MEAN)?, logvar: read("latents", LOGVAR)? };
-        let context = context(batch, self.unconditional.as_ref(), self.device)?;
         let size = posterior.mean.size(); // [B, C, h, w]
-        let noise = |what: &str| {
-            let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();
-            noise_per_key(self.stage.seed, &keys, &size[1..]).map(|noise| noise.to_device(self.device))
-        };
+        let noise = |what: &str| guided::noise(self.stage.seed, what, batch, &size[1..], self.device);
         let z = match self.stage.latent {
             Latent::Sample => posterior.sample(&noise("posterior")?),
             Latent::Mode => posterior.mean,
         };
         let autoencoded = self.stage.autoencoded.then(|| self.vae.decode(&z));
         let z = z * self.scale;
-        let guidance = match &self.unconditional {
-            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.guidance_scale)?,
-            None => Guidance::none(&context),
-        };
-        let hint = self.denoiser.hint(&image).map(|hint| guidance.extend(&hint)).transpose()?;
-        let model = |x: &Tensor, t: i64| {
-            let model = |x: &Tensor, contexts: &Tensor| {
-                let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
-                Ok(self.denoiser.forward(x, &t, contexts, hint.as_ref()))
-            };
-            guidance.predict(x, model)
-        };
+        let Reconstruct { guidance_scale, draws, .. } = self.stage;
+        let guided = Guided::new(&self.denoiser, batch, self.unconditional.as_ref(), guidance_scale, self.device)?;
+        let model = |x: &Tensor, t: i64| guided.predict(x, t);
         let inverted = self.sampler.invert(&z, model)?;
         let draw = |draw: u32| {
             let of = |what: &str| if draw == 0 { noise(what) } else { noise(&format!("{what}, draw {draw}")) };
@@ -275,7 +226,6 @@ impl Reconstructor {
             };
             self.sampler.sample(start, model, |t| of(&format!("step {t}")))
         };
-        let draws = self.stage.draws;
         let mut latent = draw(0)?;
         for i in 1..draws {
             latent += draw(i)?;

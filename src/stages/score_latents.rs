@@ -8,14 +8,12 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::{
     finish::Window,
-    reconstruct::{FEW_STEPS, guided_captions},
-    tensors::{context, device, first_embedding, network, normalise, tensor},
+    guided::{self, Guided},
+    tensors::{device, first_embedding, network, tensor},
     train_denoiser::{DenoiserConfig, FeatureDenoiserConfig, Scale, was_trained_at},
 };
 use crate::{
     diffusion::{
-        guidance::Guidance,
-        noise_per_key,
         schedule::{Schedule, ScheduleConfig},
         score::Rule,
     },
@@ -36,8 +34,8 @@ use crate::{
 
 /// Scores latents by the denoiser that was trained on those of normal images. Nothing is decoded.
 ///
-/// The latents are features, or those of an autoencoder: their means, by a denoiser whose control branch receives the
-/// image. A few evaluations of the network take the place of the many steps of `reconstruct`, except by the rule `ddim`, which
+/// The latents are features, or those of an autoencoder: their means, by a denoiser that is told the image
+/// where it has a control branch. A few evaluations of the network take the place of the many steps of `reconstruct`, except by the rule `ddim`, which
 /// takes them too. Captions are read as there: with guidance the first row of the input `unconditional` is the caption to lead away
 /// from, and without `text_embeddings` it is the caption of all images.
 ///
@@ -49,7 +47,7 @@ use crate::{
 #[schemars(extend("examples" = [{ "rule": "noise" }]))]
 pub struct ScoreLatents {
     /// The rule by which a cell is scored.
-    #[garde(skip)]
+    #[garde(dive)]
     #[serde(default)]
     pub rule: Rule,
     /// The timesteps at which the network is asked, ascending, none below the `min_timestep` of its training. Absent: those of the
@@ -103,8 +101,12 @@ impl Stage for ScoreLatents {
 
     fn output(&self, inputs: &Schemas) -> Result<SchemaRef, Misfit> {
         let [height, width] = images::judged_size(inputs)?;
-        let captions = guided_captions(inputs, self.rule.guidance_scale(), "rule")?;
+        let captions = guided::captions(inputs, self.rule.guidance_scale(), "rule")?;
         let (schedule, min_timestep) = schedule(inputs, captions)?;
+        if matches!(self.rule, Rule::Ddim(_)) && self.timesteps.is_some() {
+            let message = "the rule `ddim` has those of its `sampler`; leave them out";
+            return Err(Misfit::parameter("timesteps", message));
+        }
         let timesteps = self.timesteps();
         if !timesteps.is_sorted_by(|a, b| a < b) {
             return Err(Misfit::parameter("timesteps", format!("{timesteps:?} do not ascend")));
@@ -119,18 +121,10 @@ impl Stage for ScoreLatents {
             Rule::Noise | Rule::Reconstruction => {
                 ("timesteps", format!("write `timesteps: [{min_timestep}]` or higher ones"))
             }
-            Rule::Ddim(_) if self.timesteps.is_some() => {
-                return Err(Misfit::parameter(
-                    "timesteps",
-                    "the rule `ddim` has those of its `sampler`; leave them out",
-                ));
-            }
-            Rule::Ddim(_) => ("rule", FEW_STEPS.to_owned()),
+            Rule::Ddim(_) => ("rule", guided::FEW_STEPS.to_owned()),
         };
-        let lowest = schedule
-            .build()
-            .and_then(|schedule| self.rule.lowest_timestep(&schedule, &timesteps))
-            .map_err(|e| Misfit::parameter("rule", e))?;
+        let schedule = schedule.build().map_err(|e| Misfit::input("denoiser", e))?;
+        let lowest = self.rule.lowest_timestep(&schedule, &timesteps).map_err(|e| Misfit::parameter("rule", e))?;
         was_trained_at(min_timestep, lowest, &remedy).map_err(|why| Misfit::parameter(parameter, why))?;
         self.score.check([height, width], "score")?;
         Ok(anomaly_maps::schema([height, width]))
@@ -211,30 +205,12 @@ impl Operator for Scorer {
 impl Scorer {
     /// Scores the cells of a batch: [B, h, w].
     fn scores(&self, batch: &Batch) -> Result<Tensor> {
-        let read = |port, name| Ok::<_, Error>(tensor(batch, port, name)?.to_device(self.device));
-        let x = self.scale.apply(&read("latents", MEAN)?); // [B, C, h, w]
-        let context = context(batch, self.unconditional.as_ref(), self.device)?;
-        let guidance = match &self.unconditional {
-            Some(unconditional) => Guidance::new(&context, unconditional, self.stage.rule.guidance_scale())?,
-            None => Guidance::none(&context),
-        };
-        let hint = match self.scale {
-            Scale::Factor(_) => self.denoiser.hint(&normalise(&read("images", images::PIXELS)?)),
-            Scale::Channels(_) => None,
-        };
-        let hint = hint.map(|hint| guidance.extend(&hint)).transpose()?;
-        let model = |x: &Tensor, t: i64| {
-            let model = |x: &Tensor, contexts: &Tensor| {
-                let t = Tensor::f_full([x.size()[0]], t, (Kind::Int64, self.device))?;
-                Ok(self.denoiser.forward(x, &t, contexts, hint.as_ref()))
-            };
-            Ok::<_, Error>(guidance.predict(x, model)?)
-        };
-        let noise = |what: &str| {
-            let keys: Vec<String> = batch.ids.iter().map(|id| format!("{what}/{id}")).collect();
-            Ok(noise_per_key(self.stage.seed, &keys, &x.size()[1..])?.to_device(self.device))
-        };
+        let x = self.scale.apply(&tensor(batch, "latents", MEAN)?.to_device(self.device)); // [B, C, h, w]
+        let ScoreLatents { rule, seed, .. } = &self.stage;
+        let unconditional = self.unconditional.as_ref();
+        let guided = Guided::new(&self.denoiser, batch, unconditional, rule.guidance_scale(), self.device)?;
+        let noise = |what: &str| guided::noise(*seed, what, batch, &x.size()[1..], self.device);
         let timesteps: Vec<i64> = self.stage.timesteps().into_iter().map(i64::from).collect();
-        self.stage.rule.scores(&self.schedule, &timesteps, &x, model, noise)
+        rule.scores(&self.schedule, &timesteps, &x, |x, t| guided.predict(x, t), noise)
     }
 }

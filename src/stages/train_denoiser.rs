@@ -22,6 +22,7 @@ use crate::{
         stage::{Context, Misfit, Open, Operator, Output, Port, Ports, Rows, Schemas, Sink, Stage},
     },
     models::{
+        control::ControlForm,
         denoiser::{Denoiser, Published, Standardisation},
         feature_unet::{FeatureUNetConfig, FeatureUNetSize},
         initialisation::skip_init,
@@ -45,7 +46,7 @@ pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
 pub use objective::DenoisingObjective;
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
-/// receives the image itself. On latents that are features, without an `autoencoder` in `from:`, it trains a small
+/// receives the image itself; `control: { form: none }` leaves the branch out. On latents that are features, without an `autoencoder` in `from:`, it trains a small
 /// U-Net of their own, `feature_unet`, and each channel is standardised over the images of the training.
 ///
 /// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
@@ -164,6 +165,17 @@ impl TrainDenoiser {
                 let config = self.denoiser(1.);
                 config.control.validate().map_err(|e| Misfit::parameter("config", e))?;
                 config.fits(inputs, captions(inputs)?, Some(["config", "control"]))?;
+                if !config.control.has_branch() {
+                    let alone = Control { form: ControlForm::None, ..Control::default() };
+                    if self.control != alone {
+                        let message = "of the form none there is no control branch; leave its other parameters out";
+                        return Err(Misfit::parameter("control", message));
+                    }
+                    if self.trainable == Trainable::Control {
+                        let message = "of the form none there is no control branch to train; write `control_and_decoder` or `all`";
+                        return Err(Misfit::parameter("trainable", message));
+                    }
+                }
                 if self.feature_unet.is_some() {
                     return Err(Misfit::parameter(
                         "feature_unet",
@@ -186,11 +198,7 @@ impl TrainDenoiser {
                 let size = &config.unet.size;
                 size.validate().map_err(|e| Misfit::parameter("feature_unet", e))?;
                 let [_, h, w] = latents::shape(inputs)?;
-                if size.dilation > h.min(w) as i64 {
-                    let message =
-                        format!("in latents of {h}x{w} no {} rows and columns are interleaved", size.dilation);
-                    return Err(Misfit::parameter("feature_unet", message));
-                }
+                size.check_grid([h, w]).map_err(|why| Misfit::parameter("feature_unet", why))?;
                 if self.config != UNet2DConditionConfig::default() {
                     return Err(Misfit::parameter(
                         "config",
@@ -217,7 +225,7 @@ impl TrainDenoiser {
 }
 
 /// Returns the port that the captions come from.
-pub(super) fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
+fn captions(inputs: &Schemas) -> Result<&'static str, Misfit> {
     match [TEXT, UNCONDITIONAL].map(|port| inputs.get(port).is_some()) {
         [true, false] => Ok(TEXT),
         [false, true] => Ok(UNCONDITIONAL),
@@ -307,7 +315,7 @@ struct Trainer {
 
 /// The rows to train on.
 struct Data {
-    /// Pixels, u8 [N, H, W, 3]; empty for features.
+    /// Pixels, u8 [N, H, W, 3]; empty without a control branch.
     pixels: TrainingRows,
     /// Means of the latents, [N, 4, h, w].
     mean: TrainingRows,
@@ -323,8 +331,10 @@ impl Trainer {
         let mut captions = CaptionRows::new(&self.captions, rows.len(), training_rows()?)?;
         while let Some(batch) = rows.next(READ_ROWS)? {
             mean.push(&tensor(&batch, "latents", MEAN)?)?;
-            if let Config::Images(_) = self.config {
-                pixels.push(&tensor(&batch, "images", PIXELS)?)?;
+            if let Config::Images(config) = &self.config {
+                if config.control.has_branch() {
+                    pixels.push(&tensor(&batch, "images", PIXELS)?)?;
+                }
                 logvar.push(&tensor(&batch, "latents", LOGVAR)?)?;
             }
             if let Captions::Own(shape) = self.captions {
@@ -412,20 +422,22 @@ impl Operator for Trainer {
         let loss = |_, batch: &MicroBatch| {
             let pick = |rows: &TrainingRows| Ok::<_, Error>(rows.at(&batch.rows)?.f_to_device(self.device)?);
             let mut random = batch.noise(training.seed);
-            let mean = pick(&data.mean)?; // [B, 4, h, w]
+            let whole = pick(&data.mean)?; // [B, C, h, w]
+            // A number is drawn only where there are maps to choose from, which keeps the noise of other trainings as it was.
             let mean = match &self.config {
                 Config::Features(FeatureDenoiserConfig { unet: FeatureUNetConfig { size, .. }, .. })
                     if size.dilation > 1 =>
                 {
-                    size.phase(&mean, random.below(size.phases() as u32).into())
+                    size.phase(&whole, random.below(size.phases() as u32).into())
                 }
-                _ => mean,
+                _ => whole,
             };
             let mut normal = || Ok::<_, Error>(random.normal(&mean.size())?.to_device(self.device));
             let (latents, images) = match &self.config {
-                Config::Images(_) => {
+                Config::Images(config) => {
                     let drawn = &mean + (pick(&data.logvar)? * 0.5).exp() * normal()?;
-                    (drawn, Some(normalise(&pick(&data.pixels)?)))
+                    let images = config.control.has_branch().then(|| pick(&data.pixels)).transpose()?;
+                    (drawn, images.map(|images| normalise(&images)))
                 }
                 Config::Features(_) => (mean.shallow_clone(), None),
             };

@@ -8,7 +8,6 @@ use crate::{
     engine::{Error, Result},
     models::{
         checkpoint::Checkpoint,
-        control::ControlForm,
         denoiser::{Denoiser, Published},
         nn::ConfigError,
     },
@@ -45,10 +44,10 @@ impl PublishedNetwork for PublishedDenoiser {
         let published = Published::new(published, &config.control)
             .and_then(|weights| weights.fit_fusion(&mut config.control))
             .map_err(input)?;
-        if !published.has_control() && config.control.form != ControlForm::None {
+        if !published.has_control() && config.control.has_branch() {
             return Err(Error::Input(format!(
-                "{place} has no control branch (control_model.* or control.*): write `form: none` in the `control` of `config` for \
-                 a denoiser that does not see the image; `init:` of a training starts from a U-Net alone too"
+                "{place} has no control branch (control_model.* or control.*): for a denoiser without one write `config: {{ control: \
+                 {{ form: none }}, schedule: {{}}, scaling_factor: 0.18215 }}`; `init:` of a training starts from a U-Net alone too"
             )));
         }
         Denoiser::open(vs, &config.control, published)?;

@@ -35,7 +35,8 @@ use network::PublishedNetwork;
 /// The weights are safetensors or files of torch.save; all names and shapes must match. An autoencoder or a text
 /// encoder is read from a folder of diffusers or transformers, or from a file of latent-diffusion, with all parts of
 /// a model or alone; a denoiser from a file with its U-Net and its control branch: the authors'
-/// (`model.diffusion_model.*`, `control_model.*`) or one that `train_denoiser` wrote (`unet.*`, `control.*`).
+/// (`model.diffusion_model.*`, `control_model.*`) or one that `train_denoiser` wrote (`unet.*`, `control.*`); or, with
+/// `control.form: none` in `config`, from one with a U-Net.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("examples" = [{ "network": "autoencoder", "weights": "vae.safetensors" }]))]
@@ -109,7 +110,7 @@ networks! {
     Autoencoder => autoencoder::PublishedAutoencoder;
     /// CLIP's text transformer with its tokenizer, for `encode_text`.
     TextEncoder => text_encoder::PublishedTextEncoder;
-    /// The U-Net with its control branch, for `reconstruct`.
+    /// The U-Net, with its control branch or alone, for `reconstruct` and `score_latents`.
     Denoiser => denoiser::PublishedDenoiser;
 }
 

@@ -28,7 +28,7 @@ pub struct Control {
     #[garde(length(min = 1))]
     pub conditioning_embedding_out_channels: Vec<i64>,
     /// The way in which the branch's maps are added to the U-Net: as they are, or those of the deepest level through
-    /// a SiLU; or none, for a U-Net alone that does not see the image.
+    /// a SiLU; or none, for a U-Net without a control branch.
     #[garde(skip)]
     pub form: ControlForm,
     /// If true, a semantic-guided branch has its spatial feature fusion. With `only_mid_control` it stays as it
@@ -93,11 +93,6 @@ impl DenoiserConfig {
         }
     }
 
-    /// Returns true if there is a control branch.
-    fn sees_images(&self) -> bool {
-        self.control.form != ControlForm::None
-    }
-
     /// Checks that the network fits a stage's images, latents, autoencoder and captions, those at the port
     /// `captions`. The misfit is reported at the configuration: `own` names the parameters of the U-Net's and of the
     /// control branch's; without it, the configuration is that of the table at the port `denoiser`.
@@ -117,7 +112,7 @@ impl DenoiserConfig {
             None => Err(Misfit::input("denoiser", message)),
         };
         let (unet, control) = (0, 1);
-        if self.sees_images() && self.control.factor() != factor {
+        if self.control.has_branch() && self.control.factor() != factor {
             let message = format!(
                 "the hint encoder shrinks images by {} and the autoencoder by {factor}; conditioning_embedding_out_channels needs {} widths",
                 self.control.factor(),
@@ -143,7 +138,7 @@ impl DenoiserConfig {
         let [channels, h, w] = latents::shape(inputs)?;
         let [_, text] = embeddings::shape(inputs, captions)?;
         let factor = self.control.factor();
-        if self.sees_images() && [height, width] != [h, w].map(|side| side * factor as usize) {
+        if self.control.has_branch() && [height, width] != [h, w].map(|side| side * factor as usize) {
             let message = format!(
                 "its hint encoder shrinks images by {factor}, and `latents` are {h}x{w} for images of {height}x{width}"
             );
@@ -177,7 +172,8 @@ impl FeatureDenoiserConfig {
 
     /// Checks that the network fits a stage's latents and captions, those at the port `captions`.
     pub(in crate::stages) fn fits(&self, inputs: &Schemas, captions: &str) -> Result<(), Misfit> {
-        let [channels, ..] = latents::shape(inputs)?;
+        let [channels, height, width] = latents::shape(inputs)?;
+        self.unet.size.check_grid([height, width]).map_err(|why| Misfit::input("denoiser", why))?;
         let [_, text] = embeddings::shape(inputs, captions)?;
         let FeatureUNetConfig { in_channels, caption_dim, .. } = self.unet;
         if (in_channels, caption_dim) != (channels as i64, text as i64) {
@@ -223,7 +219,7 @@ fn fits(config: &UNet2DConditionConfig, channels: usize, text: usize) -> Result<
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Config {
-    /// The U-Net with a control branch, over latents of an autoencoder.
+    /// The U-Net, as a rule with a control branch, over latents of an autoencoder.
     Images(DenoiserConfig),
     /// The U-Net alone, over features.
     Features(FeatureDenoiserConfig),
