@@ -126,7 +126,7 @@ impl Denoiser {
         published.unet.fill(&unet)?;
         match published.control {
             Some(weights) => weights.fill(&control)?,
-            // Where no branch is wanted this copies nothing.
+            // The control branch starts as a copy of the U-Net's way down; of the form none it has no parameters to copy to.
             None => {
                 copy_encoder(&unet, &control);
             }

@@ -336,7 +336,7 @@ mod tests {
         let vs = VarStore::new(Device::Cpu);
         let network = FeatureUNet::new(&vs.root(), &FeatureUNetConfig { size: size.clone(), ..small() }).unwrap();
         quietly(|| {
-            // Of five rows, three are even.
+            // The map has five rows, so that two of the interleaved maps have three and two have two.
             let (x, t, context) = (random(&[2, 6, 5, 8]), Tensor::from_slice(&[1_i64, 9]), random(&[1, 4, 12]));
             let predicted = network.forward(&x, &t, &context);
             for phase in 0..4 {

@@ -1,4 +1,4 @@
-//! What a denoiser predicts for the rows of a batch: conditioned on their captions and images, and guided.
+//! Predictions of a denoiser for the rows of a batch, conditioned on their captions and images, and guided.
 
 use tch::{Device, Kind, Tensor};
 

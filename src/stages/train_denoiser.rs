@@ -46,8 +46,9 @@ pub use config::{Control, DenoiserConfig, FeatureDenoiserConfig};
 pub use objective::DenoisingObjective;
 
 /// Trains the denoiser on normal images: the decoder half of the U-Net together with its control branch, which
-/// receives the image itself; `control: { form: none }` leaves the branch out. On latents that are features, without an `autoencoder` in `from:`, it trains a small
-/// U-Net of their own, `feature_unet`, and each channel is standardised over the images of the training.
+/// receives the image itself; `control: { form: none }` leaves the branch out. On latents that are features, without an
+/// `autoencoder` in `from:`, it trains a small U-Net of their own, `feature_unet`, and each channel is standardised over the
+/// images of the training.
 ///
 /// The loss is the mean squared error of the value that `schedule.prediction_type` names; latents are drawn from
 /// their stored moments anew in each step (method: noise prediction, t uniform). Where an image has several captions, which
