@@ -99,6 +99,13 @@ fn features_and_their_denoiser_fit_each_other() {
         "from: [images, feature_latents, text_embeddings, autoencoder]",
         "the latents are features, which no autoencoder decodes; leave it out of `from:`",
     );
+    let named = "  feature_denoiser:\n    stage: train_denoiser\n    from: [images, feature_latents, ";
+    refused(
+        &format!("{named}text_embeddings]"),
+        &format!("  unconditional: {{ stage: encode_text, from: [captions, text_encoder] }}\n{named}unconditional]"),
+        "the list has `unconditional` at the place of `text_embeddings` of stage `train_denoiser`; name the inputs: \
+         `from: { unconditional: unconditional, … }`",
+    );
     refused(training, "from: [images, latents, text_embeddings]", "the latents are those of an autoencoder; name it");
     let scored = "from: [images, feature_latents, text_embeddings, feature_denoiser]";
     refused(
@@ -226,5 +233,11 @@ fn unknown_names_are_refused_at_any_depth() {
     ] {
         let ended = lab.vlmdiff(&["plan", "pipeline.yaml", "--set", set]);
         assert!(ended.code == Some(2) && ended.stderr.contains(told), "{}", ended.stderr);
+    }
+    // A parameter that is set to what it is without being set is no other pipeline.
+    for set in ["images.good=[]", "images.columns={}", "features.choose=null"] {
+        let digests = |arguments: &[&str]| lab.vlmdiff(&[&["plan", "pipeline.yaml", "--json"], arguments].concat());
+        let (plain, same) = (digests(&[]), digests(&["--set", set]));
+        assert_eq!((same.code, same.stdout), (Some(0), plain.stdout), "{set}: {}", same.stderr);
     }
 }

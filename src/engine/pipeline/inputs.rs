@@ -69,6 +69,15 @@ pub(in crate::engine) fn inputs(
             file.error(name.map_or(item.place, |name| name.place), message)
         })?;
         fits(port, kind, source).map_err(|why| file.error(item.place, format!("table `{}`: {why}", key.name)))?;
+        // A list binds tables by their place. One with the name of another input is meant for that, unless it stands there too.
+        let at = ports.iter().position(|port| port.name == table).filter(|at| name.is_none() && *at != position);
+        if at.is_some_and(|at| from_entries(node).get(at).is_none_or(|(_, entry)| entry.as_text() != Some(table))) {
+            let message = format!(
+                "table `{}`: the list has `{table}` at the place of `{}` of stage `{kind}`; name the inputs: `from: {{ {table}: {table}, … }}`",
+                key.name, port.name
+            );
+            return Err(file.error(item.place, message));
+        }
         let is_there = |column: &&Column| source.output.field_with_name(column.name).is_ok();
         let columns = port.columns.iter().filter(is_there).map(|column| column.name.to_owned()).collect();
         let input = Input { port: port.name.into(), table: source.name.clone(), columns, reads: port.reads };

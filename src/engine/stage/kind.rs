@@ -9,7 +9,7 @@ use super::{
     misfit::ParamError,
     operator::{Open, OpenFn, OpenInDriver, open, open_in_driver},
 };
-use crate::engine::Result;
+use crate::engine::{Result, distinct};
 
 /// An entry of the registry: the properties of a stage that do not depend on its parameters.
 #[derive(Clone, Copy)]
@@ -83,23 +83,40 @@ fn parse<S: Registered>(params: &Value) -> Result<Box<dyn Stage>, ParamError> {
         let (path, error) = report.iter().next().map(|(p, e)| (p.to_string(), e.to_string())).unwrap_or_default();
         ParamError { path, message: error }
     })?;
-    unread(params, &stage.params(), "").map_or(Ok(Box::new(stage)), Err)
+    unread(params, &stage.params(), "", &|| schema_of::<S>().to_value()).map_or(Ok(Box::new(stage)), Err)
 }
 
 /// Returns the first name that was written but not read. Serde ignores unknown names in structures that published
 /// files contain too, where they may have names without meaning here; in a pipeline each name must have a meaning.
-fn unread(written: &Value, read: &Value, below: &str) -> Option<ParamError> {
+/// A name with its default for a value need not be among those that were read, but is in the schema.
+fn unread(written: &Value, read: &Value, below: &str, schema: &dyn Fn() -> Value) -> Option<ParamError> {
     let (written, read) = (written.as_object()?, read.as_object()?);
     written.iter().find_map(|(name, value)| {
         let path = format!("{below}{name}");
         if let Some(read) = read.get(name) {
-            return unread(value, read, &format!("{path}."));
+            return unread(value, read, &format!("{path}."), schema);
         }
-        let says_nothing = value.is_null() || value.as_object().is_some_and(|object| object.is_empty());
-        let known: Vec<String> = read.keys().map(|name| format!("`{name}`")).collect();
-        let message = format!("unknown field `{name}`, expected one of {}", known.join(", "));
-        (!says_nothing).then_some(ParamError { path, message })
+        let schema = schema();
+        let known = below.split_terminator('.').fold(vec![&schema], |places, step| {
+            let below = places.iter().flat_map(|place| properties(&schema, place));
+            below.filter(|(name, _)| *name == step).map(|(_, place)| place).collect()
+        });
+        let known = known.iter().flat_map(|place| properties(&schema, place)).map(|(name, _)| name);
+        let known = distinct(known.chain(read.keys().map(String::as_str)));
+        let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        let message = format!("unknown field `{name}`, expected one of {}", quoted.join(", "));
+        (!value.is_null() && !known.contains(&name.as_str())).then_some(ParamError { path, message })
     })
+}
+
+/// Returns the properties of an object that lies at a place of a schema, by name; of all objects that may lie there.
+fn properties<'s>(schema: &'s Value, place: &'s Value) -> Vec<(&'s str, &'s Value)> {
+    let of_reference =
+        place.get("$ref").and_then(Value::as_str).and_then(|path| schema.pointer(path.strip_prefix('#')?));
+    let ways = ["anyOf", "oneOf", "allOf"].into_iter().filter_map(|way| place.get(way)?.as_array()).flatten();
+    let own = place.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let inner = of_reference.into_iter().chain(ways).flat_map(|place| properties(schema, place));
+    own.map(|(name, place)| (name.as_str(), place)).chain(inner).collect()
 }
 
 /// Defines the registry: `stages! { "sql" => sql::Sql, driver; … }` makes `KINDS`, which the driver plans with, and
