@@ -1,4 +1,4 @@
-//! Tensor columns of a part, read page by page.
+//! Columns of tensors, and of lists of numbers of any length, read page by page.
 //!
 //! Parquet stores a tensor as a list, with two numbers beside each item, its *levels*, which say where a list begins and what is
 //! null. The general reader unpacks the levels of all items and makes the lists of them, which takes several times as long as
@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayData, ArrayRef, FixedSizeListArray, make_array},
-    buffer::{MutableBuffer, NullBuffer},
+    array::{ArrayData, ArrayRef, FixedSizeListArray, ListArray, make_array},
+    buffer::{MutableBuffer, NullBuffer, OffsetBuffer},
     datatypes::{DataType, Field, FieldRef},
 };
 use bytes::{Buf, Bytes};
@@ -25,7 +25,7 @@ use crate::engine::Result;
 /// The number of bytes up to which memory is reserved at once: a damaged part may name tensors of any size.
 const MOST_RESERVED: usize = 1 << 30;
 
-/// Reads chosen rows of a tensor column, a few at a time.
+/// Reads chosen rows of a column of tensors or lists, a few at a time.
 pub(super) struct TensorReader {
     field: FieldRef,
     layout: Layout,
@@ -82,7 +82,7 @@ impl TensorReader {
     /// Reads the next chosen rows, or all that are left if these are fewer.
     ///
     /// Returns `None` if they are stored in another way than the one in which this program stores tensors: items that are null,
-    /// dictionaries, tensors that continue on the next page.
+    /// dictionaries, tensors that continue on the next page; or if they are more than a column has room for.
     pub(super) fn next(&mut self, rows: usize) -> Result<Option<ArrayRef>> {
         let mut tensors = Tensors::new(self.layout, rows);
         while tensors.valid.len() < rows {
@@ -96,7 +96,7 @@ impl TensorReader {
                 Stored::Tensor(_) | Stored::Null => {}
             }
         }
-        Ok(Some(tensors.finish(&self.field)?))
+        tensors.finish(&self.field)
     }
 
     /// Returns the next row, after row groups without chosen rows.
@@ -147,20 +147,24 @@ impl TensorReader {
 /// The way in which a column is stored, and what it is read into.
 #[derive(Clone, Copy)]
 struct Layout {
-    /// Items of a tensor.
-    size: usize,
+    /// Items of a tensor; `None` for lists.
+    size: Option<usize>,
     /// Bytes of an item in a page, whose first bytes are the item.
     stored: usize,
     /// Bytes of an item in memory.
     width: usize,
-    /// The level of an item. That of a tensor that is null is 0.
+    /// The level of an item. That of a tensor that is null is 0, and that of an empty list lies above it.
     item_level: u8,
     is_nullable: bool,
 }
 
 impl Layout {
     fn of(field: &Field, column: &ColumnDescriptor) -> Option<Self> {
-        let DataType::FixedSizeList(item, size) = field.data_type() else { return None };
+        let (item, size) = match field.data_type() {
+            DataType::FixedSizeList(item, size) => (item, Some(usize::try_from(*size).ok().filter(|size| *size > 0)?)),
+            DataType::List(item) => (item, None),
+            _ => return None,
+        };
         let (stored, width) = match (item.data_type(), column.physical_type()) {
             (DataType::Float16, Type::FIXED_LEN_BYTE_ARRAY) if column.type_length() == 2 => (2, 2),
             (DataType::Float32, Type::FLOAT) | (DataType::Int32 | DataType::UInt32, Type::INT32) => (4, 4),
@@ -170,8 +174,8 @@ impl Layout {
         };
         let item_level = 1 + u8::from(field.is_nullable()) + u8::from(item.is_nullable());
         let is_list = column.max_rep_level() == 1 && column.max_def_level() == i16::from(item_level);
-        let size = usize::try_from(*size).ok().filter(|size| *size > 0 && is_list && cfg!(target_endian = "little"))?;
-        Some(Self { size, stored, width, item_level, is_nullable: field.is_nullable() })
+        let layout = Self { size, stored, width, item_level, is_nullable: field.is_nullable() };
+        (is_list && cfg!(target_endian = "little")).then_some(layout)
     }
 }
 
@@ -205,8 +209,14 @@ impl TensorPage {
         let row = if is_nullable && self.definition.take(0, 1).is_some() {
             self.left -= 1;
             Stored::Null
+        } else if size.is_none() && self.definition.take(u8::from(is_nullable), 1).is_some() {
+            self.left -= 1;
+            Stored::Tensor(Bytes::new())
         } else {
-            self.repetition.take(1, size - 1)?;
+            let size = match size {
+                Some(size) => self.repetition.take(1, size - 1).map(|()| size)?,
+                None => 1 + self.repetition.take_all(1),
+            };
             self.definition.take(item_level, size)?;
             self.left = self.left.checked_sub(size)?;
             let bytes = size.checked_mul(stored).filter(|bytes| *bytes <= self.values.len())?;
@@ -216,29 +226,33 @@ impl TensorPage {
     }
 }
 
-/// Tensors that were read.
+/// Tensors or lists that were read.
 struct Tensors {
     layout: Layout,
     items: MutableBuffer,
+    /// The number of items of each.
+    lengths: Vec<usize>,
     /// False for a tensor that is null.
     valid: Vec<bool>,
 }
 
 impl Tensors {
     fn new(layout: Layout, rows: usize) -> Self {
-        let bytes = rows.saturating_mul(layout.size * layout.width).min(MOST_RESERVED);
-        Self { layout, items: MutableBuffer::with_capacity(bytes), valid: Vec::new() }
+        let bytes = rows.saturating_mul(layout.size.unwrap_or_default() * layout.width).min(MOST_RESERVED);
+        Self { layout, items: MutableBuffer::with_capacity(bytes), lengths: Vec::new(), valid: Vec::new() }
     }
 
     /// Adds a tensor as its items are stored, or a null.
     fn push(&mut self, tensor: Option<&[u8]>) {
-        self.valid.push(tensor.is_some());
         let Layout { size, stored, width, .. } = self.layout;
+        let length = tensor.map_or(size.unwrap_or_default(), |items| items.len() / stored);
+        self.valid.push(tensor.is_some());
+        self.lengths.push(length);
         match tensor {
             Some(items) if stored == width => self.items.extend_from_slice(items),
             tensor => {
                 let start = self.items.len();
-                self.items.resize(start + size * width, 0);
+                self.items.resize(start + length * width, 0);
                 let items = self.items.as_slice_mut()[start..].iter_mut();
                 let tensor = tensor.unwrap_or_default().as_chunks::<4>().0;
                 items.zip(tensor).for_each(|(item, stored)| *item = stored[0]);
@@ -246,16 +260,26 @@ impl Tensors {
         }
     }
 
-    fn finish(self, field: &Field) -> Result<ArrayRef> {
-        let (rows, items) = (self.valid.len(), self.items.into());
-        let (item, size) = match field.data_type() {
-            DataType::FixedSizeList(item, size) => (item.clone(), *size),
-            // Layout is made of lists alone.
-            other => (Arc::new(Field::new_list_field(other.clone(), true)), self.layout.size as i32),
-        };
-        let items = ArrayData::builder(item.data_type().clone()).len(rows * self.layout.size).add_buffer(items);
+    fn finish(self, field: &Field) -> Result<Option<ArrayRef>> {
+        let length: usize = self.lengths.iter().sum();
         let valid = self.valid.contains(&false).then(|| NullBuffer::from(self.valid));
-        Ok(Arc::new(FixedSizeListArray::try_new(item, size, make_array(items.build()?), valid)?))
+        let items = |item: &Field| {
+            ArrayData::builder(item.data_type().clone())
+                .len(length)
+                .add_buffer(self.items.into())
+                .build()
+                .map(make_array)
+        };
+        Ok(match field.data_type() {
+            DataType::FixedSizeList(item, size) => {
+                Some(Arc::new(FixedSizeListArray::try_new(item.clone(), *size, items(item)?, valid)?))
+            }
+            DataType::List(item) if i32::try_from(length).is_ok() => {
+                let offsets = OffsetBuffer::from_lengths(self.lengths);
+                Some(Arc::new(ListArray::try_new(item.clone(), offsets, items(item)?, valid)?))
+            }
+            _ => None,
+        })
     }
 }
 
@@ -301,6 +325,15 @@ impl Runs {
         Some(())
     }
 
+    /// Takes all levels up to another one, or up to the end; returns their number.
+    fn take_all(&mut self, level: u8) -> usize {
+        let mut taken = 0;
+        while (self.length > 0 || self.next_run().is_some()) && self.level == level {
+            taken += std::mem::take(&mut self.length);
+        }
+        taken
+    }
+
     fn next_run(&mut self) -> Option<()> {
         while self.length == 0 {
             if self.grouped > 0 {
@@ -343,7 +376,7 @@ mod tests {
     use arrow::{
         array::{Array, AsArray, Float16Array, Float32Array, RecordBatch, UInt8Array, UInt16Array},
         buffer::BooleanBuffer,
-        datatypes::Schema,
+        datatypes::{Float16Type, Schema},
     };
     use half::f16;
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -428,6 +461,38 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_any_length_come_back_in_chosen_rows() {
+        let list = |row: usize| match row % 5 {
+            0 => None,
+            1 => Some(vec![]),
+            _ => Some((0..row % 71).map(|i| Some(f16::from_bits((row * 31 + i) as u16 & 0x7bff))).collect::<Vec<_>>()),
+        };
+        let rows = 1500;
+        for is_nullable in [true, false] {
+            let lists = (0..rows).map(|row| if is_nullable { list(row) } else { list(row).or_else(|| Some(vec![])) });
+            let lists = ListArray::from_iter_primitive::<Float16Type, _, _>(lists);
+            let item = Arc::new(Field::new_list_field(DataType::Float16, false));
+            let lists =
+                ListArray::new(item.clone(), lists.offsets().clone(), lists.values().clone(), lists.nulls().cloned());
+            let field = Field::new("x", DataType::List(item), is_nullable);
+            let batch = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![Arc::new(lists)]).unwrap();
+            let encoder = Encoder::in_groups(batch.schema(), 640);
+            encoder.write(batch.clone());
+            let part = encoder.finish().unwrap();
+            for (chosen, at_a_time) in
+                [(&[(0, 1500)][..], 2000), (&[(3, 1), (5, 2), (1490, 10)], 1), (&[(630, 700)], 9)]
+            {
+                let read = read_back(&part, chosen, at_a_time).unwrap();
+                let read = read.iter().flat_map(|lists| lists.as_list::<i32>().iter().collect::<Vec<_>>());
+                let expected = chosen.iter().flat_map(|(first, count)| {
+                    batch.column(0).slice(*first as usize, *count as usize).as_list::<i32>().iter().collect::<Vec<_>>()
+                });
+                assert_eq!(read.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{is_nullable} {chosen:?}");
+            }
+        }
+    }
+
+    #[test]
     fn items_that_are_null_and_other_types_are_left_to_the_general_reader() {
         let items = (0..4 * SIZE).map(|i| (i != 700).then_some(i as f32));
         let (_, part) = stored(Arc::new(Float32Array::from_iter(items)), |_| false, true, 10);
@@ -448,6 +513,8 @@ mod tests {
         assert_eq!(taken, [Some(()); 7]);
         assert_eq!(two.take(3, 1), None);
         assert_eq!(runs(&[0xff; 12], 1).take(1, 1), None);
+        assert_eq!([two.take_all(2), runs(&bytes, 2).take_all(2)], [0, 5]);
+        assert_eq!(runs(&[2 << 1, 1, 3 << 1, 1], 1).take_all(1), 5);
         // A length of two bytes.
         assert_eq!(runs(&[0x80, 0x08, 1], 1).take(1, 512), Some(()));
     }
