@@ -26,8 +26,8 @@ fn plan_and_fit_say_what_memory_a_fit_takes() {
         assert!(plan.contains(&format!("\"memory\":{{\"bytes\":{bytes},\"rows\":8}}")), "{plan}");
     }
     assert_eq!(planned(&[]).matches("takes up to 1 MiB of memory").count(), 3);
-    // Patches among which the nearest are sought take two arrays in f16 while they are read, and three in f32 with one number
-    // more for each patch while they become a bank.
+    // Patches among which the nearest are sought take two arrays in f16 while they are read, and three in f32 while they become
+    // a bank, which has one number more for each patch and is filled up to a multiple of 16.
     let naming = BANKS.replacen("from: [images, bank]", "from: [images, bank, features]", 1);
     lab.write("pipeline.yaml", &naming);
     let told = planned(&["--json"]);

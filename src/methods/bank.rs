@@ -10,12 +10,10 @@ use crate::models::checkpoint::{Checkpoint, CheckpointError, Mapped};
 const BLOCK: i64 = 1024;
 /// The vectors of a group.
 const GROUP: i64 = 16;
-/// The groups of a block.
+/// The groups of a block; the last one has as many as it needs.
 const GROUPS: i64 = BLOCK / GROUP;
-/// The patches that are compared with the vectors of their nearest groups at a time.
-const QUERIES: i64 = 128;
-/// The mode of libtorch's `cdist` in which distances are computed from differences and not from products.
-const BY_DIFFERENCES: i64 = 2;
+/// The patches that are compared with the vectors of their nearest groups at a time: these stay in the caches.
+const QUERIES: i64 = 64;
 
 /// The measure of the distance between two vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +35,8 @@ const HELD: i64 = 1 << 30;
 #[derive(Debug)]
 pub struct Bank {
     vectors: Vectors,
+    /// The number of vectors.
+    len: i64,
     distance: Distance,
     device: Device,
 }
@@ -44,7 +44,7 @@ pub struct Bank {
 /// The place of a bank's vectors [M, C].
 #[derive(Debug)]
 enum Vectors {
-    /// In memory, f32 [M, C + 1], of length 1 for [`Distance::Cosine`], each with the square of its length behind it.
+    /// In memory, as [`beside_squares`] has them.
     Held(Tensor),
     /// In their file, as the fit has kept them.
     InFile(Mapped),
@@ -63,20 +63,13 @@ impl Bank {
     /// Returns the most bytes of memory that making a bank of so many vectors of so many numbers takes: the bank, the vectors
     /// in f32, and the same of length 1.
     pub const fn memory(vectors: u64, channels: u64) -> u64 {
-        size_of::<f32>() as u64 * vectors * (3 * channels + 1)
+        size_of::<f32>() as u64 * (vectors.next_multiple_of(GROUP as u64) * (channels + 1) + 2 * vectors * channels)
     }
 
     /// Makes a bank of vectors [M, C] of any float type.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
-        let (rows, channels) = vectors.size2()?;
-        let held = Tensor::f_empty([rows, channels + 1], (Kind::Float, device))?;
-        let mut values = held.f_narrow(1, 0, channels)?;
-        match distance {
-            Distance::Cosine => values.f_copy_(&scaled(&vectors.f_to_kind(Kind::Float)?, distance))?,
-            _ => values.f_copy_(vectors)?,
-        }
-        held.f_narrow(1, channels, 1)?.f_copy_(&squares(&values).f_unsqueeze(1)?)?;
-        Ok(Self { vectors: Vectors::Held(held), distance, device })
+        let held = beside_squares(vectors, distance, device)?;
+        Ok(Self { vectors: Vectors::Held(held), len: vectors.size()[0], distance, device })
     }
 
     /// Makes a bank of a tensor that a fit has kept. On the CPU, vectors that would take more than a gigabyte of memory
@@ -85,7 +78,8 @@ impl Bank {
         let vectors = fitted.mapped(name)?;
         let bytes = vectors.size().iter().product::<i64>() * size_of::<f32>() as i64;
         if device == Device::Cpu && bytes > HELD {
-            return Ok(Self { vectors: Vectors::InFile(vectors), distance, device });
+            let len = vectors.size()[0];
+            return Ok(Self { vectors: Vectors::InFile(vectors), len, distance, device });
         }
         Self::new(&fitted.tensor(name)?, distance, device).map_err(|source| {
             let path = fitted.path().to_owned();
@@ -94,31 +88,22 @@ impl Bank {
     }
 
     /// Returns the number of vectors.
-    pub fn len(&self) -> i64 {
-        match &self.vectors {
-            Vectors::Held(held) => held.size()[0],
-            Vectors::InFile(vectors) => vectors.size()[0],
-        }
+    pub const fn len(&self) -> i64 {
+        self.len
     }
 
     /// Returns true if there is no vector.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    /// Returns the start and the length of each block of vectors.
-    fn blocks(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
-        let len = self.len();
-        (0..len).step_by(BLOCK as usize).map(move |start| (start, BLOCK.min(len - start)))
-    }
-
-    /// Returns `length` vectors from the one at `start` on, as [`Vectors::Held`] has them: f32 [length, C + 1].
-    fn block(&self, start: i64, length: i64) -> Result<Tensor, TchError> {
+    /// Returns the block of vectors that begins at `start`, as [`beside_squares`] has them.
+    fn block(&self, start: i64) -> Result<Tensor, TchError> {
         match &self.vectors {
-            Vectors::Held(held) => held.f_narrow(0, start, length),
+            Vectors::Held(held) => held.f_narrow(0, start, BLOCK.min(held.size()[0] - start)),
             Vectors::InFile(vectors) => {
-                let vectors = scaled(&vectors.rows(start, length, Kind::Float, Device::Cpu)?, self.distance);
-                Tensor::f_cat(&[&vectors, &squares(&vectors).f_unsqueeze(1)?], 1)
+                let vectors = vectors.rows(start, BLOCK.min(self.len - start), Kind::Float, Device::Cpu)?;
+                beside_squares(&vectors, self.distance, Device::Cpu)
             }
         }
     }
@@ -142,7 +127,7 @@ impl Bank {
         }
         let queries = scaled(&queries.f_to_device(self.device)?.f_to_kind(Kind::Float)?, self.distance);
         let groups = self.nearest_groups(&queries, count)?; // [P, groups]
-        let (total, count) = (queries.size()[0], count.min(self.len()));
+        let (total, count) = (queries.size()[0], count.min(self.len));
         let (mut distances, mut indices) = (Vec::new(), Vec::new());
         for start in (0..total).step_by(QUERIES as usize) {
             let length = QUERIES.min(total - start);
@@ -161,20 +146,18 @@ impl Bank {
     }
 
     /// Returns the `count` groups whose nearest vectors are nearest to queries [P, C]: i64 [P, count]. The vectors of a
-    /// group lie [`GROUPS`] apart in a block, so that minima over them are taken over neighbouring numbers at once.
+    /// group lie as far apart as its block has groups, so that minima over them are taken over neighbouring numbers at once.
     fn nearest_groups(&self, queries: &Tensor, count: i64) -> Result<Tensor, TchError> {
         // The square behind each vector is multiplied by 1: a product is cheaper than a product and a sum.
         let one = Tensor::f_ones([queries.size()[0], 1], (Kind::Float, self.device))?;
         let queries = Tensor::f_cat(&[queries * -2., one], 1)?; // [P, C + 1]
         let mut minima = Vec::new();
-        for (start, length) in self.blocks() {
-            let mut partial = queries.f_mm(&self.block(start, length)?.f_tr()?)?; // [P, length], less |q|²
-            if length < BLOCK {
-                partial = partial.f_pad([0, BLOCK - length], "constant", f64::INFINITY)?;
-            }
-            minima.push(partial.f_view([-1, GROUP, GROUPS])?.f_amin([1].as_slice(), false)?);
+        for start in (0..self.len).step_by(BLOCK as usize) {
+            let partial = queries.f_mm(&self.block(start)?.f_tr()?)?; // [P, vectors], less |q|²
+            let groups = partial.size()[1] / GROUP;
+            minima.push(partial.f_view([-1, GROUP, groups])?.f_amin([1].as_slice(), false)?);
         }
-        let minima = Tensor::f_cat(&minima, 1)?; // [P, blocks · GROUPS]
+        let minima = Tensor::f_cat(&minima, 1)?; // [P, groups]
         Ok(minima.f_topk(count.min(minima.size()[1]), 1, false, false)?.1)
     }
 
@@ -182,17 +165,41 @@ impl Bank {
     /// positions of these vectors.
     fn nearest_in(&self, queries: &Tensor, groups: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
         let (rows, channels) = queries.size2()?;
-        let first = groups + groups.f_divide_scalar_mode(GROUPS, "floor")? * (BLOCK - GROUPS); // the groups' first vectors
-        let steps = Tensor::f_arange(GROUP, (Kind::Int64, groups.device()))? * GROUPS;
-        let candidates = (first.f_unsqueeze(2)? + steps).f_view([rows, -1])?; // [Q, G · GROUP]
-        // The last block may end within a group.
-        let there = candidates.f_clamp_max(self.len() - 1)?;
-        let vectors = self.at(&there.f_view(-1)?)?.f_view([rows, -1, channels])?;
-        let distances = Tensor::f_cdist(&queries.f_unsqueeze(1)?, &vectors, 2., BY_DIFFERENCES)?.f_squeeze_dim(1)?;
+        let blocks = groups.f_divide_scalar_mode(GROUPS, "floor")?;
+        let first = groups + &blocks * (BLOCK - GROUPS); // the groups' first vectors
+        let last = (self.len - 1) / BLOCK;
+        let groups_of_last = (self.len - last * BLOCK + GROUP - 1) / GROUP;
+        let apart = blocks.f_eq(last)? * (groups_of_last - GROUPS) + GROUPS;
+        let steps = Tensor::f_arange(GROUP, (Kind::Int64, groups.device()))?;
+        let candidates = first.f_unsqueeze(2)? + apart.f_unsqueeze(2)? * steps; // [Q, G, GROUP]
+        let candidates = candidates.f_view([rows, -1])?;
+        // A group may reach beyond the last vector.
+        let there = candidates.f_clamp_max(self.len - 1)?;
+        let mut differences = self.at(&there.f_view(-1)?)?.f_view([rows, -1, channels])?;
+        let differences = differences.f_sub_(&queries.f_unsqueeze(1)?)?;
+        let distances = differences.f_norm_scalaropt_dim(2., [2].as_slice(), false)?;
         let distances = distances.f_masked_fill(&candidates.f_ne_tensor(&there)?, f64::INFINITY)?;
         let (distances, at) = distances.f_topk(count, 1, false, true)?;
         Ok((distances, candidates.f_gather(1, &at, false)?))
     }
+}
+
+/// Lays vectors [M, C] of any float type out for the product in which their distances are computed: f32 [N, C + 1], of length 1
+/// for [`Distance::Cosine`], each with the square of its length behind it. N is the next multiple of [`GROUP`]; the rows beyond M
+/// are at an infinite distance from everything.
+fn beside_squares(vectors: &Tensor, distance: Distance, device: Device) -> Result<Tensor, TchError> {
+    let (rows, channels) = vectors.size2()?;
+    let all = Tensor::f_zeros([(rows + GROUP - 1) / GROUP * GROUP, channels + 1], (Kind::Float, device))?;
+    let mut values = all.f_narrow(0, 0, rows)?.f_narrow(1, 0, channels)?;
+    match distance {
+        Distance::Cosine => values.f_copy_(&unit(&vectors.f_to_kind(Kind::Float)?))?,
+        _ => values.f_copy_(vectors)?,
+    }
+    all.f_narrow(1, channels, 1)?
+        .f_fill_(f64::INFINITY)?
+        .f_narrow(0, 0, rows)?
+        .f_copy_(&squares(&values).f_unsqueeze(1)?)?;
+    Ok(all)
 }
 
 /// Scales vectors to length 1 if distances are those of directions.
@@ -221,12 +228,14 @@ mod tests {
         Tensor::randn([rows, 5], tch::kind::FLOAT_CPU)
     }
 
-    /// A bank of several blocks finds what sorting all distances finds.
+    /// A bank of whole blocks and of parts of one finds what sorting all distances finds.
     #[test]
     fn nearest_vectors_of_several_blocks_are_those_of_all() {
         tch::manual_seed(3);
-        let (vectors, queries) = (random(2 * BLOCK + 100), random(7));
-        for (distance, count) in [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)] {
+        let ways = [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)];
+        let lengths = [2 * BLOCK + 100, 2 * BLOCK, BLOCK + 1, 17];
+        for ((distance, count), length) in ways.into_iter().flat_map(|way| lengths.map(|length| (way, length))) {
+            let (vectors, queries) = (random(length), random(7));
             let bank = Bank::new(&vectors, distance, Device::Cpu).unwrap();
             let Nearest { distances, indices } = bank.nearest(&queries, count).unwrap();
             let (a, b) = (queries.to_kind(Kind::Double).unsqueeze(1), vectors.to_kind(Kind::Double).unsqueeze(0));
@@ -236,7 +245,7 @@ mod tests {
             };
             let all = if distance == Distance::Euclidean { all.sqrt() } else { all };
             let (expected, at) = all.topk(count, 1, false, true);
-            assert_eq!(indices, at, "{distance:?}");
+            assert_eq!(indices, at, "{distance:?} {length}");
             // Five squares of differences up to 10 each, in f32: 500 · 5 · 2⁻²⁴.
             assert!(f64::try_from((distances - expected).abs().max()).unwrap() < 1.5e-4, "{distance:?}");
         }
@@ -252,8 +261,7 @@ mod tests {
         for (distance, count) in [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)] {
             let held = Bank::new(&vectors, distance, Device::Cpu).unwrap();
             let vectors = Vectors::InFile(file.mapped("bank").unwrap());
-            let in_file = Bank { vectors, distance, device: Device::Cpu };
-            assert_eq!(in_file.len(), held.len());
+            let in_file = Bank { vectors, len: held.len(), distance, device: Device::Cpu };
             let [a, b] = [&held, &in_file].map(|bank| bank.nearest(&queries, count).unwrap());
             assert!(a.indices == b.indices && a.distances == b.distances, "{distance:?}");
             let at = Tensor::from_slice(&[BLOCK + 99, 0, 5]);

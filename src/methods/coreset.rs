@@ -1,6 +1,6 @@
-//! Coresets: few vectors that lie close to all others (k-center), chosen greedily.
+//! Coresets: few vectors that lie close to all others (k-center), chosen greedily; and few at random.
 
-use rand::{RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, TchError, Tensor};
 
@@ -84,6 +84,14 @@ pub fn of_image(patches: &Tensor, count: i64) -> Result<Vec<i64>, TchError> {
     greedy(&vectors, count, &Start::Vector(first))
 }
 
+/// Chooses `count` of `total` patches at random, by the id of their image. Returns their positions, ascending.
+pub fn at_random(total: i64, count: i64, id: &str) -> Vec<i64> {
+    let mut random = ChaCha8Rng::from_seed(*blake3::hash(id.as_bytes()).as_bytes());
+    let mut chosen = sample(&mut random, total as usize, count.min(total) as usize).into_vec();
+    chosen.sort_unstable();
+    chosen.into_iter().map(|position| position as i64).collect()
+}
+
 /// A random projection of vectors to fewer dimensions, in which distances are nearly kept: f32 [C, dimensions].
 pub fn dense_projection(from: i64, dimensions: i64, seed: u64) -> Tensor {
     let (mut random, bound) = (ChaCha8Rng::seed_from_u64(seed), 1. / (from as f32).sqrt());
@@ -153,6 +161,15 @@ mod tests {
         let patches = line(&[0., 0.1, 8., 0.2, 4.]);
         assert_eq!(of_image(&patches, 2).unwrap(), [2, 0]);
         assert_eq!(of_image(&patches, 9).unwrap(), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn random_choice_is_that_of_the_image() {
+        let a = at_random(1000, 5, "nut/a.png");
+        assert!(a.is_sorted() && a.len() == 5 && a.iter().all(|position| (0..1000).contains(position)), "{a:?}");
+        assert_eq!(a, at_random(1000, 5, "nut/a.png"));
+        assert_ne!(a, at_random(1000, 5, "nut/b.png"));
+        assert_eq!(at_random(3, 9, "nut/a.png"), [0, 1, 2]);
     }
 
     /// Distances among projected vectors are those before within some 30 %, and the sparse projection is sparse.

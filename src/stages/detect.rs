@@ -95,7 +95,7 @@ pub enum ImageScore {
 
 impl Stage for Detect {
     fn revision(&self) -> u32 {
-        4
+        5
     }
 
     fn ports(&self) -> Ports {

@@ -11,7 +11,7 @@ use garde::Validate;
 use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, TchError, Tensor, no_grad};
 
 use super::{
     network_files::NetworkFiles,
@@ -69,11 +69,35 @@ pub struct Extract {
     #[garde(skip)]
     #[serde(default)]
     pub pooling: Pooling,
-    /// The number of an image's patches that are kept, chosen greedily so that they lie close to all others of the
-    /// image. Absent: all.
+    /// The number of an image's patches that are kept. Absent: all.
     #[garde(inner(range(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    /// The way in which they are chosen. Absent: `greedy`.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choose: Option<Choice>,
+}
+
+/// The way in which some of an image's patches are chosen. The choice depends on the image alone.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// Each is the farthest from those before it, so that all others lie close to one: rare patches are kept.
+    #[default]
+    Greedy,
+    /// At random, by the image's id: what many patches look like is kept many times.
+    Random,
+}
+
+impl Choice {
+    /// Returns the positions of up to `count` of the patches [P, C] of an image.
+    fn of(self, patches: &Tensor, count: i64, id: &str) -> Result<Vec<i64>, TchError> {
+        match self {
+            Self::Greedy => coreset::of_image(patches, count),
+            Self::Random => Ok(coreset::at_random(patches.size()[0], count, id)),
+        }
+    }
 }
 
 impl Extract {
@@ -84,7 +108,8 @@ impl Extract {
     /// Returns true if patches that are made with these parameters and with others can be compared.
     pub(super) fn is_comparable(&self, other: &Self) -> bool {
         let made = |parameters: &Self| {
-            serde_json::to_value(Self { keep: None, weights: None, ..parameters.clone() }).unwrap_or_default()
+            let any = Self { keep: None, choose: None, weights: None, ..parameters.clone() };
+            serde_json::to_value(any).unwrap_or_default()
         };
         made(self) == made(other)
     }
@@ -107,9 +132,9 @@ impl Extract {
     }
 
     /// Extracts the patches of an image u8 [1, H, W, 3].
-    fn of(&self, network: &LoadedExtractor, image: &Tensor) -> Result<Extracted> {
+    fn of(&self, network: &LoadedExtractor, id: &str, image: &Tensor) -> Result<Extracted> {
         let all = patches_of(network, self.pooling, &normalise(image));
-        let kept = coreset::of_image(&all.values, self.keep.map_or(i64::MAX, i64::from))?;
+        let kept = self.choose.unwrap_or_default().of(&all.values, self.keep.map_or(i64::MAX, i64::from), id)?;
         let vectors = coreset::select(&all.values, &kept)?;
         Ok(Extracted {
             vectors: halves(&vectors)?,
@@ -205,8 +230,9 @@ impl Operator for Extracting {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let stage = &self.stage;
             // SAFETY: nothing writes to a network while it extracts, and what its layers keep lies in `OnceLock`s.
-            let found =
-                unsafe { self.images.each(&self.network, &pixels, |network, _, image| stage.of(network, image)) }?;
+            let extract =
+                |network: &LoadedExtractor, row: usize, image: &Tensor| stage.of(network, &batch.ids[row], image);
+            let found = unsafe { self.images.each(&self.network, &pixels, extract) }?;
             let columns: [ArrayRef; 5] = [
                 batch.column("images", CLASS)?.clone(),
                 lists::<Float16Type>(found.iter().map(|image| &*image.vectors))?,
