@@ -19,7 +19,7 @@ use vlmdiff::models::{
 
 use crate::{
     dataset::hub_parquet,
-    lab::{Lab, computed},
+    lab::{Lab, computed, toy_above},
     web::serve,
 };
 
@@ -35,7 +35,12 @@ tables:
     with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8 }
   bank: { stage: fit, from: [features], with: { method: { patchcore: { ratio: 0.5, seed: 3 } } } }
   by_class: { stage: fit, from: [features], with: { method: { knn: {} }, classes: separate } }
-  subspace: { stage: fit, from: [features], with: { method: { subspace: {} } } }
+  drawn:
+    stage: extract
+    from: [images]
+    where: split = 'train'
+    with: { extractor: efficientnet-lite0, layers: [4, 8], keep: 8, choose: random }
+  subspace: { stage: fit, from: [drawn], with: { method: { subspace: {} } } }
   maps: { stage: detect, from: [images, bank], where: split = 'test', with: { sigma: 1 } }
   maps_by_class: { stage: detect, from: [images, by_class], where: split = 'test', with: { sigma: 1, score: { top: 0.1 } } }
 ";
@@ -281,6 +286,52 @@ fn prediction_that_cannot_be_made_says_why() {
     assert!(text.stderr.contains("nothing was fitted for the class `screw`; there are gear, tile"), "{}", text.stderr);
     lab.write("pipeline.yaml", BANKS);
     assert!(refused(&[picture]).contains("has no table of decisions"));
+}
+
+/// A photograph is judged by a denoiser and its caption as the run judged it.
+#[test]
+fn new_photographs_are_judged_by_what_a_denoiser_takes_for_noise() {
+    let maps = "  latent_maps:\n    stage: score_latents\n";
+    let features =
+        toy_above("verdicts").split_once("  feature_latents:").unwrap().1.replace("    where: split = 'test'\n", "");
+    let decided = "  thresholds: { stage: calibrate, from: [images, latent_maps], where: split = 'train', with: { rates: [0.5], confidence: 0.5 } }
+  decisions: { stage: decide, from: [images, latent_maps, thresholds], where: split = 'test', with: { rate: 0.5 } }
+";
+    assert!(features.contains(maps) && toy_above("autoencoder").contains("{ model: dataset }"));
+    let above = toy_above("autoencoder").replace("{ model: dataset }", "{ model: dataset, default: a product }");
+    let lab = Lab::new(&[&above, "  feature_latents:", &features, decided].concat());
+    for class in ["gear", "tile"] {
+        fs::remove_file(lab.path(&format!("data/{class}/captions.jsonl"))).unwrap();
+    }
+    lab.run(&[]);
+    let scores = lab.sql(".vlmdiff", "select image_id, score from decisions order by 1");
+    assert_eq!(scores.len(), 6);
+    for row in scores {
+        let (id, score) = row.split_once(',').unwrap();
+        let told = lab.vlmdiff(&["predict", "pipeline.yaml", &format!("data/{id}"), "--class", "gear", "--json"]);
+        let verdict = predicted(&told.stdout)[0]["score"].as_f64().unwrap_or_else(|| panic!("{}", told.stderr));
+        assert_eq!((verdict as f32).to_string(), score, "{id}");
+    }
+}
+
+#[test]
+fn one_of_several_tables_of_decisions_is_chosen_by_name() {
+    let thresholds = "rates: [0.5]";
+    let second = "  lenient: { stage: decide, from: [images, anomaly_maps, thresholds], where: split = 'test', with: { rate: 0.6 } }\n";
+    let lab = Lab::new(&format!("{}{second}", INSPECTION.replace(thresholds, "rates: [0.5, 0.6]")));
+    lab.run(&[]);
+    let judge = |arguments: &[&str]| {
+        let picture = ["predict", "pipeline.yaml", "data/gear/train/good/000.png", "--class", "gear", "--json"];
+        lab.vlmdiff(&[&picture, arguments].concat())
+    };
+    for (table, rate) in [("decisions", 0.5), ("lenient", 0.6)] {
+        let told = judge(&["--decisions", table]);
+        assert_eq!(predicted(&told.stdout)[0]["rate"], rate, "{}", told.stderr);
+    }
+    let text = judge(&[]).stderr;
+    assert!(text.contains("several tables of decisions: decisions, lenient; --decisions names one of them"), "{text}");
+    let text = judge(&["--decisions", "lenent"]).stderr;
+    assert!(text.contains("did you mean `lenient`?; it has decisions, lenient"), "{text}");
 }
 
 #[test]

@@ -168,11 +168,17 @@ impl Pipeline {
     }
 
     /// Prepares the pipeline to judge new photographs.
-    fn inspector(&self, py: Python<'_>, device_name: &str, worker: PathBuf) -> PyResult<Inspector> {
+    fn inspector(
+        &self,
+        py: Python<'_>,
+        decisions: Option<String>,
+        device_name: &str,
+        worker: PathBuf,
+    ) -> PyResult<Inspector> {
         let (stop, name) = (Stop::default(), format!("{}_predict", self.pipeline.name));
         let inspector = quietly(py, &stop, || {
             let device = device(device_name)?;
-            driver::inspector(&self.named, (&self.pipeline, &self.store), name, &device, worker, &stop)
+            driver::inspector(&self.named, (&self.pipeline, &self.store), name, decisions, &device, worker, &stop)
         })?;
         Ok(Inspector { inspector: Mutex::new(inspector), stop })
     }

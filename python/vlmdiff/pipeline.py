@@ -239,18 +239,23 @@ class Pipeline:
         run = self._pipeline.run(chosen, how, say, sys.stderr is not None and sys.stderr.isatty(), hear)
         return _summary(run, events)
 
-    def inspector(self, *, device: str = "auto") -> Inspector:
+    def inspector(self, *, decisions: Optional[str] = None, device: str = "auto") -> Inspector:
         """Prepares the pipeline, which has run, to judge new photographs, many times.
 
         Models, banks and thresholds are taken as the last run left them.
+
+        Args:
+            decisions: The table of decisions, where the pipeline has several.
+            device: The device of networks.
         """
-        return Inspector(self._pipeline.inspector(device, os.fspath(worker())))
+        return Inspector(self._pipeline.inspector(decisions, device, os.fspath(worker())))
 
     def predict(
         self,
         images: Union[Image, Iterable[Image]],
         *,
         class_name: Optional[str] = None,
+        decisions: Optional[str] = None,
         device: str = "auto",
     ) -> list[dict[str, Any]]:
         """Judges new photographs by the pipeline, which has run.
@@ -259,6 +264,7 @@ class Pipeline:
             images: Photographs, folders of them, their URLs, and manifests (CSV, JSON lines, Parquet); arrays of ``numpy.uint8``
                 (height x width, or height x width x 1, 3 or 4 channels), and pictures of PIL; one or several.
             class_name: The class of the photographs, where a manifest does not say.
+            decisions: The table of decisions, where the pipeline has several.
             device: The device of networks.
 
         Returns:
@@ -267,7 +273,7 @@ class Pipeline:
             them. A photograph that could not be judged has ``error`` instead. Pictures in memory come after files; their ids are
             ``picture-0``, ``picture-1`` and so on, in the order in which they are given.
         """
-        return self.inspector(device=device).predict(images, class_name=class_name)
+        return self.inspector(decisions=decisions, device=device).predict(images, class_name=class_name)
 
 
 def load(

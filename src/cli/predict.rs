@@ -54,6 +54,9 @@ pub(super) struct Predict {
     /// Print a JSON object for each photograph.
     #[arg(long)]
     json: bool,
+    /// The table of decisions by which photographs are judged. Default: the only one of the pipeline.
+    #[arg(long, value_name = "TABLE")]
+    decisions: Option<String>,
     /// The device to compute on: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device)]
     device: String,
@@ -86,7 +89,8 @@ impl Predict {
         let stop = Stop::default();
         let name = format!("{}_predict", pipeline.name);
         let (arguments, program) = (self.pipeline.named(), worker_program()?);
-        let inspector = inspector(&arguments, (&pipeline, &store), name, &self.device, program, &stop)?;
+        let inspector =
+            inspector(&arguments, (&pipeline, &store), name, self.decisions.clone(), &self.device, program, &stop)?;
         stop_at_signals(&store, &stop, SAVED, Progress::new(&BTreeSet::new(), lines(true)).speaker())?;
         let class = |listed: Option<&str>| inspector.class(listed.or(self.class.as_deref()), "--class");
         let predicted = predict(&inspector, &self.photographs, &class, &mut listener())?;

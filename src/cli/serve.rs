@@ -62,6 +62,9 @@ pub(super) struct Serve {
     /// The pipeline under which the server's tables are published. Default: the name of the pipeline, and `_serve`.
     #[arg(long)]
     name: Option<String>,
+    /// The table of decisions by which photographs are judged. Default: the only one of the pipeline.
+    #[arg(long, value_name = "TABLE")]
+    decisions: Option<String>,
     /// The device to compute on: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device)]
     device: String,
@@ -80,7 +83,8 @@ impl Serve {
         let name = self.name.clone().unwrap_or_else(|| format!("{}_serve", pipeline.name));
         let folder = self.folder.clone().unwrap_or_else(|| served_folder(&store.url, &name));
         let (named, program, stop) = (self.pipeline.named(), worker_program()?, Stop::default());
-        let inspector = inspector(&named, (&pipeline, &store), name, &self.device, program, &stop)?;
+        let inspector =
+            inspector(&named, (&pipeline, &store), name, self.decisions.clone(), &self.device, program, &stop)?;
         let options = Options {
             listen: self.listen,
             queue: self.queue as usize,

@@ -39,19 +39,20 @@ impl Predicted {
     }
 }
 
-/// Prepares a pipeline of a store to judge new photographs. Their tables are published under `name`; `program` is the path
-/// of `vlmdiff-worker`.
+/// Prepares a pipeline of a store to judge new photographs. Their tables are published under `name`; `decisions` is the table
+/// of decisions, where there are several, and `program` the path of `vlmdiff-worker`.
 pub fn inspector(
     named: &NamedPipeline,
     (pipeline, store): (&Pipeline, &Store),
     name: String,
+    decisions: Option<String>,
     device: &str,
     program: PathBuf,
     stop: &Stop,
 ) -> Result<Inspector> {
     let settings = Settings { device: device.to_owned(), ..Settings::default() };
     let workers = Workers::new(store, program, vec![settings.clone()], default_threads(), stop);
-    let surroundings = Surroundings { name, workers, settings, stop: stop.clone() };
+    let surroundings = Surroundings { name, decisions, workers, settings, stop: stop.clone() };
     Inspector::open(store, pipeline, |values| named.load_with(values), surroundings)
 }
 

@@ -92,6 +92,8 @@ struct Classes {
 pub struct Surroundings {
     /// The name of the pipeline under which the tables of new photographs are published.
     pub name: String,
+    /// The table of decisions, where the pipeline has several.
+    pub decisions: Option<String>,
     /// The workers, which stay loaded between calls.
     pub workers: Workers,
     /// The settings of computations.
@@ -112,8 +114,8 @@ impl Inspector {
         load: impl FnOnce(&[(String, String)]) -> Result<Pipeline>,
         surroundings: Surroundings,
     ) -> Result<Self> {
-        let Surroundings { name, workers, settings, stop } = surroundings;
-        let route = Route::of(pipeline)?;
+        let Surroundings { name, decisions, workers, settings, stop } = surroundings;
+        let route = Route::of(pipeline, decisions.as_deref())?;
         let folder = tempfile::tempdir()?;
         let mut reading = load(&values(&route, &folder.path().join(LINKS).join(MANIFEST)))?;
         reading.name = name.clone();

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use crate::{
     engine::{
-        Error, Result,
+        Error, Result, or_none,
         pipeline::{Input, Pipeline, Table},
         stage::Reads,
+        suggestion,
     },
     tables::{Role, images::CLASS, tiles},
 };
@@ -39,22 +40,24 @@ pub(super) struct Route {
 const LOOK_UP: [&str; 3] = ["detect", "decide", "regions"];
 
 impl Route {
-    /// Finds the way from the photographs of a pipeline to its decisions, and to the regions below these.
-    pub(super) fn of(pipeline: &Pipeline) -> Result<Self> {
-        let one = |what: &str, found: Vec<&Table>| match found[..] {
+    /// Finds the way from the photographs of a pipeline to its decisions, those of the table that is named if there are several,
+    /// and to the regions below these.
+    pub(super) fn of(pipeline: &Pipeline, named: Option<&str>) -> Result<Self> {
+        let one = |what: &str, found: &[&Table], choose: &str| match found {
             [table] => Ok(table.name.clone()),
             [] => Err(Error::Input(format!("the pipeline has no table of {what}; pipelines/inspect.yaml has one"))),
             _ => {
                 let names: Vec<&str> = found.iter().map(|table| &*table.name).collect();
-                Err(Error::Input(format!(
-                    "the pipeline has several tables of {what}: {}; --only chooses one of a sweep",
-                    names.join(", ")
-                )))
+                Err(Error::Input(format!("the pipeline has several tables of {what}: {}; {choose}", names.join(", "))))
             }
         };
         let has_role = |table: &&Table, role: Role| Role::of(&table.output).contains(&role);
         let decides = |table: &&Table| has_role(table, Role::Decisions);
-        let decisions = one("decisions", pipeline.tables.iter().filter(decides).collect())?;
+        let all: Vec<&Table> = pipeline.tables.iter().filter(decides).collect();
+        let decisions = match named {
+            Some(name) => chosen(name, &all)?,
+            None => one("decisions", &all, "--decisions names one of them, and --only chooses one of a sweep")?,
+        };
         // Tables stand below those that they read. A table that is read as a whole, such as a bank, is taken as it is.
         let by_row = |table: &Table| -> Vec<String> {
             table.inputs.iter().filter(|input| input.reads != Reads::Table).map(|input| input.table.clone()).collect()
@@ -67,8 +70,8 @@ impl Route {
         }
         let reads = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
         let readers: Vec<&Table> = pipeline.tables.iter().filter(reads).collect();
-        let whole = readers.iter().copied().filter(|table| !tiles::are_in(&table.output));
-        let images = one("photographs above its decisions", whole.collect())?;
+        let whole: Vec<&Table> = readers.iter().copied().filter(|table| !tiles::are_in(&table.output)).collect();
+        let images = one("photographs above its decisions", &whole, "new ones are read into one")?;
         let mut computed: Vec<String> = readers.iter().map(|table| table.name.clone()).collect();
         for table in pipeline.tables.iter().filter(|table| needed.contains(&table.name)) {
             let is_moved = |input: &Input| input.reads != Reads::Table && computed.contains(&input.table);
@@ -105,4 +108,14 @@ impl Route {
         let readers = readers.into_iter().map(|table| (table.name.clone(), given(table))).collect();
         Ok(Self { images, readers, decisions, maps, regions, computed, taken, model, reads_class })
     }
+}
+
+/// Returns the name of a table of decisions if it is one of all.
+fn chosen(name: &str, all: &[&Table]) -> Result<String> {
+    let names: Vec<&str> = all.iter().map(|table| &*table.name).collect();
+    if names.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    let (found, suggestion) = (or_none(&names), suggestion(name, &names));
+    Err(Error::Input(format!("`{name}` is no table of decisions of the pipeline{suggestion}; it has {found}")))
 }
