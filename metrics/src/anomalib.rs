@@ -1,5 +1,7 @@
 //! The rules of anomalib 1 that differ from the definitions. anomalib 2 (2.7) follows these.
 
+use std::marker::PhantomData;
+
 use super::{Components, FPR_LIMIT, PixelMetrics, Ranking, Score, pixel::Pixels, ranking::Level};
 
 /// The distance from the limit at which a curve counts as having reached it: that of `torch.allclose`.
@@ -24,19 +26,22 @@ pub(super) fn average_precision(ranking: &Ranking) -> Option<f64> {
     Some(area / total.positives as f64)
 }
 
-/// The scores of the pixels of every region, which anomalib 1 needs beside the counts of [`PixelMetrics`]. It grows by one
-/// score per anomalous pixel.
+/// The scores of the pixels of every region, which anomalib 1 needs beside the counts of [`PixelMetrics`]. Of f16 it grows by
+/// little more than a byte per anomalous pixel.
 #[derive(Debug, Clone)]
 pub struct RegionScores<S> {
-    /// The scores, region by region, those of a region in descending order.
-    scores: Vec<S>,
-    /// The end of each region in `scores`.
+    /// The [keys](Score::key) of the scores, region by region, those of a region in descending order: the first one, then the
+    /// distance of each to the next. Numbers are written seven bits a byte, the lowest first; all bytes but the last of a number
+    /// have the eighth bit. Regions have similar scores, so that most distances take one byte.
+    keys: Vec<u8>,
+    /// The end of each region in `keys`.
     ends: Vec<usize>,
+    scores: PhantomData<S>,
 }
 
 impl<S> Default for RegionScores<S> {
     fn default() -> Self {
-        Self { scores: Vec::new(), ends: Vec::new() }
+        Self { keys: Vec::new(), ends: Vec::new(), scores: PhantomData }
     }
 }
 
@@ -45,34 +50,27 @@ impl<S: Score> RegionScores<S> {
     ///
     /// [`PixelCounts::new`]: super::PixelCounts::new
     pub fn new(map: &[S], regions: &Components) -> Self {
-        let (Some(filler), false) = (map.first(), regions.areas.is_empty()) else { return Self::default() };
-        let ends: Vec<usize> = regions
-            .areas
-            .iter()
-            .scan(0, |end, area| {
-                *end += *area as usize;
-                Some(*end)
-            })
-            .collect();
-        let mut taken = Self { scores: vec![*filler; ends[ends.len() - 1]], ends };
-        let mut next: Vec<usize> = std::iter::once(0).chain(taken.ends.iter().copied()).collect();
+        let mut scores: Vec<Vec<S>> = regions.areas.iter().map(|area| Vec::with_capacity(*area as usize)).collect();
         for run in &regions.runs {
-            let start = &mut next[run.region as usize - 1];
-            taken.scores[*start..*start + run.pixels.len()].copy_from_slice(&map[run.pixels.clone()]);
-            *start += run.pixels.len();
+            scores[run.region as usize - 1].extend_from_slice(&map[run.pixels.clone()]);
         }
-        let mut start = 0;
-        for end in &taken.ends {
-            S::sort_descending(&mut taken.scores[start..*end]);
-            start = *end;
+        let mut taken = Self::default();
+        for mut region in scores {
+            S::sort_descending(&mut region);
+            let mut last = None;
+            for key in region.iter().map(|score| score.key()) {
+                write_number(&mut taken.keys, last.map_or(key, |last: u64| last - key));
+                last = Some(key);
+            }
+            taken.ends.push(taken.keys.len());
         }
         taken
     }
 
     /// Adds the regions of other images.
     pub fn merge(&mut self, other: &Self) {
-        let first = self.scores.len();
-        self.scores.extend_from_slice(&other.scores);
+        let first = self.keys.len();
+        self.keys.extend_from_slice(&other.keys);
         self.ends.extend(other.ends.iter().map(|end| first + end));
     }
 
@@ -112,12 +110,47 @@ impl<S: Score> RegionScores<S> {
     }
 
     /// Returns the regions in an order that does not depend on that of the images, so that sums over them do not either.
-    fn sorted(&self) -> Vec<&[S]> {
+    fn sorted(&self) -> Vec<Keys<'_>> {
         let starts = std::iter::once(&0).chain(&self.ends);
-        let mut regions: Vec<&[S]> = starts.zip(&self.ends).map(|(start, end)| &self.scores[*start..*end]).collect();
-        regions.sort_unstable_by(|a, b| a.iter().map(|score| score.key()).cmp(b.iter().map(|score| score.key())));
+        let region = |(start, end): (&usize, &usize)| Keys { rest: &self.keys[*start..*end], last: None };
+        let mut regions: Vec<Keys<'_>> = starts.zip(&self.ends).map(region).collect();
+        regions.sort_unstable_by(|a, b| a.clone().cmp(b.clone()));
         regions
     }
+}
+
+/// The keys of the scores of a region, in descending order.
+#[derive(Clone)]
+struct Keys<'a> {
+    rest: &'a [u8],
+    last: Option<u64>,
+}
+
+impl Iterator for Keys<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let number = read_number(&mut self.rest)?;
+        self.last = Some(self.last.map_or(number, |last| last - number));
+        self.last
+    }
+}
+
+/// Writes a number as [`RegionScores`] has it.
+fn write_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Takes a number from the front; `None` at the end.
+fn read_number(from: &mut &[u8]) -> Option<u64> {
+    let last = from.iter().position(|byte| *byte < 0x80)?;
+    let (bytes, rest) = from.split_at(last + 1);
+    *from = rest;
+    Some(bytes.iter().rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f)))
 }
 
 /// The ROC curve of one region up to the limit.
@@ -130,8 +163,9 @@ struct Curve {
 
 impl Curve {
     /// `region` and `normal` are in descending order; `normal` has the keys of scores with their counts.
-    fn new<S: Score>(region: &[S], normal: &[(u64, u64)], all_normal: u64) -> Self {
-        let mut found = region.iter().map(|score| score.key()).peekable();
+    fn new(region: Keys<'_>, normal: &[(u64, u64)], all_normal: u64) -> Self {
+        let area = region.clone().count() as f64;
+        let mut found = region.peekable();
         let mut normal = normal.iter().copied().peekable();
         let (mut called, mut covered) = (0, 0u64);
         let mut points = vec![(0., 0.)];
@@ -145,7 +179,7 @@ impl Curve {
             if fpr > FPR_LIMIT && (FPR_LIMIT - last).abs() <= CLOSE {
                 break;
             }
-            points.push((fpr, covered as f64 / region.len() as f64));
+            points.push((fpr, covered as f64 / area));
             if fpr > FPR_LIMIT {
                 // The limit lies between the last two points; a curve without points before it is not cut.
                 let share = 1. - (fpr - FPR_LIMIT) / (fpr - last);
@@ -173,6 +207,18 @@ impl Curve {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regions_have_the_keys_that_were_taken_in_descending_order() {
+        let map = [0.5f64, -3., 1e300, 0., -0., f64::MAX, f64::MIN, 0.5];
+        let regions = Components::label(&[true, true, true, true, true, true, false, true], 8).unwrap();
+        let mut scores = RegionScores::default();
+        scores.merge(&RegionScores::new(&[0.25f64], &Components::label(&[true], 1).unwrap()));
+        scores.merge(&RegionScores::new(&map, &regions));
+        let taken: Vec<Vec<u64>> = scores.sorted().into_iter().map(Iterator::collect).collect();
+        let keys = |scores: &[f64]| scores.iter().map(|score| score.key()).collect::<Vec<_>>();
+        assert_eq!(taken, [keys(&[0.25]), keys(&[0.5]), keys(&[f64::MAX, 1e300, 0.5, 0., 0., -3.])]);
+    }
 
     /// Two regions are above all nine normal pixels. The curve of all pixels has the five points (0, 0), three at a rate of 0
     /// and one at 1/9; the next lies at 3/9. The first region's curve has as many: (0, 0), (0, 1/2), (0, 1), (1/9, 1), (0.3,

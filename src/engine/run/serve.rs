@@ -39,23 +39,23 @@ pub fn serve(store: Store, settings: Settings, find: impl Fn(&str) -> Option<Ope
     std::panic::set_hook(Box::new(|_| {}));
     let mut runner = Runner::new(store, stop, settings);
     for line in tasks {
-        let result = serde_json::from_str::<Task>(&line)
-            .map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")))
-            .and_then(|task| {
-                let open = find(&task.job.stage)
-                    .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
-                // libtorch errors are panics. The operator is dropped afterwards, as its state may be inconsistent.
-                let run = std::panic::AssertUnwindSafe(|| {
-                    runner.run(task, open, &mut |report| answer(&Answer::Report(report)))
-                });
-                std::panic::catch_unwind(run).unwrap_or_else(|panic| {
-                    let text = panic
-                        .downcast_ref::<String>()
-                        .map(String::as_str)
-                        .or_else(|| panic.downcast_ref::<&str>().copied());
-                    Err(Error::of_library(readable(text.unwrap_or("the stage panicked"))))
-                })
-            });
+        let task =
+            serde_json::from_str::<Task>(&line).map_err(|e| Error::Worker(format!("a task that cannot be read: {e}")));
+        drop(line); // that of a large table takes many megabytes
+        let result = task.and_then(|task| {
+            let open = find(&task.job.stage)
+                .ok_or_else(|| Error::Worker(format!("this worker has no stage `{}`", task.job.stage)))?;
+            // libtorch errors are panics. The operator is dropped afterwards, as its state may be inconsistent.
+            let run =
+                std::panic::AssertUnwindSafe(|| runner.run(task, open, &mut |report| answer(&Answer::Report(report))));
+            std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied());
+                Err(Error::of_library(readable(text.unwrap_or("the stage panicked"))))
+            })
+        });
         answer(&match result {
             Ok(entries) => Answer::Done(entries),
             Err(error) => Answer::Failed(error.into()),

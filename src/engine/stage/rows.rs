@@ -22,7 +22,7 @@ use crate::engine::{
 };
 
 /// The number of rows that are read from the store at a time, if they have images or tensors.
-const HEAVY_ROWS: usize = 64;
+const HEAVY_ROWS: usize = 32;
 
 /// The number of such rows if a part is decoded again whenever rows of it are read, and of rows with lists, whose parts
 /// several threads decode.
