@@ -71,7 +71,7 @@ impl Route {
         let reads = |table: &&Table| needed.contains(&table.name) && table.kind.name == "ingest";
         let readers: Vec<&Table> = pipeline.tables.iter().filter(reads).collect();
         let whole: Vec<&Table> = readers.iter().copied().filter(|table| !tiles::are_in(&table.output)).collect();
-        let images = one("photographs above its decisions", &whole, "new ones are read into one")?;
+        let images = one("photographs above its decisions", &whole, "new photographs can be read into one alone")?;
         let mut computed: Vec<String> = readers.iter().map(|table| table.name.clone()).collect();
         for table in pipeline.tables.iter().filter(|table| needed.contains(&table.name)) {
             let is_moved = |input: &Input| input.reads != Reads::Table && computed.contains(&input.table);

@@ -73,7 +73,7 @@ pub struct Extract {
     #[garde(inner(range(min = 1)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
-    /// The way in which they are chosen. Absent: `greedy`.
+    /// The way in which the patches that are kept are chosen. Absent: `greedy`.
     #[garde(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choose: Option<Choice>,
@@ -229,9 +229,9 @@ impl Operator for Extracting {
         while let Some(batch) = rows.next(self.batch_size)? {
             let pixels = tensor(&batch, "images", images::PIXELS)?.to_device(self.device);
             let stage = &self.stage;
-            // SAFETY: nothing writes to a network while it extracts, and what its layers keep lies in `OnceLock`s.
             let extract =
                 |network: &LoadedExtractor, row: usize, image: &Tensor| stage.of(network, &batch.ids[row], image);
+            // SAFETY: nothing writes to a network while it extracts, and what its layers keep lies in `OnceLock`s.
             let found = unsafe { self.images.each(&self.network, &pixels, extract) }?;
             let columns: [ArrayRef; 5] = [
                 batch.column("images", CLASS)?.clone(),

@@ -69,7 +69,8 @@ pub(in crate::engine) fn inputs(
             file.error(name.map_or(item.place, |name| name.place), message)
         })?;
         fits(port, kind, source).map_err(|why| file.error(item.place, format!("table `{}`: {why}", key.name)))?;
-        // A list binds tables by their place. One with the name of another input is meant for that, unless it stands there too.
+        // A list binds tables by their place. A table with the name of another input is meant for that input, unless the list has
+        // it there too.
         let at = ports.iter().position(|port| port.name == table).filter(|at| name.is_none() && *at != position);
         if at.is_some_and(|at| from_entries(node).get(at).is_none_or(|(_, entry)| entry.as_text() != Some(table))) {
             let message = format!(

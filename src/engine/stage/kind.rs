@@ -96,6 +96,9 @@ fn unread(written: &Value, read: &Value, below: &str, schema: &dyn Fn() -> Value
         if let Some(read) = read.get(name) {
             return unread(value, read, &format!("{path}."), schema);
         }
+        if value.is_null() {
+            return None;
+        }
         let schema = schema();
         let known = below.split_terminator('.').fold(vec![&schema], |places, step| {
             let below = places.iter().flat_map(|place| properties(&schema, place));
@@ -105,7 +108,7 @@ fn unread(written: &Value, read: &Value, below: &str, schema: &dyn Fn() -> Value
         let known = distinct(known.chain(read.keys().map(String::as_str)));
         let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
         let message = format!("unknown field `{name}`, expected one of {}", quoted.join(", "));
-        (!value.is_null() && !known.contains(&name.as_str())).then_some(ParamError { path, message })
+        (!known.contains(&name.as_str())).then_some(ParamError { path, message })
     })
 }
 
