@@ -26,13 +26,12 @@ fn plan_and_fit_say_what_memory_a_fit_takes() {
         assert!(plan.contains(&format!("\"memory\":{{\"bytes\":{bytes},\"rows\":8}}")), "{plan}");
     }
     assert_eq!(planned(&[]).matches("takes up to 1 MiB of memory").count(), 3);
-    // Patches among which the nearest are sought take two arrays in f16 while they are read, and three in f32 while they become
-    // a bank, which has one number more for each patch and is filled up to a multiple of 16.
+    // Patches among which the nearest are sought take two arrays in f16 while they are read, and two in f32 while they become a bank.
     let naming = BANKS.replacen("from: [images, bank]", "from: [images, bank, features]", 1);
     lab.write("pipeline.yaml", &naming);
     let told = planned(&["--json"]);
     let plan = told.lines().find(|line| line.starts_with("{\"table\":\"maps\"")).unwrap();
-    let bytes = 64 * (2 * 2 * 64 + 4 * (3 * 64 + 1));
+    let bytes = 64 * (2 * 2 + 2 * 4) * 64;
     assert!(plan.contains(&format!("\"memory\":{{\"bytes\":{bytes},\"rows\":6}}")), "{plan}");
     // Rows of a statement are not known before it has run.
     let query = "{ makes: rows, query: 'select image_id, class from images' }";

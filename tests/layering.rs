@@ -96,6 +96,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("axum", &["serving"]),
     ("vlmdiff_metrics", &["query", "stages", "report", "cli"]),
+    ("vlmdiff_nearest", &["methods"]),
     ("arrow_flight", &["flight"]),
     ("deltalake", &["exchange"]),
     ("opentelemetry", &["telemetry"]),

@@ -1,19 +1,23 @@
 //! A bank of vectors, and the nearest of them.
 
+mod axes;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
+use vlmdiff_nearest as exact;
 
 use crate::models::checkpoint::{Checkpoint, CheckpointError, Mapped};
+use axes::Axes;
 
-/// The vectors that are compared at a time: the products of an image's patches with these stay in the processor's caches.
+/// The vectors that are compared at a time.
 const BLOCK: i64 = 1024;
-/// The vectors of a group.
-const GROUP: i64 = 16;
-/// The groups of a block; the last one has as many as it needs.
-const GROUPS: i64 = BLOCK / GROUP;
-/// The patches that are compared with the vectors of their nearest groups at a time: these stay in the caches.
-const QUERIES: i64 = 64;
+/// The queries that they are compared with at a time: the products of both stay in the processor's caches.
+const QUERIES: i64 = 256;
+/// The number of queries below which distances to all vectors are computed, since bounds begin with work for each vector.
+const FEW: i64 = 32;
+/// About how many vectors of a bank the axes are computed from.
+const SAMPLE: i64 = 2048;
 
 /// The measure of the distance between two vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +39,8 @@ const HELD: i64 = 1 << 30;
 #[derive(Debug)]
 pub struct Bank {
     vectors: Vectors,
+    /// The axes along which bounds of distances are computed; None if they are computed of all numbers of a vector.
+    axes: Option<Axes>,
     /// The number of vectors.
     len: i64,
     distance: Distance,
@@ -44,10 +50,34 @@ pub struct Bank {
 /// The place of a bank's vectors [M, C].
 #[derive(Debug)]
 enum Vectors {
-    /// In memory, as [`beside_squares`] has them.
-    Held(Tensor),
+    /// In memory: f32, contiguous, and their coordinates if many queries are expected.
+    Held { vectors: Tensor, coordinates: Option<Coordinates> },
     /// In their file, as the fit has kept them.
     InFile(Mapped),
+}
+
+/// What bounds of distances are computed from. No distance is shorter than that of the coordinates.
+#[derive(Debug)]
+struct Coordinates {
+    /// f32 [N, K].
+    values: Tensor,
+    /// The squared lengths of the rows of `values`, f32 `[N]`.
+    squares: Tensor,
+}
+
+impl Coordinates {
+    fn of(vectors: &Tensor, axes: Option<&Axes>) -> Result<Self, TchError> {
+        let values = match axes {
+            Some(axes) => axes.coordinates(vectors)?,
+            None => vectors.shallow_clone(),
+        };
+        Ok(Self { squares: squares(&values), values })
+    }
+
+    fn narrow(&self, start: i64, length: i64) -> Result<Self, TchError> {
+        let [values, squares] = [&self.values, &self.squares].map(|rows| rows.f_narrow(0, start, length));
+        Ok(Self { values: values?, squares: squares? })
+    }
 }
 
 /// The nearest vectors of a bank.
@@ -60,16 +90,18 @@ pub struct Nearest {
 }
 
 impl Bank {
-    /// Returns the most bytes of memory that making a bank of so many vectors of so many numbers takes: the bank, the vectors
-    /// in f32, and the same of length 1.
+    /// Returns the most bytes of memory that [`new`](Self::new) takes for so many vectors of so many numbers: the vectors in f32, and
+    /// as many numbers again while they are scaled.
     pub const fn memory(vectors: u64, channels: u64) -> u64 {
-        size_of::<f32>() as u64 * (vectors.next_multiple_of(GROUP as u64) * (channels + 1) + 2 * vectors * channels)
+        2 * size_of::<f32>() as u64 * vectors * channels
     }
 
-    /// Makes a bank of vectors [M, C] of any float type.
+    /// Makes a bank of vectors [M, C] of any float type, for a few queries at a time. Vectors in f32 on this device may be shared, and
+    /// must not be written to.
     pub fn new(vectors: &Tensor, distance: Distance, device: Device) -> Result<Self, TchError> {
-        let held = beside_squares(vectors, distance, device)?;
-        Ok(Self { vectors: Vectors::Held(held), len: vectors.size()[0], distance, device })
+        let vectors = prepared(vectors, distance, device)?;
+        let len = vectors.size()[0];
+        Ok(Self { vectors: Vectors::Held { vectors, coordinates: None }, axes: None, len, distance, device })
     }
 
     /// Makes a bank of a tensor that a fit has kept. On the CPU, vectors that would take more than a gigabyte of memory
@@ -77,14 +109,30 @@ impl Bank {
     pub fn open(fitted: &Checkpoint, name: &str, distance: Distance, device: Device) -> Result<Self, CheckpointError> {
         let vectors = fitted.mapped(name)?;
         let bytes = vectors.size().iter().product::<i64>() * size_of::<f32>() as i64;
-        if device == Device::Cpu && bytes > HELD {
-            let len = vectors.size()[0];
-            return Ok(Self { vectors: Vectors::InFile(vectors), len, distance, device });
-        }
-        Self::new(&fitted.tensor(name)?, distance, device).map_err(|source| {
+        let is_held = device != Device::Cpu || bytes <= HELD;
+        Self::of(vectors, is_held, distance, device).map_err(|source| {
             let path = fitted.path().to_owned();
             CheckpointError::Torch { path, name: name.to_owned(), source }
         })
+    }
+
+    /// Makes a bank of vectors in a file, and holds them in memory or not.
+    fn of(vectors: Mapped, is_held: bool, distance: Distance, device: Device) -> Result<Self, TchError> {
+        let (len, is_bounded) = (vectors.size()[0], device == Device::Cpu);
+        let axes = if is_bounded {
+            let sample = Tensor::f_arange_start_step(0, len, (len / SAMPLE).max(1), (Kind::Int64, Device::Cpu))?;
+            Axes::of(&scaled(&vectors.rows_at(&sample, Kind::Float)?, distance))?
+        } else {
+            None
+        };
+        let vectors = if is_held {
+            let vectors = scaled(&vectors.rows(0, len, Kind::Float, device)?, distance);
+            let coordinates = is_bounded.then(|| Coordinates::of(&vectors, axes.as_ref())).transpose()?;
+            Vectors::Held { vectors, coordinates }
+        } else {
+            Vectors::InFile(vectors)
+        };
+        Ok(Self { vectors, axes, len, distance, device })
     }
 
     /// Returns the number of vectors.
@@ -97,109 +145,143 @@ impl Bank {
         self.len == 0
     }
 
-    /// Returns the block of vectors that begins at `start`, as [`beside_squares`] has them.
-    fn block(&self, start: i64) -> Result<Tensor, TchError> {
+    /// Returns the number of numbers of a vector.
+    fn channels(&self) -> i64 {
         match &self.vectors {
-            Vectors::Held(held) => held.f_narrow(0, start, BLOCK.min(held.size()[0] - start)),
+            Vectors::Held { vectors, .. } => vectors.size()[1],
+            Vectors::InFile(vectors) => vectors.size()[1],
+        }
+    }
+
+    /// Returns the block of vectors that begins at `start`, f32 [N, C].
+    fn block(&self, start: i64) -> Result<Tensor, TchError> {
+        let length = BLOCK.min(self.len - start);
+        match &self.vectors {
+            Vectors::Held { vectors, .. } => vectors.f_narrow(0, start, length),
             Vectors::InFile(vectors) => {
-                let vectors = vectors.rows(start, BLOCK.min(self.len - start), Kind::Float, Device::Cpu)?;
-                beside_squares(&vectors, self.distance, Device::Cpu)
+                Ok(scaled(&vectors.rows(start, length, Kind::Float, Device::Cpu)?, self.distance))
             }
+        }
+    }
+
+    /// Returns the coordinates of a block.
+    fn coordinates(&self, start: i64, block: &Tensor) -> Result<Coordinates, TchError> {
+        match &self.vectors {
+            Vectors::Held { coordinates: Some(coordinates), .. } => coordinates.narrow(start, block.size()[0]),
+            _ => Coordinates::of(block, self.axes.as_ref()),
         }
     }
 
     /// Returns the vectors at positions `[N]`, as [N, C].
     pub fn at(&self, positions: &Tensor) -> Result<Tensor, TchError> {
         match &self.vectors {
-            Vectors::Held(held) => held.f_narrow(1, 0, held.size()[1] - 1)?.f_index_select(0, positions),
+            Vectors::Held { vectors, .. } => vectors.f_index_select(0, positions),
             Vectors::InFile(vectors) => Ok(scaled(&vectors.rows_at(positions, Kind::Float)?, self.distance)),
         }
     }
 
     /// Finds the `count` nearest vectors of each query [P, C]; all of them if the bank has fewer.
     ///
-    /// The `count` nearest vectors lie in the `count` groups whose nearest vectors are nearest. These groups are found by
-    /// |b|² - 2 q · b, a matrix product in f32, and the distances to their vectors by the differences, so that a vector
-    /// of the bank is at a distance of 0.
+    /// Distances are those of the differences, so that a vector of the bank is at a distance of 0.
     pub fn nearest(&self, queries: &Tensor, count: i64) -> Result<Nearest, TchError> {
         if self.is_empty() {
             return Err(TchError::Torch("a bank without vectors has no nearest one".to_owned()));
         }
-        let queries = scaled(&queries.f_to_device(self.device)?.f_to_kind(Kind::Float)?, self.distance);
-        let groups = self.nearest_groups(&queries, count)?; // [P, groups]
-        let (total, count) = (queries.size()[0], count.min(self.len));
-        let (mut distances, mut indices) = (Vec::new(), Vec::new());
-        for start in (0..total).step_by(QUERIES as usize) {
-            let length = QUERIES.min(total - start);
-            let (queries, groups) = (queries.f_narrow(0, start, length)?, groups.f_narrow(0, start, length)?);
-            let found = self.nearest_in(&queries, &groups, count)?;
-            distances.push(found.0);
-            indices.push(found.1);
+        let queries = prepared(queries, self.distance, self.device)?;
+        let (numbers, expected) = (queries.size2()?.1, self.channels());
+        if numbers != expected {
+            return Err(TchError::Torch(format!(
+                "vectors of {numbers} numbers beside a bank of vectors of {expected}"
+            )));
         }
-        let distances = Tensor::f_cat(&distances, 0)?;
-        let distances = match self.distance {
-            Distance::Euclidean => distances,
-            Distance::SquaredEuclidean => distances.f_square()?,
-            Distance::Cosine => distances.f_square()? / 2.,
+        let count = count.min(self.len);
+        let (squares, indices) = if self.device == Device::Cpu {
+            self.by_bounds(&queries, count)?
+        } else {
+            self.by_distances(&queries, count)?
         };
-        Ok(Nearest { distances, indices: Tensor::f_cat(&indices, 0)? })
+        let distances = match self.distance {
+            Distance::Euclidean => squares.f_sqrt()?,
+            Distance::SquaredEuclidean => squares,
+            Distance::Cosine => squares / 2.,
+        };
+        Ok(Nearest { distances, indices })
     }
 
-    /// Returns the `count` groups whose nearest vectors are nearest to queries [P, C]: i64 [P, count]. The vectors of a
-    /// group lie as far apart as its block has groups, so that minima over them are taken over neighbouring numbers at once.
-    fn nearest_groups(&self, queries: &Tensor, count: i64) -> Result<Tensor, TchError> {
-        // The square behind each vector is multiplied by 1: a product is cheaper than a product and a sum.
-        let one = Tensor::f_ones([queries.size()[0], 1], (Kind::Float, self.device))?;
-        let queries = Tensor::f_cat(&[queries * -2., one], 1)?; // [P, C + 1]
-        let mut minima = Vec::new();
+    /// Finds the nearest vectors on the CPU: the squared distances f32 [P, count], ascending, and the positions. Of many queries,
+    /// distances are computed where bounds allow the vector to be among the nearest; a matrix product makes the bounds of all.
+    fn by_bounds(&self, queries: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
+        let total = queries.size()[0];
+        let is_bounded = total >= FEW;
+        let batch = |start| {
+            let queries = queries.f_narrow(0, start, QUERIES.min(total - start))?;
+            let found = exact::Nearest::new(queries.size()[0] as usize, count as usize);
+            let coordinates = is_bounded.then(|| Coordinates::of(&queries, self.axes.as_ref())).transpose()?;
+            let factors = coordinates.map(|coordinates| (coordinates.squares, coordinates.values * -2.));
+            Ok((queries, factors, found))
+        };
+        let mut batches = (0..total).step_by(QUERIES as usize).map(batch).collect::<Result<Vec<_>, TchError>>()?;
         for start in (0..self.len).step_by(BLOCK as usize) {
-            let partial = queries.f_mm(&self.block(start)?.f_tr()?)?; // [P, vectors], less |q|²
-            let groups = partial.size()[1] / GROUP;
-            minima.push(partial.f_view([-1, GROUP, groups])?.f_amin([1].as_slice(), false)?);
+            let block = self.block(start)?;
+            let coordinates = is_bounded.then(|| self.coordinates(start, &block)).transpose()?;
+            for (queries, factors, found) in &mut batches {
+                let Some((factors, coordinates)) = factors.as_ref().zip(coordinates.as_ref()) else {
+                    found.add(rows(queries), rows(&block), None);
+                    continue;
+                };
+                let products = factors.1.f_mm(&coordinates.values.f_tr()?)?;
+                let bounds = exact::Bounds {
+                    query_squares: floats(&factors.0),
+                    vector_squares: floats(&coordinates.squares),
+                    products: floats(&products),
+                };
+                found.add(rows(queries), rows(&block), Some(bounds));
+            }
         }
-        let minima = Tensor::f_cat(&minima, 1)?; // [P, groups]
-        Ok(minima.f_topk(count.min(minima.size()[1]), 1, false, false)?.1)
+        let (squares, indices): (Vec<_>, Vec<_>) = batches.into_iter().map(|(_, _, found)| found.finish()).unzip();
+        let shape = [total, count];
+        Ok((
+            Tensor::f_from_slice(&squares.concat())?.f_view(shape)?,
+            Tensor::f_from_slice(&indices.concat())?.f_view(shape)?,
+        ))
     }
 
-    /// Returns the `count` smallest distances of each query [Q, C] to the vectors of its groups [Q, G], ascending, and the
-    /// positions of these vectors.
-    fn nearest_in(&self, queries: &Tensor, groups: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
-        let (rows, channels) = queries.size2()?;
-        let blocks = groups.f_divide_scalar_mode(GROUPS, "floor")?;
-        let first = groups + &blocks * (BLOCK - GROUPS); // the groups' first vectors
-        let last = (self.len - 1) / BLOCK;
-        let groups_of_last = (self.len - last * BLOCK + GROUP - 1) / GROUP;
-        let apart = blocks.f_eq(last)? * (groups_of_last - GROUPS) + GROUPS;
-        let steps = Tensor::f_arange(GROUP, (Kind::Int64, groups.device()))?;
-        let candidates = first.f_unsqueeze(2)? + apart.f_unsqueeze(2)? * steps; // [Q, G, GROUP]
-        let candidates = candidates.f_view([rows, -1])?;
-        // A group may reach beyond the last vector.
-        let there = candidates.f_clamp_max(self.len - 1)?;
-        let mut differences = self.at(&there.f_view(-1)?)?.f_view([rows, -1, channels])?;
-        let differences = differences.f_sub_(&queries.f_unsqueeze(1)?)?;
-        let distances = differences.f_norm_scalaropt_dim(2., [2].as_slice(), false)?;
-        let distances = distances.f_masked_fill(&candidates.f_ne_tensor(&there)?, f64::INFINITY)?;
-        let (distances, at) = distances.f_topk(count, 1, false, true)?;
-        Ok((distances, candidates.f_gather(1, &at, false)?))
+    /// Does what [`by_bounds`](Self::by_bounds) does on any device, by all distances.
+    fn by_distances(&self, queries: &Tensor, count: i64) -> Result<(Tensor, Tensor), TchError> {
+        let (mut distances, mut indices) = (Vec::new(), Vec::new());
+        for start in (0..self.len).step_by(BLOCK as usize) {
+            let block = self.block(start)?;
+            // Mode 2 never expands the squares, which would not be exact.
+            let found = Tensor::f_cdist(queries, &block, 2., 2)?.f_topk(count.min(block.size()[0]), 1, false, true)?;
+            distances.push(found.0);
+            indices.push(found.1 + start);
+        }
+        let (distances, at) = Tensor::f_cat(&distances, 1)?.f_topk(count, 1, false, true)?;
+        Ok((distances.f_square()?, Tensor::f_cat(&indices, 1)?.f_gather(1, &at, false)?))
     }
 }
 
-/// Lays vectors [M, C] of any float type out for the product in which their distances are computed: f32 [N, C + 1], of length 1
-/// for [`Distance::Cosine`], each with the square of its length behind it. N is the next multiple of [`GROUP`]; the rows beyond M
-/// are at an infinite distance from everything.
-fn beside_squares(vectors: &Tensor, distance: Distance, device: Device) -> Result<Tensor, TchError> {
-    let (rows, channels) = vectors.size2()?;
-    let all = Tensor::f_zeros([(rows + GROUP - 1) / GROUP * GROUP, channels + 1], (Kind::Float, device))?;
-    let mut values = all.f_narrow(0, 0, rows)?.f_narrow(1, 0, channels)?;
-    match distance {
-        Distance::Cosine => values.f_copy_(&unit(&vectors.f_to_kind(Kind::Float)?))?,
-        _ => values.f_copy_(vectors)?,
+/// Returns vectors of any float type as they are compared: f32, contiguous, on a device, and of length 1 for
+/// [`Distance::Cosine`].
+fn prepared(vectors: &Tensor, distance: Distance, device: Device) -> Result<Tensor, TchError> {
+    scaled(&vectors.f_to_device(device)?.f_to_kind(Kind::Float)?, distance).f_contiguous()
+}
+
+/// Returns the rows of a contiguous tensor [N, C] in f32 on the CPU.
+fn rows(tensor: &Tensor) -> exact::Vectors<'_> {
+    exact::Vectors { values: floats(tensor), channels: tensor.size()[1] as usize }
+}
+
+/// Returns the numbers of a contiguous tensor in f32 on the CPU.
+fn floats(tensor: &Tensor) -> &[f32] {
+    assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
+    if tensor.numel() == 0 {
+        return &[]; // such a tensor may have no memory
     }
-    all.f_narrow(1, channels, 1)?
-        .f_fill_(f64::INFINITY)?
-        .f_narrow(0, 0, rows)?
-        .f_copy_(&squares(&values).f_unsqueeze(1)?)?;
-    Ok(all)
+    // SAFETY: the tensor has `numel` numbers of type f32 side by side in memory of this process, by the lines above, which live as long
+    // as it is borrowed. Nothing writes to them meanwhile: nothing in this module does, and callers lend queries for a call, and vectors of
+    // `Bank::new` as its documentation says.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
 /// Scales vectors to length 1 if distances are those of directions.
@@ -228,26 +310,53 @@ mod tests {
         Tensor::randn([rows, 5], tch::kind::FLOAT_CPU)
     }
 
-    /// A bank of whole blocks and of parts of one finds what sorting all distances finds.
+    /// Vectors [N, 40] whose numbers follow from six, nearly.
+    fn related(rows: i64) -> Tensor {
+        let kind = tch::kind::FLOAT_CPU;
+        Tensor::randn([rows, 6], kind).mm(&Tensor::randn([6, 40], kind)) + Tensor::randn([rows, 40], kind) * 0.3 + 5.
+    }
+
+    fn mapped(vectors: &Tensor) -> Mapped {
+        let tensors = [("bank".to_owned(), vectors.shallow_clone())];
+        let file = Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap();
+        file.mapped("bank").unwrap()
+    }
+
+    const WAYS: [(Distance, i64); 3] =
+        [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)];
+
+    /// A bank of whole blocks and of parts of one finds what sorting all distances finds, with and without axes, for many queries and
+    /// for few, and as other devices find it.
     #[test]
     fn nearest_vectors_of_several_blocks_are_those_of_all() {
         tch::manual_seed(3);
-        let ways = [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)];
         let lengths = [2 * BLOCK + 100, 2 * BLOCK, BLOCK + 1, 17];
-        for ((distance, count), length) in ways.into_iter().flat_map(|way| lengths.map(|length| (way, length))) {
-            let (vectors, queries) = (random(length), random(7));
-            let bank = Bank::new(&vectors, distance, Device::Cpu).unwrap();
-            let Nearest { distances, indices } = bank.nearest(&queries, count).unwrap();
-            let (a, b) = (queries.to_kind(Kind::Double).unsqueeze(1), vectors.to_kind(Kind::Double).unsqueeze(0));
-            let all = match distance {
-                Distance::Cosine => 1. - Tensor::cosine_similarity(&a, &b, 2, 1e-12),
-                _ => (&a - &b).square().sum_dim_intlist([2].as_slice(), false, Kind::Double),
-            };
-            let all = if distance == Distance::Euclidean { all.sqrt() } else { all };
-            let (expected, at) = all.topk(count, 1, false, true);
-            assert_eq!(indices, at, "{distance:?} {length}");
-            // Five squares of differences up to 10 each, in f32: 500 · 5 · 2⁻²⁴.
-            assert!(f64::try_from((distances - expected).abs().max()).unwrap() < 1.5e-4, "{distance:?}");
+        for ((distance, count), length) in WAYS.into_iter().flat_map(|way| lengths.map(|length| (way, length))) {
+            for (make, has_axes) in [(random as fn(i64) -> Tensor, false), (related, length > 17)] {
+                let all = make(length + FEW);
+                let (vectors, queries) = (all.narrow(0, 0, length), all.narrow(0, length, FEW));
+                let bank = Bank::of(mapped(&vectors), true, distance, Device::Cpu).unwrap();
+                assert_eq!(bank.axes.is_some(), has_axes, "{length}");
+                let (a, b) = (queries.to_kind(Kind::Double).unsqueeze(1), vectors.to_kind(Kind::Double).unsqueeze(0));
+                let all = match distance {
+                    Distance::Cosine => 1. - Tensor::cosine_similarity(&a, &b, 2, 1e-12),
+                    _ => (&a - &b).square().sum_dim_intlist([2].as_slice(), false, Kind::Double),
+                };
+                let all = if distance == Distance::Euclidean { all.sqrt() } else { all };
+                let (expected, at) = all.topk(count, 1, false, true);
+                for few in [FEW, 7] {
+                    let Nearest { distances, indices } = bank.nearest(&queries.narrow(0, 0, few), count).unwrap();
+                    assert_eq!(indices, at.narrow(0, 0, few), "{distance:?} {length}");
+                    let wrong =
+                        (&distances - expected.narrow(0, 0, few)).abs() / expected.narrow(0, 0, few).clamp_min(1e-3);
+                    // A sum of up to 40 squares in f32, and of numbers up to 1 less than 1: 40 · 2⁻²⁴ · 1000.
+                    assert!(f64::try_from(wrong.max()).unwrap() < 2.4e-3, "{distance:?}");
+                }
+                let queries = scaled(&queries, distance);
+                let (squares, indices) = bank.by_bounds(&queries, count).unwrap();
+                let (on_device, at) = bank.by_distances(&queries, count).unwrap();
+                assert!(indices == at && squares.allclose(&on_device, 1e-4, 1e-6, false), "{distance:?} {length}");
+            }
         }
     }
 
@@ -255,17 +364,31 @@ mod tests {
     #[test]
     fn bank_in_a_file_finds_what_one_in_memory_finds() {
         tch::manual_seed(4);
-        let (vectors, queries) = (random(BLOCK + 100).to_kind(Kind::Half), random(7));
-        let tensors = [("bank".to_owned(), vectors.shallow_clone())];
-        let file = Checkpoint::from_safetensors(to_safetensors(tensors, HashMap::new()).unwrap()).unwrap();
-        for (distance, count) in [(Distance::Euclidean, 1), (Distance::SquaredEuclidean, 4), (Distance::Cosine, 3)] {
-            let held = Bank::new(&vectors, distance, Device::Cpu).unwrap();
-            let vectors = Vectors::InFile(file.mapped("bank").unwrap());
-            let in_file = Bank { vectors, len: held.len(), distance, device: Device::Cpu };
+        let (vectors, queries) = (related(BLOCK + 100).to_kind(Kind::Half), related(FEW));
+        for (distance, count) in WAYS {
+            let [held, in_file] =
+                [true, false].map(|is_held| Bank::of(mapped(&vectors), is_held, distance, Device::Cpu).unwrap());
             let [a, b] = [&held, &in_file].map(|bank| bank.nearest(&queries, count).unwrap());
             assert!(a.indices == b.indices && a.distances == b.distances, "{distance:?}");
             let at = Tensor::from_slice(&[BLOCK + 99, 0, 5]);
             assert_eq!(held.at(&at).unwrap(), in_file.at(&at).unwrap(), "{distance:?}");
+        }
+    }
+
+    /// Rounding puts no vector beyond its bound, where lengths are large beside distances.
+    #[test]
+    fn many_queries_find_what_few_find() {
+        tch::manual_seed(5);
+        let all = Tensor::randn([300 + FEW, 1536], tch::kind::FLOAT_CPU) + 1000.;
+        let bank = Bank::of(mapped(&all.narrow(0, 0, 300)), true, Distance::Euclidean, Device::Cpu).unwrap();
+        let queries = all.narrow(0, 300, FEW);
+        let many = bank.nearest(&queries, 2).unwrap();
+        for row in 0..FEW {
+            let one = bank.nearest(&queries.narrow(0, row, 1), 2).unwrap();
+            assert_eq!(
+                (one.distances, one.indices),
+                (many.distances.narrow(0, row, 1), many.indices.narrow(0, row, 1))
+            );
         }
     }
 
@@ -282,5 +405,6 @@ mod tests {
         assert_eq!(bank.nearest(&random(3), 9).unwrap().distances.size(), [3, 2]);
         let empty = Bank::new(&random(0), Distance::Euclidean, Device::Cpu).unwrap();
         assert!(empty.is_empty() && empty.nearest(&random(1), 1).is_err());
+        assert!(bank.nearest(&related(1), 1).is_err(), "vectors of 40 numbers beside a bank of vectors of 5");
     }
 }

@@ -95,7 +95,7 @@ pub enum ImageScore {
 
 impl Stage for Detect {
     fn revision(&self) -> u32 {
-        5
+        6
     }
 
     fn ports(&self) -> Ports {
