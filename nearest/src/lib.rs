@@ -1,8 +1,8 @@
 //! The nearest of many vectors to each of some queries: exact, without computing most distances.
 //!
 //! The caller brings a lower bound of each squared distance, which is cheaper than the distance: that of a projection, say.
-//! A distance is computed where the bound does not exceed the largest one that was kept for the query so far. All work on slices,
-//! without tensors.
+//! A distance is computed where the bound does not exceed the largest one that is kept for the query so far. Everything works on
+//! slices, without tensors.
 
 /// The part of the squared lengths of a query and a vector by which their bound is lowered, since it is rounded. A product of K
 /// numbers in f32 is wrong by √K · 2⁻²⁴ of them as a rule, 3.6e-6 for 3,600 numbers, and by 5e-5 where all its terms are equal.
@@ -55,7 +55,7 @@ pub struct Bounds<'a> {
 pub struct Nearest {
     count: usize,
     seen: usize,
-    /// `count` for each query, of which as many are vectors as were seen.
+    /// `count` for each query. Places beyond the number of vectors that were seen are empty: a NaN and no index.
     kept: Vec<Near>,
 }
 
@@ -135,7 +135,7 @@ struct Near {
     index: usize,
 }
 
-/// What is kept for one query: by distance, and at the same distance by the number of the vector.
+/// The vectors that are kept for one query, ordered by distance, and at the same distance by their number.
 struct Kept<'a>(&'a mut [Near]);
 
 impl Kept<'_> {
@@ -145,7 +145,7 @@ impl Kept<'_> {
 
     /// Keeps a vector if it is nearer than the farthest one and is not kept yet.
     fn offer(&mut self, square: f32, index: usize) {
-        // All that is no number is the same, whatever its sign and payload.
+        // NaNs of any sign and payload become one, since their order depends on both.
         let square = if square.is_nan() { f32::NAN } else { square };
         let order = |near: &Near| near.square.total_cmp(&square).then(near.index.cmp(&index));
         if let Err(at) = self.0.binary_search_by(order)

@@ -56,7 +56,7 @@ enum Vectors {
     InFile(Mapped),
 }
 
-/// What bounds of distances are computed from. No distance is shorter than that of the coordinates.
+/// Coordinates of vectors, from which bounds of their distances are computed: no two vectors are closer than their coordinates.
 #[derive(Debug)]
 struct Coordinates {
     /// f32 [N, K].
@@ -225,13 +225,13 @@ impl Bank {
             let block = self.block(start)?;
             let coordinates = is_bounded.then(|| self.coordinates(start, &block)).transpose()?;
             for (queries, factors, found) in &mut batches {
-                let Some((factors, coordinates)) = factors.as_ref().zip(coordinates.as_ref()) else {
+                let Some(((squares, factors), coordinates)) = factors.as_ref().zip(coordinates.as_ref()) else {
                     found.add(rows(queries), rows(&block), None);
                     continue;
                 };
-                let products = factors.1.f_mm(&coordinates.values.f_tr()?)?;
+                let products = factors.f_mm(&coordinates.values.f_tr()?)?;
                 let bounds = exact::Bounds {
-                    query_squares: floats(&factors.0),
+                    query_squares: floats(squares),
                     vector_squares: floats(&coordinates.squares),
                     products: floats(&products),
                 };
@@ -349,7 +349,7 @@ mod tests {
                     assert_eq!(indices, at.narrow(0, 0, few), "{distance:?} {length}");
                     let wrong =
                         (&distances - expected.narrow(0, 0, few)).abs() / expected.narrow(0, 0, few).clamp_min(1e-3);
-                    // A sum of up to 40 squares in f32, and of numbers up to 1 less than 1: 40 · 2⁻²⁴ · 1000.
+                    // 40 roundings of numbers up to 1, as a part of a distance that counts as 1e-3 at least: 40 · 2⁻²⁴ · 1000.
                     assert!(f64::try_from(wrong.max()).unwrap() < 2.4e-3, "{distance:?}");
                 }
                 let queries = scaled(&queries, distance);
